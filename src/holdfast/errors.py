@@ -1,0 +1,77 @@
+"""Every error holdfast raises, one class per mistake that a caller may want to catch.
+
+Each class stands under `HoldfastError` and under the built-in that matches it, so that
+`except ValueError` keeps working. Messages say where, what was found, what was expected and what to do.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class HoldfastError(Exception):
+    """Base of all errors raised on purpose by holdfast."""
+
+
+class LossShapeError(HoldfastError, ValueError):
+    """A loss did not return one value per example."""
+
+
+class BatchError(HoldfastError, ValueError):
+    """A batch, or the model's answer to it, has a form that cannot be read."""
+
+
+class EmptyDataError(HoldfastError, ValueError):
+    """There are no examples to measure or to train on."""
+
+
+class CoupledExamplesError(HoldfastError, ValueError):
+    """The model's output for one example depends on the other examples of the batch."""
+
+
+class NotFiniteError(HoldfastError, ValueError):
+    """A value that must be finite (and where stated not negative) is not."""
+
+
+class ParameterMismatchError(HoldfastError, ValueError):
+    """Names or shapes do not match the model's parameters."""
+
+
+class UnsupportedLayerError(HoldfastError, TypeError):
+    """The requested quantity has no meaning, or no method, for a layer."""
+
+
+class OptionError(HoldfastError, ValueError):
+    """An option has a value, or stands in a combination, that has no meaning."""
+
+
+class UnknownNameError(OptionError):
+    """A name is not among the known ones; the message offers the nearest."""
+
+    def __init__(self, what: str, name: str, known: Iterable[str]) -> None:
+        """Say what was asked for (`what`, such as "method"), and offer the nearest of `known`."""
+        choices = sorted(known)
+        near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        super().__init__(f"unknown {what} {name!r}.{hint} Known: {', '.join(choices)}.")
+
+
+class StateError(HoldfastError, RuntimeError):
+    """A call came at a moment when it has no meaning, such as before `attach` or `retain`."""
+
+
+class FileFormatError(HoldfastError, ValueError):
+    """A file of holdfast is damaged, edited, truncated or of an unknown version."""
+
+
+class DataFileError(HoldfastError, OSError):
+    """A data file is missing, damaged, or could not be downloaded."""
+
+
+class OutputError(HoldfastError, OSError):
+    """A file or folder cannot be written."""
+
+
+class RunMismatchError(HoldfastError, ValueError):
+    """A run folder belongs to another configuration."""
