@@ -1,0 +1,236 @@
+"""The nouns that travel between the library's parts: importances and how they were made."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from holdfast.errors import FileFormatError, NotFiniteError, OptionError, ParameterMismatchError
+from holdfast.files import (
+    existing_folder,
+    new_folder,
+    read_description,
+    read_tensors,
+    write_description,
+    write_tensors,
+    write_text,
+)
+from holdfast.tensors import spearman, trainable_parameters, unwrap
+from holdfast.version import __version__
+
+Detail = str | int | float | bool | None
+
+
+@dataclass(frozen=True)
+class ImportanceInfo:
+    """How an importance was made.
+
+    Attributes:
+        kind: the estimator, such as "fisher-exact" or "mas".
+        num_examples: examples it was measured on.
+        loss: name of the likelihood or output it was taken of, or None.
+        unit: unit of one entry, such as "nats/weight^2".
+        model: class name of the model.
+        library_version: the holdfast version that made it.
+        nats_per_unit: factor that turns 1/2 sum Omega d^2 into nats: 1.0 for Fisher importances, measured
+            for others with `calibrate=True`, else None.
+        details: options of the estimator.
+    """
+
+    kind: str
+    num_examples: int
+    loss: str | None = None
+    unit: str = "1"
+    model: str = ""
+    library_version: str = __version__
+    nats_per_unit: float | None = None
+    details: Mapping[str, Detail] = field(default_factory=dict)
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any], *, where: str) -> ImportanceInfo:
+        """Rebuild from JSON.
+
+        Raises:
+            FileFormatError: if a field is missing or has the wrong type.
+        """
+        known = {entry.name for entry in fields(cls)}
+        record = {name: value for name, value in content.items() if name in known}
+        if not isinstance(record.get("kind"), str) or not isinstance(record.get("num_examples"), int):
+            raise FileFormatError(f"{where}: 'kind' (text) and 'num_examples' (whole number) are missing or damaged.")
+        return cls(**record)
+
+
+class Importance(Mapping[str, Tensor]):
+    """How much each weight matters: a mapping from parameter name to a tensor of the parameter's shape.
+
+    Entries are float32 and >= 0. Importances add (`a + b`), scale (`2.0 * a`), compare (`a.correlation(b)`),
+    save and load.
+
+    Args:
+        values: name -> tensor; cast to float32, detached, not copied where already so.
+        info: how it was made.
+
+    Raises:
+        NotFiniteError: if an entry is NaN, infinite or negative; every such parameter is named.
+    """
+
+    def __init__(self, values: Mapping[str, Tensor], info: ImportanceInfo) -> None:
+        self._values = {name: value.detach().to(torch.float32) for name, value in values.items()}
+        self.info = info
+        check_importance_values(self._values, where=f"Importance({info.kind})")
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __repr__(self) -> str:
+        weights = sum(value.numel() for value in self._values.values())
+        return f"Importance({self.info.kind}, {len(self)} parameters, {weights:,} weights, {self.info.num_examples} examples)"
+
+    def __add__(self, other: Importance) -> Importance:
+        """Entry by entry; parameters in only one of the two keep their value."""
+        shapes = {name: (value.shape, other[name].shape) for name, value in self.items() if name in other}
+        wrong = {name: pair for name, pair in shapes.items() if pair[0] != pair[1]}
+        if wrong:
+            listed = ", ".join(f"{name!r} {tuple(a)} and {tuple(b)}" for name, (a, b) in wrong.items())
+            raise ParameterMismatchError(f"Importance: cannot add different shapes: {listed}.")
+        names = [*self, *(name for name in other if name not in self)]
+        total = {
+            name: self[name] + other[name] if name in self and name in other else (self if name in self else other)[name].clone()
+            for name in names
+        }
+        same = self.info.kind == other.info.kind
+        return Importance(
+            total,
+            replace(
+                self.info,
+                kind=self.info.kind if same else f"{self.info.kind}+{other.info.kind}",
+                num_examples=self.info.num_examples + other.info.num_examples,
+                unit=self.info.unit if self.info.unit == other.info.unit else "mixed",
+                nats_per_unit=self.info.nats_per_unit if self.info.nats_per_unit == other.info.nats_per_unit else None,
+            ),
+        )
+
+    def __mul__(self, factor: float) -> Importance:
+        if not (isinstance(factor, int | float) and math.isfinite(factor) and factor >= 0):
+            raise OptionError(f"Importance: cannot scale by {factor!r}; expected a finite number >= 0.")
+        nats = self.info.nats_per_unit
+        scaled = None if nats is None or factor == 0 else nats / factor
+        unit = self.info.unit if factor == 1 else f"{self.info.unit} / {factor:g}"
+        return Importance(
+            {name: value * factor for name, value in self.items()}, replace(self.info, nats_per_unit=scaled, unit=unit)
+        )
+
+    __rmul__ = __mul__
+
+    def to(self, device: torch.device | str) -> Importance:
+        """The same on another device."""
+        return Importance({name: value.to(device) for name, value in self.items()}, self.info)
+
+    def correlation(self, other: Importance) -> dict[str, float]:
+        """Spearman's rank correlation for each parameter that both hold; -1..1, NaN where one is constant.
+
+        Cost: one sort a parameter and side.
+        """
+        return {name: spearman(value, other[name].to(value.device)) for name, value in self.items() if name in other}
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the folder `path`: `importance.safetensors`, `importance_config.json`, `README.md`.
+
+        Raises:
+            OutputError: if it cannot be written; a folder that stood there before is then unchanged.
+        """
+        with new_folder(path) as folder:
+            files = write_tensors(folder, "importance", self)
+            write_description(folder / "importance_config.json", {**asdict(self.info), "files": files})
+            write_text(folder / "README.md", _card(self))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, model: nn.Module | None = None) -> Importance:
+        """Read a folder that `save` wrote; with `model`, also check names and shapes against it.
+
+        Raises:
+            FileFormatError: a missing, truncated, edited or wrong-version file.
+            ParameterMismatchError: names or shapes that do not match `model`.
+        """
+        folder = existing_folder(path)
+        content = read_description(folder / "importance_config.json")
+        info = ImportanceInfo.from_dict(content, where=str(folder / "importance_config.json"))
+        importance = cls(read_tensors(folder, "importance", content.get("files", {})), info)
+        if model is not None:
+            check_names(importance, model, where=f"Importance.load({str(path)!r})")
+        return importance
+
+
+def check_importance_values(values: Mapping[str, Tensor], *, where: str) -> None:
+    """Raise `NotFiniteError` naming every parameter with a NaN, infinite or negative entry."""
+    bad = []
+    for name, value in values.items():
+        wrong = ~(torch.isfinite(value) & (value >= 0))
+        if wrong.any():
+            first = value[wrong].flatten()[0].item()
+            bad.append(f"{name!r} ({int(wrong.sum())} of {value.numel()} entries, such as {first})")
+    if bad:
+        raise NotFiniteError(
+            f"{where}: {_count(bad, 'parameter')} with entries that are not finite numbers >= 0: {', '.join(bad)}. "
+            "Look for NaN in the model's weights or the data, or an overflow under half precision."
+        )
+
+
+def check_names(importance: Mapping[str, Tensor], model: nn.Module, *, where: str) -> None:
+    """Raise `ParameterMismatchError` naming every entry that has no parameter of its name and shape in `model`."""
+    parameters = trainable_parameters(model)
+    kind = type(unwrap(model)).__name__
+    unknown = [name for name in importance if name not in parameters]
+    if unknown:
+        raise ParameterMismatchError(
+            f"{where}: {_count(unknown, 'name')} not among the trainable parameters of {kind}: {_listed(unknown)}. "
+            f"It has {_listed(list(parameters))}. Use the model the importance was measured on, or unfreeze them."
+        )
+    wrong = [name for name in importance if importance[name].shape != parameters[name].shape]
+    if wrong:
+        pairs = [f"{name!r} is {tuple(importance[name].shape)}, in {kind} {tuple(parameters[name].shape)}" for name in wrong]
+        raise ParameterMismatchError(
+            f"{where}: {_count(wrong, 'shape')} not as in the model: {'; '.join(pairs)}. "
+            "Measure the importance again on this model."
+        )
+
+
+def _count(items: list[str], noun: str) -> str:
+    return f"{len(items)} {noun}{'' if len(items) == 1 else 's'}"
+
+
+def _listed(names: list[str], most: int = 8) -> str:
+    shown = ", ".join(repr(name) for name in names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+
+
+def _card(importance: Importance) -> str:
+    info = importance.info
+    rows = "\n".join(f"| {name} | {tuple(value.shape)} | {value.mean():.4g} | {value.max():.4g} |" for name, value in importance.items())
+    details = ", ".join(f"{name}={value}" for name, value in info.details.items()) or "none"
+    return f"""# Importance of the weights of {info.model or "a model"}
+
+How much each weight matters for a learned skill, measured with holdfast {info.library_version}.
+
+- kind: {info.kind}; options: {details}
+- examples: {info.num_examples}; loss: {info.loss}; unit: {info.unit}; nats per unit: {info.nats_per_unit}
+
+    import holdfast as hf
+    importance = hf.Importance.load("THIS FOLDER", model=model)
+
+| parameter | shape | mean | largest |
+| --- | --- | --- | --- |
+{rows}
+"""
