@@ -1,0 +1,1 @@
+"""What the batches, the outputs and the output columns of a model mean."""

@@ -1,0 +1,170 @@
+"""Class targets: the softmax of the outputs, for examples, sequences and images of labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from holdfast.errors import BatchError, OptionError
+from holdfast.heads.batches import targets_of
+from holdfast.heads.outputs import logits_of, seen_any, widened
+
+IGNORED = -100
+"""The label of a position that counts for nothing, as torch and Hugging Face have it."""
+
+
+@dataclass(frozen=True)
+class Categorical:
+    """One class per example or per position: p(c|x) = softmax(logits)_c.
+
+    Outputs [B, C] go with targets [B]; [B, T, C], or [B, C, d1, ...] as torch's cross-entropy has it, with targets
+    [B, T] or [B, d1, ...]: there the sum over positions is taken, their labels being independent given x. Labels of
+    -100 are skipped. Outputs narrower than float32 are widened first.
+
+    Attributes:
+        classes: the output columns that take part, the softmax being over them alone; targets keep the numbering of
+            the full output. None: all.
+        causal: whether position t predicts the label of position t + 1, as in causal language models. None: told
+            example by example, true where the batch is a mapping whose `labels` equal its `input_ids` wherever they
+            are not -100.
+        class_axis: the axis of the classes, 1 or -1. None: told from the shapes, an error where both fit.
+
+    Raises:
+        OptionError: `classes` is empty, repeats itself or has a negative number; `class_axis` is not 1, -1 or None.
+    """
+
+    classes: Sequence[int] | None = None
+    causal: bool | None = None
+    class_axis: Literal[1, -1] | None = None
+
+    def __post_init__(self) -> None:
+        """Check the options; keep the classes as a tuple, so that equal likelihoods compare equal."""
+        if self.classes is not None:
+            classes = tuple(int(column) for column in self.classes)
+            if not classes or min(classes) < 0 or len(set(classes)) < len(classes):
+                raise OptionError(f"Categorical: classes={classes}, expected one or more distinct columns >= 0.")
+            object.__setattr__(self, "classes", classes)
+        if self.class_axis not in (1, -1, None):
+            raise OptionError(f"Categorical: class_axis={self.class_axis!r}, expected 1, -1 or None.")
+
+    @property
+    def name(self) -> str:
+        """The name kept in the record of an importance: "categorical"."""
+        return "categorical"
+
+    def nll(self, outputs: Any, batch: Any) -> Tensor:
+        """[B]: the cross-entropy, summed over positions.
+
+        Raises:
+            BatchError: outputs and targets do not fit each other, or a target is outside the classes.
+        """
+        return _cross_entropy(*self._read(outputs, batch))
+
+    def exact_scores(self, outputs: Any, batch: Any) -> Tensor:
+        """[T * C, B]: sqrt(p_c) log p_c for every position and active class, sqrt(p_c) held constant.
+
+        Raises:
+            BatchError: as for `nll`.
+        """
+        logits, labels = self._read(outputs, batch)
+        log_p = logits.log_softmax(dim=-1)
+        weight = log_p.detach().exp().sqrt() * (labels != IGNORED).unsqueeze(-1)
+        scores = weight * log_p.masked_fill(weight == 0, 0.0)  # of a class masked by -inf 0, not 0 * inf
+        return scores.flatten(1).T
+
+    def sampled(self, outputs: Any, batch: Any, *, generator: torch.Generator | None) -> Tensor:
+        """[B]: the cross-entropy at labels drawn from the softmax; positions labelled -100 stay skipped.
+
+        Raises:
+            BatchError: as for `nll`.
+        """
+        logits, labels = self._read(outputs, batch)
+        p = logits.detach().softmax(dim=-1).flatten(0, 1)
+        drawn = torch.multinomial(p, 1, generator=generator).view_as(labels)
+        return _cross_entropy(logits, drawn.where(labels != IGNORED, IGNORED))
+
+    def _read(self, outputs: Any, batch: Any) -> tuple[Tensor, Tensor]:
+        """Logits [B, T, n] of the n active columns and labels [B, T], 0..n-1 or -100; T counts all positions."""
+        logits, targets = widened(logits_of(outputs)), targets_of(batch)
+        if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
+            raise BatchError(
+                f"categorical loss: found targets of {targets.dtype}, expected integer class numbers. "
+                "For other targets pass loss='gaussian' or loss='bernoulli'."
+            )
+        logits = logits.movedim(self._axis(logits, targets), -1)
+        labels = self._shifted(targets.long(), batch)
+        positions = labels.shape[1:].numel()
+        logits = logits.reshape(len(labels), positions, logits.shape[-1])
+        return self._restricted(logits, labels.reshape(len(labels), positions))
+
+    def _axis(self, logits: Tensor, targets: Tensor) -> int:
+        shape, rest = list(logits.shape), {}
+        if logits.ndim >= 2:
+            rest = {1: shape[:1] + shape[2:], -1: shape[:-1]}
+        fits = [axis for axis, found in rest.items() if found == list(targets.shape)]
+        if self.class_axis is not None:
+            fits = [axis for axis in fits if axis == self.class_axis]
+        if not fits:
+            raise BatchError(
+                f"categorical loss: found outputs of shape {shape} with targets of shape {list(targets.shape)} "
+                f"(class_axis={self.class_axis}), expected [B, C] with [B], [B, T, C] with [B, T], or "
+                "[B, C, d1, ...] with [B, d1, ...]."
+            )
+        if len(fits) > 1 and logits.ndim > 2:
+            raise BatchError(
+                f"categorical loss: outputs of shape {shape} may have their classes on axis 1 or on the last. "
+                "Pass loss=Categorical(class_axis=1) or loss=Categorical(class_axis=-1)."
+            )
+        return fits[0]
+
+    def _shifted(self, targets: Tensor, batch: Any) -> Tensor:
+        """Where the model is causal, the label of the next position at every position, and -100 at the last."""
+        ids = batch.get("input_ids") if isinstance(batch, Mapping) else None
+        if self.causal and targets.ndim != 2:
+            raise BatchError(
+                f"categorical loss: causal=True with targets of shape {list(targets.shape)}, expected [B, T]."
+            )
+        if self.causal is None and isinstance(ids, Tensor) and targets.ndim == 2 and ids.shape == targets.shape:
+            causal = ((targets == ids) | (targets == IGNORED)).all(dim=1, keepdim=True)
+            return _next(targets).where(causal, targets)
+        return _next(targets) if self.causal else targets
+
+    def _restricted(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The logits of the active columns, and the labels' places among these."""
+        width, counts = logits.shape[-1], labels != IGNORED
+        if self.classes is None:
+            _check_labels(labels, counts & ((labels < 0) | (labels >= width)), f"0..{width - 1}")
+            return logits, labels
+        if max(self.classes) >= width:
+            raise BatchError(f"categorical loss: classes={self.classes}, but the outputs have {width} columns.")
+        columns = torch.tensor(self.classes, device=logits.device)
+        match = labels.unsqueeze(-1) == columns
+        outside = counts & ~match.any(dim=-1)
+        _check_labels(labels, outside, f"{self.classes}")
+        # under vmap nothing was checked: a place that does not exist lets torch complain
+        places = match.int().argmax(dim=-1).masked_fill(outside, len(columns))
+        return logits[..., columns], places.where(counts, IGNORED)
+
+
+def _check_labels(labels: Tensor, outside: Tensor, expected: str) -> None:
+    if seen_any(outside):
+        found = ", ".join(str(label) for label in labels[outside].unique().tolist()[:10])
+        raise BatchError(
+            f"categorical loss: found class {found} among the targets, expected classes in {expected}, "
+            f"or {IGNORED} for what is skipped."
+        )
+
+
+def _next(labels: Tensor) -> Tensor:
+    return F.pad(labels[:, 1:], (0, 1), value=IGNORED)
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """[B] from [B, T, n] and [B, T], summed over positions."""
+    losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none", ignore_index=IGNORED)
+    return losses.view_as(labels).sum(dim=1)
