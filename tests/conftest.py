@@ -1,0 +1,61 @@
+"""What every test starts from: one thread, a fixed seed, a clean environment, the same drawn examples."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch; programs started by a test inherit it
+
+import hypothesis
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+class _TorchGenerator:
+    """torch's global generator as hypothesis wants to see one: it seeds it before each example."""
+
+    seed = staticmethod(torch.manual_seed)
+    getstate = staticmethod(torch.get_rng_state)
+    setstate = staticmethod(torch.set_rng_state)
+
+
+_torch_generator = _TorchGenerator()  # hypothesis keeps only a weak reference
+hypothesis.register_random(_torch_generator)
+hypothesis.settings.register_profile("holdfast", derandomize=True, deadline=None, max_examples=25)
+hypothesis.settings.load_profile("holdfast")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--regenerate-goldens",
+        action="store_true",
+        help="write the golden files of the tests that run, instead of comparing with them",
+    )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture
+def regenerate_goldens(request: pytest.FixtureRequest) -> bool:
+    """True where a test should write its golden file, and pass."""
+    return request.config.getoption("--regenerate-goldens")
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No variable of ours but HOLDFAST_DATA, which says where real data are and changes no result."""
+    for name in list(os.environ):
+        if name.startswith("HOLDFAST_") and name != "HOLDFAST_DATA":
+            monkeypatch.delenv(name)

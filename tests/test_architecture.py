@@ -1,0 +1,121 @@
+"""The shape of the library: its layers, what it imports, its public names, and no pickle."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import holdfast
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "src" / "holdfast"
+PUBLIC_NAMES = Path(__file__).with_name("public_names.txt")
+
+CORE = {"torch", "numpy", "safetensors", "tqdm"}
+EXTRAS = {"tyro", "rich", "matplotlib"}
+NEVER_WITH_HOLDFAST = EXTRAS | {"transformers", "peft", "lightning", "optuna", "pandas", "sklearn"}
+MAY_USE_EXTRAS = {"cli", "experiments"}
+
+PICKLERS = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
+TORCH_PICKLERS = {"load", "save", "serialization"}
+
+
+def sources() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def imported_roots(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Line and first part of the name of every absolute import, wherever it stands."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name.partition(".")[0]) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            yield node.lineno, node.module.partition(".")[0]
+
+
+def pickles(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Line and name of everything that reads or writes pickled data."""
+    for line, root in imported_roots(tree):
+        if root in PICKLERS:
+            yield line, root
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            if node.value.id == "torch" and node.attr in TORCH_PICKLERS:
+                yield node.lineno, f"torch.{node.attr}"
+        elif isinstance(node, ast.ImportFrom) and node.module in {"torch", "torch.serialization"}:
+            names = {alias.name for alias in node.names} & TORCH_PICKLERS
+            yield from ((node.lineno, f"torch.{name}") for name in names)
+        elif isinstance(node, ast.keyword) and node.arg == "allow_pickle":
+            if not (isinstance(node.value, ast.Constant) and node.value.value is False):
+                yield node.value.lineno, "allow_pickle"
+
+
+def test_imports_keep_the_contracts():
+    """The contracts stand in pyproject.toml; `make lint` checks the same ones."""
+    program = "import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports(no_cache=True))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_importing_holdfast_imports_no_extra():
+    program = "import sys, holdfast; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "torch" in done.stdout.split()
+    assert not NEVER_WITH_HOLDFAST & set(done.stdout.split())
+
+
+def test_only_declared_packages_are_imported():
+    found = []
+    for path in sources():
+        inside = path.relative_to(PACKAGE)
+        above_the_core = inside.parts[0].removesuffix(".py") in MAY_USE_EXTRAS
+        allowed = sys.stdlib_module_names | CORE | {"holdfast"} | (EXTRAS if above_the_core else set())
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        found += [f"{inside}:{line}: {root}" for line, root in imported_roots(tree) if root not in allowed]
+    assert sources()
+    assert not found, "\n".join(found)
+
+
+def test_nothing_is_pickled():
+    found = []
+    for path in sources():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        found += [f"{path.relative_to(PACKAGE)}:{line}: {what}" for line, what in pickles(tree)]
+    assert not found, "use safetensors and JSON instead of\n" + "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("code", "what"),
+    [
+        ("import pickle", "pickle"),
+        ("def f():\n    from joblib import dump", "joblib"),
+        ("torch.load(path, weights_only=True)", "torch.load"),
+        ("from torch import save", "torch.save"),
+        ("from torch.serialization import load", "torch.load"),
+        ("numpy.load(path, allow_pickle=True)", "allow_pickle"),
+    ],
+)
+def test_the_search_for_pickles_finds_one(code: str, what: str):
+    assert what in {name for _, name in pickles(ast.parse(code))}
+
+
+def test_public_names_are_those_agreed():
+    """A name added or taken away is a change users see: edit public_names.txt and the changelog with it."""
+    agreed = PUBLIC_NAMES.read_text(encoding="utf-8").split()
+    public = list(holdfast.__all__)
+    assert agreed == sorted(set(agreed)), "public_names.txt: one name a line, sorted, each once"
+    assert sorted(public) == agreed, (
+        f"new in holdfast.__all__: {sorted(set(public) - set(agreed))}; "
+        f"gone from it: {sorted(set(agreed) - set(public))}; "
+        f"there more than once: {sorted({name for name in public if public.count(name) > 1})}"
+    )
+
+
+def test_public_names_exist():
+    missing = [name for name in holdfast.__all__ if not hasattr(holdfast, name)]
+    assert not missing
