@@ -126,7 +126,9 @@ def read_description(path: Path) -> dict[str, Any]:
     return content
 
 
-def write_tensors(folder: Path, stem: str, tensors: Mapping[str, Tensor], *, limit: int = SHARD_BYTES) -> dict[str, str]:
+def write_tensors(
+    folder: Path, stem: str, tensors: Mapping[str, Tensor], *, limit: int = SHARD_BYTES
+) -> dict[str, str]:
     """Write tensors as `stem.safetensors`, or as numbered shards of at most `limit` bytes with an index.
 
     Returns:
@@ -166,7 +168,9 @@ def read_tensors(folder: Path, stem: str, digests: Mapping[str, str]) -> dict[st
     for name, digest in sorted(files.items()):
         path = folder / name
         if not path.is_file():
-            raise FileFormatError(f"{path} is missing, though the folder's description names it. Copy the folder whole.")
+            raise FileFormatError(
+                f"{path} is missing, though the folder's description names it. Copy the folder whole."
+            )
         found = _sha256(path)
         if found != digest:
             raise FileFormatError(

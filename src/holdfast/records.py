@@ -107,7 +107,9 @@ class Importance(Mapping[str, Tensor]):
             raise ParameterMismatchError(f"Importance: cannot add different shapes: {listed}.")
         names = [*self, *(name for name in other if name not in self)]
         total = {
-            name: self[name] + other[name] if name in self and name in other else (self if name in self else other)[name].clone()
+            name: self[name] + other[name]
+            if name in self and name in other
+            else (self if name in self else other)[name].clone()
             for name in names
         }
         same = self.info.kind == other.info.kind
@@ -200,7 +202,9 @@ def check_names(importance: Mapping[str, Tensor], model: nn.Module, *, where: st
         )
     wrong = [name for name in importance if importance[name].shape != parameters[name].shape]
     if wrong:
-        pairs = [f"{name!r} is {tuple(importance[name].shape)}, in {kind} {tuple(parameters[name].shape)}" for name in wrong]
+        pairs = [
+            f"{name!r} is {tuple(importance[name].shape)}, in {kind} {tuple(parameters[name].shape)}" for name in wrong
+        ]
         raise ParameterMismatchError(
             f"{where}: {_count(wrong, 'shape')} not as in the model: {'; '.join(pairs)}. "
             "Measure the importance again on this model."
@@ -218,7 +222,10 @@ def _listed(names: list[str], most: int = 8) -> str:
 
 def _card(importance: Importance) -> str:
     info = importance.info
-    rows = "\n".join(f"| {name} | {tuple(value.shape)} | {value.mean():.4g} | {value.max():.4g} |" for name, value in importance.items())
+    rows = "\n".join(
+        f"| {name} | {tuple(value.shape)} | {value.mean():.4g} | {value.max():.4g} |"
+        for name, value in importance.items()
+    )
     details = ", ".join(f"{name}={value}" for name, value in info.details.items()) or "none"
     return f"""# Importance of the weights of {info.model or "a model"}
 

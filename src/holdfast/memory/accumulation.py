@@ -1,0 +1,164 @@
+"""How a new task's importance joins that of the earlier ones.
+
+With f the importance of task t + 1, F what is held of the first t, theta the weights now:
+
+    "sum"        F + f                        anchors theta
+    "mean"       (f + t F) / (t + 1)          anchors theta
+    Decayed(g)   g F + f                      anchors theta      (online EWC)
+    "max"        max(F, f)                    anchors theta
+    "per_task"   F' = F + f                   anchors m' = m + f/F' (theta - m), theta where F' = 0
+
+`per_task` is the penalty with a separate anchor for every task, collapsed exactly into one:
+sum_k F_k (x - theta_k)^2 = F (x - m)^2 + constant. Memory and cost are those of one task under every rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from holdfast.errors import OptionError
+from holdfast.tensors import TensorMap, sum_of
+
+
+@dataclass(frozen=True)
+class Decayed:
+    """Accumulation rule of online EWC: what is held fades by `gamma` (0..1) at every new task."""
+
+    gamma: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.gamma <= 1:
+            raise OptionError(f"Decayed: gamma is {self.gamma}; expected a number from 0 (forget) to 1 (sum).")
+
+
+Accumulate = Literal["sum", "mean", "max", "per_task"] | Decayed
+Weighting = Literal["task", "examples"]
+
+
+@dataclass(frozen=True)
+class Retained:
+    """What is held of the tasks closed so far.
+
+    Attributes:
+        importance: name -> float32 tensor >= 0, the accumulated importance.
+        anchors: name -> tensor, where the elastic force is zero; empty for mechanisms without anchors.
+        constant: the part of 1/2 sum F (x - theta_k)^2 that no weights can lower (`per_task` alone).
+        num_tasks: tasks closed.
+        first_examples: number of examples of the first importance, the unit of `weighting="examples"`.
+        nats_per_unit: what turns the importance's unit into nats, averaged over tasks by their total
+            importance; None where one task's is not known.
+        largest: largest entry of `importance`.
+    """
+
+    importance: Mapping[str, Tensor] = field(default_factory=dict)
+    anchors: Mapping[str, Tensor] = field(default_factory=dict)
+    constant: float = 0.0
+    num_tasks: int = 0
+    first_examples: int = 0
+    nats_per_unit: float | None = None
+    largest: float = 0.0
+
+
+def retain(
+    held: Retained,
+    importance: TensorMap,
+    *,
+    weights: TensorMap,
+    rule: Accumulate = "sum",
+    weighting: Weighting = "task",
+    num_examples: int = 0,
+    nats_per_unit: float | None = None,
+) -> Retained:
+    """What is held after one more task.
+
+    Args:
+        held: what is held of the tasks before it.
+        importance: the new task's, name -> float32 tensor >= 0; a weight held before and missing here counts as
+            zero for this task.
+        weights: the weights now, which become the anchors; empty for a mechanism without anchors.
+        rule: how importances join, see above.
+        weighting: "task" counts every task the same; "examples" multiplies an importance by its number of examples
+            over that of the first task.
+        num_examples: examples the new importance was measured on; needed for weighting by them.
+        nats_per_unit: the new importance's factor to nats, or None.
+
+    Returns:
+        A new record that shares no memory with `importance` or `weights`.
+
+    Raises:
+        OptionError: an unknown rule or weighting, or weighting by examples without their number.
+
+    Cost: one pass over the weights, no passes over data.
+    """
+    new = {name: value.detach().clone() for name, value in importance.items()}
+    first_examples = held.first_examples or num_examples
+    if weighting == "examples":
+        if num_examples < 1 or first_examples < 1:
+            raise OptionError('retain: weighting="examples" needs importances that know their number of examples.')
+        new = {name: value.mul_(num_examples / first_examples) for name, value in new.items()}
+    elif weighting != "task":
+        raise OptionError(f'retain: weighting is {weighting!r}; expected "task" or "examples".')
+    old = held.importance
+    new |= {name: torch.zeros_like(value) for name, value in old.items() if name not in new}
+    anchors = {name: weights[name].detach().clone() for name in new if name in weights}
+    constant = 0.0
+    if rule == "per_task":
+        if not anchors:
+            raise OptionError('retain: accumulate="per_task" joins anchors, and this mechanism has none. Use "sum".')
+        constant = held.constant + _collapse(old, new, held.anchors, anchors)
+    merged = {
+        name: _joined(old[name], value, rule, held.num_tasks) if name in old else value for name, value in new.items()
+    }
+    return Retained(
+        importance=merged,
+        anchors=anchors,
+        constant=constant,
+        num_tasks=held.num_tasks + 1,
+        first_examples=first_examples,
+        nats_per_unit=_factor(held, new, nats_per_unit),
+        largest=max((float(value.max()) for value in merged.values() if value.numel()), default=0.0),
+    )
+
+
+def _joined(held: Tensor, new: Tensor, rule: Accumulate, num_tasks: int) -> Tensor:
+    match rule:
+        case "sum" | "per_task":
+            return held + new
+        case "mean":
+            return (new + num_tasks * held) / (num_tasks + 1)
+        case "max":
+            return torch.maximum(held, new)
+        case Decayed(gamma):
+            return gamma * held + new
+        case _:
+            raise OptionError(
+                f'retain: accumulate is {rule!r}; expected "sum", "mean", "max", "per_task" or Decayed(gamma).'
+            )
+
+
+def _collapse(old: TensorMap, new: TensorMap, means: TensorMap, anchors: dict[str, Tensor]) -> float:
+    """Move `anchors` from theta to m' in place; returns 1/2 sum F f/F' (m - theta)^2, what that costs for good."""
+    costs = []
+    for name, held in old.items():
+        total = held + new[name]
+        share = torch.where(total > 0, new[name] / total, torch.ones_like(total))
+        theta, mean = anchors[name], means[name]
+        costs.append(0.5 * (held * share * (mean.float() - theta.float()).square()).sum())
+        anchors[name] = (mean + share.to(mean.dtype) * (theta - mean)).to(theta.dtype)
+    return sum_of(costs)
+
+
+def _factor(held: Retained, new: TensorMap, nats_per_unit: float | None) -> float | None:
+    if held.num_tasks == 0 or held.nats_per_unit == nats_per_unit:
+        return nats_per_unit
+    if held.nats_per_unit is None or nats_per_unit is None:
+        return None
+    before = sum_of(value.sum() for value in held.importance.values())
+    now = sum_of(value.sum() for value in new.values())
+    total = before + now
+    return (held.nats_per_unit * before + nats_per_unit * now) / total if total > 0 else nats_per_unit

@@ -1,0 +1,255 @@
+"""Elastic weight consolidation: each important weight is pulled back to its anchor."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from holdfast.errors import OptionError, StateError
+from holdfast.memory import Accumulate, Weighting
+from holdfast.records import Importance
+from holdfast.retention.budget import quadratic_rise, solve_multiplier
+from holdfast.retention.files import accumulate_to_json
+from holdfast.retention.force import pull_, relative_force
+from holdfast.retention.keeper import Keeper, NewParameters
+from holdfast.retention.plan import Part, Plan
+from holdfast.steps import UserMetric, step_metric, update_rule
+from holdfast.tensors import sum_of, trainable_parameters
+
+Pull = Literal["implicit", "gradient", "penalty"]
+
+
+class EWC(Keeper):
+    """Holds skills elastically: important weights are pulled back to their anchors.
+
+    Beside the new task's mean loss stands
+
+        strength/2 * sum_i Omega_i (theta_i - anchor_i)^2.
+
+    By default the pull is *implicit*: after the optimizer's own step has given theta', each weight goes
+    w = a/(1 + a) of the way to its anchor, with a = strength * Omega / M and M the metric of the optimizer's step
+    (`holdfast.steps.metric`). This is the proximal step of the penalty. It never overshoots, so that every strength
+    from 0 to infinity is stable, and its fixed point is grad L + strength * Omega * (theta - anchor) = 0 under SGD,
+    momentum, Nesterov and Adam alike. AdamW's decoupled decay adds decay * M_i * lr * theta_i to that balance, which
+    shifts the point: exclude important weights from decay where that matters.
+
+    Args:
+        model: the model; tied weights count once, frozen ones are left out, wrappers are seen through.
+        strength: lambda, 0..inf. With Fisher importances in nats N_old/N_new is the Laplace value, and 1.0 the
+            default. Give strength or budget, not both.
+        budget: in place of a strength, the most that the old tasks' loss may rise, in nats by the quadratic model
+            1/2 sum Omega d^2, during each new task. A step that leaves this ellipsoid is projected back onto it in the
+            optimizer's metric. Needs importances in nats (Fisher, or any measured with `calibrate=True`).
+        pull: "implicit"; "gradient", which adds strength * Omega * (theta - anchor) to the gradients before the step
+            (after clipping, and it diverges where lr * strength * Omega > 2); or "penalty": add `penalty()` to the
+            loss yourself.
+        metric: for optimizers other than SGD, Adam and AdamW: a function of (group, parameter, state) that gives
+            M, a number or tensor. Without it 1/lr is taken, with a warning.
+        accumulate: "sum", "mean", "max", "per_task" (one anchor a task, collapsed exactly) or `Decayed(gamma)`.
+        weighting: "task", or "examples": each importance times its number of examples over that of the first.
+        new_parameters: "error" or "free", for trainable parameters that no importance covers, such as a grown head.
+        log_every: every so many steps the pull is measured and a line logged at INFO (logger "holdfast"); 0: never.
+
+    Raises:
+        OptionError: an option out of its range, or both strength and budget.
+
+    Cost: memory of one copy of the weights and one of the importance, however many tasks; each step four passes over
+    the weights. A budget costs one more pass inside the ellipsoid, and about three for each projection.
+
+    Source: Kirkpatrick et al. 2017 (PNAS 114), with the anchors of "sum" as in Huszar's note (2018) and online
+    EWC's decay after Schwarz et al. 2018. The implicit pull, the optimizer's metric and the budget are our own.
+    """
+
+    mechanism: ClassVar[str] = "EWC"
+    _has_anchors: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        strength: float | None = None,
+        budget: float | None = None,
+        pull: Pull = "implicit",
+        metric: UserMetric | None = None,
+        accumulate: Accumulate = "sum",
+        weighting: Weighting = "task",
+        new_parameters: NewParameters = "error",
+        log_every: int = 100,
+    ) -> None:
+        if strength is not None and budget is not None:
+            raise OptionError(f"EWC: strength {strength!r} and budget {budget!r} exclude each other. Give one of them.")
+        if strength is None and budget is None:
+            strength = 1.0
+        super().__init__(
+            model,
+            strength=strength,
+            accumulate=accumulate,
+            weighting=weighting,
+            new_parameters=new_parameters,
+            log_every=log_every,
+        )
+        self._check(pull in ("implicit", "gradient", "penalty"), "pull", pull, '"implicit", "gradient" or "penalty"')
+        self._check(
+            budget is None or (isinstance(budget, int | float) and budget > 0), "budget", budget, "nats above 0"
+        )
+        if budget is not None and pull != "implicit":
+            raise OptionError(
+                f'EWC: a budget is kept by projection; pull={pull!r} has no part in it. Use pull="implicit".'
+            )
+        if pull != "implicit" and strength == math.inf:
+            raise OptionError(f'EWC: an infinite strength needs pull="implicit"; pull is {pull!r}.')
+        self.budget = budget
+        self.pull: Pull = pull
+        self.metric = metric
+        self._multiplier = 0.0
+        self._rise_at_retain = 0.0
+        self._penalty_added = True
+
+    def predicted_rise(self) -> float:
+        """How much the old tasks' loss has risen by the quadratic model: 1/2 sum Omega (theta - anchor)^2, >= 0.
+
+        Returns:
+            Nats, where the importances know their factor (`ImportanceInfo.nats_per_unit`); else in their own unit.
+
+        Cost: one pass over the weights.
+        """
+        factor = 1.0 if self.held.nats_per_unit is None else self.held.nats_per_unit
+        return factor * (self._quadratic(self.held.importance) + self.held.constant)
+
+    def penalty(self) -> Tensor:
+        """strength/2 sum Omega (theta - anchor)^2 with its gradient, to be added to the loss under `pull="penalty"`.
+
+        Returns:
+            A scalar on the model's device; zero before the first task is retained.
+
+        Raises:
+            StateError: under another pull, where adding it would pull twice.
+        """
+        if self.pull != "penalty":
+            raise StateError(
+                f"EWC.penalty: this keeper's pull is {self.pull!r}, so that adding a penalty would pull twice. "
+                'Build it with EWC(model, pull="penalty"), or read predicted_rise().'
+            )
+        assert self.strength is not None
+        self._penalty_added = True
+        parameters = trainable_parameters(self.model)
+        total = next(iter(parameters.values())).new_zeros(())
+        for name, importance in self.held.importance.items():
+            distance = parameters[name] - self.held.anchors[name]
+            total = total + (importance * distance.square()).sum().to(total.device)
+        return self.strength * (0.5 * total + self.held.constant)
+
+    def _changes_gradients(self) -> bool:
+        return self.pull == "gradient"
+
+    def _gradients(self, optimizer: Optimizer, plan: Plan) -> None:
+        if self.held.num_tasks == 0:
+            return
+        assert self.strength is not None
+        # a fused optimizer under GradScaler divides by the scale itself, inside its step
+        scale = getattr(optimizer, "grad_scale", None)
+        factor = self.strength * (1.0 if scale is None else float(scale))
+        with torch.no_grad():
+            for part in plan.parts(optimizer, self.held):
+                gradients = part.gradients
+                pulls = torch._foreach_sub(part.weights, list(part.anchors))
+                pulls = torch._foreach_mul(pulls, list(part.importance))
+                torch._foreach_mul_(pulls, -factor if part.group.get("maximize") else factor)
+                if self._meter is not None:
+                    self._meter.add(gradients, pulls, [], part.importance)
+                for gradient, pull in zip(gradients, pulls, strict=True):
+                    gradient.add_(pull)
+
+    def _hold(self, optimizer: Optimizer, plan: Plan) -> None:
+        if self.pull == "penalty":
+            if not self._penalty_added:
+                warnings.warn(
+                    'EWC: pull="penalty", but penalty() was not called in this step: nothing holds the old tasks. '
+                    'Add keeper.penalty() to the loss, or use pull="implicit".',
+                    stacklevel=2,
+                )
+            self._penalty_added = False
+        if self.pull != "implicit":
+            return
+        parts = list(plan.parts(optimizer, self.held))
+        strength = self._budget_multiplier(optimizer, parts) if self.budget is not None else self.strength
+        assert strength is not None
+        for part in parts:
+            weights = part.weights
+            moved = self._increments(optimizer, part) if self._meter is not None else []
+            before = [weight.clone() for weight in weights] if self._meter is not None else []
+            force = relative_force(
+                part.importance, strength, metric=self._metric(optimizer, part), largest=self.held.largest
+            )
+            shares = pull_(weights, part.anchors, force)
+            if self._meter is not None:
+                self._meter.add(moved, torch._foreach_sub(weights, before), shares, part.importance)
+
+    def _metric(self, optimizer: Optimizer, part: Part) -> float | list[Tensor]:
+        return step_metric(optimizer, part.group, part.parameters, user_metric=self.metric)
+
+    def _budget_multiplier(self, optimizer: Optimizer, parts: list[Part]) -> float:
+        assert self.budget is not None
+        moved = {id(parameter) for part in parts for parameter in part.parameters}
+        resting = [name for name, p in trainable_parameters(self.model).items() if id(p) not in moved]
+        unmoved = self._quadratic({n: self.held.importance[n] for n in resting if n in self.held.importance})
+        limit = max(0.0, self.budget + self._rise_at_retain - unmoved)
+
+        def rise(multiplier: float) -> tuple[float, float]:
+            return quadratic_rise(parts, multiplier, metric=lambda part: self._metric(optimizer, part))
+
+        self._multiplier = solve_multiplier(rise, limit, start=self._multiplier)
+        return self._multiplier
+
+    @torch.no_grad()
+    def _quadratic(self, importance: Mapping[str, Tensor]) -> float:
+        parameters = trainable_parameters(self.model)
+        return 0.5 * sum_of(
+            (value * (parameters[name].detach() - self.held.anchors[name]).float().square()).sum()
+            for name, value in importance.items()
+            if name in parameters
+        )
+
+    def _accepted(self, importance: Importance) -> Importance:
+        if self.budget is None or importance.info.nats_per_unit == 1:
+            return importance
+        if importance.info.nats_per_unit is None:
+            raise OptionError(
+                f"EWC.retain: a budget is in nats, and the unit of this {importance.info.kind!r} importance "
+                f"({importance.info.unit}) has no known factor to nats. Measure it with calibrate=True, or give a "
+                "strength."
+            )
+        return importance * importance.info.nats_per_unit
+
+    def _retained(self) -> None:
+        self._multiplier = 0.0
+        self._rise_at_retain = self._quadratic(self.held.importance)
+
+    def _rise_for_report(self) -> float | None:
+        return self.predicted_rise()
+
+    def _strength_now(self) -> float | None:
+        return self.strength if self.budget is None else self._multiplier
+
+    def _check_optimizer(self, optimizer: Optimizer) -> None:
+        if self.metric is not None and self.pull != "implicit":
+            self._warn(f'metric= has no effect under pull={self.pull!r}; it belongs to pull="implicit".')
+        if self.metric is not None and update_rule(optimizer) != "other":
+            self._warn(f"metric= takes the place of the exact metric of {type(optimizer).__name__}.")
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "strength": self.strength,
+            "budget": self.budget,
+            "pull": self.pull,
+            "accumulate": accumulate_to_json(self.accumulate),
+            "weighting": self.weighting,
+            "new_parameters": self.new_parameters,
+            "log_every": self.log_every,
+        }

@@ -1,0 +1,85 @@
+"""The one formula that EWC and WVA share: a step is cut back toward an anchor by w = a/(1 + a).
+
+EWC's anchor is where the weights stood when the old task was closed; WVA's is where they stood before the
+step. Both work on lists of tensors, chunk by chunk, in place.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Attenuation = Literal["hyperbolic", "exponential"]
+
+LARGEST = 1e30
+"""Relative forces are clamped here: w is 1 in float32 long before, and 1 + a stays finite."""
+
+
+def relative_force(
+    importance: list[Tensor], strength: float, *, metric: float | list[Tensor] = 1.0, largest: float = math.inf
+) -> list[Tensor]:
+    """The elastic force over the metric, a = strength * Omega / M; new float32 tensors, 0 <= a <= 1e30.
+
+    Args:
+        importance: Omega, float32 tensors >= 0.
+        strength: lambda >= 0; infinity pins every weight with a positive importance.
+        metric: M, one number or a tensor for each.
+        largest: a bound on the entries of `importance`, which saves the clamp where nothing can overflow.
+    """
+    strength = min(float(strength), LARGEST)
+    if isinstance(metric, float | int):
+        factor = strength / metric
+        force = list(torch._foreach_mul(importance, factor))
+        if largest * factor <= LARGEST:
+            return force
+    else:
+        force = list(torch._foreach_div(importance, metric))
+        torch._foreach_mul_(force, strength)
+    torch._foreach_clamp_max_(force, LARGEST)
+    return force
+
+
+def pull_(weights: Sequence[Tensor], anchors: Sequence[Tensor], force: list[Tensor]) -> list[Tensor]:
+    """The proximal step theta' + (anchor - theta') w, w = a/(1 + a), in place.
+
+    `lerp` computes it from the nearer end: theta' + (anchor - theta') w up to w = 1/2, else
+    anchor + (theta' - anchor)(1 - w). So a = 0 leaves every bit, a = 1e30 sets the anchor, and no a overshoots.
+
+    Returns:
+        w, the share of the way to the anchor that each weight went; 0..1.
+    """
+    shares = relative_share(force)
+    if _is_plain(weights):
+        torch._foreach_lerp_(list(weights), list(anchors), shares)
+    else:
+        for weight, anchor, share in zip(weights, anchors, shares, strict=True):
+            wide = torch.promote_types(weight.dtype, torch.float32)
+            weight.copy_(torch.lerp(weight.to(wide), anchor.to(wide), share.to(wide)))
+    return shares
+
+
+def attenuate_(weights: Sequence[Tensor], increments: Sequence[Tensor], shares: Sequence[Tensor]) -> None:
+    """In place theta' - increment * w: the step with its increment cut to (1 - w) of what the optimizer made it."""
+    if _is_plain(weights):
+        torch._foreach_addcmul_(list(weights), list(increments), list(shares), -1.0)
+    else:
+        for weight, increment, share in zip(weights, increments, shares, strict=True):
+            wide = torch.promote_types(weight.dtype, torch.float32)
+            weight.copy_(weight.to(wide) - increment.to(wide) * share.to(wide))
+
+
+def relative_share(force: list[Tensor], *, attenuation: Attenuation = "hyperbolic") -> list[Tensor]:
+    """w, the share of an increment that is taken back: a/(1 + a), or 1 - exp(-a); 0..1."""
+    if attenuation == "hyperbolic":
+        return list(torch._foreach_div(force, torch._foreach_add(force, 1.0)))
+    shares = torch._foreach_expm1(torch._foreach_neg(force))
+    torch._foreach_neg_(shares)
+    return list(shares)
+
+
+def _is_plain(weights: Sequence[Tensor]) -> bool:
+    return all(weight.dtype == torch.float32 for weight in weights)

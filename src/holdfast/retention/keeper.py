@@ -1,0 +1,322 @@
+"""What EWC and WVA share: they attach to an optimizer, retain tasks, report, and are saved.
+
+`Keeper` is inherited, against our habit: the two mechanisms differ in a few lines of one step, and a reader
+finds those lines alone in `ewc.py` and `wva.py`.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from holdfast.errors import OptionError, ParameterMismatchError, StateError
+from holdfast.memory import Accumulate, Decayed, Retained, Weighting, retain
+from holdfast.records import Importance, ImportanceInfo, check_names
+from holdfast.retention import files
+from holdfast.retention.plan import Part, Plan, check_covered
+from holdfast.retention.report import Report
+from holdfast.steps import StepHooks, bare_optimizer, can_recompute, increments
+from holdfast.tensors import sum_of, trainable_parameters, unwrap
+
+logger = logging.getLogger("holdfast")
+
+NewParameters = Literal["error", "free"]
+
+
+class Keeper(ABC):
+    """Holds what a model has learned while its optimizer learns on. Use `EWC` or `WVA`.
+
+    Attributes:
+        strength: may be changed between steps.
+        held: what is held of the tasks retained so far; replaced, never changed in place.
+    """
+
+    mechanism: ClassVar[str]
+    _has_anchors: ClassVar[bool]
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        strength: float | None,
+        accumulate: Accumulate,
+        weighting: Weighting,
+        new_parameters: NewParameters,
+        log_every: int,
+    ) -> None:
+        self._check(
+            strength is None or (isinstance(strength, int | float) and strength >= 0),
+            "strength",
+            strength,
+            "a number from 0 to infinity",
+        )
+        self._check(
+            isinstance(accumulate, Decayed) or accumulate in ("sum", "mean", "max", "per_task"),
+            "accumulate",
+            accumulate,
+            '"sum", "mean", "max", "per_task" or Decayed(gamma)',
+        )
+        self._check(weighting in ("task", "examples"), "weighting", weighting, '"task" or "examples"')
+        self._check(new_parameters in ("error", "free"), "new_parameters", new_parameters, '"error" or "free"')
+        self._check(isinstance(log_every, int) and log_every >= 0, "log_every", log_every, "a whole number >= 0")
+        self._check(bool(trainable_parameters(model)), "model", type(model).__name__, "one with trainable parameters")
+        self.model = model
+        self.strength = strength
+        self.accumulate: Accumulate = accumulate
+        self.weighting: Weighting = weighting
+        self.new_parameters: NewParameters = new_parameters
+        self.log_every = log_every
+        self.held = Retained()
+        self._hooks: list[tuple[StepHooks, Plan]] = []
+        self._num_steps = 0
+        self._snapshots: dict[nn.Parameter, Tensor] = {}
+        self._meter: _Meter | None = None
+        self._pinned: float | None = None
+        self._pull_ratio: float | None = None
+
+    # --- what a user does
+
+    def attach(self, optimizer: Any) -> Self:
+        """Hold this optimizer's steps back from now on, through its step hooks; the loop does not change.
+
+        Several optimizers may be attached, one after the other or together. Wrappers with an `.optimizer` are seen
+        through. Under `GradScaler`, skipped steps pull nothing.
+
+        Returns:
+            The keeper itself.
+
+        Raises:
+            StateError: it is attached to this optimizer already, or this is no torch optimizer.
+            ParameterMismatchError: the optimizer trains none of the model's parameters.
+        """
+        bare = bare_optimizer(optimizer)
+        if any(hooks.optimizer is bare for hooks, _ in self._hooks):
+            raise StateError(f"{self.mechanism}: already attached to this {type(bare).__name__}. Call detach() first.")
+        own = {id(parameter) for parameter in trainable_parameters(self.model).values()}
+        if not any(id(p) in own for group in bare.param_groups for p in group["params"]):
+            raise ParameterMismatchError(
+                f"{self.mechanism}: this {type(bare).__name__} trains none of the {len(own)} trainable parameters of "
+                f"{type(unwrap(self.model)).__name__}. Build the optimizer from the same model's parameters()."
+            )
+        self._check_optimizer(bare)
+        plan = Plan(self.model, new_parameters=self.new_parameters, where=self.mechanism)
+        hooks = StepHooks(
+            bare,
+            before=lambda _: self._before(bare, plan),
+            gradients=(lambda _: self._gradients(bare, plan)) if self._changes_gradients() else None,
+            after=lambda _: self._after(bare, plan),
+        )
+        self._hooks.append((hooks, plan))
+        return self
+
+    def detach(self) -> Self:
+        """Take every hook off again; what is retained stays."""
+        for hooks, _ in self._hooks:
+            hooks.remove()
+        self._hooks.clear()
+        self._snapshots.clear()
+        return self
+
+    @torch.no_grad()
+    def retain(self, importance: Mapping[str, Tensor]) -> Self:
+        """Close a task: merge its importance into what is held, and move the anchors to today's weights.
+
+        Args:
+            importance: an `Importance`, or a plain mapping from name to tensor >= 0 of the parameter's shape.
+
+        Returns:
+            The keeper itself.
+
+        Raises:
+            NotFiniteError: an entry is NaN, infinite or negative.
+            ParameterMismatchError: names or shapes that do not match the model, or parameters without importance under
+                `new_parameters="error"`.
+            OptionError: a budget over an importance whose unit is not nats.
+
+        Nothing is changed when it raises. Cost: a copy of importance and, with anchors, of the weights.
+        """
+        if not isinstance(importance, Importance):
+            importance = Importance(dict(importance), ImportanceInfo(kind="custom", num_examples=0))
+        parameters = trainable_parameters(self.model)
+        check_names(importance, self.model, where=f"{self.mechanism}.retain")
+        covered = Retained(importance={**self.held.importance, **importance}, num_tasks=self.held.num_tasks)
+        check_covered(list(parameters), covered, new_parameters=self.new_parameters, where=f"{self.mechanism}.retain")
+        importance = self._accepted(importance)
+        on_device = {name: value.to(parameters[name].device) for name, value in importance.items()}
+        self.held = retain(
+            self.held,
+            on_device,
+            weights=parameters if self._has_anchors else {},
+            rule=self.accumulate,
+            weighting=self.weighting,
+            num_examples=importance.info.num_examples,
+            nats_per_unit=importance.info.nats_per_unit,
+        )
+        self._num_steps = 0
+        self._pinned = self._pull_ratio = None
+        self._retained()
+        return self
+
+    def report(self) -> Report:
+        """Is it on, and does it work? Pull and pinned share are those of the last measured step (`log_every`)."""
+        weights = sum(parameter.numel() for parameter in trainable_parameters(self.model).values())
+        protected = sum_of((value > 0).sum() for value in self.held.importance.values())
+        return Report(
+            mechanism=self.mechanism,
+            num_tasks=self.held.num_tasks,
+            num_steps=self._num_steps,
+            strength=self._strength_now(),
+            protected=protected / weights,
+            pinned=self._pinned,
+            pull_ratio=self._pull_ratio,
+            predicted_rise=self._rise_for_report(),
+            rise_unit="importance units" if self.held.nats_per_unit is None else "nats",
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the folder `path`: importance, anchors, `keeper_config.json` and a `README.md`; whole or not at all.
+
+        Raises:
+            OutputError: if it cannot be written.
+        """
+        files.save(path, self.held, mechanism=self.mechanism, options=self._options(), model=unwrap(self.model))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], model: nn.Module, **options: Any) -> Self:
+        """A keeper as `save` wrote it, for `model`; `options` of the constructor replace the saved ones.
+
+        The model's weights are not touched: what is loaded is what is held, not the network. Attach it to go on.
+
+        Raises:
+            FileFormatError: a missing, truncated, edited or wrong-version file, or another mechanism's folder.
+            ParameterMismatchError: names or shapes that do not match `model`.
+        """
+        held, saved = files.load(path, mechanism=cls.mechanism, anchors=cls._has_anchors)
+        keeper = cls(model, **{**saved, **options})
+        for content in (held.importance, held.anchors):
+            check_names(content, model, where=f"{cls.mechanism}.load({str(path)!r})")
+        devices = {name: parameter.device for name, parameter in trainable_parameters(model).items()}
+        keeper.held = files.on_devices(held, devices)
+        keeper._retained()
+        return keeper
+
+    # --- what a mechanism defines
+
+    @abstractmethod
+    def _options(self) -> dict[str, Any]:
+        """Constructor options as JSON values, for `save`."""
+
+    @abstractmethod
+    def _hold(self, optimizer: Optimizer, plan: Plan) -> None:
+        """Change the weights after a step."""
+
+    def _check_optimizer(self, optimizer: Optimizer) -> None:  # noqa: B027
+        """Warn of an optimizer under which an option means little."""
+
+    def _changes_gradients(self) -> bool:
+        return False
+
+    def _gradients(self, optimizer: Optimizer, plan: Plan) -> None:  # noqa: B027
+        """Change the gradients before a step."""
+
+    def _needs_increments(self) -> bool:
+        """Whether every step needs to know the optimizer's increments, not only measured ones."""
+        return False
+
+    def _accepted(self, importance: Importance) -> Importance:
+        """The importance as this mechanism holds it."""
+        return importance
+
+    def _retained(self) -> None:  # noqa: B027
+        """Called when what is held has been replaced."""
+
+    def _rise_for_report(self) -> float | None:
+        return None
+
+    def _strength_now(self) -> float | None:
+        return self.strength
+
+    # --- around a step
+
+    @torch.no_grad()
+    def _before(self, optimizer: Optimizer, plan: Plan) -> None:
+        if self.held.num_tasks == 0:
+            return
+        measured = self.log_every > 0 and self._num_steps % self.log_every == 0
+        self._meter = _Meter() if measured else None
+        parts = plan.all_parts(optimizer, self.held)
+        if measured or self._needs_increments():
+            self._snapshots = {
+                parameter: parameter.detach().clone()
+                for part in parts
+                for parameter in part.parameters
+                if not can_recompute(optimizer, part.group, parameter)
+            }
+
+    @torch.no_grad()
+    def _after(self, optimizer: Optimizer, plan: Plan) -> None:
+        if self.held.num_tasks == 0:
+            return
+        self._hold(optimizer, plan)
+        self._num_steps += 1
+        self._snapshots = {}
+        if self._meter is not None:
+            self._pinned, self._pull_ratio = self._meter.read()
+            self._meter = None
+            if logger.isEnabledFor(logging.INFO):
+                logger.info("%s", self.report())
+
+    def _increments(self, optimizer: Optimizer, part: Part) -> list[Tensor]:
+        """What the optimizer's own step added; asked before anything else changes the weights."""
+        if not self._snapshots:
+            return increments(optimizer, part.group, part.parameters)
+        return [
+            parameter.detach() - self._snapshots[parameter]
+            if parameter in self._snapshots
+            else increments(optimizer, part.group, [parameter])[0]
+            for parameter in part.parameters
+        ]
+
+    def _check(self, holds: bool, option: str, value: object, expected: str) -> None:
+        if not holds or (isinstance(value, float) and math.isnan(value)):
+            raise OptionError(f"{self.mechanism}: {option} is {value!r}; expected {expected}.")
+
+    def _warn(self, text: str) -> None:
+        warnings.warn(f"{self.mechanism}: {text}", stacklevel=3)
+
+
+class _Meter:
+    """Sums up one measured step: how long the task's step was, how long the pull, how many weights it pinned."""
+
+    def __init__(self) -> None:
+        self._steps: list[Tensor] = []
+        self._pulls: list[Tensor] = []
+        self._pinned: list[Tensor] = []
+        self._protected: list[Tensor] = []
+
+    def add(
+        self,
+        increments: Sequence[Tensor],
+        pulls: Sequence[Tensor],
+        shares: Sequence[Tensor],
+        importance: Sequence[Tensor],
+    ) -> None:
+        self._steps += [increment.float().square().sum() for increment in increments]
+        self._pulls += [pull.float().square().sum() for pull in pulls]
+        self._pinned += [(share > 0.5).sum() for share in shares]
+        self._protected += [(value > 0).sum() for value in importance]
+
+    def read(self) -> tuple[float | None, float | None]:
+        """The pinned share of the protected weights, and |pull| / |task step|."""
+        protected, step = sum_of(self._protected), math.sqrt(sum_of(self._steps))
+        pinned = sum_of(self._pinned) / protected if protected else None
+        return pinned, (math.sqrt(sum_of(self._pulls)) / step if step else None)

@@ -1,0 +1,109 @@
+"""Which of an optimizer's weights a keeper holds, in chunks that one foreach call can treat."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from holdfast.errors import ParameterMismatchError
+from holdfast.memory import Retained
+from holdfast.tensors import chunks, trainable_parameters
+
+
+@dataclass(frozen=True)
+class Part:
+    """Protected parameters of one parameter group, on one device and of one dtype, at most 64 MB or one tensor."""
+
+    group: Mapping[str, Any]
+    parameters: list[nn.Parameter]
+    importance: list[Tensor]
+    anchors: list[Tensor]
+
+    @property
+    def weights(self) -> list[Tensor]:
+        """The live weights, outside autograd."""
+        return [parameter.detach() for parameter in self.parameters]
+
+    @property
+    def gradients(self) -> list[Tensor]:
+        """The live gradients; only of a part that the step moves."""
+        return [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+
+    def stepped(self) -> Part | None:
+        """The part of it that the optimizer moves in this step: parameters with a gradient."""
+        if all(parameter.grad is not None for parameter in self.parameters):
+            return self
+        kept = [i for i, parameter in enumerate(self.parameters) if parameter.grad is not None]
+        if not kept:
+            return None
+        anchors = [self.anchors[i] for i in kept] if self.anchors else []
+        return Part(self.group, [self.parameters[i] for i in kept], [self.importance[i] for i in kept], anchors)
+
+
+class Plan:
+    """The parts of one optimizer, found again whenever its groups or the retained importance change.
+
+    Args:
+        model: the model whose parameter names the importance bears.
+        new_parameters: "error" or "free", for trainable parameters that no importance covers.
+    """
+
+    def __init__(self, model: nn.Module, *, new_parameters: str, where: str) -> None:
+        self._model, self._new_parameters, self._where = model, new_parameters, where
+        self._key: object = None
+        self._held: Retained | None = None
+        self._parts: list[Part] = []
+
+    def parts(self, optimizer: Optimizer, held: Retained) -> Iterator[Part]:
+        """The parts that this step moves.
+
+        Raises:
+            ParameterMismatchError: under `new_parameters="error"`, if the optimizer trains parameters of the model
+                that have no importance.
+        """
+        for part in self.all_parts(optimizer, held):
+            stepped = part.stepped()
+            if stepped is not None:
+                yield stepped
+
+    def all_parts(self, optimizer: Optimizer, held: Retained) -> list[Part]:
+        """All parts, moved by this step or not."""
+        key = [(id(group), [(id(p), p.device) for p in group["params"]]) for group in optimizer.param_groups]
+        if held is not self._held or key != self._key:
+            self._parts = self._find(optimizer, held)
+            self._key, self._held = key, held
+        return self._parts
+
+    def _find(self, optimizer: Optimizer, held: Retained) -> list[Part]:
+        names = {id(parameter): name for name, parameter in trainable_parameters(self._model).items()}
+        check_covered(
+            [names[id(p)] for g in optimizer.param_groups for p in g["params"] if id(p) in names],
+            held,
+            new_parameters=self._new_parameters,
+            where=self._where,
+        )
+        parts = []
+        for group in optimizer.param_groups:
+            found = [(p, names[id(p)]) for p in group["params"] if names.get(id(p)) in held.importance]
+            for piece in chunks([p for p, _ in found]):
+                chosen = found[piece]
+                importance = [held.importance[name].to(p.device) for p, name in chosen]
+                anchors = [held.anchors[name].to(p.device) for p, name in chosen] if held.anchors else []
+                parts.append(Part(group, [p for p, _ in chosen], importance, anchors))
+        return parts
+
+
+def check_covered(names: Sequence[str], held: Retained, *, new_parameters: str, where: str) -> None:
+    """Raise `ParameterMismatchError` naming the parameters without an importance, unless they are to be free."""
+    missing = [name for name in names if name not in held.importance]
+    if missing and new_parameters == "error":
+        has, they, them = ("parameter has", "It", "it") if len(missing) == 1 else ("parameters have", "They", "them")
+        raise ParameterMismatchError(
+            f"{where}: {len(missing)} {has} no importance: {', '.join(map(repr, missing))}. {they} appeared after task "
+            f"{held.num_tasks} was retained, or its importance left {them} out. "
+            f'Pass new_parameters="free" to train {them} unprotected.'
+        )

@@ -1,0 +1,49 @@
+"""Is it on, and does it work? What a keeper says of itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Report:
+    """A keeper's state in figures.
+
+    Attributes:
+        mechanism: "EWC" or "WVA".
+        num_tasks: tasks closed with `retain`.
+        num_steps: optimizer steps that were held back since the last task was closed.
+        strength: the strength; under a budget the multiplier that stood in its place in the last step.
+        protected: share of the model's trainable weights with an importance above zero, 0..1.
+        pinned: share of the protected weights that the last measured step took back by more than half, 0..1.
+        pull_ratio: length of the pull over the length of the task's step, in the last measured step.
+        predicted_rise: what the old tasks' loss has risen by the quadratic model, in `rise_unit`.
+        rise_unit: "nats", or the importance's own unit where its factor to nats is not known.
+    """
+
+    mechanism: str
+    num_tasks: int
+    num_steps: int
+    strength: float | None
+    protected: float
+    pinned: float | None
+    pull_ratio: float | None
+    predicted_rise: float | None
+    rise_unit: str
+
+    def __str__(self) -> str:
+        """One line, the one that is logged."""
+        if self.num_tasks == 0:
+            return f"{self.mechanism}: off, no task is retained yet"
+        parts = [f"{self.mechanism}: {self.num_tasks} task{'s' * (self.num_tasks > 1)} held"]
+        parts.append(f"{self.num_steps} steps")
+        if self.strength is not None:
+            parts.append(f"strength {self.strength:.4g}")
+        parts.append(f"{self.protected:.1%} of the weights protected")
+        if self.pinned is not None:
+            parts.append(f"{self.pinned:.1%} of them pinned")
+        if self.pull_ratio is not None:
+            parts.append(f"pull / task step {self.pull_ratio:.3g}")
+        if self.predicted_rise is not None:
+            parts.append(f"predicted rise {self.predicted_rise:.4g} {self.rise_unit}")
+        return ", ".join(parts)

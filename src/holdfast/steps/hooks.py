@@ -1,0 +1,93 @@
+"""Calls around every optimizer step that really happens, in a loop that knows nothing of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from holdfast.errors import StateError
+
+Callback = Callable[[Optimizer], None]
+
+
+def bare_optimizer(optimizer: Any) -> Optimizer:
+    """The torch optimizer inside wrappers that keep it as `.optimizer`, such as accelerate's.
+
+    Raises:
+        StateError: if there is none.
+    """
+    inner = optimizer
+    while not isinstance(inner, Optimizer):
+        inner = getattr(inner, "optimizer", None)
+        if inner is None:
+            raise StateError(
+                f"attach: expected a torch.optim.Optimizer, found {type(optimizer).__name__}. "
+                "Pass the optimizer whose step() trains the model."
+            )
+    return inner
+
+
+class StepHooks:
+    """Three moments of every step of one optimizer.
+
+    Args:
+        optimizer: the optimizer to watch.
+        before: called first, while the weights are those before the step.
+        gradients: called when the gradients are complete, just before they are used: at once, or after each
+            evaluation of the closure where `step(closure)` is given one. It may change them.
+        after: called when the weights have changed. Not called for a step that was skipped for infinite
+            gradients: `GradScaler` then does not call `step()` at all, or tells a fused optimizer by `found_inf`.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        *,
+        before: Callback | None = None,
+        gradients: Callback | None = None,
+        after: Callback | None = None,
+    ) -> None:
+        self.optimizer = optimizer
+        self._before, self._gradients, self._after = before, gradients, after
+        self._handles = [
+            optimizer.register_step_pre_hook(self._pre_step),
+            optimizer.register_step_post_hook(self._post_step),
+        ]
+
+    def remove(self) -> None:
+        """Leave the optimizer as it was."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def _pre_step(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        if self._before is not None:
+            self._before(optimizer)
+        if self._gradients is None:
+            return None
+        # torch hands over the arguments of the unbound method: the optimizer comes first
+        if len(args) > 1 and args[1] is not None:
+            return (args[0], self._wrapped(optimizer, args[1]), *args[2:]), kwargs
+        if kwargs.get("closure") is not None:
+            return args, {**kwargs, "closure": self._wrapped(optimizer, kwargs["closure"])}
+        self._gradients(optimizer)
+        return None
+
+    def _wrapped(self, optimizer: Optimizer, closure: Callable[[], Any]) -> Callable[[], Any]:
+        def evaluate() -> Any:
+            loss = closure()
+            assert self._gradients is not None
+            with torch.no_grad():
+                self._gradients(optimizer)
+            return loss
+
+        return evaluate
+
+    def _post_step(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
+        found_inf = getattr(optimizer, "found_inf", None)
+        skipped = found_inf is not None and float(found_inf) != 0
+        if self._after is not None and not skipped:
+            self._after(optimizer)
