@@ -1,0 +1,188 @@
+"""Everything that decides the figures of a run, in one frozen record."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, get_args
+
+from holdfast.errors import OptionError, UnknownNameError
+from holdfast.experiments.protocols import defaults_of
+from holdfast.heads import Mask, Scenario
+from holdfast.methods import method_named
+
+OptimizerName = Literal["sgd", "momentum", "nesterov", "adam", "adamw"]
+Schedule = Literal["constant", "cosine"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One run: a stream, a method, a seed, and every setting. Make one with `configure`.
+
+    Attributes:
+        stream: name of the task stream.
+        method: name of the method.
+        seed: of the stream's permutations, the initial weights, the order of batches and sampled labels.
+        scenario: what is to be told at test time: "task", "domain" or "class"; None: the stream's own.
+        num_tasks: how many tasks; None: the stream's own number.
+        fraction: share of the pixels that a permuted stream permutes, 0..1.
+        hidden: units of each hidden layer.
+        slope: of the leaky ReLU for negative inputs; 0 is ReLU.
+        optimizer: "sgd", "momentum" (0.9), "nesterov" (0.9), "adam" or "adamw".
+        lr: learning rate.
+        weight_decay: as the optimizer has it.
+        schedule: of the learning rate within a task: "constant" or "cosine" (down to zero).
+        fresh_optimizer: a new optimizer for every task, or one for all.
+        epochs: passes over a task's training data; ignored where iterations is given.
+        iterations: optimizer steps a task, in place of epochs.
+        batch_size: examples a step.
+        mask: output columns in the loss: "task" (those of the task: one head a task), "seen", or "all".
+        strength: of EWC or WVA; None with a budget.
+        budget: nats, in place of EWC's strength.
+        pull: EWC: "implicit", "gradient" or "penalty".
+        attenuation: WVA: "hyperbolic" or "exponential".
+        attenuate: WVA: "increments" or "gradients".
+        accumulate: "sum", "mean", "max", "per_task" or "decayed:GAMMA".
+        weighting: "task" or "examples".
+        fisher: kind of Fisher: "exact", "sampled", "empirical" or "batched".
+        mas_output: MAS of the "logits" or the "softmax".
+        mas_batched: MAS from the gradient over the whole set at once.
+        signal_bias: importance of biases: mean absolute "output" of the layer, or "activation".
+        damping: of SI.
+        si_gradient: SI takes the gradient "before" or "after" each step.
+        importance_data: importances are measured on "validation" or "train" examples.
+        importance_examples: on so many of them; None: all.
+    """
+
+    stream: str
+    method: str
+    seed: int = 0
+    scenario: Scenario | None = None
+    num_tasks: int | None = None
+    fraction: float = 1.0
+    hidden: tuple[int, ...] = (300, 150)
+    slope: float = 0.0
+    optimizer: OptimizerName = "sgd"
+    lr: float = 0.1
+    weight_decay: float = 0.0
+    schedule: Schedule = "constant"
+    fresh_optimizer: bool = True
+    epochs: int = 4
+    iterations: int | None = None
+    batch_size: int = 100
+    mask: Mask | None = None
+    strength: float | None = None
+    budget: float | None = None
+    pull: Literal["implicit", "gradient", "penalty"] = "implicit"
+    attenuation: Literal["hyperbolic", "exponential"] = "hyperbolic"
+    attenuate: Literal["increments", "gradients"] = "increments"
+    accumulate: str = "sum"
+    weighting: Literal["task", "examples"] = "task"
+    fisher: Literal["exact", "sampled", "empirical", "batched"] = "exact"
+    mas_output: Literal["logits", "softmax"] = "logits"
+    mas_batched: bool = False
+    signal_bias: Literal["output", "activation"] = "output"
+    damping: float = 0.1
+    si_gradient: Literal["before", "after"] = "before"
+    importance_data: Literal["validation", "train"] = "validation"
+    importance_examples: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, low, high in _RANGES:
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, int | float) and low <= value <= high):
+                raise OptionError(f"{name} is {value!r}; expected a number from {low:g} to {high:g}.")
+        if not self.hidden or any(units < 1 for units in self.hidden):
+            raise OptionError(
+                f"hidden is {self.hidden!r}; expected the units of each hidden layer, such as (300, 150)."
+            )
+        for name in _CHOICES:
+            value = getattr(self, name)
+            if value is not None and value not in _CHOICES[name]:
+                raise UnknownNameError(name, str(value), _CHOICES[name])
+        if method_named(self.method).mechanism in ("ewc", "wva") and (self.strength is None) == (self.budget is None):
+            raise OptionError(
+                f"method {self.method!r} needs a strength or a budget, one of them; found strength {self.strength!r} and "
+                f"budget {self.budget!r}."
+            )
+
+    @property
+    def hash(self) -> str:
+        """Eight hexadecimal digits that stand for every setting."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:8]
+
+    @property
+    def name(self) -> str:
+        """Name of the run's folder: stream-method-seed-hash."""
+        return f"{self.stream}-{self.method}-{self.seed}-{self.hash}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {**asdict(self), "hidden": list(self.hidden)}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> RunConfig:
+        """From JSON values; settings that this version does not know are an error.
+
+        Raises:
+            OptionError: an unknown setting, or a value out of its range.
+        """
+        known = {entry.name for entry in fields(cls)}
+        for name in content:
+            if name not in known:
+                raise UnknownNameError("setting", name, known)
+        return cls(**{**content, "hidden": tuple(content.get("hidden", (300, 150)))})
+
+
+def configure(stream: str, method: str, **settings: Any) -> RunConfig:
+    """A run's configuration: the protocol of the stream, the method's own settings on it, and yours above both.
+
+    Args:
+        stream: name of the stream.
+        method: name of the method.
+        settings: any field of `RunConfig`; None leaves the protocol's value. A budget takes the strength's place.
+
+    Raises:
+        UnknownNameError: an unknown stream, method or setting; the message offers the nearest.
+        OptionError: a value out of its range.
+    """
+    method_named(method)
+    given = {name: value for name, value in settings.items() if value is not None}
+    if "budget" in given and "strength" not in given:
+        given["strength"] = None
+    return RunConfig.from_dict({**defaults_of(stream, method), **given, "stream": stream, "method": method})
+
+
+_CHOICES = {
+    "optimizer": get_args(OptimizerName),
+    "schedule": get_args(Schedule),
+    "scenario": get_args(Scenario),
+    "mask": get_args(Mask),
+    "pull": ("implicit", "gradient", "penalty"),
+    "attenuation": ("hyperbolic", "exponential"),
+    "attenuate": ("increments", "gradients"),
+    "weighting": ("task", "examples"),
+    "fisher": ("exact", "sampled", "empirical", "batched"),
+    "mas_output": ("logits", "softmax"),
+    "signal_bias": ("output", "activation"),
+    "si_gradient": ("before", "after"),
+    "importance_data": ("validation", "train"),
+}
+_RANGES = (
+    ("seed", 0, 2**31 - 1),
+    ("num_tasks", 1, 1000),
+    ("fraction", 0, 1),
+    ("slope", 0, 1),
+    ("lr", 0, 1e6),
+    ("weight_decay", 0, 1e6),
+    ("epochs", 1, 10**6),
+    ("iterations", 1, 10**9),
+    ("batch_size", 1, 10**9),
+    ("strength", 0, math.inf),
+    ("budget", 1e-12, math.inf),
+    ("damping", 1e-12, math.inf),
+    ("importance_examples", 1, 10**9),
+)

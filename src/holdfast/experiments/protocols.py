@@ -1,0 +1,64 @@
+"""The settings under which each stream is run unless you say otherwise, with their source."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from holdfast.errors import UnknownNameError
+from holdfast.streams import STREAMS
+
+# Kutalev 2020-2022 (arXiv 2005.07107, 2109.10021, 2208.05791, 2211.17012): the ten-task permuted MNIST
+_KUTALEV = {"hidden": (300, 150), "slope": 0.2, "optimizer": "sgd", "lr": 0.2, "batch_size": 100, "epochs": 4}
+_KUTALEV_METHODS: dict[str, dict[str, Any]] = {
+    "ewc-fisher": {"strength": 15.0},
+    "ewc-mas": {"strength": 15.0, "mas_output": "softmax", "mas_batched": True},
+    "ewc-si": {"strength": 0.1, "lr": 0.02, "damping": 0.1},
+    "ewc-signal": {"strength": 1.0, "signal_bias": "activation"},
+    "ewc-taylor": {"strength": 100.0},
+    "wva-fisher": {"strength": 1000.0},
+    "wva-mas": {"strength": 250.0, "mas_output": "softmax", "mas_batched": True},
+    "wva-si": {"strength": 100.0, "damping": 0.1},
+    "wva-signal": {"strength": 250.0, "signal_bias": "activation"},
+    "wva-taylor": {"strength": 10000.0},
+    "l2": {"strength": 0.01},
+}
+
+# van de Ven & Tolias 2019 (arXiv 1904.07734): split MNIST, three scenarios
+_VAN_DE_VEN = {"hidden": (400, 400), "optimizer": "adam", "lr": 1e-3, "batch_size": 128, "iterations": 2000}
+_VAN_DE_VEN_METHODS: dict[str, dict[str, Any]] = {
+    "ewc-fisher": {"strength": 1e4},
+    "ewc-mas": {"strength": 100.0},
+    "ewc-si": {"strength": 10.0},
+    "ewc-signal": {"strength": 10.0},
+    "ewc-taylor": {"strength": 1e4},
+    "wva-fisher": {"strength": 1e6},
+    "wva-mas": {"strength": 1e4},
+    "wva-si": {"strength": 1e4},
+    "wva-signal": {"strength": 1e3},
+    "wva-taylor": {"strength": 1e6},
+    "l2": {"strength": 0.01},
+}
+
+_DIGITS = {"hidden": (100, 50), "slope": 0.2, "optimizer": "sgd", "lr": 0.1, "batch_size": 32, "epochs": 20}
+_DIGITS_METHODS = _KUTALEV_METHODS
+
+_PROTOCOLS: dict[str, tuple[dict[str, Any], dict[str, dict[str, Any]]]] = {
+    "permuted-mnist": (_KUTALEV, _KUTALEV_METHODS),
+    "rotated-mnist": (_KUTALEV, _KUTALEV_METHODS),
+    "split-mnist": (_VAN_DE_VEN, _VAN_DE_VEN_METHODS),
+    "permuted-digits": (_DIGITS, _DIGITS_METHODS),
+    "rotated-digits": (_DIGITS, _DIGITS_METHODS),
+    "split-digits": (_DIGITS, _DIGITS_METHODS),
+}
+
+
+def defaults_of(stream: str, method: str) -> dict[str, Any]:
+    """The protocol's settings for a stream, and the method's own on it.
+
+    Raises:
+        UnknownNameError: an unknown stream; the message offers the nearest.
+    """
+    if stream not in STREAMS:
+        raise UnknownNameError("stream", stream, STREAMS)
+    base, methods = _PROTOCOLS[stream]
+    return {**base, **methods.get(method, {})}

@@ -1,0 +1,123 @@
+"""The outcome of a run, as it stands in its folder and as reports read it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from holdfast import metrics
+from holdfast.errors import FileFormatError
+from holdfast.files import read_json, write_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """What a finished run found; `result.json` holds the same.
+
+    Attributes:
+        stream: name of the stream.
+        scenario: "task", "domain" or "class".
+        method: name of the method.
+        seed: the run's seed.
+        accuracy_matrix: T x T, row t: test accuracy on every task after task t; fractions.
+        baseline_accuracy: of the untrained network on every task, for forward transfer.
+        average_accuracy: entry t: mean test accuracy over tasks 0..t after task t.
+        validation_accuracy: the same on validation data: what tuning may see.
+        forgetting: mean over earlier tasks of the best accuracy ever minus the last.
+        backward_transfer: mean over earlier tasks of the last accuracy minus that just after learning it.
+        forward_transfer: mean over later tasks of the accuracy before learning it minus the untrained one's.
+        learning_accuracy: mean accuracy on each task just after learning it.
+        seconds: of the whole run, over all its sessions.
+        seconds_training: of that, in training steps.
+        seconds_importance: of that, measuring importances.
+        config: all settings.
+        versions: of Python, torch and holdfast.
+        keeper: what the keeper said of itself at the end, one line; empty without one.
+    """
+
+    stream: str
+    scenario: str
+    method: str
+    seed: int
+    accuracy_matrix: list[list[float]]
+    baseline_accuracy: list[float]
+    average_accuracy: list[float]
+    validation_accuracy: list[float]
+    forgetting: float
+    backward_transfer: float
+    forward_transfer: float
+    learning_accuracy: float
+    seconds: float
+    seconds_training: float = 0.0
+    seconds_importance: float = 0.0
+    config: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    keeper: str = ""
+
+    @property
+    def final_accuracy(self) -> float:
+        """Average accuracy after the last task."""
+        return self.average_accuracy[-1]
+
+    def save(self, path: Path) -> None:
+        """Write it as JSON, whole or not at all."""
+        write_json(path, asdict(self))
+
+    @classmethod
+    def load(cls, path: Path) -> RunResult:
+        """Read `result.json`.
+
+        Raises:
+            FileFormatError: the file is missing, damaged or lacks a field.
+        """
+        content = read_json(path)
+        known = {entry.name for entry in fields(cls)}
+        try:
+            result = cls(**{name: value for name, value in content.items() if name in known})
+            rows = [len(row) for row in result.accuracy_matrix]
+        except TypeError as error:
+            raise FileFormatError(f"{path} is no complete result ({error}). Run the same command again.") from error
+        if not rows or rows != [len(rows)] * len(rows) or len(result.average_accuracy) != len(rows):
+            raise FileFormatError(f"{path}: accuracy_matrix is not square, or not as long as average_accuracy.")
+        return result
+
+
+def summarise(
+    accuracy_matrix: Sequence[Sequence[float]],
+    validation_matrix: Sequence[Sequence[float]],
+    baseline: Sequence[float],
+) -> dict[str, Any]:
+    """The figures that follow from the accuracies, under the field names of `RunResult`."""
+    matrix = [list(row) for row in accuracy_matrix]
+    return {
+        "accuracy_matrix": matrix,
+        "baseline_accuracy": list(baseline),
+        "average_accuracy": metrics.average_accuracy(matrix),
+        "validation_accuracy": metrics.average_accuracy([list(row) for row in validation_matrix]),
+        "forgetting": metrics.forgetting(matrix),
+        "backward_transfer": metrics.backward_transfer(matrix),
+        "forward_transfer": metrics.forward_transfer(matrix, list(baseline)),
+        "learning_accuracy": metrics.learning_accuracy(matrix),
+    }
+
+
+def find_results(folders: Sequence[str | os.PathLike[str]]) -> list[RunResult]:
+    """Every finished run at or below the given folders, sorted by stream, method and seed.
+
+    Raises:
+        FileFormatError: a folder is missing, holds no finished run, or holds a damaged result.
+    """
+    results = []
+    for folder in map(Path, folders):
+        if not folder.is_dir():
+            raise FileFormatError(f"{folder}: no such folder; expected one that holds runs, such as runs/.")
+        results += [RunResult.load(path) for path in sorted(folder.rglob("result.json"))]
+    if not results:
+        listed = ", ".join(map(str, folders))
+        raise FileFormatError(
+            f"no finished run below {listed}: there is no result.json. Finish one with `holdfast run`."
+        )
+    return sorted(results, key=lambda result: (result.stream, result.method, result.seed))
