@@ -1,0 +1,1 @@
+"""Sequences of tasks: permuted, rotated and split images, held in memory as tensors."""
