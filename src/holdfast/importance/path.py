@@ -119,9 +119,8 @@ class SynapticIntelligence:
                 "SynapticIntelligence: no optimizer step was watched since the path began. Call attach(optimizer) "
                 "before training, with the optimizer whose step() trains this model."
             )
-        self._integrate(
-            {name: p for name, p in trainable_parameters(self.model).items() if name in self._last}, final=True
-        )
+        parameters = trainable_parameters(self.model)
+        self._integrate({name: p for name, p in parameters.items() if name in self._last}, final=True)
         values = {}
         for name, parameter in parameters.items():
             if (start := self._start.get(name)) is None:

@@ -1,0 +1,10 @@
+"""How much each weight matters for a learned skill: estimators from model and data to `Importance`."""
+
+from holdfast.importance.fisher import fisher
+from holdfast.importance.mas import mas
+from holdfast.importance.ones import uniform
+from holdfast.importance.signal import signal
+from holdfast.importance.signal_recorder import SignalRecorder
+from holdfast.importance.taylor import taylor
+
+__all__ = ["SignalRecorder", "fisher", "mas", "signal", "taylor", "uniform"]

@@ -1,0 +1,157 @@
+"""The diagonal Fisher information: how sharply the likelihood of the old data bends along each weight."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from holdfast.errors import OptionError
+from holdfast.heads.likelihoods import Likelihood, check_per_example, resolve_likelihood
+from holdfast.importance.measure import Batch, DataPass, check_choice
+from holdfast.moments.calls import tensors_in
+from holdfast.moments.gradients import gradient, zeros
+from holdfast.moments.per_example import CHUNK_BYTES
+from holdfast.moments.state import measuring
+from holdfast.moments.sums import MomentSums
+from holdfast.records import Importance
+
+FisherKind = Literal["exact", "sampled", "empirical", "batched"]
+
+
+def fisher(
+    model: nn.Module,
+    data: Iterable[Any],
+    *,
+    kind: FisherKind = "exact",
+    loss: str | Likelihood | Callable[[Any, Any], Tensor] | None = None,
+    num_draws: int = 1,
+    num_examples: int | None = None,
+    seed: int = 0,
+    calibrate: bool = False,
+    progress: bool = False,
+    chunk_bytes: int = CHUNK_BYTES,
+) -> Importance:
+    """Diagonal Fisher information of a model on data.
+
+    exact:     F_i = E_x sum_c p(c|x) (d log p(c|x) / d theta_i)^2
+    sampled:   the same with labels c drawn from the model, `num_draws` for each x
+    empirical: F_i = E_x (d log p(y|x) / d theta_i)^2, y the label in the data
+    batched:   F_i = E_batches (d L / d theta_i)^2, L the mean loss of a batch
+
+    All but `batched` square the gradient of each example before the mean, and do not depend on how the data are
+    batched. `batched` is smaller by about the batch size B (by exactly B in expectation where gradients have zero
+    mean), and is here only for comparison with programs that compute it.
+
+    Args:
+        model: any module. Left exactly as it was: mode, gradients, buffers, hooks, random state.
+        data: an iterable of batches, `(inputs, targets)` or a mapping; each read once.
+        kind: see above.
+        loss: "categorical" (default), "gaussian", "bernoulli", a `Likelihood`, or a function of (outputs, batch) that
+            returns one negative log-likelihood per example, shape [B], in nats (for "empirical" and "batched" only).
+        num_draws: labels drawn for each example, with `kind="sampled"`.
+        num_examples: measure on the first so many examples; None for all.
+        seed: of the draws, from a generator of their own, and of the calibration.
+        calibrate: measure `info.nats_per_unit` by real rises of the loss instead of stating 1.0.
+        progress: show a progress bar.
+        chunk_bytes: memory for per-example gradients, where these are needed.
+
+    Returns:
+        Name -> float32 of the parameter's shape, >= 0, for all trainable parameters, in nats per weight squared: the
+        mean loss rises by 1/2 sum F d^2 nats. (`batched`: nats^2 per weight^2, of unknown size in nats.)
+
+    Raises:
+        LossShapeError: the loss returns a mean, or anything else than [B].
+        CoupledExamplesError: the model mixes its examples.
+        EmptyDataError, BatchError: the data cannot be used.
+        NotFiniteError: a loss or a gradient is NaN or infinite.
+        OptionError: a `loss` function with "exact" or "sampled"; num_draws < 1.
+        UnknownNameError: no such kind or loss.
+
+    Cost: for C classes, exact: one forward and C backward passes without weight gradients for plain Linear networks,
+    else C per-example backward passes; sampled: `num_draws` in place of C; empirical and batched: one.
+
+    Source: Kirkpatrick et al. 2017 (arXiv 1612.00796); the four kinds: van de Ven 2025 (arXiv 2502.11756). Departures:
+    exact is the default, where the former leave the kind open; sums over the positions of a sequence are taken inside
+    the likelihood.
+    """
+    where = "fisher"
+    check_choice("kind of fisher", kind, get_args(FisherKind))
+    likelihood = resolve_likelihood(loss, where=where)
+    if num_draws < 1:
+        raise OptionError(f"{where}: num_draws={num_draws}, expected a whole number >= 1.")
+    if num_draws > 1 and kind != "sampled":
+        warnings.warn(
+            f'{where}: num_draws={num_draws} has no effect with kind="{kind}"; it belongs to kind="sampled".',
+            stacklevel=2,
+        )
+    data_pass = DataPass(
+        model,
+        data,
+        where=where,
+        num_examples=num_examples,
+        progress=progress,
+        calibration=likelihood if calibrate else None,
+        seed=seed,
+    )
+    with measuring(model):
+        if kind == "batched":
+            values = _squared_batch_gradients(model, data_pass, likelihood)
+        else:
+            rows = _Rows(likelihood, kind, num_draws, seed)
+            sums = MomentSums(model, phi="square", where=where, chunk_bytes=chunk_bytes)
+            for batch in data_pass:
+                sums.add(batch.call, lambda outputs, batch=batch: rows(outputs, batch))
+            values = {name: total / sums.num_examples for name, total in sums.totals.items()}
+        return data_pass.importance(
+            values,
+            kind=f"fisher-{kind}",
+            loss=likelihood.name,
+            unit="nats^2/weight^2" if kind == "batched" else "nats/weight^2",
+            nats_per_unit=None if kind == "batched" else 1.0,
+            details={"num_draws": num_draws, "seed": seed} if kind == "sampled" else {},
+        )
+
+
+class _Rows:
+    """Scores [K, B] whose squared gradients, summed over K, are one example's term of the Fisher."""
+
+    def __init__(self, likelihood: Likelihood, kind: FisherKind, num_draws: int, seed: int) -> None:
+        self._likelihood, self._kind, self._num_draws, self._seed = likelihood, kind, num_draws, seed
+        self._generators: dict[torch.device, torch.Generator] = {}
+
+    def __call__(self, outputs: Any, batch: Batch) -> Tensor:
+        if self._kind == "exact":
+            return self._likelihood.exact_scores(outputs, batch.content)
+        if self._kind == "empirical":
+            return per_example_nll(self._likelihood, outputs, batch).unsqueeze(0)
+        generator = self._generator(next(tensor.device for tensor in tensors_in(outputs)))
+        draws = [self._likelihood.sampled(outputs, batch.content, generator=generator) for _ in range(self._num_draws)]
+        return torch.stack(draws) / self._num_draws**0.5
+
+    def _generator(self, device: torch.device) -> torch.Generator:
+        if device not in self._generators:
+            self._generators[device] = torch.Generator(device).manual_seed(self._seed)
+        return self._generators[device]
+
+
+def per_example_nll(likelihood: Likelihood, outputs: Any, batch: Batch) -> Tensor:
+    """[B]: the negative log-likelihood at the data's targets, in nats, checked to be one per example."""
+    return check_per_example(likelihood.nll(outputs, batch.content), batch.call.size, "loss")
+
+
+def _squared_batch_gradients(model: nn.Module, data_pass: DataPass, likelihood: Likelihood) -> dict[str, Tensor]:
+    totals, num_batches = zeros(model), 0
+    for batch in data_pass:
+        found = gradient(
+            model,
+            batch.call,
+            lambda outputs, batch=batch: per_example_nll(likelihood, outputs, batch) / batch.call.size,
+        )
+        for name, value in found.items():
+            totals[name] += value.square()
+        num_batches += 1
+    return {name: total / num_batches for name, total in totals.items()}

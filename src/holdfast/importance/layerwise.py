@@ -1,0 +1,52 @@
+"""A forward pass of which only Linear and convolution layers are looked at, and what to say of other parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Set
+from typing import Literal
+
+import torch
+from torch import nn
+
+from holdfast.errors import UnsupportedLayerError
+from holdfast.moments.calls import Call
+from holdfast.moments.layers import LayerUse, LayerWatch
+from holdfast.tensors import unwrap
+
+Others = Literal["error", "zero"]
+"""What becomes of parameters outside Linear and convolution layers: an error, or zero importance."""
+
+
+def watched_forward(
+    model: nn.Module,
+    call: Call,
+    record: Callable[[LayerUse], None],
+    *,
+    activations: bool,
+    others: Others,
+    where: str,
+    first: bool,
+) -> None:
+    """Run the model on a batch and record its layers; on the first batch also look for parameters used out of sight.
+
+    Raises:
+        UnsupportedLayerError: with `others="error"`, parameters are used by something else than these layers.
+    """
+    watch = LayerWatch(model, record, activations=activations)
+    with torch.set_grad_enabled(first), watch:
+        outputs = call(unwrap(model))
+    watch.finish(outputs)
+    check_elsewhere(watch.elsewhere, others=others, where=where)
+
+
+def check_elsewhere(elsewhere: Mapping[str, Set[str]], *, others: Others, where: str) -> None:
+    """Raise `UnsupportedLayerError` listing every parameter that a function other than a layer consumed."""
+    if others == "zero" or not elsewhere:
+        return
+    listed = ", ".join(f"{name!r} (by {' and '.join(sorted(users))})" for name, users in elsewhere.items())
+    count = f"{len(elsewhere)} parameter{' is' if len(elsewhere) == 1 else 's are'}"
+    raise UnsupportedLayerError(
+        f"{where}: {count} used by something else than a Linear or convolution layer, where it has no meaning: "
+        f"{listed}. Pass others='zero' to give that use no importance (what is used nowhere else is then "
+        "unprotected), freeze them with requires_grad_(False), or use another estimator, such as fisher."
+    )

@@ -1,0 +1,126 @@
+"""Memory aware synapses: how strongly the outputs react to each weight. No labels."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, get_args
+
+from torch import Tensor, nn
+
+from holdfast.errors import OptionError
+from holdfast.heads.likelihoods import Likelihood, logits_of
+from holdfast.importance.layerwise import Others
+from holdfast.importance.local_mas import local_sums
+from holdfast.importance.measure import DataPass, calibration_likelihood, check_choice
+from holdfast.moments.gradients import gradient, zeros
+from holdfast.moments.per_example import CHUNK_BYTES
+from holdfast.moments.state import measuring
+from holdfast.moments.sums import MomentSums
+from holdfast.records import Importance
+
+MasOutput = Literal["logits", "softmax"]
+
+
+def mas(
+    model: nn.Module,
+    data: Iterable[Any],
+    *,
+    output: MasOutput = "logits",
+    batched: bool = False,
+    local: bool = False,
+    others: Others = "error",
+    loss: str | Likelihood | Callable[[Any, Any], Tensor] | None = None,
+    num_examples: int | None = None,
+    seed: int = 0,
+    calibrate: bool = False,
+    progress: bool = False,
+    chunk_bytes: int = CHUNK_BYTES,
+) -> Importance:
+    """Mean absolute sensitivity of the squared length of the model's output to each weight.
+
+    default: Omega_i = E_x |d ||f(x)||^2 / d theta_i|
+    batched: Omega_i = |d E_x ||f(x)||^2 / d theta_i|, the mean over the whole set before the absolute value, whatever
+    the batches
+    local:   Omega_ij = E_x |d ||y_l(x)||^2 / d w_ij| within each Linear or convolution layer l alone, its input held
+             fixed, y_l its output after the activation: for ReLU E |2 y_i x_j|, the Hebbian product of target and
+             source activity
+
+    Args:
+        model: any module; left exactly as it was.
+        data: an iterable of batches, `(inputs, targets)` or a mapping; each read once. Targets are used for calibration
+            only.
+        output: f is the logits (as `logits_of` finds them in the outputs), or their softmax over the last axis.
+        batched: see above.
+        local: see above. The activation is the elementwise function that consumes the layer's output (relu, leaky_relu,
+                 gelu, tanh,
+            sigmoid, silu, elu, softplus, ..., as function, module or in place); none: the plain output. The products
+            are summed over positions of a sequence or image before the absolute value. Each use of a shared layer
+            counts for itself.
+        others: with `local`, parameters used by anything but these layers: "error", or "zero" for no importance, which
+            leaves them unprotected.
+        loss: with `calibrate=True` the likelihood whose rise is measured; "categorical" by default.
+        num_examples: measure on the first so many examples; None for all.
+        seed: of the calibration.
+        calibrate: measure `info.nats_per_unit`.
+        progress: show a progress bar.
+        chunk_bytes: memory for per-example gradients, where these are needed.
+
+    Returns:
+        Name -> float32 of the parameter's shape, >= 0, in squared output units per weight unit. Independent of the
+        batching.
+
+    Raises:
+        UnsupportedLayerError: with `local=True, others="error"`; every such parameter is listed.
+        CoupledExamplesError, EmptyDataError, BatchError, NotFiniteError: as for `fisher`.
+        OptionError: `local` together with `batched`.
+
+    Cost: one forward and one per-example backward pass; batched: an ordinary one; local: a forward pass and one weight
+    gradient an example and layer.
+
+    Source: Aljundi et al. 2018 (arXiv 1711.09601), equations 3 to 5. Departures: per example by default, as written
+    there, where programs take batches; their local form is for ReLU alone and without the factor 2.
+    """
+    where = "mas"
+    check_choice("output of mas", output, get_args(MasOutput))
+    check_choice("value of others", others, get_args(Others))
+    if local and batched:
+        raise OptionError(
+            "mas: local=True goes with batched=False only: the local form is a mean of absolute values. Drop one."
+        )
+    if local and output != "logits":
+        warnings.warn(
+            "mas: output has no effect with local=True, where every layer's own output is taken.", stacklevel=2
+        )
+    if not local and others != "error":
+        warnings.warn("mas: others has no effect without local=True: all parameters are measured.", stacklevel=2)
+    likelihood = calibration_likelihood(loss, calibrate, where=where)
+    data_pass = DataPass(
+        model, data, where=where, num_examples=num_examples, progress=progress, calibration=likelihood, seed=seed
+    )
+
+    def scores(outputs: Any) -> Tensor:
+        """[1, B]: ||f(x)||^2."""
+        f = logits_of(outputs)
+        f = f.softmax(dim=-1) if output == "softmax" else f
+        return f.reshape(len(f), -1).square().sum(dim=1).unsqueeze(0)
+
+    with measuring(model):
+        if local:
+            totals = local_sums(model, data_pass, others=others, chunk_bytes=chunk_bytes)
+        elif batched:
+            totals = zeros(model)
+            for batch in data_pass:
+                for name, value in gradient(model, batch.call, scores).items():
+                    totals[name] += value
+        else:
+            sums = MomentSums(model, phi="abs", where=where, chunk_bytes=chunk_bytes)
+            for batch in data_pass:
+                sums.add(batch.call, scores)
+            totals = sums.totals
+        return data_pass.importance(
+            {name: total.abs() / data_pass.seen for name, total in totals.items()},
+            kind="mas-local" if local else "mas-batched" if batched else "mas",
+            unit="output^2/weight",
+            details={"others": others} if local else {"output": output},
+        )

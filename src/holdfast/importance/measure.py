@@ -1,0 +1,160 @@
+"""One pass over the data, and the importance made of what it gave: what all estimators share."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from holdfast.errors import BatchError, EmptyDataError, OptionError, UnknownNameError
+from holdfast.heads.batches import batch_size, batch_to, model_inputs, slice_batch
+from holdfast.heads.likelihoods import Likelihood, resolve_likelihood
+from holdfast.importance.calibration import CALIBRATION_EXAMPLES, measured_nats_per_unit
+from holdfast.moments.calls import Call
+from holdfast.moments.coupling import check_independent
+from holdfast.records import Importance, ImportanceInfo
+from holdfast.tensors import trainable_parameters, unwrap
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch on the model's device.
+
+    Attributes:
+        content: as the data gave it, for the loss.
+        call: as the model is called with it.
+    """
+
+    content: Any
+    call: Call
+
+
+class DataPass:
+    """One pass over the data, batch by batch. One-shot iterators are good: nothing is read twice.
+
+    The first batch is used to check that the model does not mix its examples (`check_independent`).
+
+    Args:
+        model: in evaluation mode while the pass runs.
+        data: an iterable of batches.
+        where: the estimator, for messages.
+        num_examples: stop after so many; None for all.
+        progress: whether to show a progress bar.
+        calibration: the likelihood in whose nats the importance is to be calibrated; None for no calibration.
+        seed: of the perturbations of the calibration.
+
+    Attributes:
+        seen: examples so far.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Iterable[Any],
+        *,
+        where: str,
+        num_examples: int | None = None,
+        progress: bool = False,
+        calibration: Likelihood | None = None,
+        seed: int = 0,
+    ) -> None:
+        if num_examples is not None and num_examples < 1:
+            raise OptionError(f"{where}: num_examples={num_examples}, expected a whole number >= 1, or None for all.")
+        if not trainable_parameters(model):
+            raise OptionError(
+                f"{where}: {type(unwrap(model)).__name__} has no trainable parameters. Call requires_grad_(True) on "
+                "those to be measured."
+            )
+        _check_is_many(data, where)
+        self._model, self._data, self._where = model, data, where
+        self._limit, self._progress = num_examples, progress
+        self._likelihood, self._seed = calibration, seed
+        self._sample: list[Batch] = []
+        self.seen = 0
+
+    def __iter__(self) -> Iterator[Batch]:
+        device = next(iter(trainable_parameters(self._model).values())).device
+        for content in tqdm(self._data, desc=self._where, unit="batch", disable=not self._progress):
+            args, kwargs = model_inputs(content)
+            size = batch_size(content)
+            if size == 0:
+                continue
+            if self._limit is not None and self.seen + size > self._limit:
+                size = self._limit - self.seen
+                content = slice_batch(content, 0, size)
+            content = batch_to(content, device)
+            args, kwargs = model_inputs(content)
+            batch = Batch(content, Call(args, kwargs, size))
+            if self.seen == 0:
+                check_independent(self._model, batch.call, where=self._where)
+            if self._likelihood is not None and self.seen < CALIBRATION_EXAMPLES:
+                self._sample.append(batch)
+            self.seen += size
+            yield batch
+            if self.seen == self._limit:
+                break
+        if self.seen == 0:
+            raise EmptyDataError(
+                f"{self._where}: the data held no example. Pass an iterable of non-empty batches; an iterator that "
+                "was read before is empty now: make it anew."
+            )
+
+    def importance(
+        self,
+        values: Mapping[str, Tensor],
+        *,
+        kind: str,
+        unit: str,
+        loss: str | None = None,
+        nats_per_unit: float | None = None,
+        details: Mapping[str, str | int | float | bool | None] | None = None,
+    ) -> Importance:
+        """The values with the record of how they were made; calibrated if the pass was asked to be.
+
+        Raises:
+            NotFiniteError: a value is NaN or infinite.
+        """
+        info = ImportanceInfo(
+            kind=kind,
+            num_examples=self.seen,
+            loss=loss,
+            unit=unit,
+            model=type(unwrap(self._model)).__name__,
+            nats_per_unit=nats_per_unit,
+            details=dict(details or {}),
+        )
+        importance = Importance(values, info)
+        if self._likelihood is None:
+            return importance
+        sample = [(batch.call, batch.content) for batch in self._sample]
+        measured = measured_nats_per_unit(self._model, importance, sample, self._likelihood, seed=self._seed)
+        return Importance(importance, replace(info, nats_per_unit=measured))
+
+
+def check_choice(what: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise `UnknownNameError`, with the nearest choice, unless the value is one of them."""
+    if value not in choices:
+        raise UnknownNameError(what, str(value), choices)
+
+
+def calibration_likelihood(loss: Any, calibrate: bool, *, where: str) -> Likelihood | None:
+    """The likelihood for the calibration of an estimator that needs none itself; None without calibration."""
+    if not calibrate:
+        if loss is not None:
+            warnings.warn(
+                f"{where}: loss= has no effect without calibrate=True: {where} is not measured on a loss.", stacklevel=3
+            )
+        return None
+    return resolve_likelihood(loss, where=where)
+
+
+def _check_is_many(data: Any, where: str) -> None:
+    pair = isinstance(data, tuple) and len(data) == 2 and any(isinstance(item, Tensor) for item in data)
+    if pair or isinstance(data, Mapping | Tensor):
+        raise BatchError(
+            f"{where}: data is one batch (a {type(data).__name__}), expected an iterable of batches. Pass [batch]."
+        )

@@ -1,0 +1,86 @@
+"""Signal importance: how much passes through each weight. No gradients, no labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, get_args
+
+from torch import Tensor, nn
+
+from holdfast.heads.likelihoods import Likelihood
+from holdfast.importance.layerwise import Others, watched_forward
+from holdfast.importance.measure import DataPass, calibration_likelihood, check_choice
+from holdfast.importance.signal_sums import UNIT, BiasSignal, SignalSums
+from holdfast.moments.state import measuring
+from holdfast.records import Importance
+
+
+def signal(
+    model: nn.Module,
+    data: Iterable[Any],
+    *,
+    bias: BiasSignal = "output",
+    others: Others = "error",
+    loss: str | Likelihood | Callable[[Any, Any], Tensor] | None = None,
+    num_examples: int | None = None,
+    seed: int = 0,
+    calibrate: bool = False,
+    progress: bool = False,
+) -> Importance:
+    """Mean absolute signal through each weight of the Linear and convolution layers.
+
+    weight: Omega_ij = E |w_ij x_j| = |w_ij| E |x_j|, over examples and positions of a sequence; for a convolution over
+            examples and output positions, x being the input under that tap of the kernel, zero in the padding
+    bias:   Omega_i = E |z_i|, z the layer's output, or E |y_i|, y = activation(z)
+
+    Args:
+        model: any module; left exactly as it was.
+        data: an iterable of batches, `(inputs, targets)` or a mapping; each read once. Targets are used for calibration
+            only.
+        bias: "output" (default: it needs no knowledge of what follows the layer) or "activation" (the authors' choice):
+                y is the output of
+            the elementwise activation function that consumes z (relu, leaky_relu, gelu, tanh, sigmoid, silu, elu,
+            softplus, ..., as function, module or in place), the softmax of z where z is an output of the model, else z
+            itself.
+        others: parameters used by anything but these layers (norms, embeddings, attention's packed projections,
+            transposed convolutions, raw parameters): "error", or "zero" for no importance, which leaves them
+            unprotected.
+        loss: with `calibrate=True` the likelihood whose rise is measured; "categorical" by default.
+        num_examples: measure on the first so many examples; None for all.
+        seed: of the calibration.
+        calibrate: measure `info.nats_per_unit`.
+        progress: show a progress bar.
+
+    Returns:
+        Name -> float32 of the parameter's shape, >= 0, in units of the layers' outputs. Independent of the batching. A
+        weight used by several layers gets the mean over its uses; one never used, zero.
+
+    Raises:
+        UnsupportedLayerError: with `others="error"`; every such parameter is listed.
+        CoupledExamplesError, EmptyDataError, BatchError, NotFiniteError, OptionError: as for `fisher`.
+
+    Cost: one forward pass, and for a convolution a second one of one channel a group with its backward pass.
+
+    Source: Kutalev and Lapina 2021 (arXiv 2109.10021). Departures: sequences and convolutions; z in place of y for
+    biases by default.
+    """
+    check_choice("bias of signal", bias, get_args(BiasSignal))
+    check_choice("value of others", others, get_args(Others))
+    likelihood = calibration_likelihood(loss, calibrate, where="signal")
+    data_pass = DataPass(
+        model, data, where="signal", num_examples=num_examples, progress=progress, calibration=likelihood, seed=seed
+    )
+    sums = SignalSums(model, bias)
+    with measuring(model):
+        for batch in data_pass:
+            first = data_pass.seen == batch.call.size
+            watched_forward(
+                model,
+                batch.call,
+                sums.add,
+                activations=bias == "activation",
+                others=others,
+                where="signal",
+                first=first,
+            )
+        return data_pass.importance(sums.values(), kind="signal", unit=UNIT, details={"bias": bias, "others": others})

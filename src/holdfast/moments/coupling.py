@@ -1,0 +1,88 @@
+"""Examples that influence each other: no per-example quantity has a meaning then, so it is an error."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from holdfast.errors import CoupledExamplesError
+from holdfast.moments.calls import Call, tensors_in
+from holdfast.tensors import canonical_name, unwrap
+
+_PROBED = 3
+
+
+def check_independent(model: nn.Module, call: Call, *, where: str) -> None:
+    """Raise unless a few examples have the same outputs together, one at a time, and again.
+
+    Args:
+        model: in evaluation mode.
+        call: the first batch; its first three examples are used. With one example only repetition can be checked.
+        where: the estimator, for messages.
+
+    Raises:
+        CoupledExamplesError: they differ; modules likely to be the cause are named, with the remedy.
+
+    Cost: five forward passes of at most three examples.
+    """
+    few = call.examples(0, min(_PROBED, call.size))
+    with torch.no_grad():
+        try:
+            together, again = (_outputs(model, few) for _ in range(2))
+            alone = [_outputs(model, few.examples(b, b + 1)) for b in range(few.size)]
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise CoupledExamplesError(
+                _message(model, where, f"its batch norm refuses one example alone ({error})")
+            ) from error
+    if not all(_equal(a, b) for a, b in zip(together, again)):
+        raise CoupledExamplesError(
+            _message(model, where, "its outputs for the same examples differ from one call to the next")
+        )
+    for place, tensor in enumerate(together):
+        parts = [outputs[place] for outputs in alone]
+        comparable = tensor.ndim and len(tensor) == few.size and all(p.shape == (1, *tensor.shape[1:]) for p in parts)
+        if comparable and not _equal(tensor, torch.cat(parts)):
+            found = f"its outputs for {few.size} examples together differ from those for each of them alone"
+            raise CoupledExamplesError(_message(model, where, found))
+
+
+def _outputs(model: nn.Module, call: Call) -> list[Tensor]:
+    outputs: Any = call(unwrap(model))
+    return [tensor.detach() for tensor in tensors_in(outputs) if tensor.is_floating_point()]
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    tolerance = {torch.float64: 1e-6, torch.float32: 1e-3}.get(a.dtype, 5e-2)
+    if a.shape != b.shape or not a.numel():
+        return a.shape == b.shape
+    scale = a.abs().nan_to_num(0.0, 0.0).max()
+    return torch.allclose(a, b, rtol=0.0, atol=tolerance * float(scale), equal_nan=True)
+
+
+def _message(model: nn.Module, where: str, found: str) -> str:
+    suspects = [
+        f"{canonical_name(name)!r} ({type(module).__name__}, {fault})"
+        for name, module in unwrap(model).named_modules()
+        if (fault := _fault(module)) and name
+    ]
+    named = (
+        f"Likely cause: {', '.join(suspects)}."
+        if suspects
+        else "No module of it looks like the cause: look at forward()."
+    )
+    return (
+        f"{where}: {type(unwrap(model)).__name__} mixes its examples in evaluation mode: {found}. {named} "
+        "Let train(False) reach every module, give batch norm running statistics (track_running_stats=True) or "
+        "replace it by GroupNorm, and pass training=self.training to functional dropout."
+    )
+
+
+def _fault(module: nn.Module) -> str | None:
+    if isinstance(module, _BatchNorm) and module.running_mean is None:
+        return "no running statistics"
+    return "in training mode" if module.training and not list(module.children()) else None
