@@ -11,11 +11,9 @@ from typing import Any, Literal, get_args
 
 from holdfast.errors import OptionError, UnknownNameError
 from holdfast.experiments.protocols import defaults_of
-from holdfast.heads import Mask, Scenario
+from holdfast.heads.masks import Mask, Scenario
 from holdfast.methods import method_named
-
-OptimizerName = Literal["sgd", "momentum", "nesterov", "adam", "adamw"]
-Schedule = Literal["constant", "cosine"]
+from holdfast.training import OptimizerName, Schedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,8 +103,8 @@ class RunConfig:
                 raise UnknownNameError(name, str(value), _CHOICES[name])
         if method_named(self.method).mechanism in ("ewc", "wva") and (self.strength is None) == (self.budget is None):
             raise OptionError(
-                f"method {self.method!r} needs a strength or a budget, one of them; found strength {self.strength!r} and "
-                f"budget {self.budget!r}."
+                f"method {self.method!r} needs a strength or a budget, one of them; found strength {self.strength!r} "
+                f"and budget {self.budget!r}."
             )
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from holdfast.errors import UnknownNameError
-from holdfast.streams import STREAMS
+from holdfast.streams.catalog import STREAMS
 
 # Kutalev 2020-2022 (arXiv 2005.07107, 2109.10021, 2208.05791, 2211.17012): the ten-task permuted MNIST
 _KUTALEV = {"hidden": (300, 150), "slope": 0.2, "optimizer": "sgd", "lr": 0.2, "batch_size": 100, "epochs": 4}

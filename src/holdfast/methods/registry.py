@@ -45,9 +45,13 @@ _IMPORTANCES: dict[ImportanceName, str] = {
     "signal": "the total absolute signal through a connection",
     "taylor": "the first-order Taylor importance",
 }
+_VERBS: dict[MechanismName, str] = {
+    "ewc": "pulls weights elastically to their anchors,",
+    "wva": "makes weights slow,",
+}
 _HELD = tuple(
     Method(f"{mechanism}-{importance}", mechanism, importance, f"{verb} by {source}")
-    for mechanism, verb in (("ewc", "pulls weights elastically to their anchors,"), ("wva", "makes weights slow,"))
+    for mechanism, verb in _VERBS.items()
     for importance, source in _IMPORTANCES.items()
 )
 

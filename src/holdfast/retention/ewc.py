@@ -231,6 +231,12 @@ class EWC(Keeper):
         self._multiplier = 0.0
         self._rise_at_retain = self._quadratic(self.held.importance)
 
+    def _notes(self) -> dict[str, Any]:
+        return {"multiplier": self._multiplier, "rise_at_retain": self._rise_at_retain}
+
+    def _load_notes(self, notes: Mapping[str, Any]) -> None:
+        self._multiplier, self._rise_at_retain = notes["multiplier"], notes["rise_at_retain"]
+
     def _rise_for_report(self) -> float | None:
         return self.predicted_rise()
 

@@ -41,7 +41,7 @@ def save(
             "library_version": __version__,
             "model": type(model).__name__,
             "options": {name: _to_json(value) for name, value in options.items()},
-            "held": {name: getattr(held, name) for name in _NUMBERS},
+            "held": numbers_of(held),
             "files": digests,
         }
         write_description(folder / "keeper_config.json", content)
@@ -73,6 +73,11 @@ def load(path: str | os.PathLike[str], *, mechanism: str, anchors: bool) -> tupl
     if anchors and held.num_tasks:
         held = replace(held, anchors=read_tensors(folder, "anchors", digests))
     return held, {name: _from_json(value) for name, value in options.items()}
+
+
+def numbers_of(held: Retained) -> dict[str, Any]:
+    """The fields of `Retained` that are no tensors, as JSON values."""
+    return {name: getattr(held, name) for name in _NUMBERS}
 
 
 def on_devices(held: Retained, devices: Mapping[str, torch.device]) -> Retained:

@@ -30,9 +30,12 @@ def relative_force(
         metric: M, one number or a tensor for each.
         largest: a bound on the entries of `importance`, which saves the clamp where nothing can overflow.
     """
+    if strength == math.inf:
+        importance = list(torch._foreach_sign(importance))  # the smallest importance pins as well
+        largest = 1.0
     strength = min(float(strength), LARGEST)
     if isinstance(metric, float | int):
-        factor = strength / metric
+        factor = min(strength / metric, LARGEST)
         force = list(torch._foreach_mul(importance, factor))
         if largest * factor <= LARGEST:
             return force

@@ -209,6 +209,24 @@ class Keeper(ABC):
         keeper._retained()
         return keeper
 
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything that going on to the same bits needs, for a training checkpoint: tensors, and JSON notes."""
+        tensors = {f"importance/{name}": tensor for name, tensor in self.held.importance.items()}
+        tensors |= {f"anchors/{name}": tensor for name, tensor in self.held.anchors.items()}
+        return tensors, {"held": files.numbers_of(self.held), "num_steps": self._num_steps, **self._notes()}
+
+    def load_state(self, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        devices = {name: parameter.device for name, parameter in trainable_parameters(self.model).items()}
+        maps: dict[str, dict[str, Tensor]] = {"importance": {}, "anchors": {}}
+        for key, tensor in tensors.items():
+            kind, _, name = key.partition("/")
+            maps[kind][name] = tensor
+        self.held = files.on_devices(Retained(**maps, **notes["held"]), devices)
+        self._retained()
+        self._num_steps = notes["num_steps"]
+        self._load_notes(notes)
+
     # --- what a mechanism defines
 
     @abstractmethod
@@ -238,6 +256,13 @@ class Keeper(ABC):
 
     def _retained(self) -> None:  # noqa: B027
         """Called when what is held has been replaced."""
+
+    def _notes(self) -> dict[str, Any]:
+        """What `state` adds for this mechanism."""
+        return {}
+
+    def _load_notes(self, notes: Mapping[str, Any]) -> None:  # noqa: B027
+        """Take back what `_notes` gave."""
 
     def _rise_for_report(self) -> float | None:
         return None

@@ -1,0 +1,92 @@
+"""All that a run needs to go on where it was killed, in one file that is replaced whole."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from holdfast.errors import FileFormatError
+from holdfast.files import read_state, write_state
+from holdfast.methods import Learner
+
+
+@dataclass
+class Progress:
+    """How far a run has come.
+
+    Attributes:
+        task: number of the task at hand; the number of tasks when all are done.
+        epoch: epochs of it that are done.
+        test: accuracy matrix so far, a row a finished task.
+        validation: the same on validation data.
+        baseline: test accuracies of the untrained network.
+        num_events: lines of metrics.jsonl.
+        seconds: spent so far, in all sessions.
+        seconds_training: of that, in training steps.
+        seconds_importance: of that, measuring importances.
+    """
+
+    task: int = 0
+    epoch: int = 0
+    test: list[list[float]] = field(default_factory=list)
+    validation: list[list[float]] = field(default_factory=list)
+    baseline: list[float] = field(default_factory=list)
+    num_events: int = 0
+    seconds: float = 0.0
+    seconds_training: float = 0.0
+    seconds_importance: float = 0.0
+
+
+def save(path: Path, progress: Progress, *, model: nn.Module, optimizer: Optimizer, learner: Learner) -> None:
+    """Write a checkpoint in place of the one before.
+
+    Raises:
+        OutputError: it cannot be written; the one before is then kept.
+    """
+    tensors: dict[str, Tensor] = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
+    state = optimizer.state_dict()
+    numbers: dict[str, dict[str, Any]] = {}
+    for index, entries in state["state"].items():
+        for name, value in entries.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer/{index}/{name}"] = value
+            else:
+                numbers.setdefault(str(index), {})[name] = value
+    held, notes = learner.state()
+    tensors |= {f"learner/{name}": tensor for name, tensor in held.items()}
+    content = {"progress": asdict(progress), "groups": state["param_groups"], "numbers": numbers, "learner": notes}
+    write_state(path, tensors, content)
+
+
+def load(path: Path, *, model: nn.Module, optimizer: Optimizer, learner: Learner) -> Progress:
+    """Put model, optimizer and learner where the checkpoint left them.
+
+    Raises:
+        FileFormatError: the file is damaged, or does not match them.
+    """
+    tensors, notes = read_state(path)
+
+    def under(prefix: str) -> dict[str, Tensor]:
+        return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+    try:
+        state: dict[int, dict[str, Any]] = {int(index): dict(entries) for index, entries in notes["numbers"].items()}
+        for key, tensor in under("optimizer/").items():
+            index, _, name = key.partition("/")
+            state.setdefault(int(index), {})[name] = tensor
+        groups = [{**group, **_tuples(group)} for group in notes["groups"]]
+        model.load_state_dict(under("model/"))
+        optimizer.load_state_dict({"state": state, "param_groups": groups})
+        learner.load_state(under("learner/"), notes["learner"])
+        return Progress(**notes["progress"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise FileFormatError(f"{path} does not fit this run ({error}). Delete it to start the run again.") from error
+
+
+def _tuples(group: dict[str, Any]) -> dict[str, Any]:
+    """Lists back to the tuples that JSON made of them, such as Adam's betas."""
+    return {name: tuple(value) for name, value in group.items() if isinstance(value, list) and name != "params"}

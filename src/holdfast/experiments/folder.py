@@ -1,0 +1,74 @@
+"""A run's folder: its configuration, its events as they happen, its result and its checkpoint."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from holdfast.errors import FileFormatError, OutputError, RunMismatchError
+from holdfast.experiments.config import RunConfig
+from holdfast.files import read_json, write_json, write_text
+from holdfast.version import __version__
+
+
+class RunFolder:
+    """The folder `path` of one run; made, or found again and checked, at construction.
+
+    Raises:
+        OutputError: it cannot be written.
+        RunMismatchError: it belongs to another configuration.
+    """
+
+    def __init__(self, path: Path, config: RunConfig) -> None:
+        self.path = path
+        self.result = path / "result.json"
+        self.checkpoint = path / "checkpoint" / "state.safetensors"
+        self.plots = path / "plots"
+        self._events = path / "metrics.jsonl"
+        written = path / "config.json"
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"cannot write the run folder {path}: {error}. Choose another --output.") from error
+        if written.exists():
+            _check_same(written, config)
+        else:
+            write_json(written, {"config": config.to_dict(), "versions": versions()})
+
+    def truncate(self, num_events: int) -> None:
+        """Keep the first events only: those that the checkpoint knows of."""
+        lines = self._events.read_text(encoding="utf-8").splitlines() if self._events.exists() else []
+        write_text(self._events, "".join(f"{line}\n" for line in lines[:num_events]))
+
+    def append(self, event: Mapping[str, Any]) -> None:
+        """Write one event as a line, at once."""
+        try:
+            with self._events.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(event) + "\n")
+        except OSError as error:
+            raise OutputError(f"cannot write {self._events}: {error}. Run the same command again to resume.") from error
+
+
+def versions() -> dict[str, str]:
+    """What figures may depend on beside the configuration."""
+    return {"holdfast": __version__, "torch": torch.__version__, "python": platform.python_version()}
+
+
+def _check_same(written: Path, config: RunConfig) -> None:
+    content = read_json(written).get("config")
+    if not isinstance(content, dict):
+        raise FileFormatError(f"{written} holds no configuration: damaged. Delete the folder to start again.")
+    wanted = config.to_dict()
+    names = sorted(set(content) | set(wanted))
+    differing = [name for name in names if content.get(name) != wanted.get(name)]
+    if differing:
+        pairs = ", ".join(f"{name} {content.get(name)!r} there, {wanted.get(name)!r} here" for name in differing)
+        raise RunMismatchError(
+            f"{written.parent} belongs to another configuration: {pairs}. "
+            "Choose another --output, or delete the folder."
+        )

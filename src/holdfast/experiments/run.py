@@ -1,0 +1,304 @@
+"""One run: a stream learned task by task, in a folder, resumable at any moment."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from holdfast.errors import OptionError
+from holdfast.experiments import checkpoint
+from holdfast.experiments.checkpoint import Progress
+from holdfast.experiments.config import RunConfig
+from holdfast.experiments.folder import RunFolder, versions
+from holdfast.experiments.results import RunResult, summarise
+from holdfast.heads.masks import Mask, Scenario, active_classes
+from holdfast.methods import Learner, LearnerOptions, method_named
+from holdfast.metrics import average_accuracy
+from holdfast.streams.catalog import build_stream
+from holdfast.streams.examples import Examples
+from holdfast.streams.stream import Task
+from holdfast.training import accuracy, build_optimizer, learning_rate, mlp, num_epochs, train_epoch
+
+Watch = Callable[[Mapping[str, Any]], None]
+
+_MASKS: dict[Scenario, Mask] = {"task": "task", "domain": "all", "class": "seen"}
+
+CHECKPOINT_SECONDS = 5.0
+"""Between tasks a checkpoint is written after every epoch that ends so long after the last one."""
+
+
+def run(
+    config: RunConfig,
+    *,
+    output: str | os.PathLike[str] = "runs",
+    device: str = "cpu",
+    data_dir: str | os.PathLike[str] | None = None,
+    watch: Watch | None = None,
+) -> RunResult:
+    """Learn a stream with one method, in the folder `output`/`config.name`.
+
+    Killed at any moment, the same call goes on where it was and on the CPU ends with the same bits; a finished run is
+    read back without training.
+
+    Args:
+        config: every setting; see `configure`.
+        output: parent of the run's folder.
+        device: as torch names it.
+        data_dir: where MNIST is; see `holdfast.streams.mnist`.
+        watch: called with each event, as written to `metrics.jsonl`: "start", "epoch", "task", "done".
+
+    Returns:
+        What `result.json` holds.
+
+    Raises:
+        OutputError: the folder cannot be written.
+        RunMismatchError: the folder belongs to another configuration.
+        DataFileError: the data are missing or damaged.
+        NotFiniteError: training diverged.
+    """
+    folder = RunFolder(Path(output) / config.name, config)
+    if folder.result.exists():
+        return RunResult.load(folder.result)
+    return _Run(config, folder, device=device, data_dir=data_dir, watch=watch).finish()
+
+
+class _Run:
+    """The state of a run, and the steps that take it to its end."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: RunFolder,
+        *,
+        device: str,
+        data_dir: str | os.PathLike[str] | None,
+        watch: Watch | None,
+    ) -> None:
+        self.config, self.folder, self.watch = config, folder, watch
+        self.device = _device(device)
+        self.method = method_named(config.method)
+        self.stream = build_stream(
+            config.stream,
+            num_tasks=config.num_tasks,
+            seed=config.seed,
+            scenario=config.scenario,
+            data_dir=data_dir,
+            fraction=config.fraction,
+        )
+        self.mask: Mask = config.mask or _MASKS[self.stream.scenario]
+        inputs = int(torch.Size(self.stream.input_shape).numel())
+        net = mlp(inputs, config.hidden, self.stream.num_classes, slope=config.slope, seed=config.seed)
+        self.model: nn.Module = net.to(self.device)
+        chosen = {entry.name: getattr(config, entry.name) for entry in fields(LearnerOptions)}
+        self.learner = Learner(self.method, self.model, LearnerOptions(**chosen))
+        self.optimizer = self._new_optimizer()
+        self.progress = Progress()
+        self.tasks = [_Kept(task, self.device) for task in self.stream]
+        self._clock = time.perf_counter()
+        self._saved = self._clock
+
+    def finish(self) -> RunResult:
+        """Train what is left to train, and write the result."""
+        resumed = self.folder.checkpoint.exists()
+        if resumed:
+            self.progress = checkpoint.load(
+                self.folder.checkpoint, model=self.model, optimizer=self.optimizer, learner=self.learner
+            )
+        self.folder.truncate(self.progress.num_events)
+        self._clock = time.perf_counter()
+        self._tell({"event": "start", "num_tasks": len(self.stream), "resumed": resumed})
+        if not resumed:
+            self.progress.baseline = [self._accuracy(kept.test, j, j) for j, kept in enumerate(self.tasks)]
+        while self.progress.task < len(self.stream):
+            self._learn(self.progress.task)
+        return self._result()
+
+    def _learn(self, t: int) -> None:
+        """Train on task t from the epoch where it stands, close it and test on all."""
+        config, progress = self.config, self.progress
+        train = self._training_examples(t)
+        epochs = num_epochs(len(train), config.batch_size, epochs=config.epochs, iterations=config.iterations)
+        steps_an_epoch = -(-len(train) // config.batch_size)
+        num_steps = config.iterations or epochs * steps_an_epoch
+        columns = self._columns(t)
+        while progress.epoch < epochs:
+            began = time.perf_counter()
+            done = progress.epoch * steps_an_epoch
+
+            def set_rate(step: int, done: int = done) -> None:
+                rate = learning_rate(config.schedule, config.lr, step=done + step, num_steps=num_steps)
+                for group in self.optimizer.param_groups:
+                    group["lr"] = rate
+
+            loss = train_epoch(
+                self.model,
+                self.optimizer,
+                train,
+                batch_size=config.batch_size,
+                seed=_mixed(config.seed, t, progress.epoch),
+                columns=columns,
+                num_steps=min(steps_an_epoch, num_steps - done),
+                before_step=None if config.schedule == "constant" else set_rate,
+                added_loss=self.learner.added_loss,
+            )
+            progress.epoch += 1
+            seconds = time.perf_counter() - began
+            progress.seconds_training += seconds
+            self._tell(
+                {
+                    "event": "epoch",
+                    "task": t,
+                    "epoch": progress.epoch,
+                    "epochs": epochs,
+                    "loss": loss,
+                    "seconds": seconds,
+                }
+            )
+            if progress.epoch < epochs:
+                self._save(at_least=CHECKPOINT_SECONDS)
+        self._close(t)
+
+    def _close(self, t: int) -> None:
+        progress, kept = self.progress, self.tasks[t]
+        began = time.perf_counter()
+        report = str(self.learner.keeper.report()) if self.learner.keeper is not None else ""
+        examples = kept.validation if self.config.importance_data == "validation" else kept.train(self.stream[t])
+        if self.config.importance_examples is not None:
+            examples = examples.take(self.config.importance_examples)
+        self.learner.close_task(examples, classes=active_classes(self.mask, self.stream.task_classes, t), task=t)
+        seconds = time.perf_counter() - began
+        progress.seconds_importance += seconds
+        progress.test.append([self._accuracy(other.test, t, j) for j, other in enumerate(self.tasks)])
+        progress.validation.append([self._accuracy(other.validation, t, j) for j, other in enumerate(self.tasks)])
+        progress.task, progress.epoch = t + 1, 0
+        self._tell(
+            {
+                "event": "task",
+                "task": t,
+                "accuracy": progress.test[-1],
+                "validation": progress.validation[-1],
+                "average_accuracy": sum(progress.test[-1][: t + 1]) / (t + 1),
+                "seconds": self._seconds(),
+                "seconds_importance": seconds,
+                "keeper": report,
+            }
+        )
+        if self.config.fresh_optimizer:
+            self.optimizer = self._new_optimizer()
+        self._save()
+
+    def _new_optimizer(self) -> Optimizer:
+        config = self.config
+        optimizer = build_optimizer(
+            config.optimizer, self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay
+        )
+        self.learner.attach(optimizer)
+        return optimizer
+
+    def _training_examples(self, t: int) -> Examples:
+        if self.method.mechanism != "joint":
+            return self.tasks[t].train(self.stream[t])
+        parts = [self.tasks[k].train(self.stream[k]) for k in range(t + 1)]
+        return Examples(torch.cat([part.inputs for part in parts]), torch.cat([part.targets for part in parts]))
+
+    def _columns(self, t: int) -> Tensor | None:
+        """Row c: the columns in the loss of an example of class c; under joint training each example's own task's."""
+        if self.mask == "all":
+            return None
+        table = torch.zeros(self.stream.num_classes, self.stream.num_classes, dtype=torch.bool, device=self.device)
+        for k in range(t + 1) if self.method.mechanism == "joint" else (t,):
+            active = active_classes(self.mask, self.stream.task_classes, k if self.mask == "task" else t)
+            for own in self.stream.task_classes[k]:
+                table[own, list(active or ())] = True
+        return table
+
+    def _accuracy(self, examples: Examples, t: int, j: int) -> float:
+        """Accuracy on task j after task t, among the classes that the scenario leaves open."""
+        if self.stream.scenario == "domain":
+            return accuracy(self.model, examples)
+        mask: Mask = "task" if self.stream.scenario == "task" else "seen"
+        return accuracy(
+            self.model,
+            examples,
+            classes=active_classes(mask, self.stream.task_classes, max(t, j) if mask == "seen" else j),
+        )
+
+    def _seconds(self) -> float:
+        now = time.perf_counter()
+        self.progress.seconds += now - self._clock
+        self._clock = now
+        return self.progress.seconds
+
+    def _save(self, *, at_least: float = 0.0) -> None:
+        if time.perf_counter() - self._saved >= at_least:
+            self._seconds()
+            checkpoint.save(
+                self.folder.checkpoint, self.progress, model=self.model, optimizer=self.optimizer, learner=self.learner
+            )
+            self._saved = time.perf_counter()
+
+    def _tell(self, event: Mapping[str, Any]) -> None:
+        self.folder.append(event)
+        self.progress.num_events += 1
+        if self.watch is not None:
+            self.watch(event)
+
+    def _result(self) -> RunResult:
+        progress, keeper = self.progress, self.learner.keeper
+        seconds = self._seconds()
+        result = RunResult(
+            stream=self.config.stream,
+            scenario=self.stream.scenario,
+            method=self.config.method,
+            seed=self.config.seed,
+            **summarise(progress.test, progress.validation, progress.baseline),
+            seconds=seconds,
+            seconds_training=progress.seconds_training,
+            seconds_importance=progress.seconds_importance,
+            config=self.config.to_dict(),
+            versions=versions(),
+            keeper="" if keeper is None else str(keeper.report()),
+        )
+        self._tell({"event": "done", "average_accuracy": average_accuracy(progress.test)[-1], "seconds": seconds})
+        result.save(self.folder.result)
+        return result
+
+
+class _Kept:
+    """What is kept of a task: the examples that every later evaluation needs, not those it is trained on."""
+
+    def __init__(self, task: Task, device: torch.device) -> None:
+        self._device = device
+        self.validation = task.validation.to(device)
+        self.test = task.test.to(device)
+
+    def train(self, task: Task) -> Examples:
+        """Its training examples, built again when they are needed."""
+        return task.train.to(self._device)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise OptionError(
+            f"device {name!r} cannot be used: {str(error).splitlines()[0]}. Use cpu, or cuda where one is."
+        ) from error
+    return device
+
+
+def _mixed(*numbers: int) -> int:
+    """One seed from several."""
+    seed = 0
+    for number in numbers:
+        seed = (seed * 1_000_003 + number + 1) % (2**63 - 25)
+    return seed

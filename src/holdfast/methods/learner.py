@@ -1,0 +1,168 @@
+"""A method put to work on a model: what is attached to the optimizer, and what closes a task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+from torch.optim import Optimizer
+
+from holdfast.errors import OptionError
+from holdfast.heads.likelihoods import Categorical
+from holdfast.importance import fisher, mas, signal, taylor, uniform
+from holdfast.importance.path import SynapticIntelligence
+from holdfast.memory import Accumulate, Decayed, Weighting
+from holdfast.methods.registry import Method
+from holdfast.records import Importance
+from holdfast.retention import EWC, WVA, Keeper
+from holdfast.streams.examples import Examples
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnerOptions:
+    """What a method leaves open; the fields mean what they mean in `EWC`, `WVA` and the estimators."""
+
+    strength: float | None = None
+    budget: float | None = None
+    pull: Literal["implicit", "gradient", "penalty"] = "implicit"
+    attenuation: Literal["hyperbolic", "exponential"] = "hyperbolic"
+    attenuate: Literal["increments", "gradients"] = "increments"
+    accumulate: str = "sum"
+    weighting: Weighting = "task"
+    fisher: Literal["exact", "sampled", "empirical", "batched"] = "exact"
+    mas_output: Literal["logits", "softmax"] = "logits"
+    mas_batched: bool = False
+    signal_bias: Literal["output", "activation"] = "output"
+    damping: float = 0.1
+    si_gradient: Literal["before", "after"] = "before"
+    seed: int = 0
+
+
+class Learner:
+    """What stands between a training loop and the tasks it has left behind.
+
+    Attributes:
+        keeper: EWC or WVA; None for methods that hold nothing.
+        path: SI's path of training; None for other importances.
+    """
+
+    def __init__(self, method: Method, model: nn.Module, options: LearnerOptions) -> None:
+        self.method, self.model, self.options = method, model, options
+        self.keeper = _keeper(method, model, options)
+        self.path: SynapticIntelligence | None = None
+        if method.importance == "si":
+            self.path = SynapticIntelligence(model, damping=options.damping, gradient=options.si_gradient)
+
+    def attach(self, optimizer: Optimizer) -> None:
+        """Hold this optimizer's steps from now on, in place of any other's."""
+        if self.keeper is not None:
+            self.keeper.detach().attach(optimizer)
+        if self.path is not None:
+            self.path.detach().attach(optimizer)
+
+    @property
+    def added_loss(self) -> Callable[[], Any] | None:
+        """What the loop must add to its loss: the penalty under `pull="penalty"`, else nothing."""
+        keeper = self.keeper
+        return keeper.penalty if isinstance(keeper, EWC) and keeper.pull == "penalty" else None
+
+    def close_task(self, examples: Examples, *, classes: tuple[int, ...] | None, task: int) -> None:
+        """Measure what the task needs, and hold it.
+
+        Args:
+            examples: what importances are measured on.
+            classes: output columns that took part in the loss.
+            task: its number, which seeds sampled labels.
+        """
+        if self.keeper is not None:
+            self.keeper.retain(self._importance(examples, classes, task))
+
+    def _importance(self, examples: Examples, classes: tuple[int, ...] | None, task: int) -> Importance:
+        options, model, loss = self.options, self.model, Categorical(classes)
+        calibrate = options.budget is not None  # a budget is in nats
+        match self.method.importance:
+            case "fisher":
+                batched = options.fisher == "batched"
+                # batches of 128, as in van de Ven's comparison (arXiv 2502.11756)
+                data = examples.batches(128) if batched else examples
+                seed = options.seed + 1000 * task
+                return fisher(model, data, kind=options.fisher, loss=loss, seed=seed, calibrate=batched and calibrate)
+            case "mas":
+                output, batched = options.mas_output, options.mas_batched
+                return mas(model, examples, output=output, batched=batched, loss=loss, calibrate=calibrate)
+            case "signal":
+                return signal(model, examples, bias=options.signal_bias, loss=loss, calibrate=calibrate)
+            case "taylor":
+                return taylor(model, examples, loss=loss, calibrate=calibrate)
+            case "si":
+                assert self.path is not None
+                return self.path.importance(num_examples=len(examples))
+            case _:
+                return uniform(model)
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Everything that training on needs: tensors by name, and JSON notes."""
+        tensors: dict[str, Any] = {}
+        notes: dict[str, Any] = {}
+        if self.keeper is not None:
+            held, notes["keeper"] = self.keeper.state()
+            tensors |= {f"keeper/{name}": tensor for name, tensor in held.items()}
+        if self.path is not None:
+            state = self.path.state_dict()
+            notes["path"] = state["num_steps"]
+            tensors |= {f"path/{name}": tensor for name, tensor in state["tensors"].items()}
+        return tensors, notes
+
+    def load_state(self, tensors: Mapping[str, Any], notes: Mapping[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        if self.keeper is not None:
+            held = {n.removeprefix("keeper/"): t for n, t in tensors.items() if n.startswith("keeper/")}
+            self.keeper.load_state(held, notes["keeper"])
+        if self.path is not None:
+            path = {n.removeprefix("path/"): t for n, t in tensors.items() if n.startswith("path/")}
+            self.path.load_state_dict({"num_steps": notes["path"], "tensors": path})
+
+
+def accumulation(text: str) -> Accumulate:
+    """The rule that a text names: "sum", "mean", "max", "per_task" or "decayed:GAMMA".
+
+    Raises:
+        OptionError: it names none.
+    """
+    match text.split(":"):
+        case ["sum" | "mean" | "max" | "per_task" as rule]:
+            return rule
+        case ["decayed", number]:
+            try:
+                return Decayed(float(number))
+            except ValueError as error:
+                raise OptionError(f"accumulate: {text!r} names no decay; expected such as 'decayed:0.9'.") from error
+        case _:
+            raise OptionError(f"accumulate is {text!r}; expected sum, mean, max, per_task or decayed:GAMMA.")
+
+
+def _keeper(method: Method, model: nn.Module, options: LearnerOptions) -> Keeper | None:
+    rule = accumulation(options.accumulate)
+    if method.mechanism == "ewc":
+        return EWC(
+            model,
+            strength=options.strength,
+            budget=options.budget,
+            pull=options.pull,
+            accumulate=rule,
+            weighting=options.weighting,
+        )
+    if method.mechanism == "wva":
+        if options.strength is None:
+            raise OptionError(f"{method.name}: WVA has no anchors, so that it cannot keep a budget. Give a strength.")
+        return WVA(
+            model,
+            strength=options.strength,
+            attenuation=options.attenuation,
+            on=options.attenuate,
+            accumulate=rule,
+            weighting=options.weighting,
+        )
+    return None
