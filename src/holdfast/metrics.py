@@ -1,7 +1,7 @@
 """What an accuracy matrix says, and how sure a mean over seeds is.
 
-`matrix[t][j]` is the accuracy, a fraction, on task j after task t was learned: T x T, tasks counted from 0. With one task
-there is nothing to forget and nothing to transfer, and those metrics are 0.
+`matrix[t][j]` is the accuracy, a fraction, on task j after task t was learned: T x T, tasks counted from 0. With one
+task there is nothing to forget and nothing to transfer, and those metrics are 0.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def average_accuracy(matrix: Matrix) -> list[float]:
 def forgetting(matrix: Matrix) -> float:
     """How much was lost of the best that was reached: the mean of `forgetting_by_task`.
 
-    Negative where later tasks helped. Source: Chaudhry et al. 2018, arXiv 1801.10112, eq. 3.
+    Negative where later tasks helped. Source: Chaudhry et al. 2018, arXiv 1801.10112.
 
     Raises:
         OptionError: the matrix is not square.
@@ -51,7 +51,7 @@ def forgetting_by_task(matrix: Matrix) -> list[float]:
 def backward_transfer(matrix: Matrix) -> float:
     """What later tasks did to earlier ones: mean over j < T - 1 of a_(T-1)j - a_jj. Negative where they harmed.
 
-    Source: Lopez-Paz & Ranzato 2017, arXiv 1706.08840, eq. 3.
+    Source: Lopez-Paz & Ranzato 2017, arXiv 1706.08840.
 
     Raises:
         OptionError: the matrix is not square.
@@ -67,7 +67,7 @@ def forward_transfer(matrix: Matrix, baseline: Sequence[float]) -> float:
         matrix: the accuracies.
         baseline: [T], the accuracy on each task of the untrained model.
 
-    Source: Lopez-Paz & Ranzato 2017, arXiv 1706.08840, eq. 4.
+    Source: Lopez-Paz & Ranzato 2017, arXiv 1706.08840.
 
     Raises:
         OptionError: the matrix is not square, or the baseline is not of its length.
