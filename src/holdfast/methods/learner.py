@@ -91,9 +91,11 @@ class Learner:
                 return fisher(model, data, kind=options.fisher, loss=loss, seed=seed, calibrate=batched and calibrate)
             case "mas":
                 output, batched = options.mas_output, options.mas_batched
-                return mas(model, examples, output=output, batched=batched, loss=loss, calibrate=calibrate)
+                return mas(
+                    model, examples, output=output, batched=batched, loss=loss if calibrate else None, calibrate=calibrate
+                )
             case "signal":
-                return signal(model, examples, bias=options.signal_bias, loss=loss, calibrate=calibrate)
+                return signal(model, examples, bias=options.signal_bias, loss=loss if calibrate else None, calibrate=calibrate)
             case "taylor":
                 return taylor(model, examples, loss=loss, calibrate=calibrate)
             case "si":
