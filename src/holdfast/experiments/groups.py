@@ -1,0 +1,145 @@
+"""Runs that may be averaged: those that differ in nothing but their seed."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from holdfast.experiments.results import RunResult
+from holdfast.methods import METHODS
+
+_IDENTITY = ("stream", "method", "seed", "scenario")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs of one configuration under different seeds.
+
+    Attributes:
+        stream: name of the stream.
+        scenario: "task", "domain" or "class".
+        method: name of the method.
+        label: the method's label and, where runs of the same method differ in settings, the settings that differ.
+        variant: its number among the configurations of the same method, from 0.
+        num_variants: how many those are.
+        settings: all settings but stream, scenario, method and seed.
+        results: one a seed, by seed.
+    """
+
+    stream: str
+    scenario: str
+    method: str
+    label: str
+    variant: int
+    num_variants: int
+    settings: dict[str, Any]
+    results: tuple[RunResult, ...]
+
+    @property
+    def num_tasks(self) -> int:
+        """How many tasks each run learned."""
+        return len(self.results[0].average_accuracy)
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds, ascending."""
+        return [result.seed for result in self.results]
+
+
+def group_results(results: Iterable[RunResult]) -> list[Group]:
+    """Group runs by configuration without seed.
+
+    Sorted by stream and scenario, and there from the ceiling to the floor: joint, EWC by importance, WVA by importance,
+    l2, none; one method's configurations by the settings in which they differ. The order does not depend on who wins,
+    so that tables of different streams can be laid side by side. A run that is found twice (the same configuration and
+    seed, as from a copied folder) counts once.
+    """
+    by_configuration: dict[str, dict[int, RunResult]] = defaultdict(dict)
+    for result in results:
+        key = json.dumps([result.stream, result.scenario, result.method, settings_of(result)], sort_keys=True)
+        by_configuration[key].setdefault(result.seed, result)
+    by_method: dict[tuple[str, str, str], list[list[RunResult]]] = defaultdict(list)
+    for found in by_configuration.values():
+        runs = [found[seed] for seed in sorted(found)]
+        by_method[runs[0].stream, runs[0].scenario, runs[0].method].append(runs)
+    ordered = sorted(by_method, key=lambda key: (key[0], key[1], method_order(key[2])))
+    return [group for key in ordered for group in _variants(by_method[key])]
+
+
+def sections(groups: Sequence[Group]) -> dict[tuple[str, str], list[Group]]:
+    """The groups of each (stream, scenario), which alone can be compared."""
+    found: dict[tuple[str, str], list[Group]] = defaultdict(list)
+    for group in groups:
+        found[group.stream, group.scenario].append(group)
+    return dict(found)
+
+
+def settings_of(result: RunResult) -> dict[str, Any]:
+    """All settings but stream, scenario, method and seed; the number of tasks as it was, also where left to the stream."""
+    rest = {name: value for name, value in result.config.items() if name not in _IDENTITY}
+    return rest | {"num_tasks": len(result.average_accuracy)}
+
+
+def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The names of the settings that are not the same everywhere, in their usual order."""
+    names = dict.fromkeys(name for each in settings for name in each)
+    return [name for name in names if any(each.get(name) != settings[0].get(name) for each in settings)]
+
+
+def setting_text(name: str, value: Any) -> str:
+    """A setting as people read it, such as "strength 15" or "hidden 300-150"."""
+    if isinstance(value, bool) or value is None:
+        shown = {True: "yes", False: "no", None: "unset"}[value]
+    elif isinstance(value, int | float):
+        shown = f"{value:g}" if isinstance(value, float) else str(value)
+    elif isinstance(value, list | tuple):
+        shown = "-".join(map(str, value))
+    else:
+        shown = str(value)
+    return f"{name.replace('_', ' ')} {shown}"
+
+
+def method_label(method: str) -> str:
+    """The method's label, or the name itself of one that this version does not know."""
+    return METHODS[method].label if method in METHODS else method
+
+
+def method_order(method: str) -> tuple[int, int, str]:
+    """Where a method stands: joint, EWC, WVA, l2, none, then unknown ones by name."""
+    if method not in METHODS:
+        return (5, 0, method)
+    known = METHODS[method]
+    rank = {"joint": 0, "ewc": 1, "wva": 2, "none": 4}[known.mechanism]
+    return (3 if known.importance == "ones" else rank, list(METHODS).index(method), method)
+
+
+def _variants(configurations: Sequence[Sequence[RunResult]]) -> list[Group]:
+    settings = [settings_of(runs[0]) for runs in configurations]
+    names = differing(settings)
+    order = sorted(range(len(settings)), key=lambda i: [_sortable(settings[i].get(name)) for name in names])
+    groups = []
+    for variant, i in enumerate(order):
+        first = configurations[i][0]
+        told = [setting_text(name, settings[i].get(name)) for name in names]
+        groups.append(
+            Group(
+                stream=first.stream,
+                scenario=first.scenario,
+                method=first.method,
+                label=", ".join([method_label(first.method), *told]),
+                variant=variant,
+                num_variants=len(order),
+                settings=settings[i],
+                results=tuple(configurations[i]),
+            )
+        )
+    return groups
+
+
+def _sortable(value: Any) -> tuple[int, float, str]:
+    if isinstance(value, int | float):
+        return (1, float(value), "")
+    return (0, 0.0, "") if value is None else (2, 0.0, str(value))

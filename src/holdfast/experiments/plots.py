@@ -1,0 +1,356 @@
+"""Pictures of runs: how accuracy holds as tasks are learned, and what became of every task.
+
+matplotlib is asked for only when something is drawn, and drawn on by itself (no pyplot, no window, no global state).
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from holdfast.errors import OptionError, OutputError
+from holdfast.experiments.groups import Group
+from holdfast.methods import METHODS
+from holdfast.metrics import confidence_interval
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+DPI = 150
+INK = "#222222"
+MUTED = "#767676"
+GRID = "#e3e3e3"
+FONT = 9.0
+
+# A method's colour says its importance, its stroke and marker the mechanism; hues after Okabe and Ito, told apart also by
+# people who do not see red or green, darkened until text in them reads well on white.
+_HUES = {
+    "fisher": "#0068a8",
+    "mas": "#c94f00",
+    "si": "#008361",
+    "signal": "#b0438f",
+    "taylor": "#a67600",
+    "ones": "#7a5c3a",
+}
+_STROKES: dict[str, dict[str, Any]] = {
+    "joint": {"linestyle": (0, (5, 2)), "marker": ""},
+    "none": {"linestyle": (0, (1, 1.4)), "marker": ""},
+    "ewc": {"linestyle": "-", "marker": "o"},
+    "wva": {"linestyle": (0, (7, 1.6, 1.4, 1.6)), "marker": "^"},
+}
+_MATRIX_COLOURS = "YlGnBu"
+
+
+def check_matplotlib() -> None:
+    """Make sure that pictures can be drawn, before time is spent on what they are to show.
+
+    Raises:
+        OptionError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise OptionError(
+            'pictures are drawn with matplotlib, which is not installed. Install it with: pip install "holdfast[plots]"'
+        ) from error
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure, in inches, that belongs to no window.
+
+    Raises:
+        OptionError: matplotlib is not installed.
+    """
+    check_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def write_png(figure: Figure, path: str | os.PathLike[str]) -> Path:
+    """Write a figure as PNG, whole or not at all; the folder is made if it is not there.
+
+    Returns:
+        The path.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    target = Path(path)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=DPI)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.new")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(picture.getvalue())
+        temporary.replace(target)
+    except OSError as error:
+        raise OutputError(f"cannot write {target}: {error}. Choose a place that can be written.") from error
+    finally:
+        if temporary.parent.is_dir():
+            temporary.unlink(missing_ok=True)
+    return target
+
+
+def stroke(group: Group, *, palest: float = 0.6) -> dict[str, Any]:
+    """Colour, line style and marker of a group: the same in every picture, whatever else is drawn.
+
+    Configurations of one method share its colour, from full to pale.
+    """
+    method = METHODS.get(group.method)
+    mechanism = method.mechanism if method else "ewc"
+    hue = _HUES.get((method.importance if method else None) or "", INK if mechanism == "joint" else MUTED)
+    paleness = 0.0 if group.num_variants == 1 else palest * group.variant / (group.num_variants - 1)
+    return {"color": _mixed_with_white(hue, paleness), **_STROKES[mechanism]}
+
+
+def accuracy_curves(groups: Sequence[Group], path: str | os.PathLike[str], *, title: str = "") -> Path:
+    """Draw the average accuracy on the tasks so far against their number: a line a group, named at its end.
+
+    With several seeds the line is the mean and the band its 95% confidence interval. Joint training, the ceiling, is
+    dashed; plain training, the floor, is dotted.
+
+    Args:
+        groups: what to compare, of one stream and scenario.
+        path: of the PNG.
+        title: above the picture; without one, stream and scenario.
+
+    Returns:
+        The path.
+
+    Raises:
+        OptionError: there is nothing to draw, or matplotlib is not installed.
+        OutputError: the file cannot be written.
+    """
+    _check_groups(groups, where="accuracy_curves")
+    means = [[confidence_interval(values)[0] for values in _by_task(group)] for group in groups]
+    ends = [f"{group.label}  {100 * mean[-1]:.1f}" for group, mean in zip(groups, means)]
+    margin = 0.35 + 0.072 * max(map(len, ends))
+    width, height = 5.4, max(3.6, 0.19 * len(groups))
+    figure = new_figure(0.75 + width + margin, height + 1.15)
+    axes = _axes_at(figure, 0.75, 0.6, width, height)
+    for group, mean in zip(groups, means):
+        _draw_curve(axes, group, mean)
+    most = max(group.num_tasks for group in groups)
+    axes.set_xlim(1 - 0.04 * max(1, most - 1), most + 0.02 * max(1, most - 1))
+    axes.set_xticks(_ticks(most))
+    low, high = _limits([accuracy for group in groups for accuracy in _all_accuracies(group)])
+    axes.set_ylim(low, high)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}%")
+    axes.grid(axis="y", color=GRID, linewidth=0.8)
+    _bare(axes, ("left", "bottom"))
+    axes.set_xlabel("tasks learned", fontsize=FONT, color=INK)
+    axes.set_ylabel("average accuracy on the tasks so far", fontsize=FONT, color=INK)
+    _head(figure, axes, title or _title(groups[0]), _seeds_told(groups))
+    _name_ends(axes, groups, means, ends, gap=(high - low) * 0.175 / height)
+    return write_png(figure, path)
+
+
+def accuracy_matrices(groups: Sequence[Group], path: str | os.PathLike[str], *, title: str = "") -> Path:
+    """Draw the accuracy on every task after every task: a heat map a group, all on the scale from 0 to 100 per cent.
+
+    Row t stands for the network after task t, column j for its test accuracy on task j: going down a column one sees
+    task j learned on the diagonal, and then kept or fading. Right of the stepped line are tasks not learned yet.
+    Numbers are per cent, the mean over seeds.
+
+    Args:
+        groups: what to compare, of one stream and scenario.
+        path: of the PNG.
+        title: above the picture; without one, stream and scenario.
+
+    Returns:
+        The path.
+
+    Raises:
+        OptionError: there is nothing to draw, or matplotlib is not installed.
+        OutputError: the file cannot be written.
+    """
+    _check_groups(groups, where="accuracy_matrices")
+    most = max(group.num_tasks for group in groups)
+    side = min(3.2, max(1.5, 0.29 * most))
+    columns = min(len(groups), 4 if side < 2.6 else 3)
+    lines = -(-len(groups) // columns)
+    left, right, gap, line = 0.65, 0.95, 0.3, side + 0.5
+    figure = new_figure(max(left + columns * (side + gap) + right, 4.6), lines * line + 0.95)
+    image = None
+    for number, group in enumerate(groups):
+        row, column = divmod(number, columns)
+        bottom = 0.55 + (lines - 1 - row) * line
+        axes = _axes_at(figure, left + column * (side + gap), bottom, side, side)
+        image = _draw_matrix(axes, group, side)
+        if column == 0:
+            axes.set_ylabel("after task", fontsize=FONT, color=INK)
+        if number + columns >= len(groups):
+            axes.set_xlabel("accuracy on task", fontsize=FONT, color=INK)
+        if number == 0:
+            _head(figure, axes, title or _title(group), _seeds_told(groups, interval=False), lift=0.24)
+    tall, above = (lines - 1) * line + side, max(0.0, (lines - 1) * line + side - 3.3)
+    bar = _axes_at(figure, left + columns * (side + gap) - 0.05, 0.55 + above, 0.13, tall - above)
+    assert image is not None
+    colours = figure.colorbar(image, cax=bar, ticks=[0, 0.2, 0.4, 0.6, 0.8, 1])
+    colours.ax.set_yticklabels([f"{tick}%" for tick in (0, 20, 40, 60, 80, 100)])
+    colours.ax.tick_params(labelsize=FONT - 1, colors=INK, length=2, width=0.6)
+    colours.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
+    return write_png(figure, path)
+
+
+def spread(places: Sequence[float], gap: float) -> list[float]:
+    """The places moved as little as possible (in the mean square) so that neighbours in height are `gap` apart.
+
+    Pool adjacent violators: with the i-th place lowered by i*gap the task is isotonic regression.
+    """
+    order = sorted(range(len(places)), key=lambda i: places[i])
+    blocks: list[list[float]] = []
+    for rank, i in enumerate(order):
+        blocks.append([places[i] - rank * gap])
+        while len(blocks) > 1 and _mean(blocks[-2]) > _mean(blocks[-1]):
+            blocks[-2:] = [blocks[-2] + blocks[-1]]
+    level = [_mean(block) for block in blocks for _ in block]
+    moved = [0.0] * len(places)
+    for rank, i in enumerate(order):
+        moved[i] = level[rank] + rank * gap
+    return moved
+
+
+def _draw_curve(axes: Axes, group: Group, mean: Sequence[float]) -> None:
+    tasks = np.arange(1, group.num_tasks + 1)
+    outer = METHODS.get(group.method) is None or METHODS[group.method].mechanism in ("joint", "none")
+    look = stroke(group)
+    axes.plot(
+        tasks,
+        mean,
+        **look,
+        linewidth=1.8,
+        markersize=4.5,
+        markeredgecolor="white",
+        markeredgewidth=0.6,
+        zorder=2 if outer else 3,
+        clip_on=False,
+    )
+    if len(group.results) > 1:
+        half = np.array([confidence_interval(values)[1] for values in _by_task(group)])
+        low, high = np.clip(np.array(mean) - half, 0, 1), np.clip(np.array(mean) + half, 0, 1)
+        axes.fill_between(tasks, low, high, color=look["color"], alpha=0.13, linewidth=0, zorder=1)
+
+
+def _name_ends(
+    axes: Axes, groups: Sequence[Group], means: Sequence[Sequence[float]], texts: Sequence[str], *, gap: float
+) -> None:
+    """Name each line right of the plot at its end; where ends crowd, names move apart and thin leaders lead to them."""
+    edge, (low, high) = axes.get_xlim()[1], axes.get_ylim()
+    span = edge - axes.get_xlim()[0]
+    places = spread([mean[-1] for mean in means], gap)
+    shift = min(0.0, high - max(places)) + max(0.0, low - min(places))
+    for group, mean, text, place in zip(groups, means, texts, places):
+        colour = stroke(group)["color"]
+        axes.plot(
+            [group.num_tasks, edge, edge + 0.03 * span],
+            [mean[-1], mean[-1], place + shift],
+            color=colour,
+            linewidth=0.7,
+            alpha=0.6,
+            clip_on=False,
+            zorder=1,
+        )
+        ink = stroke(group, palest=0.35)["color"]
+        axes.text(edge + 0.037 * span, place + shift, text, color=ink, fontsize=FONT, va="center", clip_on=False)
+
+
+def _draw_matrix(axes: Axes, group: Group, side: float) -> Any:
+    matrix = np.mean([result.accuracy_matrix for result in group.results], axis=0)
+    count = len(matrix)
+    image = axes.imshow(matrix, cmap=_MATRIX_COLOURS, vmin=0, vmax=1, aspect="equal")
+    size = min(8.5, 72 * side / count * 0.36)
+    if size >= 5:
+        for (t, j), value in np.ndenumerate(matrix):
+            colour = "white" if value > 0.55 else (INK if j <= t else "#8a8a80")
+            axes.text(j, t, f"{100 * value:.0f}", ha="center", va="center", fontsize=size, color=colour)
+    steps = np.repeat(np.arange(count + 1), 2) - 0.5
+    axes.plot(steps[1:-2], steps[:-3], color=INK, linewidth=0.9, solid_joinstyle="miter")
+    ticks = [task - 1 for task in _ticks(count)]
+    axes.set_xticks(ticks, [str(task + 1) for task in ticks])
+    axes.set_yticks(ticks, [str(task + 1) for task in ticks])
+    _bare(axes, ())
+    title = f"{group.label}  {100 * float(np.mean(matrix[-1])):.1f}"
+    fitting = min(FONT, 72 * (side + 0.25) / (0.56 * len(title)))
+    axes.set_title(title, fontsize=fitting, color=INK, loc="left", pad=4)
+    return image
+
+
+def _axes_at(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:
+    """Axes at a place in inches: nothing moves when labels grow."""
+    across, up = figure.get_size_inches()
+    return figure.add_axes((left / across, bottom / up, width / across, height / up))
+
+
+def _head(figure: Figure, axes: Axes, title: str, remark: str, *, lift: float = 0.0) -> None:
+    """A bold title and a muted remark over the figure, flush with the left edge of the axes."""
+    across, up = figure.get_size_inches()
+    box = axes.get_position()
+    figure.text(box.x0, box.y1 + (0.31 + lift) / up, title, fontsize=FONT + 2, color=INK, fontweight="bold")
+    figure.text(box.x0, box.y1 + (0.12 + lift) / up, remark, fontsize=FONT, color=MUTED)
+
+
+def _bare(axes: Axes, spines: Sequence[str]) -> None:
+    for name, spine in axes.spines.items():
+        spine.set_visible(name in spines)
+        spine.set_color("#9a9a9a")
+    axes.tick_params(labelsize=FONT - 1, colors=INK, length=3 if spines else 0, width=0.6, color="#9a9a9a")
+    axes.set_axisbelow(True)
+
+
+def _by_task(group: Group) -> list[list[float]]:
+    """For each number of tasks the average accuracies of all seeds."""
+    return [list(values) for values in zip(*(result.average_accuracy for result in group.results))]
+
+
+def _all_accuracies(group: Group) -> list[float]:
+    return [accuracy for result in group.results for accuracy in result.average_accuracy]
+
+
+def _limits(accuracies: Sequence[float]) -> tuple[float, float]:
+    """From a multiple of 5% below everything to a little above, never past what an accuracy can be."""
+    low = max(0.0, np.floor((min(accuracies) - 0.02) * 20) / 20)
+    high = min(1.0, np.ceil((max(accuracies) + 0.005) * 20) / 20)
+    return float(low), float(max(high, low + 0.05))
+
+
+def _ticks(count: int) -> list[int]:
+    step = 1 if count <= 12 else -(-count // 10)
+    return [1, *range(step if step > 1 else 2, count + 1, step)] if count > 1 else [1]
+
+
+def _title(group: Group) -> str:
+    return f"{group.stream}, {group.scenario}-incremental"
+
+
+def _seeds_told(groups: Sequence[Group], *, interval: bool = True) -> str:
+    counts = sorted({len(group.results) for group in groups})
+    if counts == [1]:
+        seeds = {group.seeds[0] for group in groups}
+        return f"test accuracy, seed {seeds.pop()}" if len(seeds) == 1 else "test accuracy, one seed each"
+    told = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    return f"test accuracy, mean{' and 95% confidence interval' if interval else ''} over {told} seeds"
+
+
+def _check_groups(groups: Sequence[Group], *, where: str) -> None:
+    if not groups:
+        raise OptionError(f"{where}: there is nothing to draw; expected at least one group of runs.")
+
+
+def _mixed_with_white(colour: str, share: float) -> str:
+    channels = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+    return "#" + "".join(f"{round(channel + (255 - channel) * share):02x}" for channel in channels)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

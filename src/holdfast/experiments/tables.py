@@ -1,0 +1,155 @@
+"""From runs to rows of figures, and from rows to Markdown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from holdfast.experiments.groups import Group, group_results
+from holdfast.experiments.results import RunResult
+from holdfast.metrics import confidence_interval
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds.
+
+    Attributes:
+        mean: of the values.
+        half_width: of the 95% confidence interval; None for a single seed, which says nothing of the spread.
+    """
+
+    mean: float
+    half_width: float | None = None
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Estimate:
+        """The estimate from one value a seed."""
+        mean, half_width = confidence_interval(values)
+        return cls(mean, half_width if math.isfinite(half_width) else None)
+
+    def text(self, *, scale: float = 1.0, digits: int = 1) -> str:
+        """As people read it, such as "88.3 ± 0.4"."""
+        shown = f"{scale * self.mean:.{digits}f}"
+        shown = shown.removeprefix("-") if float(shown) == 0 else shown
+        return shown if self.half_width is None else f"{shown} ± {scale * self.half_width:.{digits}f}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """What the runs of one configuration found, over their seeds.
+
+    Attributes:
+        stream: name of the stream.
+        scenario: "task", "domain" or "class".
+        method: name of the method.
+        label: what tables call it; see `Group`.
+        num_seeds: how many runs the estimates are of.
+        accuracy: average test accuracy after the last task, a fraction.
+        validation: the same on validation data.
+        forgetting: mean over earlier tasks of the best accuracy ever minus the last, a fraction.
+        backward_transfer: mean over earlier tasks of the last accuracy minus that just after learning, a fraction.
+        learning_accuracy: mean accuracy on each task just after learning it, a fraction.
+        seconds_training: in training steps.
+        seconds_importance: measuring importances.
+    """
+
+    stream: str
+    scenario: str
+    method: str
+    label: str
+    num_seeds: int
+    accuracy: Estimate
+    validation: Estimate
+    forgetting: Estimate
+    backward_transfer: Estimate
+    learning_accuracy: Estimate
+    seconds_training: Estimate
+    seconds_importance: Estimate
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table of rows.
+
+    Attributes:
+        title: with its unit.
+        field: of `Row`.
+        scale: 100 turns a fraction into per cent.
+        digits: behind the point.
+    """
+
+    title: str
+    field: str
+    scale: float = 100.0
+    digits: int = 1
+
+    def text(self, row: Row) -> str:
+        """The cell of a row."""
+        estimate: Estimate = getattr(row, self.field)
+        return estimate.text(scale=self.scale, digits=self.digits)
+
+
+COLUMNS = (
+    Column("accuracy %", "accuracy"),
+    Column("validation %", "validation"),
+    Column("forgetting %", "forgetting"),
+    Column("backward transfer %", "backward_transfer"),
+    Column("learning accuracy %", "learning_accuracy"),
+    Column("training s", "seconds_training", 1.0),
+    Column("importance s", "seconds_importance", 1.0),
+)
+"""What is shown of a row, in order, behind its label."""
+
+
+def rows(results: Iterable[RunResult]) -> list[Row]:
+    """One row a configuration, in the order of `group_results`: from the ceiling, joint, to the floor, none."""
+    return [row_of(group) for group in group_results(results)]
+
+
+def row_of(group: Group) -> Row:
+    """The figures of one group."""
+
+    def over_seeds(field: str) -> Estimate:
+        return Estimate.of([getattr(result, field) for result in group.results])
+
+    return Row(
+        stream=group.stream,
+        scenario=group.scenario,
+        method=group.method,
+        label=group.label,
+        num_seeds=len(group.results),
+        accuracy=over_seeds("final_accuracy"),
+        validation=Estimate.of([result.validation_accuracy[-1] for result in group.results]),
+        forgetting=over_seeds("forgetting"),
+        backward_transfer=over_seeds("backward_transfer"),
+        learning_accuracy=over_seeds("learning_accuracy"),
+        seconds_training=over_seeds("seconds_training"),
+        seconds_importance=over_seeds("seconds_importance"),
+    )
+
+
+def best(found: Sequence[Row]) -> Row | None:
+    """The row of highest mean test accuracy among those that learn one task after the other; None without any.
+
+    Joint training, which sees all data at once, is out of the contest. This is for emphasis, never for choosing settings:
+    those are chosen on validation data.
+    """
+    contest = [row for row in found if row.method != "joint"]
+    return max(contest, key=lambda row: row.accuracy.mean, default=None) if len(contest) > 1 else None
+
+
+def markdown(found: Sequence[Row]) -> str:
+    """A Markdown table of rows that can be compared; the best accuracy stands in bold."""
+    winner = best(found)
+    lines = [
+        "| method | " + " | ".join(column.title for column in COLUMNS) + " | seeds |",
+        "|:--|" + "--:|" * (len(COLUMNS) + 1),
+    ]
+    for row in found:
+        cells = [column.text(row) for column in COLUMNS]
+        if row is winner:
+            cells[0] = f"**{cells[0]}**"
+        lines.append(f"| {row.label} | " + " | ".join(cells) + f" | {row.num_seeds} |")
+    return "\n".join(lines) + "\n"
