@@ -39,6 +39,7 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         if target.exists() and not target.is_dir():
             raise OutputError(f"{target} is a file; a folder is to be written there. Give another path.")
+        shutil.rmtree(fresh, ignore_errors=True)  # of a killed process that had the same number
         fresh.mkdir(parents=True)
         yield fresh
         if target.exists():
@@ -140,7 +141,7 @@ def write_tensors(
         if shards[-1] and size + tensor.nbytes > limit:
             shards.append({})
             size = 0
-        shards[-1][name] = tensor.detach().to("cpu").contiguous()
+        shards[-1][name] = tensor
         size += tensor.nbytes
     if len(shards) == 1:
         names = [f"{stem}.safetensors"]
@@ -151,7 +152,7 @@ def write_tensors(
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         write_json(folder / f"{stem}.safetensors.index.json", index)
     for file, shard in zip(names, shards, strict=True):
-        save_file(shard, folder / file, metadata={"format": "pt"})
+        save_file(_plain(shard), folder / file, metadata={"format": "pt"})
     return {file: _sha256(folder / file) for file in names}
 
 
@@ -161,6 +162,8 @@ def read_tensors(folder: Path, stem: str, digests: Mapping[str, str]) -> dict[st
     Raises:
         FileFormatError: if a file is missing, truncated, edited or no safetensors file.
     """
+    if not isinstance(digests, Mapping):
+        raise FileFormatError(f"{folder}: 'files' in its description is {digests!r}, no list of files. Save it again.")
     files = {name: digest for name, digest in digests.items() if _belongs(name, stem)}
     if not files:
         raise FileFormatError(f"{folder}: its description names no {stem}.safetensors. Save it again.")
@@ -189,8 +192,7 @@ def write_state(path: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, A
     temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        contiguous = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
-        save_file(contiguous, temporary, metadata={"notes": json.dumps(notes)})
+        save_file(_plain(tensors), temporary, metadata={"notes": json.dumps(notes)})
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
@@ -206,13 +208,24 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             notes = json.loads((file.metadata() or {})["notes"])
-            return {name: file.get_tensor(name) for name in file.keys()}, notes
+            return {name: file.get_tensor(name) for name in file.keys()}, notes  # noqa: SIM118 (no mapping)
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise FileFormatError(f"{path} is no readable checkpoint ({error}). Delete it to start again.") from error
 
 
 def _set_aside(target: Path) -> Path:
     return target.with_name(f".{target.name}.old")
+
+
+def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """On the CPU, contiguous, and each with memory of its own (tied weights in a state dict share theirs)."""
+    plain: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().to("cpu").contiguous()
+        plain[name] = tensor.clone() if tensor.data_ptr() in seen else tensor
+        seen.add(tensor.data_ptr())
+    return plain
 
 
 def _belongs(file: str, stem: str) -> bool:

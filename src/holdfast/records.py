@@ -21,7 +21,7 @@ from holdfast.files import (
     write_tensors,
     write_text,
 )
-from holdfast.tensors import spearman, trainable_parameters, unwrap
+from holdfast.tensors import all_parameters, spearman, trainable_parameters, unwrap
 from holdfast.version import __version__
 
 Detail = str | int | float | bool | None
@@ -63,6 +63,9 @@ class ImportanceInfo:
         record = {name: value for name, value in content.items() if name in known}
         if not isinstance(record.get("kind"), str) or not isinstance(record.get("num_examples"), int):
             raise FileFormatError(f"{where}: 'kind' (text) and 'num_examples' (whole number) are missing or damaged.")
+        nats, details = record.get("nats_per_unit"), record.get("details", {})
+        if not isinstance(nats, int | float | None) or not isinstance(details, dict):
+            raise FileFormatError(f"{where}: 'nats_per_unit' (a number or null) or 'details' (an object) is damaged.")
         return cls(**record)
 
 
@@ -96,7 +99,8 @@ class Importance(Mapping[str, Tensor]):
 
     def __repr__(self) -> str:
         weights = sum(value.numel() for value in self._values.values())
-        return f"Importance({self.info.kind}, {len(self)} parameters, {weights:,} weights, {self.info.num_examples} examples)"
+        sizes = f"{len(self)} parameters, {weights:,} weights, {self.info.num_examples} examples"
+        return f"Importance({self.info.kind}, {sizes})"
 
     def __add__(self, other: Importance) -> Importance:
         """Entry by entry; parameters in only one of the two keep their value."""
@@ -200,14 +204,21 @@ def check_names(importance: Mapping[str, Tensor], model: nn.Module, *, where: st
             f"{where}: {_count(unknown, 'name')} not among the trainable parameters of {kind}: {_listed(unknown)}. "
             f"It has {_listed(list(parameters))}. Use the model the importance was measured on, or unfreeze them."
         )
-    wrong = [name for name in importance if importance[name].shape != parameters[name].shape]
-    if wrong:
-        pairs = [
-            f"{name!r} is {tuple(importance[name].shape)}, in {kind} {tuple(parameters[name].shape)}" for name in wrong
-        ]
+    check_shapes(importance, model, where=where, remedy="Measure the importance again on this model.")
+
+
+def check_shapes(importance: Mapping[str, Tensor], model: nn.Module, *, where: str, remedy: str) -> None:
+    """Raise `ParameterMismatchError` naming every entry whose parameter in `model` has another shape."""
+    parameters = all_parameters(model)
+    kind = type(unwrap(model)).__name__
+    pairs = [
+        f"{name!r} is {tuple(value.shape)}, in {kind} {tuple(parameters[name].shape)}"
+        for name, value in importance.items()
+        if name in parameters and value.shape != parameters[name].shape
+    ]
+    if pairs:
         raise ParameterMismatchError(
-            f"{where}: {_count(wrong, 'shape')} not as in the model: {'; '.join(pairs)}. "
-            "Measure the importance again on this model."
+            f"{where}: {_count(pairs, 'shape')} not as in the model: {'; '.join(pairs)}. {remedy}"
         )
 
 

@@ -40,10 +40,14 @@ def canonical_name(name: str) -> str:
     return _WRAPPER_PIECES.sub("", name)
 
 
+def all_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Canonical name -> parameter, frozen ones too; tied weights once."""
+    return {canonical_name(name): parameter for name, parameter in unwrap(model).named_parameters()}
+
+
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Canonical name -> parameter for every parameter that requires a gradient; tied weights once."""
-    named = unwrap(model).named_parameters()
-    return {canonical_name(name): parameter for name, parameter in named if parameter.requires_grad}
+    return {name: parameter for name, parameter in all_parameters(model).items() if parameter.requires_grad}
 
 
 def copies(tensors: TensorMap) -> dict[str, Tensor]:

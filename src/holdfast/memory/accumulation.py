@@ -48,6 +48,7 @@ class Retained:
         importance: name -> float32 tensor >= 0, the accumulated importance.
         anchors: name -> tensor, where the elastic force is zero; empty for mechanisms without anchors.
         constant: the part of 1/2 sum F (x - theta_k)^2 that no weights can lower (`per_task` alone).
+        start: 1/2 sum F (theta - anchor)^2 for theta the weights at the last retain; above zero under `per_task` alone.
         num_tasks: tasks closed.
         first_examples: number of examples of the first importance, the unit of `weighting="examples"`.
         nats_per_unit: what turns the importance's unit into nats, averaged over tasks by their total
@@ -58,6 +59,7 @@ class Retained:
     importance: Mapping[str, Tensor] = field(default_factory=dict)
     anchors: Mapping[str, Tensor] = field(default_factory=dict)
     constant: float = 0.0
+    start: float = 0.0
     num_tasks: int = 0
     first_examples: int = 0
     nats_per_unit: float | None = None
@@ -80,7 +82,8 @@ def retain(
         held: what is held of the tasks before it.
         importance: the new task's, name -> float32 tensor >= 0; a weight held before and missing here counts as
             zero for this task.
-        weights: the weights now, which become the anchors; empty for a mechanism without anchors.
+        weights: the weights now, which become the anchors; empty for a mechanism without anchors. A weight held
+            before and missing here keeps its anchor.
         rule: how importances join, see above.
         weighting: "task" counts every task the same; "examples" multiplies an importance by its number of examples
             over that of the first task.
@@ -105,12 +108,14 @@ def retain(
         raise OptionError(f'retain: weighting is {weighting!r}; expected "task" or "examples".')
     old = held.importance
     new |= {name: torch.zeros_like(value) for name, value in old.items() if name not in new}
-    anchors = {name: weights[name].detach().clone() for name in new if name in weights}
-    constant = 0.0
+    now = {**held.anchors, **weights} if weights else {}
+    anchors = {name: now[name].detach().clone() for name in new if name in now}
+    constant = start = 0.0
     if rule == "per_task":
         if not anchors:
             raise OptionError('retain: accumulate="per_task" joins anchors, and this mechanism has none. Use "sum".')
-        constant = held.constant + _collapse(old, new, held.anchors, anchors)
+        collapsed, start = _collapse(old, new, held.anchors, anchors)
+        constant = held.constant + collapsed
     merged = {
         name: _joined(old[name], value, rule, held.num_tasks) if name in old else value for name, value in new.items()
     }
@@ -118,6 +123,7 @@ def retain(
         importance=merged,
         anchors=anchors,
         constant=constant,
+        start=start,
         num_tasks=held.num_tasks + 1,
         first_examples=first_examples,
         nats_per_unit=_factor(held, new, nats_per_unit),
@@ -141,16 +147,21 @@ def _joined(held: Tensor, new: Tensor, rule: Accumulate, num_tasks: int) -> Tens
             )
 
 
-def _collapse(old: TensorMap, new: TensorMap, means: TensorMap, anchors: dict[str, Tensor]) -> float:
-    """Move `anchors` from theta to m' in place; returns 1/2 sum F f/F' (m - theta)^2, what that costs for good."""
-    costs = []
+def _collapse(old: TensorMap, new: TensorMap, means: TensorMap, anchors: dict[str, Tensor]) -> tuple[float, float]:
+    """Move `anchors` from theta to m' in place.
+
+    Returns:
+        1/2 sum F f/F' (m - theta)^2, what that costs for good, and 1/2 sum F' (theta - m')^2, the rise at theta.
+    """
+    costs, rises = [], []
     for name, held in old.items():
         total = held + new[name]
         share = torch.where(total > 0, new[name] / total, torch.ones_like(total))
         theta, mean = anchors[name], means[name]
         costs.append(0.5 * (held * share * (mean.float() - theta.float()).square()).sum())
         anchors[name] = (mean + share.to(mean.dtype) * (theta - mean)).to(theta.dtype)
-    return sum_of(costs)
+        rises.append(0.5 * (total * (theta - anchors[name]).float().square()).sum())
+    return sum_of(costs), sum_of(rises)
 
 
 def _factor(held: Retained, new: TensorMap, nats_per_unit: float | None) -> float | None:

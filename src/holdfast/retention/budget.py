@@ -64,10 +64,8 @@ def solve_multiplier(rise: Rise, budget: float, *, start: float = 0.0, tolerance
     for _ in range(60):
         if budget * (1 - 2 * tolerance) <= now <= budget:
             return multiplier
-        if slope == 0 or multiplier > LARGEST:
-            break
-        ratio = (now / target) ** 0.5
-        step = 2 * now * (ratio - 1) / -slope
-        multiplier = multiplier + step if multiplier + step > 0 else multiplier / 2
+        # a start far too large sees no slope: begin again at zero
+        step = 2 * now * ((now / target) ** 0.5 - 1) / -slope if slope else -multiplier
+        multiplier = max(0.0, multiplier + step)
         now, slope = rise(multiplier)
     return multiplier if now <= budget else LARGEST

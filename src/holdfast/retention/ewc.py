@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +22,7 @@ from holdfast.retention.force import pull_, relative_force
 from holdfast.retention.keeper import Keeper, NewParameters
 from holdfast.retention.plan import Part, Plan
 from holdfast.steps import UserMetric, step_metric, update_rule
-from holdfast.tensors import sum_of, trainable_parameters
+from holdfast.tensors import all_parameters, sum_of
 
 Pull = Literal["implicit", "gradient", "penalty"]
 
@@ -108,8 +110,15 @@ class EWC(Keeper):
         self.pull: Pull = pull
         self.metric = metric
         self._multiplier = 0.0
-        self._rise_at_retain = 0.0
-        self._penalty_added = True
+        self._num_penalties = 0
+        self._penalties_seen: WeakKeyDictionary[Optimizer, int] = WeakKeyDictionary()
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], model: nn.Module, **options: Any) -> Self:
+        """As `Keeper.load`; a strength or budget given takes the place of the saved budget or strength."""
+        if options.keys() & {"strength", "budget"}:
+            options = {"strength": None, "budget": None, **options}
+        return super().load(path, model, **options)
 
     def predicted_rise(self) -> float:
         """How much the old tasks' loss has risen by the quadratic model: 1/2 sum Omega (theta - anchor)^2, >= 0.
@@ -137,12 +146,14 @@ class EWC(Keeper):
                 'Build it with EWC(model, pull="penalty"), or read predicted_rise().'
             )
         assert self.strength is not None
-        self._penalty_added = True
-        parameters = trainable_parameters(self.model)
+        self._num_penalties += 1
+        parameters = all_parameters(self.model)
         total = next(iter(parameters.values())).new_zeros(())
-        for name, importance in self.held.importance.items():
-            distance = parameters[name] - self.held.anchors[name]
-            total = total + (importance * distance.square()).sum().to(total.device)
+        for name, weight in parameters.items():
+            if name in self.held.importance:
+                distance = weight - self.held.anchors[name].to(weight.device)
+                terms = self.held.importance[name].to(weight.device) * distance.square()
+                total = total + terms.sum().to(total.device)
         return self.strength * (0.5 * total + self.held.constant)
 
     def _changes_gradients(self) -> bool:
@@ -168,13 +179,13 @@ class EWC(Keeper):
 
     def _hold(self, optimizer: Optimizer, plan: Plan) -> None:
         if self.pull == "penalty":
-            if not self._penalty_added:
+            if self._penalties_seen.get(optimizer, 0) == self._num_penalties:
                 warnings.warn(
                     'EWC: pull="penalty", but penalty() was not called in this step: nothing holds the old tasks. '
                     'Add keeper.penalty() to the loss, or use pull="implicit".',
                     stacklevel=2,
                 )
-            self._penalty_added = False
+            self._penalties_seen[optimizer] = self._num_penalties
         if self.pull != "implicit":
             return
         parts = list(plan.parts(optimizer, self.held))
@@ -197,9 +208,9 @@ class EWC(Keeper):
     def _budget_multiplier(self, optimizer: Optimizer, parts: list[Part]) -> float:
         assert self.budget is not None
         moved = {id(parameter) for part in parts for parameter in part.parameters}
-        resting = [name for name, p in trainable_parameters(self.model).items() if id(p) not in moved]
+        resting = [name for name, p in all_parameters(self.model).items() if id(p) not in moved]
         unmoved = self._quadratic({n: self.held.importance[n] for n in resting if n in self.held.importance})
-        limit = max(0.0, self.budget + self._rise_at_retain - unmoved)
+        limit = max(0.0, self.budget + self.held.start - unmoved)
 
         def rise(multiplier: float) -> tuple[float, float]:
             return quadratic_rise(parts, multiplier, metric=lambda part: self._metric(optimizer, part))
@@ -209,12 +220,12 @@ class EWC(Keeper):
 
     @torch.no_grad()
     def _quadratic(self, importance: Mapping[str, Tensor]) -> float:
-        parameters = trainable_parameters(self.model)
-        return 0.5 * sum_of(
-            (value * (parameters[name].detach() - self.held.anchors[name]).float().square()).sum()
-            for name, value in importance.items()
-            if name in parameters
-        )
+        rises = []
+        for name, weight in all_parameters(self.model).items():
+            if name in importance:
+                distance = weight - self.held.anchors[name].to(weight.device)
+                rises.append((importance[name].to(weight.device) * distance.float().square()).sum())
+        return 0.5 * sum_of(rises)
 
     def _accepted(self, importance: Importance) -> Importance:
         if self.budget is None or importance.info.nats_per_unit == 1:
@@ -229,13 +240,18 @@ class EWC(Keeper):
 
     def _retained(self) -> None:
         self._multiplier = 0.0
-        self._rise_at_retain = self._quadratic(self.held.importance)
 
-    def _notes(self) -> dict[str, Any]:
-        return {"multiplier": self._multiplier, "rise_at_retain": self._rise_at_retain}
+    def _progress(self) -> dict[str, Any]:
+        return {**super()._progress(), "multiplier": self._multiplier}
 
-    def _load_notes(self, notes: Mapping[str, Any]) -> None:
-        self._multiplier, self._rise_at_retain = notes["multiplier"], notes["rise_at_retain"]
+    def _go_on(self, progress: Mapping[str, Any]) -> None:
+        super()._go_on(progress)
+        self._multiplier = progress["multiplier"]
+        if self.budget is not None and self.held.num_tasks and self.held.nats_per_unit != 1:
+            raise OptionError(
+                f"EWC.load: a budget is in nats, and the importance that was saved is not (nats_per_unit is "
+                f"{self.held.nats_per_unit}). Load it with a strength, or retain again under a budget."
+            )
 
     def _rise_for_report(self) -> float | None:
         return self.predicted_rise()
@@ -244,6 +260,11 @@ class EWC(Keeper):
         return self.strength if self.budget is None else self._multiplier
 
     def _check_optimizer(self, optimizer: Optimizer) -> None:
+        if self.metric is None and self.pull == "implicit" and update_rule(optimizer) == "other":
+            self._warn(
+                f"{type(optimizer).__name__} is no optimizer whose metric is known: its plain learning rate is taken, "
+                "so that a strength means something else than under SGD and Adam. Pass metric= for an exact one."
+            )
         if self.metric is not None and self.pull != "implicit":
             self._warn(f'metric= has no effect under pull={self.pull!r}; it belongs to pull="implicit".')
         if self.metric is not None and update_rule(optimizer) != "other":

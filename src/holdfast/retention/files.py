@@ -25,11 +25,17 @@ from holdfast.memory import Accumulate, Decayed, Retained
 from holdfast.records import check_importance_values
 from holdfast.version import __version__
 
-_NUMBERS = ("constant", "num_tasks", "first_examples", "nats_per_unit", "largest")
+_NUMBERS = ("constant", "start", "num_tasks", "first_examples", "nats_per_unit", "largest")
 
 
 def save(
-    path: str | os.PathLike[str], held: Retained, *, mechanism: str, options: Mapping[str, Any], model: nn.Module
+    path: str | os.PathLike[str],
+    held: Retained,
+    *,
+    mechanism: str,
+    options: Mapping[str, Any],
+    progress: Mapping[str, Any],
+    model: nn.Module,
 ) -> None:
     """Write a keeper's folder, whole or not at all."""
     with new_folder(path) as folder:
@@ -41,6 +47,7 @@ def save(
             "library_version": __version__,
             "model": type(model).__name__,
             "options": {name: _to_json(value) for name, value in options.items()},
+            "progress": progress,
             "held": numbers_of(held),
             "files": digests,
         }
@@ -48,8 +55,10 @@ def save(
         write_text(folder / "README.md", _card(content, held))
 
 
-def load(path: str | os.PathLike[str], *, mechanism: str, anchors: bool) -> tuple[Retained, dict[str, Any]]:
-    """Read a keeper's folder: what it holds, on the CPU, and the options of its constructor.
+def load(
+    path: str | os.PathLike[str], *, mechanism: str, anchors: bool
+) -> tuple[Retained, dict[str, Any], dict[str, Any]]:
+    """Read a keeper's folder: what it holds, on the CPU, the options of its constructor, and its progress.
 
     Raises:
         FileFormatError: a missing, truncated, edited or wrong-version file, or another mechanism's folder.
@@ -63,16 +72,21 @@ def load(path: str | os.PathLike[str], *, mechanism: str, anchors: bool) -> tupl
             f"{config}: this keeper is {content.get('mechanism')!r}, to be loaded as {mechanism!r}. "
             f"Use hf.{content.get('mechanism')}.load."
         )
-    numbers, options = content.get("held"), content.get("options")
-    if not isinstance(numbers, dict) or not isinstance(options, dict) or any(name not in numbers for name in _NUMBERS):
-        raise FileFormatError(f"{config}: 'held' or 'options' is missing or damaged. Save the keeper again.")
+    numbers, options, progress = (content.get(part) for part in ("held", "options", "progress"))
+    if not (isinstance(numbers, dict) and isinstance(options, dict) and isinstance(progress, dict)):
+        raise FileFormatError(
+            f"{config}: 'held', 'options' or 'progress' is missing or damaged. Save the keeper again."
+        )
+    wrong = [name for name in _NUMBERS if not isinstance(numbers.get(name, "missing"), int | float | None)]
+    if wrong:
+        raise FileFormatError(f"{config}: no number stands for {', '.join(wrong)}. Save the keeper again.")
     digests = content.get("files", {})
     importance = read_tensors(folder, "importance", digests)
     check_importance_values(importance, where=str(folder))
     held = Retained(importance=importance, **{name: numbers[name] for name in _NUMBERS})
     if anchors and held.num_tasks:
         held = replace(held, anchors=read_tensors(folder, "anchors", digests))
-    return held, {name: _from_json(value) for name, value in options.items()}
+    return held, {name: _from_json(value) for name, value in options.items()}, progress
 
 
 def numbers_of(held: Retained) -> dict[str, Any]:
@@ -84,7 +98,7 @@ def on_devices(held: Retained, devices: Mapping[str, torch.device]) -> Retained:
     """The same, each tensor on the device of its parameter."""
 
     def moved(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {name: tensor.to(devices[name]) for name, tensor in tensors.items()}
+        return {name: tensor.to(devices.get(name, tensor.device)) for name, tensor in tensors.items()}
 
     return replace(held, importance=moved(held.importance), anchors=moved(held.anchors))
 

@@ -6,6 +6,7 @@ finds those lines alone in `ewc.py` and `wva.py`.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
 import os
@@ -18,14 +19,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from holdfast.errors import OptionError, ParameterMismatchError, StateError
+from holdfast.errors import FileFormatError, OptionError, ParameterMismatchError, StateError
 from holdfast.memory import Accumulate, Decayed, Retained, Weighting, retain
 from holdfast.records import Importance, ImportanceInfo, check_names
 from holdfast.retention import files
-from holdfast.retention.plan import Part, Plan, check_covered
+from holdfast.retention.plan import Part, Plan, check_covered, check_held_shapes
 from holdfast.retention.report import Report
 from holdfast.steps import StepHooks, bare_optimizer, can_recompute, increments
-from holdfast.tensors import sum_of, trainable_parameters, unwrap
+from holdfast.tensors import all_parameters, sum_of, trainable_parameters, unwrap
 
 logger = logging.getLogger("holdfast")
 
@@ -36,7 +37,6 @@ class Keeper(ABC):
     """Holds what a model has learned while its optimizer learns on. Use `EWC` or `WVA`.
 
     Attributes:
-        strength: may be changed between steps.
         held: what is held of the tasks retained so far; replaced, never changed in place.
     """
 
@@ -53,12 +53,8 @@ class Keeper(ABC):
         new_parameters: NewParameters,
         log_every: int,
     ) -> None:
-        self._check(
-            strength is None or (isinstance(strength, int | float) and strength >= 0),
-            "strength",
-            strength,
-            "a number from 0 to infinity",
-        )
+        if strength is not None:
+            self._check_strength(strength)
         self._check(
             isinstance(accumulate, Decayed) or accumulate in ("sum", "mean", "max", "per_task"),
             "accumulate",
@@ -70,7 +66,7 @@ class Keeper(ABC):
         self._check(isinstance(log_every, int) and log_every >= 0, "log_every", log_every, "a whole number >= 0")
         self._check(bool(trainable_parameters(model)), "model", type(model).__name__, "one with trainable parameters")
         self.model = model
-        self.strength = strength
+        self._strength = strength
         self.accumulate: Accumulate = accumulate
         self.weighting: Weighting = weighting
         self.new_parameters: NewParameters = new_parameters
@@ -84,6 +80,16 @@ class Keeper(ABC):
         self._pull_ratio: float | None = None
 
     # --- what a user does
+
+    @property
+    def strength(self) -> float | None:
+        """Lambda, 0..inf; None under a budget. It may be changed between steps."""
+        return self._strength
+
+    @strength.setter
+    def strength(self, value: float) -> None:
+        self._check_strength(value)
+        self._strength = value
 
     def attach(self, optimizer: Any) -> Self:
         """Hold this optimizer's steps back from now on, through its step hooks; the loop does not change.
@@ -147,15 +153,18 @@ class Keeper(ABC):
         if not isinstance(importance, Importance):
             importance = Importance(dict(importance), ImportanceInfo(kind="custom", num_examples=0))
         parameters = trainable_parameters(self.model)
-        check_names(importance, self.model, where=f"{self.mechanism}.retain")
+        where = f"{self.mechanism}.retain"
+        check_names(importance, self.model, where=where)
+        check_held_shapes(self.held, self.model, where=where)
         covered = Retained(importance={**self.held.importance, **importance}, num_tasks=self.held.num_tasks)
-        check_covered(list(parameters), covered, new_parameters=self.new_parameters, where=f"{self.mechanism}.retain")
+        check_covered(list(parameters), covered, new_parameters=self.new_parameters, where=where)
         importance = self._accepted(importance)
-        on_device = {name: value.to(parameters[name].device) for name, value in importance.items()}
+        everything = all_parameters(self.model)  # frozen ones have an anchor too, should they be unfrozen
+        devices = {name: parameter.device for name, parameter in everything.items()}
         self.held = retain(
-            self.held,
-            on_device,
-            weights=parameters if self._has_anchors else {},
+            files.on_devices(self.held, devices),
+            {name: value.to(devices[name]) for name, value in importance.items()},
+            weights=everything if self._has_anchors else {},
             rule=self.accumulate,
             weighting=self.weighting,
             num_examples=importance.info.num_examples,
@@ -168,8 +177,9 @@ class Keeper(ABC):
 
     def report(self) -> Report:
         """Is it on, and does it work? Pull and pinned share are those of the last measured step (`log_every`)."""
-        weights = sum(parameter.numel() for parameter in trainable_parameters(self.model).values())
-        protected = sum_of((value > 0).sum() for value in self.held.importance.values())
+        parameters = trainable_parameters(self.model)
+        weights = sum(parameter.numel() for parameter in parameters.values())
+        protected = sum_of((value > 0).sum() for name, value in self.held.importance.items() if name in parameters)
         return Report(
             mechanism=self.mechanism,
             num_tasks=self.held.num_tasks,
@@ -188,7 +198,14 @@ class Keeper(ABC):
         Raises:
             OutputError: if it cannot be written.
         """
-        files.save(path, self.held, mechanism=self.mechanism, options=self._options(), model=unwrap(self.model))
+        files.save(
+            path,
+            self.held,
+            mechanism=self.mechanism,
+            options=self._options(),
+            progress=self._progress(),
+            model=unwrap(self.model),
+        )
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], model: nn.Module, **options: Any) -> Self:
@@ -200,32 +217,33 @@ class Keeper(ABC):
             FileFormatError: a missing, truncated, edited or wrong-version file, or another mechanism's folder.
             ParameterMismatchError: names or shapes that do not match `model`.
         """
-        held, saved = files.load(path, mechanism=cls.mechanism, anchors=cls._has_anchors)
+        held, saved, progress = files.load(path, mechanism=cls.mechanism, anchors=cls._has_anchors)
+        unknown = sorted(set(saved) - set(inspect.signature(cls).parameters))
+        if unknown:
+            raise FileFormatError(f"{path}: unknown options of {cls.mechanism}: {', '.join(unknown)}. Save it again.")
         keeper = cls(model, **{**saved, **options})
         for content in (held.importance, held.anchors):
             check_names(content, model, where=f"{cls.mechanism}.load({str(path)!r})")
         devices = {name: parameter.device for name, parameter in trainable_parameters(model).items()}
         keeper.held = files.on_devices(held, devices)
-        keeper._retained()
+        keeper._go_on(progress)
         return keeper
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that going on to the same bits needs, for a training checkpoint: tensors, and JSON notes."""
         tensors = {f"importance/{name}": tensor for name, tensor in self.held.importance.items()}
         tensors |= {f"anchors/{name}": tensor for name, tensor in self.held.anchors.items()}
-        return tensors, {"held": files.numbers_of(self.held), "num_steps": self._num_steps, **self._notes()}
+        return tensors, {"held": files.numbers_of(self.held), "progress": self._progress()}
 
     def load_state(self, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
         """Go on from what `state` gave."""
-        devices = {name: parameter.device for name, parameter in trainable_parameters(self.model).items()}
+        devices = {name: parameter.device for name, parameter in all_parameters(self.model).items()}
         maps: dict[str, dict[str, Tensor]] = {"importance": {}, "anchors": {}}
         for key, tensor in tensors.items():
             kind, _, name = key.partition("/")
             maps[kind][name] = tensor
         self.held = files.on_devices(Retained(**maps, **notes["held"]), devices)
-        self._retained()
-        self._num_steps = notes["num_steps"]
-        self._load_notes(notes)
+        self._go_on(notes["progress"])
 
     # --- what a mechanism defines
 
@@ -255,14 +273,15 @@ class Keeper(ABC):
         return importance
 
     def _retained(self) -> None:  # noqa: B027
-        """Called when what is held has been replaced."""
+        """Called when one more task has been retained."""
 
-    def _notes(self) -> dict[str, Any]:
-        """What `state` adds for this mechanism."""
-        return {}
+    def _progress(self) -> dict[str, Any]:
+        """What besides `held` decides the steps to come, as JSON values, for `save` and `state`."""
+        return {"num_steps": self._num_steps}
 
-    def _load_notes(self, notes: Mapping[str, Any]) -> None:  # noqa: B027
-        """Take back what `_notes` gave."""
+    def _go_on(self, progress: Mapping[str, Any]) -> None:
+        """Take up what `_progress` gave; `held` is in place."""
+        self._num_steps = progress["num_steps"]
 
     def _rise_for_report(self) -> float | None:
         return None
@@ -310,6 +329,10 @@ class Keeper(ABC):
             else increments(optimizer, part.group, [parameter])[0]
             for parameter in part.parameters
         ]
+
+    def _check_strength(self, strength: object) -> None:
+        holds = isinstance(strength, int | float) and strength >= 0
+        self._check(holds, "strength", strength, "a number from 0 to infinity")
 
     def _check(self, holds: bool, option: str, value: object, expected: str) -> None:
         if not holds or (isinstance(value, float) and math.isnan(value)):

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from holdfast.errors import ParameterMismatchError
 from holdfast.memory import Retained
+from holdfast.records import check_shapes
 from holdfast.tensors import chunks, trainable_parameters
 
 
@@ -62,8 +63,8 @@ class Plan:
         """The parts that this step moves.
 
         Raises:
-            ParameterMismatchError: under `new_parameters="error"`, if the optimizer trains parameters of the model
-                that have no importance.
+            ParameterMismatchError: if a parameter changed its shape, or under `new_parameters="error"` if the optimizer
+                trains parameters of the model that have no importance.
         """
         for part in self.all_parts(optimizer, held):
             stepped = part.stepped()
@@ -72,7 +73,10 @@ class Plan:
 
     def all_parts(self, optimizer: Optimizer, held: Retained) -> list[Part]:
         """All parts, moved by this step or not."""
-        key = [(id(group), [(id(p), p.device) for p in group["params"]]) for group in optimizer.param_groups]
+        key = [
+            (id(group), [(id(p), p.device, p.dtype, p.requires_grad) for p in group["params"]])
+            for group in optimizer.param_groups
+        ]
         if held is not self._held or key != self._key:
             self._parts = self._find(optimizer, held)
             self._key, self._held = key, held
@@ -80,6 +84,7 @@ class Plan:
 
     def _find(self, optimizer: Optimizer, held: Retained) -> list[Part]:
         names = {id(parameter): name for name, parameter in trainable_parameters(self._model).items()}
+        check_held_shapes(held, self._model, where=self._where)
         check_covered(
             [names[id(p)] for g in optimizer.param_groups for p in g["params"] if id(p) in names],
             held,
@@ -92,9 +97,15 @@ class Plan:
             for piece in chunks([p for p, _ in found]):
                 chosen = found[piece]
                 importance = [held.importance[name].to(p.device) for p, name in chosen]
-                anchors = [held.anchors[name].to(p.device) for p, name in chosen] if held.anchors else []
+                anchors = [held.anchors[name].to(p.device, p.dtype) for p, name in chosen] if held.anchors else []
                 parts.append(Part(group, [p for p, _ in chosen], importance, anchors))
         return parts
+
+
+def check_held_shapes(held: Retained, model: nn.Module, *, where: str) -> None:
+    """Raise `ParameterMismatchError` naming the parameters whose shape is no longer the one that is held."""
+    remedy = "Let the model grow by parameters of their own beside the old ones, or start a new keeper."
+    check_shapes(held.importance, model, where=where, remedy=remedy)
 
 
 def check_covered(names: Sequence[str], held: Retained, *, new_parameters: str, where: str) -> None:

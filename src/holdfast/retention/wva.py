@@ -8,15 +8,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from holdfast.errors import OptionError
+from holdfast.errors import OptionError, ParameterMismatchError
 from holdfast.memory import Accumulate, Weighting
-from holdfast.records import check_names
+from holdfast.records import check_shapes
 from holdfast.retention.files import accumulate_to_json
 from holdfast.retention.force import Attenuation, attenuate_, relative_force, relative_share
 from holdfast.retention.keeper import Keeper, NewParameters
 from holdfast.retention.plan import Plan
 from holdfast.steps import update_rule
-from holdfast.tensors import TensorMap, sum_of, trainable_parameters
+from holdfast.tensors import TensorMap, all_parameters, sum_of
 
 
 class WVA(Keeper):
@@ -96,13 +96,21 @@ class WVA(Keeper):
         Raises:
             ParameterMismatchError: names or shapes of `reference` do not match the model.
         """
-        wanted = {name: reference[name] for name in self.held.importance if name in reference}
-        check_names(wanted, self.model, where="WVA.predicted_rise")
-        parameters = trainable_parameters(self.model)
-        rise = 0.5 * sum_of(
-            (self.held.importance[name] * (parameters[name] - value.to(parameters[name].device)).float().square()).sum()
-            for name, value in wanted.items()
-        )
+        held = self.held.importance
+        missing = [name for name in held if name not in reference]
+        if missing:
+            raise ParameterMismatchError(
+                f"WVA.predicted_rise: the reference lacks {', '.join(map(repr, missing))}. Give it under the names of "
+                "the bare model's state_dict()."
+            )
+        remedy = "Give the weights of this model."
+        check_shapes({name: reference[name] for name in held}, self.model, where="WVA.predicted_rise", remedy=remedy)
+        rises = []
+        for name, weight in all_parameters(self.model).items():
+            if name in held:
+                distance = weight - reference[name].to(weight.device)
+                rises.append((held[name].to(weight.device) * distance.float().square()).sum())
+        rise = 0.5 * sum_of(rises)
         return rise * (1.0 if self.held.nats_per_unit is None else self.held.nats_per_unit)
 
     def _needs_increments(self) -> bool:

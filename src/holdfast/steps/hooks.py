@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -64,6 +65,8 @@ class StepHooks:
         self._handles = []
 
     def _pre_step(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        if _inside_another_step(optimizer):
+            return None
         if self._before is not None:
             self._before(optimizer)
         if self._gradients is None:
@@ -89,5 +92,20 @@ class StepHooks:
     def _post_step(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
         found_inf = getattr(optimizer, "found_inf", None)
         skipped = found_inf is not None and float(found_inf) != 0
-        if self._after is not None and not skipped:
+        if self._after is not None and not skipped and not _inside_another_step(optimizer):
             self._after(optimizer)
+
+
+def _inside_another_step(optimizer: Optimizer) -> bool:
+    """Whether a hook is called by `super().step()` within the `step` of a subclass: torch then calls hooks for both.
+
+    Read off the stack and not counted, since a step that ended in an exception would leave a count wrong.
+    """
+    hook = sys._getframe(1)
+    wrapper = hook.f_back  # torch's wrapper around `step`, which calls the hooks
+    outer = wrapper.f_back if wrapper is not None else None
+    while wrapper is not None and outer is not None:
+        if outer.f_code is wrapper.f_code and outer.f_locals.get("self") is optimizer:
+            return True
+        outer = outer.f_back
+    return False

@@ -50,7 +50,7 @@ def increments(optimizer: Optimizer, group: Mapping[str, Any], parameters: Seque
         One new tensor a parameter, in its dtype.
     """
     lr, decay = float(group["lr"]), float(group["weight_decay"])
-    states = [optimizer.state[p] for p in parameters]
+    states = [optimizer.state.get(p, {}) for p in parameters]  # a plain [] would add to the state
     weights = [p.detach() for p in parameters]
     if update_rule(optimizer) == "adam":
         moved = _adam_increments(group, states)

@@ -6,6 +6,7 @@ balances the task's gradient at the same point whatever the optimizer:
     SGD                      M = 1/lr
     SGD with momentum        M = (1 - momentum) / (lr * (1 - dampening)),  Nesterov too
     Adam, AdamW              M = (sqrt(v_hat) + eps) / lr,  torch's own denominator (its maximum under amsgrad)
+    any other                M = 1/lr, for want of better
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -55,7 +55,9 @@ def step_metric(
     """
     if user_metric is not None:
         return [
-            torch.as_tensor(user_metric(group, p, optimizer.state[p]), dtype=p.dtype, device=p.device).expand_as(p)
+            torch.as_tensor(
+                user_metric(group, p, optimizer.state.get(p, {})), dtype=p.dtype, device=p.device
+            ).expand_as(p)
             for p in parameters
         ]
     lr = float(group["lr"]) if "lr" in group else 1.0
@@ -63,17 +65,17 @@ def step_metric(
         return math.inf
     match update_rule(optimizer):
         case "sgd":
-            momentum = group["momentum"]
-            return (1 - momentum) / (lr * (1 - group["dampening"])) if momentum else 1 / lr
+            return 1 / lr if not group["momentum"] else _momentum_metric(lr, group["momentum"], group["dampening"])
         case "adam":
             return adam_metric(group, [optimizer.state[p] for p in parameters])
         case _:
-            warnings.warn(
-                f"{type(optimizer).__name__} is no optimizer whose metric is known: its plain learning rate is taken, "
-                "so that a strength means something else than under SGD and Adam. Pass metric= for an exact one.",
-                stacklevel=2,
-            )
             return 1 / lr
+
+
+def _momentum_metric(lr: float, momentum: float, dampening: float) -> float:
+    if dampening == 1:  # the buffer hears of no gradient
+        return math.inf
+    return max(1 - momentum, 1e-6) / (lr * (1 - dampening))  # momentum of 1 never settles
 
 
 def adam_metric(group: Mapping[str, Any], states: Sequence[Mapping[str, Any]]) -> list[Tensor]:

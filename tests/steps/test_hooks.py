@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import LBFGS, SGD, Adam
+
+from holdfast.errors import StateError
+from holdfast.steps import StepHooks, bare_optimizer
+
+
+class Recorder:
+    """Writes down what happens around the steps of an optimizer over one weight."""
+
+    def __init__(self, optimizer, weight):
+        self.events = []
+        self.hooks = StepHooks(
+            optimizer,
+            before=lambda _: self.events.append(("before", weight.item())),
+            gradients=lambda _: self.events.append(("gradients", weight.grad.item())),
+            after=lambda _: self.events.append(("after", weight.item())),
+        )
+
+    @property
+    def names(self):
+        return [name for name, _ in self.events]
+
+
+def weight_and_sgd(kind=SGD, **options):
+    weight = nn.Parameter(torch.ones(()))
+    weight.grad = torch.ones(())
+    return weight, kind([weight], lr=0.5, **options)
+
+
+def closure_of(weight, optimizer):
+    def closure():
+        optimizer.zero_grad()
+        loss = weight.square()
+        loss.backward()
+        return loss
+
+    return closure
+
+
+def test_order_and_values_around_a_plain_step():
+    weight, optimizer = weight_and_sgd()
+    recorder = Recorder(optimizer, weight)
+    optimizer.step()
+    assert recorder.events == [("before", 1.0), ("gradients", 1.0), ("after", 0.5)]
+
+
+@pytest.mark.parametrize("keyword", [False, True])
+def test_a_closure_is_followed_by_gradients_and_its_loss_returned(keyword):
+    weight, optimizer = weight_and_sgd()
+    recorder = Recorder(optimizer, weight)
+    closure = closure_of(weight, optimizer)
+    loss = optimizer.step(closure=closure) if keyword else optimizer.step(closure)
+    assert loss == 1.0
+    assert recorder.events == [("before", 1.0), ("gradients", 2.0), ("after", 0.0)]
+
+
+def test_a_closure_of_none_is_no_closure():
+    weight, optimizer = weight_and_sgd()
+    recorder = Recorder(optimizer, weight)
+    optimizer.step(None)
+    optimizer.step(closure=None)
+    assert recorder.names == ["before", "gradients", "after"] * 2
+
+
+def test_gradients_follow_every_evaluation_of_the_closure():
+    weight, _ = weight_and_sgd()
+    optimizer = LBFGS([weight], lr=0.1, max_iter=4)
+    recorder = Recorder(optimizer, weight)
+    calls = []
+
+    def closure():
+        calls.append(1)
+        return closure_of(weight, optimizer)()
+
+    optimizer.step(closure)
+    assert len(calls) > 1
+    assert recorder.names == ["before", *["gradients"] * len(calls), "after"]
+
+
+def test_a_step_that_calls_its_parents_step_counts_once():
+    class Chatty(SGD):
+        def step(self, closure=None):
+            return super().step(closure)
+
+    weight_and_sgd()[1].step()  # torch puts hooks into SGD.step when the first SGD is built
+    weight, optimizer = weight_and_sgd(Chatty)
+    recorder = Recorder(optimizer, weight)
+    optimizer.step()
+    optimizer.step(closure_of(weight, optimizer))
+    assert recorder.names == ["before", "gradients", "after"] * 2
+
+
+def test_a_step_of_another_optimizer_within_a_step_counts_for_itself():
+    weight, optimizer = weight_and_sgd()
+    inner_weight, inner = weight_and_sgd()
+    recorder = Recorder(inner, inner_weight)
+
+    def closure():
+        inner.step()
+        return weight.detach()
+
+    optimizer.step(closure)
+    assert recorder.names == ["before", "gradients", "after"]
+
+
+def test_the_step_after_one_that_failed_is_whole():
+    weight, optimizer = weight_and_sgd()
+    recorder = Recorder(optimizer, weight)
+
+    def failing():
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        optimizer.step(failing)
+    recorder.events.clear()
+    optimizer.step()
+    assert recorder.names == ["before", "gradients", "after"]
+
+
+@pytest.mark.parametrize(("found", "follows"), [(0.0, True), (1.0, False)])
+def test_a_fused_step_that_found_infinities_has_no_after(found, follows):
+    weight, optimizer = weight_and_sgd(Adam, fused=True)
+    recorder = Recorder(optimizer, weight)
+    optimizer.grad_scale, optimizer.found_inf = torch.tensor(1.0), torch.tensor(found)
+    optimizer.step()
+    assert ("after" in recorder.names) is follows
+    assert (weight.item() != 1.0) is follows
+
+
+def test_a_closure_runs_gradients_without_autograd():
+    weight, optimizer = weight_and_sgd()
+    modes = []
+    StepHooks(optimizer, gradients=lambda _: modes.append(torch.is_grad_enabled()))
+    optimizer.step(closure_of(weight, optimizer))
+    assert modes == [False]
+
+
+def test_removal_leaves_no_trace():
+    weight, optimizer = weight_and_sgd()
+    before = (len(optimizer._optimizer_step_pre_hooks), len(optimizer._optimizer_step_post_hooks), set(vars(optimizer)))
+    recorder = Recorder(optimizer, weight)
+    recorder.hooks.remove()
+    recorder.hooks.remove()
+    optimizer.step()
+    after = (len(optimizer._optimizer_step_pre_hooks), len(optimizer._optimizer_step_post_hooks), set(vars(optimizer)))
+    assert recorder.events == []
+    assert before == after
+
+
+class Wrapper:
+    def __init__(self, optimizer):
+        self.optimizer = optimizer
+
+
+def test_wrappers_are_seen_through():
+    _, optimizer = weight_and_sgd()
+    assert bare_optimizer(optimizer) is optimizer
+    assert bare_optimizer(Wrapper(Wrapper(optimizer))) is optimizer
+
+
+def test_what_is_no_optimizer_is_named():
+    with pytest.raises(StateError, match=r"attach: expected a torch.optim.Optimizer, found Linear. Pass the optimizer"):
+        bare_optimizer(nn.Linear(1, 1))
