@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from holdfast.errors import OptionError
+from holdfast.errors import NotFiniteError, OptionError
 from holdfast.heads.likelihoods import Likelihood, check_per_example, resolve_likelihood
 from holdfast.importance.measure import Batch, DataPass, check_choice
 from holdfast.moments.calls import tensors_in
@@ -128,7 +128,13 @@ class _Rows:
             return self._likelihood.exact_scores(outputs, batch.content)
         if self._kind == "empirical":
             return per_example_nll(self._likelihood, outputs, batch).unsqueeze(0)
-        generator = self._generator(next(tensor.device for tensor in tensors_in(outputs)))
+        found = tensors_in(outputs)
+        if any(tensor.isnan().any() for tensor in found):  # no draw can be made, and on a GPU the attempt is fatal
+            raise NotFiniteError(
+                "fisher: the model's outputs hold NaN, so no labels can be drawn from them. "
+                "Look for NaN in the model's weights or the data, or an overflow under half precision."
+            )
+        generator = self._generator(found[0].device if found else torch.device("cpu"))
         draws = [self._likelihood.sampled(outputs, batch.content, generator=generator) for _ in range(self._num_draws)]
         return torch.stack(draws) / self._num_draws**0.5
 

@@ -112,9 +112,8 @@ class SignalRecorder:
         if model.training and self._watch is None and not torch.compiler.is_compiling():
             self._watch = LayerWatch(model, self._sums.add, activations=self._bias == "activation")
             self._watch.__enter__()
-            self.num_examples += next(
-                (len(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)), 1
-            )
+            tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.ndim]
+            self.num_examples += len(tensors[0]) if tensors else 1
 
     def _after(self, model: nn.Module, args: tuple[Any, ...], outputs: Any) -> None:
         watch, self._watch = self._watch, None

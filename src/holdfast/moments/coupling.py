@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from holdfast.errors import CoupledExamplesError
 from holdfast.moments.calls import Call, tensors_in
+from holdfast.moments.gradients import tolerance
 from holdfast.tensors import canonical_name, unwrap
 
 _PROBED = 3
@@ -39,14 +40,15 @@ def check_independent(model: nn.Module, call: Call, *, where: str) -> None:
             raise CoupledExamplesError(
                 _message(model, where, f"its batch norm refuses one example alone ({error})")
             ) from error
-    if not all(_equal(a, b) for a, b in zip(together, again)):
+    rtol = tolerance(model)
+    if not all(_equal(a, b, rtol) for a, b in zip(together, again)):
         raise CoupledExamplesError(
             _message(model, where, "its outputs for the same examples differ from one call to the next")
         )
     for place, tensor in enumerate(together):
         parts = [outputs[place] for outputs in alone]
         comparable = tensor.ndim and len(tensor) == few.size and all(p.shape == (1, *tensor.shape[1:]) for p in parts)
-        if comparable and not _equal(tensor, torch.cat(parts)):
+        if comparable and not _equal(tensor, torch.cat(parts), rtol):
             found = f"its outputs for {few.size} examples together differ from those for each of them alone"
             raise CoupledExamplesError(_message(model, where, found))
 
@@ -56,12 +58,11 @@ def _outputs(model: nn.Module, call: Call) -> list[Tensor]:
     return [tensor.detach() for tensor in tensors_in(outputs) if tensor.is_floating_point()]
 
 
-def _equal(a: Tensor, b: Tensor) -> bool:
-    tolerance = {torch.float64: 1e-6, torch.float32: 1e-3}.get(a.dtype, 5e-2)
+def _equal(a: Tensor, b: Tensor, rtol: float) -> bool:
     if a.shape != b.shape or not a.numel():
         return a.shape == b.shape
     scale = a.abs().nan_to_num(0.0, 0.0).max()
-    return torch.allclose(a, b, rtol=0.0, atol=tolerance * float(scale), equal_nan=True)
+    return torch.allclose(a, b, rtol=0.0, atol=rtol * float(scale), equal_nan=True)
 
 
 def _message(model: nn.Module, where: str, found: str) -> str:

@@ -102,7 +102,15 @@ class OutputGradients:
         return [torch.stack(columns, dim=1) for columns in zip(*rows)]
 
 
-def mismatch(found: TensorMap, expected: TensorMap) -> str | None:
+def tolerance(model: nn.Module) -> float:
+    """The relative error that rounding explains: by the narrowest parameter, as for half precision under autocast."""
+    tensors = [tensor for tensor in unwrap(model).parameters() if tensor.is_floating_point()]
+    if any(torch.is_autocast_enabled(device) for device in {tensor.device.type for tensor in tensors}):
+        return 5e-2
+    return max(({torch.float64: 1e-6, torch.float32: 5e-3}.get(tensor.dtype, 5e-2) for tensor in tensors), default=5e-3)
+
+
+def mismatch(found: TensorMap, expected: TensorMap, *, rtol: float) -> str | None:
     """The name of the first parameter whose gradient differs from the ordinary one beyond rounding; None if all agree.
 
     The floor, a share of the largest gradient, lets through parameters whose gradient is rounding noise, such as
@@ -112,6 +120,6 @@ def mismatch(found: TensorMap, expected: TensorMap) -> str | None:
     floor = 1e-5 * max((norm for norm in norms.values() if norm < float("inf")), default=0.0)
     for name, norm in norms.items():
         error = float((found[name] - expected[name]).norm())
-        if error > 2e-3 * norm + floor:
+        if error > rtol * norm + floor:
             return name
     return None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from holdfast.moments.calls import Call, tensors_in
@@ -91,7 +93,9 @@ class _Pullback:
             args, kwargs = tree_unflatten([next(fresh) if isinstance(leaf, Tensor) else leaf for leaf in leaves], form)
             return self._one(args, kwargs, gradients)
 
-        with torch.no_grad():  # the pull-back of vjp then keeps no graph of its own
+        # no_grad: the pull-back of vjp keeps no graph of its own; MATH: fused attention has no rule for vmap
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="There is a performance drop")
             sums = vmap(one, randomness="different")(tensors, rows)
         return {self._names[name]: value for name, value in sums.items()}
 

@@ -24,9 +24,7 @@ def measuring(model: nn.Module) -> Iterator[None]:
     training = [(module, module.training) for module in modules]
     gradients = [(p, p.requires_grad, p.grad, p._backward_hooks) for p in parameters]
     buffers = [(module, dict(module._buffers)) for module in modules]
-    values = {
-        id(b): (b, b._version, b.detach().clone()) for _, found in buffers for b in found.values() if b is not None
-    }
+    values = {id(b): (b, b.detach().clone()) for _, found in buffers for b in found.values() if b is not None}
     try:
         with ExitStack() as stack:
             stack.enter_context(torch.random.fork_rng(devices=_cuda_devices(model)))
@@ -46,8 +44,8 @@ def measuring(model: nn.Module) -> Iterator[None]:
             parameter.grad = grad
             parameter._backward_hooks = hooks
         with torch.no_grad():
-            for buffer, version, value in values.values():
-                if buffer._version != version:
+            for buffer, value in values.values():
+                if not torch.equal(buffer, value):  # batch norm changes its statistics without a new version
                     buffer.copy_(value)
         for module, found in buffers:
             module._buffers.clear()

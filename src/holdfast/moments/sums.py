@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from holdfast.errors import LossShapeError, NotFiniteError
 from holdfast.moments.calls import Call, tensors_in
-from holdfast.moments.gradients import Phi, RouteDeclinedError, Scores, gradient, mismatch, zeros
+from holdfast.moments.gradients import Phi, RouteDeclinedError, Scores, gradient, mismatch, tolerance, zeros
 from holdfast.moments.linear import linear_sums
 from holdfast.moments.oracle import oracle_sums
 from holdfast.moments.per_example import CHUNK_BYTES, per_example_sums
@@ -81,7 +81,7 @@ class MomentSums:
     def _prove(self, call: Call) -> None:
         scores = partial(_random_scores, call.size)
         found = self._routes[0](self._model, call, scores, phi="signed")
-        wrong = mismatch(found, gradient(self._model, call, scores))
+        wrong = mismatch(found, gradient(self._model, call, scores), rtol=tolerance(self._model))
         if wrong:
             raise RouteDeclinedError(f"its per-example gradients do not add up to the gradient of {wrong!r}")
         self._proven = True

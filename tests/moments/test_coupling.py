@@ -1,0 +1,96 @@
+"""Models that mix their examples are refused, and the named remedy is one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tests.moments.zoo import ZOO, Apply, build
+from torch import Tensor, nn
+
+from holdfast.errors import CoupledExamplesError
+from holdfast.moments.calls import Call
+from holdfast.moments.coupling import check_independent
+from holdfast.moments.state import measuring
+
+
+def check(model: nn.Module, *shape: int) -> None:
+    with measuring(model):
+        check_independent(model, Call((torch.randn(shape),), {}, shape[0]), where="fisher")
+
+
+class KeptInTraining(nn.Sequential):
+    """Its train() does not reach the named modules."""
+
+    kept: tuple[int, ...] = ()
+
+    def train(self, mode: bool = True) -> nn.Module:
+        super().train(mode)
+        for index in self.kept:
+            self[index].train()
+        return self
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_models_that_keep_examples_apart_pass(name: str):
+    check_independent(*build(name), where="fisher")
+
+
+def test_batch_norm_without_running_statistics():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4, track_running_stats=False))
+    words = r"fisher: Sequential mixes .* 3 examples together differ .*'1' \(BatchNorm2d, no running statistics\)"
+    with pytest.raises(CoupledExamplesError, match=words):
+        check(model, 5, 1, 6, 6)
+    model[1] = nn.GroupNorm(2, 4)
+    check(model, 5, 1, 6, 6)
+
+
+def test_batch_norm_that_refuses_one_example():
+    model = KeptInTraining(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    model.kept = (1,)
+    with pytest.raises(CoupledExamplesError, match=r"refuses one example alone.*'1' \(BatchNorm1d, in training mode\)"):
+        check(model, 5, 3)
+    model.kept = ()
+    check(model, 5, 3)
+
+
+def test_dropout_that_stays_on():
+    model = KeptInTraining(nn.Linear(3, 50), nn.Dropout())
+    model.kept = (1,)
+    with pytest.raises(
+        CoupledExamplesError, match=r"differ from one call to the next.*'1' \(Dropout, in training mode\)"
+    ):
+        check(model, 5, 3)
+    model.kept = ()
+    check(model, 5, 3)
+
+
+def test_functional_dropout():
+    model = Apply(lambda self, x: F.dropout(self.a(x)), a=nn.Linear(3, 50))
+    with pytest.raises(CoupledExamplesError, match=r"look at forward\(\).*pass training=self.training"):
+        check(model, 5, 3)
+    check(Apply(lambda self, x: F.dropout(self.a(x), training=self.training), a=nn.Linear(3, 50)), 5, 3)
+
+
+def test_examples_mixed_by_hand():
+    def centred(self: nn.Module, x: Tensor) -> Tensor:
+        return self.a(x - x.mean(dim=0))
+
+    with pytest.raises(CoupledExamplesError, match="mixes its examples"):
+        check(Apply(centred, a=nn.Linear(3, 2)), 5, 3)
+
+
+def test_other_errors_of_the_model_stay_themselves():
+    def broken(self: nn.Module, x: Tensor) -> Tensor:
+        raise ValueError("of the user")
+
+    with pytest.raises(ValueError, match="of the user"):
+        check(Apply(broken, a=nn.Linear(3, 2)), 5, 3)
+
+
+def test_rounding_is_no_coupling():
+    model = Apply(lambda self, x: self.a(x.bfloat16()).float(), a=nn.Linear(300, 50).bfloat16())
+    check(model, 5, 300)
+    autocast = Apply(lambda self, x: self.a(x).float(), a=nn.Linear(300, 50))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        check(autocast, 5, 300)

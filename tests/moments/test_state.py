@@ -1,0 +1,112 @@
+"""A measured model is left as it was found."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from holdfast.moments.state import measuring
+
+
+class Stubborn(nn.Module):
+    """Keeps its norm in training mode, counts its calls, and draws noise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(3)
+        self.drop = nn.Dropout()
+        self.a = nn.Linear(3, 2)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def train(self, mode: bool = True) -> nn.Module:
+        super().train(mode)
+        self.norm.train()
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls = self.calls + 1
+        return self.a(self.drop(self.norm(x))) + torch.randn(2)
+
+
+def snapshot(model: nn.Module) -> dict[str, object]:
+    return {
+        "training": [module.training for module in model.modules()],
+        "grads": [p.grad for p in model.parameters()],
+        "grad values": [None if p.grad is None else p.grad.clone() for p in model.parameters()],
+        "requires_grad": [p.requires_grad for p in model.parameters()],
+        "buffers": [id(b) for b in model.buffers()],
+        "buffer values": [b.clone() for b in model.buffers()],
+        "weights": [p.detach().clone() for p in model.parameters()],
+        "rng": torch.get_rng_state(),
+        "hooks": [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()],
+    }
+
+
+def assert_same(before: dict[str, object], after: dict[str, object]) -> None:
+    for key, old in before.items():
+        new = after[key]
+        if key == "rng":
+            assert torch.equal(old, new)
+        elif key == "grads":
+            assert all(a is b for a, b in zip(old, new))
+        elif key in ("grad values", "buffer values", "weights"):
+            assert all((a is None and b is None) or torch.equal(a, b) for a, b in zip(old, new)), key
+        else:
+            assert old == new, key
+
+
+@pytest.mark.parametrize("fail", [False, True])
+def test_everything_comes_back(fail: bool):
+    model = Stubborn()
+    model.a.eval()
+    model.a.bias.requires_grad_(False)
+    model.a.weight.grad = torch.ones(2, 3)
+    before = snapshot(model)
+    try:
+        with measuring(model):
+            assert not model.drop.training
+            assert model.norm.training  # the model's own will, which the probe reports
+            model(torch.randn(4, 3)).sum().backward()
+            model.requires_grad_(False)
+            if fail:
+                raise KeyError("of the user")
+    except KeyError:
+        assert fail
+    expected = {key: value for key, value in before.items() if key != "grad values"}
+    assert_same(expected, snapshot(model))
+    assert float(model.calls) == 0
+
+
+def test_gradients_are_enabled_whatever_the_callers_mode():
+    model = nn.Linear(3, 2)
+    for mode in (torch.no_grad(), torch.inference_mode()):
+        with mode:
+            with measuring(model):
+                assert model(torch.ones(1, 3)).requires_grad
+            assert not torch.is_grad_enabled()
+
+
+def test_gradient_hooks_of_parameters_are_silent_and_come_back():
+    model, seen = nn.Linear(3, 2), []
+    model.weight.register_hook(seen.append)
+    with measuring(model):
+        torch.autograd.grad(model(torch.ones(1, 3)).sum(), model.weight)
+    assert not seen
+    model(torch.ones(1, 3)).sum().backward()
+    assert len(seen) == 1
+
+
+def test_compiled_parts_run_uncompiled():
+    calls = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> torch.fx.GraphModule:
+        calls.append(graph)
+        return graph
+
+    model = nn.Sequential(torch.compile(nn.Linear(3, 3), backend=backend), nn.ReLU())
+    with measuring(model):
+        model(torch.ones(2, 3))
+    assert not calls
+    model(torch.ones(2, 3))
+    assert calls
