@@ -1,8 +1,41 @@
-"""holdfast keeps the skills of a PyTorch model while it learns new ones."""
+"""holdfast keeps the skills of a PyTorch model while it learns new ones.
 
+    import holdfast as hf
+
+    keeper = hf.EWC(model).attach(optimizer)        # or hf.WVA(model, strength=...)
+    train(model, optimizer, old_task)               # any loop: nothing in it changes
+    keeper.retain(hf.fisher(model, old_task))       # close the task; train on
+
+Estimators: `fisher`, `mas`, `signal`, `taylor`, `SynapticIntelligence`, `uniform`. Streams of tasks are in
+`holdfast.streams`, accuracies and forgetting in `holdfast.metrics`, whole experiments in `holdfast.experiments`.
+"""
+
+from holdfast.errors import HoldfastError
+from holdfast.heads import Bernoulli, Categorical, Gaussian, Likelihood
+from holdfast.importance import SignalRecorder, SynapticIntelligence, fisher, mas, signal, taylor, uniform
 from holdfast.memory import Decayed
 from holdfast.records import Importance, ImportanceInfo
 from holdfast.retention import EWC, WVA, Report
 from holdfast.version import __version__
 
-__all__ = ["EWC", "WVA", "Decayed", "Importance", "ImportanceInfo", "Report", "__version__"]
+__all__ = [
+    "EWC",
+    "WVA",
+    "Bernoulli",
+    "Categorical",
+    "Decayed",
+    "Gaussian",
+    "HoldfastError",
+    "Importance",
+    "ImportanceInfo",
+    "Likelihood",
+    "Report",
+    "SignalRecorder",
+    "SynapticIntelligence",
+    "__version__",
+    "fisher",
+    "mas",
+    "signal",
+    "taylor",
+    "uniform",
+]

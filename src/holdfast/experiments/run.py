@@ -22,8 +22,8 @@ from holdfast.experiments.results import RunResult, summarise
 from holdfast.heads.masks import Mask, Scenario, active_classes
 from holdfast.methods import Learner, LearnerOptions, method_named
 from holdfast.metrics import average_accuracy
+from holdfast.streams import Examples
 from holdfast.streams.catalog import build_stream
-from holdfast.streams.examples import Examples
 from holdfast.streams.stream import Task
 from holdfast.training import accuracy, build_optimizer, learning_rate, mlp, num_epochs, train_epoch
 

@@ -3,8 +3,9 @@
 from holdfast.importance.fisher import fisher
 from holdfast.importance.mas import mas
 from holdfast.importance.ones import uniform
+from holdfast.importance.path import SynapticIntelligence
 from holdfast.importance.signal import signal
 from holdfast.importance.signal_recorder import SignalRecorder
 from holdfast.importance.taylor import taylor
 
-__all__ = ["SignalRecorder", "fisher", "mas", "signal", "taylor", "uniform"]
+__all__ = ["SignalRecorder", "SynapticIntelligence", "fisher", "mas", "signal", "taylor", "uniform"]

@@ -10,14 +10,14 @@ from torch import nn
 from torch.optim import Optimizer
 
 from holdfast.errors import OptionError
-from holdfast.heads.likelihoods import Categorical
+from holdfast.heads import Categorical
 from holdfast.importance import fisher, mas, signal, taylor, uniform
 from holdfast.importance.path import SynapticIntelligence
 from holdfast.memory import Accumulate, Decayed, Weighting
 from holdfast.methods.registry import Method
 from holdfast.records import Importance
 from holdfast.retention import EWC, WVA, Keeper
-from holdfast.streams.examples import Examples
+from holdfast.streams import Examples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +82,7 @@ class Learner:
     def _importance(self, examples: Examples, classes: tuple[int, ...] | None, task: int) -> Importance:
         options, model, loss = self.options, self.model, Categorical(classes)
         calibrate = options.budget is not None  # a budget is in nats
+        measured = {"calibrate": True, "loss": loss} if calibrate else {}
         match self.method.importance:
             case "fisher":
                 batched = options.fisher == "batched"
@@ -91,11 +92,9 @@ class Learner:
                 return fisher(model, data, kind=options.fisher, loss=loss, seed=seed, calibrate=batched and calibrate)
             case "mas":
                 output, batched = options.mas_output, options.mas_batched
-                return mas(
-                    model, examples, output=output, batched=batched, loss=loss if calibrate else None, calibrate=calibrate
-                )
+                return mas(model, examples, output=output, batched=batched, **measured)
             case "signal":
-                return signal(model, examples, bias=options.signal_bias, loss=loss if calibrate else None, calibrate=calibrate)
+                return signal(model, examples, bias=options.signal_bias, **measured)
             case "taylor":
                 return taylor(model, examples, loss=loss, calibrate=calibrate)
             case "si":

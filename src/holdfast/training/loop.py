@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from holdfast.errors import EmptyDataError, NotFiniteError
 from holdfast.heads.masks import predict
-from holdfast.streams.examples import Examples
+from holdfast.streams import Examples
 
 BeforeStep = Callable[[int], None]
 AddedLoss = Callable[[], Tensor]
