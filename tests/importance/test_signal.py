@@ -190,3 +190,15 @@ def test_unknown_choices():
             make(bias="activations")
         with pytest.raises(UnknownNameError, match="unknown value of others 'none'"):
             make(others="none")
+
+
+def test_the_recorder_cannot_see_into_a_compiled_model_and_says_so():
+    model, x = nn.Linear(5, 3), torch.randn(8, 5)
+    compiled = torch.compile(model, backend="eager")
+    with SignalRecorder(compiled) as recorder:
+        compiled(x)
+    with pytest.raises(
+        StateError, match=r"a model under torch.compile cannot be watched: use hf.signal\(model, data\)"
+    ):
+        recorder.importance()
+    signal(compiled, unlabelled(x))

@@ -41,7 +41,7 @@ def mas(
 
     default: Omega_i = E_x |d ||f(x)||^2 / d theta_i|
     batched: Omega_i = |d E_x ||f(x)||^2 / d theta_i|, the mean over the whole set before the absolute value, whatever
-    the batches
+             the batches
     local:   Omega_ij = E_x |d ||y_l(x)||^2 / d w_ij| within each Linear or convolution layer l alone, its input held
              fixed, y_l its output after the activation: for ReLU E |2 y_i x_j|, the Hebbian product of target and
              source activity
@@ -53,10 +53,9 @@ def mas(
         output: f is the logits (as `logits_of` finds them in the outputs), or their softmax over the last axis.
         batched: see above.
         local: see above. The activation is the elementwise function that consumes the layer's output (relu, leaky_relu,
-                 gelu, tanh,
-            sigmoid, silu, elu, softplus, ..., as function, module or in place); none: the plain output. The products
-            are summed over positions of a sequence or image before the absolute value. Each use of a shared layer
-            counts for itself.
+            gelu, tanh, sigmoid, silu, elu, softplus, ..., as function, module or in place); none: the plain output. The
+            products are summed over positions of a sequence or image before the absolute value. Each use of a shared
+            layer counts for itself.
         others: with `local`, parameters used by anything but these layers: "error", or "zero" for no importance, which
             leaves them unprotected.
         loss: with `calibrate=True` the likelihood whose rise is measured; "categorical" by default.

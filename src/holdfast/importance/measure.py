@@ -77,7 +77,7 @@ class DataPass:
         self.seen = 0
 
     def __iter__(self) -> Iterator[Batch]:
-        device = next(iter(trainable_parameters(self._model).values())).device
+        device = next(unwrap(self._model).parameters()).device
         for content in tqdm(self._data, desc=self._where, unit="batch", disable=not self._progress):
             args, kwargs = model_inputs(content)
             size = batch_size(content)

@@ -38,10 +38,9 @@ def signal(
         data: an iterable of batches, `(inputs, targets)` or a mapping; each read once. Targets are used for calibration
             only.
         bias: "output" (default: it needs no knowledge of what follows the layer) or "activation" (the authors' choice):
-                y is the output of
-            the elementwise activation function that consumes z (relu, leaky_relu, gelu, tanh, sigmoid, silu, elu,
-            softplus, ..., as function, module or in place), the softmax of z where z is an output of the model, else z
-            itself.
+            y is what the elementwise function that consumes z makes of it (relu, leaky_relu, gelu, tanh, sigmoid, silu,
+            elu, softplus, ..., as function, module or in place), the softmax of z where z is an output of the model,
+            else z itself.
         others: parameters used by anything but these layers (norms, embeddings, attention's packed projections,
             transposed convolutions, raw parameters): "error", or "zero" for no importance, which leaves them
             unprotected.

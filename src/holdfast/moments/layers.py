@@ -97,7 +97,7 @@ class LayerWatch(TorchFunctionMode):
 
     Attributes:
         elsewhere: name -> names of the functions other than layers that consumed this parameter.
-        seen: names of parameters that any function consumed.
+        seen: names of parameters that a layer consumed as its weight or bias.
     """
 
     def __init__(self, model: nn.Module, record: Callable[[LayerUse], None], *, activations: bool) -> None:
@@ -117,9 +117,10 @@ class LayerWatch(TorchFunctionMode):
             use.activation = lambda z: func(z.clone(), *args[1:], **kwargs)
             self._record(use)
         result = func(*args, **kwargs)
-        used = {self._names[id(value)] for value in _tensors((*args, *kwargs.values())) if id(value) in self._names}
+        used = [self._names[id(value)] for value in _tensors((*args, *kwargs.values())) if id(value) in self._names]
         if used and (func is F.linear or func in CONVOLUTIONS):
-            used -= self._layer(func, result, *args, **kwargs)
+            of_layer = self._layer(func, result, *args, **kwargs)
+            used = [name for name in used if name not in of_layer]
         if used and _consumes(func, result):
             for name in used:
                 self.elsewhere.setdefault(name, set()).add(getattr(func, "__name__", str(func)))
