@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,7 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        _remove(temporary)
         raise OutputError(f"cannot write {path}: {error}. Choose a place that can be written.") from error
 
 
@@ -152,7 +152,7 @@ def write_tensors(
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         write_json(folder / f"{stem}.safetensors.index.json", index)
     for file, shard in zip(names, shards, strict=True):
-        save_file(_plain(shard), folder / file, metadata={"format": "pt"})
+        _save(shard, folder / file, metadata={"format": "pt"})
     return {file: _sha256(folder / file) for file in names}
 
 
@@ -192,10 +192,10 @@ def write_state(path: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, A
     temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(_plain(tensors), temporary, metadata={"notes": json.dumps(notes)})
+        _save(tensors, temporary, metadata={"notes": json.dumps(notes)})
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        _remove(temporary)
         raise OutputError(f"cannot write {path}: {error}. Choose a folder that can be written.") from error
 
 
@@ -215,6 +215,18 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def _set_aside(target: Path) -> Path:
     return target.with_name(f".{target.name}.old")
+
+
+def _save(tensors: Mapping[str, Tensor], path: Path, *, metadata: dict[str, str]) -> None:
+    try:
+        save_file(_plain(tensors), path, metadata=metadata)
+    except SafetensorError as error:  # so it reports a full disk or a missing folder
+        raise OSError(str(error)) from error
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):
+        path.unlink()
 
 
 def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
