@@ -80,8 +80,9 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)
     except OSError as error:
-        _remove(temporary)
         raise OutputError(f"cannot write {path}: {error}. Choose a place that can be written.") from error
+    finally:
+        _remove(temporary)  # also after Ctrl-C; gone already where all went well
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -195,8 +196,9 @@ def write_state(path: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, A
         _save(tensors, temporary, metadata={"notes": json.dumps(notes)})
         temporary.replace(path)
     except OSError as error:
-        _remove(temporary)
         raise OutputError(f"cannot write {path}: {error}. Choose a folder that can be written.") from error
+    finally:
+        _remove(temporary)
 
 
 def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

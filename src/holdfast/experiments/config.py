@@ -89,17 +89,21 @@ class RunConfig:
     importance_examples: int | None = None
 
     def __post_init__(self) -> None:
-        for name, low, high in _RANGES:
+        for name, kind, low, high in _RANGES:
             value = getattr(self, name)
-            if value is not None and not (isinstance(value, int | float) and low <= value <= high):
-                raise OptionError(f"{name} is {value!r}; expected a number from {low:g} to {high:g}.")
-        if not self.hidden or any(units < 1 for units in self.hidden):
+            if value is None and name in _OPTIONAL:
+                continue
+            if not (isinstance(value, int | kind) and low <= value <= high):
+                number = "whole number" if kind is int else "number"
+                raise OptionError(f"{name} is {value!r}; expected a {number} from {low:g} to {high:g}.")
+            object.__setattr__(self, name, kind(value))  # 15 and 15.0 are one configuration, with one hash
+        if not self.hidden or not all(isinstance(units, int) and units > 0 for units in self.hidden):
             raise OptionError(
                 f"hidden is {self.hidden!r}; expected the units of each hidden layer, such as (300, 150)."
             )
         for name in _CHOICES:
             value = getattr(self, name)
-            if value is not None and value not in _CHOICES[name]:
+            if value not in _CHOICES[name] and not (value is None and name in _OPTIONAL):
                 raise UnknownNameError(name, str(value), _CHOICES[name])
         if method_named(self.method).mechanism in ("ewc", "wva") and (self.strength is None) == (self.budget is None):
             raise OptionError(
@@ -170,17 +174,18 @@ _CHOICES = {
     "importance_data": ("validation", "train"),
 }
 _RANGES = (
-    ("seed", 0, 2**31 - 1),
-    ("num_tasks", 1, 1000),
-    ("fraction", 0, 1),
-    ("slope", 0, 1),
-    ("lr", 0, 1e6),
-    ("weight_decay", 0, 1e6),
-    ("epochs", 1, 10**6),
-    ("iterations", 1, 10**9),
-    ("batch_size", 1, 10**9),
-    ("strength", 0, math.inf),
-    ("budget", 1e-12, math.inf),
-    ("damping", 1e-12, math.inf),
-    ("importance_examples", 1, 10**9),
+    ("seed", int, 0, 2**31 - 1),
+    ("num_tasks", int, 1, 1000),
+    ("fraction", float, 0, 1),
+    ("slope", float, 0, 1),
+    ("lr", float, 0, 1e6),
+    ("weight_decay", float, 0, 1e6),
+    ("epochs", int, 1, 10**6),
+    ("iterations", int, 1, 10**9),
+    ("batch_size", int, 1, 10**9),
+    ("strength", float, 0, math.inf),
+    ("budget", float, 1e-12, math.inf),
+    ("damping", float, 1e-12, math.inf),
+    ("importance_examples", int, 1, 10**9),
 )
+_OPTIONAL = {entry.name for entry in fields(RunConfig) if entry.default is None}

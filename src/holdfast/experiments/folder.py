@@ -17,11 +17,11 @@ from holdfast.version import __version__
 
 
 class RunFolder:
-    """The folder `path` of one run; made, or found again and checked, at construction.
+    """The folder `path` of one run, checked at construction where it exists; nothing is written before `open`.
 
     Raises:
-        OutputError: it cannot be written.
         RunMismatchError: it belongs to another configuration.
+        FileFormatError: its configuration is damaged.
     """
 
     def __init__(self, path: Path, config: RunConfig) -> None:
@@ -30,15 +30,25 @@ class RunFolder:
         self.checkpoint = path / "checkpoint" / "state.safetensors"
         self.plots = path / "plots"
         self._events = path / "metrics.jsonl"
-        written = path / "config.json"
+        self._written = path / "config.json"
+        self._config = config
+        if self._written.exists():
+            _check_same(self._written, config)
+
+    def open(self) -> None:
+        """Make the folder, or find it again and sweep out what a killed session left half written.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(parents=True, exist_ok=True)
+            for stale in (*self.path.glob(".*.new"), *self.checkpoint.parent.glob(".*.new")):
+                stale.unlink()
         except OSError as error:
-            raise OutputError(f"cannot write the run folder {path}: {error}. Choose another --output.") from error
-        if written.exists():
-            _check_same(written, config)
-        else:
-            write_json(written, {"config": config.to_dict(), "versions": versions()})
+            raise OutputError(f"cannot write the run folder {self.path}: {error}. Choose another --output.") from error
+        if not self._written.exists():
+            write_json(self._written, {"config": self._config.to_dict(), "versions": versions()})
 
     def truncate(self, num_events: int) -> None:
         """Keep the first events only: those that the checkpoint knows of."""

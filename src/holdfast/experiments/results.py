@@ -73,15 +73,19 @@ class RunResult:
         Raises:
             FileFormatError: the file is missing, damaged or lacks a field.
         """
-        content = read_json(path)
+        remedy = "Delete it and run the same command again, which finishes from its checkpoint."
         known = {entry.name for entry in fields(cls)}
         try:
+            content = read_json(path)
             result = cls(**{name: value for name, value in content.items() if name in known})
             rows = [len(row) for row in result.accuracy_matrix]
-        except TypeError as error:
-            raise FileFormatError(f"{path} is no complete result ({error}). Run the same command again.") from error
-        if not rows or rows != [len(rows)] * len(rows) or len(result.average_accuracy) != len(rows):
-            raise FileFormatError(f"{path}: accuracy_matrix is not square, or not as long as average_accuracy.")
+            whole = rows == [len(rows)] * len(rows) == [len(result.average_accuracy)] * len(rows)
+        except (FileFormatError, TypeError) as error:
+            raise FileFormatError(f"{path} is no complete result ({error}). {remedy}") from error
+        if not rows or not whole:
+            raise FileFormatError(
+                f"{path}: accuracy_matrix is not square, or not as long as average_accuracy. {remedy}"
+            )
         return result
 
 

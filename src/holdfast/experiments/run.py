@@ -45,8 +45,8 @@ def run(
 ) -> RunResult:
     """Learn a stream with one method, in the folder `output`/`config.name`.
 
-    Killed at any moment, the same call goes on where it was and on the CPU ends with the same bits; a finished run is
-    read back without training.
+    Killed at any moment, the same call goes on where it was and on the CPU, with as many threads
+    (`torch.get_num_threads`), ends with the same bits; a finished run is read back without training.
 
     Args:
         config: every setting; see `configure`.
@@ -59,8 +59,10 @@ def run(
         What `result.json` holds.
 
     Raises:
+        OptionError: options that have no meaning together, or a device that cannot be used; nothing is written then.
         OutputError: the folder cannot be written.
         RunMismatchError: the folder belongs to another configuration.
+        FileFormatError: a file in the folder is damaged.
         DataFileError: the data are missing or damaged.
         NotFiniteError: training diverged.
     """
@@ -107,6 +109,7 @@ class _Run:
 
     def finish(self) -> RunResult:
         """Train what is left to train, and write the result."""
+        self.folder.open()
         resumed = self.folder.checkpoint.exists()
         if resumed:
             self.progress = checkpoint.load(

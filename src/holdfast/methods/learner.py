@@ -137,15 +137,19 @@ def accumulation(text: str) -> Accumulate:
             return rule
         case ["decayed", number]:
             try:
-                return Decayed(float(number))
+                gamma = float(number)
             except ValueError as error:
                 raise OptionError(f"accumulate: {text!r} names no decay; expected such as 'decayed:0.9'.") from error
+            return Decayed(gamma)
         case _:
             raise OptionError(f"accumulate is {text!r}; expected sum, mean, max, per_task or decayed:GAMMA.")
 
 
 def _keeper(method: Method, model: nn.Module, options: LearnerOptions) -> Keeper | None:
     rule = accumulation(options.accumulate)
+    if method.mechanism in ("ewc", "wva") and options.budget is not None and not method.keeps_budget:
+        lacking = "WVA has no anchors" if method.mechanism == "wva" else "its importance is not known in nats"
+        raise OptionError(f"{method.name} cannot keep a budget: {lacking}. Give a strength.")
     if method.mechanism == "ewc":
         return EWC(
             model,
@@ -157,7 +161,7 @@ def _keeper(method: Method, model: nn.Module, options: LearnerOptions) -> Keeper
         )
     if method.mechanism == "wva":
         if options.strength is None:
-            raise OptionError(f"{method.name}: WVA has no anchors, so that it cannot keep a budget. Give a strength.")
+            raise OptionError(f"{method.name} needs a strength; found None. Give one.")
         return WVA(
             model,
             strength=options.strength,

@@ -32,6 +32,11 @@ class Method:
         """Its name as tables and pictures show it, such as "EWC Fisher"."""
         return _LABELS[self.name]
 
+    @property
+    def keeps_budget(self) -> bool:
+        """Whether it can hold the rise of the old loss to a budget: that takes anchors, and an importance in nats."""
+        return self.mechanism == "ewc" and self.importance not in ("si", "ones")
+
 
 _PLAIN = (
     Method("none", "none", None, "plain fine-tuning: nothing holds the old tasks (the floor)"),
