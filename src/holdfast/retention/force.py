@@ -40,8 +40,8 @@ def relative_force(
         if largest * factor <= LARGEST:
             return force
     else:
-        force = list(torch._foreach_div(importance, metric))
-        torch._foreach_mul_(force, strength)
+        # in this order: Omega/M may overflow, and zero times infinity is no number
+        force = list(torch._foreach_div(torch._foreach_mul(importance, strength), metric))
     torch._foreach_clamp_max_(force, LARGEST)
     return force
 
