@@ -97,7 +97,9 @@ class _Run:
         )
         self.mask: Mask = config.mask or _MASKS[self.stream.scenario]
         inputs = int(torch.Size(self.stream.input_shape).numel())
-        net = mlp(inputs, config.hidden, self.stream.num_classes, slope=config.slope, seed=config.seed)
+        # a seed of its own: the stream has drawn its permutations from config.seed
+        seed = _mixed(config.seed)
+        net = mlp(inputs, config.hidden, self.stream.num_classes, slope=config.slope, seed=seed)
         self.model: nn.Module = net.to(self.device)
         chosen = {entry.name: getattr(config, entry.name) for entry in fields(LearnerOptions)}
         self.learner = Learner(self.method, self.model, LearnerOptions(**chosen))
