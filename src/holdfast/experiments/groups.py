@@ -78,7 +78,7 @@ def sections(groups: Sequence[Group]) -> dict[tuple[str, str], list[Group]]:
 
 
 def settings_of(result: RunResult) -> dict[str, Any]:
-    """All settings but stream, scenario, method and seed; the number of tasks as it was, also where left to the stream."""
+    """All settings but stream, scenario, method and seed, and the number of tasks even where the stream decided it."""
     rest = {name: value for name, value in result.config.items() if name not in _IDENTITY}
     return rest | {"num_tasks": len(result.average_accuracy)}
 

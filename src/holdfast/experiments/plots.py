@@ -28,8 +28,8 @@ MUTED = "#767676"
 GRID = "#e3e3e3"
 FONT = 9.0
 
-# A method's colour says its importance, its stroke and marker the mechanism; hues after Okabe and Ito, told apart also by
-# people who do not see red or green, darkened until text in them reads well on white.
+# A method's colour says its importance, its stroke and marker the mechanism. The hues are those of Okabe and Ito, which
+# people who see no red or green can tell apart too, darkened until text in them reads well on white.
 _HUES = {
     "fisher": "#0068a8",
     "mas": "#c94f00",
@@ -294,7 +294,7 @@ def _axes_at(figure: Figure, left: float, bottom: float, width: float, height: f
 
 def _head(figure: Figure, axes: Axes, title: str, remark: str, *, lift: float = 0.0) -> None:
     """A bold title and a muted remark over the figure, flush with the left edge of the axes."""
-    across, up = figure.get_size_inches()
+    up = figure.get_figheight()
     box = axes.get_position()
     figure.text(box.x0, box.y1 + (0.31 + lift) / up, title, fontsize=FONT + 2, color=INK, fontweight="bold")
     figure.text(box.x0, box.y1 + (0.12 + lift) / up, remark, fontsize=FONT, color=MUTED)

@@ -133,8 +133,8 @@ def row_of(group: Group) -> Row:
 def best(found: Sequence[Row]) -> Row | None:
     """The row of highest mean test accuracy among those that learn one task after the other; None without any.
 
-    Joint training, which sees all data at once, is out of the contest. This is for emphasis, never for choosing settings:
-    those are chosen on validation data.
+    Joint training, which sees all data at once, is out of the contest. This is for emphasis, never for choosing
+    settings: those are chosen on validation data.
     """
     contest = [row for row in found if row.method != "joint"]
     return max(contest, key=lambda row: row.accuracy.mean, default=None) if len(contest) > 1 else None

@@ -1,0 +1,91 @@
+"""A minute on handwritten digits: a network forgets when trained plainly, and remembers with holdfast."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from holdfast.experiments.config import configure
+from holdfast.experiments.groups import group_results
+from holdfast.experiments.plots import accuracy_curves, accuracy_matrices, check_matplotlib
+from holdfast.experiments.results import RunResult
+from holdfast.experiments.run import Watch, run
+
+STREAM = "permuted-digits"
+METHODS = ("none", "ewc-fisher", "ewc-mas", "ewc-si", "ewc-signal", "ewc-taylor", "wva-fisher", "joint")
+"""From the floor to the ceiling; WVA with the importance that is best for it on validation data."""
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What the demonstration leaves behind.
+
+    Attributes:
+        results: one a method.
+        accuracy: the PNG of average accuracy against tasks.
+        matrix: the PNG of the accuracy matrices.
+    """
+
+    results: list[RunResult]
+    accuracy: Path
+    matrix: Path
+
+
+def demo(
+    *,
+    output: str | os.PathLike[str] = "runs",
+    seed: int = 0,
+    device: str = "cpu",
+    methods: Sequence[str] = METHODS,
+    settings: Mapping[str, Any] | None = None,
+    watch: Watch | None = None,
+) -> Demo:
+    """Learn five tasks of permuted digits with each method in turn, and draw what became of them.
+
+    The settings are those of the stream's protocol, chosen on validation data. The runs stand in `output` as any others
+    do, the pictures in `output`/demo. What is finished is not run again.
+
+    Args:
+        output: parent of the run folders.
+        seed: of all runs.
+        device: as torch names it.
+        methods: names of the methods.
+        settings: fields of `RunConfig`, above the protocol's.
+        watch: called with {"event": "run", "method", "number", "of"} before each run, and then with its events.
+
+    Raises:
+        OptionError: matplotlib is not installed, or an unknown setting.
+        OutputError: `output` cannot be written.
+    """
+    check_matplotlib()
+    configs = [configure(STREAM, method, seed=seed, **(settings or {})) for method in methods]
+    results = []
+    with _one_thread():
+        for number, config in enumerate(configs):
+            if watch is not None:
+                watch({"event": "run", "method": config.method, "number": number, "of": len(configs)})
+            results.append(run(config, output=output, device=device, watch=watch))
+    groups = group_results(results)
+    folder = Path(output) / "demo"
+    return Demo(
+        results=results,
+        accuracy=accuracy_curves(groups, folder / "accuracy.png"),
+        matrix=accuracy_matrices(groups, folder / "matrix.png"),
+    )
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """One thread of torch: nets as small as these are slower on two, and ten times so on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
