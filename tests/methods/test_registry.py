@@ -1,0 +1,42 @@
+import pytest
+
+from holdfast.errors import OptionError, UnknownNameError
+from holdfast.methods import METHODS, method_named
+
+
+def test_every_method_that_was_promised_has_its_name():
+    importances = ("fisher", "mas", "si", "signal", "taylor")
+    held = {f"{mechanism}-{importance}" for mechanism in ("ewc", "wva") for importance in importances}
+    assert set(METHODS) == {"none", "joint", "l2", *held}
+    assert all(method_named(name).name == name for name in METHODS)
+
+
+def test_labels_and_summaries():
+    labels = {name: method.label for name, method in METHODS.items()}
+    assert len(set(labels.values())) == len(labels)
+    assert (labels["none"], labels["ewc-fisher"], labels["wva-si"], labels["l2"]) == (
+        "plain",
+        "EWC Fisher",
+        "WVA SI",
+        "L2",
+    )
+    assert all(method.summary for method in METHODS.values())
+
+
+def test_what_a_name_is_made_of():
+    assert (METHODS["wva-taylor"].mechanism, METHODS["wva-taylor"].importance) == ("wva", "taylor")
+    assert (METHODS["l2"].mechanism, METHODS["l2"].importance) == ("ewc", "ones")
+    assert (METHODS["joint"].mechanism, METHODS["joint"].importance) == ("joint", None)
+
+
+def test_which_methods_keep_a_budget():
+    keeping = {name for name, method in METHODS.items() if method.keeps_budget}
+    assert keeping == {"ewc-fisher", "ewc-mas", "ewc-signal", "ewc-taylor"}
+
+
+def test_an_unknown_name_is_answered_with_the_nearest():
+    with pytest.raises(
+        UnknownNameError, match=r"unknown method 'ewc-fischer'. Did you mean 'ewc-fisher'\? Known: ewc-"
+    ):
+        method_named("ewc-fischer")
+    assert issubclass(UnknownNameError, OptionError)
