@@ -50,6 +50,11 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in all_parameters(model).items() if parameter.requires_grad}
 
 
+def wide_dtype(tensor: Tensor) -> torch.dtype:
+    """The dtype to compute in: float32, or the tensor's own where that is wider."""
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
 def copies(tensors: TensorMap) -> dict[str, Tensor]:
     """Detached copies that share no memory with the originals."""
     return {name: tensor.detach().clone() for name, tensor in tensors.items()}

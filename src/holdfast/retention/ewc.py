@@ -88,6 +88,7 @@ class EWC(Keeper):
             raise OptionError(f"EWC: strength {strength!r} and budget {budget!r} exclude each other. Give one of them.")
         if strength is None and budget is None:
             strength = 1.0
+        self.pull: Pull = pull  # the check of the strength asks for it
         super().__init__(
             model,
             strength=strength,
@@ -104,10 +105,7 @@ class EWC(Keeper):
             raise OptionError(
                 f'EWC: a budget is kept by projection; pull={pull!r} has no part in it. Use pull="implicit".'
             )
-        if pull != "implicit" and strength == math.inf:
-            raise OptionError(f'EWC: an infinite strength needs pull="implicit"; pull is {pull!r}.')
         self.budget = budget
-        self.pull: Pull = pull
         self.metric = metric
         self._multiplier = 0.0
         self._num_penalties = 0
@@ -169,6 +167,11 @@ class EWC(Keeper):
         with torch.no_grad():
             for part in plan.parts(optimizer, self.held):
                 gradients = part.gradients
+                if any(gradient.is_sparse for gradient in gradients):
+                    raise OptionError(
+                        'EWC: pull="gradient" adds to every entry of a gradient, and there are sparse ones. '
+                        'Use pull="implicit".'
+                    )
                 pulls = torch._foreach_sub(part.weights, list(part.anchors))
                 pulls = torch._foreach_mul(pulls, list(part.importance))
                 torch._foreach_mul_(pulls, -factor if part.group.get("maximize") else factor)
@@ -258,6 +261,11 @@ class EWC(Keeper):
 
     def _strength_now(self) -> float | None:
         return self.strength if self.budget is None else self._multiplier
+
+    def _check_strength(self, strength: object) -> None:
+        super()._check_strength(strength)
+        if strength == math.inf and self.pull != "implicit":
+            raise OptionError(f'EWC: an infinite strength needs pull="implicit"; pull is {self.pull!r}.')
 
     def _check_optimizer(self, optimizer: Optimizer) -> None:
         if self.metric is None and self.pull == "implicit" and update_rule(optimizer) == "other":

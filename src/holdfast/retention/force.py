@@ -13,6 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from holdfast.tensors import wide_dtype
+
 Attenuation = Literal["hyperbolic", "exponential"]
 
 LARGEST = 1e30
@@ -60,7 +62,7 @@ def pull_(weights: Sequence[Tensor], anchors: Sequence[Tensor], force: list[Tens
         torch._foreach_lerp_(list(weights), list(anchors), shares)
     else:
         for weight, anchor, share in zip(weights, anchors, shares, strict=True):
-            wide = torch.promote_types(weight.dtype, torch.float32)
+            wide = wide_dtype(weight)
             weight.copy_(torch.lerp(weight.to(wide), anchor.to(wide), share.to(wide)))
     return shares
 
@@ -71,7 +73,7 @@ def attenuate_(weights: Sequence[Tensor], increments: Sequence[Tensor], shares: 
         torch._foreach_addcmul_(list(weights), list(increments), list(shares), -1.0)
     else:
         for weight, increment, share in zip(weights, increments, shares, strict=True):
-            wide = torch.promote_types(weight.dtype, torch.float32)
+            wide = wide_dtype(weight)
             weight.copy_(weight.to(wide) - increment.to(wide) * share.to(wide))
 
 

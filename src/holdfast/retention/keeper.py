@@ -26,7 +26,7 @@ from holdfast.retention import files
 from holdfast.retention.plan import Part, Plan, check_covered, check_held_shapes
 from holdfast.retention.report import Report
 from holdfast.steps import StepHooks, bare_optimizer, can_recompute, increments
-from holdfast.tensors import all_parameters, sum_of, trainable_parameters, unwrap
+from holdfast.tensors import all_parameters, sum_of, trainable_parameters, unwrap, wide_dtype
 
 logger = logging.getLogger("holdfast")
 
@@ -88,6 +88,8 @@ class Keeper(ABC):
 
     @strength.setter
     def strength(self, value: float) -> None:
+        if self._strength is None:
+            raise OptionError(f"{self.mechanism}: it keeps a budget, not a strength. Set budget, or build another.")
         self._check_strength(value)
         self._strength = value
 
@@ -323,8 +325,9 @@ class Keeper(ABC):
         """What the optimizer's own step added; asked before anything else changes the weights."""
         if not self._snapshots:
             return increments(optimizer, part.group, part.parameters)
+        # half precision in float32, where the difference is exact
         return [
-            parameter.detach() - self._snapshots[parameter]
+            parameter.detach().to(wide_dtype(parameter)) - self._snapshots[parameter].to(wide_dtype(parameter))
             if parameter in self._snapshots
             else increments(optimizer, part.group, [parameter])[0]
             for parameter in part.parameters
@@ -339,7 +342,7 @@ class Keeper(ABC):
             raise OptionError(f"{self.mechanism}: {option} is {value!r}; expected {expected}.")
 
     def _warn(self, text: str) -> None:
-        warnings.warn(f"{self.mechanism}: {text}", stacklevel=3)
+        warnings.warn(f"{self.mechanism}: {text}", stacklevel=4)  # the line that attaches
 
 
 class _Meter:

@@ -1,0 +1,236 @@
+from __future__ import annotations
+
+import logging
+import warnings
+from functools import partial
+
+import pytest
+import torch
+from tests.retention.loops import MECHANISMS, batches, importance_of, network, train, train_held, weights_of
+from torch import nn
+from torch.optim import SGD, Adam, AdamW
+
+from holdfast import EWC, WVA
+from holdfast.errors import ParameterMismatchError, StateError
+
+
+def held(kind, *, steps=5, build=partial(SGD, lr=0.05), **options):
+    model = network()
+    optimizer = build(model.parameters())
+    keeper = kind(model, **options).attach(optimizer).retain(importance_of(model))
+    train_held(keeper, optimizer, batches(steps))
+    return keeper
+
+
+def test_before_a_task_is_retained_it_is_off():
+    report = EWC(network()).report()
+    assert str(report) == "EWC: off, no task is retained yet"
+    assert (report.num_tasks, report.num_steps, report.protected, report.pull_ratio) == (0, 0, 0.0, None)
+
+
+def test_what_it_says_under_ewc():
+    keeper = held(EWC, strength=4.0)
+    report = keeper.report()
+    weights = sum(p.numel() for p in keeper.model.parameters())
+    protected = sum(int((value > 0).sum()) for value in keeper.held.importance.values())
+    assert report.protected == pytest.approx(protected / weights)
+    assert (report.mechanism, report.num_tasks, report.num_steps, report.strength) == ("EWC", 1, 5, 4.0)
+    assert report.rise_unit == "nats"
+    assert report.predicted_rise == keeper.predicted_rise() > 0
+    assert report.pinned == 0.0
+    assert report.pull_ratio is not None
+    assert str(report) == (
+        f"EWC: 1 task held, 5 steps, strength 4, {report.protected:.1%} of the weights protected, "
+        f"0.0% of them pinned, pull / task step {report.pull_ratio:.3g}, "
+        f"predicted rise {report.predicted_rise:.4g} nats"
+    )
+    keeper.retain(importance_of(keeper.model))
+    assert "EWC: 2 tasks held, 0 steps" in str(keeper.report())
+
+
+def test_what_it_says_under_wva():
+    report = held(WVA, strength=1e6).report()
+    assert report.predicted_rise is None
+    assert report.pinned == 1.0
+    assert "predicted rise" not in str(report)
+
+
+def test_the_ratio_by_hand():
+    model = network()
+    optimizer = SGD(model.parameters(), lr=0.05)
+    keeper = WVA(model, strength=2.0).attach(optimizer).retain(importance_of(model))
+    train(model, optimizer, batches(1))
+    step, pull = 0.0, 0.0
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None
+        force = 2.0 * keeper.held.importance[name]
+        step += (0.05 * parameter.grad).square().sum().item()
+        pull += (0.05 * parameter.grad * force / (1 + force)).square().sum().item()
+    assert keeper.report().pull_ratio == pytest.approx((pull / step) ** 0.5, rel=1e-4)
+
+
+def test_pinned_counts_those_taken_back_by_more_than_half():
+    layer = nn.Linear(4, 1, bias=False)
+    optimizer = SGD(layer.parameters(), lr=0.1)
+    keeper = WVA(layer, strength=1.0).attach(optimizer)
+    keeper.retain({"weight": torch.tensor([[0.0, 0.9, 1.1, 5.0]])})
+    layer(torch.ones(1, 4)).sum().backward()
+    optimizer.step()
+    assert keeper.report().pinned == pytest.approx(2 / 3)
+    assert keeper.report().protected == 0.75
+
+
+@pytest.mark.filterwarnings("ignore:WVA. on=.gradients. is cancelled")
+@pytest.mark.parametrize("build", [partial(SGD, lr=0.1), partial(AdamW, lr=0.1)])
+@pytest.mark.parametrize("mechanism", [name for name in MECHANISMS if name not in ("ewc-penalty", "ewc-budget")])
+def test_a_line_is_logged_as_training_runs(mechanism, build, caplog):
+    caplog.set_level(logging.INFO, logger="holdfast")
+    keeper = held(partial(MECHANISMS[mechanism], strength=5.0, log_every=3), build=build, steps=8)
+    lines = [record.getMessage() for record in caplog.records if record.name == "holdfast"]
+    assert len(lines) == 3
+    assert [", 1 steps" in lines[0], ", 4 steps" in lines[1], ", 7 steps" in lines[2]] == [True] * 3
+    # the gradient pull is zero in the first step, from the anchor itself
+    assert all(float(line.split("pull / task step ")[1].split(",")[0]) > 0 for line in lines[1:])
+    assert keeper.report().num_steps == 8
+
+
+def test_log_every_zero_is_silent(caplog):
+    caplog.set_level(logging.INFO, logger="holdfast")
+    keeper = held(EWC, strength=5.0, log_every=0)
+    assert not caplog.records
+    assert keeper.report().pull_ratio is None
+    assert keeper.report().num_steps == 5
+
+
+def test_measuring_changes_no_weight():
+    for mechanism in ("ewc", "wva", "ewc-budget"):
+        results = [weights_of(held(partial(MECHANISMS[mechanism], strength=5.0, log_every=n)).model) for n in (0, 1, 3)]
+        assert all(torch.equal(results[0][name], other[name]) for other in results[1:] for name in other)
+
+
+# --- predicted rise
+
+
+def test_predicted_rise_by_hand():
+    keeper = held(EWC, strength=1.0)
+    by_hand = 0.5 * sum(
+        (value * (keeper.model.get_parameter(name).detach() - keeper.held.anchors[name]).square()).sum().item()
+        for name, value in keeper.held.importance.items()
+    )
+    assert keeper.predicted_rise() == pytest.approx(by_hand, rel=1e-5)
+    assert EWC(network()).predicted_rise() == 0.0
+
+
+def test_the_units_of_a_rise():
+    for nats, unit, factor in ((None, "importance units", 1.0), (1.0, "nats", 1.0), (2.5, "nats", 2.5)):
+        model = network()
+        keeper = EWC(model).retain(importance_of(model, nats_per_unit=nats))
+        with torch.no_grad():
+            next(model.parameters()).add_(1.0)
+        value = next(iter(importance_of(model).values()))
+        assert keeper.report().predicted_rise == pytest.approx(factor * 0.5 * value.sum().item(), rel=1e-5)
+        assert keeper.report().rise_unit == unit
+
+
+def test_per_task_rise_is_the_sum_of_all_tasks():
+    model = network()
+    keeper = EWC(model, accumulate="per_task")
+    tasks = []
+    for seed in range(3):
+        importance = importance_of(model, seed=seed)
+        keeper.retain(importance)
+        tasks.append((importance, weights_of(model)))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter))
+    separate = sum(
+        0.5 * (value * (model.get_parameter(name).detach() - anchor[name]).square()).sum().item()
+        for importance, anchor in tasks
+        for name, value in importance.items()
+    )
+    assert keeper.predicted_rise() == pytest.approx(separate, rel=1e-4)
+
+
+def test_wvas_rise_against_a_reference():
+    model = network()
+    keeper = WVA(model, strength=1.0).retain(importance_of(model, nats_per_unit=2.0))
+    reference = {name: value.clone() for name, value in model.state_dict().items()}
+    assert keeper.predicted_rise(reference) == 0.0
+    with torch.no_grad():
+        model[0].bias.add_(1.0)
+    rise = keeper.predicted_rise(reference)
+    assert isinstance(rise, float)
+    assert rise == pytest.approx(keeper.held.importance["0.bias"].sum().item())
+
+
+def test_references_that_do_not_fit():
+    model = network()
+    keeper = WVA(model, strength=1.0).retain(importance_of(model))
+    wrapped = nn.DataParallel(model).state_dict()
+    with pytest.raises(
+        ParameterMismatchError, match="WVA.predicted_rise: the reference lacks '0.weight', '0.bias', .* bare"
+    ):
+        keeper.predicted_rise(wrapped)
+    wrong = {**model.state_dict(), "0.bias": torch.zeros(2)}
+    with pytest.raises(
+        ParameterMismatchError, match=r"1 shape not as in the model: '0.bias' is \(2,\), in Sequential \(5,\)"
+    ):
+        keeper.predicted_rise(wrong)
+    keeper.predicted_rise(model.state_dict())
+
+
+# --- the penalty, and options without effect
+
+
+def test_the_penalty_by_hand_with_its_gradient():
+    keeper = held(EWC, pull="penalty", strength=3.0)
+    keeper.model.zero_grad()
+    penalty = keeper.penalty()
+    assert penalty.item() == pytest.approx(3.0 * keeper.predicted_rise(), rel=1e-5)
+    penalty.backward()
+    for name, parameter in keeper.model.named_parameters():
+        force = 3.0 * keeper.held.importance[name] * (parameter.detach() - keeper.held.anchors[name])
+        torch.testing.assert_close(parameter.grad, force)
+    assert EWC(network(), pull="penalty").penalty().item() == 0.0
+
+
+@pytest.mark.parametrize("options", [{"pull": "implicit"}, {"pull": "gradient"}, {"budget": 1.0}])
+def test_a_penalty_beside_another_pull_is_an_error(options):
+    keeper = EWC(network(), **options)
+    with pytest.raises(
+        StateError, match=rf"EWC.penalty: this keeper's pull is '{keeper.pull}', so that adding a penalty"
+    ):
+        keeper.penalty()
+    EWC(network(), pull="penalty").penalty()
+
+
+def test_a_penalty_that_is_never_added_warns():
+    model = network()
+    optimizer = SGD(model.parameters(), lr=0.05)
+    keeper = EWC(model, pull="penalty").attach(optimizer)
+    train(model, optimizer, batches(1))  # nothing to hold yet
+    keeper.retain(importance_of(model))
+    message = r"EWC: pull=\"penalty\", but penalty\(\) was not called in this step: nothing holds the old tasks"
+    with pytest.warns(UserWarning, match=message):
+        train(model, optimizer, batches(1))
+    train(model, optimizer, batches(2), penalty=keeper.penalty)
+    with pytest.warns(UserWarning, match=message):
+        train(model, optimizer, batches(1))
+
+
+def test_attenuated_gradients_under_adam_warn_and_have_no_effect():
+    model, free = network(), network()
+    optimizer, alone = Adam(model.parameters(), lr=0.01, eps=1e-30), Adam(free.parameters(), lr=0.01, eps=1e-30)
+    keeper = WVA(model, strength=50.0, on="gradients")
+    with pytest.warns(
+        UserWarning, match='WVA: on="gradients" is cancelled by the normalisation of Adam, .* Use on="incr'
+    ):
+        keeper.attach(optimizer)
+    keeper.retain(importance_of(model))
+    train(model, optimizer, batches(5))
+    train(free, alone, batches(5))
+    for name, weight in weights_of(model).items():
+        torch.testing.assert_close(weight, free.get_parameter(name).detach(), rtol=1e-3, atol=1e-4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        WVA(model, strength=50.0, on="increments").attach(optimizer)
