@@ -260,9 +260,9 @@ class TestState:
         successor.attach(other_optimizer := build_optimizer("sgd", other.parameters(), lr=0.1))
         successor.load_state({name: tensor.clone() for name, tensor in tensors.items()}, notes)
 
-        for m, l, o in ((model, learner, optimizer), (other, successor, other_optimizer)):
-            epoch(m, l, o, t=2, seed=3)
-            l.close_task(task(2), classes=None, task=2)
+        for parts in ((model, learner, optimizer), (other, successor, other_optimizer)):
+            epoch(*parts, t=2, seed=3)
+            parts[1].close_task(task(2), classes=None, task=2)
         assert same(model.state_dict(), other.state_dict())
         first, second = learner.state(), successor.state()
         assert same(first[0], second[0])

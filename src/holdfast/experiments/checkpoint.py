@@ -84,7 +84,8 @@ def load(path: Path, *, model: nn.Module, optimizer: Optimizer, learner: Learner
         learner.load_state(under("learner/"), notes["learner"])
         return Progress(**notes["progress"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise FileFormatError(f"{path} does not fit this run ({error}). Delete it to start the run again.") from error
+        why = " ".join(str(error).split())  # torch says it in several lines
+        raise FileFormatError(f"{path} does not fit this run ({why}). Delete it to start the run again.") from error
 
 
 def _tuples(group: dict[str, Any]) -> dict[str, Any]:

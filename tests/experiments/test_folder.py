@@ -1,0 +1,93 @@
+import json
+
+import pytest
+
+from holdfast.errors import FileFormatError, OutputError, RunMismatchError
+from holdfast.experiments.config import configure
+from holdfast.experiments.folder import RunFolder, versions
+
+CONFIG = configure("permuted-digits", "none", lr=0.1)
+
+
+def test_nothing_is_written_before_it_is_opened(tmp_path):
+    folder = RunFolder(tmp_path / "run", CONFIG)
+    assert not folder.path.exists()
+    folder.open()
+    assert [path.name for path in folder.path.iterdir()] == ["config.json"]
+    written = json.loads((folder.path / "config.json").read_text())
+    assert written == {"config": CONFIG.to_dict(), "versions": versions()}
+    assert set(versions()) == {"holdfast", "torch", "python"}
+
+
+def test_it_is_found_again(tmp_path):
+    RunFolder(tmp_path / "run", CONFIG).open()
+    RunFolder(tmp_path / "run", CONFIG).open()
+
+
+def test_events_are_lines_written_at_once(tmp_path):
+    folder = RunFolder(tmp_path, CONFIG)
+    folder.open()
+    folder.append({"event": "start"})
+    folder.append({"event": "epoch", "loss": 0.25})
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [{"event": "start"}, {"event": "epoch", "loss": 0.25}]
+
+
+@pytest.mark.parametrize(("kept", "expected"), [(0, ""), (1, '{"a": 1}\n'), (2, '{"a": 1}\n{"b": 2}\n')])
+def test_events_after_the_checkpoint_are_cut_off_even_half_a_line(tmp_path, kept, expected):
+    folder = RunFolder(tmp_path, CONFIG)
+    folder.open()
+    (tmp_path / "metrics.jsonl").write_text('{"a": 1}\n{"b": 2}\n{"c": ')
+    folder.truncate(kept)
+    assert (tmp_path / "metrics.jsonl").read_text() == expected
+
+
+def test_a_new_run_has_no_events(tmp_path):
+    folder = RunFolder(tmp_path, CONFIG)
+    folder.open()
+    folder.truncate(0)
+    assert (tmp_path / "metrics.jsonl").read_text() == ""
+
+
+def test_what_a_killed_session_left_is_swept_out(tmp_path):
+    folder = RunFolder(tmp_path, CONFIG)
+    folder.open()
+    folder.checkpoint.parent.mkdir()
+    left = [tmp_path / ".result.json.123.new", folder.checkpoint.parent / ".state.safetensors.123.new"]
+    for path in left:
+        path.write_text("half")
+    folder.open()
+    assert not any(path.exists() for path in left)
+    assert (tmp_path / "config.json").exists()
+
+
+def test_the_folder_of_another_configuration(tmp_path):
+    RunFolder(tmp_path, CONFIG).open()
+    other = configure("permuted-digits", "ewc-fisher", lr=0.3, strength=15)
+    with pytest.raises(RunMismatchError) as caught:
+        RunFolder(tmp_path, other)
+    assert str(caught.value) == (
+        f"{tmp_path} belongs to another configuration: lr 0.1 there, 0.3 here, method 'none' there, 'ewc-fisher' here, "
+        "strength None there, 15.0 here. Choose another --output, or delete the folder."
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("{", "is no valid JSON"), ("{}", "holds no configuration: damaged. Delete the folder to start again.")],
+)
+def test_a_damaged_configuration(tmp_path, text, message):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(FileFormatError, match=message):
+        RunFolder(tmp_path, CONFIG)
+
+
+def test_a_place_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match=r"cannot write the run folder .*run: .*Choose another --output."):
+        RunFolder(tmp_path / "file" / "run", CONFIG).open()
+    folder = RunFolder(tmp_path / "run", CONFIG)
+    folder.open()
+    (folder.path / "metrics.jsonl").mkdir()
+    with pytest.raises(OutputError, match=r"cannot write .*metrics.jsonl: .*Run the same command again to resume."):
+        folder.append({"event": "start"})
