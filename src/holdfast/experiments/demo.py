@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
+from holdfast.experiments.canvas import check_matplotlib
 from holdfast.experiments.config import configure
 from holdfast.experiments.groups import group_results
-from holdfast.experiments.plots import accuracy_curves, accuracy_matrices, check_matplotlib
+from holdfast.experiments.plots import accuracy_curves, accuracy_matrices
 from holdfast.experiments.results import RunResult
 from holdfast.experiments.run import Watch, run
 

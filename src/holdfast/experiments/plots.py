@@ -1,11 +1,7 @@
-"""Pictures of runs: how accuracy holds as tasks are learned, and what became of every task.
-
-matplotlib is asked for only when something is drawn, and drawn on by itself (no pyplot, no window, no global state).
-"""
+"""Pictures of runs: how accuracy holds as tasks are learned, and what became of every task."""
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from holdfast.errors import OptionError, OutputError
+from holdfast.errors import OptionError
+from holdfast.experiments.canvas import FONT, GRID, INK, MUTED, axes_at, new_figure, write_png
 from holdfast.experiments.groups import Group
 from holdfast.methods import METHODS
 from holdfast.metrics import confidence_interval
@@ -21,12 +18,6 @@ from holdfast.metrics import confidence_interval
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-DPI = 150
-INK = "#222222"
-MUTED = "#767676"
-GRID = "#e3e3e3"
-FONT = 9.0
 
 # A method's colour says its importance, its stroke and marker the mechanism. The hues are those of Okabe and Ito, which
 # people who see no red or green can tell apart too, darkened until text in them reads well on white.
@@ -45,60 +36,6 @@ _STROKES: dict[str, dict[str, Any]] = {
     "wva": {"linestyle": (0, (7, 1.6, 1.4, 1.6)), "marker": "^"},
 }
 _MATRIX_COLOURS = "YlGnBu"
-
-
-def check_matplotlib() -> None:
-    """Make sure that pictures can be drawn, before time is spent on what they are to show.
-
-    Raises:
-        OptionError: matplotlib is not installed.
-    """
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise OptionError(
-            'pictures are drawn with matplotlib, which is not installed. Install it with: pip install "holdfast[plots]"'
-        ) from error
-
-
-def new_figure(width: float, height: float) -> Figure:
-    """An empty figure, in inches, that belongs to no window.
-
-    Raises:
-        OptionError: matplotlib is not installed.
-    """
-    check_matplotlib()
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def write_png(figure: Figure, path: str | os.PathLike[str]) -> Path:
-    """Write a figure as PNG, whole or not at all; the folder is made if it is not there.
-
-    Returns:
-        The path.
-
-    Raises:
-        OutputError: the file cannot be written.
-    """
-    target = Path(path)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=DPI)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.new")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(picture.getvalue())
-        temporary.replace(target)
-    except OSError as error:
-        raise OutputError(f"cannot write {target}: {error}. Choose a place that can be written.") from error
-    finally:
-        if temporary.parent.is_dir():
-            temporary.unlink(missing_ok=True)
-    return target
 
 
 def stroke(group: Group, *, palest: float = 0.6) -> dict[str, Any]:
@@ -137,7 +74,7 @@ def accuracy_curves(groups: Sequence[Group], path: str | os.PathLike[str], *, ti
     margin = 0.35 + 0.072 * max(map(len, ends))
     width, height = 5.4, max(3.6, 0.19 * len(groups))
     figure = new_figure(0.75 + width + margin, height + 1.15)
-    axes = _axes_at(figure, 0.75, 0.6, width, height)
+    axes = axes_at(figure, 0.75, 0.6, width, height)
     for group, mean in zip(groups, means):
         _draw_curve(axes, group, mean)
     most = max(group.num_tasks for group in groups)
@@ -185,7 +122,7 @@ def accuracy_matrices(groups: Sequence[Group], path: str | os.PathLike[str], *, 
     for number, group in enumerate(groups):
         row, column = divmod(number, columns)
         bottom = 0.55 + (lines - 1 - row) * line
-        axes = _axes_at(figure, left + column * (side + gap), bottom, side, side)
+        axes = axes_at(figure, left + column * (side + gap), bottom, side, side)
         image = _draw_matrix(axes, group, side)
         if column == 0:
             axes.set_ylabel("after task", fontsize=FONT, color=INK)
@@ -194,7 +131,7 @@ def accuracy_matrices(groups: Sequence[Group], path: str | os.PathLike[str], *, 
         if number == 0:
             _head(figure, axes, title or _title(group), _seeds_told(groups, interval=False), lift=0.24)
     tall, above = (lines - 1) * line + side, max(0.0, (lines - 1) * line + side - 3.3)
-    bar = _axes_at(figure, left + columns * (side + gap) - 0.05, 0.55 + above, 0.13, tall - above)
+    bar = axes_at(figure, left + columns * (side + gap) - 0.05, 0.55 + above, 0.13, tall - above)
     assert image is not None
     colours = figure.colorbar(image, cax=bar, ticks=[0, 0.2, 0.4, 0.6, 0.8, 1])
     colours.ax.set_yticklabels([f"{tick}%" for tick in (0, 20, 40, 60, 80, 100)])
@@ -275,7 +212,7 @@ def _draw_matrix(axes: Axes, group: Group, side: float) -> Any:
             colour = "white" if value > 0.55 else (INK if j <= t else "#8a8a80")
             axes.text(j, t, f"{100 * value:.0f}", ha="center", va="center", fontsize=size, color=colour)
     steps = np.repeat(np.arange(count + 1), 2) - 0.5
-    axes.plot(steps[1:-2], steps[:-3], color=INK, linewidth=0.9, solid_joinstyle="miter")
+    axes.plot(steps[2:-1], steps[1:-2], color=INK, linewidth=0.9, solid_joinstyle="miter")
     ticks = [task - 1 for task in _ticks(count)]
     axes.set_xticks(ticks, [str(task + 1) for task in ticks])
     axes.set_yticks(ticks, [str(task + 1) for task in ticks])
@@ -284,12 +221,6 @@ def _draw_matrix(axes: Axes, group: Group, side: float) -> Any:
     fitting = min(FONT, 72 * (side + 0.25) / (0.56 * len(title)))
     axes.set_title(title, fontsize=fitting, color=INK, loc="left", pad=4)
     return image
-
-
-def _axes_at(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:
-    """Axes at a place in inches: nothing moves when labels grow."""
-    across, up = figure.get_size_inches()
-    return figure.add_axes((left / across, bottom / up, width / across, height / up))
 
 
 def _head(figure: Figure, axes: Axes, title: str, remark: str, *, lift: float = 0.0) -> None:

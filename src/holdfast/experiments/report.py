@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.errors import OutputError
+from holdfast.experiments.canvas import check_matplotlib
 from holdfast.experiments.groups import Group, differing, group_results, method_label, sections, setting_text
-from holdfast.experiments.plots import accuracy_curves, accuracy_matrices, check_matplotlib
+from holdfast.experiments.plots import accuracy_curves, accuracy_matrices
 from holdfast.experiments.results import RunResult, find_results
 from holdfast.experiments.tables import Row, markdown, row_of
 from holdfast.files import write_text
@@ -69,7 +70,7 @@ def write_report(results: Iterable[RunResult], output: str | os.PathLike[str]) -
     return Report(target / "report.md", tuple(pictures), [row_of(group) for group in groups], num_runs)
 
 
-_LEGEND = """Accuracies in per cent: mean ± half the width of the 95% confidence interval over seeds, or a single seed's.
+_LEGEND = """Accuracies in %: mean ± half the width of the 95% confidence interval over seeds, or a single seed's.
 
 - **accuracy**: mean test accuracy over all tasks after the last one; **validation**: the same on validation data, on
   which settings may be chosen.

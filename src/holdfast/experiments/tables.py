@@ -75,12 +75,14 @@ class Column:
 
     Attributes:
         title: with its unit.
+        short: where room is scarce.
         field: of `Row`.
         scale: 100 turns a fraction into per cent.
         digits: behind the point.
     """
 
     title: str
+    short: str
     field: str
     scale: float = 100.0
     digits: int = 1
@@ -92,13 +94,13 @@ class Column:
 
 
 COLUMNS = (
-    Column("accuracy %", "accuracy"),
-    Column("validation %", "validation"),
-    Column("forgetting %", "forgetting"),
-    Column("backward transfer %", "backward_transfer"),
-    Column("learning accuracy %", "learning_accuracy"),
-    Column("training s", "seconds_training", 1.0),
-    Column("importance s", "seconds_importance", 1.0),
+    Column("accuracy %", "accuracy", "accuracy"),
+    Column("validation %", "valid.", "validation"),
+    Column("forgetting %", "forget.", "forgetting"),
+    Column("backward transfer %", "backward", "backward_transfer"),
+    Column("learning accuracy %", "learning", "learning_accuracy"),
+    Column("training s", "train s", "seconds_training", 1.0),
+    Column("importance s", "import. s", "seconds_importance", 1.0),
 )
 """What is shown of a row, in order, behind its label."""
 

@@ -1,0 +1,31 @@
+"""The command line: `holdfast`, or `python -m holdfast`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        argv: what stands behind the program's name; None: what was typed.
+
+    Returns:
+        The exit status: 0; 2 after bad input, said in one line on the standard error; 130 when interrupted.
+    """
+    try:
+        import rich  # noqa: F401
+        import tyro  # noqa: F401
+    except ImportError as error:
+        print(
+            f'holdfast: the command line needs {error.name}, which is not installed: pip install "holdfast[cli]"',
+            file=sys.stderr,
+        )
+        return 2
+    from holdfast.cli.dispatch import dispatch
+
+    return dispatch(sys.argv[1:] if argv is None else list(argv))

@@ -1,0 +1,41 @@
+"""Where the command line writes: colours and a moving line in a terminal, plain lines anywhere else."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.text import Text
+
+PLAIN_WIDTH = 100
+
+
+def console_for(*, quiet: bool = False) -> Console:
+    """The standard output; silent when `quiet`; of a fixed width where it is no terminal, so that files look alike.
+
+    Brackets are brackets: paths and messages may hold them, so that styles are given beside the text, never in it.
+    """
+    console = Console(highlight=False, markup=False, quiet=quiet)
+    if not console.is_terminal:
+        console.width = PLAIN_WIDTH
+    return console
+
+
+def say(console: Console, *parts: str | tuple[str, str]) -> None:
+    """Print one line, however long, of texts and (text, style) pairs."""
+    console.print(Text.assemble(*parts), soft_wrap=True)
+
+
+@contextmanager
+def warnings_told(console: Console) -> Iterator[None]:
+    """Show each warning of the library once, as one line in place of Python's two."""
+
+    def tell(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
+        say(console, ("warning: ", "yellow"), " ".join(str(message).split()))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("once", UserWarning)
+        warnings.showwarning = tell  # type: ignore[assignment]
+        yield

@@ -1,0 +1,41 @@
+"""`holdfast demo`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from holdfast.cli.console import console_for, say, warnings_told
+from holdfast.cli.options import DemoOptions
+from holdfast.cli.progress import Watcher
+from holdfast.cli.tables import rows_table
+from holdfast.experiments.demo import STREAM, demo
+from holdfast.experiments.groups import method_label
+from holdfast.experiments.tables import Row, rows
+
+
+def demo_command(options: DemoOptions) -> None:
+    """Run the demonstration, and show what it found."""
+    console = console_for(quiet=options.quiet)
+    say(console, ("Five tasks of handwritten digits", "bold"), f" ({STREAM}), learned one after the other.")
+    say(console, "Average accuracy on all five at the end, method by method:\n")
+    with warnings_told(console), Watcher(console, STREAM, brief=True) as watcher:
+
+        def watch(event: Mapping[str, Any]) -> None:
+            watcher({**event, "label": method_label(event["method"])} if event["event"] == "run" else event)
+
+        found = demo(output=options.output, seed=options.seed, device=options.device, watch=watch)
+    table = rows(found.results)
+    console.print()
+    console.print(rows_table(table, seeds=False))
+    say(console, _in_a_sentence(table) + "\n")
+    say(console_for(), f"pictures: {found.accuracy}\n          {found.matrix}\nruns:     {options.output}")
+
+
+def _in_a_sentence(table: Sequence[Row]) -> str:
+    accuracy = {row.method: row.accuracy.mean for row in table}
+    held = max((row for row in table if row.method not in ("joint", "none")), key=lambda row: row.accuracy.mean)
+    return (
+        f"Plain training keeps {accuracy['none']:.1%}, {held.label} {held.accuracy.mean:.1%}; joint training, which "
+        f"sees all data at once, {accuracy['joint']:.1%}."
+    )

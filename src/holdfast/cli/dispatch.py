@@ -1,0 +1,51 @@
+"""From what was typed to the command that does it, and from its errors to an exit status."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from holdfast.cli.options import COMMANDS
+from holdfast.cli.parsing import parse, show_help
+from holdfast.errors import HoldfastError, UnknownNameError
+from holdfast.version import __version__
+
+INTERRUPTED = 130
+
+
+def dispatch(argv: Sequence[str]) -> int:
+    """Run the command that `argv` names; see `holdfast.cli.main`."""
+    try:
+        return _command(argv)
+    except HoldfastError as error:
+        print(f"holdfast: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nholdfast: interrupted. The same command goes on where it was.", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _command(argv: Sequence[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help"):
+        show_help(COMMANDS)
+        return 0
+    if argv[0] == "--version":
+        print(f"holdfast {__version__}")
+        return 0
+    name, rest = argv[0], list(argv[1:])
+    if name not in COMMANDS:
+        raise UnknownNameError(
+            "option" if name.startswith("-") else "command", name, [*COMMANDS, "--help", "--version"]
+        )
+    options = parse(COMMANDS[name], rest, command=name)
+    if options is None:
+        return 0
+    # each command imports what it needs, so that --help and a mistyped option answer at once
+    if name == "demo":
+        from holdfast.cli.demo import demo_command as command
+    elif name == "run":
+        from holdfast.cli.run import run_command as command
+    else:
+        from holdfast.cli.report import report_command as command
+    command(options)
+    return 0

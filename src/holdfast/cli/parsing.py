@@ -1,0 +1,86 @@
+"""tyro, held so that every mistake in what was typed becomes one line."""
+
+from __future__ import annotations
+
+import difflib
+import io
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr
+from typing import Annotated, Any, Union
+
+import tyro
+from tyro.conf import subcommand
+
+from holdfast.cli.options import option_names
+from holdfast.cli.values import RejectedValueError
+from holdfast.errors import OptionError
+
+_CONFIG = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
+
+
+def parse(record: type, argv: Sequence[str], *, command: str) -> Any | None:
+    """Read the options of a command into its record.
+
+    Returns:
+        The record; None when the help was asked for, and shown.
+
+    Raises:
+        OptionError: an option that the command does not have (the message offers the nearest), or a value that is
+            missing, of the wrong kind, or one too many.
+    """
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            options, unknown = tyro.cli(
+                record, prog=f"holdfast {command}", args=list(argv), config=_CONFIG, return_unknown_args=True
+            )
+    except RejectedValueError as error:
+        raise OptionError(f"{command}: {error}") from error
+    except SystemExit as exit:
+        if not exit.code:
+            return None
+        unknown = [text for text in argv if _is_unknown(text, record)]
+        _refuse(unknown, record, command)
+        raise OptionError(f"{command}: {_first_sentence(said.getvalue())} See holdfast {command} --help.") from exit
+    _refuse(unknown, record, command)
+    return options
+
+
+def show_help(commands: Mapping[str, type]) -> None:
+    """Print what the program is for, and its commands."""
+    choices: Any = Union[tuple(Annotated[record, subcommand(name)] for name, record in commands.items())]  # noqa: UP007
+    description = "Keeps the skills of a neural network while it learns new ones. `--version` tells the version."
+    try:
+        tyro.cli(choices, prog="holdfast", description=description, args=["--help"], config=_CONFIG)
+    except SystemExit:
+        return
+
+
+def _is_unknown(text: str, record: type) -> bool:
+    name = text.partition("=")[0].replace("_", "-")
+    return name.startswith("--") and name not in (*option_names(record), "--help")
+
+
+def _refuse(unknown: Sequence[str], record: type, command: str) -> None:
+    """Raise on the first text that the command has no place for."""
+    for text in unknown:
+        if text.startswith("-"):
+            name = text.partition("=")[0]
+            near = difflib.get_close_matches(name, option_names(record), n=1, cutoff=0.6)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            raise OptionError(f"{command}: unknown option {name}.{hint} See holdfast {command} --help.")
+        raise OptionError(f"{command}: unexpected {text!r}. See holdfast {command} --help.")
+
+
+def _first_sentence(box: str) -> str:
+    """What tyro says in the first paragraph of its box, without the box."""
+    lines = [line.strip("│ ").strip() for line in box.splitlines()[1:]]
+    told = []
+    for line in lines:
+        if not line or re.match("[─╰]", line):
+            break
+        told.append(line)
+    if told and (missing := re.match(r"Missing from .*?: (\S+)", " ".join(told))):
+        return f"{missing[1]} is missing."
+    return " ".join(told) or " ".join(box.split()) or "the options cannot be read."

@@ -1,0 +1,113 @@
+"""What a run shows while it goes on: a moving line in a terminal, a line a task elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from holdfast.cli.console import say
+
+SILENT_SECONDS = 20.0
+"""Where there is no terminal, an epoch is told of only when nothing was told for so long."""
+
+
+class Watcher:
+    """Shows the events of runs, one run after the other. A context manager; call it with each event.
+
+    Args:
+        console: where to show them.
+        label: of the first run; a "run" event gives that of the next.
+        brief: one line a run in place of one a task.
+    """
+
+    def __init__(self, console: Console, label: str, *, brief: bool = False) -> None:
+        self._console, self._label, self._brief = console, label, brief
+        self._bar = _progress(console) if console.is_terminal and not console.quiet else None
+        self._line: TaskID | None = None
+        self._num_tasks = 0
+        self._average: float | None = None
+        self._told = time.monotonic()
+
+    def __enter__(self) -> Self:
+        """Start the moving line."""
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Take the moving line away."""
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, event: Mapping[str, Any]) -> None:
+        """Show an event, as `holdfast.experiments.run` tells it."""
+        match event["event"]:
+            case "run":
+                self._label = event["label"]
+            case "start":
+                self._start(event)
+            case "epoch":
+                self._epoch(event)
+            case "task":
+                self._task(event)
+            case "done":
+                self._done(event)
+
+    def _start(self, event: Mapping[str, Any]) -> None:
+        self._num_tasks, self._average = event["num_tasks"], None
+        if event["resumed"]:
+            self._say(f"{self._label}: goes on where it was")
+        if self._bar is not None:
+            self._line = self._bar.add_task(self._label, total=self._num_tasks, told="")
+
+    def _epoch(self, event: Mapping[str, Any]) -> None:
+        told = f"task {event['task'] + 1}/{self._num_tasks}  epoch {event['epoch']}/{event['epochs']}"
+        told += f"  loss {event['loss']:.3f}"
+        if self._average is not None:
+            told += f"  accuracy so far {self._average:.1%}"
+        self._move(event["task"] + event["epoch"] / event["epochs"], told)
+        if self._bar is None and time.monotonic() - self._told > SILENT_SECONDS:
+            self._say(f"{self._label}: {told}")
+
+    def _task(self, event: Mapping[str, Any]) -> None:
+        self._average = event["average_accuracy"]
+        number = event["task"]
+        self._move(number + 1, f"task {number + 1}/{self._num_tasks}  accuracy so far {self._average:.1%}")
+        if not self._brief:
+            self._say(
+                f"{self._label}: task {number + 1}/{self._num_tasks} learned to {event['accuracy'][number]:.1%}, "
+                f"average accuracy so far {self._average:.1%}, {event['seconds']:.1f} s"
+            )
+
+    def _done(self, event: Mapping[str, Any]) -> None:
+        if self._bar is not None and self._line is not None:
+            self._bar.remove_task(self._line)
+            self._line = None
+        if self._brief:
+            self._say(f"{self._label:<13} {event['average_accuracy']:6.1%}  {event['seconds']:5.1f} s")
+
+    def _move(self, completed: float, told: str) -> None:
+        if self._bar is not None and self._line is not None:
+            self._bar.update(self._line, completed=completed, told=told)
+
+    def _say(self, text: str) -> None:
+        self._told = time.monotonic()
+        say(self._console, text)
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.fields[told]}"),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+    )

@@ -1,0 +1,25 @@
+"""`holdfast report`."""
+
+from __future__ import annotations
+
+from itertools import groupby
+
+from holdfast.cli.console import console_for, say
+from holdfast.cli.options import ReportOptions
+from holdfast.cli.tables import rows_table
+from holdfast.errors import OptionError
+from holdfast.experiments.report import report
+
+
+def report_command(options: ReportOptions) -> None:
+    """Write the report, and show its tables."""
+    if not options.folders:
+        raise OptionError("report: which runs? Give the folders that hold them, such as holdfast report runs")
+    console = console_for(quiet=options.quiet)
+    found = report(options.folders, options.output)
+    for _, members in groupby(found.rows, key=lambda row: (row.stream, row.scenario)):
+        console.print(rows_table(list(members)))
+    told = console_for()
+    say(told, f"{found.num_runs} run{'s' * (found.num_runs != 1)}, written to {found.path}")
+    for picture in found.pictures:
+        say(told, f"  {picture}")

@@ -1,0 +1,87 @@
+"""`holdfast run`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+
+from holdfast.cli.console import console_for, say, warnings_told
+from holdfast.cli.idle import idle_settings
+from holdfast.cli.options import RunOptions
+from holdfast.cli.progress import Watcher
+from holdfast.cli.tables import matrix_table, names_tables, rosenbrock_table, summary_table
+from holdfast.errors import OptionError, UnknownNameError
+from holdfast.experiments.canvas import check_matplotlib
+from holdfast.experiments.config import configure
+from holdfast.experiments.groups import group_results, setting_text
+from holdfast.experiments.plots import accuracy_curves, accuracy_matrices
+from holdfast.experiments.results import RunResult
+from holdfast.experiments.run import run
+from holdfast.methods import METHODS
+from holdfast.streams import STREAMS
+
+
+def run_command(options: RunOptions) -> None:
+    """Do the run, or what stands in its place."""
+    console = console_for(quiet=options.quiet)
+    if options.stream == "list":
+        for table in names_tables():
+            console_for().print(table)
+    elif options.stream == "rosenbrock":
+        _rosenbrock(options, console)
+    else:
+        _run(options, console)
+
+
+def _run(options: RunOptions, console: Console) -> None:
+    if options.stream not in STREAMS:
+        raise UnknownNameError("stream", options.stream, [*STREAMS, "rosenbrock", "list"])
+    if options.method is None:
+        raise OptionError(f"run {options.stream}: which method? Give --method, one of: {', '.join(METHODS)}.")
+    settings = options.settings()
+    config = configure(options.stream, options.method, seed=options.seed, **settings)
+    for line in idle_settings(config, settings):
+        say(console, ("warning: ", "yellow"), line)
+    label = METHODS[options.method].label
+    folder = Path(options.output) / config.name
+    finished = (folder / "result.json").exists()
+    say(console, (f"{options.stream}, {label}", "bold"), f", seed {options.seed}  ", (str(folder), "dim"))
+    with warnings_told(console), Watcher(console, label) as watcher:
+        result = run(config, output=options.output, device=options.device, data_dir=options.data_dir, watch=watcher)
+    if finished:
+        console.print("This run was finished before: read back, not trained again.")
+    console.print()
+    console.print(matrix_table(result))
+    console.print(summary_table(result))
+    console.print()
+    _draw(result, folder, console_for())
+
+
+def _draw(result: RunResult, folder: Path, console: Console) -> None:
+    """Draw the run's pictures, and say where everything is; what was learned does not depend on matplotlib."""
+    say(console, f"results:  {folder / 'result.json'}")
+    try:
+        check_matplotlib()
+    except OptionError as error:
+        say(console, f"pictures: none; {error}")
+        return
+    groups = group_results([result])
+    curve = accuracy_curves(groups, folder / "plots" / "accuracy.png")
+    matrix = accuracy_matrices(groups, folder / "plots" / "matrix.png")
+    say(console, f"pictures: {curve}\n          {matrix}")
+
+
+def _rosenbrock(options: RunOptions, console: Console) -> None:
+    from holdfast.experiments.rosenbrock import rosenbrock
+
+    blank = RunOptions(stream=options.stream)
+    given = {name: getattr(options, name) for name in ("method", "seed", "device", "data_dir")}
+    given = {name: value for name, value in given.items() if value != getattr(blank, name)} | options.settings()
+    if given:
+        told = ", ".join(setting_text(name, value) for name, value in given.items())
+        raise OptionError(f"run rosenbrock: it takes no method and no settings but --output, found {told}.")
+    with console.status("two valleys, three paths ..."):
+        found = rosenbrock(output=options.output)
+    console.print(rosenbrock_table(found))
+    say(console_for(), f"picture: {found.picture}\ndata:    {found.data}")

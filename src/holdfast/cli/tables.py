@@ -1,0 +1,100 @@
+"""Tables for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from holdfast.experiments.results import RunResult
+from holdfast.experiments.rosenbrock import Rosenbrock
+from holdfast.experiments.tables import COLUMNS, Row, best
+from holdfast.methods import METHODS
+from holdfast.streams import STREAMS
+
+MOST_TASKS = 12
+"""With more tasks than this a row of the accuracy matrix no longer fits a terminal."""
+
+
+def matrix_table(result: RunResult) -> Table:
+    """The accuracy on every task learned so far, after every task, and their average."""
+    count = len(result.accuracy_matrix)
+    shown = range(count) if count <= MOST_TASKS else ()
+    table = _table("test accuracy %")
+    table.add_column("after task", justify="right")
+    for j in shown:
+        table.add_column(f"{j + 1}", justify="right")
+    table.add_column("average", justify="right", style="bold")
+    for t, row in enumerate(result.accuracy_matrix):
+        learned = [f"{100 * row[j]:.1f}" if j <= t else "" for j in shown]
+        table.add_row(f"{t + 1}", *learned, f"{100 * result.average_accuracy[t]:.1f}")
+    return table
+
+
+def summary_table(result: RunResult) -> Table:
+    """The figures of one run."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="dim")
+    table.add_column()
+    told = {
+        "average accuracy": f"{result.final_accuracy:.1%} on test data, {result.validation_accuracy[-1]:.1%} on "
+        "validation data",
+        "forgetting": f"{result.forgetting:.1%}",
+        "backward transfer": f"{result.backward_transfer:.1%}",
+        "learning accuracy": f"{result.learning_accuracy:.1%}",
+        "time": f"{result.seconds:.1f} s: {result.seconds_training:.1f} s training, "
+        f"{result.seconds_importance:.1f} s measuring importances",
+        "keeper": result.keeper,
+    }
+    for name, text in told.items():
+        if text:
+            table.add_row(name, Text(text))
+    return table
+
+
+def rows_table(rows: Sequence[Row], *, seeds: bool = True) -> Table:
+    """The figures of many runs, a line a configuration; the best accuracy is bold."""
+    winner = best(rows)
+    table = _table(f"{rows[0].stream}, {rows[0].scenario}-incremental (accuracies in %)")
+    table.add_column("method")
+    for column in COLUMNS:
+        table.add_column(column.short, justify="right", no_wrap=True)
+    if seeds:
+        table.add_column("seeds", justify="right")
+    for row in rows:
+        cells = [column.text(row) for column in COLUMNS]
+        table.add_row(row.label, *cells, *([str(row.num_seeds)] * seeds), style="bold" if row is winner else None)
+    return table
+
+
+def rosenbrock_table(found: Rosenbrock) -> Table:
+    """The losses at the end of each path."""
+    table = _table("losses at the end of learning task 2")
+    for title in ("", "task 1", "task 2", "predicted rise of task 1"):
+        table.add_column(title, justify="right" if title else "left")
+    for path in found.paths:
+        rise = "" if path.predicted_rise is None else f"{path.predicted_rise:.3f}"
+        table.add_row(path.label, f"{path.loss_1:.3f}", f"{path.loss_2:.3f}", rise)
+    return table
+
+
+def names_tables() -> list[Table]:
+    """Every stream and every method, with what it is."""
+    streams = _table("streams")
+    for title in ("STREAM", "tasks", "scenario", ""):
+        streams.add_column(title, justify="right" if title == "tasks" else "left")
+    for name, spec in STREAMS.items():
+        streams.add_row(name, str(spec.num_tasks), spec.scenario, spec.description)
+    streams.add_row("rosenbrock", "2", "", "Rosenbrock's function: draws the elastic pull; takes no method")
+    methods = _table("methods")
+    methods.add_column("METHOD")
+    methods.add_column("")
+    for name, method in METHODS.items():
+        methods.add_row(name, method.summary)
+    return [streams, methods]
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
