@@ -1,0 +1,129 @@
+"""The training loop: `none` against a bare loop in torch, and the held methods against `none`.
+
+An epoch is what the protocol of permuted MNIST has: the net 784-300-150-10, batches of 100, SGD. The bare loop takes
+the same steps to the same bits, which is checked. Held methods learn a second task, with the first one retained.
+Then whole runs, with their evaluations, importances and checkpoints.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.tables import Table
+from benchmarks.timing import Timing, compare
+from holdfast.experiments.config import configure
+from holdfast.experiments.results import RunResult
+from holdfast.experiments.run import run
+from holdfast.methods import Learner, LearnerOptions, method_named
+from holdfast.streams.catalog import build_stream
+from holdfast.training import build_optimizer, mlp, train_epoch
+
+HELD = ("ewc-fisher", "ewc-mas", "ewc-signal", "ewc-si", "wva-signal")
+
+
+def bare_epoch(
+    model: nn.Module, optimizer: torch.optim.Optimizer, inputs: Tensor, targets: Tensor, *, batch_size: int, seed: int
+) -> None:
+    """The steps of `train_epoch`, as one writes them without a library."""
+    model.train()
+    order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(seed))
+    for chosen in order.split(batch_size):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(inputs[chosen]), targets[chosen])
+        loss.backward()
+        optimizer.step()
+
+
+def measure(*, quick: bool = False) -> Table:
+    """Epochs, then whole runs."""
+    stream, num_tasks = ("permuted-digits", 2) if quick else ("permuted-mnist", 10)
+    config = configure(stream, "none")
+    task = build_stream(stream, num_tasks=2)[1]
+    train, held_out = task.train, task.validation
+    pixels, batch_size = task.train.inputs[0].numel(), config.batch_size
+
+    def net() -> nn.Sequential:
+        return mlp(pixels, config.hidden, 10, slope=config.slope)
+
+    def ours(method: str) -> tuple[nn.Module, Callable[[], object]]:
+        chosen = configure(stream, method)
+        model = net()
+        learner = Learner(method_named(method), model, _options(method, stream))
+        optimizer = build_optimizer("sgd", model.parameters(), lr=chosen.lr)
+        learner.attach(optimizer)
+        if learner.path is not None:
+            train_epoch(model, optimizer, train.take(batch_size), batch_size=batch_size, seed=0)
+        learner.close_task(held_out.take(200), classes=None, task=0)
+        return model, lambda: train_epoch(model, optimizer, train, batch_size=batch_size, seed=1)
+
+    def bare() -> tuple[nn.Module, Callable[[], object]]:
+        model = net()
+        optimizer = torch.optim.SGD(model.parameters(), lr=config.lr)
+        return model, lambda: bare_epoch(model, optimizer, train.inputs, train.targets, batch_size=batch_size, seed=1)
+
+    (bare_model, bare_step), (plain_model, plain_step) = bare(), ours("none")
+    plain = compare({"bare loop": bare_step, "none": plain_step}, rounds=3 if quick else 15)
+    for one, other in zip(bare_model.parameters(), plain_model.parameters(), strict=True):
+        if not torch.equal(one, other):
+            raise SystemExit("loop: the bare loop and train_epoch did not take the same steps; no comparison.")
+    held = compare({"none": ours("none")[1], **{name: ours(name)[1] for name in HELD}}, rounds=3 if quick else 7)
+    rows = [
+        _row("an epoch of `none`", "the bare loop", plain["none"], target="1.3"),
+        *(_row(f"an epoch of `{name}`", "an epoch of `none`", held[name], target="1.5") for name in HELD),
+        *_whole_runs(stream, num_tasks, plain["bare loop"].seconds, quick=quick),
+    ]
+    notes = [
+        f"Stream {stream}: {len(train):,} training examples a task, batches of {batch_size}, net "
+        f"{pixels}-{'-'.join(map(str, config.hidden))}-10, SGD.",
+        "Ratios of epochs are medians over rounds in which the variants take turns, with their quartiles; whole runs "
+        "are timed once.",
+    ]
+    return Table("The training loop", notes, rows, quick=quick)
+
+
+def _whole_runs(stream: str, num_tasks: int, bare_epoch_seconds: float, *, quick: bool) -> list[dict]:
+    settings = {"num_tasks": num_tasks, **({"epochs": 2} if quick else {})}
+    with tempfile.TemporaryDirectory() as folder:
+        results: dict[str, RunResult] = {
+            name: run(configure(stream, name, **settings), output=folder) for name in ("none", "ewc-fisher")
+        }
+    epochs = num_tasks * configure(stream, "none", **settings).epochs
+    none, ewc = results["none"], results["ewc-fisher"]
+    name = f"a run of {num_tasks} tasks"
+    return [
+        {
+            "what": f"{name}, `none`, its training alone",
+            "against": f"{epochs} epochs of the bare loop",
+            "seconds": none.seconds_training,
+            "ratio": f"{none.seconds_training / (epochs * bare_epoch_seconds):.2f}",
+            "target": "1.3",
+        },
+        {
+            "what": f"{name}, `none`, with evaluations and files",
+            "against": f"{epochs} epochs of the bare loop",
+            "seconds": none.seconds,
+            "ratio": f"{none.seconds / (epochs * bare_epoch_seconds):.2f}",
+            "target": None,
+        },
+        {
+            "what": f"{name}, `ewc-fisher`, less its importances ({ewc.seconds_importance:.3g} s)",
+            "against": f"{name}, `none`",
+            "seconds": ewc.seconds - ewc.seconds_importance,
+            "ratio": f"{(ewc.seconds - ewc.seconds_importance) / none.seconds:.2f}",
+            "target": "1.5",
+        },
+    ]
+
+
+def _row(what: str, against: str, timing: Timing, *, target: str) -> dict:
+    return {"what": what, "against": against, "seconds": timing.seconds, "ratio": timing.spread, "target": target}
+
+
+def _options(method: str, stream: str) -> LearnerOptions:
+    chosen = configure(stream, method)
+    return LearnerOptions(strength=chosen.strength, mas_output=chosen.mas_output, mas_batched=chosen.mas_batched)
