@@ -39,8 +39,20 @@ _VAN_DE_VEN_METHODS: dict[str, dict[str, Any]] = {
     "l2": {"strength": 0.01},
 }
 
-_DIGITS = {"hidden": (100, 50), "slope": 0.2, "optimizer": "sgd", "lr": 0.1, "batch_size": 32, "epochs": 20}
-_DIGITS_METHODS = _KUTALEV_METHODS
+_DIGITS = {"hidden": (300, 150), "slope": 0.2, "optimizer": "sgd", "lr": 0.1, "batch_size": 32, "epochs": 20}
+_DIGITS_METHODS: dict[str, dict[str, Any]] = {
+    "ewc-fisher": {"strength": 30.0},
+    "ewc-mas": {"strength": 0.3},
+    "ewc-si": {"strength": 1.0},
+    "ewc-signal": {"strength": 1.0},
+    "ewc-taylor": {"strength": 100.0},
+    "wva-fisher": {"strength": 1000.0},
+    "wva-mas": {"strength": 10.0},
+    "wva-si": {"strength": 100.0},
+    "wva-signal": {"strength": 300.0},
+    "wva-taylor": {"strength": 10000.0},
+    "l2": {"strength": 0.1},
+}
 
 _PROTOCOLS: dict[str, tuple[dict[str, Any], dict[str, dict[str, Any]]]] = {
     "permuted-mnist": (_KUTALEV, _KUTALEV_METHODS),

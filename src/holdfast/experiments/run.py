@@ -9,6 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -97,9 +98,8 @@ class _Run:
         )
         self.mask: Mask = config.mask or _MASKS[self.stream.scenario]
         inputs = int(torch.Size(self.stream.input_shape).numel())
-        # a seed of its own: the stream has drawn its permutations from config.seed
-        seed = _mixed(config.seed)
-        net = mlp(inputs, config.hidden, self.stream.num_classes, slope=config.slope, seed=seed)
+        weights_seed = _seed(config.seed)
+        net = mlp(inputs, config.hidden, self.stream.num_classes, slope=config.slope, seed=weights_seed)
         self.model: nn.Module = net.to(self.device)
         chosen = {entry.name: getattr(config, entry.name) for entry in fields(LearnerOptions)}
         self.learner = Learner(self.method, self.model, LearnerOptions(**chosen))
@@ -148,7 +148,7 @@ class _Run:
                 self.optimizer,
                 train,
                 batch_size=config.batch_size,
-                seed=_mixed(config.seed, t, progress.epoch),
+                seed=_seed(config.seed, t, progress.epoch),
                 columns=columns,
                 num_steps=min(steps_an_epoch, num_steps - done),
                 before_step=None if config.schedule == "constant" else set_rate,
@@ -301,9 +301,6 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _mixed(*numbers: int) -> int:
-    """One seed from several."""
-    seed = 0
-    for number in numbers:
-        seed = (seed * 1_000_003 + number + 1) % (2**63 - 25)
-    return seed
+def _seed(*purpose: int) -> int:
+    """A seed for each use of randomness in a run, independent of that of any other use."""
+    return int(np.random.SeedSequence(purpose).generate_state(1, np.uint64)[0] >> 1)
