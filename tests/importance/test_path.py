@@ -1,0 +1,226 @@
+"""Synaptic intelligence against the sum written out by hand, in every kind of loop."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import holdfast as hf
+from holdfast.errors import FileFormatError, OptionError, ParameterMismatchError, StateError
+
+
+def net(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
+
+
+def batches(count: int, seed: int = 1) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        (torch.randn(8, 4, generator=generator), torch.randint(0, 3, (8,), generator=generator)) for _ in range(count)
+    ]
+
+
+def weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def by_hand(model, optimizer, data, *, gradient="before", clip=None, damping=0.1):
+    """The sum of -g * increment over (displacement^2 + damping), with nothing but torch."""
+    start, path = weights(model), {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    waiting = None
+    for inputs, targets in data:
+        optimizer.zero_grad()
+        F.cross_entropy(model(inputs), targets).backward()
+        g, before = gradients(model), weights(model)
+        if gradient == "after" and waiting is not None:
+            for name, increment in waiting.items():
+                path[name] -= g[name] * increment
+        if clip is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), clip)
+        optimizer.step()
+        waiting = {name: p - before[name] for name, p in weights(model).items()}
+        if gradient == "before":
+            for name, increment in waiting.items():
+                path[name] -= g[name] * increment
+        last = g
+    if gradient == "after":  # the last step has no next gradient: its own stands in
+        for name, increment in waiting.items():
+            path[name] -= last[name] * increment
+    end = weights(model)
+    return {name: path[name].clamp_min(0) / ((end[name] - start[name]) ** 2 + damping) for name in path}
+
+
+def train(model, optimizer, data, *, clip=None):
+    for inputs, targets in data:
+        optimizer.zero_grad()
+        F.cross_entropy(model(inputs), targets).backward()
+        if clip is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), clip)
+        optimizer.step()
+
+
+def assert_same(importance, expected):
+    assert set(importance) == set(expected)
+    for name in expected:
+        torch.testing.assert_close(importance[name], expected[name], rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("gradient", ["before", "after"])
+@pytest.mark.parametrize("clip", [None, 0.05])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+        lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True, foreach=True),
+        lambda p: torch.optim.Adam(p, lr=0.01),
+    ],
+)
+def test_equals_the_sum_by_hand(make, clip, gradient):
+    data = batches(12)
+    model = net()
+    expected = by_hand(model, make(model.parameters()), data, gradient=gradient, clip=clip)
+    model = net()
+    optimizer = make(model.parameters())
+    path = hf.SynapticIntelligence(model, gradient=gradient).attach(optimizer)
+    train(model, optimizer, data, clip=clip)
+    assert_same(path.importance(), expected)
+
+
+def test_the_path_integral_is_the_drop_of_the_loss():
+    (inputs, targets), model = batches(1)[0], net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    path = hf.SynapticIntelligence(model, damping=1e9).attach(optimizer)  # importance * damping is the integral
+    before = F.cross_entropy(model(inputs), targets).item()
+    train(model, optimizer, [(inputs, targets)] * 300)
+    drop = before - F.cross_entropy(model(inputs), targets).item()
+    assert float(sum(v.sum() for v in path.importance().values())) * 1e9 == pytest.approx(drop, rel=0.01)
+
+
+def test_the_pull_moves_the_weights_but_is_no_gradient_whatever_was_attached_first():
+    found = []
+    for order in ("path first", "keeper first"):
+        model = net()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        keeper, path = hf.EWC(model, strength=100.0), hf.SynapticIntelligence(model)
+        for one in (path, keeper) if order == "path first" else (keeper, path):
+            one.attach(optimizer)
+        keeper.retain(hf.uniform(model))
+        train(model, optimizer, batches(10))
+        found.append(path.importance())
+    assert_same(found[0], found[1])
+    # pinned weights go nowhere, and a path of no length has no importance
+    assert max(float(v.max()) for v in found[0].values()) < 0.05
+
+
+def test_each_call_begins_a_new_path_unless_told_not_to():
+    data = batches(10)
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    path = hf.SynapticIntelligence(model).attach(optimizer)
+    train(model, optimizer, data[:5])
+    peeked = path.importance(restart=False)
+    assert_same(path.importance(num_examples=40), dict(peeked))
+    train(model, optimizer, data[5:])
+    second = path.importance()
+    model = net()
+    train(model, torch.optim.SGD(model.parameters(), lr=0.1), data[:5])
+    assert_same(second, by_hand(model, torch.optim.SGD(model.parameters(), lr=0.1), data[5:]))
+    assert second.info.details["num_steps"] == 5
+
+
+@pytest.mark.parametrize("gradient", ["before", "after"])
+def test_a_saved_state_goes_on_to_the_same_bits(gradient):
+    data = batches(10)
+
+    def made():
+        model = net()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        return model, optimizer, hf.SynapticIntelligence(model, gradient=gradient).attach(optimizer)
+
+    model, optimizer, path = made()
+    train(model, optimizer, data)
+    whole = path.importance()
+    model, optimizer, path = made()
+    train(model, optimizer, data[:4])
+    weights_then, state = model.state_dict(), path.state_dict()
+    again, optimizer, path = made()
+    again.load_state_dict(weights_then)
+    path.load_state_dict(state)
+    train(again, optimizer, data[4:])
+    resumed = path.importance()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_a_gradient_scaler_is_taken_out_and_its_skipped_steps_count_nothing():
+    data = batches(8)
+    model = net()
+    expected = by_hand(model, torch.optim.SGD(model.parameters(), lr=0.1), data)
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    path = hf.SynapticIntelligence(model, scaler=scaler).attach(optimizer)
+    for number, (inputs, targets) in enumerate(data):
+        for spoiled in (True, False) if number == 3 else (False,):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(inputs), targets) * (float("inf") if spoiled else 1.0)
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+    assert_same(path.importance(), expected)
+
+
+def test_a_closure_and_a_frozen_layer():
+    data = batches(6)
+    model = net()
+    for p in model[0].parameters():
+        p.requires_grad_(False)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    path = hf.SynapticIntelligence(model).attach(optimizer)
+    for inputs, targets in data:
+
+        def closure(inputs=inputs, targets=targets):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(inputs), targets)
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+    importance = path.importance()
+    assert set(importance) == {"2.weight", "2.bias"}
+    assert all(float(v.sum()) > 0 for v in importance.values())
+
+
+def test_detach_leaves_no_trace():
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    hf.SynapticIntelligence(model).attach(optimizer).detach()
+    assert not optimizer._optimizer_step_pre_hooks and not optimizer._optimizer_step_post_hooks
+    assert all(not p._post_accumulate_grad_hooks for p in model.parameters())
+
+
+def test_bad_input_is_named_with_its_remedy():
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(OptionError, match=r"damping is 0; expected a number above 0"):
+        hf.SynapticIntelligence(model, damping=0)
+    with pytest.raises(OptionError, match='gradient is \'now\'; expected "before" or "after"'):
+        hf.SynapticIntelligence(model, gradient="now")
+    path = hf.SynapticIntelligence(model)
+    with pytest.raises(StateError, match=r"no optimizer step was watched .* Call attach\(optimizer\)"):
+        path.importance()
+    with pytest.raises(ParameterMismatchError, match="trains none of the model's parameters"):
+        path.attach(torch.optim.SGD(net().parameters(), lr=0.1))
+    path.attach(optimizer)
+    with pytest.raises(StateError, match="already attached to this SGD"):
+        path.attach(optimizer)
+    with pytest.raises(FileFormatError, match="'start/9.weight' does not match the model"):
+        path.load_state_dict({"num_steps": 1, "tensors": {"start/9.weight": torch.zeros(1)}})
+    train(model, optimizer, batches(3))
+    assert float(path.importance()["0.weight"].sum()) > 0
