@@ -201,7 +201,8 @@ def test_detach_leaves_no_trace():
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     hf.SynapticIntelligence(model).attach(optimizer).detach()
-    assert not optimizer._optimizer_step_pre_hooks and not optimizer._optimizer_step_post_hooks
+    assert not optimizer._optimizer_step_pre_hooks
+    assert not optimizer._optimizer_step_post_hooks
     assert all(not p._post_accumulate_grad_hooks for p in model.parameters())
 
 

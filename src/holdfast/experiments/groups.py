@@ -59,7 +59,8 @@ def group_results(results: Iterable[RunResult]) -> list[Group]:
     """
     by_configuration: dict[str, dict[int, RunResult]] = defaultdict(dict)
     for result in results:
-        key = json.dumps([result.stream, result.scenario, result.method, settings_of(result)], sort_keys=True)
+        settings = {name: _comparable(value) for name, value in settings_of(result).items()}
+        key = json.dumps([result.stream, result.scenario, result.method, settings], sort_keys=True)
         by_configuration[key].setdefault(result.seed, result)
     by_method: dict[tuple[str, str, str], list[list[RunResult]]] = defaultdict(list)
     for found in by_configuration.values():
@@ -137,6 +138,11 @@ def _variants(configurations: Sequence[Sequence[RunResult]]) -> list[Group]:
             )
         )
     return groups
+
+
+def _comparable(value: Any) -> Any:
+    """15 and 15.0 are the same strength."""
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def _sortable(value: Any) -> tuple[int, float, str]:

@@ -39,19 +39,21 @@ _VAN_DE_VEN_METHODS: dict[str, dict[str, Any]] = {
     "l2": {"strength": 0.01},
 }
 
+# ours, for the demonstration: chosen on validation data over seeds 1 and 2, strengths by decades and thirds, with
+#     python -m benchmarks.tune permuted-digits --methods ... --lrs 0.05 0.1 --strengths ... --seeds 1 2
 _DIGITS = {"hidden": (300, 150), "slope": 0.2, "optimizer": "sgd", "lr": 0.1, "batch_size": 32, "epochs": 20}
 _DIGITS_METHODS: dict[str, dict[str, Any]] = {
     "ewc-fisher": {"strength": 30.0},
-    "ewc-mas": {"strength": 0.3},
+    "ewc-mas": {"strength": 0.03},
     "ewc-si": {"strength": 1.0},
     "ewc-signal": {"strength": 1.0},
     "ewc-taylor": {"strength": 100.0},
-    "wva-fisher": {"strength": 1000.0},
+    "wva-fisher": {"strength": 1e4},
     "wva-mas": {"strength": 10.0},
-    "wva-si": {"strength": 100.0},
+    "wva-si": {"strength": 1000.0},
     "wva-signal": {"strength": 300.0},
-    "wva-taylor": {"strength": 10000.0},
-    "l2": {"strength": 0.1},
+    "wva-taylor": {"strength": 1e4},
+    "l2": {"strength": 0.01},
 }
 
 _PROTOCOLS: dict[str, tuple[dict[str, Any], dict[str, dict[str, Any]]]] = {
