@@ -213,6 +213,8 @@ def test_options_and_what_is_held_come_back(tmp_path, options):
     assert {p.name for p in (tmp_path / "skills").iterdir()} == {
         "importance.safetensors", "anchors.safetensors", "keeper_config.json", "README.md",
     }  # fmt: skip
+    text = (tmp_path / "skills" / "keeper_config.json").read_text()
+    json.loads(text, parse_constant=pytest.fail)  # Infinity is no JSON
     assert "hf.EWC.load" in (tmp_path / "skills" / "README.md").read_text()
 
 

@@ -59,6 +59,13 @@ def test_the_solver_at_its_ends():
     assert solve_multiplier(rise_of([(4.0, 0.0)]), 1.0) == LARGEST  # a rise that no pull lowers
 
 
+def test_a_start_so_large_that_no_slope_is_left():
+    rise = rise_of([(4.0, 1.0)])
+    in_float32 = lambda multiplier: tuple(torch.tensor(rise(multiplier)).tolist())  # noqa: E731
+    assert in_float32(1e30) == (0.0, 0.0)
+    assert solve_multiplier(in_float32, 1.0, start=1e30) == pytest.approx(1.0, rel=2e-3)
+
+
 @given(terms, st.floats(0.01, 0.9))
 def test_three_evaluations_from_a_near_start(terms, share):
     rise = rise_of(terms)

@@ -295,10 +295,10 @@ def test_wva_under_optimizers_whose_increments_must_be_copied(build):
 def test_ewc_under_an_unknown_optimizer_warns_once_and_takes_the_lr():
     model, free = network(), network()
     optimizer, alone = RMSprop(model.parameters(), lr=0.01), RMSprop(free.parameters(), lr=0.01)
-    with pytest.warns(
-        UserWarning, match="EWC: RMSprop is no optimizer whose metric is known: .* Pass metric= for an ex"
-    ):
+    message = "EWC: RMSprop is no optimizer whose metric is known: .* Pass metric= for an exact one"
+    with pytest.warns(UserWarning, match=message) as caught:
         keeper = EWC(model, strength=2.0).attach(optimizer)
+    assert [warning.filename for warning in caught] == [__file__]
     keeper.retain(importance_of(model))
     anchors = weights_of(model)
     train(model, optimizer, batches(1))
@@ -483,6 +483,57 @@ def test_parameters_that_are_frozen_and_unfrozen(mechanism):
     train(free, SGD(free.parameters(), lr=0.1), batches(3, seed=1))
     distance, free_distance = ((m[0].weight - frozen["weight"]).norm() for m in (model, free))
     assert 0 < distance < free_distance
+
+
+@both
+def test_parameters_that_were_frozen_when_training_began(mechanism):
+    model = network()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    keeper = BOTH[mechanism](model, strength=4.0).retain(importance_of(model))
+    keeper.attach(optimizer)
+    model[0].requires_grad_(False)
+    train(model, optimizer, batches(2))
+    model[0].requires_grad_(True)
+    free = copy.deepcopy(model)
+    start = model[0].weight.detach().clone()
+    train(model, optimizer, batches(6, seed=1))
+    train(free, SGD(free.parameters(), lr=0.1), batches(6, seed=1))
+    distance, free_distance = ((m[0].weight.detach() - start).norm() for m in (model, free))
+    assert 0 < distance < 0.95 * free_distance
+
+
+@both
+def test_a_model_cast_in_the_middle_of_a_task(mechanism):
+    model = network()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    keeper = BOTH[mechanism](model, strength=4.0).attach(optimizer).retain(importance_of(model))
+    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float32):
+        model.to(dtype)
+        optimizer.zero_grad()
+        train(model, optimizer, batches(2, dtype=dtype))
+    assert keeper.report().num_steps == 8
+    assert all(weight.isfinite().all() for weight in weights_of(model).values())
+
+
+@both
+def test_parameters_without_a_gradient_stay_and_the_others_keep_their_anchors(mechanism):
+    def model_of_two_heads():
+        torch.manual_seed(2)
+        model = Heads()
+        model.heads.append(nn.Linear(4, 2))
+        return model
+
+    both_heads, second_head = model_of_two_heads(), model_of_two_heads()
+    second_head.heads = nn.ModuleList([second_head.heads[1]])
+    for model in (both_heads, second_head):
+        optimizer = SGD(model.parameters(), lr=0.1)
+        keeper = BOTH[mechanism](model, strength=4.0).attach(optimizer)
+        keeper.retain({name: torch.ones_like(p) for name, p in model.named_parameters()})
+        first = weights_of(model)
+        train(model, optimizer, batches(4))
+    assert same(weights_of(both_heads.heads[1]), weights_of(second_head.heads[0]))
+    assert same(weights_of(both_heads.body), weights_of(second_head.body))
+    assert not torch.equal(first["body.weight"], second_head.body.weight)
 
 
 # --- models that grow

@@ -194,6 +194,13 @@ def test_the_penalty_by_hand_with_its_gradient():
     assert EWC(network(), pull="penalty").penalty().item() == 0.0
 
 
+def test_the_penalty_of_separate_anchors_has_their_constant():
+    keeper = held(EWC, pull="penalty", accumulate="per_task", strength=3.0)
+    keeper.retain(importance_of(keeper.model, seed=1))
+    assert keeper.held.constant > 0
+    assert keeper.penalty().item() == pytest.approx(3.0 * keeper.predicted_rise(), rel=1e-5)
+
+
 @pytest.mark.parametrize("options", [{"pull": "implicit"}, {"pull": "gradient"}, {"budget": 1.0}])
 def test_a_penalty_beside_another_pull_is_an_error(options):
     keeper = EWC(network(), **options)

@@ -61,7 +61,7 @@ class Point(nn.Module):
         self.x = nn.Parameter(ANCHOR.to(dtype).clone())
 
 
-def descend(build, *, strength, decay=None, steps=600, dtype=torch.float32, keeper=EWC, **options):
+def descend(build, *, strength, decay=None, steps=600, dtype=torch.float32, keeper=EWC, sign=1.0, **options):
     """Minimise 1/2 sum h (x - c)^2 from the anchor, held there; returns the point reached."""
     model = Point(dtype)
     optimizer = build(model.parameters())
@@ -70,7 +70,7 @@ def descend(build, *, strength, decay=None, steps=600, dtype=torch.float32, keep
     schedule = ExponentialLR(optimizer, decay) if decay else None
     for _ in range(steps):
         optimizer.zero_grad()
-        (0.5 * CURVATURE * (model.x - MINIMUM).square()).sum().backward()
+        (0.5 * sign * CURVATURE * (model.x - MINIMUM).square()).sum().backward()
         optimizer.step()
         if schedule is not None:
             schedule.step()
@@ -133,6 +133,16 @@ def test_textbook_and_implicit_pull_have_the_same_fixed_point(pull):
 def test_the_textbook_pull_diverges_where_the_implicit_one_holds():
     assert descend(partial(SGD, lr=0.1), strength=3.0, pull="gradient", steps=25).abs().max() > 1e3
     assert descend(partial(SGD, lr=0.1), strength=1e6, steps=100).abs().max() < 5
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"keeper": EWC}, {"keeper": EWC, "pull": "gradient"}, {"keeper": WVA}, {"keeper": WVA, "on": "gradients"}],
+)
+def test_maximising_the_negated_loss_is_minimising(options):
+    points = [descend(partial(SGD, lr=0.01), strength=3.0, steps=60, sign=1.0, **options)]
+    points.append(descend(partial(SGD, lr=0.01, maximize=True), strength=3.0, steps=60, sign=-1.0, **options))
+    assert torch.equal(*points)
 
 
 def test_wva_slows_and_does_not_shift():
