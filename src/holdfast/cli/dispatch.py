@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -23,6 +24,9 @@ def dispatch(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("\nholdfast: interrupted. The same command goes on where it was.", file=sys.stderr)
         return INTERRUPTED
+    except BrokenPipeError:  # nobody reads on, as in `holdfast run list | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
 
 
 def _command(argv: Sequence[str]) -> int:

@@ -7,6 +7,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr
+from itertools import dropwhile, takewhile
 from typing import Annotated, Any, Union
 
 import tyro
@@ -74,13 +75,10 @@ def _refuse(unknown: Sequence[str], record: type, command: str) -> None:
 
 
 def _first_sentence(box: str) -> str:
-    """What tyro says in the first paragraph of its box, without the box."""
-    lines = [line.strip("│ ").strip() for line in box.splitlines()[1:]]
-    told = []
-    for line in lines:
-        if not line or re.match("[─╰]", line):
-            break
-        told.append(line)
-    if told and (missing := re.match(r"Missing from .*?: (\S+)", " ".join(told))):
+    """What tyro says in the first paragraph of its box, whatever signs the box is drawn with."""
+    inside = [line.strip("│| ") for line in box.splitlines()[1:]]
+    bare = ["" if re.fullmatch(r"[─╰╯+-]*", line) else line for line in inside]
+    told = " ".join(takewhile(bool, dropwhile(lambda line: not line, bare)))
+    if missing := re.match(r"Missing from .*?: (\S+)", told):
         return f"{missing[1]} is missing."
-    return " ".join(told) or " ".join(box.split()) or "the options cannot be read."
+    return told or "the options cannot be read."

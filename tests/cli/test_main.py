@@ -1,0 +1,168 @@
+"""What holds for every command: help, version, exit status, and one clear line for each mistake."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from holdfast import __version__
+from holdfast.cli import main
+
+TINY = ["--num-tasks", "2", "--epochs", "1", "--hidden", "8"]
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
+    """What is said of bad input: one line on the standard error, status 2, nothing on the standard output."""
+    status = main([str(part) for part in argv])
+    said = capsys.readouterr()
+    assert status == 2
+    assert said.err.startswith("holdfast: ")
+    assert said.err.count("\n") == 1
+    assert said.out == ""
+    return said.err
+
+
+@pytest.mark.parametrize("argv", [[], ["--help"], ["-h"]])
+def test_help_names_the_commands(argv: list[str], capsys: pytest.CaptureFixture[str]):
+    assert main(argv) == 0
+    said = capsys.readouterr().out
+    assert all(f"• {name}" in said for name in ("demo", "run", "report"))
+    assert "--version" in said
+
+
+def test_version(capsys: pytest.CaptureFixture[str]):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"holdfast {__version__}\n"
+
+
+def test_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "holdfast", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"holdfast {__version__}\n"
+
+
+def test_nobody_reads_on():
+    program = [sys.executable, "-m", "holdfast", "--help"]
+    with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as started:
+        assert started.stdout is not None
+        started.stdout.close()
+        assert started.stderr is not None
+        assert started.stderr.read() == ""
+    assert started.returncode == 1
+
+
+def test_help_and_mistakes_wait_for_no_matplotlib():
+    program = (
+        "import sys; from holdfast.cli import main; main(['run', '--help']); main(['run', 'x', '--lr', 'y']); "
+        "print('matplotlib' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["dmeo"], "unknown command 'dmeo'. Did you mean 'demo'? Known: --help, --version, demo, report, run."),
+        (["--vresion"], "unknown option '--vresion'. Did you mean '--version'?"),
+        (["run"], "run: STREAM is missing. See holdfast run --help."),
+        (
+            ["run", "permuted-digit", "--method", "none"],
+            "unknown stream 'permuted-digit'. Did you mean 'permuted-digits'?",
+        ),
+        (
+            ["run", "permuted-digits"],
+            "run permuted-digits: which method? Give --method, one of: none, joint, l2, ewc-fisher",
+        ),
+        (
+            ["run", "permuted-digits", "--method", "ewc-fischer"],
+            "unknown method 'ewc-fischer'. Did you mean 'ewc-fisher'?",
+        ),
+        (
+            ["run", "x", "--strenght", "3"],
+            "run: unknown option --strenght. Did you mean --strength? See holdfast run --help.",
+        ),
+        (["run", "--strenght=3"], "run: unknown option --strenght. Did you mean --strength?"),
+        (["run", "x", "--zzz"], "run: unknown option --zzz. See holdfast run --help."),
+        (["run", "x", "y"], "run: unexpected 'y'. See holdfast run --help."),
+        (["run", "x", "--lr"], "run: Missing value for argument '--lr'."),
+        (["run", "x", "--lr", "fast"], "run: --lr is 'fast'; expected a number, such as 0.1 or 1e-3."),
+        (["run", "x", "--epochs", "1.5"], "run: --epochs is '1.5'; expected a whole number."),
+        (["run", "x", "--mas-batched", "perhaps"], "run: --mas-batched is 'perhaps'; expected yes or no."),
+        (["run", "x", "--hidden", "300", "wide"], "run: --hidden is 'wide'; expected a whole number."),
+        (["run", "x", "--hidden"], "run: --hidden has no value; expected a whole number, one or more."),
+        (["demo", "--sede", "1"], "demo: unknown option --sede. Did you mean --seed? See holdfast demo --help."),
+        (["demo", "permuted-digits"], "demo: unexpected 'permuted-digits'."),
+        (["report"], "report: which runs? Give the folders that hold them, such as holdfast report runs"),
+    ],
+)
+def test_one_line_for_each_mistake(argv: list[str], said: str, capsys: pytest.CaptureFixture[str]):
+    assert refusal(capsys, *argv).startswith(f"holdfast: {said}")
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["--optimizer", "adm"], "unknown optimizer 'adm'. Did you mean 'adam'? Known: adam, adamw, momentum"),
+        (["--fisher", "exakt"], "unknown fisher 'exakt'. Did you mean 'exact'?"),
+        (["--scenario", "tasks"], "unknown scenario 'tasks'. Did you mean 'task'?"),
+        (["--pull", "implicite"], "unknown pull 'implicite'. Did you mean 'implicit'?"),
+        (["--lr", "-1"], "lr is -1.0; expected a number from 0 to 1e+06."),
+        (["--lr", "nan"], "lr is nan; expected a number from 0 to 1e+06."),
+        (["--num-tasks", "0"], "num_tasks is 0; expected a whole number from 1 to 1000."),
+        (["--hidden", "0"], "hidden is (0,); expected the units of each hidden layer"),
+        (["--seed", "-1"], "seed is -1; expected a whole number from 0 to"),
+        (["--strength", "-2"], "strength is -2.0; expected a number from 0 to inf."),
+        (["--strength", "2", "--budget", "1"], "method 'ewc-fisher' needs a strength or a budget, one of them"),
+    ],
+)
+def test_one_line_for_each_bad_setting(
+    settings: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    output = tmp_path / "runs"
+    line = refusal(capsys, "run", "permuted-digits", "--method", "ewc-fisher", "--output", output, *settings)
+    assert line.startswith(f"holdfast: {said}")
+    assert not output.exists()
+
+
+def test_the_remedy_for_a_mistyped_option_works(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    argv = ["run", "permuted-digits", "--method", "ewc-fisher", "--output", str(tmp_path), *TINY]
+    assert "Did you mean --strength?" in refusal(capsys, *argv, "--strenght", "3")
+    assert main([*argv, "--strength", "3"]) == 0
+
+
+def test_without_the_extra_of_the_command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setitem(sys.modules, "tyro", None)
+    line = refusal(capsys, "demo")
+    assert line.endswith('needs tyro, which is not installed: pip install "holdfast[cli]"\n')
+
+
+def test_without_the_extra_of_the_pictures(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    for argv in (["report", tmp_path], ["run", "rosenbrock", "--output", tmp_path / "new"]):
+        assert refusal(capsys, *argv).endswith('Install it with: pip install "holdfast[plots]"\n')
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_interrupt_says_how_to_go_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    def interrupted(*_: object, **__: object):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("holdfast.experiments.run._Run.finish", interrupted)
+    argv = ["run", "permuted-digits", "--method", "none", "--output", str(tmp_path), *TINY]
+    assert main(argv) == 130
+    assert capsys.readouterr().err == "\nholdfast: interrupted. The same command goes on where it was.\n"
+    monkeypatch.undo()
+    assert main(argv) == 0
+
+
+def test_what_is_not_foreseen_shows_its_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr("holdfast.experiments.run._Run.finish", lambda _: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        main(["run", "permuted-digits", "--method", "none", "--output", str(tmp_path), *TINY])

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tests.experiments.made_up import result
+
+from holdfast.cli import main
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    found = [
+        *(result(seed=seed, kept=0.8 + 0.05 * seed) for seed in range(3)),
+        result("none"),
+        result(scenario="class"),
+    ]
+    for number, each in enumerate(found):
+        (tmp_path / "runs" / str(number)).mkdir(parents=True)
+        each.save(tmp_path / "runs" / str(number) / "result.json")
+    return tmp_path / "runs"
+
+
+def test_report(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    page = tmp_path / "page"
+    assert main(["report", str(runs), "--output", str(page)]) == 0
+    said = capsys.readouterr().out
+    assert said.index("permuted-digits, class-incremental") < said.index("permuted-digits, domain-incremental")
+    assert "90.0 ± 8.3" in said
+    assert f"5 runs, written to {page / 'report.md'}" in said
+    assert all(str(picture) in said for picture in page.glob("*.png"))
+    assert len(list(page.iterdir())) == 5
+
+
+def test_folders_with_brackets_are_told_as_they_are(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    page = tmp_path / "[bold]page[/]"
+    assert main(["report", str(runs), "--output", str(page), "--quiet"]) == 0
+    assert f"written to {page / 'report.md'}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("folders", "said"),
+    [
+        (["nowhere"], "no such folder; expected one that holds runs, such as runs/."),
+        (["."], "no finished run below"),
+    ],
+)
+def test_no_runs(folders: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "empty").mkdir()
+    argv = ["report", *(str(tmp_path / "empty" / folder) for folder in folders), "--output", str(tmp_path / "page")]
+    assert main(argv) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+    assert not (tmp_path / "page").exists()
+
+
+def test_a_damaged_run(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (runs / "0" / "result.json").write_text('{"stream": "permuted-digits"}')
+    assert main(["report", str(runs), "--output", str(tmp_path / "page")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"holdfast: {runs / '0' / 'result.json'} is no complete result")
+    assert not (tmp_path / "page").exists()
+
+
+def test_an_unwritable_output(runs: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["report", str(runs), "--output", str(runs / "0" / "result.json")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"holdfast: cannot write {runs / '0' / 'result.json'}")

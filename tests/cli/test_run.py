@@ -1,0 +1,217 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from holdfast.cli import main
+from holdfast.experiments import configure
+from holdfast.methods import METHODS
+from holdfast.streams import STREAMS
+
+TINY = ["--num-tasks", "2", "--epochs", "1", "--hidden", "8"]
+
+
+def tiny(output: Path, method: str = "ewc-fisher", *more: object) -> list[str]:
+    return ["run", "permuted-digits", "--method", method, "--output", str(output), *TINY, *map(str, more)]
+
+
+def only(output: Path) -> Path:
+    (folder,) = output.iterdir()
+    return folder
+
+
+def test_a_run_leaves_its_result_and_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(tiny(tmp_path, "ewc-fisher", "--seed", 3, "--strength", 2)) == 0
+    said = capsys.readouterr().out
+    config = configure("permuted-digits", "ewc-fisher", seed=3, strength=2.0, num_tasks=2, epochs=1, hidden=(8,))
+    folder = only(tmp_path)
+    assert folder.name == config.name
+    assert json.loads((folder / "result.json").read_text())["config"] == config.to_dict()
+    for name in ("accuracy", "matrix"):
+        assert (folder / "plots" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert str(folder / "plots" / f"{name}.png") in said
+    assert "EWC Fisher: task 2/2 learned to" in said
+    assert "average accuracy" in said
+    assert "forgetting" in said
+    assert "EWC: 2 tasks held" in said
+    assert str(folder / "result.json") in said
+
+
+def test_again_it_redraws_and_does_not_train(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    main(tiny(tmp_path, "none"))
+    folder = only(tmp_path)
+    events = (folder / "metrics.jsonl").read_bytes()
+    shutil.rmtree(folder / "plots")
+    capsys.readouterr()
+    assert main(tiny(tmp_path, "none")) == 0
+    said = capsys.readouterr().out
+    assert "finished before: read back, not trained again" in said
+    assert "learned to" not in said
+    assert (folder / "plots" / "matrix.png").is_file()
+    assert (folder / "metrics.jsonl").read_bytes() == events
+
+
+def test_quiet_tells_only_where_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    main([*tiny(tmp_path, "none"), "--quiet"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[:2]] == ["results:", "pictures:"]
+    assert len(lines) == 3
+
+
+def test_settings_of_every_kind_arrive(tmp_path: Path):
+    more = [
+        "--mas-batched",
+        "yes",
+        "--fresh-optimizer",
+        "no",
+        "--optimizer",
+        "adam",
+        "--lr",
+        "1e-3",
+        "--scenario",
+        "domain",
+    ]
+    assert main(tiny(tmp_path, "ewc-mas", "--hidden", 8, 4, *more)) == 0
+    config = json.loads((only(tmp_path) / "config.json").read_text())["config"]
+    wanted = {"mas_batched": True, "fresh_optimizer": False, "optimizer": "adam", "lr": 1e-3, "hidden": [8, 4]}
+    assert {name: config[name] for name in wanted} == wanted
+
+
+def test_a_budget_takes_the_place_of_the_strength(tmp_path: Path):
+    assert main(tiny(tmp_path, "ewc-fisher", "--budget", 0.05)) == 0
+    config = json.loads((only(tmp_path) / "config.json").read_text())["config"]
+    assert (config["strength"], config["budget"]) == (None, 0.05)
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "said"),
+    [
+        ("none", ["--strength", "3"], "--strength has no effect with method none; it belongs to ewc and wva."),
+        (
+            "ewc-mas",
+            ["--fisher", "sampled"],
+            "--fisher has no effect with method ewc-mas; it belongs to fisher importances.",
+        ),
+        (
+            "ewc-si",
+            ["--attenuation", "hyperbolic"],
+            "--attenuation has no effect with method ewc-si; it belongs to wva.",
+        ),
+        ("none", ["--iterations", "3"], "--epochs has no effect beside --iterations, which is 3."),
+    ],
+)
+def test_an_option_without_effect_is_told(
+    method: str, settings: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert main(tiny(tmp_path, method, *settings)) == 0
+    assert f"warning: {said}" in capsys.readouterr().out
+
+
+def test_no_warning_without_a_cause(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    main(tiny(tmp_path, "ewc-fisher", "--strength", 3, "--pull", "implicit", "--fisher", "sampled"))
+    assert "warning:" not in capsys.readouterr().out
+
+
+def test_warnings_of_the_library_are_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    main(tiny(tmp_path, "wva-fisher", "--attenuate", "gradients", "--optimizer", "adam"))
+    said = capsys.readouterr().out
+    assert 'warning: WVA: on="gradients" is cancelled by the normalisation of Adam' in said
+    assert said.count("cancelled") == 1
+
+
+def test_without_matplotlib_what_was_learned_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
+    assert main(tiny(tmp_path, "none")) == 0
+    assert "pictures: none; pictures are drawn with matplotlib, which is not installed" in capsys.readouterr().out
+    assert (only(tmp_path) / "result.json").is_file()
+
+
+def test_list(capsys: pytest.CaptureFixture[str]):
+    assert main(["run", "list"]) == 0
+    said = capsys.readouterr().out
+    assert all(name in said for name in [*STREAMS, *METHODS, "rosenbrock"])
+
+
+def test_help_explains_every_setting(capsys: pytest.CaptureFixture[str]):
+    assert main(["run", "--help"]) == 0
+    said = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "--lr FLOAT learning rate" in said
+    assert "--optimizer {sgd,momentum,nesterov,adam,adamw}" in said
+    assert "--hidden INT ... units of each hidden layer" in said
+    assert "None" not in said
+
+
+def refusal(capsys: pytest.CaptureFixture[str], argv: list[str]) -> str:
+    assert main(argv) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+def test_an_unwritable_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "file").write_text("")
+    line = refusal(capsys, tiny(tmp_path / "file", "none"))
+    assert line.startswith(f"holdfast: cannot write the run folder {tmp_path}/file/permuted-digits-none-0-")
+    assert line.endswith("Choose another --output.")
+
+
+def test_a_folder_of_another_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    main(tiny(tmp_path, "none"))
+    written = only(tmp_path) / "config.json"
+    written.write_text(written.read_text().replace('"lr": 0.1', '"lr": 0.7'))
+    capsys.readouterr()
+    assert "belongs to another configuration: lr 0.7 there, 0.1 here" in refusal(capsys, tiny(tmp_path, "none"))
+
+
+def test_a_damaged_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    main(tiny(tmp_path, "none"))
+    result = only(tmp_path) / "result.json"
+    result.write_text(result.read_text()[:100])
+    capsys.readouterr()
+    assert "result.json is no valid JSON" in refusal(capsys, tiny(tmp_path, "none"))
+
+
+def test_a_damaged_data_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "mnist").mkdir()
+    for name in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
+        (tmp_path / "mnist" / f"{name}-ubyte.gz").write_bytes(b"not gzip")
+    argv = [
+        "run",
+        "permuted-mnist",
+        "--method",
+        "none",
+        "--output",
+        str(tmp_path / "runs"),
+        "--data-dir",
+        str(tmp_path),
+    ]
+    line = refusal(capsys, argv)
+    assert str(tmp_path / "mnist" / "train-images-idx3-ubyte.gz") in line
+
+
+def test_a_device_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert "device 'tpu-9' cannot be used" in refusal(capsys, tiny(tmp_path, "none", "--device", "tpu-9"))
+
+
+def test_rosenbrock(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    from holdfast.experiments import rosenbrock as module
+
+    quick = module.rosenbrock
+    monkeypatch.setattr(module, "rosenbrock", lambda *, output: quick(output=output, steps=20))
+    assert main(["run", "rosenbrock", "--output", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "without EWC" in said
+    assert "EWC, strength 1" in said
+    assert str(tmp_path / "rosenbrock" / "rosenbrock.png") in said
+
+
+def test_rosenbrock_takes_no_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    argv = ["run", "rosenbrock", "--output", str(tmp_path), "--method", "none", "--seed", "3", "--lr", "1"]
+    assert refusal(capsys, argv) == (
+        "holdfast: run rosenbrock: it takes no method and no settings but --output, found method none, seed 3, lr 1."
+    )
+    assert not list(tmp_path.iterdir())
