@@ -8,6 +8,7 @@ Then whole runs, with their evaluations, importances and checkpoints.
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Callable
 
 import torch
@@ -74,25 +75,37 @@ def measure(*, quick: bool = False) -> Table:
     held = compare({"none": ours("none")[1], **{name: ours(name)[1] for name in HELD}}, rounds=3 if quick else 7)
     rows = [
         _row("an epoch of `none`", "the bare loop", plain["none"], target="1.3"),
-        *(_row(f"an epoch of `{name}`", "an epoch of `none`", held[name], target="1.5") for name in HELD),
-        *_whole_runs(stream, num_tasks, plain["bare loop"].seconds, quick=quick),
+        *(
+            _row(
+                f"an epoch of `{name}`",
+                "an epoch of `none`",
+                held[name],
+                target="1.5" if name == "ewc-fisher" else None,
+            )
+            for name in HELD
+        ),
+        *_whole_runs(stream, num_tasks, bare_step, quick=quick),
     ]
     notes = [
         f"Stream {stream}: {len(train):,} training examples a task, batches of {batch_size}, net "
         f"{pixels}-{'-'.join(map(str, config.hidden))}-10, SGD.",
         "Ratios of epochs are medians over rounds in which the variants take turns, with their quartiles; whole runs "
-        "are timed once.",
+        "are timed once, by the clock on the wall.",
     ]
     return Table("The training loop", notes, rows, quick=quick)
 
 
-def _whole_runs(stream: str, num_tasks: int, bare_epoch_seconds: float, *, quick: bool) -> list[dict]:
+def _whole_runs(stream: str, num_tasks: int, bare_step: Callable[[], object], *, quick: bool) -> list[dict]:
     settings = {"num_tasks": num_tasks, **({"epochs": 2} if quick else {})}
     with tempfile.TemporaryDirectory() as folder:
         results: dict[str, RunResult] = {
             name: run(configure(stream, name, **settings), output=folder) for name in ("none", "ewc-fisher")
         }
     epochs = num_tasks * configure(stream, "none", **settings).epochs
+    began = time.perf_counter()
+    for _ in range(epochs):
+        bare_step()
+    bare = time.perf_counter() - began
     none, ewc = results["none"], results["ewc-fisher"]
     name = f"a run of {num_tasks} tasks"
     return [
@@ -100,14 +113,14 @@ def _whole_runs(stream: str, num_tasks: int, bare_epoch_seconds: float, *, quick
             "what": f"{name}, `none`, its training alone",
             "against": f"{epochs} epochs of the bare loop",
             "seconds": none.seconds_training,
-            "ratio": f"{none.seconds_training / (epochs * bare_epoch_seconds):.2f}",
+            "ratio": f"{none.seconds_training / bare:.2f}",
             "target": "1.3",
         },
         {
             "what": f"{name}, `none`, with evaluations and files",
             "against": f"{epochs} epochs of the bare loop",
             "seconds": none.seconds,
-            "ratio": f"{none.seconds / (epochs * bare_epoch_seconds):.2f}",
+            "ratio": f"{none.seconds / bare:.2f}",
             "target": None,
         },
         {
@@ -120,7 +133,7 @@ def _whole_runs(stream: str, num_tasks: int, bare_epoch_seconds: float, *, quick
     ]
 
 
-def _row(what: str, against: str, timing: Timing, *, target: str) -> dict:
+def _row(what: str, against: str, timing: Timing, *, target: str | None) -> dict:
     return {"what": what, "against": against, "seconds": timing.seconds, "ratio": timing.spread, "target": target}
 
 

@@ -38,6 +38,7 @@ def machine() -> dict[str, Any]:
         "cpu": _cpu(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "clock": "processor" if torch.get_num_threads() == 1 else "wall",
         "torch": torch.__version__,
         "python": platform.python_version(),
         "system": platform.system(),

@@ -1,7 +1,8 @@
 """Timings on a machine that has other things to do: variants take turns, and medians are compared.
 
 What the machine does meanwhile slows a whole round down, not one variant: ratios are taken within a round, and their
-quartiles say how far to trust the median.
+quartiles say how far to trust the median. With one thread the processor's time is taken (`--threads 1`), which leaves
+out what others do; with several, the time on the wall.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+
+import torch
 
 
 @dataclass(frozen=True)
@@ -39,14 +42,15 @@ def compare(variants: Mapping[str, Callable[[], object]], *, rounds: int, warmup
 
     Every other round takes them in the opposite order, so that none is always the first.
     """
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     taken: dict[str, list[float]] = {name: [] for name in variants}
     for number in range(warmup + rounds):
-        order = list(variants) if number % 2 else list(reversed(variants))
+        order = list(variants) if number % 2 else list(variants)[::-1]
         for name in order:
-            began = time.perf_counter()
+            began = clock()
             variants[name]()
             if number >= warmup:
-                taken[name].append(time.perf_counter() - began)
+                taken[name].append(clock() - began)
     base = taken[next(iter(variants))]
     return {name: _timing(seconds, base) for name, seconds in taken.items()}
 
