@@ -55,16 +55,17 @@ def summary_table(result: RunResult) -> Table:
 
 
 def rows_table(rows: Sequence[Row], *, seeds: bool = True) -> Table:
-    """The figures of many runs, a line a configuration; the best accuracy is bold."""
+    """The figures of many runs that fit a terminal, a line a configuration; the best accuracy is bold."""
     winner = best(rows)
     table = _table(f"{rows[0].stream}, {rows[0].scenario}-incremental (accuracies in %)")
-    table.add_column("method")
-    for column in COLUMNS:
+    table.add_column("method", min_width=20)
+    shown = [column for column in COLUMNS if column.short]
+    for column in shown:
         table.add_column(column.short, justify="right", no_wrap=True)
     if seeds:
         table.add_column("seeds", justify="right")
     for row in rows:
-        cells = [column.text(row) for column in COLUMNS]
+        cells = [column.text(row, interval=not column.field.startswith("seconds")) for column in shown]
         table.add_row(row.label, *cells, *([str(row.num_seeds)] * seeds), style="bold" if row is winner else None)
     return table
 

@@ -38,15 +38,15 @@ _STROKES: dict[str, dict[str, Any]] = {
 _MATRIX_COLOURS = "YlGnBu"
 
 
-def stroke(group: Group, *, palest: float = 0.6) -> dict[str, Any]:
+def stroke(group: Group, *, palest: float = 0.7) -> dict[str, Any]:
     """Colour, line style and marker of a group: the same in every picture, whatever else is drawn.
 
-    Configurations of one method share its colour, from full to pale.
+    Configurations of one method share its colour, from full to pale (`palest` is the share of white that none reaches).
     """
     method = METHODS.get(group.method)
     mechanism = method.mechanism if method else "ewc"
     hue = _HUES.get((method.importance if method else None) or "", INK if mechanism == "joint" else MUTED)
-    paleness = 0.0 if group.num_variants == 1 else palest * group.variant / (group.num_variants - 1)
+    paleness = palest * group.variant / group.num_variants
     return {"color": _mixed_with_white(hue, paleness), **_STROKES[mechanism]}
 
 
@@ -198,7 +198,7 @@ def _name_ends(
             clip_on=False,
             zorder=1,
         )
-        ink = stroke(group, palest=0.35)["color"]
+        ink = stroke(group, palest=0.4)["color"]
         axes.text(edge + 0.037 * span, place + shift, text, color=ink, fontsize=FONT, va="center", clip_on=False)
 
 

@@ -75,7 +75,7 @@ class Column:
 
     Attributes:
         title: with its unit.
-        short: where room is scarce.
+        short: where room is scarce; empty for what is then left out.
         field: of `Row`.
         scale: 100 turns a fraction into per cent.
         digits: behind the point.
@@ -87,20 +87,21 @@ class Column:
     scale: float = 100.0
     digits: int = 1
 
-    def text(self, row: Row) -> str:
-        """The cell of a row."""
+    def text(self, row: Row, *, interval: bool = True) -> str:
+        """The cell of a row, with or without the half width of its interval."""
         estimate: Estimate = getattr(row, self.field)
-        return estimate.text(scale=self.scale, digits=self.digits)
+        told = estimate if interval else Estimate(estimate.mean)
+        return told.text(scale=self.scale, digits=self.digits)
 
 
 COLUMNS = (
     Column("accuracy %", "accuracy", "accuracy"),
     Column("validation %", "valid.", "validation"),
     Column("forgetting %", "forget.", "forgetting"),
-    Column("backward transfer %", "backward", "backward_transfer"),
+    Column("backward transfer %", "", "backward_transfer"),
     Column("learning accuracy %", "learning", "learning_accuracy"),
     Column("training s", "train s", "seconds_training", 1.0),
-    Column("importance s", "import. s", "seconds_importance", 1.0),
+    Column("importance s", "imp. s", "seconds_importance", 1.0),
 )
 """What is shown of a row, in order, behind its label."""
 
