@@ -26,7 +26,17 @@ class Killed(BaseException):
 
 def tiny(method: str, *, stream: str = "permuted-digits", **settings: Any) -> RunConfig:
     """Two tasks of two epochs of ten steps, eight hidden units."""
-    small = {"num_tasks": TASKS, "epochs": EPOCHS, "batch_size": 128, "hidden": (8,), "importance_examples": 32}
+    small = {
+        "num_tasks": TASKS,
+        "epochs": EPOCHS,
+        "batch_size": 128,
+        "hidden": (8,),
+        "importance_examples": 32,
+        # not the protocol's, which may be tuned anew
+        "optimizer": "sgd",
+        "lr": 0.1,
+        "slope": 0.2,
+    }
     return configure(stream, method, **{**small, **settings})
 
 
