@@ -157,7 +157,7 @@ class TestRun:
             measure(self, examples, **kwargs)
 
         monkeypatch.setattr(run_module.Learner, "close_task", spied)
-        run(tiny("ewc-fisher", importance_examples=None), output=tmp_path)
+        run(tiny("ewc-fisher", importance_examples=None, importance_data="validation"), output=tmp_path)
         run(tiny("ewc-fisher", importance_examples=None, importance_data="train"), output=tmp_path)
         run(tiny("ewc-fisher", importance_examples=17), output=tmp_path)
         assert lengths == [300, 300, 1197, 1197, 17, 17]
