@@ -10,6 +10,7 @@ Estimators: `fisher`, `mas`, `signal`, `taylor`, `SynapticIntelligence`, `unifor
 `holdfast.streams`, accuracies and forgetting in `holdfast.metrics`, whole experiments in `holdfast.experiments`.
 """
 
+from holdfast import metrics, streams
 from holdfast.errors import HoldfastError
 from holdfast.heads import Bernoulli, Categorical, Gaussian, Likelihood
 from holdfast.importance import SignalRecorder, SynapticIntelligence, fisher, mas, signal, taylor, uniform
@@ -35,7 +36,9 @@ __all__ = [
     "__version__",
     "fisher",
     "mas",
+    "metrics",
     "signal",
+    "streams",
     "taylor",
     "uniform",
 ]
