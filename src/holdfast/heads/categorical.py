@@ -66,16 +66,23 @@ class Categorical:
         return _cross_entropy(*self._read(outputs, batch))
 
     def exact_scores(self, outputs: Any, batch: Any) -> Tensor:
-        """[T * C, B]: sqrt(p_c) log p_c for every position and active class, sqrt(p_c) held constant.
+        """[T * (n - 1), B]: for every position as many scores as there are active classes, less one.
+
+        The Fisher matrix of n logits is diag(p) - p p^T, of rank n - 1. Choosing one class after the other, j or a
+        later one, it is sum_j v_j v_j^T with v_j = sqrt(p_j r_j / (p_j + r_j)) (e_j - sum_{i > j} p_i e_i / r_j), and
+        r_j = sum_{i > j} p_i. The scores are v_j^T logits, v_j held constant.
 
         Raises:
             BatchError: as for `nll`.
         """
         logits, labels = self._read(outputs, batch)
-        log_p = logits.log_softmax(dim=-1)
-        weight = log_p.detach().exp().sqrt() * (labels != IGNORED).unsqueeze(-1)
-        scores = weight * log_p.masked_fill(weight == 0, 0.0)  # of a class masked by -inf 0, not 0 * inf
-        return scores.flatten(1).T
+        p = logits.detach().softmax(dim=-1)
+        logits = logits.masked_fill(p == 0, 0.0)  # of a class masked by -inf 0, not 0 * inf
+        from_here = p.flip(-1).cumsum(-1).flip(-1)
+        here, rest = from_here[..., :-1], from_here[..., 1:]
+        weight = (p[..., :-1] * rest / here).sqrt().masked_fill(rest == 0, 0.0) * (labels != IGNORED).unsqueeze(-1)
+        mean_of_rest = (p * logits).flip(-1).cumsum(-1).flip(-1)[..., 1:] / rest.clamp(min=torch.finfo(rest.dtype).tiny)
+        return (weight * (logits[..., :-1] - mean_of_rest)).flatten(1).T
 
     def sampled(self, outputs: Any, batch: Any, *, generator: torch.Generator | None) -> Tensor:
         """[B]: the cross-entropy at labels drawn from the softmax; positions labelled -100 stay skipped.

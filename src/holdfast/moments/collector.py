@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from holdfast.moments.covered import Use
-from holdfast.moments.gradients import PHI, Phi
+from holdfast.moments.gradients import PHI, Phi, accumulator_dtype
 from holdfast.moments.intercept import Place
 from holdfast.moments.kernels.embedding import Lookups
 from holdfast.moments.kernels.linear import add_outer
-from holdfast.moments.operations import Linear, positions
+from holdfast.moments.operations import Linear, wide
 from holdfast.moments.shared import Part, add_shared
 
 
@@ -24,10 +24,12 @@ class Proof:
     Attributes:
         missed: parameters whose gradients are not known.
         shared: parameters of which some element is used more than once.
+        runs_again: whether parts of the forward pass run again in the backward pass, as with activation checkpoints.
     """
 
     missed: frozenset[str] = frozenset()
     shared: frozenset[str] = frozenset()
+    runs_again: bool = True
 
 
 class Collector:
@@ -57,11 +59,16 @@ class Collector:
 
     def receive(self, use: Use, g: Tensor, x: Tensor, weights: Sequence[Tensor | None]) -> None:
         """The gradient g at the output of a use came by."""
+        if use in self._spread:
+            self._add_spread(use, g)
+            return
         x = x.detach()
         names = [None if spot is None else spot.place.name for spot in use.spots]
-        wanted = [name is not None and name not in self.proof.missed for name in names]
-        if self.num_rows > 1 and self._spreads(use, names, g, x):
+        if self.num_rows > 1 and self._can_spread(use, names, g):
+            self._spread[use] = (x, g.new_zeros(g.shape, dtype=accumulator_dtype(g)))
+            self._add_spread(use, g)
             return
+        wanted = [name is not None and name not in self.proof.missed for name in names]
         found = use.operation.contributions(g, x, weights, wanted, use.layout, self._size)
         for spot, contribution in zip(use.spots, found):
             if spot is None or contribution is None:
@@ -77,18 +84,17 @@ class Collector:
             else:
                 contribution.add_to(place.of(self._totals[place.name]), self._phi)
 
-    def _spreads(self, use: Use, names: Sequence[str | None], g: Tensor, x: Tensor) -> bool:
+    def _can_spread(self, use: Use, names: Sequence[str | None], g: Tensor) -> bool:
         """Of a Linear layer without positions only phi(G) is summed over the rows: phi(g a) = phi(g) phi(a)."""
-        if not isinstance(use.operation, Linear) or g.shape[:-1] != (self._size,):
-            return False
-        if any(name in self.proof.shared or name in self.proof.missed for name in names if name is not None):
-            return False
-        term = PHI[self._phi](positions(g, use.layout, self._size)[:, 0])
-        if use in self._spread:
-            self._spread[use][1].add_(term)
+        simple = isinstance(use.operation, Linear) and use.layout.axis == 0 and g.shape[:-1] == (self._size,)
+        return simple and not any(name in self.proof.shared or name in self.proof.missed for name in names)
+
+    def _add_spread(self, use: Use, g: Tensor) -> None:
+        _, total = self._spread[use]
+        if self._phi == "square" and g.dtype == total.dtype:
+            total.addcmul_(g, g)
         else:
-            self._spread[use] = (x, term)
-        return True
+            total += PHI[self._phi](g.to(total.dtype))
 
     @torch.no_grad()
     def end_row(self) -> None:
@@ -104,7 +110,7 @@ class Collector:
     def end(self) -> None:
         """All backward passes are over."""
         for use, (x, G) in self._spread.items():
-            A = PHI[self._phi](positions(x, use.layout, self._size)[:, 0])
+            A = PHI[self._phi](wide(x))
             weight, bias = use.spots
             if weight is not None:
                 add_outer(weight.place.of(self._totals[weight.place.name]), G, A)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,7 +55,9 @@ class Covered(torch.autograd.Function):
         """Hand over the gradient at the output, and pass on that at the input."""
         (g,) = gradients
         use, (x, *weights) = ctx.use, ctx.saved_tensors  # with checkpoints this runs a part of the forward pass
-        with torch._C.DisableTorchFunction(), torch.autocast(g.device.type, enabled=False):
+        device = g.device.type
+        precise = torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+        with torch._C.DisableTorchFunction(), precise:
             use.receive(use, g, x, weights)
             use.received += 1
             below = use.operation.input_gradient(g, x, *weights) if ctx.needs_input_grad[1] else None
@@ -73,6 +76,7 @@ class Covering(Interception):
     Attributes:
         signature: what was met so far, also where no graph is built: a reentrant checkpoint covers it later.
         unknown: a use was met that is not among the layouts, or does not fit its own.
+        covered: the uses that were covered.
     """
 
     def __init__(
@@ -82,6 +86,7 @@ class Covering(Interception):
         self._layouts, self._size, self._receive = layouts, size, receive
         self.signature: list[tuple[Key, Layout | None]] = []
         self.unknown = False
+        self.covered: list[Use] = []
 
     def use(self, operation: Operation, x: Tensor, *weights: Tensor | None) -> Tensor:
         """The result, covered if that can be."""
@@ -104,7 +109,9 @@ class Covering(Interception):
         self.signature.append((key, layout))
         if layout is None or not torch.is_grad_enabled():
             return operation.forward(x, *weights)
-        return Covered.apply(Use(operation, spots, layout, self._receive), x, *weights)  # pyright: ignore
+        use = Use(operation, spots, layout, self._receive)
+        self.covered.append(use)
+        return Covered.apply(use, x, *weights)  # pyright: ignore
 
     def _fits(self, operation: Operation, layout: Layout, x: Tensor, weights: Sequence[Tensor | None]) -> bool:
         if not isinstance(operation, Affine):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -30,6 +31,9 @@ from holdfast.moments.layout import Layout
 from holdfast.moments.shared import overlap
 from holdfast.moments.study import few_examples, find_layouts
 from holdfast.tensors import trainable_parameters, unwrap
+
+_ROW_BYTES = 2**24
+"""Gradients at the outputs, of as many rows of scores as go into this, are taken at once."""
 
 
 class Engine:
@@ -85,14 +89,14 @@ class Engine:
         found = tensors_in(outputs)
         ends = [(end, found[place]) for end, place in enumerate(at_outputs.used) if found[place].requires_grad]
         reached: set[str] = set()
-        for k in range(at_outputs.num_rows if ends else 0):
-            last = k + 1 == at_outputs.num_rows
-            row = at_outputs.row(k, last=last and not proof.missed)
-            gradients = [row[end] for end, _ in ends]
-            reached |= self._pull(covering, [tensor for _, tensor in ends], gradients, retain=not last).keys()
+        within = covering if proof.runs_again else nullcontext()
+        for k, row in enumerate(_rows(at_outputs, keep=bool(proof.missed)) if ends else ()):
+            gradients, last = [row[end] for end, _ in ends], k + 1 == at_outputs.num_rows
+            reached |= self._pull(within, [tensor for _, tensor in ends], gradients, retain=not last).keys()
             collector.end_row()
         collector.end()
-        _check_received([tensor for _, tensor in ends])
+        if not all(use.received for use in covering.covered):
+            _check_received([tensor for _, tensor in ends])
         if reached - proof.missed:
             names = ", ".join(map(repr, sorted(reached - proof.missed)))
             raise StateError(
@@ -116,37 +120,49 @@ class Engine:
         scores = partial(random_scores, few.size)
         expected = gradient(self._model, few, scores)
         try:
-            signature, collector, totals, reached = self._signed(few, scores)
+            signature, collector, totals, reached, runs_again = self._signed(few, scores)
         except RuntimeError as error:
             if not (self._by_grad and refuses_grad(error)):
                 raise
             self._by_grad = False
-            signature, collector, totals, reached = self._signed(few, scores)
+            signature, collector, totals, reached, runs_again = self._signed(few, scores)
         missed = {*reached, *mismatches({**totals, **reached}, expected, rtol=tolerance(self._model))}
         used_more = (name for name, places in collector.met.items() if len(places) > 1)
         shared = frozenset(name for name in used_more if overlap(collector.met[name], totals[name]))
-        self._proofs[signature] = Proof(frozenset(missed), shared)
+        self._proofs[signature] = Proof(frozenset(missed), shared, runs_again)
 
-    def _signed(self, few: Call, scores: Scores) -> tuple[Signature, Collector, dict[str, Tensor], dict[str, Tensor]]:
+    def _signed(
+        self, few: Call, scores: Scores
+    ) -> tuple[Signature, Collector, dict[str, Tensor], dict[str, Tensor], bool]:
         totals = zeros(self._model)
         collector = Collector(totals, phi="signed", size=few.size, chunk_bytes=self._chunk_bytes)
         covering, outputs = self._forward(few, collector)
         signature, total = tuple(covering.signature), scores(outputs).sum()
         reached = self._pull(covering, [total], [None]) if total.requires_grad else {}
-        return signature, collector, totals, reached
+        return signature, collector, totals, reached, len(covering.signature) > len(signature)
 
     def _pull(
         self,
-        covering: Covering,
+        within: AbstractContextManager[Any],
         outputs: Sequence[Tensor],
         gradients: Sequence[Tensor | None],
         *,
         retain: bool = False,
     ) -> dict[str, Tensor]:
         """A backward pass; returns the ordinary gradients that came through, which no cover took."""
-        with covering:  # activation checkpoints run a part of the forward pass again
+        with within:
             found = pulled(outputs, gradients, self._parameters, by_grad=self._by_grad, retain=retain)
         return {name: value for name, value in zip(self._names, found) if value is not None}
+
+
+def _rows(at_outputs: OutputGradients, *, keep: bool) -> Iterator[Sequence[Tensor]]:
+    """For each row of scores the gradients at the used outputs."""
+    if at_outputs.num_rows == 1:
+        yield at_outputs.row(0, last=not keep)
+        return
+    block = max(1, _ROW_BYTES // at_outputs.bytes_per_row)
+    for start in range(0, at_outputs.num_rows, block):
+        yield from zip(*at_outputs.rows(start, start + block))
 
 
 def _check_received(outputs: Sequence[Tensor]) -> None:

@@ -131,8 +131,10 @@ class OutputGradients:
         with torch.enable_grad():
             self._scores = scores(with_tensors(outputs, leaves))
         self.num_rows = len(self._scores)
-        reached = {id(leaf) for leaf in _leaves_of(self._scores)}
-        self.used = [place for place in places if id(leaves[place]) in reached]
+        if len(places) > 1:
+            reached = {id(leaf) for leaf in _leaves_of(self._scores)}
+            places = [place for place in places if id(leaves[place]) in reached]
+        self.used = places if self._scores.requires_grad else []
         self._leaves = [leaves[place] for place in self.used]
         wrong = [list(leaf.shape) for leaf in self._leaves if leaf.ndim == 0 or len(leaf) != size]
         if wrong:
@@ -149,9 +151,17 @@ class OutputGradients:
         )
 
     def rows(self, start: int, stop: int) -> list[Tensor]:
-        """For each used output [B, ...] the gradients [B, R, ...] of rows `start` to `stop` (exclusive)."""
-        rows = [self.row(k) for k in range(start, min(stop, self.num_rows))]
-        return [torch.stack(columns, dim=1) for columns in zip(*rows)]
+        """For each used output [B, ...] the gradients [R, B, ...] of rows `start` to `stop` (exclusive)."""
+        stop = min(stop, self.num_rows)
+        which = torch.zeros(stop - start, *self._scores.shape, dtype=self._scores.dtype, device=self._scores.device)
+        which[range(stop - start), range(start, stop)] = 1
+        try:
+            found = torch.autograd.grad(
+                self._scores, self._leaves, which, retain_graph=True, is_grads_batched=True, materialize_grads=True
+            )
+        except RuntimeError:  # a score that vmap cannot differentiate
+            return [torch.stack(columns) for columns in zip(*(self.row(k) for k in range(start, stop)))]
+        return list(found)
 
 
 def _leaves_of(tensor: Tensor) -> list[Tensor]:

@@ -71,6 +71,8 @@ class Linear:
         """[..., in]: g W."""
         weight = weights[0]
         assert weight is not None
+        if g.ndim == 2:
+            return torch.mm(g, weight.to(g.dtype)).to(x.dtype)
         return torch.mm(g.reshape(-1, g.shape[-1]), weight.to(g.dtype)).view(x.shape).to(x.dtype)
 
     def contributions(
@@ -164,6 +166,8 @@ class Affine:
         if shift is None:
             assert scale is not None
             return x * scale
+        if scale is not None and self.sign == 1 and scale.dtype == shift.dtype == x.dtype:
+            return torch.addcmul(shift, x, scale)
         return torch.add(x if scale is None else x * scale, shift, alpha=self.sign)
 
     def input_gradient(self, g: Tensor, x: Tensor, *weights: Tensor | None) -> Tensor:

@@ -38,9 +38,9 @@ def oracle_sums(
         rows = at_outputs.rows(row, row + block)
         for b in range(call.size):
             found = tensors_in(call.examples(b, b + 1)(unwrap(model)))
-            outputs = [(found[place], gradients[b]) for place, gradients in zip(at_outputs.used, rows)]
+            outputs = [(found[place], gradients[:, b]) for place, gradients in zip(at_outputs.used, rows)]
             outputs = [(output, gradients) for output, gradients in outputs if output.requires_grad]
-            for k in range(len(rows[0][b]) if outputs else 0):
+            for k in range(len(rows[0]) if outputs else 0):
                 ends, at = [output for output, _ in outputs], [gradients[k : k + 1] for _, gradients in outputs]
                 try:
                     values = pulled(ends, at, parameters, by_grad=by_grad, retain=True)

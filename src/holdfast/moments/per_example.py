@@ -67,7 +67,7 @@ def per_example_sums(
     for row in range(0, at_outputs.num_rows, block):
         rows = at_outputs.rows(row, row + block)
         for start in range(0, call.size, chunk):
-            some = [gradient[start : start + chunk] for gradient in rows]
+            some = [gradient[:, start : start + chunk].movedim(1, 0) for gradient in rows]
             try:
                 sums = pulled(call.examples(start, start + chunk), some)
             except torch.OutOfMemoryError:

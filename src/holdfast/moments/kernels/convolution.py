@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from holdfast.moments.gradients import Phi
 from holdfast.moments.kernels.contribution import add_blocks
+from holdfast.moments.kernels.linear import add_products
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,10 @@ class Geometry:
         return (self.stride, self.padding, self.dilation, self.transposed, self.output_padding, self.groups)
 
 
+_UNFOLDED_BYTES = 2**21
+"""Unfolded examples that go together; above twice as many for a single one the library is faster."""
+
+
 class Kernels:
     """Per-example gradients of a convolution's weight.
 
@@ -65,12 +71,40 @@ class Kernels:
         if phi == "signed":
             total += self._geometry.weight_gradient(self.gradients, self.inputs, self._weight)
             return
-        for b in range(len(self.inputs)):
-            add_blocks(total, self.dense(b, b + 1), phi)
+        chunk = max(1, _UNFOLDED_BYTES // self._unfolded_bytes())
+        flat = self._geometry.groups == 1 and not self._geometry.transposed and total.is_contiguous()
+        for start in range(0, len(self), chunk):
+            if flat and self._unfolds():
+                G = self.gradients[start : start + chunk].flatten(2).mT
+                add_products(total.flatten(1), G, self._unfolded(start, start + chunk).mT, phi)
+            else:
+                add_blocks(total, self.dense(start, start + chunk), phi)
 
     def dense(self, start: int, stop: int) -> Tensor:
         """[b, *weight]: g_b."""
-        pairs = zip(self.gradients[start:stop], self.inputs[start:stop])
-        return torch.stack(
-            [self._geometry.weight_gradient(g.unsqueeze(0), x.unsqueeze(0), self._weight) for g, x in pairs]
-        )
+        G, groups = self.gradients[start:stop], self._geometry.groups
+        if self._unfolds():
+            U = self._unfolded(start, stop).unflatten(1, (groups, -1))
+            product = G.flatten(2).unflatten(1, (groups, -1)) @ U.mT
+            return product.reshape(len(G), *self._weight.shape)
+        gradient = self._geometry.weight_gradient
+        pairs = zip(G.split(1), self.inputs[start:stop].split(1))
+        return torch.stack([gradient(g, x, self._weight) for g, x in pairs])
+
+    def _unfolds(self) -> bool:
+        return not self._geometry.transposed and self._unfolded_bytes() <= 2 * _UNFOLDED_BYTES
+
+    def _unfolded_bytes(self) -> int:
+        taps = self.inputs.shape[1] * self._weight.shape[2:].numel()
+        return taps * self.gradients.shape[2:].numel() * self.inputs.element_size()
+
+    def _unfolded(self, start: int, stop: int) -> Tensor:
+        """[b, channels * taps, positions]: for each output position the inputs under the kernel."""
+        geometry = self._geometry
+        x = F.pad(self.inputs[start:stop], [n for padding in reversed(geometry.padding) for n in (padding, padding)])
+        steps = x.stride()[2:]
+        taps = [step * apart for step, apart in zip(steps, geometry.dilation)]
+        moves = [step * apart for step, apart in zip(steps, geometry.stride)]
+        size = (*x.shape[:2], *self._weight.shape[2:], *self.gradients.shape[2:])
+        windows = x.as_strided(size, (*x.stride()[:2], *taps, *moves))
+        return windows.reshape(len(x), -1, self.gradients.shape[2:].numel())
