@@ -91,9 +91,37 @@ class Categorical:
             BatchError: as for `nll`.
         """
         logits, labels = self._read(outputs, batch)
-        p = logits.detach().softmax(dim=-1).flatten(0, 1)
-        drawn = torch.multinomial(p, 1, generator=generator).view_as(labels)
-        return _cross_entropy(logits, drawn.where(labels != IGNORED, IGNORED))
+        log_p = logits.log_softmax(dim=-1)
+        drawn = _drawn(log_p.detach().exp(), generator)
+        losses = -log_p.gather(-1, drawn).squeeze(-1)
+        return losses.masked_fill(labels == IGNORED, 0.0).sum(dim=1)
+
+    def top_scores(self, outputs: Any, batch: Any, *, top_k: int, generator: torch.Generator | None) -> Tensor:
+        """[top_k + 1, B]: scores whose squared gradients add up to the Fisher in expectation, for many classes.
+
+        The `top_k` most probable classes count exactly, sqrt(p_c) log p_c; the others by one class drawn among them,
+        sqrt(p_rest) log p_drawn. Over the positions of a sequence each row is summed with random signs, of which the
+        mixed products cancel in expectation. All `exact_scores` instead where these are no more.
+
+        Raises:
+            BatchError: as for `nll`.
+        """
+        logits, labels = self._read(outputs, batch)
+        positions, width = logits.shape[1:]
+        if positions == 1 and top_k >= width - 2:
+            return self.exact_scores(outputs, batch)
+        log_p = logits.log_softmax(dim=-1)
+        p = log_p.detach().exp()
+        top = p.topk(min(top_k, width), dim=-1)
+        rest = p.scatter(-1, top.indices, 0.0)
+        left = rest.sum(dim=-1, keepdim=True)
+        drawn = _drawn(torch.where(left > 0, rest, p), generator)
+        weights = torch.cat([top.values, left], dim=-1).sqrt() * (labels != IGNORED).unsqueeze(-1)
+        scores = weights * log_p.gather(-1, torch.cat([top.indices, drawn], dim=-1)).masked_fill(weights == 0, 0.0)
+        if positions > 1:
+            coins = torch.rand(scores.shape, generator=generator, device=scores.device)
+            scores = scores.where(coins < 0.5, -scores)
+        return scores.sum(dim=1).T
 
     def _read(self, outputs: Any, batch: Any) -> tuple[Tensor, Tensor]:
         """Logits [B, T, n] of the n active columns and labels [B, T], 0..n-1 or -100; T counts all positions."""
@@ -169,6 +197,15 @@ def _check_labels(labels: Tensor, outside: Tensor, expected: str) -> None:
 
 def _next(labels: Tensor) -> Tensor:
     return F.pad(labels[:, 1:], (0, 1), value=IGNORED)
+
+
+def _drawn(p: Tensor, generator: torch.Generator | None) -> Tensor:
+    """[..., 1]: a class drawn from each of the distributions [..., n], by inversion: one random number each."""
+    cumulated = p.cumsum(dim=-1)
+    total = cumulated[..., -1:]
+    chance = torch.rand(total.shape, generator=generator, device=p.device, dtype=p.dtype) * total
+    chance = torch.minimum(chance, torch.nextafter(total, torch.zeros_like(total)))  # below the last class that can be
+    return torch.searchsorted(cumulated, chance, right=True)
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

@@ -13,7 +13,8 @@ from holdfast.moments.gradients import PHI, Phi, accumulator_dtype
 from holdfast.moments.intercept import Place
 from holdfast.moments.kernels.embedding import Lookups
 from holdfast.moments.kernels.linear import add_outer
-from holdfast.moments.operations import Linear, wide
+from holdfast.moments.layout import Layout
+from holdfast.moments.operations import Linear, by_token, wide
 from holdfast.moments.shared import Part, add_shared
 
 
@@ -40,21 +41,23 @@ class Collector:
         phi: what is summed.
         size: examples in the batch.
         chunk_bytes: bound on per-example gradients that must be written out.
-        proof: what is known of the model.
+        tokens: whether positions count as examples.
 
     Attributes:
+        proof: what is known of the model.
         num_rows: backward passes that are to come.
         met: name -> the parts of it from which a gradient came, in this backward pass.
     """
 
     def __init__(
-        self, totals: Mapping[str, Tensor], *, phi: Phi, size: int, chunk_bytes: int, proof: Proof = Proof()
+        self, totals: Mapping[str, Tensor], *, phi: Phi, size: int, chunk_bytes: int, tokens: bool = False
     ) -> None:
         self._totals, self._size, self._chunk_bytes = totals, size, chunk_bytes
         self._phi: Phi = phi
         self._kept: dict[str, list[Part]] = {}
         self._spread: dict[Use, tuple[Tensor, Tensor]] = {}
-        self.proof, self.num_rows = proof, 1
+        self._by_token = tokens
+        self.proof, self.num_rows = Proof(), 1
         self.met: dict[str, list[Place]] = {}
 
     def receive(self, use: Use, g: Tensor, x: Tensor, weights: Sequence[Tensor | None]) -> None:
@@ -69,6 +72,14 @@ class Collector:
             self._add_spread(use, g)
             return
         wanted = [name is not None and name not in self.proof.missed for name in names]
+        if self._by_token and all(spot is None or spot.rows is None for spot in use.spots):
+            tokens = by_token(use.operation, g, x, weights, use.layout, self._size)
+            if tokens is not None:
+                each = use.operation.contributions(*tokens, weights, wanted, Layout(0), len(tokens[0]))
+                for spot, contribution in zip(use.spots, each):
+                    if spot is not None and contribution is not None:
+                        contribution.add_to(spot.place.of(self._totals[spot.place.name]), self._phi)
+                return
         found = use.operation.contributions(g, x, weights, wanted, use.layout, self._size)
         for spot, contribution in zip(use.spots, found):
             if spot is None or contribution is None:

@@ -49,11 +49,13 @@ class Engine:
         phi: what is summed.
         chunk_bytes: bound on per-example gradients that must be written out.
         where: the estimator, for messages.
+        by_token: whether every position of a use counts as an example of its own, where that makes sense.
     """
 
-    def __init__(self, model: nn.Module, *, phi: Phi, chunk_bytes: int, where: str) -> None:
+    def __init__(self, model: nn.Module, *, phi: Phi, chunk_bytes: int, where: str, by_token: bool = False) -> None:
         self._model, self._chunk_bytes, self._where = model, chunk_bytes, where
         self._phi: Phi = phi
+        self._by_token = by_token
         self._names = list(trainable_parameters(model))
         self._parameters = list(trainable_parameters(model).values())
         self._tracked = tracked_parameters(model)
@@ -76,7 +78,9 @@ class Engine:
             RouteDeclinedError: the model cannot be run this way; nothing was added.
             StateError: a parameter that was measured so far is used in a way that cannot be seen.
         """
-        collector = Collector(totals, phi=self._phi, size=call.size, chunk_bytes=self._chunk_bytes)
+        collector = Collector(
+            totals, phi=self._phi, size=call.size, chunk_bytes=self._chunk_bytes, tokens=self._by_token
+        )
         covering, outputs = self._forward(call, collector)
         if tuple(covering.signature) not in self._proofs or covering.unknown:
             self._prove(few_examples(call))

@@ -204,6 +204,25 @@ def positions(tensor: Tensor, layout: Layout, size: int) -> Tensor:
     return wide(split).reshape(size, math.prod(split.shape[1:-1]), split.shape[-1])
 
 
+def by_token(
+    operation: Operation, g: Tensor, x: Tensor, weights: Weights, layout: Layout, size: int
+) -> tuple[Tensor, Tensor] | None:
+    """Gradient and input of a use with every position as an example of its own, on the first axis; None if it has none.
+
+    Linear layers, embeddings, and scales and shifts of the last axis have positions.
+    """
+    if isinstance(operation, Embedding):
+        x = x.unsqueeze(-1)
+    elif isinstance(operation, Affine):
+        if operation.trailing or any(weight is not None and weight.ndim != 1 for weight in weights):
+            return None
+        x = x.expand_as(g)
+    elif not isinstance(operation, Linear):
+        return None
+    G, A = (positions(tensor, layout, size).flatten(0, 1) for tensor in (g, x))
+    return G, A.squeeze(-1) if isinstance(operation, Embedding) else A
+
+
 def wide(tensor: Tensor) -> Tensor:
     """The tensor in the dtype of the accumulators; integers stay."""
     return tensor.to(accumulator_dtype(tensor)) if tensor.is_floating_point() else tensor

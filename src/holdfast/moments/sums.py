@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,7 @@ from holdfast.moments.per_example import CHUNK_BYTES, per_example_sums
 from holdfast.tensors import unwrap
 
 Route = Callable[..., dict[str, Tensor]]
+Per = Literal["sequence", "token"]
 
 
 class MomentSums:
@@ -44,6 +46,7 @@ class MomentSums:
         phi: "square" or "abs".
         where: the estimator, for messages.
         chunk_bytes: bound on the memory of per-example gradients.
+        per: "token": where the engine can, every position of a use counts as an example of its own.
 
     Attributes:
         totals: name -> sum so far; >= 0, of the parameter's shape and device, float64 for float64 parameters, else
@@ -52,9 +55,12 @@ class MomentSums:
         missed: parameters that the engine did not recognise in the last batch.
     """
 
-    def __init__(self, model: nn.Module, *, phi: Phi, where: str, chunk_bytes: int = CHUNK_BYTES) -> None:
+    def __init__(
+        self, model: nn.Module, *, phi: Phi, where: str, chunk_bytes: int = CHUNK_BYTES, per: Per = "sequence"
+    ) -> None:
         self._model, self._phi, self._where = model, phi, where
-        self._engine: Engine | None = Engine(model, phi=phi, chunk_bytes=chunk_bytes, where=where)
+        by_token = per == "token"
+        self._engine: Engine | None = Engine(model, phi=phi, chunk_bytes=chunk_bytes, where=where, by_token=by_token)
         self._fallbacks: list[Route] = [partial(per_example_sums, chunk_bytes=chunk_bytes), oracle_sums]
         self._proven: frozenset[str] = frozenset()
         self.totals = zeros(model)

@@ -33,10 +33,6 @@ class Lookups:
         _, tokens, sums = self.segments()
         total.index_add_(0, tokens, PHI[phi](sums))
 
-    def add_each_to(self, total: Tensor, phi: Phi) -> None:
-        """Add phi of the gradient at every single lookup."""
-        total.index_add_(0, self.tokens.flatten(), PHI[phi](self.gradients.flatten(0, 1)))
-
     def segments(self) -> tuple[Tensor, Tensor, Tensor]:
         """For each distinct token of each example: the example [S], the token [S], and the summed gradient [S, D].
 
