@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -10,6 +14,9 @@ from holdfast.moments.kernels.contribution import add_blocks
 
 _CACHE_BYTES = 2**20
 """A block of the product of one example: small enough to be squared before it leaves the processor's cache."""
+
+_DEVICE_BYTES = 2**26
+"""The same without a cache to stay in, where it is the number of kernels that counts."""
 
 
 class Products:
@@ -52,16 +59,29 @@ def add_outer(total: Tensor, G: Tensor, A: Tensor) -> None:
         total += G.mT @ A
 
 
+@functools.cache
+def _fused() -> Callable[[Tensor, Tensor, Tensor, Phi], None] | None:
+    """The kernel for CUDA; None where Triton is not at hand."""
+    try:
+        return importlib.import_module("holdfast.moments.kernels.fused").add_products
+    except ImportError:
+        return None
+
+
 def add_products(total: Tensor, G: Tensor, A: Tensor, phi: Phi) -> None:
     """Add sum_b phi(G_b^T A_b) to `total` [out, in] without writing the product of an example to memory.
 
     Blocks of rows are the outer loop, so that a block of the product and of the total stay in the cache; small weights
-    go several examples at a time.
+    go several examples at a time. On CUDA in one kernel, if Triton is there.
     """
+    if total.is_cuda and total.dtype == G.dtype == torch.float32 and phi != "signed" and (fused := _fused()):
+        fused(total, G, A, phi)
+        return
     size, _, width = G.shape
     num_bytes = A.shape[2] * A.element_size()
-    rows = max(1, min(width, _CACHE_BYTES // num_bytes))
-    together = max(1, min(size, _CACHE_BYTES // (2 * rows * num_bytes)))
+    limit = _DEVICE_BYTES if total.is_cuda else _CACHE_BYTES
+    rows = max(1, min(width, limit // num_bytes))
+    together = max(1, min(size, limit // (2 * rows * num_bytes)))
     buffer = A.new_empty(together, rows, A.shape[2])
     for row in range(0, width, rows):
         some = total[row : row + rows]
