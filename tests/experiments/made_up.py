@@ -23,6 +23,8 @@ def result(
         "config": {**config, **settings},
         "versions": {"holdfast": "0.1.0", "torch": "2.13.0", "python": "3.11.7"},
         "keeper": "" if method in ("none", "joint") else "EWC: 3 tasks held",
-        **summarise(matrix, [[value - 0.05 for value in row] for row in matrix], [0.1] * num_tasks),
+        **summarise(
+            matrix, [[value - 0.05 for value in row[: t + 1]] for t, row in enumerate(matrix)], [0.1] * num_tasks
+        ),
     }
     return RunResult(stream=stream, method=method, seed=seed, **{**fields, **changes})

@@ -7,7 +7,7 @@ from holdfast.errors import FileFormatError
 from holdfast.experiments.results import RunResult, find_results, summarise
 
 MATRIX = [[0.9, 0.2, 0.1], [0.7, 0.8, 0.3], [0.5, 0.6, 0.7]]
-VALIDATION = [[1.0, 0.0, 0.0], [0.5, 1.0, 0.0], [0.0, 0.5, 1.0]]
+VALIDATION = [[1.0], [0.5, 1.0], [0.0, 0.5, 1.0]]
 RESULT = RunResult(
     stream="permuted-digits",
     scenario="domain",

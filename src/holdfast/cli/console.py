@@ -32,10 +32,15 @@ def say(console: Console, *parts: str | tuple[str, str]) -> None:
 def warnings_told(console: Console) -> Iterator[None]:
     """Show each warning of the library once, as one line in place of Python's two."""
 
+    told = set()  # Python's own "once" begins anew whenever some code inside catches warnings
+
     def tell(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
-        say(console, ("warning: ", "yellow"), " ".join(str(message).split()))
+        text = " ".join(str(message).split())
+        if text not in told:
+            told.add(text)
+            say(console, ("warning: ", "yellow"), text)
 
     with warnings.catch_warnings():
-        warnings.simplefilter("once", UserWarning)
+        warnings.simplefilter("always", UserWarning)
         warnings.showwarning = tell  # type: ignore[assignment]
         yield

@@ -22,7 +22,7 @@ class Progress:
         task: number of the task at hand; the number of tasks when all are done.
         epoch: epochs of it that are done.
         test: accuracy matrix so far, a row a finished task.
-        validation: the same on validation data.
+        validation: on validation data, row t on tasks 0..t alone.
         baseline: test accuracies of the untrained network.
         num_events: lines of metrics.jsonl.
         seconds: spent so far, in all sessions.

@@ -91,16 +91,22 @@ class RunResult:
 
 def summarise(
     accuracy_matrix: Sequence[Sequence[float]],
-    validation_matrix: Sequence[Sequence[float]],
+    validation_rows: Sequence[Sequence[float]],
     baseline: Sequence[float],
 ) -> dict[str, Any]:
-    """The figures that follow from the accuracies, under the field names of `RunResult`."""
+    """The figures that follow from the accuracies, under the field names of `RunResult`.
+
+    Args:
+        accuracy_matrix: T x T test accuracies.
+        validation_rows: row t: validation accuracies on tasks 0..t after task t.
+        baseline: the untrained network's test accuracies.
+    """
     matrix = [list(row) for row in accuracy_matrix]
     return {
         "accuracy_matrix": matrix,
         "baseline_accuracy": list(baseline),
         "average_accuracy": metrics.average_accuracy(matrix),
-        "validation_accuracy": metrics.average_accuracy([list(row) for row in validation_matrix]),
+        "validation_accuracy": [sum(row) / len(row) for row in validation_rows],
         "forgetting": metrics.forgetting(matrix),
         "backward_transfer": metrics.backward_transfer(matrix),
         "forward_transfer": metrics.forward_transfer(matrix, list(baseline)),

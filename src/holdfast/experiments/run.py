@@ -183,7 +183,7 @@ class _Run:
         seconds = time.perf_counter() - began
         progress.seconds_importance += seconds
         progress.test.append([self._accuracy(other.test, t, j) for j, other in enumerate(self.tasks)])
-        progress.validation.append([self._accuracy(other.validation, t, j) for j, other in enumerate(self.tasks)])
+        progress.validation.append([self._accuracy(self.tasks[j].validation, t, j) for j in range(t + 1)])
         progress.task, progress.epoch = t + 1, 0
         self._tell(
             {
