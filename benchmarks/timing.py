@@ -37,20 +37,25 @@ class Timing:
         return f"{self.ratio:.2f} ({self.low:.2f} to {self.high:.2f})"
 
 
+def clock() -> Callable[[], float]:
+    """The processor's time of this process where one thread does the work, else the time on the wall."""
+    return time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+
+
 def compare(variants: Mapping[str, Callable[[], object]], *, rounds: int, warmup: int = 1) -> dict[str, Timing]:
     """Time the variants in turn, `rounds` times over, after `warmup` rounds that do not count.
 
     Every other round takes them in the opposite order, so that none is always the first.
     """
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    now = clock()
     taken: dict[str, list[float]] = {name: [] for name in variants}
     for number in range(warmup + rounds):
         order = list(variants) if number % 2 else list(variants)[::-1]
         for name in order:
-            began = clock()
+            began = now()
             variants[name]()
             if number >= warmup:
-                taken[name].append(clock() - began)
+                taken[name].append(now() - began)
     base = taken[next(iter(variants))]
     return {name: _timing(seconds, base) for name, seconds in taken.items()}
 

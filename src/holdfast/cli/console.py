@@ -31,7 +31,6 @@ def say(console: Console, *parts: str | tuple[str, str]) -> None:
 @contextmanager
 def warnings_told(console: Console) -> Iterator[None]:
     """Show each warning of the library once, as one line in place of Python's two."""
-
     told = set()  # Python's own "once" begins anew whenever some code inside catches warnings
 
     def tell(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
