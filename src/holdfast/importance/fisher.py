@@ -101,7 +101,7 @@ def fisher(
         if kind == "batched":
             values = _squared_batch_gradients(model, data_pass, likelihood)
         else:
-            rows = _Rows(likelihood, kind, num_draws, seed)
+            rows = Rows(likelihood, kind, num_draws, seed)
             sums = MomentSums(model, phi="square", where=where, chunk_bytes=chunk_bytes)
             for batch in data_pass:
                 sums.add(batch.call, lambda outputs, batch=batch: rows(outputs, batch))
@@ -116,7 +116,7 @@ def fisher(
         )
 
 
-class _Rows:
+class Rows:
     """Scores [K, B] whose squared gradients, summed over K, are one example's term of the Fisher."""
 
     def __init__(self, likelihood: Likelihood, kind: FisherKind, num_draws: int, seed: int) -> None:
@@ -124,6 +124,7 @@ class _Rows:
         self._generators: dict[torch.device, torch.Generator] = {}
 
     def __call__(self, outputs: Any, batch: Batch) -> Tensor:
+        """[K, B]: K scores for each example."""
         if self._kind == "exact":
             return self._likelihood.exact_scores(outputs, batch.content)
         if self._kind == "empirical":
