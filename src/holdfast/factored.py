@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +50,10 @@ class KroneckerFactors:
     def matrix_shape(self) -> tuple[int, int]:
         """[out, in (+1)]: of the layer's weight and bias as one matrix."""
         return self.shape[0], math.prod(self.shape[1:]) + (self.bias is not None)
+
+    def to(self, device: torch.device | str) -> KroneckerFactors:
+        """The same on another device."""
+        return replace(self, inputs=self.inputs.to(device), outputs=self.outputs.to(device))
 
     def trace(self) -> float:
         """Tr A Tr G: the sum of the diagonal over all weights of the layer."""
@@ -149,7 +153,7 @@ class FactoredImportance(Mapping[str, KroneckerFactors]):
 
     def to(self, device: torch.device | str) -> FactoredImportance:
         """The same on another device."""
-        moved = {n: replace(f, inputs=f.inputs.to(device), outputs=f.outputs.to(device)) for n, f in self.items()}
+        moved = {name: f.to(device) for name, f in self.items()}
         return FactoredImportance(moved, self.diagonal.to(device), self.info)
 
     def to_diagonal(self) -> Importance:
@@ -203,19 +207,27 @@ class FactoredImportance(Mapping[str, KroneckerFactors]):
         return found
 
 
+class _Shaped(Protocol):
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def bias(self) -> str | None: ...
+
+
 def check_factored_names(importance: FactoredImportance, model: nn.Module, *, where: str) -> None:
     """Raise `ParameterMismatchError` naming every entry that has no parameter of its name and shape in `model`."""
     check_names({**shapes_of(importance), **importance.diagonal}, model, where=where)
 
 
-def shapes_of(factors: Mapping[str, KroneckerFactors]) -> dict[str, Tensor]:
+def shapes_of(factors: Mapping[str, _Shaped]) -> dict[str, Tensor]:
     """Name -> a zero of the parameter's shape that takes no memory, for every parameter in a factored layer."""
     zero = torch.zeros(())
     found = {name: zero.expand(f.shape) for name, f in factors.items()}
     return found | {f.bias: zero.expand(f.shape[0]) for f in factors.values() if f.bias is not None}
 
 
-def layer_matrix(weight: Tensor, bias: Tensor | None) -> Tensor:
+def layer_matrix(weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """[out, in (+1)]: a layer's weight, flattened, and its bias as the last column; a copy."""
     flat = weight.reshape(len(weight), -1)
     return flat.clone() if bias is None else torch.cat([flat, bias.unsqueeze(1)], dim=1)

@@ -14,15 +14,17 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from holdfast.errors import OptionError, StateError
-from holdfast.memory import Accumulate, Weighting
+from holdfast.factored import FactoredImportance, layer_matrix
+from holdfast.memory import Accumulate, HeldLayer, Weighting
 from holdfast.records import Importance
 from holdfast.retention.budget import quadratic_rise, solve_multiplier
 from holdfast.retention.files import accumulate_to_json
 from holdfast.retention.force import pull_, relative_force
 from holdfast.retention.keeper import Keeper, NewParameters
-from holdfast.retention.plan import Part, Plan
+from holdfast.retention.kronecker import layer_pull
+from holdfast.retention.plan import LayerPart, Part, Plan, apart_message
 from holdfast.steps import UserMetric, step_metric, update_rule
-from holdfast.tensors import all_parameters, sum_of
+from holdfast.tensors import all_parameters, sum_of, wide_dtype
 
 Pull = Literal["implicit", "gradient", "penalty"]
 
@@ -127,7 +129,8 @@ class EWC(Keeper):
         Cost: one pass over the weights.
         """
         factor = 1.0 if self.held.nats_per_unit is None else self.held.nats_per_unit
-        return factor * (self._quadratic(self.held.importance) + self.held.constant)
+        rise = self._quadratic(self.held.importance) + self._layers_rise() + self.held.constant
+        return factor * rise
 
     def penalty(self) -> Tensor:
         """strength/2 sum Omega (theta - anchor)^2 with its gradient, to be added to the loss under `pull="penalty"`.
@@ -152,6 +155,8 @@ class EWC(Keeper):
                 distance = weight - self.held.anchors[name].to(weight.device)
                 terms = self.held.importance[name].to(weight.device) * distance.square()
                 total = total + terms.sum().to(total.device)
+        for name, layer in self.held.factors.items():
+            total = total + 2 * self._layer_rise(name, layer, parameters).to(total.device)
         return self.strength * (0.5 * total + self.held.constant)
 
     def _changes_gradients(self) -> bool:
@@ -204,6 +209,42 @@ class EWC(Keeper):
             shares = pull_(weights, part.anchors, force)
             if self._meter is not None:
                 self._meter.add(moved, torch._foreach_sub(weights, before), shares, part.importance)
+        for part in plan.layers(optimizer, self.held) if strength > 0 else ():
+            if part.stepped(where=self.mechanism):
+                self._hold_layer(optimizer, part, strength)
+
+    def _hold_layer(self, optimizer: Optimizer, part: LayerPart, strength: float) -> None:
+        metric = self._layer_metric(optimizer, part)
+        if not isinstance(metric, Tensor) and metric == math.inf:  # a learning rate of zero: nothing moves
+            return
+        pull, share = layer_pull(
+            part.distance(), part.layer, strength, metric=metric, before=self._pulls.get(part.name)
+        )
+        if isinstance(metric, Tensor):
+            self._pulls[part.name] = pull
+        pulls = part.layer.split(pull)
+        if self._meter is not None:
+            moved = [p.detach().to(pull.dtype) - self._snapshots[p].to(pull.dtype) for p in part.parameters]
+            self._meter.add(moved, pulls, [share], [part.layer.spectrum])
+        for parameter, change in zip(part.parameters, pulls, strict=True):
+            parameter.detach().copy_(parameter.detach().to(change.dtype).add_(change))
+
+    def _layer_metric(self, optimizer: Optimizer, part: LayerPart) -> float | Tensor:
+        """One number, or a tensor [out, n] >= 0."""
+        found = [
+            step_metric(optimizer, group, [parameter], user_metric=self.metric)
+            for group, parameter in zip(part.groups, part.parameters, strict=True)
+        ]
+        numbers = [metric for metric in found if not isinstance(metric, list)]
+        if len(numbers) == len(found) and len(set(numbers)) == 1:
+            return numbers[0]
+        if math.inf in numbers:  # one of them has a learning rate of zero
+            raise StateError(apart_message(part.name, self.mechanism))
+        whole = [
+            metric[0] if isinstance(metric, list) else torch.full_like(p, metric)
+            for p, metric in zip(part.parameters, found, strict=True)
+        ]
+        return layer_matrix(*(metric.to(part.anchor.dtype) for metric in whole))
 
     def _metric(self, optimizer: Optimizer, part: Part) -> float | list[Tensor]:
         return step_metric(optimizer, part.group, part.parameters, user_metric=self.metric)
@@ -230,6 +271,34 @@ class EWC(Keeper):
                 rises.append((importance[name].to(weight.device) * distance.float().square()).sum())
         return 0.5 * sum_of(rises)
 
+    @torch.no_grad()
+    def _layers_rise(self) -> float:
+        parameters = all_parameters(self.model)
+        return sum_of(self._layer_rise(name, layer, parameters) for name, layer in self.held.factors.items())
+
+    def _layer_rise(self, name: str, layer: HeldLayer, parameters: Mapping[str, Tensor]) -> Tensor:
+        names = [name] if layer.bias is None else [name, layer.bias]
+        weight, dtype = parameters[name], wide_dtype(parameters[name])
+        distances = [parameters[n].to(dtype) - self.held.anchors[n].to(weight.device, dtype) for n in names]
+        return layer.to(weight.device, dtype).rise(layer_matrix(*distances))
+
+    def _check_factored(self, importance: FactoredImportance) -> None:
+        self._check_holds_factors("EWC.retain")
+
+    def _check_holds_factors(self, where: str) -> None:
+        """Raise if an option of this keeper has no meaning for Kronecker factors."""
+        remedy = "or retain importance.to_diagonal()"
+        if self.budget is not None:
+            raise OptionError(
+                f"{where}: a budget is kept weight by weight, and the importance has Kronecker factors. "
+                f"Give a strength, {remedy}."
+            )
+        if self.pull == "gradient":
+            raise OptionError(
+                f'{where}: pull="gradient" holds weights one by one, and the importance has Kronecker factors. Use '
+                f'pull="implicit" or "penalty", {remedy}.'
+            )
+
     def _accepted(self, importance: Importance) -> Importance:
         if self.budget is None or importance.info.nats_per_unit == 1:
             return importance
@@ -250,6 +319,8 @@ class EWC(Keeper):
     def _go_on(self, progress: Mapping[str, Any]) -> None:
         super()._go_on(progress)
         self._multiplier = progress["multiplier"]
+        if self.held.factors:
+            self._check_holds_factors("EWC.load")
         if self.budget is not None and self.held.num_tasks and self.held.nats_per_unit != 1:
             raise OptionError(
                 f"EWC.load: a budget is in nats, and the importance that was saved is not (nats_per_unit is "
