@@ -1,6 +1,6 @@
 """Choose strengths and learning rates on validation data: how the settings of `experiments/protocols.py` came about.
 
-    python -m benchmarks.tune permuted-digits --methods ewc-fisher ewc-mas --strengths 1 10 100 --lrs 0.05 0.1 --seeds 1 2 3
+    python -m benchmarks.tune permuted-digits --methods ewc-fisher --strengths 1 10 100 --lrs 0.05 0.1 --seeds 1 2
 
 Each setting is the mean over seeds of the average validation accuracy after the last task; test data are never looked
 at. Every run is a resumable run folder, so that the same command goes on where it was stopped.

@@ -36,7 +36,7 @@ def test_a_run_leaves_its_result_and_pictures(tmp_path: Path, capsys: pytest.Cap
     assert "EWC Fisher: task 2/2 learned to" in said
     assert "average accuracy" in said
     assert "forgetting" in said
-    assert "EWC: 2 tasks held" in said
+    assert "EWC: 1 task held" in said
     assert str(folder / "result.json") in said
 
 
@@ -162,9 +162,9 @@ def test_an_unwritable_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 def test_a_folder_of_another_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     main(tiny(tmp_path, "none"))
     written = only(tmp_path) / "config.json"
-    written.write_text(written.read_text().replace('"lr": 0.1', '"lr": 0.7'))
+    written.write_text(written.read_text().replace('"lr": 0.3', '"lr": 0.7'))
     capsys.readouterr()
-    assert "belongs to another configuration: lr 0.7 there, 0.1 here" in refusal(capsys, tiny(tmp_path, "none"))
+    assert "belongs to another configuration: lr 0.7 there, 0.3 here" in refusal(capsys, tiny(tmp_path, "none"))
 
 
 def test_a_damaged_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

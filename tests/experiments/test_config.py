@@ -68,7 +68,7 @@ class TestNames:
             "hidden": (3,),
             "slope": 0.0,
             "optimizer": "adam",
-            "lr": 0.3,
+            "lr": 0.7,
             "weight_decay": 0.1,
             "schedule": "cosine",
             "fresh_optimizer": False,
@@ -89,7 +89,7 @@ class TestNames:
             "signal_bias": "output",
             "damping": 0.2,
             "si_gradient": "after",
-            "importance_data": "train",
+            "importance_data": "validation",
             "importance_examples": 10,
         }
         assert set(others) == {entry.name for entry in fields(RunConfig)} - {"stream", "method"}

@@ -157,7 +157,7 @@ class TestRun:
             measure(self, examples, **kwargs)
 
         monkeypatch.setattr(run_module.Learner, "close_task", spied)
-        run(tiny("ewc-fisher", importance_examples=None), output=tmp_path)
+        run(tiny("ewc-fisher", importance_examples=None, importance_data="validation"), output=tmp_path)
         run(tiny("ewc-fisher", importance_examples=None, importance_data="train"), output=tmp_path)
         run(tiny("ewc-fisher", importance_examples=17), output=tmp_path)
         assert lengths == [300, 300, 1197, 1197, 17, 17]
@@ -252,7 +252,7 @@ class TestScenarios:
         result = run(self.split("joint", mask=mask, scenario=scenario), output=tmp_path)
         assert trained[-1] == expected
         assert len(trained) == 3
-        assert result.accuracy_matrix[2][0] > (0.8 if scenario == "task" else 0.1)
+        assert result.accuracy_matrix[2][0] > (0.7 if scenario == "task" else 0.1)
 
     def test_joint_training_is_on_all_tasks_so_far(self, tmp_path, monkeypatch):
         lengths = []

@@ -117,3 +117,17 @@ def test_options_without_meaning():
         mas(model, data, local=True, output="softmax")
     with pytest.warns(UserWarning, match="others has no effect without local=True"):
         mas(model, data, others="zero")
+
+
+def test_classes_leave_the_other_columns_out():
+    torch.manual_seed(0)
+    model, data = nn.Linear(4, 6), [(torch.randn(8, 4), torch.zeros(8, dtype=torch.long))]
+    head = nn.Linear(4, 2)
+    with torch.no_grad():
+        head.weight.copy_(model.weight[[1, 3]])
+        head.bias.copy_(model.bias[[1, 3]])
+    found, alone = mas(model, data, classes=(1, 3)), mas(head, data)
+    torch.testing.assert_close(found["weight"][[1, 3]], alone["weight"])
+    assert float(found["weight"][[0, 2, 4, 5]].abs().sum()) == 0
+    with pytest.raises(OptionError, match="classes go with local=False only"):
+        mas(nn.Sequential(model), data, classes=(1, 3), local=True)

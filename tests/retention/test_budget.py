@@ -67,7 +67,7 @@ def test_a_start_so_large_that_no_slope_is_left():
 
 
 @given(terms, st.floats(0.01, 0.9))
-def test_three_evaluations_from_a_near_start(terms, share):
+def test_few_evaluations_from_a_near_start(terms, share):
     rise = rise_of(terms)
     budget = share * rise(0.0)[0]
     root = solve_multiplier(rise, budget)
@@ -78,7 +78,7 @@ def test_three_evaluations_from_a_near_start(terms, share):
         return rise(multiplier)
 
     solve_multiplier(counted, 1.05 * budget if share < 0.85 else budget, start=root)
-    assert len(calls) <= 5
+    assert len(calls) <= 6  # the first of them looks whether anything is to be done
 
 
 def test_the_rise_after_a_pull_and_its_slope():

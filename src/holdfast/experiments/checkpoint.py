@@ -28,6 +28,7 @@ class Progress:
         seconds: spent so far, in all sessions.
         seconds_training: of that, in training steps.
         seconds_importance: of that, measuring importances.
+        keeper: what the keeper said of itself at the end of the last task's training.
     """
 
     task: int = 0
@@ -39,6 +40,7 @@ class Progress:
     seconds: float = 0.0
     seconds_training: float = 0.0
     seconds_importance: float = 0.0
+    keeper: str = ""
 
 
 def save(path: Path, progress: Progress, *, model: nn.Module, optimizer: Optimizer, learner: Learner) -> None:

@@ -35,7 +35,7 @@ class RunResult:
         seconds_importance: of that, measuring importances.
         config: all settings.
         versions: of Python, torch and holdfast.
-        keeper: what the keeper said of itself at the end, one line; empty without one.
+        keeper: what the keeper said of itself at the end of the last task's training; empty without one.
     """
 
     stream: str

@@ -174,7 +174,8 @@ class _Run:
     def _close(self, t: int) -> None:
         progress, kept = self.progress, self.tasks[t]
         began = time.perf_counter()
-        report = str(self.learner.keeper.report()) if self.learner.keeper is not None else ""
+        if self.learner.keeper is not None:
+            progress.keeper = str(self.learner.keeper.report())
         examples = kept.validation if self.config.importance_data == "validation" else kept.train(self.stream[t])
         if self.config.importance_examples is not None:
             examples = examples.take(self.config.importance_examples)
@@ -193,7 +194,7 @@ class _Run:
                 "average_accuracy": sum(progress.test[-1][: t + 1]) / (t + 1),
                 "seconds": self._seconds(),
                 "seconds_importance": seconds,
-                "keeper": report,
+                "keeper": progress.keeper,
             }
         )
         if self.config.fresh_optimizer:
@@ -257,7 +258,7 @@ class _Run:
             self.watch(event)
 
     def _result(self) -> RunResult:
-        progress, keeper = self.progress, self.learner.keeper
+        progress = self.progress
         seconds = self._seconds()
         result = RunResult(
             stream=self.config.stream,
@@ -270,7 +271,7 @@ class _Run:
             seconds_importance=progress.seconds_importance,
             config=self.config.to_dict(),
             versions=versions(),
-            keeper="" if keeper is None else str(keeper.report()),
+            keeper=progress.keeper,
         )
         self._tell({"event": "done", "average_accuracy": average_accuracy(progress.test)[-1], "seconds": seconds})
         result.save(self.folder.result)
@@ -303,4 +304,5 @@ def _device(name: str) -> torch.device:
 
 def _seed(*purpose: int) -> int:
     """A seed for each use of randomness in a run, independent of that of any other use."""
-    return int(np.random.SeedSequence(purpose).generate_state(1, np.uint64)[0] >> 1)
+    sequence = np.random.SeedSequence((len(purpose), *purpose))  # the length: a sequence is padded with zeros
+    return int(sequence.generate_state(1, np.uint64)[0] >> 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ def mas(
     data: Iterable[Any],
     *,
     output: MasOutput = "logits",
+    classes: Sequence[int] | None = None,
     batched: bool = False,
     local: bool = False,
     others: Others = "error",
@@ -58,6 +59,7 @@ def mas(
             layer counts for itself.
         others: with `local`, parameters used by anything but these layers: "error", or "zero" for no importance, which
             leaves them unprotected.
+        classes: output columns that count, such as those of one task's head; None for all.
         loss: with `calibrate=True` the likelihood whose rise is measured; "categorical" by default.
         num_examples: measure on the first so many examples; None for all.
         seed: of the calibration.
@@ -72,7 +74,7 @@ def mas(
     Raises:
         UnsupportedLayerError: with `local=True, others="error"`; every such parameter is listed.
         CoupledExamplesError, EmptyDataError, BatchError, NotFiniteError: as for `fisher`.
-        OptionError: `local` together with `batched`.
+        OptionError: `local` together with `batched` or `classes`.
 
     Cost: one forward and one per-example backward pass; batched: an ordinary one; local: a forward pass and one weight
     gradient an example and layer.
@@ -87,6 +89,8 @@ def mas(
         raise OptionError(
             "mas: local=True goes with batched=False only: the local form is a mean of absolute values. Drop one."
         )
+    if local and classes is not None:
+        raise OptionError("mas: classes go with local=False only: the local form takes every layer's output. Drop one.")
     if local and output != "logits":
         warnings.warn(
             "mas: output has no effect with local=True, where every layer's own output is taken.", stacklevel=2
@@ -101,6 +105,7 @@ def mas(
     def scores(outputs: Any) -> Tensor:
         """[1, B]: ||f(x)||^2."""
         f = logits_of(outputs)
+        f = f if classes is None else f[..., list(classes)]
         f = f.softmax(dim=-1) if output == "softmax" else f
         return f.reshape(len(f), -1).square().sum(dim=1).unsqueeze(0)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -92,16 +93,16 @@ class Learner:
                 return fisher(model, data, kind=options.fisher, loss=loss, seed=seed, calibrate=batched and calibrate)
             case "mas":
                 output, batched = options.mas_output, options.mas_batched
-                return mas(model, examples, output=output, batched=batched, **measured)
+                return mas(model, examples, output=output, classes=classes, batched=batched, **measured)
             case "signal":
-                return signal(model, examples, bias=options.signal_bias, **measured)
+                return _of_columns(signal(model, examples, bias=options.signal_bias, **measured), classes)
             case "taylor":
                 return taylor(model, examples, loss=loss, calibrate=calibrate)
             case "si":
                 assert self.path is not None
                 return self.path.importance(num_examples=len(examples))
             case _:
-                return uniform(model)
+                return _of_columns(uniform(model), classes)
 
     def state(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Everything that training on needs: tensors by name, and JSON notes."""
@@ -143,6 +144,21 @@ def accumulation(text: str) -> Accumulate:
             return Decayed(gamma)
         case _:
             raise OptionError(f"accumulate is {text!r}; expected sum, mean, max, per_task or decayed:GAMMA.")
+
+
+def _of_columns(importance: Importance, classes: tuple[int, ...] | None) -> Importance:
+    """Zero for the output columns that took no part: heads of other tasks, which this task must not hold.
+
+    For importances that do not pass through the loss. The last layer's weight and bias have a row for each column.
+    """
+    if classes is None:
+        return importance
+    values = dict(importance)
+    for name in list(values)[-2:]:
+        rows = torch.zeros_like(values[name])
+        rows[list(classes)] = values[name][list(classes)]
+        values[name] = rows
+    return Importance(values, importance.info)
 
 
 def _keeper(method: Method, model: nn.Module, options: LearnerOptions) -> Keeper | None:

@@ -301,12 +301,13 @@ class Keeper(ABC):
         """Called when one more task has been retained."""
 
     def _progress(self) -> dict[str, Any]:
-        """What besides `held` decides the steps to come, as JSON values, for `save` and `state`."""
-        return {"num_steps": self._num_steps}
+        """What besides `held` decides the steps and reports to come, as JSON values, for `save` and `state`."""
+        return {"num_steps": self._num_steps, "pinned": self._pinned, "pull_ratio": self._pull_ratio}
 
     def _go_on(self, progress: Mapping[str, Any]) -> None:
         """Take up what `_progress` gave; `held` is in place."""
         self._num_steps = progress["num_steps"]
+        self._pinned, self._pull_ratio = progress["pinned"], progress["pull_ratio"]
 
     def _rise_for_report(self) -> float | None:
         return None
