@@ -17,14 +17,14 @@ _OF_MECHANISM = {
     "weighting": ("ewc", "wva"),
 }
 _OF_IMPORTANCE = {
-    "fisher": ("fisher",),
+    "fisher": ("fisher", "kfac"),
     "mas_output": ("mas",),
     "mas_batched": ("mas",),
     "signal_bias": ("signal",),
     "damping": ("si",),
     "si_gradient": ("si",),
-    "importance_data": ("fisher", "mas", "signal", "taylor"),
-    "importance_examples": ("fisher", "mas", "signal", "taylor"),
+    "importance_data": ("fisher", "mas", "signal", "taylor", "kfac"),
+    "importance_examples": ("fisher", "mas", "signal", "taylor", "kfac"),
 }
 
 

@@ -45,7 +45,7 @@ class RunConfig:
         attenuate: WVA: "increments" or "gradients".
         accumulate: "sum", "mean", "max", "per_task" or "decayed:GAMMA".
         weighting: "task" or "examples".
-        fisher: kind of Fisher: "exact", "sampled", "empirical" or "batched".
+        fisher: kind of Fisher: "exact", "sampled", "empirical" or "batched" (this one not of ewc-kfac).
         mas_output: MAS of the "logits" or the "softmax".
         mas_batched: MAS from the gradient over the whole set at once.
         signal_bias: importance of biases: mean absolute "output" of the layer, or "activation".
