@@ -43,6 +43,11 @@ class EWC(Keeper):
     momentum, Nesterov and Adam alike. AdamW's decoupled decay adds decay * M_i * lr * theta_i to that balance, which
     shifts the point: exclude important weights from decay where that matters.
 
+    With a `FactoredImportance` (from `kfac`) whole layers are held: strength/2 * sum D * K(D), with D = W - anchor for
+    weight and bias as one matrix, and K the tasks' Kronecker products along one common basis
+    (`holdfast.memory.kronecker`). The implicit pull has the same fixed point and the same stability; under Adam it
+    comes to the fixed point over a few steps (`holdfast.retention.kronecker`).
+
     Args:
         model: the model; tied weights count once, frozen ones are left out, wrappers are seen through.
         strength: lambda, 0..inf. With Fisher importances in nats N_old/N_new is the Laplace value, and 1.0 the
@@ -64,10 +69,14 @@ class EWC(Keeper):
         OptionError: an option out of its range, or both strength and budget.
 
     Cost: memory of one copy of the weights and one of the importance, however many tasks; each step four passes over
-    the weights. A budget costs one more pass inside the ellipsoid, and about three for each projection.
+    the weights. A budget costs one more pass inside the ellipsoid, and about three for each projection. A layer held by
+    Kronecker factors, n inputs and m outputs, has n^2 + m^2 + m n numbers in memory beside its anchor, and a step costs
+    4 m n (m + n) operations: 6 plain steps of an MLP 784-300-150-10 at batch 100.
 
     Source: Kirkpatrick et al. 2017 (PNAS 114), with the anchors of "sum" as in Huszar's note (2018) and online
     EWC's decay after Schwarz et al. 2018. The implicit pull, the optimizer's metric and the budget are our own.
+    Kronecker factors of earlier tasks: Ritter et al. 2018 (arXiv 1805.07810), with the penalty in the loss; here the sum
+    is held in one eigenbasis (after George et al. 2018, arXiv 1806.03884), and the pull is implicit.
     """
 
     mechanism: ClassVar[str] = "EWC"
