@@ -163,7 +163,7 @@ def test_it_does_something(optimizer, pull):
 
 
 @every_optimizer
-@pytest.mark.parametrize("options", [{}, {"accumulate": "per_task"}, {"accumulate": Decayed(0.5)}])
+@pytest.mark.parametrize("options", [{"every": 3}, {"accumulate": "per_task"}, {"accumulate": Decayed(0.5)}])
 def test_save_load_continue_is_continue(optimizer, options, tmp_path):
     keeper, old_optimizer = two_tasks(optimizer, 10.0, steps=5, **options)
     keeper.save(tmp_path / "skills")
@@ -292,6 +292,58 @@ def test_it_rests_where_the_penalised_loss_is_least(optimizer, pull):
     expected = torch.linalg.solve(h + K, h @ model.minimum.flatten() + K @ anchor.flatten()).reshape(OUT, IN + 1)
     found = layer_matrix(model.layer.weight, model.layer.bias).detach()
     torch.testing.assert_close(found, expected, rtol=0, atol=4e-3)
+
+
+@pytest.mark.parametrize(("optimizer", "every"), [("sgd", 3), ("sgd", 10)])
+def test_pulled_at_every_few_steps_it_rests_there_too(optimizer, every):
+    build, decay = {"sgd": (partial(SGD, lr=0.1), 0.998), "adam": REACHING["adam"]}[optimizer]
+    model = Quadratic()
+    its_optimizer = build(model.parameters())
+    keeper = EWC(model, strength=1.0, every=every).attach(its_optimizer).retain(factored_of(model))
+    anchor = layer_matrix(model.layer.weight, model.layer.bias).detach()
+    schedule = ExponentialLR(its_optimizer, decay) if decay else None
+    for _ in range(3500):
+        its_optimizer.zero_grad()
+        model.loss().backward()
+        its_optimizer.step()
+        if schedule is not None:
+            schedule.step()
+    K = dense(keeper.held.factors["layer.weight"])
+    h = torch.diag(model.curvature.flatten())
+    expected = torch.linalg.solve(h + K, h @ model.minimum.flatten() + K @ anchor.flatten()).reshape(OUT, IN + 1)
+    found = layer_matrix(model.layer.weight, model.layer.bias).detach()
+    torch.testing.assert_close(found, expected, rtol=0, atol=5e-3)
+
+
+def test_between_pulls_the_step_is_the_optimizers_own():
+    for importance in (factored_of, importance_of):
+        model = network()
+        optimizer = Adam(model.parameters(), lr=0.05)
+        keeper = EWC(model, strength=5.0, every=3, log_every=2).attach(optimizer).retain(importance(model))
+        train(model, optimizer, batches(3))
+        ratio = keeper.report().pull_ratio
+        assert ratio is not None
+        free = copy.deepcopy(model)
+        alone = Adam(free.parameters(), lr=0.05)
+        alone.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        for m, o in ((model, optimizer), (free, alone)):
+            train(m, o, batches(2, seed=1))
+        assert same(weights_of(model), weights_of(free))
+        assert keeper.report().pull_ratio == ratio  # what is measured is a pull
+        for m, o in ((model, optimizer), (free, alone)):
+            train(m, o, batches(1, seed=2))
+        assert not same(weights_of(model), weights_of(free))
+        assert keeper.report().pull_ratio != ratio
+
+
+def test_every_few_steps_without_meaning():
+    for every in (0, 1.5, -1):
+        with pytest.raises(OptionError, match=f"EWC: every is {every}; expected a whole number >= 1"):
+            EWC(network(), every=every)
+    for options in ({"budget": 0.1}, {"pull": "gradient"}, {"pull": "penalty"}):
+        with pytest.raises(OptionError, match='EWC: every=2 belongs to pull="implicit" with a strength.*Leave it at 1'):
+            EWC(network(), every=2, **options)
+        EWC(network(), every=1, **options)
 
 
 def test_in_double_it_comes_closely():

@@ -11,6 +11,7 @@ _OF_MECHANISM = {
     "strength": ("ewc", "wva"),
     "budget": ("ewc",),
     "pull": ("ewc",),
+    "pull_every": ("ewc",),
     "attenuation": ("wva",),
     "attenuate": ("wva",),
     "accumulate": ("ewc", "wva"),

@@ -29,6 +29,7 @@ class LearnerOptions:
     strength: float | None = None
     budget: float | None = None
     pull: Literal["implicit", "gradient", "penalty"] = "implicit"
+    pull_every: int = 1
     attenuation: Literal["hyperbolic", "exponential"] = "hyperbolic"
     attenuate: Literal["increments", "gradients"] = "increments"
     accumulate: str = "sum"
@@ -184,6 +185,7 @@ def _keeper(method: Method, model: nn.Module, options: LearnerOptions) -> Keeper
             strength=options.strength,
             budget=options.budget,
             pull=options.pull,
+            every=options.pull_every,
             accumulate=rule,
             weighting=options.weighting,
         )

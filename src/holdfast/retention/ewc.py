@@ -58,6 +58,9 @@ class EWC(Keeper):
         pull: "implicit"; "gradient", which adds strength * Omega * (theta - anchor) to the gradients before the step
             (after clipping, and it diverges where lr * strength * Omega > 2); or "penalty": add `penalty()` to the
             loss yourself.
+        every: the implicit pull comes at every so many steps, as hard as at each of them together: the same fixed point
+            and stability, for less time where Kronecker factors make it dear. Between pulls the weights move freely;
+            the last pull of a task should be at its end, so let it divide the number of steps.
         metric: for optimizers other than SGD, Adam and AdamW: a function of (group, parameter, state) that gives
             M, a number or tensor. Without it 1/lr is taken, with a warning.
         accumulate: "sum", "mean", "max", "per_task" (one anchor a task, collapsed exactly) or `Decayed(gamma)`.
@@ -75,8 +78,8 @@ class EWC(Keeper):
 
     Source: Kirkpatrick et al. 2017 (PNAS 114), with the anchors of "sum" as in Huszar's note (2018) and online
     EWC's decay after Schwarz et al. 2018. The implicit pull, the optimizer's metric and the budget are our own.
-    Kronecker factors of earlier tasks: Ritter et al. 2018 (arXiv 1805.07810), with the penalty in the loss; here the sum
-    is held in one eigenbasis (after George et al. 2018, arXiv 1806.03884), and the pull is implicit.
+    Kronecker factors of earlier tasks: Ritter et al. 2018 (arXiv 1805.07810), with the penalty in the loss; here their
+    sum is held in one eigenbasis (after George et al. 2018, arXiv 1806.03884), and the pull is implicit.
     """
 
     mechanism: ClassVar[str] = "EWC"
@@ -89,6 +92,7 @@ class EWC(Keeper):
         strength: float | None = None,
         budget: float | None = None,
         pull: Pull = "implicit",
+        every: int = 1,
         metric: UserMetric | None = None,
         accumulate: Accumulate = "sum",
         weighting: Weighting = "task",
@@ -116,7 +120,14 @@ class EWC(Keeper):
             raise OptionError(
                 f'EWC: a budget is kept by projection; pull={pull!r} has no part in it. Use pull="implicit".'
             )
+        self._check(isinstance(every, int) and every >= 1, "every", every, "a whole number >= 1")
+        if every > 1 and (budget is not None or pull != "implicit"):
+            raise OptionError(
+                f'EWC: every={every} belongs to pull="implicit" with a strength; found pull={pull!r} and budget '
+                f"{budget!r}. Leave it at 1."
+            )
         self.budget = budget
+        self.every = every
         self.metric = metric
         self._multiplier = 0.0
         self._num_penalties = 0
@@ -205,9 +216,12 @@ class EWC(Keeper):
             self._penalties_seen[optimizer] = self._num_penalties
         if self.pull != "implicit":
             return
+        if (self._num_steps + 1) % self.every:
+            return
         parts = list(plan.parts(optimizer, self.held))
         strength = self._budget_multiplier(optimizer, parts) if self.budget is not None else self.strength
         assert strength is not None
+        strength *= self.every
         for part in parts:
             weights = part.weights
             moved = self._increments(optimizer, part) if self._meter is not None else []
@@ -254,6 +268,11 @@ class EWC(Keeper):
             for p, metric in zip(part.parameters, found, strict=True)
         ]
         return layer_matrix(*(metric.to(part.anchor.dtype) for metric in whole))
+
+    def _measures(self) -> bool:
+        if self.log_every == 0 or (self._num_steps + 1) % self.every:
+            return False
+        return (self._num_steps // self.every) % max(1, self.log_every // self.every) == 0
 
     def _metric(self, optimizer: Optimizer, part: Part) -> float | list[Tensor]:
         return step_metric(optimizer, part.group, part.parameters, user_metric=self.metric)
@@ -363,6 +382,7 @@ class EWC(Keeper):
             "strength": self.strength,
             "budget": self.budget,
             "pull": self.pull,
+            "every": self.every,
             "accumulate": accumulate_to_json(self.accumulate),
             "weighting": self.weighting,
             "new_parameters": self.new_parameters,

@@ -286,6 +286,10 @@ class Keeper(ABC):
         """Whether every step needs to know the optimizer's increments, not only measured ones."""
         return False
 
+    def _measures(self) -> bool:
+        """Whether the coming step is measured."""
+        return self.log_every > 0 and self._num_steps % self.log_every == 0
+
     def _accepted(self, importance: Importance) -> Importance:
         """The importance as this mechanism holds it."""
         return importance
@@ -321,7 +325,7 @@ class Keeper(ABC):
     def _before(self, optimizer: Optimizer, plan: Plan) -> None:
         if self.held.num_tasks == 0:
             return
-        measured = self.log_every > 0 and self._num_steps % self.log_every == 0
+        measured = self._measures()
         self._meter = _Meter() if measured else None
         parts = plan.all_parts(optimizer, self.held)
         if measured or self._needs_increments():
