@@ -10,6 +10,7 @@ Estimators: `fisher`, `kfac`, `mas`, `signal`, `taylor`, `SynapticIntelligence`,
 `holdfast.streams`, accuracies and forgetting in `holdfast.metrics`, whole experiments in `holdfast.experiments`.
 """
 
+from holdfast import metrics, streams
 from holdfast.errors import HoldfastError
 from holdfast.factored import FactoredImportance, KroneckerFactors
 from holdfast.heads import Bernoulli, Categorical, Gaussian, Likelihood
@@ -39,7 +40,9 @@ __all__ = [
     "fisher",
     "kfac",
     "mas",
+    "metrics",
     "signal",
+    "streams",
     "taylor",
     "uniform",
 ]

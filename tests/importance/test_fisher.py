@@ -105,6 +105,44 @@ def test_sampled_fisher_is_within_four_standard_errors_of_exact():
     assert not torch.equal(runs[0]["0.weight"], runs[1]["0.weight"])
 
 
+def test_top_classes_exactly_and_one_draw_for_the_others():
+    model, (x, y) = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 8)), examples()
+    exact = fisher(model, [(x, y)])
+    runs = [fisher(model, [(x, y)], top_k=3, seed=seed) for seed in range(200)]
+    for name in exact:
+        found = torch.stack([run[name] for run in runs])
+        error = found.std(0) / len(runs) ** 0.5
+        assert ((found.mean(0) - exact[name]).abs() <= 5 * error + 1e-7).all()
+    assert runs[0].info.details == {"top_k": 3, "seed": 0}
+    close(fisher(model, [(x, y)], top_k=7), exact)
+    for options in ({"top_k": 0}, {"top_k": 2, "kind": "sampled"}, {"top_k": 2, "loss": "gaussian"}):
+        with pytest.raises(OptionError, match=r"fisher: top_k=\d with kind=.*expected a whole number >= 1"):
+            fisher(model, [(x, y)], **options)
+
+
+def test_top_classes_of_sequences_are_unbiased():
+    model, ids = nn.Sequential(nn.Embedding(6, 4), nn.Linear(4, 6)), torch.randint(0, 6, (5, 4))
+    data = [(ids, ids)]
+    exact = fisher(model, data)
+    found = torch.stack([fisher(model, data, top_k=2, seed=seed)["1.weight"] for seed in range(400)])
+    assert ((found.mean(0) - exact["1.weight"]).abs() <= 5 * found.std(0) / len(found) ** 0.5 + 1e-7).all()
+
+
+def test_per_token_every_position_is_squared_on_its_own():
+    model = nn.Sequential(nn.Embedding(6, 4, padding_idx=0), nn.LayerNorm(4), nn.Linear(4, 6))
+    ids, labels = torch.randint(0, 6, (5, 7)), torch.randint(0, 6, (5, 7))
+    found = fisher(model, [(ids[:2], labels[:2]), (ids[2:], labels[2:])], kind="empirical", per="token")
+    expected = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    for one, label in zip(ids.flatten(), labels.flatten()):  # here positions meet in no layer
+        loss = F.cross_entropy(model(one[None]), label[None])
+        for total, value in zip(expected.values(), torch.autograd.grad(loss, list(model.parameters()))):
+            total += value.square() / len(ids)
+    close(found, expected)
+    assert found.info.details == {"per": "token"}
+    with pytest.warns(UserWarning, match='per="token" has no effect with kind="batched"'):
+        fisher(model, [(ids, labels)], kind="batched", per="token")
+
+
 def test_batched_is_the_squared_gradient_of_batch_means():
     model, (x, y) = plain(), examples(20)
     found = fisher(model, batches(x, y, 10), kind="batched")

@@ -213,7 +213,7 @@ def test_it_does_not_hang_on_batches_mode_or_wrappers():
     close(kfac(torch.compile(model, backend="eager"), [(x, y)]), found)
 
 
-@pytest.mark.filterwarnings("ignore:kfac. in Apply")
+@pytest.mark.filterwarnings("ignore:kfac. in ")
 @pytest.mark.parametrize("name", ZOO)
 def test_every_trainable_parameter_is_covered_once(name):
     model, call = build(name)
@@ -250,7 +250,7 @@ FACTORED = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:kfac. in Apply")
+@pytest.mark.filterwarnings("ignore:kfac. in ")
 @pytest.mark.parametrize("name", FACTORED)
 def test_what_is_factored(name):
     model, call = build(name)
@@ -335,3 +335,22 @@ def test_bad_input_is_named():
     x[3, 2] = float("nan")
     with pytest.raises(NotFiniteError, match="kfac: the loss is not finite for an example of a batch"):
         kfac(model, [(x, y)])
+
+
+def test_a_change_in_place_of_a_sequence_does_not_cost_the_factors():
+    model = nn.Sequential(nn.Linear(5, 4), nn.ReLU(inplace=True), nn.Linear(4, 3)).double()
+    x, y = torch.randn(6, 7, 5).double(), torch.randint(0, 3, (6, 7))
+    check(model, x, y, {"0": model[0], "2": model[2]})
+
+
+def test_reentrant_checkpoints_have_the_diagonal_and_a_remedy():
+    model, call = build("reentrant checkpoints")
+    y = torch.zeros(call.size, 4, dtype=torch.long)
+    with pytest.warns(UserWarning, match="'1.head.weight': .* reentrant checkpoints; pass use_reentrant=False"):
+        found = kfac(model, [(call.args[0], y)])
+    assert not found
+    diagonal = fisher(model, [(call.args[0], y)])
+    for name, value in found.diagonal.items():
+        torch.testing.assert_close(value, diagonal[name])
+    model, call = build("checkpoints")
+    assert "1.b.0.weight" in kfac(model, [(call.args[0], y)])

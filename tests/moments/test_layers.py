@@ -70,7 +70,7 @@ def test_functional_uses_are_seen():
         ("norms", {"1.weight": "layer_norm", "1.bias": "layer_norm", "3.weight": "group_norm", "3.bias": "group_norm"}),
         ("tied", {"embedding.weight": "embedding"}),
         ("transposed", {"0.weight": "conv_transpose2d", "0.bias": "conv_transpose2d"}),
-        ("raw parameter", {"scale": "mul", "shift": "matmul"}),
+        ("raw parameter", {"scale": "mul", "shift": "matmul", "back": "sub"}),
         ("subclass", {"1.weight": "sum"}),
         (
             "attention",

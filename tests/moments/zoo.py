@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from holdfast.moments.calls import Call
 
@@ -149,10 +150,122 @@ def tied() -> nn.Module:
 
 
 def raw_parameter() -> nn.Module:
-    model = Apply(lambda self, x: self.a(x * self.scale + x @ self.shift), a=nn.Linear(D, C))
+    model = Apply(lambda self, x: self.a(x * self.scale + x @ self.shift - self.back), a=nn.Linear(D, C))
     model.scale = nn.Parameter(torch.rand(D))
     model.shift = nn.Parameter(torch.rand(D, D))
+    model.back = nn.Parameter(torch.rand(D))
     return model
+
+
+def uncovered_raw_parameter() -> nn.Module:
+    model = Apply(lambda self, x: self.a(x / self.scale + self.b(x)), a=nn.Linear(D, C), b=nn.Linear(D, D))
+    model.scale = nn.Parameter(torch.rand(D) + 1)
+    return model
+
+
+def tied_by_function() -> nn.Module:
+    def forward(self: nn.Module, ids: Tensor) -> Tensor:
+        return F.linear(self.mix(self.embedding(ids)).tanh(), self.embedding.weight, self.bias)
+
+    model = Apply(forward, embedding=nn.Embedding(7, D), mix=nn.Linear(D, D))
+    model.bias = nn.Parameter(torch.rand(7))
+    return model
+
+
+def tied_by_matmul() -> nn.Module:
+    def forward(self: nn.Module, ids: Tensor) -> Tensor:
+        return self.embedding(ids).tanh() @ self.embedding.weight.T
+
+    return Apply(forward, embedding=nn.Embedding(7, D))
+
+
+def gpt(positions: Callable[[int], Tensor] = torch.arange) -> nn.Module:
+    def forward(self: nn.Module, ids: Tensor) -> dict[str, Tensor]:
+        x = self.tokens(ids) + self.positions(positions(ids.shape[1]))
+        q, k, v = self.qkv(self.norm(x)).view(len(ids), -1, 3, 2, D // 2).permute(2, 0, 3, 1, 4)
+        x = x + self.out(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
+        return {"logits": self.head(self.last(x))}
+
+    modules = {"norm": nn.LayerNorm(D), "last": nn.RMSNorm(D), "qkv": nn.Linear(D, 3 * D), "out": nn.Linear(D, D)}
+    model = Apply(forward, tokens=nn.Embedding(7, D), positions=nn.Embedding(9, D), head=nn.Linear(D, 7), **modules)
+    model.head.weight = model.tokens.weight
+    return model
+
+
+def class_token() -> nn.Module:
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        x = torch.cat([self.token.expand(len(x), -1, -1), x], dim=1) + self.positions
+        return self.head(self.mix(x).tanh().mean(1) * self.token.repeat(len(x), 1, 1)[:, 0])
+
+    model = Apply(forward, mix=nn.Linear(D, D), head=nn.Linear(D, C))
+    model.token = nn.Parameter(torch.randn(1, 1, D))
+    model.positions = nn.Parameter(torch.randn(1, T + 1, D))
+    return model
+
+
+def packed() -> nn.Module:
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        up, down = self.both.split(D)
+        flat = torch.addmm(self.bias[:D], x.flatten(0, 1), up).tanh()
+        return (flat @ down[:, :C] + self.bias[None, -C:]).view(*x.shape[:2], C)
+
+    model = Apply(forward)
+    model.both = nn.Parameter(torch.randn(2 * D, D))
+    model.bias = nn.Parameter(torch.randn(2 * D))
+    return model
+
+
+def overlapping() -> nn.Module:
+    model = Apply(lambda self, x: F.linear(x, self.w[:C]) + F.linear(x, self.w[1:]).tanh() + self.w[0, :C])
+    model.w = nn.Parameter(torch.randn(C + 1, D))
+    return model
+
+
+def cross_attention() -> nn.Module:
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        x = x.transpose(0, 1)
+        return self.head(self.attention(x, x[:2], x[:2])[0].transpose(0, 1))
+
+    return Apply(forward, attention=nn.MultiheadAttention(D, 2), head=nn.Linear(D, C))
+
+
+def checkpointed(reentrant: bool) -> nn.Module:
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        for block in (self.a, self.b, self.a):
+            x = checkpoint(block, x, use_reentrant=reentrant)
+        return self.head(x)
+
+    def block() -> nn.Module:
+        return nn.Sequential(nn.Linear(D, 5), nn.ReLU(inplace=True), nn.LayerNorm(5), nn.Linear(5, D))
+
+    # a reentrant checkpoint has gradients only where its input has one
+    first = Apply(lambda self, x: self.first(x) if reentrant else x, first=nn.Linear(D, D))
+    return nn.Sequential(first, Apply(forward, a=block(), b=block(), head=nn.Linear(D, C)))
+
+
+def convolutions(kind: str) -> nn.Module:
+    dims = int(kind[-2])
+    conv = {
+        "Conv1d": nn.Conv1d(4, 6, 2, stride=2, dilation=2, padding=3, groups=2, padding_mode="reflect"),
+        "Conv2d": nn.Conv2d(2, 4, (2, 3), padding="same", dilation=(2, 2)),
+        "Conv3d": nn.Conv3d(2, 4, 2, stride=(1, 2, 1), padding="valid", bias=False),
+        "ConvTranspose1d": nn.ConvTranspose1d(4, 6, 3, stride=2, output_padding=1, groups=2),
+        "ConvTranspose3d": nn.ConvTranspose3d(2, 2, 2, stride=2, dilation=2, padding=1),
+    }[kind]
+    norm = {1: nn.InstanceNorm1d, 2: nn.InstanceNorm2d, 3: nn.BatchNorm3d}[dims](conv.in_channels, affine=True)
+    return nn.Sequential(norm, conv, nn.ReLU(inplace=True), nn.Flatten(), nn.LazyLinear(C))
+
+
+def shared_convolution() -> nn.Module:
+    return Apply(lambda self, x: self.a(self.a(x).relu()).relu(), a=nn.Conv2d(2, 2, 3, padding=1))
+
+
+def several_axes() -> nn.Module:
+    return Apply(lambda self, x: self.b(self.a(x).relu()), a=nn.Linear(4, 5), b=nn.Linear(5, C))
+
+
+def uneven_use() -> nn.Module:
+    return Apply(lambda self, x: torch.stack([self.a(one[None])[0] for one in x]), a=nn.Linear(D, C))
 
 
 def flat() -> Tensor:
@@ -171,35 +284,72 @@ def tokens() -> Tensor:
     return torch.randint(0, 7, (B, T))
 
 
-ZOO: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], str]] = {
-    "mlp": (mlp, flat, "linear_sums"),
-    "in-place ReLU": (in_place, flat, "linear_sums"),
-    "frozen": (frozen, flat, "linear_sums"),
-    "dict outputs": (dict_outputs, flat, "linear_sums"),
-    "dataclass outputs": (dataclass_outputs, flat, "linear_sums"),
-    "unused": (unused, flat, "linear_sums"),
-    "functional second use": (functional_second_use, flat, "per_example_sums"),
-    "called twice": (called_twice, flat, "per_example_sums"),
-    "subclass": (lambda: nn.Sequential(nn.Linear(D, 5), Doubling(5, C)), flat, "per_example_sums"),
-    "weight norm": (lambda: nn.utils.parametrizations.weight_norm(nn.Linear(D, C)), flat, "per_example_sums"),
-    "raw parameter": (raw_parameter, flat, "per_example_sums"),
-    "norms": (normed, flat, "per_example_sums"),
-    "sequence": (mlp, sequence, "per_example_sums"),
-    "time first": (time_first, sequence, "per_example_sums"),
-    "attention": (attention, sequence, "per_example_sums"),
-    "encoder layer": (batch_first_attention, sequence, "per_example_sums"),
-    "conv1d": (conv1d, sequence, "per_example_sums"),
-    "batch norm": (batch_normed, image, "per_example_sums"),
-    "grouped circular": (grouped, image, "per_example_sums"),
-    "transposed": (transposed, image, "per_example_sums"),
-    "tied": (tied, tokens, "per_example_sums"),
-    "lstm": (lstm, sequence, "oracle_sums"),
+def volume() -> Tensor:
+    return torch.randn(B, 2, 3, 4, 3)
+
+
+NOTHING: tuple[str, ...] = ()
+LSTM = tuple(f"lstm.{kind}_{gate}_l0" for kind in ("weight", "bias") for gate in ("ih", "hh"))
+WEIGHT_NORM = ("bias", "parametrizations.weight.original0", "parametrizations.weight.original1")
+
+ZOO: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], tuple[str, ...], str]] = {
+    "mlp": (mlp, flat, NOTHING, ""),
+    "in-place ReLU": (in_place, flat, NOTHING, ""),
+    "in-place ReLU of a sequence": (in_place, sequence, NOTHING, ""),
+    "frozen": (frozen, flat, NOTHING, ""),
+    "dict outputs": (dict_outputs, flat, NOTHING, ""),
+    "dataclass outputs": (dataclass_outputs, flat, NOTHING, ""),
+    "unused": (unused, flat, NOTHING, ""),
+    "functional second use": (functional_second_use, flat, NOTHING, ""),
+    "called twice": (called_twice, flat, NOTHING, ""),
+    "called twice on sequences": (called_twice, sequence, NOTHING, ""),
+    "subclass": (lambda: nn.Sequential(nn.Linear(D, 5), Doubling(5, C)), flat, ("1.weight",), "per_example_sums"),
+    "weight norm": (
+        lambda: nn.utils.parametrizations.weight_norm(nn.Linear(D, C)),
+        flat,
+        WEIGHT_NORM,
+        "per_example_sums",
+    ),
+    "raw parameter": (raw_parameter, flat, NOTHING, ""),
+    "uncovered raw parameter": (uncovered_raw_parameter, sequence, ("scale",), "per_example_sums"),
+    "packed": (packed, sequence, NOTHING, ""),
+    "overlapping": (overlapping, sequence, NOTHING, ""),
+    "class token": (class_token, sequence, NOTHING, ""),
+    "norms": (normed, flat, NOTHING, ""),
+    "sequence": (mlp, sequence, NOTHING, ""),
+    "several axes": (several_axes, image, NOTHING, ""),
+    "time first": (time_first, sequence, NOTHING, ""),
+    "attention": (attention, sequence, NOTHING, ""),
+    "cross attention": (cross_attention, sequence, NOTHING, ""),
+    "encoder layer": (batch_first_attention, sequence, NOTHING, ""),
+    "conv1d": (conv1d, sequence, NOTHING, ""),
+    "batch norm": (batch_normed, image, NOTHING, ""),
+    "grouped circular": (grouped, image, NOTHING, ""),
+    "transposed": (transposed, image, NOTHING, ""),
+    "Conv1d": (lambda: convolutions("Conv1d"), sequence, NOTHING, ""),
+    "Conv2d": (lambda: convolutions("Conv2d"), image, NOTHING, ""),
+    "Conv3d": (lambda: convolutions("Conv3d"), volume, NOTHING, ""),
+    "ConvTranspose1d": (lambda: convolutions("ConvTranspose1d"), sequence, NOTHING, ""),
+    "ConvTranspose3d": (lambda: convolutions("ConvTranspose3d"), volume, NOTHING, ""),
+    "shared convolution": (shared_convolution, image, NOTHING, ""),
+    "tied": (tied, tokens, NOTHING, ""),
+    "tied by function": (tied_by_function, tokens, NOTHING, ""),
+    "tied by matmul": (tied_by_matmul, tokens, NOTHING, ""),
+    "gpt": (gpt, tokens, NOTHING, ""),
+    "gpt, positions with an axis": (lambda: gpt(lambda n: torch.arange(n)[None]), tokens, NOTHING, ""),
+    "gpt, equal positions": (lambda: gpt(lambda n: torch.zeros(n, dtype=torch.long)), tokens, NOTHING, ""),
+    "checkpoints": (lambda: checkpointed(False), sequence, NOTHING, ""),
+    "reentrant checkpoints": (lambda: checkpointed(True), sequence, NOTHING, ""),
+    "one example at a time": (uneven_use, flat, ("a.weight", "a.bias"), "per_example_sums"),
+    "lstm": (lstm, sequence, LSTM, "oracle_sums"),
 }
 
 
 def build(name: str, *, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, Call]:
     """The model in evaluation mode, and a call of B examples."""
-    model, inputs, _ = ZOO[name]
+    model, inputs, *_ = ZOO[name]
     bare, x = model(), inputs()
     x = x.to(dtype) if x.is_floating_point() else x
-    return bare.to(dtype).eval(), Call((x,), {}, B)
+    bare = bare.to(dtype).eval()
+    bare(x)  # gives lazy modules their shape
+    return bare, Call((x,), {}, B)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from holdfast.retention.force import LARGEST, attenuate_, pull_, relative_force, relative_share
+from holdfast.retention.force import LARGEST, attenuate_, pull_, pull_shares, relative_force, relative_share
 
 finite = st.floats(-1e6, 1e6, width=32)
 strengths = st.one_of(st.floats(0, 1e12), st.just(math.inf))
@@ -50,7 +50,7 @@ def test_infinity_pins_the_smallest_importance_and_leaves_zero():
 @given(finite, finite, strengths)
 def test_a_pull_ends_between_weight_and_anchor(weight, anchor, force):
     weights = one(weight)
-    pull_(weights, one(anchor), one(min(force, LARGEST)))
+    pull_(weights, one(anchor), relative_share(one(min(force, LARGEST))))
     assert min(weight, anchor) <= weights[0].item() <= max(weight, anchor)
 
 
@@ -59,10 +59,9 @@ def test_the_ends_are_exact_in_every_dtype(dtype):
     start, anchors = torch.randn(50).to(dtype), torch.randn(50).to(dtype)
     for force, expected in ((0.0, start), (LARGEST, anchors)):
         weights = [start.clone()]
-        shares = pull_(weights, [anchors], [torch.full((50,), force)])
+        pull_(weights, [anchors], relative_share([torch.full((50,), force)]))
         assert torch.equal(weights[0], expected)
         assert weights[0].dtype == dtype
-        assert shares[0].unique().item() == (force > 0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
@@ -71,3 +70,13 @@ def test_attenuation_in_every_dtype(dtype):
     attenuate_(weights, increments, [torch.tensor([0.0, 0.25])])
     assert weights[0].tolist() == [1.0, 1.75]
     assert weights[0].dtype == dtype
+
+
+@given(finite.map(abs), finite.map(abs).filter(lambda m: m > 1e-6), strengths)
+def test_the_share_of_the_pull_by_either_formula(importance, metric, strength):
+    by_force = relative_share(relative_force(one(importance), strength, metric=one(metric)))[0].item()
+    for bound in (importance, math.inf):
+        share = pull_shares(one(importance), strength, metric=one(metric), largest=bound)[0].item()
+        assert share == pytest.approx(by_force, rel=1e-5, abs=1e-30)
+    number = pull_shares(one(importance), strength, metric=metric, largest=importance)[0].item()
+    assert number == pytest.approx(by_force, rel=1e-5, abs=1e-30)

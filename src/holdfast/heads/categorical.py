@@ -66,16 +66,19 @@ class Categorical:
         return _cross_entropy(*self._read(outputs, batch))
 
     def exact_scores(self, outputs: Any, batch: Any) -> Tensor:
-        """[T * C, B]: sqrt(p_c) log p_c for every position and active class, sqrt(p_c) held constant.
+        """[T * (n - 1), B]: for every position as many scores as there are active classes, less one.
+
+        The Fisher matrix of n logits is diag(p) - p p^T, of rank n - 1. Choosing one class after the other, j or a
+        later one, it is sum_j v_j v_j^T with v_j = sqrt(p_j r_j / (p_j + r_j)) (e_j - sum_{i > j} p_i e_i / r_j), and
+        r_j = sum_{i > j} p_i. The scores are v_j^T logits, v_j held constant.
 
         Raises:
             BatchError: as for `nll`.
         """
         logits, labels = self._read(outputs, batch)
-        log_p = logits.log_softmax(dim=-1)
-        weight = log_p.detach().exp().sqrt() * (labels != IGNORED).unsqueeze(-1)
-        scores = weight * log_p.masked_fill(weight == 0, 0.0)  # of a class masked by -inf 0, not 0 * inf
-        return scores.flatten(1).T
+        p = logits.detach().softmax(dim=-1)
+        scores = _one_after_the_other(p, logits.masked_fill(p == 0, 0.0))  # of a class masked by -inf 0, not 0 * inf
+        return (scores * (labels != IGNORED).unsqueeze(-1)).flatten(1).T
 
     def sampled(self, outputs: Any, batch: Any, *, generator: torch.Generator | None) -> Tensor:
         """[B]: the cross-entropy at labels drawn from the softmax; positions labelled -100 stay skipped.
@@ -84,9 +87,38 @@ class Categorical:
             BatchError: as for `nll`.
         """
         logits, labels = self._read(outputs, batch)
-        p = logits.detach().softmax(dim=-1).flatten(0, 1)
-        drawn = torch.multinomial(p, 1, generator=generator).view_as(labels)
-        return _cross_entropy(logits, drawn.where(labels != IGNORED, IGNORED))
+        log_p = logits.log_softmax(dim=-1)
+        drawn = _drawn(log_p.detach().exp(), generator)
+        losses = -log_p.gather(-1, drawn).squeeze(-1)
+        return losses.masked_fill(labels == IGNORED, 0.0).sum(dim=1)
+
+    def top_scores(self, outputs: Any, batch: Any, *, top_k: int, generator: torch.Generator | None) -> Tensor:
+        """[top_k + 1, B]: scores whose squared gradients add up to the Fisher in expectation, for many classes.
+
+        As `exact_scores`, with the `top_k` most probable classes and then all others at once; what these are among
+        themselves, p_rest times the covariance of e_c there, is told by one class drawn among them. Over the positions
+        of a sequence each row is summed with random signs, of which the mixed products cancel in expectation.
+
+        Raises:
+            BatchError: as for `nll`.
+        """
+        logits, labels = self._read(outputs, batch)
+        p = logits.detach().softmax(dim=-1)
+        logits = logits.masked_fill(p == 0, 0.0)
+        top = p.topk(min(top_k, p.shape[-1]), dim=-1)
+        others = p.scatter(-1, top.indices, 0.0)
+        rest = others.sum(dim=-1, keepdim=True)
+        mean = (others * logits).sum(dim=-1, keepdim=True) / rest.clamp(min=torch.finfo(p.dtype).tiny)
+        drawn = _drawn(torch.where(rest > 0, others, p), generator)
+        among_top = _one_after_the_other(
+            torch.cat([top.values, rest], dim=-1), torch.cat([logits.gather(-1, top.indices), mean], dim=-1)
+        )
+        among_others = rest.sqrt() * (logits.gather(-1, drawn) - mean)
+        scores = torch.cat([among_top, among_others], dim=-1) * (labels != IGNORED).unsqueeze(-1)
+        if scores.shape[1] > 1:
+            coins = torch.rand(scores.shape, generator=generator, device=scores.device)
+            scores = scores.where(coins < 0.5, -scores)
+        return scores.sum(dim=1).T
 
     def _read(self, outputs: Any, batch: Any) -> tuple[Tensor, Tensor]:
         """Logits [B, T, n] of the n active columns and labels [B, T], 0..n-1 or -100; T counts all positions."""
@@ -162,6 +194,24 @@ def _check_labels(labels: Tensor, outside: Tensor, expected: str) -> None:
 
 def _next(labels: Tensor) -> Tensor:
     return F.pad(labels[:, 1:], (0, 1), value=IGNORED)
+
+
+def _one_after_the_other(p: Tensor, logits: Tensor) -> Tensor:
+    """[..., n - 1] from [..., n]: v_j^T logits, with sum_j v_j v_j^T = diag(p) - p p^T (see `exact_scores`)."""
+    from_here = p.flip(-1).cumsum(-1).flip(-1)
+    here, rest = from_here[..., :-1], from_here[..., 1:]
+    weight = (p[..., :-1] * rest / here).sqrt().masked_fill(rest == 0, 0.0)
+    sum_of_rest = (p * logits).flip(-1).cumsum(-1).flip(-1)[..., 1:]
+    return weight * (logits[..., :-1] - sum_of_rest / rest.clamp(min=torch.finfo(p.dtype).tiny))
+
+
+def _drawn(p: Tensor, generator: torch.Generator | None) -> Tensor:
+    """[..., 1]: a class drawn from each of the distributions [..., n], by inversion: one random number each."""
+    cumulated = p.cumsum(dim=-1)
+    total = cumulated[..., -1:]
+    chance = torch.rand(total.shape, generator=generator, device=p.device, dtype=p.dtype) * total
+    chance = torch.minimum(chance, torch.nextafter(total, torch.zeros_like(total)))  # below the last class that can be
+    return torch.searchsorted(cumulated, chance, right=True)
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

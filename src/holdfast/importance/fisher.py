@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.errors import NotFiniteError, OptionError
-from holdfast.heads.likelihoods import Likelihood, check_per_example, resolve_likelihood
+from holdfast.heads.likelihoods import Categorical, Likelihood, check_per_example, resolve_likelihood
 from holdfast.importance.measure import Batch, DataPass, check_choice
 from holdfast.moments.calls import tensors_in
 from holdfast.moments.gradients import gradient, zeros
 from holdfast.moments.per_example import CHUNK_BYTES
 from holdfast.moments.state import measuring
-from holdfast.moments.sums import MomentSums
+from holdfast.moments.sums import MomentSums, Per
 from holdfast.records import Importance
 
 FisherKind = Literal["exact", "sampled", "empirical", "batched"]
@@ -29,6 +29,8 @@ def fisher(
     kind: FisherKind = "exact",
     loss: str | Likelihood | Callable[[Any, Any], Tensor] | None = None,
     num_draws: int = 1,
+    top_k: int | None = None,
+    per: Per = "sequence",
     num_examples: int | None = None,
     seed: int = 0,
     calibrate: bool = False,
@@ -53,6 +55,13 @@ def fisher(
         loss: "categorical" (default), "gaussian", "bernoulli", a `Likelihood`, or a function of (outputs, batch) that
             returns one negative log-likelihood per example, shape [B], in nats (for "empirical" and "batched" only).
         num_draws: labels drawn for each example, with `kind="sampled"`.
+        top_k: with `kind="exact"` and a categorical loss of many classes: only so many, the most probable, are taken
+            exactly, and one draw stands for the others. Unbiased, in top_k + 1 backward passes. On 1,197 digits of ten
+            classes and a trained network 3 passes are off by 1.7%, 3 plain draws by 8%.
+        per: "sequence", or "token" for a cheap approximation on models of sequences: in Linear layers, embeddings and
+            norms over the last axis the gradient of every position is squared on its own, as if positions did not work
+            together on an example's gradient. Other parameters are measured per sequence all the same. On a small GPT
+            trained on periodic text it differs from the exact one by 28% (empirical) in norm.
         num_examples: measure on the first so many examples; None for all.
         seed: of the draws, from a generator of their own, and of the calibration.
         calibrate: measure `info.nats_per_unit` by real rises of the loss instead of stating 1.0.
@@ -68,11 +77,12 @@ def fisher(
         CoupledExamplesError: the model mixes its examples.
         EmptyDataError, BatchError: the data cannot be used.
         NotFiniteError: a loss or a gradient is NaN or infinite.
-        OptionError: a `loss` function with "exact" or "sampled"; num_draws < 1.
+        OptionError: a `loss` function with "exact" or "sampled"; num_draws < 1; top_k < 1, or with another loss.
         UnknownNameError: no such kind or loss.
 
-    Cost: for C classes, exact: one forward and C backward passes without weight gradients for plain Linear networks,
-    else C per-example backward passes; sampled: `num_draws` in place of C; empirical and batched: one.
+    Cost: one forward pass and, for C classes, exact: C - 1 backward passes (Linear layers without positions: one weight
+    gradient for all of them); with top_k: top_k + 1; sampled: `num_draws`; empirical and batched: one. A parameter that
+    is used in an unknown way costs a slower pass for itself.
 
     Source: Kirkpatrick et al. 2017 (arXiv 1612.00796); the four kinds: van de Ven 2025 (arXiv 2502.11756). Departures:
     exact is the default, where the former leave the kind open; sums over the positions of a sequence are taken inside
@@ -88,6 +98,14 @@ def fisher(
             f'{where}: num_draws={num_draws} has no effect with kind="{kind}"; it belongs to kind="sampled".',
             stacklevel=2,
         )
+    check_choice("unit of fisher", per, get_args(Per))
+    if top_k is not None and (top_k < 1 or kind != "exact" or not isinstance(likelihood, Categorical)):
+        raise OptionError(
+            f'{where}: top_k={top_k} with kind="{kind}" and loss="{likelihood.name}", expected a whole number >= 1 '
+            'with kind="exact" and loss="categorical", or None.'
+        )
+    if per == "token" and kind == "batched":
+        warnings.warn(f'{where}: per="token" has no effect with kind="batched".', stacklevel=2)
     data_pass = DataPass(
         model,
         data,
@@ -97,12 +115,15 @@ def fisher(
         calibration=likelihood if calibrate else None,
         seed=seed,
     )
+    details = {"num_draws": num_draws, "seed": seed} if kind == "sampled" else {}
+    details |= {} if top_k is None else {"top_k": top_k, "seed": seed}
+    details |= {} if per == "sequence" else {"per": per}
     with measuring(model):
         if kind == "batched":
             values = _squared_batch_gradients(model, data_pass, likelihood)
         else:
-            rows = Rows(likelihood, kind, num_draws, seed)
-            sums = MomentSums(model, phi="square", where=where, chunk_bytes=chunk_bytes)
+            rows = Rows(likelihood, kind, num_draws, top_k, seed)
+            sums = MomentSums(model, phi="square", where=where, chunk_bytes=chunk_bytes, per=per)
             for batch in data_pass:
                 sums.add(batch.call, lambda outputs, batch=batch: rows(outputs, batch))
             values = {name: total / sums.num_examples for name, total in sums.totals.items()}
@@ -112,20 +133,21 @@ def fisher(
             loss=likelihood.name,
             unit="nats^2/weight^2" if kind == "batched" else "nats/weight^2",
             nats_per_unit=None if kind == "batched" else 1.0,
-            details={"num_draws": num_draws, "seed": seed} if kind == "sampled" else {},
+            details=details,
         )
 
 
 class Rows:
     """Scores [K, B] whose squared gradients, summed over K, are one example's term of the Fisher."""
 
-    def __init__(self, likelihood: Likelihood, kind: FisherKind, num_draws: int, seed: int) -> None:
-        self._likelihood, self._kind, self._num_draws, self._seed = likelihood, kind, num_draws, seed
+    def __init__(self, likelihood: Likelihood, kind: FisherKind, num_draws: int, top_k: int | None, seed: int) -> None:
+        self._likelihood, self._kind, self._seed = likelihood, kind, seed
+        self._num_draws, self._top_k = num_draws, top_k
         self._generators: dict[torch.device, torch.Generator] = {}
 
     def __call__(self, outputs: Any, batch: Batch) -> Tensor:
         """[K, B]: K scores for each example."""
-        if self._kind == "exact":
+        if self._kind == "exact" and self._top_k is None:
             return self._likelihood.exact_scores(outputs, batch.content)
         if self._kind == "empirical":
             return per_example_nll(self._likelihood, outputs, batch).unsqueeze(0)
@@ -136,6 +158,8 @@ class Rows:
                 "Look for NaN in the model's weights or the data, or an overflow under half precision."
             )
         generator = self._generator(found[0].device if found else torch.device("cpu"))
+        if self._top_k is not None and isinstance(self._likelihood, Categorical):
+            return self._likelihood.top_scores(outputs, batch.content, top_k=self._top_k, generator=generator)
         draws = [self._likelihood.sampled(outputs, batch.content, generator=generator) for _ in range(self._num_draws)]
         return torch.stack(draws) / self._num_draws**0.5
 

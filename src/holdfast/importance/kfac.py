@@ -100,7 +100,7 @@ def kfac(
     data_pass = DataPass(model, data, where=where, num_examples=num_examples, progress=progress, seed=seed)
     with measuring(model):
         factors = KroneckerSums(model, where=where, chunk_bytes=chunk_bytes)
-        rows, again = (Rows(likelihood, kind, num_draws, seed) for _ in range(2))
+        rows, again = (Rows(likelihood, kind, num_draws, None, seed) for _ in range(2))
         rest: MomentSums | None = None
         for batch in data_pass:
             factors.add(batch.call, lambda outputs, batch=batch: rows(outputs, batch))

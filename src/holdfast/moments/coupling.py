@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from holdfast.errors import CoupledExamplesError
 from holdfast.moments.calls import Call, tensors_in
 from holdfast.moments.gradients import tolerance
+from holdfast.moments.layout import equal
 from holdfast.tensors import canonical_name, unwrap
 
 _PROBED = 3
@@ -41,28 +43,23 @@ def check_independent(model: nn.Module, call: Call, *, where: str) -> None:
                 _message(model, where, f"its batch norm refuses one example alone ({error})")
             ) from error
     rtol = tolerance(model)
-    if not all(_equal(a, b, rtol) for a, b in zip(together, again)):
+    if not all(equal(a, b, rtol) for a, b in zip(together, again)):
         raise CoupledExamplesError(
             _message(model, where, "its outputs for the same examples differ from one call to the next")
         )
     for place, tensor in enumerate(together):
         parts = [outputs[place] for outputs in alone]
         comparable = tensor.ndim and len(tensor) == few.size and all(p.shape == (1, *tensor.shape[1:]) for p in parts)
-        if comparable and not _equal(tensor, torch.cat(parts), rtol):
+        if comparable and not equal(tensor, torch.cat(parts), rtol):
             found = f"its outputs for {few.size} examples together differ from those for each of them alone"
             raise CoupledExamplesError(_message(model, where, found))
 
 
 def _outputs(model: nn.Module, call: Call) -> list[Tensor]:
-    outputs: Any = call(unwrap(model))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="None of the inputs have requires_grad")  # reentrant checkpoints
+        outputs: Any = call(unwrap(model))
     return [tensor.detach() for tensor in tensors_in(outputs) if tensor.is_floating_point()]
-
-
-def _equal(a: Tensor, b: Tensor, rtol: float) -> bool:
-    if a.shape != b.shape or not a.numel():
-        return a.shape == b.shape
-    scale = a.abs().nan_to_num(0.0, 0.0).max()
-    return torch.allclose(a, b, rtol=0.0, atol=rtol * float(scale), equal_nan=True)
 
 
 def _message(model: nn.Module, where: str, found: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -40,23 +40,82 @@ def zeros(model: nn.Module) -> dict[str, Tensor]:
 def gradient(model: nn.Module, call: Call, scores: Scores) -> dict[str, Tensor]:
     """Name -> d sum_kb s_kb / d theta by one ordinary backward pass; zeros where a parameter is not used."""
     parameters = trainable_parameters(model)
-    total = scores(call(unwrap(model))).sum()
-    if not total.requires_grad:
-        return zeros(model)
-    return dict(zip(parameters, gradients_of(total, list(parameters.values()))))
+    for by_grad in (True, False):
+        total = scores(call(unwrap(model))).sum()
+        if not total.requires_grad:
+            break
+        try:
+            found = pulled([total], [None], list(parameters.values()), by_grad=by_grad)
+        except RuntimeError as error:
+            if not (by_grad and refuses_grad(error)):
+                raise
+        else:
+            return {name: _wide(value, p) for (name, p), value in zip(parameters.items(), found)}
+    return zeros(model)
 
 
-def gradients_of(total: Tensor, parameters: list[nn.Parameter], *, retain: bool = False) -> list[Tensor]:
-    """Gradient d total / d theta in the accumulators' dtype; zeros where a parameter is not used."""
-    found = torch.autograd.grad(total, parameters, allow_unused=True, materialize_grads=True, retain_graph=retain)
-    return [value.to(accumulator_dtype(parameter)) for value, parameter in zip(found, parameters)]
+def pulled(
+    outputs: Sequence[Tensor],
+    gradients: Sequence[Tensor | None],
+    parameters: Sequence[Tensor],
+    *,
+    by_grad: bool = True,
+    retain: bool = False,
+) -> list[Tensor | None]:
+    """What ordinary backward passes bring to the parameters; None where it is nothing.
+
+    Args:
+        outputs: where the pass begins.
+        gradients: there; None for a scalar.
+        parameters: where it ends.
+        by_grad: by `torch.autograd.grad`; else by `backward`, which reentrant checkpoints insist on, each `.grad` being
+            put back.
+        retain: keep the graph.
+    """
+    if by_grad:
+        found = torch.autograd.grad(outputs, parameters, gradients, allow_unused=True, retain_graph=retain)
+        return list(found)
+    before = [parameter.grad for parameter in parameters]
+    try:
+        for parameter in parameters:
+            parameter.grad = None
+        torch.autograd.backward(outputs, gradients, retain_graph=retain)
+        return [parameter.grad for parameter in parameters]
+    finally:
+        for parameter, value in zip(parameters, before):
+            parameter.grad = value
+
+
+def refuses_grad(error: RuntimeError) -> bool:
+    """Whether this is what reentrant checkpoints say to `torch.autograd.grad`."""
+    return "not compatible with .grad()" in str(error) or "torch.utils.checkpoint is incompatible" in str(error)
+
+
+def _wide(value: Tensor | None, parameter: Tensor) -> Tensor:
+    dtype = accumulator_dtype(parameter)
+    return torch.zeros_like(parameter, dtype=dtype, requires_grad=False) if value is None else value.to(dtype)
+
+
+def random_scores(size: int, outputs: object) -> Tensor:
+    """[1, B]: a fixed random linear function of the outputs, with weights of its own for each example."""
+    generator = torch.Generator().manual_seed(0)
+    total = torch.zeros(size)
+    for tensor in tensors_in(outputs):
+        if tensor.is_floating_point() and tensor.ndim and len(tensor) == size:
+            weights = torch.randn(tensor.shape, generator=generator).to(tensor)
+            total = total.to(tensor.device) + (weights * tensor).reshape(size, -1).sum(dim=1)
+    return total.unsqueeze(0)
 
 
 class OutputGradients:
     """Gradients of scores with respect to the outputs alone: what is pulled back through the model, example by example.
 
-    The model is run once on the whole batch without a graph, and the scores are taken once, so that a score that
-    draws labels draws them once.
+    The scores are taken once, so that a score that draws labels draws them once.
+
+    Args:
+        outputs: of the model, for B = size examples.
+        size: B.
+        scores: outputs -> [K, B].
 
     Attributes:
         used: places, among `tensors_in(outputs)`, of the tensors that the scores depend on; each [B, ...].
@@ -66,40 +125,58 @@ class OutputGradients:
         BatchError: the scores read a tensor whose first axis does not hold the examples.
     """
 
-    def __init__(self, model: nn.Module, call: Call, scores: Scores) -> None:
-        with torch.no_grad():
-            outputs = call(unwrap(model))
+    def __init__(self, outputs: Any, size: int, scores: Scores) -> None:
         leaves = [tensor.detach().requires_grad_(tensor.is_floating_point()) for tensor in tensors_in(outputs)]
         places = [place for place, leaf in enumerate(leaves) if leaf.requires_grad]
-        self._scores = scores(with_tensors(outputs, leaves))
+        with torch.enable_grad():
+            self._scores = scores(with_tensors(outputs, leaves))
         self.num_rows = len(self._scores)
-        self.used: list[int] = []
-        if self._scores.requires_grad:
-            inputs = [leaves[place] for place in places]
-            found = torch.autograd.grad(self._scores.sum(), inputs, allow_unused=True, retain_graph=True)
-            self.used = [place for place, value in zip(places, found) if value is not None]
+        if len(places) > 1:
+            reached = {id(leaf) for leaf in _leaves_of(self._scores)}
+            places = [place for place in places if id(leaves[place]) in reached]
+        self.used = places if self._scores.requires_grad else []
         self._leaves = [leaves[place] for place in self.used]
-        wrong = [list(leaf.shape) for leaf in self._leaves if leaf.ndim == 0 or len(leaf) != call.size]
+        wrong = [list(leaf.shape) for leaf in self._leaves if leaf.ndim == 0 or len(leaf) != size]
         if wrong:
             raise BatchError(
-                f"outputs: the loss reads a tensor of shape {wrong[0]} for a batch of {call.size} examples, expected "
+                f"outputs: the loss reads a tensor of shape {wrong[0]} for a batch of {size} examples, expected "
                 "the examples on its first axis. Return per-example outputs from the model, not means."
             )
         self.bytes_per_row = sum(leaf.nbytes for leaf in self._leaves)
 
+    def row(self, k: int, *, last: bool = False) -> tuple[Tensor, ...]:
+        """For each used output the gradient [B, ...] of row k; `last` frees what the scores keep."""
+        return torch.autograd.grad(
+            self._scores[k].sum(), self._leaves, allow_unused=True, materialize_grads=True, retain_graph=not last
+        )
+
     def rows(self, start: int, stop: int) -> list[Tensor]:
-        """For each used output [B, ...] the gradients [B, R, ...] of rows `start` to `stop` (exclusive)."""
-        rows = [
-            torch.autograd.grad(
-                self._scores[k].sum(),
-                self._leaves,
-                allow_unused=True,
-                materialize_grads=True,
-                retain_graph=True,
+        """For each used output [B, ...] the gradients [R, B, ...] of rows `start` to `stop` (exclusive)."""
+        stop = min(stop, self.num_rows)
+        which = torch.zeros(stop - start, *self._scores.shape, dtype=self._scores.dtype, device=self._scores.device)
+        which[range(stop - start), range(start, stop)] = 1
+        try:
+            found = torch.autograd.grad(
+                self._scores, self._leaves, which, retain_graph=True, is_grads_batched=True, materialize_grads=True
             )
-            for k in range(start, min(stop, self.num_rows))
-        ]
-        return [torch.stack(columns, dim=1) for columns in zip(*rows)]
+        except RuntimeError:  # a score that vmap cannot differentiate
+            return [torch.stack(columns) for columns in zip(*(self.row(k) for k in range(start, stop)))]
+        return list(found)
+
+
+def _leaves_of(tensor: Tensor) -> list[Tensor]:
+    """The leaves that a tensor depends on."""
+    stack = [tensor.grad_fn] if tensor.grad_fn is not None else []
+    visited, leaves = set(stack), []
+    while stack:
+        node = stack.pop()
+        if (leaf := getattr(node, "variable", None)) is not None:
+            leaves.append(leaf)
+        for following, _ in node.next_functions:
+            if following is not None and following not in visited:
+                visited.add(following)
+                stack.append(following)
+    return leaves
 
 
 def tolerance(model: nn.Module) -> float:
@@ -110,16 +187,13 @@ def tolerance(model: nn.Module) -> float:
     return max(({torch.float64: 1e-6, torch.float32: 5e-3}.get(tensor.dtype, 5e-2) for tensor in tensors), default=5e-3)
 
 
-def mismatch(found: TensorMap, expected: TensorMap, *, rtol: float) -> str | None:
-    """The name of the first parameter whose gradient differs from the ordinary one beyond rounding; None if all agree.
+def mismatches(found: TensorMap, expected: TensorMap, *, rtol: float) -> list[str]:
+    """The names of the parameters whose gradient differs from the ordinary one beyond rounding.
 
     The floor, a share of the largest gradient, lets through parameters whose gradient is rounding noise, such as
     the key bias of an attention. Where the ordinary gradient is not finite nothing can be told.
     """
     norms = {name: float(value.norm()) for name, value in expected.items()}
     floor = 1e-5 * max((norm for norm in norms.values() if norm < float("inf")), default=0.0)
-    for name, norm in norms.items():
-        error = float((found[name] - expected[name]).norm())
-        if error > rtol * norm + floor:
-            return name
-    return None
+    errors = {name: float((found[name] - value).norm()) for name, value in expected.items()}
+    return [name for name, error in errors.items() if error > rtol * norms[name] + floor]

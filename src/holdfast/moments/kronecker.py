@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,8 +25,17 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils._pytree import tree_map_only
 
 from holdfast.errors import LossShapeError, NotFiniteError, UnsupportedLayerError
-from holdfast.moments.calls import Call, tensors_in
-from holdfast.moments.gradients import Scores, accumulator_dtype, gradient, mismatch, tolerance, zeros
+from holdfast.moments.calls import Call
+from holdfast.moments.gradients import (
+    Scores,
+    accumulator_dtype,
+    gradient,
+    mismatches,
+    random_scores,
+    refuses_grad,
+    tolerance,
+    zeros,
+)
 from holdfast.tensors import trainable_parameters, unwrap
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -159,9 +169,9 @@ class KroneckerSums:
     def _prove(self, call: Call) -> None:
         """Leave only the layers that prove themselves on this batch."""
         one, two = call.examples(0, 1), _twice(call.examples(0, 1))
-        with torch.no_grad(), _recorded(self.layers) as first:
+        with _recorded(self.layers) as first:
             one(unwrap(self._model))
-        with torch.no_grad(), _recorded(self.layers) as second:
+        with _recorded(self.layers) as second:
             two(unwrap(self._model))
         for layer in list(self.layers):
             shapes, doubled = ([u.input.numel() for u in uses[layer.weight]] for uses in (first, second))
@@ -169,13 +179,20 @@ class KroneckerSums:
                 self.layers.remove(layer)
             elif doubled != [2 * size for size in shapes]:
                 self._decline(layer, "its inputs do not grow with the number of examples")
-        scores = _random_scores(call.size)
+        scores = partial(random_scores, call.size)
         expected = gradient(self._model, call, scores)
-        found = {**expected, **self._layer_gradients(call, scores)}
-        while wrong := mismatch(found, expected, rtol=tolerance(self._model)):
-            (layer,) = [layer for layer in self.layers if wrong in layer.names]
-            self._decline(layer, f"the sum over its calls is not the gradient of {wrong!r}")
-            found |= {name: expected[name] for name in layer.names}
+        try:
+            found = {**expected, **self._layer_gradients(call, scores)}
+        except RuntimeError as error:
+            if not refuses_grad(error):
+                raise
+            for layer in list(self.layers):
+                self._decline(layer, "the model has reentrant checkpoints; pass use_reentrant=False to them")
+            found = expected
+        wrong = mismatches(found, expected, rtol=tolerance(self._model))
+        for layer in list(self.layers):
+            if missed := [name for name in layer.names if name in wrong]:
+                self._decline(layer, f"the sum over its calls is not the gradient of {missed[0]!r}")
         self._proven = True
 
     def _layer_gradients(self, call: Call, scores: Scores) -> dict[str, Tensor]:
@@ -242,10 +259,12 @@ def _recorded(layers: list[Layer]) -> Iterator[dict[str, list[_Use]]]:
     """Collects each layer's input and the place of its output in the graph, before anything changes it in place."""
     uses: dict[str, list[_Use]] = {layer.weight: [] for layer in layers}
 
-    def recorder(layer: Layer) -> Callable[..., None]:
-        def record(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+    def recorder(layer: Layer) -> Callable[..., Tensor | None]:
+        def record(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
             edge = get_gradient_edge(output) if output.requires_grad else None
             uses[layer.weight].append(_Use((args[0] if args else kwargs["input"]).detach(), edge))
+            # a change in place of a view, as of a Linear layer's output for sequences, would leave its edge behind
+            return output.clone() if output._is_view() else None
 
         return record
 
@@ -278,21 +297,6 @@ def _with_one(a: Tensor, bias: str | None) -> Tensor:
 def _twice(call: Call) -> Call:
     args, kwargs = tree_map_only(Tensor, lambda tensor: torch.cat([tensor, tensor]), (call.args, call.kwargs))
     return Call(args, kwargs, 2 * call.size)
-
-
-def _random_scores(size: int) -> Scores:
-    """[1, B]: a fixed random linear function of the outputs."""
-
-    def scores(outputs: Any) -> Tensor:
-        generator = torch.Generator().manual_seed(0)
-        total = torch.zeros(size)
-        for tensor in tensors_in(outputs):
-            if tensor.is_floating_point() and tensor.ndim and len(tensor) == size:
-                weights = torch.randn(tensor.shape, generator=generator).to(tensor)
-                total = total.to(tensor.device) + (weights * tensor).reshape(size, -1).sum(dim=1)
-        return total.unsqueeze(0)
-
-    return scores
 
 
 def _add_to(sums: dict[str, Tensor], name: str, value: Tensor) -> None:

@@ -2,48 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from torch import Tensor, nn
 
 from holdfast.moments.calls import Call, tensors_in
-from holdfast.moments.gradients import PHI, OutputGradients, Phi, Scores, gradients_of, zeros
+from holdfast.moments.gradients import PHI, OutputGradients, Phi, accumulator_dtype, pulled, refuses_grad, zeros
 from holdfast.tensors import trainable_parameters, unwrap
 
 _ROW_BYTES = 64 * 2**20
 
 
-def oracle_sums(model: nn.Module, call: Call, scores: Scores, *, phi: Phi) -> dict[str, Tensor]:
+def oracle_sums(
+    model: nn.Module, call: Call, at_outputs: OutputGradients, *, phi: Phi, names: Collection[str]
+) -> dict[str, Tensor]:
     """Sums over examples and rows of phi(d s_kb / d theta), each gradient by a backward pass of its own.
 
     Args:
         model: any model.
         call: a batch of B examples.
-        scores: outputs -> [K, B]; called once.
+        at_outputs: gradients of the scores at the outputs of this call.
         phi: what is summed.
+        names: of the parameters that are measured.
 
     Returns:
         Name -> sum, of the parameter's shape.
 
     Cost: B + 1 forward and B * K backward passes; memory of one example.
     """
-    at_outputs = OutputGradients(model, call, scores)
-    totals = zeros(model)
-    if not at_outputs.used:
-        return totals
-    parameters = list(trainable_parameters(model).values())
-    block = max(1, _ROW_BYTES // at_outputs.bytes_per_row)
-    for row in range(0, at_outputs.num_rows, block):
+    totals = {name: total for name, total in zeros(model).items() if name in names}
+    parameters = [parameter for name, parameter in trainable_parameters(model).items() if name in names]
+    by_grad = True
+    block = max(1, _ROW_BYTES // max(1, at_outputs.bytes_per_row))
+    for row in range(0, at_outputs.num_rows if at_outputs.used else 0, block):
         rows = at_outputs.rows(row, row + block)
         for b in range(call.size):
             found = tensors_in(call.examples(b, b + 1)(unwrap(model)))
-            outputs = [found[place] for place in at_outputs.used]
-            for k in range(len(rows[0][b])):
-                pairs = [
-                    (output, gradients[b, k : k + 1])
-                    for output, gradients in zip(outputs, rows)
-                    if output.requires_grad
-                ]
-                total = sum((output * gradient).sum() for output, gradient in pairs)
-                if isinstance(total, Tensor):
-                    for sums, value in zip(totals.values(), gradients_of(total, parameters, retain=True)):
-                        sums += PHI[phi](value)
+            outputs = [(found[place], gradients[:, b]) for place, gradients in zip(at_outputs.used, rows)]
+            outputs = [(output, gradients) for output, gradients in outputs if output.requires_grad]
+            for k in range(len(rows[0]) if outputs else 0):
+                ends, at = [output for output, _ in outputs], [gradients[k : k + 1] for _, gradients in outputs]
+                try:
+                    values = pulled(ends, at, parameters, by_grad=by_grad, retain=True)
+                except RuntimeError as error:
+                    if not (by_grad and refuses_grad(error)):
+                        raise
+                    by_grad = False
+                    values = pulled(ends, at, parameters, by_grad=by_grad, retain=True)
+                for sums, parameter, value in zip(totals.values(), parameters, values):
+                    if value is not None:
+                        sums += PHI[phi](value.to(accumulator_dtype(parameter)))
     return totals

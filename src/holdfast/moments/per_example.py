@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -17,7 +18,6 @@ from holdfast.moments.gradients import (
     OutputGradients,
     Phi,
     RouteDeclinedError,
-    Scores,
     accumulator_dtype,
     zeros,
 )
@@ -30,15 +30,22 @@ _COPIES = 4  # the gradient of a row, phi of it, their running sum, and a tempor
 
 
 def per_example_sums(
-    model: nn.Module, call: Call, scores: Scores, *, phi: Phi, chunk_bytes: int = CHUNK_BYTES
+    model: nn.Module,
+    call: Call,
+    at_outputs: OutputGradients,
+    *,
+    phi: Phi,
+    names: Collection[str],
+    chunk_bytes: int = CHUNK_BYTES,
 ) -> dict[str, Tensor]:
     """Sums over examples and rows of phi(d s_kb / d theta), by `vmap` over examples of the pull-back of the outputs.
 
     Args:
         model: any model that `torch.func` can trace; tied weights count once.
         call: a batch of B examples.
-        scores: outputs -> [K, B]; called once, outside every transform.
+        at_outputs: gradients of the scores at the outputs of this call.
         phi: what is summed.
+        names: of the parameters that are measured.
         chunk_bytes: as many examples go together as fit in this many bytes.
 
     Returns:
@@ -47,21 +54,20 @@ def per_example_sums(
     Raises:
         RouteDeclinedError: `torch.func` cannot trace the model; the message says why.
 
-    Cost: two forward and K backward passes, slowed by the per-example gradients being written out; `chunk_bytes` of
+    Cost: one forward and K backward passes, slowed by the per-example gradients being written out; `chunk_bytes` of
     memory whatever K is. For large K the forward pass is repeated every few rows.
     """
-    at_outputs = OutputGradients(model, call, scores)
-    totals = zeros(model)
+    totals = {name: total for name, total in zeros(model).items() if name in names}
     if not at_outputs.used:
         return totals
     weights = sum(total.nbytes for total in totals.values())
     chunk = max(1, chunk_bytes // (_COPIES * weights))
     block = max(1, chunk_bytes // (_COPIES * at_outputs.bytes_per_row))
-    pulled = _Pullback(model, call, at_outputs.used, phi)
+    pulled = _Pullback(model, names, at_outputs.used, phi)
     for row in range(0, at_outputs.num_rows, block):
         rows = at_outputs.rows(row, row + block)
         for start in range(0, call.size, chunk):
-            some = [gradient[start : start + chunk] for gradient in rows]
+            some = [gradient[:, start : start + chunk].movedim(1, 0) for gradient in rows]
             try:
                 sums = pulled(call.examples(start, start + chunk), some)
             except torch.OutOfMemoryError:
@@ -76,10 +82,10 @@ def per_example_sums(
 class _Pullback:
     """For each example of a call sum_r phi(J^T v_r), J the Jacobian of the used outputs: name -> [B, *shape]."""
 
-    def __init__(self, model: nn.Module, call: Call, used: list[int], phi: Phi) -> None:
+    def __init__(self, model: nn.Module, names: Collection[str], used: list[int], phi: Phi) -> None:
         self._model = unwrap(model)
         raw = {id(parameter): name for name, parameter in self._model.named_parameters()}
-        parameters = trainable_parameters(model)
+        parameters = {name: p for name, p in trainable_parameters(model).items() if name in names}
         self._names = {raw[id(parameter)]: name for name, parameter in parameters.items()}
         self._parameters = {raw[id(parameter)]: parameter.detach() for parameter in parameters.values()}
         self._used, self._phi = used, PHI[phi]

@@ -5,54 +5,72 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from holdfast.errors import LossShapeError, NotFiniteError
-from holdfast.moments.calls import Call, tensors_in
-from holdfast.moments.gradients import Phi, RouteDeclinedError, Scores, gradient, mismatch, tolerance, zeros
-from holdfast.moments.linear import linear_sums
+from holdfast.moments.calls import Call
+from holdfast.moments.engine import Engine
+from holdfast.moments.gradients import (
+    OutputGradients,
+    Phi,
+    RouteDeclinedError,
+    Scores,
+    gradient,
+    mismatches,
+    random_scores,
+    tolerance,
+    zeros,
+)
 from holdfast.moments.oracle import oracle_sums
 from holdfast.moments.per_example import CHUNK_BYTES, per_example_sums
 from holdfast.tensors import unwrap
 
 Route = Callable[..., dict[str, Tensor]]
+Per = Literal["sequence", "token"]
 
 
 class MomentSums:
     """Name -> sum over examples b and rows k of phi(d s_kb / d theta), for all trainable parameters, batch after batch.
 
-    The routes, from the fastest: the closed form for Linear layers, `torch.func` per-example gradients, one example at
-    a time. The first that can measure the model is checked on the first batch: for a random linear function of the
-    outputs the signed sum of its per-example gradients, each example with a random weight, must be the ordinary
-    gradient of every parameter. So a weight used by a function besides its layer, or a subclass with another forward,
-    is never silently wrong.
+    The engine measures what it recognises, and proves itself on a few examples. What it misses is measured by
+    `torch.func` per-example gradients or, where these fail too, one example at a time: for those parameters alone. The
+    per-example gradients are checked on the first batch as well: for a random linear function of the outputs their
+    signed sum, each example with a random weight, must be the ordinary gradient. So a weight used in an unknown way is
+    never silently wrong.
 
     Args:
         model: in evaluation mode (see `measuring`); its outputs for an example must not depend on the others.
         phi: "square" or "abs".
         where: the estimator, for messages.
         chunk_bytes: bound on the memory of per-example gradients.
+        per: "token": where the engine can, every position of a use counts as an example of its own.
 
     Attributes:
         totals: name -> sum so far; >= 0, of the parameter's shape and device, float64 for float64 parameters, else
             float32. Zeros for a parameter that no forward pass has used.
         num_examples: examples seen.
+        missed: parameters that the engine did not recognise in the last batch.
     """
 
-    def __init__(self, model: nn.Module, *, phi: Phi, where: str, chunk_bytes: int = CHUNK_BYTES) -> None:
+    def __init__(
+        self, model: nn.Module, *, phi: Phi, where: str, chunk_bytes: int = CHUNK_BYTES, per: Per = "sequence"
+    ) -> None:
         self._model, self._phi, self._where = model, phi, where
-        per_example = partial(per_example_sums, chunk_bytes=chunk_bytes)
-        self._routes: list[Route] = [linear_sums, per_example, oracle_sums]
-        self._proven = False
+        by_token = per == "token"
+        self._engine: Engine | None = Engine(model, phi=phi, chunk_bytes=chunk_bytes, where=where, by_token=by_token)
+        self._fallbacks: list[Route] = [partial(per_example_sums, chunk_bytes=chunk_bytes), oracle_sums]
+        self._proven: frozenset[str] = frozenset()
         self.totals = zeros(model)
         self.num_examples = 0
+        self.missed: frozenset[str] = frozenset()
 
     @property
-    def route(self) -> str:
-        """The route now taken: "linear_sums", "per_example_sums" or "oracle_sums"."""
-        route = self._routes[0]
+    def fallback(self) -> str:
+        """The route of missed parameters: "per_example_sums" or "oracle_sums"."""
+        route = self._fallbacks[0]
         return route.func.__name__ if isinstance(route, partial) else route.__name__
 
     def add(self, call: Call, scores: Scores) -> None:
@@ -67,35 +85,57 @@ class MomentSums:
             NotFiniteError: a score is NaN or infinite.
         """
         checked = partial(_checked, scores, call.size, self._where)
-        while True:
+        at_outputs = None
+        if self._engine is not None:
             try:
-                if not self._proven and len(self._routes) > 1:
-                    self._prove(call)
-                sums = self._routes[0](self._model, call, checked, phi=self._phi)
-                break
-            except RouteDeclinedError as reason:
-                self._next_route(str(reason))
-        torch._foreach_add_(list(self.totals.values()), [sums[name] for name in self.totals])
+                at_outputs, self.missed = self._engine.add(call, checked, self.totals)
+            except RouteDeclinedError:
+                self._engine = None
+        if at_outputs is None:
+            with torch.no_grad():
+                outputs = call(unwrap(self._model))
+            at_outputs, self.missed = OutputGradients(outputs, call.size, checked), frozenset(self.totals)
+        if self.missed and at_outputs.used:
+            self._add_missed(call, at_outputs)
         self.num_examples += call.size
 
-    def _prove(self, call: Call) -> None:
-        scores = partial(_random_scores, call.size)
-        found = self._routes[0](self._model, call, scores, phi="signed")
-        wrong = mismatch(found, gradient(self._model, call, scores), rtol=tolerance(self._model))
-        if wrong:
-            raise RouteDeclinedError(f"its per-example gradients do not add up to the gradient of {wrong!r}")
-        self._proven = True
+    def _add_missed(self, call: Call, at_outputs: OutputGradients) -> None:
+        while True:
+            try:
+                if not self.missed <= self._proven and len(self._fallbacks) > 1:
+                    self._prove(call)
+                sums = self._fallbacks[0](self._model, call, at_outputs, phi=self._phi, names=self.missed)
+                break
+            except RouteDeclinedError as reason:
+                self._warn_slow(str(reason))
+                del self._fallbacks[0]
+        for name, value in sums.items():
+            self.totals[name] += value
 
-    def _next_route(self, reason: str) -> None:
-        del self._routes[0]
-        self._proven = False
-        if len(self._routes) == 1:
-            warnings.warn(
-                f"{self._where}: {type(unwrap(self._model)).__name__} is measured one example at a time, right but "
-                f"slow: torch.func cannot differentiate it example by example ({reason}). Lower num_examples if it "
-                "takes too long.",
-                stacklevel=4,
-            )
+    def _prove(self, call: Call) -> None:
+        scores = partial(random_scores, call.size)
+        with torch.no_grad():
+            at_outputs = OutputGradients(call(unwrap(self._model)), call.size, scores)
+        found = self._fallbacks[0](self._model, call, at_outputs, phi="signed", names=self.missed)
+        ordinary = gradient(self._model, call, scores)
+        expected = {name: ordinary[name] for name in self.missed}
+        wrong = mismatches(found, expected, rtol=tolerance(self._model))
+        if wrong:
+            raise RouteDeclinedError(f"its per-example gradients do not add up to the gradient of {wrong[0]!r}")
+        self._proven |= self.missed
+
+    def _warn_slow(self, reason: str) -> None:
+        kind, missed = type(unwrap(self._model)).__name__, sorted(self.missed)
+        if len(missed) == len(self.totals):
+            what = kind
+        else:
+            shown = ", ".join(map(repr, missed[:5])) + (f" and {len(missed) - 5} more" if len(missed) > 5 else "")
+            what = f"of {kind} {shown}"
+        warnings.warn(
+            f"{self._where}: {what} is measured one example at a time, right but slow: torch.func cannot differentiate "
+            f"it example by example ({reason}). Lower num_examples if it takes too long.",
+            stacklevel=5,
+        )
 
 
 def _checked(scores: Scores, size: int, where: str, outputs: object) -> Tensor:
@@ -114,14 +154,3 @@ def _checked(scores: Scores, size: int, where: str, outputs: object) -> Tensor:
             "precision."
         )
     return rows
-
-
-def _random_scores(size: int, outputs: object) -> Tensor:
-    """[1, B]: a fixed random linear function of the outputs, with weights of its own for each example."""
-    generator = torch.Generator().manual_seed(0)
-    total = torch.zeros(size)
-    for tensor in tensors_in(outputs):
-        if tensor.is_floating_point() and tensor.ndim and len(tensor) == size:
-            weights = torch.randn(tensor.shape, generator=generator).to(tensor)
-            total = total.to(tensor.device) + (weights * tensor).reshape(size, -1).sum(dim=1)
-    return total.unsqueeze(0)

@@ -19,7 +19,7 @@ from holdfast.memory import Accumulate, HeldLayer, Weighting
 from holdfast.records import Importance
 from holdfast.retention.budget import quadratic_rise, solve_multiplier
 from holdfast.retention.files import accumulate_to_json
-from holdfast.retention.force import pull_, relative_force
+from holdfast.retention.force import pull_, pull_shares
 from holdfast.retention.keeper import Keeper, NewParameters
 from holdfast.retention.kronecker import layer_pull
 from holdfast.retention.plan import LayerPart, Part, Plan, apart_message
@@ -226,10 +226,9 @@ class EWC(Keeper):
             weights = part.weights
             moved = self._increments(optimizer, part) if self._meter is not None else []
             before = [weight.clone() for weight in weights] if self._meter is not None else []
-            force = relative_force(
-                part.importance, strength, metric=self._metric(optimizer, part), largest=self.held.largest
-            )
-            shares = pull_(weights, part.anchors, force)
+            metric = self._metric(optimizer, part)
+            shares = pull_shares(part.importance, strength, metric=metric, largest=self.held.largest)
+            pull_(weights, part.anchors, shares)
             if self._meter is not None:
                 self._meter.add(moved, torch._foreach_sub(weights, before), shares, part.importance)
         for part in plan.layers(optimizer, self.held) if strength > 0 else ():

@@ -43,28 +43,47 @@ def relative_force(
             return force
     else:
         # in this order: Omega/M may overflow, and zero times infinity is no number
-        force = list(torch._foreach_div(torch._foreach_mul(importance, strength), metric))
+        force = list(torch._foreach_mul(importance, strength))
+        torch._foreach_div_(force, metric)
     torch._foreach_clamp_max_(force, LARGEST)
     return force
 
 
-def pull_(weights: Sequence[Tensor], anchors: Sequence[Tensor], force: list[Tensor]) -> list[Tensor]:
-    """The proximal step theta' + (anchor - theta') w, w = a/(1 + a), in place.
+def pull_shares(
+    importance: list[Tensor], strength: float, *, metric: float | list[Tensor], largest: float = math.inf
+) -> list[Tensor]:
+    """The share w = a/(1 + a) of the way to the anchor, a = strength * Omega / M; new tensors, 0..1.
+
+    For a metric of tensors it is computed as strength * Omega / (M + strength * Omega), in fewer passes.
+
+    Args:
+        importance: Omega, float32 tensors >= 0.
+        strength: lambda >= 0; infinity pins every weight with a positive importance.
+        metric: M > 0, one number, or a new tensor for each, which is overwritten.
+        largest: a bound on the entries of `importance`.
+    """
+    if isinstance(metric, float | int):
+        return relative_share(relative_force(importance, strength, metric=metric, largest=largest))
+    if strength == math.inf or strength * largest > LARGEST:
+        return relative_share(relative_force(importance, strength, metric=metric))
+    shares = list(torch._foreach_mul(importance, strength))
+    torch._foreach_add_(metric, shares)
+    torch._foreach_div_(shares, metric)
+    return shares
+
+
+def pull_(weights: Sequence[Tensor], anchors: Sequence[Tensor], shares: list[Tensor]) -> None:
+    """The proximal step theta' + (anchor - theta') w in place, w the share of the way that each weight goes.
 
     `lerp` computes it from the nearer end: theta' + (anchor - theta') w up to w = 1/2, else
-    anchor + (theta' - anchor)(1 - w). So a = 0 leaves every bit, a = 1e30 sets the anchor, and no a overshoots.
-
-    Returns:
-        w, the share of the way to the anchor that each weight went; 0..1.
+    anchor + (theta' - anchor)(1 - w). So w = 0 leaves every bit, w = 1 sets the anchor, and no w overshoots.
     """
-    shares = relative_share(force)
     if _is_plain(weights):
         torch._foreach_lerp_(list(weights), list(anchors), shares)
     else:
         for weight, anchor, share in zip(weights, anchors, shares, strict=True):
             wide = wide_dtype(weight)
             weight.copy_(torch.lerp(weight.to(wide), anchor.to(wide), share.to(wide)))
-    return shares
 
 
 def attenuate_(weights: Sequence[Tensor], increments: Sequence[Tensor], shares: Sequence[Tensor]) -> None:
@@ -78,12 +97,14 @@ def attenuate_(weights: Sequence[Tensor], increments: Sequence[Tensor], shares: 
 
 
 def relative_share(force: list[Tensor], *, attenuation: Attenuation = "hyperbolic") -> list[Tensor]:
-    """w, the share of an increment that is taken back: a/(1 + a), or 1 - exp(-a); 0..1."""
+    """The share w of an increment that is taken back, a/(1 + a) or 1 - exp(-a), in place of `force`; 0..1."""
     if attenuation == "hyperbolic":
-        return list(torch._foreach_div(force, torch._foreach_add(force, 1.0)))
-    shares = torch._foreach_expm1(torch._foreach_neg(force))
-    torch._foreach_neg_(shares)
-    return list(shares)
+        torch._foreach_div_(force, torch._foreach_add(force, 1.0))
+        return force
+    torch._foreach_neg_(force)
+    torch._foreach_expm1_(force)
+    torch._foreach_neg_(force)
+    return force
 
 
 def _is_plain(weights: Sequence[Tensor]) -> bool:

@@ -21,6 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
+from holdfast.tensors import wide_dtype
+
 UpdateRule = Literal["sgd", "adam", "other"]
 UserMetric = Callable[[Mapping[str, Any], nn.Parameter, Mapping[str, Any]], "float | Tensor"]
 """Maps (parameter group, parameter, optimizer state of the parameter) to its metric: a number or a tensor > 0."""
@@ -51,13 +53,13 @@ def step_metric(
     """The metric of the step just taken, for parameters of one group.
 
     Returns:
-        One number for all (infinite where the learning rate is zero), or one tensor a parameter.
+        One number for all (infinite where the learning rate is zero), or one new tensor a parameter.
     """
     if user_metric is not None:
         return [
-            torch.as_tensor(
-                user_metric(group, p, optimizer.state.get(p, {})), dtype=p.dtype, device=p.device
-            ).expand_as(p)
+            torch.as_tensor(user_metric(group, p, optimizer.state.get(p, {})), dtype=wide_dtype(p), device=p.device)
+            .expand_as(p)
+            .clone()
             for p in parameters
         ]
     lr = float(group["lr"]) if "lr" in group else 1.0

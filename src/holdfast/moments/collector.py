@@ -1,0 +1,130 @@
+"""Where the gradients of covered uses go: into the totals at once, or kept until a parameter's last use has come."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from holdfast.moments.covered import Use
+from holdfast.moments.gradients import PHI, Phi, accumulator_dtype
+from holdfast.moments.intercept import Place
+from holdfast.moments.kernels.embedding import Lookups
+from holdfast.moments.kernels.linear import add_outer
+from holdfast.moments.layout import Layout
+from holdfast.moments.operations import Linear, by_token, wide
+from holdfast.moments.shared import Part, add_shared
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What a proof on a few examples found out about a model that uses its parameters in a certain way.
+
+    Attributes:
+        missed: parameters whose gradients are not known.
+        shared: parameters of which some element is used more than once.
+        runs_again: whether parts of the forward pass run again in the backward pass, as with activation checkpoints.
+    """
+
+    missed: frozenset[str] = frozenset()
+    shared: frozenset[str] = frozenset()
+    runs_again: bool = True
+
+
+class Collector:
+    """Takes what the covered uses of one batch receive.
+
+    Args:
+        totals: name -> sum so far, changed in place.
+        phi: what is summed.
+        size: examples in the batch.
+        chunk_bytes: bound on per-example gradients that must be written out.
+        tokens: whether positions count as examples.
+
+    Attributes:
+        proof: what is known of the model.
+        num_rows: backward passes that are to come.
+        met: name -> the parts of it from which a gradient came, in this backward pass.
+    """
+
+    def __init__(
+        self, totals: Mapping[str, Tensor], *, phi: Phi, size: int, chunk_bytes: int, tokens: bool = False
+    ) -> None:
+        self._totals, self._size, self._chunk_bytes = totals, size, chunk_bytes
+        self._phi: Phi = phi
+        self._kept: dict[str, list[Part]] = {}
+        self._spread: dict[Use, tuple[Tensor, Tensor]] = {}
+        self._by_token = tokens
+        self.proof, self.num_rows = Proof(), 1
+        self.met: dict[str, list[Place]] = {}
+
+    def receive(self, use: Use, g: Tensor, x: Tensor, weights: Sequence[Tensor | None]) -> None:
+        """The gradient g at the output of a use came by."""
+        if use in self._spread:
+            self._add_spread(use, g)
+            return
+        x = x.detach()
+        names = [None if spot is None else spot.place.name for spot in use.spots]
+        if self.num_rows > 1 and self._can_spread(use, names, g):
+            self._spread[use] = (x, g.new_zeros(g.shape, dtype=accumulator_dtype(g)))
+            self._add_spread(use, g)
+            return
+        wanted = [name is not None and name not in self.proof.missed for name in names]
+        if self._by_token and all(spot is None or spot.rows is None for spot in use.spots):
+            tokens = by_token(use.operation, g, x, weights, use.layout, self._size)
+            if tokens is not None:
+                each = use.operation.contributions(*tokens, weights, wanted, Layout(0), len(tokens[0]))
+                for spot, contribution in zip(use.spots, each):
+                    if spot is not None and contribution is not None:
+                        contribution.add_to(spot.place.of(self._totals[spot.place.name]), self._phi)
+                return
+        found = use.operation.contributions(g, x, weights, wanted, use.layout, self._size)
+        for spot, contribution in zip(use.spots, found):
+            if spot is None or contribution is None:
+                continue
+            place = spot.place
+            if spot.rows is not None:  # the same rows of a table for all examples
+                place, numbers = spot.rows.table, spot.rows.numbers.reshape(1, -1).expand(self._size, -1)
+                gradients = contribution.dense(0, self._size).reshape(*numbers.shape, place.size[-1])
+                contribution = Lookups(numbers, gradients, place.size[0], spot.rows.padding)
+            self.met.setdefault(place.name, []).append(place)
+            if place.name in self.proof.shared:
+                self._kept.setdefault(place.name, []).append((place, contribution))
+            else:
+                contribution.add_to(place.of(self._totals[place.name]), self._phi)
+
+    def _can_spread(self, use: Use, names: Sequence[str | None], g: Tensor) -> bool:
+        """Of a Linear layer without positions only phi(G) is summed over the rows: phi(g a) = phi(g) phi(a)."""
+        simple = isinstance(use.operation, Linear) and use.layout.axis == 0 and g.shape[:-1] == (self._size,)
+        return simple and not any(name in self.proof.shared or name in self.proof.missed for name in names)
+
+    def _add_spread(self, use: Use, g: Tensor) -> None:
+        _, total = self._spread[use]
+        if self._phi == "square" and g.dtype == total.dtype:
+            total.addcmul_(g, g)
+        else:
+            total += PHI[self._phi](g.to(total.dtype))
+
+    @torch.no_grad()
+    def end_row(self) -> None:
+        """A backward pass is over: no more gradients of its own will come for any parameter."""
+        for name, places in self.met.items():
+            assert name in self.proof.shared or self._phi == "signed" or len(set(places)) == len(places), name
+        for name, parts in self._kept.items():
+            add_shared(self._totals[name], parts, phi=self._phi, chunk_bytes=self._chunk_bytes)
+        self._kept.clear()
+        self.met.clear()
+
+    @torch.no_grad()
+    def end(self) -> None:
+        """All backward passes are over."""
+        for use, (x, G) in self._spread.items():
+            A = PHI[self._phi](wide(x))
+            weight, bias = use.spots
+            if weight is not None:
+                add_outer(weight.place.of(self._totals[weight.place.name]), G, A)
+            if bias is not None:
+                bias.place.of(self._totals[bias.place.name]).add_(G.sum(dim=0))
+        self._spread.clear()

@@ -1,0 +1,123 @@
+"""A recognised operation in the graph: its backward pass brings the gradients of examples in place of the weight's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from holdfast.moments.intercept import Interception, Key, Tracked
+from holdfast.moments.layout import UNBATCHED, Layout
+from holdfast.moments.operations import Affine, Operation
+
+Signature = tuple[tuple[Key, Layout | None], ...]
+"""All recognised uses of parameters of a forward pass, in order, with the layout of those that were covered."""
+
+
+@dataclass(eq=False)
+class Use:
+    """One covered operation.
+
+    Attributes:
+        operation: what it is.
+        spots: for each weight what is known of it; None where it is frozen or missing.
+        layout: where the examples are.
+        receive: called as receive(use, g, x, weights) each time a backward pass comes by.
+        received: how often it did.
+    """
+
+    operation: Operation
+    spots: Sequence[Tracked | None]
+    layout: Layout
+    receive: Receive
+    received: int = 0
+
+
+Receive = Callable[[Use, Tensor, Tensor, Sequence[Tensor | None]], None]
+
+
+class Covered(torch.autograd.Function):
+    """The operation, with the ordinary gradient for its input and none for its weights."""
+
+    @staticmethod
+    def forward(ctx: Any, use: Use, x: Tensor, *weights: Tensor | None) -> Tensor:
+        """The operation's result."""
+        ctx.use = use
+        ctx.save_for_backward(x, *weights)
+        return use.operation.forward(x, *weights)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        """Hand over the gradient at the output, and pass on that at the input."""
+        (g,) = gradients
+        use, (x, *weights) = ctx.use, ctx.saved_tensors  # with checkpoints this runs a part of the forward pass
+        device = g.device.type
+        precise = torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+        with torch._C.DisableTorchFunction(), precise:
+            use.receive(use, g, x, weights)
+            use.received += 1
+            below = use.operation.input_gradient(g, x, *weights) if ctx.needs_input_grad[1] else None
+        return None, below, *[None] * len(weights)
+
+
+class Covering(Interception):
+    """Covers every recognised use of a parameter whose layout is known; the others run as they are.
+
+    Args:
+        parameters: those that are tracked.
+        layouts: what is known.
+        size: examples in the batch.
+        receive: where the gradients of covered uses go.
+
+    Attributes:
+        signature: what was met so far, also where no graph is built: a reentrant checkpoint covers it later.
+        unknown: a use was met that is not among the layouts, or does not fit its own.
+        covered: the uses that were covered.
+    """
+
+    def __init__(
+        self, parameters: Mapping[int, Tracked], layouts: Mapping[Key, Layout | None], size: int, receive: Receive
+    ) -> None:
+        super().__init__(parameters)
+        self._layouts, self._size, self._receive = layouts, size, receive
+        self.signature: list[tuple[Key, Layout | None]] = []
+        self.unknown = False
+        self.covered: list[Use] = []
+
+    def use(self, operation: Operation, x: Tensor, *weights: Tensor | None) -> Tensor:
+        """The result, covered if that can be."""
+        spots = [
+            self.tracked.get(id(weight)) if weight is not None and weight.requires_grad else None for weight in weights
+        ]
+        key = self.key(operation, x, *weights)
+        layout = self._layouts.get(key)
+        if layout == UNBATCHED:
+            self.signature.append((key, layout))
+            out = operation.forward(x, *weights)
+            if weights[0] is not None:
+                self.look_up(operation, out, x, weights[0])
+            return out
+        if key not in self._layouts or (layout is not None and not self._fits(operation, layout, x, weights)):
+            self.unknown = True
+            layout = None
+        if any(weight is not None and spot is None and weight.requires_grad for weight, spot in zip(weights, spots)):
+            layout = None  # a weight that was computed from parameters: its gradient must flow on
+        self.signature.append((key, layout))
+        if layout is None or not torch.is_grad_enabled():
+            return operation.forward(x, *weights)
+        use = Use(operation, spots, layout, self._receive)
+        self.covered.append(use)
+        return Covered.apply(use, x, *weights)  # pyright: ignore
+
+    def _fits(self, operation: Operation, layout: Layout, x: Tensor, weights: Sequence[Tensor | None]) -> bool:
+        if not isinstance(operation, Affine):
+            return layout.fits(x, self._size)
+        shapes = [(*weight.shape, *[1] * operation.trailing) for weight in weights if weight is not None]
+        shape = torch.broadcast_shapes(x.shape, *shapes)
+        places = [layout.axis - len(shape) + len(own) for own in shapes]
+        apart = all(place < 0 or own[place] == 1 for place, own in zip(places, shapes))
+        return apart and layout.fits(torch.empty(shape, device="meta"), self._size)
