@@ -6,14 +6,15 @@
     train(model, optimizer, old_task)               # any loop: nothing in it changes
     keeper.retain(hf.fisher(model, old_task))       # close the task; train on
 
-Estimators: `fisher`, `mas`, `signal`, `taylor`, `SynapticIntelligence`, `uniform`. Streams of tasks are in
+Estimators: `fisher`, `kfac`, `mas`, `signal`, `taylor`, `SynapticIntelligence`, `uniform`. Streams of tasks are in
 `holdfast.streams`, accuracies and forgetting in `holdfast.metrics`, whole experiments in `holdfast.experiments`.
 """
 
 from holdfast import metrics, streams
 from holdfast.errors import HoldfastError
+from holdfast.factored import FactoredImportance, KroneckerFactors
 from holdfast.heads import Bernoulli, Categorical, Gaussian, Likelihood
-from holdfast.importance import SignalRecorder, SynapticIntelligence, fisher, mas, signal, taylor, uniform
+from holdfast.importance import SignalRecorder, SynapticIntelligence, fisher, kfac, mas, signal, taylor, uniform
 from holdfast.memory import Decayed
 from holdfast.records import Importance, ImportanceInfo
 from holdfast.retention import EWC, WVA, Report
@@ -25,16 +26,19 @@ __all__ = [
     "Bernoulli",
     "Categorical",
     "Decayed",
+    "FactoredImportance",
     "Gaussian",
     "HoldfastError",
     "Importance",
     "ImportanceInfo",
+    "KroneckerFactors",
     "Likelihood",
     "Report",
     "SignalRecorder",
     "SynapticIntelligence",
     "__version__",
     "fisher",
+    "kfac",
     "mas",
     "metrics",
     "signal",

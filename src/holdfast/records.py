@@ -173,6 +173,8 @@ class Importance(Mapping[str, Tensor]):
         folder = existing_folder(path)
         content = read_description(folder / "importance_config.json")
         info = ImportanceInfo.from_dict(content, where=str(folder / "importance_config.json"))
+        if "factors" in content:
+            raise FileFormatError(f"{folder} holds Kronecker factors. Load it with hf.FactoredImportance.load.")
         importance = cls(read_tensors(folder, "importance", content.get("files", {})), info)
         if model is not None:
             check_names(importance, model, where=f"Importance.load({str(path)!r})")

@@ -93,7 +93,7 @@ def test_a_budget_takes_the_place_of_the_strength(tmp_path: Path):
         (
             "ewc-mas",
             ["--fisher", "sampled"],
-            "--fisher has no effect with method ewc-mas; it belongs to fisher importances.",
+            "--fisher has no effect with method ewc-mas; it belongs to fisher, kfac importances.",
         ),
         (
             "ewc-si",

@@ -79,6 +79,7 @@ class TestNames:
             "strength": 2.5,
             "budget": 0.5,
             "pull": "penalty",
+            "pull_every": 4,
             "attenuation": "exponential",
             "attenuate": "gradients",
             "accumulate": "mean",

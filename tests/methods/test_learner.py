@@ -92,6 +92,9 @@ class TestLiveness:
             ("ewc-mas", {"mas_output": "softmax"}),
             ("ewc-mas", {"mas_batched": True}),
             ("ewc-signal", {"signal_bias": "activation"}),
+            ("ewc-kfac", {"fisher": "sampled"}),
+            ("ewc-kfac", {"fisher": "empirical"}),
+            ("ewc-kfac", {"pull": "penalty", "strength": 1.0}),
             ("ewc-si", {"damping": 0.01}),
             ("ewc-si", {"si_gradient": "after"}),
             ("wva-signal", {"attenuation": "exponential"}),
@@ -238,6 +241,8 @@ class TestState:
             ("ewc-si", {"strength": 1.0}),
             ("ewc-si", {"strength": 1.0, "si_gradient": "after"}),
             ("wva-si", {"strength": 10.0, "accumulate": "decayed:0.5", "weighting": "examples"}),
+            ("ewc-kfac", {"strength": 10.0}),
+            ("ewc-kfac", {"strength": 10.0, "accumulate": "per_task"}),
         ],
     )
     def test_going_on_in_the_middle_of_a_task_is_going_on(self, method, options):
@@ -300,12 +305,28 @@ class TestOptions:
             ("wva-fisher", "WVA has no anchors"),
             ("ewc-si", "its importance is not known in nats"),
             ("l2", "its importance is not known in nats"),
+            ("ewc-kfac", "it is kept weight by weight"),
         ],
     )
     def test_who_cannot_keep_a_budget_says_so_at_once(self, method, why):
         with pytest.raises(OptionError, match=rf"{method} cannot keep a budget: {why}. Give a strength."):
             Learner(method_named(method), net(), LearnerOptions(budget=0.1))
         Learner(method_named(method), net(), LearnerOptions(strength=0.1))
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"pull": "gradient"}, "ewc-kfac: pull is 'gradient'; with Kronecker factors it is implicit or penalty"),
+            ({"fisher": "batched"}, "ewc-kfac: fisher is 'batched'; .* it is exact or sampled or empirical"),
+            (
+                {"accumulate": "max"},
+                "ewc-kfac: accumulate is 'max', a rule that Kronecker factors do not have. Use sum",
+            ),
+        ],
+    )
+    def test_what_kronecker_factors_lack_is_refused_at_once(self, options, message):
+        with pytest.raises(OptionError, match=message):
+            Learner(method_named("ewc-kfac"), net(), LearnerOptions(strength=1.0, **options))
 
     def test_wva_needs_a_strength(self):
         with pytest.raises(OptionError, match="wva-si needs a strength; found None. Give one."):

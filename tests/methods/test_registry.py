@@ -7,7 +7,7 @@ from holdfast.methods import METHODS, method_named
 def test_every_method_that_was_promised_has_its_name():
     importances = ("fisher", "mas", "si", "signal", "taylor")
     held = {f"{mechanism}-{importance}" for mechanism in ("ewc", "wva") for importance in importances}
-    assert set(METHODS) == {"none", "joint", "l2", *held}
+    assert set(METHODS) == {"none", "joint", "l2", "ewc-kfac", *held}
     assert all(method_named(name).name == name for name in METHODS)
 
 
@@ -20,6 +20,7 @@ def test_labels_and_summaries():
         "WVA SI",
         "L2",
     )
+    assert labels["ewc-kfac"] == "EWC K-FAC"
     assert all(method.summary for method in METHODS.values())
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from holdfast import EWC, WVA, Importance, ImportanceInfo
+from holdfast import EWC, WVA, FactoredImportance, Importance, ImportanceInfo, KroneckerFactors
 from holdfast.retention import Keeper
 
 Mechanism = Callable[..., Keeper]
@@ -78,3 +78,22 @@ def weights_of(model: nn.Module) -> dict[str, Tensor]:
 
 def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def factored_of(model: nn.Module, *, seed: int = 0, scale: float = 1.0, rank: int | None = None) -> FactoredImportance:
+    """Random Kronecker factors in nats for the layers of `network`, of full rank unless said otherwise."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def positive(size: int) -> Tensor:
+        x = torch.randn(size, rank or 2 * size, generator=generator)
+        return x @ x.T / (rank or 2 * size)
+
+    factors = {}
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.Linear):
+            out, inputs = layer.weight.shape
+            prefix = f"{name}." if name else ""
+            factors[f"{prefix}weight"] = KroneckerFactors(
+                positive(inputs + 1), scale * positive(out), (out, inputs), f"{prefix}bias"
+            )
+    return FactoredImportance(factors, {}, ImportanceInfo("kfac-exact", 8, nats_per_unit=1.0))

@@ -11,20 +11,21 @@ _OF_MECHANISM = {
     "strength": ("ewc", "wva"),
     "budget": ("ewc",),
     "pull": ("ewc",),
+    "pull_every": ("ewc",),
     "attenuation": ("wva",),
     "attenuate": ("wva",),
     "accumulate": ("ewc", "wva"),
     "weighting": ("ewc", "wva"),
 }
 _OF_IMPORTANCE = {
-    "fisher": ("fisher",),
+    "fisher": ("fisher", "kfac"),
     "mas_output": ("mas",),
     "mas_batched": ("mas",),
     "signal_bias": ("signal",),
     "damping": ("si",),
     "si_gradient": ("si",),
-    "importance_data": ("fisher", "mas", "signal", "taylor"),
-    "importance_examples": ("fisher", "mas", "signal", "taylor"),
+    "importance_data": ("fisher", "mas", "signal", "taylor", "kfac"),
+    "importance_examples": ("fisher", "mas", "signal", "taylor", "kfac"),
 }
 
 

@@ -30,7 +30,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "iterations",
         "batch_size",
     ),
-    "mechanism": ("strength", "budget", "pull", "attenuation", "attenuate", "accumulate", "weighting"),
+    "mechanism": ("strength", "budget", "pull", "pull_every", "attenuation", "attenuate", "accumulate", "weighting"),
     "importance": (
         "fisher",
         "mas_output",

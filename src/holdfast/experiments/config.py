@@ -41,11 +41,12 @@ class RunConfig:
         strength: of EWC or WVA; None with a budget.
         budget: nats, in place of EWC's strength.
         pull: EWC: "implicit", "gradient" or "penalty".
+        pull_every: EWC: the implicit pull comes at every so many steps, as hard as all of them together.
         attenuation: WVA: "hyperbolic" or "exponential".
         attenuate: WVA: "increments" or "gradients".
         accumulate: "sum", "mean", "max", "per_task" or "decayed:GAMMA".
         weighting: "task" or "examples".
-        fisher: kind of Fisher: "exact", "sampled", "empirical" or "batched".
+        fisher: kind of Fisher: "exact", "sampled", "empirical" or "batched" (this one not of ewc-kfac).
         mas_output: MAS of the "logits" or the "softmax".
         mas_batched: MAS from the gradient over the whole set at once.
         signal_bias: importance of biases: mean absolute "output" of the layer, or "activation".
@@ -75,6 +76,7 @@ class RunConfig:
     strength: float | None = None
     budget: float | None = None
     pull: Literal["implicit", "gradient", "penalty"] = "implicit"
+    pull_every: int = 1
     attenuation: Literal["hyperbolic", "exponential"] = "hyperbolic"
     attenuate: Literal["increments", "gradients"] = "increments"
     accumulate: str = "sum"
@@ -187,5 +189,6 @@ _RANGES = (
     ("budget", float, 1e-12, math.inf),
     ("damping", float, 1e-12, math.inf),
     ("importance_examples", int, 1, 10**9),
+    ("pull_every", int, 1, 10**9),
 )
 _OPTIONAL = {entry.name for entry in fields(RunConfig) if entry.default is None}

@@ -27,6 +27,7 @@ _HUES = {
     "si": "#008361",
     "signal": "#b0438f",
     "taylor": "#a67600",
+    "kfac": "#5b3fb0",
     "ones": "#7a5c3a",
 }
 _STROKES: dict[str, dict[str, Any]] = {

@@ -122,7 +122,7 @@ def fisher(
         if kind == "batched":
             values = _squared_batch_gradients(model, data_pass, likelihood)
         else:
-            rows = _Rows(likelihood, kind, num_draws, top_k, seed)
+            rows = Rows(likelihood, kind, num_draws, top_k, seed)
             sums = MomentSums(model, phi="square", where=where, chunk_bytes=chunk_bytes, per=per)
             for batch in data_pass:
                 sums.add(batch.call, lambda outputs, batch=batch: rows(outputs, batch))
@@ -137,7 +137,7 @@ def fisher(
         )
 
 
-class _Rows:
+class Rows:
     """Scores [K, B] whose squared gradients, summed over K, are one example's term of the Fisher."""
 
     def __init__(self, likelihood: Likelihood, kind: FisherKind, num_draws: int, top_k: int | None, seed: int) -> None:
@@ -146,6 +146,7 @@ class _Rows:
         self._generators: dict[torch.device, torch.Generator] = {}
 
     def __call__(self, outputs: Any, batch: Batch) -> Tensor:
+        """[K, B]: K scores for each example."""
         if self._kind == "exact" and self._top_k is None:
             return self._likelihood.exact_scores(outputs, batch.content)
         if self._kind == "empirical":

@@ -10,6 +10,8 @@ With f the importance of task t + 1, F what is held of the first t, theta the we
 
 `per_task` is the penalty with a separate anchor for every task, collapsed exactly into one:
 sum_k F_k (x - theta_k)^2 = F (x - m)^2 + constant. Memory and cost are those of one task under every rule.
+
+Layers with Kronecker factors join by the same rules, all but "max", in a common basis (`holdfast.memory.kronecker`).
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ import torch
 from torch import Tensor
 
 from holdfast.errors import OptionError
+from holdfast.factored import KroneckerFactors, shapes_of
+from holdfast.memory.kronecker import HeldLayer, LayerShares, collapse_layers, join_layers
 from holdfast.tensors import TensorMap, sum_of
 
 
@@ -54,6 +58,7 @@ class Retained:
         nats_per_unit: what turns the importance's unit into nats, averaged over tasks by their total
             importance; None where one task's is not known.
         largest: largest entry of `importance`.
+        factors: weight -> what is held of its layer's Kronecker factors, for layers that are in no `importance`.
     """
 
     importance: Mapping[str, Tensor] = field(default_factory=dict)
@@ -64,6 +69,12 @@ class Retained:
     first_examples: int = 0
     nats_per_unit: float | None = None
     largest: float = 0.0
+    factors: Mapping[str, HeldLayer] = field(default_factory=dict)
+
+    @property
+    def covered(self) -> dict[str, Tensor]:
+        """Name -> a tensor of the parameter's shape, for every parameter that is held, by diagonal or factors."""
+        return {**self.importance, **shapes_of(self.factors)}
 
 
 def retain(
@@ -71,6 +82,7 @@ def retain(
     importance: TensorMap,
     *,
     weights: TensorMap,
+    factors: Mapping[str, KroneckerFactors] | None = None,
     rule: Accumulate = "sum",
     weighting: Weighting = "task",
     num_examples: int = 0,
@@ -84,6 +96,7 @@ def retain(
             zero for this task.
         weights: the weights now, which become the anchors; empty for a mechanism without anchors. A weight held
             before and missing here keeps its anchor.
+        factors: the new task's layers, weight -> Kronecker factors; with anchors only.
         rule: how importances join, see above.
         weighting: "task" counts every task the same; "examples" multiplies an importance by its number of examples
             over that of the first task.
@@ -94,40 +107,49 @@ def retain(
         A new record that shares no memory with `importance` or `weights`.
 
     Raises:
-        OptionError: an unknown rule or weighting, or weighting by examples without their number.
+        OptionError: an unknown rule or weighting, weighting by examples without their number, or "max" with factors.
 
-    Cost: one pass over the weights, no passes over data.
+    Cost: one pass over the weights, no passes over data; for factors two eigendecompositions a layer.
     """
     new = {name: value.detach().clone() for name, value in importance.items()}
     first_examples = held.first_examples or num_examples
+    share = 1.0
     if weighting == "examples":
         if num_examples < 1 or first_examples < 1:
             raise OptionError('retain: weighting="examples" needs importances that know their number of examples.')
-        new = {name: value.mul_(num_examples / first_examples) for name, value in new.items()}
+        share = num_examples / first_examples
+        new = {name: value.mul_(share) for name, value in new.items()}
     elif weighting != "task":
         raise OptionError(f'retain: weighting is {weighting!r}; expected "task" or "examples".')
     old = held.importance
     new |= {name: torch.zeros_like(value) for name, value in old.items() if name not in new}
     now = {**held.anchors, **weights} if weights else {}
-    anchors = {name: now[name].detach().clone() for name in new if name in now}
+    layers: LayerShares = {}
+    if factors or held.factors:
+        keep, add = _weights_of(rule, held.num_tasks)
+        layers = join_layers(held.factors, factors or {}, keep=keep, add=share * add, first=share)
+    names = [*new, *shapes_of({name: layer for name, (layer, _) in layers.items()})]
+    anchors = {name: now[name].detach().clone() for name in names if name in now}
     constant = start = 0.0
     if rule == "per_task":
         if not anchors:
             raise OptionError('retain: accumulate="per_task" joins anchors, and this mechanism has none. Use "sum".')
         collapsed, start = _collapse(old, new, held.anchors, anchors)
-        constant = held.constant + collapsed
-    merged = {
+        costs, rises = collapse_layers(layers, held.factors, means=held.anchors, anchors=anchors)
+        constant, start = held.constant + collapsed + costs, start + rises
+    joined = {
         name: _joined(old[name], value, rule, held.num_tasks) if name in old else value for name, value in new.items()
     }
     return Retained(
-        importance=merged,
+        importance=joined,
         anchors=anchors,
         constant=constant,
         start=start,
         num_tasks=held.num_tasks + 1,
         first_examples=first_examples,
-        nats_per_unit=_factor(held, new, nats_per_unit),
-        largest=max((float(value.max()) for value in merged.values() if value.numel()), default=0.0),
+        nats_per_unit=_factor(held, new, layers, nats_per_unit),
+        largest=max((float(value.max()) for value in joined.values() if value.numel()), default=0.0),
+        factors={name: layer for name, (layer, _) in layers.items()},
     )
 
 
@@ -144,6 +166,22 @@ def _joined(held: Tensor, new: Tensor, rule: Accumulate, num_tasks: int) -> Tens
         case _:
             raise OptionError(
                 f'retain: accumulate is {rule!r}; expected "sum", "mean", "max", "per_task" or Decayed(gamma).'
+            )
+
+
+def _weights_of(rule: Accumulate, num_tasks: int) -> tuple[float, float]:
+    """By how much the held and the new are multiplied before they are added."""
+    match rule:
+        case "sum" | "per_task":
+            return 1.0, 1.0
+        case "mean":
+            return num_tasks / (num_tasks + 1), 1 / (num_tasks + 1)
+        case Decayed(gamma):
+            return gamma, 1.0
+        case _:
+            raise OptionError(
+                f'retain: accumulate is {rule!r}, a rule that Kronecker factors do not have; expected "sum", "mean", '
+                '"per_task" or Decayed(gamma). Choose one of these, or retain importance.to_diagonal().'
             )
 
 
@@ -164,12 +202,14 @@ def _collapse(old: TensorMap, new: TensorMap, means: TensorMap, anchors: dict[st
     return sum_of(costs), sum_of(rises)
 
 
-def _factor(held: Retained, new: TensorMap, nats_per_unit: float | None) -> float | None:
+def _factor(held: Retained, new: TensorMap, layers: LayerShares, nats_per_unit: float | None) -> float | None:
     if held.num_tasks == 0 or held.nats_per_unit == nats_per_unit:
         return nats_per_unit
     if held.nats_per_unit is None or nats_per_unit is None:
         return None
-    before = sum_of(value.sum() for value in held.importance.values())
-    now = sum_of(value.sum() for value in new.values())
+    own = [part.sum() for _, part in layers.values() if part is not None]
+    before = sum_of([value.sum() for value in held.importance.values()])
+    before += sum_of([layer.spectrum.sum() for layer in held.factors.values()])
+    now = sum_of([*(value.sum() for value in new.values()), *own])
     total = before + now
     return (held.nats_per_unit * before + nats_per_unit * now) / total if total > 0 else nats_per_unit

@@ -11,8 +11,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from holdfast.errors import OptionError
+from holdfast.factored import FactoredImportance
 from holdfast.heads import Categorical
-from holdfast.importance import fisher, mas, signal, taylor, uniform
+from holdfast.importance import fisher, kfac, mas, signal, taylor, uniform
 from holdfast.importance.path import SynapticIntelligence
 from holdfast.memory import Accumulate, Decayed, Weighting
 from holdfast.methods.registry import Method
@@ -28,6 +29,7 @@ class LearnerOptions:
     strength: float | None = None
     budget: float | None = None
     pull: Literal["implicit", "gradient", "penalty"] = "implicit"
+    pull_every: int = 1
     attenuation: Literal["hyperbolic", "exponential"] = "hyperbolic"
     attenuate: Literal["increments", "gradients"] = "increments"
     accumulate: str = "sum"
@@ -80,7 +82,9 @@ class Learner:
         if self.keeper is not None:
             self.keeper.retain(self._importance(examples, classes, task))
 
-    def _importance(self, examples: Examples, classes: tuple[int, ...] | None, task: int) -> Importance:
+    def _importance(
+        self, examples: Examples, classes: tuple[int, ...] | None, task: int
+    ) -> Importance | FactoredImportance:
         options, model, loss = self.options, self.model, Categorical(classes)
         calibrate = options.budget is not None  # a budget is in nats
         measured = {"calibrate": True, "loss": loss} if calibrate else {}
@@ -91,6 +95,9 @@ class Learner:
                 data = examples.batches(128) if batched else examples
                 seed = options.seed + 1000 * task
                 return fisher(model, data, kind=options.fisher, loss=loss, seed=seed, calibrate=batched and calibrate)
+            case "kfac":
+                assert options.fisher != "batched"
+                return kfac(model, examples, kind=options.fisher, loss=loss, seed=options.seed + 1000 * task)
             case "mas":
                 output, batched = options.mas_output, options.mas_batched
                 return mas(model, examples, output=output, classes=classes, batched=batched, **measured)
@@ -164,14 +171,21 @@ def _of_columns(importance: Importance, classes: tuple[int, ...] | None) -> Impo
 def _keeper(method: Method, model: nn.Module, options: LearnerOptions) -> Keeper | None:
     rule = accumulation(options.accumulate)
     if method.mechanism in ("ewc", "wva") and options.budget is not None and not method.keeps_budget:
-        lacking = "WVA has no anchors" if method.mechanism == "wva" else "its importance is not known in nats"
+        lacking = "its importance is not known in nats"
+        if method.mechanism == "wva":
+            lacking = "WVA has no anchors"
+        elif method.importance == "kfac":
+            lacking = "it is kept weight by weight"
         raise OptionError(f"{method.name} cannot keep a budget: {lacking}. Give a strength.")
+    if method.importance == "kfac":
+        _check_kfac(method, options)
     if method.mechanism == "ewc":
         return EWC(
             model,
             strength=options.strength,
             budget=options.budget,
             pull=options.pull,
+            every=options.pull_every,
             accumulate=rule,
             weighting=options.weighting,
         )
@@ -187,3 +201,17 @@ def _keeper(method: Method, model: nn.Module, options: LearnerOptions) -> Keeper
             weighting=options.weighting,
         )
     return None
+
+
+def _check_kfac(method: Method, options: LearnerOptions) -> None:
+    """Raise at once for what `EWC.retain` and `kfac` would refuse after the first task."""
+    for name, value, expected in (
+        ("pull", options.pull, ("implicit", "penalty")),
+        ("fisher", options.fisher, ("exact", "sampled", "empirical")),
+    ):
+        if value not in expected:
+            raise OptionError(
+                f"{method.name}: {name} is {value!r}; with Kronecker factors it is {' or '.join(expected)}."
+            )
+    if options.accumulate == "max":
+        raise OptionError(f"{method.name}: accumulate is 'max', a rule that Kronecker factors do not have. Use sum.")

@@ -8,7 +8,7 @@ from typing import Literal
 from holdfast.errors import UnknownNameError
 
 MechanismName = Literal["none", "joint", "ewc", "wva"]
-ImportanceName = Literal["fisher", "mas", "si", "signal", "taylor", "ones"]
+ImportanceName = Literal["fisher", "mas", "si", "signal", "taylor", "kfac", "ones"]
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Method:
 
     @property
     def keeps_budget(self) -> bool:
-        """Whether it can hold the rise of the old loss to a budget: that takes anchors, and an importance in nats."""
-        return self.mechanism == "ewc" and self.importance not in ("si", "ones")
+        """Whether it can hold the rise of the old loss to a budget: that takes anchors, and each weight's own nats."""
+        return self.mechanism == "ewc" and self.importance not in ("si", "kfac", "ones")
 
 
 _PLAIN = (
@@ -60,11 +60,17 @@ _HELD = tuple(
     for importance, source in _IMPORTANCES.items()
 )
 
-METHODS: dict[str, Method] = {method.name: method for method in (*_PLAIN, *_HELD)}
+_FACTORED = (
+    Method(
+        "ewc-kfac", "ewc", "kfac", "pulls layers elastically to their anchors, by Kronecker-factored Fisher information"
+    ),
+)
+
+METHODS: dict[str, Method] = {method.name: method for method in (*_PLAIN, *_HELD, *_FACTORED)}
 """Every method by name."""
 
 _SPELLED = {"fisher": "Fisher", "mas": "MAS", "si": "SI", "signal": "signal", "taylor": "Taylor"}
-_LABELS = {"none": "plain", "joint": "joint", "l2": "L2"} | {
+_LABELS = {"none": "plain", "joint": "joint", "l2": "L2", "ewc-kfac": "EWC K-FAC"} | {
     method.name: f"{method.mechanism.upper()} {_SPELLED[method.importance or '']}" for method in _HELD
 }
 

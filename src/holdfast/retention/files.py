@@ -22,6 +22,7 @@ from holdfast.files import (
     write_text,
 )
 from holdfast.memory import Accumulate, Decayed, Retained
+from holdfast.memory.kronecker import layers_from, layers_to_json, layers_to_tensors
 from holdfast.records import check_importance_values
 from holdfast.version import __version__
 
@@ -35,6 +36,7 @@ def save(
     mechanism: str,
     options: Mapping[str, Any],
     progress: Mapping[str, Any],
+    pulls: Mapping[str, Tensor],
     model: nn.Module,
 ) -> None:
     """Write a keeper's folder, whole or not at all."""
@@ -42,6 +44,10 @@ def save(
         digests = write_tensors(folder, "importance", held.importance)
         if held.anchors:
             digests |= write_tensors(folder, "anchors", held.anchors)
+        if held.factors:
+            digests |= write_tensors(folder, "factors", layers_to_tensors(held.factors))
+        if pulls:
+            digests |= write_tensors(folder, "pulls", pulls)
         content = {
             "mechanism": mechanism,
             "library_version": __version__,
@@ -49,6 +55,7 @@ def save(
             "options": {name: _to_json(value) for name, value in options.items()},
             "progress": progress,
             "held": numbers_of(held),
+            **({"factors": layers_to_json(held.factors)} if held.factors else {}),
             "files": digests,
         }
         write_description(folder / "keeper_config.json", content)
@@ -57,8 +64,8 @@ def save(
 
 def load(
     path: str | os.PathLike[str], *, mechanism: str, anchors: bool
-) -> tuple[Retained, dict[str, Any], dict[str, Any]]:
-    """Read a keeper's folder: what it holds, on the CPU, the options of its constructor, and its progress.
+) -> tuple[Retained, dict[str, Any], dict[str, Any], dict[str, Tensor]]:
+    """Read a keeper's folder: what it holds, on the CPU, the options of its constructor, its progress and its pulls.
 
     Raises:
         FileFormatError: a missing, truncated, edited or wrong-version file, or another mechanism's folder.
@@ -86,7 +93,35 @@ def load(
     held = Retained(importance=importance, **{name: numbers[name] for name in _NUMBERS})
     if anchors and held.num_tasks:
         held = replace(held, anchors=read_tensors(folder, "anchors", digests))
-    return held, {name: _from_json(value) for name, value in options.items()}, progress
+    if "factors" in content:
+        tensors = read_tensors(folder, "factors", digests)
+        held = replace(held, factors=layers_from(content["factors"], tensors, where=str(config)))
+    pulls = read_tensors(folder, "pulls", digests) if "pulls.safetensors" in digests else {}
+    return held, {name: _from_json(value) for name, value in options.items()}, progress, pulls
+
+
+def to_state(held: Retained, pulls: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The same content for a training checkpoint: tensors by "part/name", and JSON notes."""
+    parts = {
+        "importance": held.importance,
+        "anchors": held.anchors,
+        "factors": layers_to_tensors(held.factors),
+        "pulls": pulls,
+    }
+    tensors = {f"{part}/{name}": tensor for part, content in parts.items() for name, tensor in content.items()}
+    return tensors, {"held": numbers_of(held), "factors": layers_to_json(held.factors)}
+
+
+def from_state(
+    tensors: Mapping[str, Tensor], notes: Mapping[str, Any], *, where: str
+) -> tuple[Retained, dict[str, Tensor]]:
+    """What `to_state` was given."""
+    parts: dict[str, dict[str, Tensor]] = {"importance": {}, "anchors": {}, "factors": {}, "pulls": {}}
+    for key, tensor in tensors.items():
+        part, _, name = key.partition("/")
+        parts[part][name] = tensor
+    factors = layers_from(notes.get("factors", {}), parts["factors"], where=where)
+    return Retained(parts["importance"], parts["anchors"], **notes["held"], factors=factors), parts["pulls"]
 
 
 def numbers_of(held: Retained) -> dict[str, Any]:
@@ -100,7 +135,8 @@ def on_devices(held: Retained, devices: Mapping[str, torch.device]) -> Retained:
     def moved(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: tensor.to(devices.get(name, tensor.device)) for name, tensor in tensors.items()}
 
-    return replace(held, importance=moved(held.importance), anchors=moved(held.anchors))
+    factors = {name: layer.to(devices.get(name)) for name, layer in held.factors.items()}
+    return replace(held, importance=moved(held.importance), anchors=moved(held.anchors), factors=factors)
 
 
 def accumulate_to_json(rule: Accumulate) -> str | dict[str, float]:
@@ -121,7 +157,7 @@ def _from_json(value: Any) -> Any:
 
 
 def _card(content: Mapping[str, Any], held: Retained) -> str:
-    weights = sum(value.numel() for value in held.importance.values())
+    weights = sum(value.numel() for value in held.covered.values())
     options = ", ".join(f"{name}={value}" for name, value in content["options"].items())
     return f"""# Skills of {content["model"]}, held by {content["mechanism"]}
 

@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from holdfast.errors import FileFormatError, OptionError, ParameterMismatchError, StateError
+from holdfast.factored import FactoredImportance, check_factored_names, shapes_of
 from holdfast.memory import Accumulate, Decayed, Retained, Weighting, retain
 from holdfast.records import Importance, ImportanceInfo, check_names
 from holdfast.retention import files
-from holdfast.retention.plan import Part, Plan, check_covered, check_held_shapes
+from holdfast.retention.plan import Part, Plan, check_covered, check_held_shapes, check_same_kind
 from holdfast.retention.report import Report
 from holdfast.steps import StepHooks, bare_optimizer, can_recompute, increments
 from holdfast.tensors import all_parameters, sum_of, trainable_parameters, unwrap, wide_dtype
@@ -75,6 +76,9 @@ class Keeper(ABC):
         self._hooks: list[tuple[StepHooks, Plan]] = []
         self._num_steps = 0
         self._snapshots: dict[nn.Parameter, Tensor] = {}
+        self._pulls: dict[
+            str, Tensor
+        ] = {}  # of the last step, by weight of a factored layer: where the next one starts
         self._meter: _Meter | None = None
         self._pinned: float | None = None
         self._pull_ratio: float | None = None
@@ -135,11 +139,12 @@ class Keeper(ABC):
         return self
 
     @torch.no_grad()
-    def retain(self, importance: Mapping[str, Tensor]) -> Self:
+    def retain(self, importance: Mapping[str, Tensor] | FactoredImportance) -> Self:
         """Close a task: merge its importance into what is held, and move the anchors to today's weights.
 
         Args:
-            importance: an `Importance`, or a plain mapping from name to tensor >= 0 of the parameter's shape.
+            importance: an `Importance`, a plain mapping from name to tensor >= 0 of the parameter's shape, or for EWC a
+                `FactoredImportance`.
 
         Returns:
             The keeper itself.
@@ -148,17 +153,26 @@ class Keeper(ABC):
             NotFiniteError: an entry is NaN, infinite or negative.
             ParameterMismatchError: names or shapes that do not match the model, or parameters without importance under
                 `new_parameters="error"`.
-            OptionError: a budget over an importance whose unit is not nats.
+            OptionError: a budget over an importance whose unit is not nats; Kronecker factors where they have no
+                meaning, or for a parameter that is held by a diagonal.
 
-        Nothing is changed when it raises. Cost: a copy of importance and, with anchors, of the weights.
+        Nothing is changed when it raises. Cost: a copy of importance and, with anchors, of the weights; for Kronecker
+        factors two eigendecompositions a layer.
         """
-        if not isinstance(importance, Importance):
+        layers: FactoredImportance | None = None
+        if isinstance(importance, FactoredImportance):
+            self._check_factored(importance)
+            check_factored_names(importance, self.model, where=f"{self.mechanism}.retain")
+            layers, importance = importance, importance.diagonal
+        elif not isinstance(importance, Importance):
             importance = Importance(dict(importance), ImportanceInfo(kind="custom", num_examples=0))
         parameters = trainable_parameters(self.model)
         where = f"{self.mechanism}.retain"
         check_names(importance, self.model, where=where)
         check_held_shapes(self.held, self.model, where=where)
-        covered = Retained(importance={**self.held.importance, **importance}, num_tasks=self.held.num_tasks)
+        new = {**importance, **shapes_of(layers or {})}
+        check_same_kind(new, shapes_of(layers or {}), self.held, where=where)
+        covered = Retained(importance={**self.held.covered, **new}, num_tasks=self.held.num_tasks)
         check_covered(list(parameters), covered, new_parameters=self.new_parameters, where=where)
         importance = self._accepted(importance)
         everything = all_parameters(self.model)  # frozen ones have an anchor too, should they be unfrozen
@@ -167,12 +181,14 @@ class Keeper(ABC):
             files.on_devices(self.held, devices),
             {name: value.to(devices[name]) for name, value in importance.items()},
             weights=everything if self._has_anchors else {},
+            factors={name: f.to(devices[name]) for name, f in layers.items()} if layers is not None else None,
             rule=self.accumulate,
             weighting=self.weighting,
             num_examples=importance.info.num_examples,
             nats_per_unit=importance.info.nats_per_unit,
         )
         self._num_steps = 0
+        self._pulls = {}
         self._pinned = self._pull_ratio = None
         self._retained()
         return self
@@ -182,6 +198,7 @@ class Keeper(ABC):
         parameters = trainable_parameters(self.model)
         weights = sum(parameter.numel() for parameter in parameters.values())
         protected = sum_of((value > 0).sum() for name, value in self.held.importance.items() if name in parameters)
+        protected += sum_of((f.diagonal() > 0).sum() for name, f in self.held.factors.items() if name in parameters)
         return Report(
             mechanism=self.mechanism,
             num_tasks=self.held.num_tasks,
@@ -206,6 +223,7 @@ class Keeper(ABC):
             mechanism=self.mechanism,
             options=self._options(),
             progress=self._progress(),
+            pulls=self._pulls,
             model=unwrap(self.model),
         )
 
@@ -219,32 +237,30 @@ class Keeper(ABC):
             FileFormatError: a missing, truncated, edited or wrong-version file, or another mechanism's folder.
             ParameterMismatchError: names or shapes that do not match `model`.
         """
-        held, saved, progress = files.load(path, mechanism=cls.mechanism, anchors=cls._has_anchors)
+        held, saved, progress, pulls = files.load(path, mechanism=cls.mechanism, anchors=cls._has_anchors)
         unknown = sorted(set(saved) - set(inspect.signature(cls).parameters))
         if unknown:
             raise FileFormatError(f"{path}: unknown options of {cls.mechanism}: {', '.join(unknown)}. Save it again.")
         keeper = cls(model, **{**saved, **options})
-        for content in (held.importance, held.anchors):
+        for content in (held.covered, held.anchors):
             check_names(content, model, where=f"{cls.mechanism}.load({str(path)!r})")
         devices = {name: parameter.device for name, parameter in trainable_parameters(model).items()}
         keeper.held = files.on_devices(held, devices)
+        keeper._pulls = {name: pull.to(devices.get(name, pull.device)) for name, pull in pulls.items()}
         keeper._go_on(progress)
         return keeper
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that going on to the same bits needs, for a training checkpoint: tensors, and JSON notes."""
-        tensors = {f"importance/{name}": tensor for name, tensor in self.held.importance.items()}
-        tensors |= {f"anchors/{name}": tensor for name, tensor in self.held.anchors.items()}
-        return tensors, {"held": files.numbers_of(self.held), "progress": self._progress()}
+        tensors, notes = files.to_state(self.held, self._pulls)
+        return tensors, {**notes, "progress": self._progress()}
 
     def load_state(self, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
         """Go on from what `state` gave."""
         devices = {name: parameter.device for name, parameter in all_parameters(self.model).items()}
-        maps: dict[str, dict[str, Tensor]] = {"importance": {}, "anchors": {}}
-        for key, tensor in tensors.items():
-            kind, _, name = key.partition("/")
-            maps[kind][name] = tensor
-        self.held = files.on_devices(Retained(**maps, **notes["held"]), devices)
+        held, pulls = files.from_state(tensors, notes, where=f"{self.mechanism}.load_state")
+        self.held = files.on_devices(held, devices)
+        self._pulls = {name: pull.to(devices.get(name, pull.device)) for name, pull in pulls.items()}
         self._go_on(notes["progress"])
 
     # --- what a mechanism defines
@@ -270,9 +286,20 @@ class Keeper(ABC):
         """Whether every step needs to know the optimizer's increments, not only measured ones."""
         return False
 
+    def _measures(self) -> bool:
+        """Whether the coming step is measured."""
+        return self.log_every > 0 and self._num_steps % self.log_every == 0
+
     def _accepted(self, importance: Importance) -> Importance:
         """The importance as this mechanism holds it."""
         return importance
+
+    def _check_factored(self, importance: FactoredImportance) -> None:
+        """Raise unless this mechanism can hold Kronecker factors."""
+        raise OptionError(
+            f"{self.mechanism}.retain: this importance ({importance.info.kind}) has Kronecker factors, and "
+            f"{self.mechanism} holds weights one by one. Retain its diagonal, importance.to_diagonal(), or use EWC."
+        )
 
     def _retained(self) -> None:  # noqa: B027
         """Called when one more task has been retained."""
@@ -298,7 +325,7 @@ class Keeper(ABC):
     def _before(self, optimizer: Optimizer, plan: Plan) -> None:
         if self.held.num_tasks == 0:
             return
-        measured = self.log_every > 0 and self._num_steps % self.log_every == 0
+        measured = self._measures()
         self._meter = _Meter() if measured else None
         parts = plan.all_parts(optimizer, self.held)
         if measured or self._needs_increments():
@@ -308,6 +335,9 @@ class Keeper(ABC):
                 for parameter in part.parameters
                 if not can_recompute(optimizer, part.group, parameter)
             }
+        if measured:
+            moved = [parameter for layer in plan.layers(optimizer, self.held) for parameter in layer.parameters]
+            self._snapshots |= {parameter: parameter.detach().clone() for parameter in moved}
 
     @torch.no_grad()
     def _after(self, optimizer: Optimizer, plan: Plan) -> None:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from holdfast.errors import ParameterMismatchError
-from holdfast.memory import Retained
+from holdfast.errors import OptionError, ParameterMismatchError, StateError
+from holdfast.factored import layer_matrix, shapes_of
+from holdfast.memory import HeldLayer, Retained
 from holdfast.records import check_shapes
-from holdfast.tensors import chunks, trainable_parameters
+from holdfast.tensors import chunks, trainable_parameters, wide_dtype
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,40 @@ class Part:
         return Part(self.group, [self.parameters[i] for i in kept], [self.importance[i] for i in kept], anchors)
 
 
+@dataclass(frozen=True)
+class LayerPart:
+    """A layer held by Kronecker factors, with the parameter groups of its weight and bias.
+
+    Attributes:
+        name: of its weight.
+        groups: of the weight and, where there is one, of the bias.
+        parameters: likewise.
+        layer: what is held of it, in the dtype that steps are computed in.
+        anchor: [out, n], likewise.
+    """
+
+    name: str
+    groups: list[Mapping[str, Any]]
+    parameters: list[nn.Parameter]
+    layer: HeldLayer
+    anchor: Tensor
+
+    def distance(self) -> Tensor:
+        """Where the weights are, from the anchor: [out, n]."""
+        return layer_matrix(*(p.detach().to(self.anchor.dtype) for p in self.parameters)).sub_(self.anchor)
+
+    def stepped(self, *, where: str) -> bool:
+        """Whether the optimizer moves the layer in this step.
+
+        Raises:
+            StateError: it moves the weight without the bias, or the bias without the weight.
+        """
+        moved = [parameter.grad is not None for parameter in self.parameters]
+        if len(set(moved)) > 1:
+            raise StateError(apart_message(self.name, where))
+        return moved[0]
+
+
 class Plan:
     """The parts of one optimizer, found again whenever its groups or the retained importance change.
 
@@ -58,6 +93,7 @@ class Plan:
         self._key: object = None
         self._held: Retained | None = None
         self._parts: list[Part] = []
+        self._layers: list[LayerPart] = []
 
     def parts(self, optimizer: Optimizer, held: Retained) -> Iterator[Part]:
         """The parts that this step moves.
@@ -71,6 +107,16 @@ class Plan:
             if stepped is not None:
                 yield stepped
 
+    def layers(self, optimizer: Optimizer, held: Retained) -> list[LayerPart]:
+        """The layers held by Kronecker factors, moved by this step or not.
+
+        Raises:
+            ParameterMismatchError: as for `parts`.
+            StateError: the optimizer trains a layer's weight without its bias, or the bias without the weight.
+        """
+        self.all_parts(optimizer, held)
+        return self._layers
+
     def all_parts(self, optimizer: Optimizer, held: Retained) -> list[Part]:
         """All parts, moved by this step or not."""
         key = [
@@ -79,6 +125,7 @@ class Plan:
         ]
         if held is not self._held or key != self._key:
             self._parts = self._find(optimizer, held)
+            self._layers = self._find_layers(optimizer, held)
             self._key, self._held = key, held
         return self._parts
 
@@ -101,16 +148,62 @@ class Plan:
                 parts.append(Part(group, [p for p, _ in chosen], importance, anchors))
         return parts
 
+    def _find_layers(self, optimizer: Optimizer, held: Retained) -> list[LayerPart]:
+        if not held.factors:
+            return []
+        parameters = trainable_parameters(self._model)
+        groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+        layers = []
+        for name, layer in held.factors.items():
+            names = [name] if layer.bias is None else [name, layer.bias]
+            found = [parameters[n] for n in names if n in parameters and id(parameters[n]) in groups]
+            if not found:
+                continue
+            if len(found) < len(names):
+                raise StateError(apart_message(name, self._where))
+            weight, dtype = found[0], wide_dtype(found[0])
+            anchor = layer_matrix(*(held.anchors[n].to(weight.device, dtype) for n in names))
+            moved = layer.to(weight.device, dtype)
+            layers.append(LayerPart(name, [groups[id(p)] for p in found], found, moved, anchor))
+        return layers
+
+
+def apart_message(name: str, where: str) -> str:
+    """What to say of a layer whose weight moves without its bias, or the bias without the weight."""
+    return (
+        f"{where}: the optimizer moves only one of {name!r} and its bias, and a layer held by Kronecker factors moves "
+        "as one. Train both with one optimizer, or retain importance.to_diagonal()."
+    )
+
 
 def check_held_shapes(held: Retained, model: nn.Module, *, where: str) -> None:
     """Raise `ParameterMismatchError` naming the parameters whose shape is no longer the one that is held."""
     remedy = "Let the model grow by parameters of their own beside the old ones, or start a new keeper."
-    check_shapes(held.importance, model, where=where, remedy=remedy)
+    check_shapes(held.covered, model, where=where, remedy=remedy)
+
+
+def check_same_kind(new: Iterable[str], factored: Iterable[str], held: Retained, *, where: str) -> None:
+    """Raise `OptionError` for parameters held by factors for some tasks and by a diagonal for others.
+
+    Args:
+        new: names that the new importance covers.
+        factored: those of them that are in layers with factors.
+        held: what is held of the tasks before.
+        where: for the message.
+    """
+    before, now = set(shapes_of(held.factors)), set(factored)
+    mixed = sorted((before & set(new)) - now) + sorted(now & set(held.importance))
+    if mixed:
+        raise OptionError(
+            f"{where}: {', '.join(map(repr, mixed))} would be held by Kronecker factors for some tasks and by a "
+            "diagonal for others. Retain every task's kfac, or every task's to_diagonal()."
+        )
 
 
 def check_covered(names: Sequence[str], held: Retained, *, new_parameters: str, where: str) -> None:
     """Raise `ParameterMismatchError` naming the parameters without an importance, unless they are to be free."""
-    missing = [name for name in names if name not in held.importance]
+    covered = held.covered
+    missing = [name for name in names if name not in covered]
     if missing and new_parameters == "error":
         has, they, them = ("parameter has", "It", "it") if len(missing) == 1 else ("parameters have", "They", "them")
         raise ParameterMismatchError(

@@ -1,0 +1,330 @@
+"""Importances of whole layers: Kronecker factors, with a diagonal for what is no layer."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from holdfast.errors import FileFormatError, NotFiniteError, ParameterMismatchError
+from holdfast.files import (
+    existing_folder,
+    new_folder,
+    read_description,
+    read_tensors,
+    write_description,
+    write_tensors,
+    write_text,
+)
+from holdfast.records import Importance, ImportanceInfo, check_names
+
+_ROUNDING = 1e-5
+"""How far a factor may be from symmetric and positive, relative to its norm: the rounding of float32 sums."""
+
+
+@dataclass(frozen=True)
+class KroneckerFactors:
+    """The curvature A (x) G of one layer, whose weight and bias are one matrix W [out, in (+1)].
+
+    For a displacement D of that matrix the quadratic form is sum D * (G D A), twice the predicted rise.
+
+    Attributes:
+        inputs: A, float32 [n, n], n the inputs of one output unit (for a convolution channels times kernel size, in
+            the order of the flattened weight) and, where there is a bias, one more at the end that is always 1.
+        outputs: G, float32 [out, out].
+        shape: of the weight, [out, in] or [out, channels, *kernel].
+        bias: name of the bias parameter, or None.
+    """
+
+    inputs: Tensor
+    outputs: Tensor
+    shape: tuple[int, ...]
+    bias: str | None = None
+
+    @property
+    def matrix_shape(self) -> tuple[int, int]:
+        """[out, in (+1)]: of the layer's weight and bias as one matrix."""
+        return self.shape[0], math.prod(self.shape[1:]) + (self.bias is not None)
+
+    def to(self, device: torch.device | str) -> KroneckerFactors:
+        """The same on another device."""
+        return replace(self, inputs=self.inputs.to(device), outputs=self.outputs.to(device))
+
+    def trace(self) -> float:
+        """Tr A Tr G: the sum of the diagonal over all weights of the layer."""
+        return float(self.inputs.double().trace() * self.outputs.double().trace())
+
+
+class FactoredImportance(Mapping[str, KroneckerFactors]):
+    """How much each layer matters: Kronecker factors by the canonical name of the layer's weight, a diagonal elsewhere.
+
+    Importances add (`a + b`), scale (`2.0 * a`), compare (`a.correlation(b)`), save and load, as `Importance` does.
+    A sum of Kronecker products is not one: `a + b` holds the product (sum_k Tr(G_k) A_k) (x) (sum_k Tr(A_k) G_k) over
+    the total trace, which has the sum's partial traces. `EWC.retain` merges better than that: retain each by itself.
+
+    Args:
+        factors: name of a weight -> its layer's factors; cast to float32 and made exactly symmetric.
+        diagonal: name -> tensor >= 0 of the parameter's shape, for parameters in no factored layer.
+        info: how it was made.
+
+    Attributes:
+        diagonal: the `Importance` of the other parameters.
+        info: as given.
+
+    Raises:
+        NotFiniteError: a factor is not finite, or has negative eigenvalues beyond rounding; every one is named.
+        ParameterMismatchError: a factor's shape does not fit its layer's, or a parameter is there twice.
+    """
+
+    def __init__(
+        self, factors: Mapping[str, KroneckerFactors], diagonal: Mapping[str, Tensor], info: ImportanceInfo
+    ) -> None:
+        self.info = info
+        where = f"FactoredImportance({info.kind})"
+        self.diagonal = Importance(diagonal, info)
+        _check_shapes(factors, where)
+        _check_factors(factors, where)
+        self._factors = {
+            name: replace(f, inputs=_symmetric(f.inputs), outputs=_symmetric(f.outputs)) for name, f in factors.items()
+        }
+        twice = sorted(set(self.parameter_names()) & set(self.diagonal))
+        if twice:
+            raise ParameterMismatchError(
+                f"{where}: {', '.join(map(repr, twice))} in a factored layer and in the diagonal too. Leave it in one."
+            )
+
+    def __getitem__(self, name: str) -> KroneckerFactors:
+        return self._factors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._factors)
+
+    def __len__(self) -> int:
+        return len(self._factors)
+
+    def __repr__(self) -> str:
+        weights = sum(math.prod(f.matrix_shape) for f in self.values())
+        rest = sum(value.numel() for value in self.diagonal.values())
+        sizes = f"{len(self)} layers of {weights:,} weights, diagonal for {rest:,}, {self.info.num_examples} examples"
+        return f"FactoredImportance({self.info.kind}, {sizes})"
+
+    def parameter_names(self) -> list[str]:
+        """Names of the parameters in factored layers."""
+        return list(shapes_of(self))
+
+    def __add__(self, other: FactoredImportance) -> FactoredImportance:
+        """Layer by layer, see above; layers and parameters in only one of the two keep their value."""
+        wrong = [
+            name for name in self if name in other and _form(self[name]) != _form(other[name])
+        ]  # the diagonals check themselves
+        mixed = sorted(
+            (set(self.parameter_names()) & set(other.diagonal)) | (set(other.parameter_names()) & set(self.diagonal))
+        )
+        if wrong or mixed:
+            listed = ", ".join(map(repr, [*wrong, *mixed]))
+            raise ParameterMismatchError(
+                f"FactoredImportance: cannot add: {listed} differ in shape, bias, or in being factored. "
+                "Add their to_diagonal()."
+            )
+        diagonal = self.diagonal + other.diagonal
+        return FactoredImportance(
+            {
+                name: _joined(self[name], other[name])
+                if name in self and name in other
+                else (self if name in self else other)[name]
+                for name in [*self, *(name for name in other if name not in self)]
+            },
+            diagonal,
+            diagonal.info,
+        )
+
+    def __mul__(self, factor: float) -> FactoredImportance:
+        diagonal = self.diagonal * factor
+        return FactoredImportance(
+            {name: replace(f, outputs=f.outputs * factor) for name, f in self.items()}, diagonal, diagonal.info
+        )
+
+    __rmul__ = __mul__
+
+    def to(self, device: torch.device | str) -> FactoredImportance:
+        """The same on another device."""
+        moved = {name: f.to(device) for name, f in self.items()}
+        return FactoredImportance(moved, self.diagonal.to(device), self.info)
+
+    def to_diagonal(self) -> Importance:
+        """The diagonal of A (x) G, for every weight, with the diagonal of the rest: what `WVA` and a budget need."""
+        values: dict[str, Tensor] = {}
+        for name, f in self.items():
+            table = torch.outer(f.outputs.diagonal(), f.inputs.diagonal()).clamp(min=0)
+            values[name] = (table if f.bias is None else table[:, :-1]).reshape(f.shape)
+            if f.bias is not None:
+                values[f.bias] = table[:, -1]
+        return Importance({**values, **self.diagonal}, self.info)
+
+    def correlation(self, other: Importance | FactoredImportance) -> dict[str, float]:
+        """Spearman's rank correlation of the diagonals of what both hold, by parameter; -1..1, NaN where constant."""
+        return self.to_diagonal().correlation(other if isinstance(other, Importance) else other.to_diagonal())
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the folder `path`: `factors.safetensors`, `importance.safetensors` (the diagonal), config, `README.md`.
+
+        Raises:
+            OutputError: if it cannot be written; a folder that stood there before is then unchanged.
+        """
+        tensors = {f"{name}/inputs": f.inputs for name, f in self.items()}
+        tensors |= {f"{name}/outputs": f.outputs for name, f in self.items()}
+        layers = {name: {"shape": list(f.shape), "bias": f.bias} for name, f in self.items()}
+        with new_folder(path) as folder:
+            files = write_tensors(folder, "factors", tensors) | write_tensors(folder, "importance", self.diagonal)
+            content = {**asdict(self.info), "factors": layers, "files": files}
+            write_description(folder / "importance_config.json", content)
+            write_text(folder / "README.md", _card(self))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, model: nn.Module | None = None) -> FactoredImportance:
+        """Read a folder that `save` wrote; with `model`, also check names and shapes against it.
+
+        Raises:
+            FileFormatError: a missing, truncated, edited or wrong-version file, or a folder without factors.
+            ParameterMismatchError: names or shapes that do not match `model`.
+        """
+        folder = existing_folder(path)
+        config = folder / "importance_config.json"
+        content = read_description(config)
+        info = ImportanceInfo.from_dict(content, where=str(config))
+        if "factors" not in content:
+            raise FileFormatError(f"{config}: it holds no Kronecker factors. Load it with hf.Importance.load.")
+        tensors = read_tensors(folder, "factors", content.get("files", {}))
+        factors = _from_tensors(content["factors"], tensors, where=str(config))
+        found = cls(factors, read_tensors(folder, "importance", content["files"]), info)
+        if model is not None:
+            check_factored_names(found, model, where=f"FactoredImportance.load({str(path)!r})")
+        return found
+
+
+class _Shaped(Protocol):
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def bias(self) -> str | None: ...
+
+
+def check_factored_names(importance: FactoredImportance, model: nn.Module, *, where: str) -> None:
+    """Raise `ParameterMismatchError` naming every entry that has no parameter of its name and shape in `model`."""
+    check_names({**shapes_of(importance), **importance.diagonal}, model, where=where)
+
+
+def shapes_of(factors: Mapping[str, _Shaped]) -> dict[str, Tensor]:
+    """Name -> a zero of the parameter's shape that takes no memory, for every parameter in a factored layer."""
+    zero = torch.zeros(())
+    found = {name: zero.expand(f.shape) for name, f in factors.items()}
+    return found | {f.bias: zero.expand(f.shape[0]) for f in factors.values() if f.bias is not None}
+
+
+def layer_matrix(weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """[out, in (+1)]: a layer's weight, flattened, and its bias as the last column; a copy."""
+    flat = weight.reshape(len(weight), -1)
+    return flat.clone() if bias is None else torch.cat([flat, bias.unsqueeze(1)], dim=1)
+
+
+def _check_shapes(factors: Mapping[str, KroneckerFactors], where: str) -> None:
+    wrong = []
+    for name, f in factors.items():
+        out, inputs = f.matrix_shape
+        if tuple(f.inputs.shape) != (inputs, inputs) or tuple(f.outputs.shape) != (out, out):
+            wrong.append(
+                f"{name!r}, a weight of {tuple(f.shape)} {'without' if f.bias is None else 'with'} bias, has factors "
+                f"{tuple(f.inputs.shape)} and {tuple(f.outputs.shape)}, expected {(inputs, inputs)} and {(out, out)}"
+            )
+    if wrong:
+        raise ParameterMismatchError(f"{where}: {'; '.join(wrong)}.")
+
+
+def _check_factors(factors: Mapping[str, KroneckerFactors], where: str) -> None:
+    bad = []
+    for name, f in factors.items():
+        for part, matrix in (("inputs", f.inputs), ("outputs", f.outputs)):
+            fault = _fault(matrix.detach().float())
+            if fault:
+                bad.append(f"{part} of {name!r} ({fault})")
+    if bad:
+        raise NotFiniteError(
+            f"{where}: factors must be finite, symmetric and without negative eigenvalues; found {', '.join(bad)}. "
+            "Look for NaN in the model's weights or the data, or an overflow under half precision."
+        )
+
+
+def _fault(matrix: Tensor) -> str | None:
+    if not torch.isfinite(matrix).all():
+        return "an entry is not finite"
+    wide = matrix.double() if matrix.device.type != "mps" else matrix
+    norm = float(wide.norm())
+    if norm == 0:
+        return None
+    if float((wide - wide.T).norm()) > _ROUNDING * norm:
+        return "not symmetric"
+    shifted = (wide + wide.T) / (2 * norm)
+    shifted.diagonal().add_(_ROUNDING)
+    return "a negative eigenvalue" if int(torch.linalg.cholesky_ex(shifted).info) else None
+
+
+def _symmetric(matrix: Tensor) -> Tensor:
+    matrix = matrix.detach().to(torch.float32)
+    return matrix if torch.equal(matrix, matrix.T) else (matrix + matrix.T) / 2
+
+
+def _form(f: KroneckerFactors) -> tuple[tuple[int, ...], str | None]:
+    return tuple(f.shape), f.bias
+
+
+def _joined(a: KroneckerFactors, b: KroneckerFactors) -> KroneckerFactors:
+    """The product with the partial traces of A_a (x) G_a + A_b (x) G_b."""
+    total = a.trace() + b.trace()
+    if total == 0:
+        return a
+    inputs = a.outputs.double().trace() * a.inputs.double() + b.outputs.double().trace() * b.inputs.double()
+    outputs = a.inputs.double().trace() * a.outputs.double() + b.inputs.double().trace() * b.outputs.double()
+    return replace(a, inputs=(inputs / inputs.trace()).float(), outputs=(outputs / outputs.trace() * total).float())
+
+
+def _from_tensors(layers: Any, tensors: Mapping[str, Tensor], *, where: str) -> dict[str, KroneckerFactors]:
+    known = layers if isinstance(layers, dict) else {}
+    if {f"{name}/{part}" for name in known for part in ("inputs", "outputs")} != set(tensors):
+        raise FileFormatError(f"{where}: 'factors' does not list the layers of factors.safetensors. Save it again.")
+    factors = {}
+    for name, layer in known.items():
+        shape, bias = (layer.get("shape"), layer.get("bias")) if isinstance(layer, dict) else (None, None)
+        sizes = shape if isinstance(shape, list) else []
+        if len(sizes) < 2 or not all(isinstance(n, int) and n > 0 for n in sizes) or not isinstance(bias, str | None):
+            raise FileFormatError(f"{where}: 'shape' or 'bias' of {name!r} is damaged ({layer!r}). Save it again.")
+        factors[name] = KroneckerFactors(tensors[f"{name}/inputs"], tensors[f"{name}/outputs"], tuple(sizes), bias)
+    return factors
+
+
+def _card(importance: FactoredImportance) -> str:
+    info = importance.info
+    rows = "\n".join(
+        f"| {name} | {tuple(f.shape)} | {tuple(f.inputs.shape)} | {tuple(f.outputs.shape)} | {f.trace():.4g} |"
+        for name, f in importance.items()
+    )
+    rest = ", ".join(importance.diagonal) or "none"
+    return f"""# Importance of the layers of {info.model or "a model"}
+
+Kronecker-factored curvature, measured with holdfast {info.library_version}.
+
+- kind: {info.kind}; examples: {info.num_examples}; loss: {info.loss}; unit: {info.unit}
+- diagonal: {rest}
+
+    import holdfast as hf
+    importance = hf.FactoredImportance.load("THIS FOLDER", model=model)
+
+| weight | shape | inputs | outputs | trace |
+| --- | --- | --- | --- | --- |
+{rows}
+"""

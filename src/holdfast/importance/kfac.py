@@ -1,0 +1,161 @@
+"""The Kronecker-factored Fisher information: how sharply the likelihood bends along all weights of a layer together."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, get_args
+
+from torch import Tensor, nn
+
+from holdfast.errors import OptionError
+from holdfast.factored import FactoredImportance, KroneckerFactors
+from holdfast.heads.likelihoods import Likelihood, resolve_likelihood
+from holdfast.importance.fisher import Rows
+from holdfast.importance.measure import Batch, DataPass, check_choice
+from holdfast.moments.kronecker import KroneckerSums
+from holdfast.moments.per_example import CHUNK_BYTES
+from holdfast.moments.state import measuring
+from holdfast.moments.sums import MomentSums
+from holdfast.tensors import trainable_parameters, unwrap
+
+KfacKind = Literal["exact", "sampled", "empirical"]
+
+
+def kfac(
+    model: nn.Module,
+    data: Iterable[Any],
+    *,
+    kind: KfacKind = "exact",
+    loss: str | Likelihood | Callable[[Any, Any], Tensor] | None = None,
+    num_draws: int = 1,
+    num_examples: int | None = None,
+    seed: int = 0,
+    progress: bool = False,
+    chunk_bytes: int = CHUNK_BYTES,
+) -> FactoredImportance:
+    """Kronecker-factored Fisher information of a model on data.
+
+    Weight and bias of a layer are one matrix W [out, in + 1], its inputs a with an appended 1, and their block of the
+    Fisher is approximated by A (x) G,
+
+        A = E sum_t a_t a_t^T,      G = E sum_c p(c|x) 1/T sum_t g_ct g_ct^T,      g_c = d log p(c|x) / d(W a),
+
+    with T positions to an example: 1 for a Linear layer on [B, in], the sequence's length on [B, T, in], and the output
+    pixels of a convolution, where a_t is the patch under pixel t. It is summed over positions in A and averaged in G,
+    KFC's rule: exact where gradients at different positions are uncorrelated and alike. For one example without
+    positions A (x) G is the Fisher itself. Curvature between layers is left out.
+
+    Factored are layers that are exactly `nn.Linear`, or `nn.Conv1d/2d/3d` with groups=1, called once in a forward pass,
+    with a weight of their own. Everything else (norms, embeddings, attention's in_proj, raw and tied parameters, layers
+    called twice, grouped and transposed convolutions) has the diagonal that `fisher` gives. Each layer is checked on
+    the first batch: where the sum of g a^T is not the gradient, as for a weight that a function uses besides its layer,
+    it has the diagonal as well, and a warning names it.
+
+    Args:
+        model: any module. Left exactly as it was: mode, gradients, buffers, hooks, random state.
+        data: an iterable of batches, `(inputs, targets)` or a mapping; each read once.
+        kind: "exact" takes all labels c with their probability; "sampled" draws `num_draws` labels for each x from the
+            model; "empirical" takes the label in the data.
+        loss: "categorical" (default), "gaussian", "bernoulli", a `Likelihood`, or a function of (outputs, batch) that
+            returns one negative log-likelihood per example, shape [B], in nats (for "empirical" only).
+        num_draws: labels drawn for each example, with `kind="sampled"`.
+        num_examples: measure on the first so many examples; None for all.
+        seed: of the draws, from a generator of their own.
+        progress: show a progress bar.
+        chunk_bytes: memory for the patches of convolutions, and for per-example gradients where these are needed.
+
+    Returns:
+        Factors by the name of each layer's weight, and the diagonal of the rest, in nats per weight squared: the mean
+        loss rises by about 1/2 d^T F d nats. Its diagonal estimates that of `fisher`, and is it for one example.
+
+    Raises:
+        LossShapeError: the loss returns a mean, or anything else than [B].
+        CoupledExamplesError: the model mixes its examples.
+        EmptyDataError, BatchError: the data cannot be used.
+        NotFiniteError: a loss or a gradient is NaN or infinite.
+        UnsupportedLayerError: a layer is called once in the first batch, and more often in another.
+        OptionError: a `loss` function with "exact" or "sampled"; num_draws < 1.
+        UnknownNameError: no such kind or loss.
+
+    Cost: for C classes one forward and C backward passes without weight gradients ("sampled": `num_draws`, "empirical":
+    one), and a product of n^2 for each input and of m^2 for each class and output of a layer of n inputs and m outputs;
+    memory n^2 + m^2 a layer. Models with other parameters are passed through once more, for these.
+
+    Source: Martens & Grosse 2015 (arXiv 1503.05671); convolutions: Grosse & Martens 2016 (arXiv 1602.01407); for
+    continual learning: Ritter et al. 2018 (arXiv 1805.07810). Departures: labels are exact where these sample them, no
+    damping is added, and all factors are means over the whole data instead of running means.
+    """
+    where = "kfac"
+    check_choice("kind of kfac", kind, get_args(KfacKind))
+    likelihood = resolve_likelihood(loss, where=where)
+    if num_draws < 1:
+        raise OptionError(f"{where}: num_draws={num_draws}, expected a whole number >= 1.")
+    if num_draws > 1 and kind != "sampled":
+        warnings.warn(
+            f'{where}: num_draws={num_draws} has no effect with kind="{kind}"; it belongs to kind="sampled".',
+            stacklevel=2,
+        )
+    data_pass = DataPass(model, data, where=where, num_examples=num_examples, progress=progress, seed=seed)
+    with measuring(model):
+        factors = KroneckerSums(model, where=where, chunk_bytes=chunk_bytes)
+        rows, again = (Rows(likelihood, kind, num_draws, None, seed) for _ in range(2))
+        rest: MomentSums | None = None
+        for batch in data_pass:
+            factors.add(batch.call, lambda outputs, batch=batch: rows(outputs, batch))
+            with _frozen(model, [name for layer in factors.layers for name in layer.names]):
+                if rest is None:
+                    _warn_of(factors, model)
+                    rest = MomentSums(model, phi="square", where=where, chunk_bytes=chunk_bytes)
+                _add_rest(rest, batch, again)
+        assert rest is not None
+        diagonal = data_pass.importance(
+            {name: total / data_pass.seen for name, total in rest.totals.items()},
+            kind=f"kfac-{kind}",
+            loss=likelihood.name,
+            unit="nats/weight^2",
+            nats_per_unit=1.0,
+            details={"num_draws": num_draws, "seed": seed} if kind == "sampled" else {},
+        )
+        return FactoredImportance(_means(factors), diagonal, diagonal.info)
+
+
+def _add_rest(rest: MomentSums, batch: Batch, rows: Rows) -> None:
+    if rest.totals:
+        rest.add(batch.call, lambda outputs: rows(outputs, batch))
+
+
+def _means(sums: KroneckerSums) -> dict[str, KroneckerFactors]:
+    found = {}
+    for layer in sums.layers:
+        shape = tuple(layer.module.weight.shape)
+        width = layer.module.weight[0].numel() + (layer.bias is not None)
+        zeros = layer.module.weight.new_zeros
+        inputs = sums.inputs.get(layer.weight, zeros(width, width)) / sums.num_examples
+        outputs = sums.outputs.get(layer.weight, zeros(shape[0], shape[0])) / sums.num_examples
+        found[layer.weight] = KroneckerFactors(inputs, outputs, shape, layer.bias)
+    return found
+
+
+@contextmanager
+def _frozen(model: nn.Module, names: list[str]) -> Iterator[None]:
+    """Inside, these parameters count as frozen."""
+    parameters = trainable_parameters(model)
+    chosen = [parameters[name] for name in names]
+    for parameter in chosen:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in chosen:
+            parameter.requires_grad_(True)
+
+
+def _warn_of(sums: KroneckerSums, model: nn.Module) -> None:
+    if sums.declined:
+        named = "; ".join(f"{name!r}: {reason}" for name, reason in sums.declined.items())
+        warnings.warn(
+            f"kfac: in {type(unwrap(model)).__name__} these have the diagonal instead of factors: {named}.",
+            stacklevel=3,
+        )

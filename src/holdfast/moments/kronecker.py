@@ -1,0 +1,307 @@
+"""Kronecker factors of the Linear and convolution layers: second moments of their inputs and of the gradients behind.
+
+With a [B, T, in] the inputs of a layer, an appended 1 for its bias, and g [B, T, out] the gradients of a score at its
+outputs, T positions to an example (one for a Linear on [B, in]; output pixels of a convolution, whose inputs are the
+patches under them), the block of weight and bias is approximated by A (x) G with
+
+    A = E sum_t a_t a_t^T,        G = E sum_k 1/T sum_t g_kt g_kt^T,
+
+k the rows of the scores (KFC's rule; exact where T = 1 and a does not vary with the example, such as for one example).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.utils._pytree import tree_map_only
+
+from holdfast.errors import LossShapeError, NotFiniteError, UnsupportedLayerError
+from holdfast.moments.calls import Call
+from holdfast.moments.gradients import (
+    Scores,
+    accumulator_dtype,
+    gradient,
+    mismatches,
+    random_scores,
+    refuses_grad,
+    tolerance,
+    zeros,
+)
+from holdfast.tensors import trainable_parameters, unwrap
+
+Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer whose weight, and bias where it is trained, form one block.
+
+    Attributes:
+        module: a plain `nn.Linear`, or a plain convolution with one group.
+        weight: the weight's name.
+        bias: the bias's name; None without one, or with a frozen one.
+    """
+
+    module: nn.Linear | Convolution
+    weight: str
+    bias: str | None
+
+    @property
+    def names(self) -> list[str]:
+        """Of its parameters."""
+        return [self.weight] if self.bias is None else [self.weight, self.bias]
+
+
+@dataclass
+class _Use:
+    """One call of a layer: its input, and the place of its output in the graph."""
+
+    input: Tensor
+    edge: GradientEdge | None
+
+
+class KroneckerSums:
+    """Sums over examples for the factors of every layer that can have them, batch after batch.
+
+    A layer has factors if it is exactly an `nn.Linear`, or an `nn.Conv1d/2d/3d` with one group, and its weight and bias
+    belong to it alone. Besides, each is checked on the first batch: it is called once, with as many positions for each
+    example; and for a random linear function of the outputs the sum of g a^T is the ordinary gradient of weight and
+    bias, so that a weight used by a function besides its layer is never silently wrong.
+
+    Args:
+        model: in evaluation mode (see `measuring`).
+        where: the estimator, for messages.
+        chunk_bytes: bound on the patches of a convolution held at once.
+
+    Attributes:
+        layers: those that have factors; complete after the first `add`.
+        declined: weight of a layer that failed the check -> why. Layers that are called twice are only left out.
+        inputs: weight -> sum over examples and positions of a a^T.
+        outputs: weight -> sum over rows and examples of the mean over positions of g g^T.
+        num_examples: examples seen.
+    """
+
+    def __init__(self, model: nn.Module, *, where: str, chunk_bytes: int) -> None:
+        self._model, self._where, self._chunk_bytes = model, where, chunk_bytes
+        self._proven = False
+        self.layers = _layers_of(model)
+        self.declined: dict[str, str] = {}
+        self.inputs: dict[str, Tensor] = {}
+        self.outputs: dict[str, Tensor] = {}
+        self.num_examples = 0
+
+    def add(self, call: Call, scores: Scores) -> None:
+        """Add a batch.
+
+        Args:
+            call: B examples.
+            scores: outputs -> [K, B]; K scores an example.
+
+        Raises:
+            LossShapeError: the scores are not [K, B].
+            NotFiniteError: a score is NaN or infinite.
+
+        Cost: one forward and K backward passes without weight gradients; for a layer of n inputs and m outputs products
+        of B T n^2 and K B T m^2.
+        """
+        if not self._proven:
+            self._prove(call)
+        self._add(call, scores)
+        self.num_examples += call.size
+
+    def _add(self, call: Call, scores: Scores) -> None:
+        with _recorded(self.layers) as uses:
+            outputs = call(unwrap(self._model))
+        often = {name: len(calls) for name, calls in uses.items() if len(calls) > 1}
+        if often:
+            name, number = next(iter(often.items()))
+            raise UnsupportedLayerError(
+                f"{self._where}: the layer of {name!r} is called {number} times for a batch, and was called once for "
+                "the first. Put a batch first for which it is called as often, or use fisher."
+            )
+        rows = scores(outputs)
+        if rows.ndim != 2 or rows.shape[1] != call.size:
+            raise LossShapeError(
+                f"{self._where}: found scores of shape {list(rows.shape)} for {call.size} examples, expected "
+                f"[K, {call.size}]: one column an example."
+            )
+        if not torch.isfinite(rows.detach()).all():
+            raise NotFiniteError(
+                f"{self._where}: the loss is not finite for an example of a batch. Look for NaN in the model's weights "
+                "or the data, or an overflow under half precision."
+            )
+        for layer in self.layers:
+            for use in uses[layer.weight]:
+                for a in self._inputs(layer, use.input):
+                    _add_to(self.inputs, layer.weight, _product(a, a))
+        called = [(layer, use) for layer in self.layers for use in uses[layer.weight] if use.edge is not None]
+        edges = [use.edge for _, use in called if use.edge is not None]
+        for k, row in enumerate(rows if rows.requires_grad and edges else ()):
+            found = torch.autograd.grad(row.sum(), edges, allow_unused=True, retain_graph=k + 1 < len(rows))
+            for (layer, _), g in zip(called, found):
+                if g is not None:
+                    g = _positions(layer, g)
+                    num_positions = len(g) / call.size
+                    _add_to(self.outputs, layer.weight, _product(g, g) / num_positions)
+
+    def _inputs(self, layer: Layer, x: Tensor) -> Iterator[Tensor]:
+        """The inputs [rows, in (+1)] of one call, examples and positions in one axis; for images in chunks."""
+        module = layer.module
+        if isinstance(module, nn.Linear):
+            yield _with_one(_wide(x.detach()).reshape(-1, module.in_features), layer.bias)
+            return
+        x = x if x.ndim == module.weight.ndim else x.unsqueeze(0)
+        size = math.prod(module.weight.shape[1:]) * math.prod(x.shape[2:]) * 8
+        chunk = max(1, self._chunk_bytes // max(size, 1))
+        for some in x.detach().split(chunk):
+            yield _with_one(patches(_wide(some), module).flatten(0, 1), layer.bias)
+
+    def _prove(self, call: Call) -> None:
+        """Leave only the layers that prove themselves on this batch."""
+        one, two = call.examples(0, 1), _twice(call.examples(0, 1))
+        with _recorded(self.layers) as first:
+            one(unwrap(self._model))
+        with _recorded(self.layers) as second:
+            two(unwrap(self._model))
+        for layer in list(self.layers):
+            shapes, doubled = ([u.input.numel() for u in uses[layer.weight]] for uses in (first, second))
+            if len(shapes) > 1:
+                self.layers.remove(layer)
+            elif doubled != [2 * size for size in shapes]:
+                self._decline(layer, "its inputs do not grow with the number of examples")
+        scores = partial(random_scores, call.size)
+        expected = gradient(self._model, call, scores)
+        try:
+            found = {**expected, **self._layer_gradients(call, scores)}
+        except RuntimeError as error:
+            if not refuses_grad(error):
+                raise
+            for layer in list(self.layers):
+                self._decline(layer, "the model has reentrant checkpoints; pass use_reentrant=False to them")
+            found = expected
+        wrong = mismatches(found, expected, rtol=tolerance(self._model))
+        for layer in list(self.layers):
+            if missed := [name for name in layer.names if name in wrong]:
+                self._decline(layer, f"the sum over its calls is not the gradient of {missed[0]!r}")
+        self._proven = True
+
+    def _layer_gradients(self, call: Call, scores: Scores) -> dict[str, Tensor]:
+        """Name -> sum of g a^T, what a layer's calls say the gradient of its weight and bias is."""
+        with _recorded(self.layers) as uses:
+            rows = scores(call(unwrap(self._model)))
+        found: dict[str, Tensor] = {}
+        for layer in self.layers:
+            shape, total = layer.module.weight.shape, None
+            for use in uses[layer.weight]:
+                if use.edge is not None and rows.requires_grad:
+                    (g,) = torch.autograd.grad(rows.sum(), [use.edge], allow_unused=True, retain_graph=True)
+                    if g is not None:
+                        total = _product(_positions(layer, g), torch.cat(list(self._inputs(layer, use.input))))
+            if total is None:
+                continue
+            found[layer.weight] = (total if layer.bias is None else total[:, :-1]).reshape(shape)
+            if layer.bias is not None:
+                found[layer.bias] = total[:, -1]
+        empty = zeros(self._model)
+        return {name: found.get(name, empty[name]) for layer in self.layers for name in layer.names}
+
+    def _decline(self, layer: Layer, reason: str) -> None:
+        self.layers.remove(layer)
+        self.declined[layer.weight] = reason
+
+
+def patches(x: Tensor, module: Convolution) -> Tensor:
+    """What a convolution sees under each output pixel: [B, T, channels * kernel], in the order of the flattened weight.
+
+    Args:
+        x: [B, channels, *size].
+        module: its kernel, stride, dilation, padding and padding mode.
+    """
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    x = F.pad(x, module._reversed_padding_repeated_twice, mode=mode)
+    for axis, (size, stride, dilation) in enumerate(zip(module.kernel_size, module.stride, module.dilation), start=2):
+        x = x.unfold(axis, dilation * (size - 1) + 1, stride)[..., ::dilation]
+    num = len(module.kernel_size)
+    places = x.movedim(1, num + 1)  # [B, *positions, channels, *kernel]
+    return places.reshape(len(x), math.prod(places.shape[1 : num + 1]), -1)
+
+
+def _layers_of(model: nn.Module) -> list[Layer]:
+    """The plain layers whose trained parameters belong to them alone."""
+    names = {id(parameter): name for name, parameter in trainable_parameters(model).items()}
+    homes: dict[int, int] = {}
+    for module in unwrap(model).modules():
+        for parameter in module._parameters.values():
+            homes[id(parameter)] = homes.get(id(parameter), 0) + 1
+    layers = []
+    for module in unwrap(model).modules():
+        plain = type(module) is nn.Linear or (type(module) in _CONVOLUTIONS and getattr(module, "groups", 0) == 1)
+        if plain and id(module.weight) in names:
+            bias = names.get(id(module.bias)) if module.bias is not None else None
+            shared = homes[id(module.weight)] > 1 or (bias is not None and homes[id(module.bias)] > 1)
+            if not shared:
+                layers.append(Layer(module, names[id(module.weight)], bias))  # pyright: ignore[reportArgumentType]
+    return layers
+
+
+@contextmanager
+def _recorded(layers: list[Layer]) -> Iterator[dict[str, list[_Use]]]:
+    """Collects each layer's input and the place of its output in the graph, before anything changes it in place."""
+    uses: dict[str, list[_Use]] = {layer.weight: [] for layer in layers}
+
+    def recorder(layer: Layer) -> Callable[..., Tensor | None]:
+        def record(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
+            edge = get_gradient_edge(output) if output.requires_grad else None
+            uses[layer.weight].append(_Use((args[0] if args else kwargs["input"]).detach(), edge))
+            # a change in place of a view, as of a Linear layer's output for sequences, would leave its edge behind
+            return output.clone() if output._is_view() else None
+
+        return record
+
+    handles = [layer.module.register_forward_hook(recorder(layer), with_kwargs=True, prepend=True) for layer in layers]
+    try:
+        yield uses
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _positions(layer: Layer, g: Tensor) -> Tensor:
+    """[rows, out]: gradients at the outputs, examples and positions in one axis, in the order of the inputs."""
+    if isinstance(layer.module, nn.Linear):
+        return _wide(g).reshape(-1, layer.module.out_features)
+    g = g if g.ndim == layer.module.weight.ndim else g.unsqueeze(0)
+    return _wide(g).flatten(2).transpose(1, 2).reshape(-1, layer.module.out_channels)
+
+
+def _product(g: Tensor, a: Tensor) -> Tensor:
+    """Sum over rows of g a^T, in float32 or wider also under autocast."""
+    with torch.autocast(g.device.type, enabled=False):
+        return g.T @ a
+
+
+def _with_one(a: Tensor, bias: str | None) -> Tensor:
+    return a if bias is None else F.pad(a, (0, 1), value=1.0)
+
+
+def _twice(call: Call) -> Call:
+    args, kwargs = tree_map_only(Tensor, lambda tensor: torch.cat([tensor, tensor]), (call.args, call.kwargs))
+    return Call(args, kwargs, 2 * call.size)
+
+
+def _add_to(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
+    sums[name] = sums[name] + value if name in sums else value
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.to(accumulator_dtype(tensor))
