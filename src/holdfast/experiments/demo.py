@@ -19,7 +19,7 @@ from holdfast.experiments.results import RunResult
 from holdfast.experiments.run import Watch, run
 
 STREAM = "permuted-digits"
-METHODS = ("none", "ewc-fisher", "ewc-mas", "ewc-si", "ewc-signal", "ewc-taylor", "wva-fisher", "joint")
+METHODS = ("none", "ewc-fisher", "ewc-mas", "ewc-si", "ewc-signal", "ewc-taylor", "wva-fisher", "ewc-kfac", "joint")
 """From the floor to the ceiling; WVA with the importance that is best for it on validation data."""
 
 
