@@ -18,7 +18,7 @@ from benchmarks.tables import Table
 from benchmarks.timing import Timing, clock, compare
 from holdfast.experiments.config import configure
 from holdfast.experiments.run import run
-from holdfast.methods import Learner, LearnerOptions, method_named
+from holdfast.methods import Setting, build_learner, method_named
 from holdfast.streams.catalog import build_stream
 from holdfast.training import build_optimizer, mlp, train_epoch
 
@@ -52,11 +52,10 @@ def measure(*, quick: bool = False) -> Table:
     def ours(method: str) -> tuple[nn.Module, Callable[[], object]]:
         chosen = configure(stream, method)
         model = net()
-        learner = Learner(method_named(method), model, _options(method, stream))
+        learner = build_learner(method_named(method), model, options=chosen, setting=Setting((tuple(range(10)),)))
         optimizer = build_optimizer("sgd", model.parameters(), lr=chosen.lr)
         learner.attach(optimizer)
-        if learner.path is not None:
-            train_epoch(model, optimizer, train.take(batch_size), batch_size=batch_size, seed=0)
+        train_epoch(model, optimizer, train.take(batch_size), batch_size=batch_size, seed=0)
         learner.close_task(held_out.take(200), classes=None, task=0)
         return model, lambda: train_epoch(model, optimizer, train, batch_size=batch_size, seed=1)
 
@@ -128,8 +127,3 @@ def _whole_runs(stream: str, num_tasks: int, bare_step: Callable[[], object], *,
 
 def _row(what: str, against: str, timing: Timing, *, target: str | None) -> dict:
     return {"what": what, "against": against, "seconds": timing.seconds, "ratio": timing.spread, "target": target}
-
-
-def _options(method: str, stream: str) -> LearnerOptions:
-    chosen = configure(stream, method)
-    return LearnerOptions(strength=chosen.strength, mas_output=chosen.mas_output, mas_batched=chosen.mas_batched)

@@ -9,7 +9,7 @@ from holdfast.errors import FileFormatError, OutputError
 from holdfast.experiments import checkpoint
 from holdfast.experiments.checkpoint import Progress
 from holdfast.files import read_state, write_state
-from holdfast.methods import Learner, LearnerOptions, method_named
+from holdfast.methods import MethodOptions, Setting, build_learner, method_named
 from holdfast.streams.examples import Examples
 from holdfast.training import build_optimizer, mlp, train_epoch
 
@@ -29,7 +29,9 @@ PROGRESS = Progress(
 
 def parts(method: str = "ewc-si", *, optimizer: str = "adam", hidden: int = 4) -> dict:
     model = mlp(5, (hidden,), 3)
-    learner = Learner(method_named(method), model, LearnerOptions(strength=1.0))
+    learner = build_learner(
+        method_named(method), model, options=MethodOptions(strength=1.0), setting=Setting(((0, 1, 2),))
+    )
     built = build_optimizer(optimizer, model.parameters(), lr=0.01)
     learner.attach(built)
     return {"model": model, "optimizer": built, "learner": learner}

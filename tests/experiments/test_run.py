@@ -26,6 +26,7 @@ from holdfast.experiments.config import RunConfig
 from holdfast.experiments.results import RunResult
 from holdfast.experiments.run import run
 from holdfast.methods import METHODS
+from holdfast.methods.holding import Holding
 from holdfast.streams.catalog import build_stream
 from holdfast.streams.stream import Stream
 
@@ -150,13 +151,13 @@ class TestRun:
 
     def test_importances_come_from_the_data_that_were_asked_for(self, tmp_path, monkeypatch):
         lengths = []
-        measure = run_module.Learner.close_task
+        measure = Holding.close_task
 
         def spied(self: Any, examples: Any, **kwargs: Any) -> None:
             lengths.append(len(examples))
             measure(self, examples, **kwargs)
 
-        monkeypatch.setattr(run_module.Learner, "close_task", spied)
+        monkeypatch.setattr(Holding, "close_task", spied)
         run(tiny("ewc-fisher", importance_examples=None, importance_data="validation"), output=tmp_path)
         run(tiny("ewc-fisher", importance_examples=None, importance_data="train"), output=tmp_path)
         run(tiny("ewc-fisher", importance_examples=17), output=tmp_path)
@@ -248,14 +249,15 @@ class TestScenarios:
         ],
     )
     @pytest.mark.parametrize("scenario", ["task", "class"])
-    def test_joint_training_under_each_mask(self, tmp_path, monkeypatch, mask, expected, scenario):
+    def test_cumulative_training_under_each_mask(self, tmp_path, monkeypatch, mask, expected, scenario):
         _, trained = self.spied(monkeypatch)
-        result = run(self.split("joint", mask=mask, scenario=scenario), output=tmp_path)
+        result = run(self.split("cumulative", mask=mask, scenario=scenario), output=tmp_path)
         assert trained[-1] == expected
         assert len(trained) == 3
         assert result.accuracy_matrix[2][0] > (0.7 if scenario == "task" else 0.1)
 
-    def test_joint_training_is_on_all_tasks_so_far(self, tmp_path, monkeypatch):
+    @pytest.mark.parametrize("method", ["joint", "cumulative"])
+    def test_past_data_are_those_of_all_tasks_so_far(self, tmp_path, monkeypatch, method):
         lengths = []
         train = run_module.train_epoch
 
@@ -264,7 +266,7 @@ class TestScenarios:
             return train(model, optimizer, examples, **kwargs)
 
         monkeypatch.setattr(run_module, "train_epoch", train_epoch)
-        run(self.split("joint"), output=tmp_path)
+        run(self.split(method), output=tmp_path)
         parts = [len(task.train) for task in build_stream("split-digits", num_tasks=3)]
         assert lengths == [(sum(parts[: n + 1]), list(range(2 * n + 2))) for n in range(3)]
 
@@ -275,13 +277,13 @@ class TestScenarios:
 
     def test_fisher_of_a_head_is_of_its_own_columns(self, tmp_path, monkeypatch):
         classes = []
-        close = run_module.Learner.close_task
+        close = Holding.close_task
 
         def spied(self: Any, *args: Any, **kwargs: Any) -> None:
             classes.append(kwargs["classes"])
             close(self, *args, **kwargs)
 
-        monkeypatch.setattr(run_module.Learner, "close_task", spied)
+        monkeypatch.setattr(Holding, "close_task", spied)
         run(self.split("ewc-fisher"), output=tmp_path)
         run(self.split("ewc-fisher", mask="seen"), output=tmp_path)
         run(self.split("ewc-fisher", mask="all"), output=tmp_path)
@@ -292,6 +294,7 @@ RESUMED: dict[str, dict[str, Any]] = {
     "none": {"method": "none"},
     "none, momentum kept": {"method": "none", "optimizer": "momentum", "lr": 0.02, "fresh_optimizer": False},
     "joint": {"method": "joint", "epochs": 1},
+    "frozen": {"method": "frozen", "epochs": 1},
     "ewc-fisher": {"method": "ewc-fisher"},
     "ewc-fisher, cosine": {"method": "ewc-fisher", "schedule": "cosine", "fresh_optimizer": False},
     "ewc-fisher, penalty": {"method": "ewc-fisher", "pull": "penalty", "strength": 1.0},

@@ -11,8 +11,8 @@ import holdfast as hf
 from holdfast.errors import OptionError
 from holdfast.heads.likelihoods import Categorical
 from holdfast.memory import Decayed
-from holdfast.methods import METHODS, Learner, LearnerOptions, method_named
-from holdfast.methods.learner import accumulation
+from holdfast.methods import METHODS, Learner, Method, MethodOptions, Setting, build_learner, method_named
+from holdfast.methods.options import accumulation
 from holdfast.streams.examples import Examples
 from holdfast.training import build_optimizer, mlp, train_epoch
 
@@ -30,6 +30,15 @@ def net() -> nn.Sequential:
     return mlp(6, (8,), 4, slope=0.1, seed=0)
 
 
+def build(method: Method, model: nn.Module, options: MethodOptions) -> Any:
+    return build_learner(method, model, options=options, setting=Setting(task_classes=((0, 1, 2, 3),) * 3))
+
+
+def build_one(name: str) -> Any:
+    held = method_named(name).holds_weights
+    return build(method_named(name), net(), MethodOptions(strength=1.0 if held else None))
+
+
 def learn(
     method: str,
     *,
@@ -41,17 +50,17 @@ def learn(
 ) -> tuple[Learner, dict[str, Tensor]]:
     """Train on one task after the other; the learner and the final weights."""
     kind = method_named(method)
-    if kind.mechanism in ("ewc", "wva") and "budget" not in options:
+    if kind.holds_weights and "budget" not in options:
         options = {"strength": STRENGTHS.get(method, STRENGTHS.get(kind.mechanism)), **options}
     model = net()
-    learner = Learner(kind, model, LearnerOptions(**options))
+    learner = build(kind, model, MethodOptions(**options))
     trained_by = None
     for t in range(num_tasks):
         if fresh or trained_by is None:
             trained_by = build_optimizer(optimizer, model.parameters(), lr=lr)
             learner.attach(trained_by)
-        added = learner.added_loss
-        train_epoch(model, trained_by, task(t), batch_size=10, seed=t, added_loss=added)
+        learner.open_task(t, task(t))
+        train_epoch(learner.model, trained_by, task(t), batch_size=10, seed=t, loss=learner.loss)
         learner.close_task(task(t), classes=None, task=t)
     return learner, {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
@@ -62,7 +71,7 @@ def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
 
 class TestLiveness:
     @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-    @pytest.mark.parametrize("method", [name for name in METHODS if name not in ("none", "joint")])
+    @pytest.mark.parametrize("method", [name for name in METHODS if name not in ("none", "cumulative", "joint")])
     def test_every_method_differs_from_plain_training_and_agrees_with_itself(self, method, optimizer):
         lr = 0.1 if optimizer == "sgd" else 0.01
         _, weights = learn(method, optimizer=optimizer, lr=lr)
@@ -75,7 +84,7 @@ class TestLiveness:
 
     def test_plain_training_is_itself(self):
         assert same(learn("none")[1], learn("none")[1])
-        assert learn("none")[0].keeper is None
+        assert type(learn("none")[0]) is Learner
 
     @pytest.mark.parametrize("method", ["ewc-fisher", "ewc-si", "wva-signal"])
     def test_without_strength_it_is_plain_training(self, method):
@@ -127,22 +136,22 @@ class TestPenaltyThroughTheLoop:
         assert not same(penalty, learn("none")[1])
 
     def test_only_a_penalty_adds_to_the_loss(self):
-        for options, added in (
-            ({"pull": "penalty"}, True),
-            ({"pull": "implicit"}, False),
-            ({"pull": "gradient"}, False),
+        for method, options, added in (
+            ("ewc-fisher", {"strength": 1.0, "pull": "penalty"}, True),
+            ("ewc-fisher", {"strength": 1.0, "pull": "implicit"}, False),
+            ("ewc-fisher", {"strength": 1.0, "pull": "gradient"}, False),
+            ("wva-si", {"strength": 1.0}, False),
+            ("none", {}, False),
         ):
-            learner = Learner(method_named("ewc-fisher"), net(), LearnerOptions(strength=1.0, **options))
-            assert (learner.added_loss is not None) is added
-        assert Learner(method_named("none"), net(), LearnerOptions()).added_loss is None
-        assert Learner(method_named("wva-si"), net(), LearnerOptions(strength=1.0)).added_loss is None
+            learner = build(method_named(method), net(), MethodOptions(**options))
+            assert (learner.loss(task(0).inputs, task(0).targets, None)[1] is not None) is added
 
 
 class TestOptimizers:
     @pytest.mark.parametrize("method", ["ewc-fisher", "ewc-si", "wva-si"])
     def test_a_new_optimizer_takes_the_place_of_the_old(self, method):
         model = net()
-        learner = Learner(method_named(method), model, LearnerOptions(strength=1.0))
+        learner = build(method_named(method), model, MethodOptions(strength=1.0))
         old, new = (build_optimizer("sgd", model.parameters(), lr=0.1) for _ in range(2))
         learner.attach(old)
         assert old._optimizer_step_pre_hooks
@@ -169,7 +178,7 @@ class TestOptimizers:
     def test_the_path_of_a_task_is_that_task_alone(self):
         """Importance of the second task = that of a path which began with it."""
         model = net()
-        learner = Learner(method_named("ewc-si"), model, LearnerOptions(strength=0.0))
+        learner = build(method_named("ewc-si"), model, MethodOptions(strength=0.0))
         optimizer = build_optimizer("sgd", model.parameters(), lr=0.1)
         learner.attach(optimizer)
         train_epoch(model, optimizer, task(0), batch_size=10, seed=0)
@@ -188,7 +197,7 @@ class TestCloseTask:
 
     def importance(self, method: str, *, examples: Examples, **options: Any) -> tuple[nn.Module, dict[str, Tensor]]:
         model = net()
-        learner = Learner(method_named(method), model, LearnerOptions(strength=1.0, seed=5, **options))
+        learner = build(method_named(method), model, MethodOptions(strength=1.0, seed=5, **options))
         learner.close_task(examples, classes=self.CLASSES, task=2)
         return model, dict(learner.keeper.held.importance)
 
@@ -219,7 +228,7 @@ class TestCloseTask:
     def test_methods_that_hold_nothing_measure_nothing(self):
         model = net()
         before = {name: value.clone() for name, value in model.state_dict().items()}
-        Learner(method_named("none"), model, LearnerOptions()).close_task(task(0, n=0), classes=None, task=0)
+        build(method_named("none"), model, MethodOptions()).close_task(task(0, n=0), classes=None, task=0)
         assert same(before, model.state_dict())
 
     @pytest.mark.parametrize("method", ["ewc-fisher", "ewc-mas", "ewc-signal", "ewc-taylor"])
@@ -229,11 +238,34 @@ class TestCloseTask:
         assert learner.keeper.predicted_rise() == 0
 
 
+class TestPastData:
+    def test_joint_training_begins_anew_and_cumulative_training_goes_on(self):
+        joint, cumulative = (learn(name, num_tasks=3)[1] for name in ("joint", "cumulative"))
+        assert same(cumulative, learn("none", num_tasks=3)[1])
+        model = net()
+        train_epoch(model, build_optimizer("sgd", model.parameters(), lr=0.1), task(2), batch_size=10, seed=2)
+        assert same(joint, model.state_dict())
+
+    def test_they_alone_ask_for_past_data(self):
+        asking = {name for name in METHODS if build_one(name).needs_past_data}
+        assert asking == {"joint", "cumulative"}
+
+
+class TestFrozen:
+    def test_features_are_those_of_the_first_task_and_the_last_layer_learns_on(self):
+        first, third = (learn("frozen", num_tasks=num_tasks)[1] for num_tasks in (1, 3))
+        assert same({n: v for n, v in first.items() if n[0] == "1"}, {n: v for n, v in third.items() if n[0] == "1"})
+        assert not torch.equal(first["3.weight"], third["3.weight"])
+
+
 class TestState:
     @pytest.mark.parametrize(
         ("method", "options"),
         [
             ("none", {}),
+            ("frozen", {}),
+            ("cumulative", {}),
+            ("joint", {}),
             ("ewc-fisher", {"strength": 10.0}),
             ("ewc-fisher", {"strength": 10.0, "accumulate": "per_task"}),
             ("ewc-fisher", {"budget": 0.001}),
@@ -248,21 +280,23 @@ class TestState:
     def test_going_on_in_the_middle_of_a_task_is_going_on(self, method, options):
         """Two tasks and a half, then the other half in this learner and in a new one: the same bits."""
         model = net()
-        learner = Learner(method_named(method), model, LearnerOptions(**options))
+        learner = build(method_named(method), model, MethodOptions(**options))
         optimizer = build_optimizer("sgd", model.parameters(), lr=0.1)
         learner.attach(optimizer)
 
         def epoch(model: nn.Module, learner: Learner, optimizer: Any, *, t: int, seed: int) -> None:
-            train_epoch(model, optimizer, task(t), batch_size=10, seed=seed, added_loss=learner.added_loss)
+            train_epoch(model, optimizer, task(t), batch_size=10, seed=seed, loss=learner.loss)
 
         for t in range(2):
+            learner.open_task(t, task(t))
             epoch(model, learner, optimizer, t=t, seed=t)
             learner.close_task(task(t), classes=None, task=t)
+        learner.open_task(2, task(2))
         epoch(model, learner, optimizer, t=2, seed=2)
 
         other = net()
         other.load_state_dict(model.state_dict())
-        successor = Learner(method_named(method), other, LearnerOptions(**options))
+        successor = build(method_named(method), other, MethodOptions(**options))
         tensors, notes = learner.state()
         successor.attach(other_optimizer := build_optimizer("sgd", other.parameters(), lr=0.1))
         successor.load_state({name: tensor.clone() for name, tensor in tensors.items()}, notes)
@@ -310,8 +344,8 @@ class TestOptions:
     )
     def test_who_cannot_keep_a_budget_says_so_at_once(self, method, why):
         with pytest.raises(OptionError, match=rf"{method} cannot keep a budget: {why}. Give a strength."):
-            Learner(method_named(method), net(), LearnerOptions(budget=0.1))
-        Learner(method_named(method), net(), LearnerOptions(strength=0.1))
+            build(method_named(method), net(), MethodOptions(budget=0.1))
+        build(method_named(method), net(), MethodOptions(strength=0.1))
 
     @pytest.mark.parametrize(
         ("options", "message"),
@@ -326,17 +360,17 @@ class TestOptions:
     )
     def test_what_kronecker_factors_lack_is_refused_at_once(self, options, message):
         with pytest.raises(OptionError, match=message):
-            Learner(method_named("ewc-kfac"), net(), LearnerOptions(strength=1.0, **options))
+            build(method_named("ewc-kfac"), net(), MethodOptions(strength=1.0, **options))
 
     def test_wva_needs_a_strength(self):
         with pytest.raises(OptionError, match="wva-si needs a strength; found None. Give one."):
-            Learner(method_named("wva-si"), net(), LearnerOptions())
+            build(method_named("wva-si"), net(), MethodOptions())
 
 
 @pytest.mark.parametrize("name", ["ewc-fisher", "ewc-mas", "ewc-signal", "ewc-taylor", "l2"])
 def test_a_task_holds_no_head_but_its_own(name):
     model = mlp(4, (5,), 6)
-    learner = Learner(method_named(name), model, LearnerOptions(strength=1.0))
+    learner = build(method_named(name), model, MethodOptions(strength=1.0))
     examples = Examples(torch.rand(8, 4), torch.tensor([2, 3] * 4))
     learner.close_task(examples, classes=(2, 3), task=0)
     *_, weight, bias = learner.keeper.held.importance.values()

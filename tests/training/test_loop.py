@@ -5,7 +5,7 @@ from torch import nn
 
 from holdfast.errors import EmptyDataError, NotFiniteError, OptionError
 from holdfast.streams.examples import Examples
-from holdfast.training import accuracy, build_optimizer, mlp, num_epochs, train_epoch
+from holdfast.training import accuracy, build_optimizer, mlp, num_epochs, task_loss, train_epoch
 
 
 def examples(n: int = 50, *, inputs: int = 6, classes: int = 4, dtype: torch.dtype = torch.float32) -> Examples:
@@ -133,12 +133,21 @@ def test_an_added_loss_moves_the_weights_and_is_not_reported():
         pulled,
         build_optimizer("sgd", pulled.parameters(), lr=0.1),
         examples(),
-        added_loss=lambda: 3.0 * next(pulled.parameters()).sum(),
+        loss=lambda *batch: (task_loss(pulled, *batch), 3.0 * next(pulled.parameters()).sum()),
         **kwargs,
     )
     assert loss == total
     difference = next(plain.parameters()) - next(pulled.parameters())
     torch.testing.assert_close(difference, torch.full_like(difference, 0.3))
+
+
+def test_clipped_gradients_have_at_most_that_norm():
+    model, lr = net(), 0.1
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    optimizer = build_optimizer("sgd", model.parameters(), lr=lr)
+    train_epoch(model, optimizer, examples(), batch_size=50, seed=0, num_steps=1, clip=1e-3)
+    moved = torch.cat([(new - old).flatten() for new, old in zip(model.parameters(), before, strict=True)])
+    torch.testing.assert_close(moved.norm(), torch.tensor(lr * 1e-3), rtol=1e-3, atol=0)
 
 
 def test_no_examples_is_an_error():

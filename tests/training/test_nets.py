@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from holdfast.training import mlp
+from holdfast.training import build_net, mlp
 
 
 def linears(net: nn.Sequential) -> list[nn.Linear]:
@@ -47,3 +47,24 @@ def test_the_seed_decides_and_the_global_random_state_is_left_alone():
     again, other = mlp(8, (5,), 3, seed=1).state_dict(), mlp(8, (5,), 3, seed=2).state_dict()
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["1.weight"], other["1.weight"])
+
+
+@pytest.mark.parametrize("name", ["mlp", "convolution", "attention"])
+@pytest.mark.parametrize("side", [8, 28])
+def test_every_net_by_name_is_decided_by_its_seed_alone(name, side):
+    def net(seed: int) -> nn.Module:
+        return build_net(name, (1, side, side), 7, hidden=(5,), seed=seed)
+
+    state = torch.get_rng_state()
+    first, again, other = net(0), net(0), net(1)
+    assert torch.equal(state, torch.get_rng_state())
+    images = torch.rand(3, side * side)
+    assert first(images).shape == (3, 7)
+    assert torch.equal(first(images), again(images))
+    assert not torch.equal(first(images), other(images))
+    assert torch.equal(first(images), first(images.reshape(3, 1, side, side)))
+
+
+def test_attention_mixes_the_rows_and_knows_their_order():
+    net, images = build_net("attention", (8, 8), 4, hidden=()), torch.rand(1, 8, 8)
+    assert not torch.allclose(net(images), net(images.flip(1)), atol=1e-4)

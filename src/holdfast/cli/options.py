@@ -19,6 +19,7 @@ from holdfast.experiments.config import RunConfig
 GROUPS: dict[str, tuple[str, ...]] = {
     "tasks": ("scenario", "num_tasks", "fraction", "mask"),
     "training": (
+        "net",
         "hidden",
         "slope",
         "optimizer",
@@ -29,6 +30,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "epochs",
         "iterations",
         "batch_size",
+        "clip",
     ),
     "mechanism": ("strength", "budget", "pull", "pull_every", "attenuation", "attenuate", "accumulate", "weighting"),
     "importance": (
@@ -46,9 +48,9 @@ GROUPS: dict[str, tuple[str, ...]] = {
 
 
 def explained(record: type) -> dict[str, str]:
-    """Field -> the line that explains it, from the section Attributes of a Google docstring."""
-    section = (inspect.getdoc(record) or "").partition("Attributes:\n")[2]
-    entries = re.findall(r"^    (\w+): (.*(?:\n      +.*)*)", section, flags=re.MULTILINE)
+    """Field -> the line that explains it, from the section Attributes of the Google docstrings of record and bases."""
+    sections = [re.split(r"Attributes.*:\n", inspect.getdoc(kind) or "")[-1] for kind in record.__mro__]
+    entries = re.findall(r"^    (\w+): (.*(?:\n      +.*)*)", "\n".join(sections), flags=re.MULTILINE)
     return {name: " ".join(text.split()).rstrip(".").replace("None", "left out") for name, text in entries}
 
 

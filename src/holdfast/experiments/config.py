@@ -12,23 +12,23 @@ from typing import Any, Literal, get_args
 from holdfast.errors import OptionError, UnknownNameError
 from holdfast.experiments.protocols import defaults_of
 from holdfast.heads.masks import Mask, Scenario
-from holdfast.methods import method_named
-from holdfast.training import OptimizerName, Schedule
+from holdfast.methods import MethodOptions, method_named
+from holdfast.training import NetName, OptimizerName, Schedule
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig:
+class RunConfig(MethodOptions):
     """One run: a stream, a method, a seed, and every setting. Make one with `configure`.
 
-    Attributes:
+    Attributes, beside those of `MethodOptions`:
         stream: name of the task stream.
         method: name of the method.
-        seed: of the stream's permutations, the initial weights, the order of batches and sampled labels.
         scenario: what is to be told at test time: "task", "domain" or "class"; None: the stream's own.
         num_tasks: how many tasks; None: the stream's own number.
         fraction: share of the pixels that a permuted stream permutes, 0..1.
-        hidden: units of each hidden layer.
-        slope: of the leaky ReLU for negative inputs; 0 is ReLU.
+        net: "mlp", "convolution" or "attention"; see `holdfast.training.nets`.
+        hidden: units of each hidden layer of an mlp.
+        slope: of the leaky ReLU of an mlp for negative inputs; 0 is ReLU.
         optimizer: "sgd", "momentum" (0.9), "nesterov" (0.9), "adam" or "adamw".
         lr: learning rate.
         weight_decay: as the optimizer has it.
@@ -37,31 +37,18 @@ class RunConfig:
         epochs: passes over a task's training data; ignored where iterations is given.
         iterations: optimizer steps a task, in place of epochs.
         batch_size: examples a step.
+        clip: gradients are scaled down to this norm; None: they are not.
         mask: output columns in the loss: "task" (those of the task: one head a task), "seen", or "all".
-        strength: of EWC or WVA; None with a budget.
-        budget: nats, in place of EWC's strength.
-        pull: EWC: "implicit", "gradient" or "penalty".
-        pull_every: EWC: the implicit pull comes at every so many steps, as hard as all of them together.
-        attenuation: WVA: "hyperbolic" or "exponential".
-        attenuate: WVA: "increments" or "gradients".
-        accumulate: "sum", "mean", "max", "per_task" or "decayed:GAMMA".
-        weighting: "task" or "examples".
-        fisher: kind of Fisher: "exact", "sampled", "empirical" or "batched" (this one not of ewc-kfac).
-        mas_output: MAS of the "logits" or the "softmax".
-        mas_batched: MAS from the gradient over the whole set at once.
-        signal_bias: importance of biases: mean absolute "output" of the layer, or "activation".
-        damping: of SI.
-        si_gradient: SI takes the gradient "before" or "after" each step.
         importance_data: importances are measured on "validation" or "train" examples.
         importance_examples: on so many of them; None: all.
     """
 
     stream: str
     method: str
-    seed: int = 0
     scenario: Scenario | None = None
     num_tasks: int | None = None
     fraction: float = 1.0
+    net: NetName = "mlp"
     hidden: tuple[int, ...] = (300, 150)
     slope: float = 0.0
     optimizer: OptimizerName = "sgd"
@@ -72,21 +59,8 @@ class RunConfig:
     epochs: int = 4
     iterations: int | None = None
     batch_size: int = 100
+    clip: float | None = None
     mask: Mask | None = None
-    strength: float | None = None
-    budget: float | None = None
-    pull: Literal["implicit", "gradient", "penalty"] = "implicit"
-    pull_every: int = 1
-    attenuation: Literal["hyperbolic", "exponential"] = "hyperbolic"
-    attenuate: Literal["increments", "gradients"] = "increments"
-    accumulate: str = "sum"
-    weighting: Literal["task", "examples"] = "task"
-    fisher: Literal["exact", "sampled", "empirical", "batched"] = "exact"
-    mas_output: Literal["logits", "softmax"] = "logits"
-    mas_batched: bool = False
-    signal_bias: Literal["output", "activation"] = "output"
-    damping: float = 0.1
-    si_gradient: Literal["before", "after"] = "before"
     importance_data: Literal["validation", "train"] = "validation"
     importance_examples: int | None = None
 
@@ -107,7 +81,7 @@ class RunConfig:
             value = getattr(self, name)
             if value not in _CHOICES[name] and not (value is None and name in _OPTIONAL):
                 raise UnknownNameError(name, str(value), _CHOICES[name])
-        if method_named(self.method).mechanism in ("ewc", "wva") and (self.strength is None) == (self.budget is None):
+        if method_named(self.method).holds_weights and (self.strength is None) == (self.budget is None):
             raise OptionError(
                 f"method {self.method!r} needs a strength or a budget, one of them; found strength {self.strength!r} "
                 f"and budget {self.budget!r}."
@@ -115,8 +89,13 @@ class RunConfig:
 
     @property
     def hash(self) -> str:
-        """Eight hexadecimal digits that stand for every setting."""
-        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:8]
+        """Eight hexadecimal digits that stand for every setting that is not its field's default.
+
+        So that a setting which a later version adds leaves the names of older runs as they are.
+        """
+        usual = {entry.name for entry in fields(self) if getattr(self, entry.name) == entry.default}
+        chosen = {name: value for name, value in self.to_dict().items() if name not in usual}
+        return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:8]
 
     @property
     def name(self) -> str:
@@ -161,6 +140,7 @@ def configure(stream: str, method: str, **settings: Any) -> RunConfig:
 
 
 _CHOICES = {
+    "net": get_args(NetName),
     "optimizer": get_args(OptimizerName),
     "schedule": get_args(Schedule),
     "scenario": get_args(Scenario),
@@ -185,6 +165,7 @@ _RANGES = (
     ("epochs", int, 1, 10**6),
     ("iterations", int, 1, 10**9),
     ("batch_size", int, 1, 10**9),
+    ("clip", float, 1e-12, math.inf),
     ("strength", float, 0, math.inf),
     ("budget", float, 1e-12, math.inf),
     ("damping", float, 1e-12, math.inf),

@@ -52,8 +52,8 @@ class Group:
 def group_results(results: Iterable[RunResult]) -> list[Group]:
     """Group runs by configuration without seed.
 
-    Sorted by stream and scenario, and there from the ceiling to the floor: joint, EWC by importance, WVA by importance,
-    l2, none; one method's configurations by the settings in which they differ. The order does not depend on who wins,
+    Sorted by stream and scenario, and there from the ceiling to the floor, as `METHODS` has them; one method's
+    configurations by the settings in which they differ. The order does not depend on who wins,
     so that tables of different streams can be laid side by side. A run that is found twice (the same configuration and
     seed, as from a copied folder) counts once.
     """
@@ -108,13 +108,9 @@ def method_label(method: str) -> str:
     return METHODS[method].label if method in METHODS else method
 
 
-def method_order(method: str) -> tuple[int, int, str]:
-    """Where a method stands: joint, EWC, WVA, l2, none, then unknown ones by name."""
-    if method not in METHODS:
-        return (5, 0, method)
-    known = METHODS[method]
-    rank = {"joint": 0, "ewc": 1, "wva": 2, "none": 4}[known.mechanism]
-    return (3 if known.importance == "ones" else rank, list(METHODS).index(method), method)
+def method_order(method: str) -> tuple[int, str]:
+    """Where a method stands: as in `METHODS`, then unknown ones by name."""
+    return (list(METHODS).index(method) if method in METHODS else len(METHODS), method)
 
 
 def _variants(configurations: Sequence[Sequence[RunResult]]) -> list[Group]:

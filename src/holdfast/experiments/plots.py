@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# A method's colour says its importance, its stroke and marker the mechanism. The hues are those of Okabe and Ito, which
-# people who see no red or green can tell apart too, darkened until text in them reads well on white.
+# A method's colour says its importance, or the mechanism that has none; stroke and marker say the mechanism. The hues
+# are those of Okabe and Ito, which people who see no red or green can tell apart too, darkened until text in them reads
+# well on white.
 _HUES = {
     "fisher": "#0068a8",
     "mas": "#c94f00",
@@ -29,9 +30,13 @@ _HUES = {
     "taylor": "#a67600",
     "kfac": "#5b3fb0",
     "ones": "#7a5c3a",
+    "joint": INK,
+    "cumulative": INK,
 }
 _STROKES: dict[str, dict[str, Any]] = {
     "joint": {"linestyle": (0, (5, 2)), "marker": ""},
+    "cumulative": {"linestyle": (0, (5, 2)), "marker": "x"},
+    "frozen": {"linestyle": (0, (1, 1.4)), "marker": "x"},
     "none": {"linestyle": (0, (1, 1.4)), "marker": ""},
     "ewc": {"linestyle": "-", "marker": "o"},
     "wva": {"linestyle": (0, (7, 1.6, 1.4, 1.6)), "marker": "^"},
@@ -46,7 +51,7 @@ def stroke(group: Group, *, palest: float = 0.7) -> dict[str, Any]:
     """
     method = METHODS.get(group.method)
     mechanism = method.mechanism if method else "ewc"
-    hue = _HUES.get((method.importance if method else None) or "", INK if mechanism == "joint" else MUTED)
+    hue = _HUES.get(method.importance or mechanism, MUTED) if method else MUTED
     paleness = palest * group.variant / group.num_variants
     return {"color": _mixed_with_white(hue, paleness), **_STROKES[mechanism]}
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +20,12 @@ from holdfast.experiments.config import RunConfig
 from holdfast.experiments.folder import RunFolder, versions
 from holdfast.experiments.results import RunResult, summarise
 from holdfast.heads.masks import Mask, Scenario, active_classes
-from holdfast.methods import Learner, LearnerOptions, method_named
+from holdfast.methods import Setting, build_learner, method_named
 from holdfast.metrics import average_accuracy
 from holdfast.streams import Examples
 from holdfast.streams.catalog import build_stream
 from holdfast.streams.stream import Task
-from holdfast.training import accuracy, build_optimizer, learning_rate, mlp, num_epochs, train_epoch
+from holdfast.training import accuracy, build_net, build_optimizer, learning_rate, num_epochs, train_epoch
 
 Watch = Callable[[Mapping[str, Any]], None]
 
@@ -97,12 +96,17 @@ class _Run:
             fraction=config.fraction,
         )
         self.mask: Mask = config.mask or _MASKS[self.stream.scenario]
-        inputs = int(torch.Size(self.stream.input_shape).numel())
-        weights_seed = _seed(config.seed)
-        net = mlp(inputs, config.hidden, self.stream.num_classes, slope=config.slope, seed=weights_seed)
-        self.model: nn.Module = net.to(self.device)
-        chosen = {entry.name: getattr(config, entry.name) for entry in fields(LearnerOptions)}
-        self.learner = Learner(self.method, self.model, LearnerOptions(**chosen))
+        net = build_net(
+            config.net,
+            self.stream.input_shape,
+            self.stream.num_classes,
+            hidden=config.hidden,
+            slope=config.slope,
+            seed=_seed(config.seed),
+        )
+        setting = Setting(task_classes=tuple(map(tuple, self.stream.task_classes)), mask=self.mask)
+        self.learner = build_learner(self.method, net.to(self.device), options=config, setting=setting)
+        self.model: nn.Module = self.learner.model
         self.optimizer = self._new_optimizer()
         self.progress = Progress()
         self.tasks = [_Kept(task, self.device) for task in self.stream]
@@ -134,6 +138,8 @@ class _Run:
         steps_an_epoch = -(-len(train) // config.batch_size)
         num_steps = config.iterations or epochs * steps_an_epoch
         columns = self._columns(t)
+        if progress.epoch == 0:
+            self.learner.open_task(t, train)
         while progress.epoch < epochs:
             began = time.perf_counter()
             done = progress.epoch * steps_an_epoch
@@ -152,7 +158,8 @@ class _Run:
                 columns=columns,
                 num_steps=min(steps_an_epoch, num_steps - done),
                 before_step=None if config.schedule == "constant" else set_rate,
-                added_loss=self.learner.added_loss,
+                loss=self.learner.loss,
+                clip=config.clip,
             )
             progress.epoch += 1
             seconds = time.perf_counter() - began
@@ -174,8 +181,7 @@ class _Run:
     def _close(self, t: int) -> None:
         progress, kept = self.progress, self.tasks[t]
         began = time.perf_counter()
-        if self.learner.keeper is not None:
-            progress.keeper = str(self.learner.keeper.report())
+        progress.keeper = self.learner.report()
         examples = kept.validation if self.config.importance_data == "validation" else kept.train(self.stream[t])
         if self.config.importance_examples is not None:
             examples = examples.take(self.config.importance_examples)
@@ -210,17 +216,17 @@ class _Run:
         return optimizer
 
     def _training_examples(self, t: int) -> Examples:
-        if self.method.mechanism != "joint":
+        if not self.learner.needs_past_data:
             return self.tasks[t].train(self.stream[t])
         parts = [self.tasks[k].train(self.stream[k]) for k in range(t + 1)]
         return Examples(torch.cat([part.inputs for part in parts]), torch.cat([part.targets for part in parts]))
 
     def _columns(self, t: int) -> Tensor | None:
-        """Row c: the columns in the loss of an example of class c; under joint training each example's own task's."""
+        """Row c: the columns in the loss of an example of class c; with past data, those of its own task."""
         if self.mask == "all":
             return None
         table = torch.zeros(self.stream.num_classes, self.stream.num_classes, dtype=torch.bool, device=self.device)
-        for k in range(t + 1) if self.method.mechanism == "joint" else (t,):
+        for k in range(t + 1) if self.learner.needs_past_data else (t,):
             active = active_classes(self.mask, self.stream.task_classes, k if self.mask == "task" else t)
             for own in self.stream.task_classes[k]:
                 table[own, list(active or ())] = True
@@ -228,14 +234,12 @@ class _Run:
 
     def _accuracy(self, examples: Examples, t: int, j: int) -> float:
         """Accuracy on task j after task t, among the classes that the scenario leaves open."""
-        if self.stream.scenario == "domain":
-            return accuracy(self.model, examples)
-        mask: Mask = "task" if self.stream.scenario == "task" else "seen"
-        return accuracy(
-            self.model,
-            examples,
-            classes=active_classes(mask, self.stream.task_classes, max(t, j) if mask == "seen" else j),
-        )
+        classes = None
+        if self.stream.scenario != "domain":
+            mask: Mask = "task" if self.stream.scenario == "task" else "seen"
+            classes = active_classes(mask, self.stream.task_classes, max(t, j) if mask == "seen" else j)
+        with self.learner.evaluating(j):
+            return accuracy(self.model, examples, classes=classes)
 
     def _seconds(self) -> float:
         now = time.perf_counter()

@@ -1,217 +1,89 @@
-"""A method put to work on a model: what is attached to the optimizer, and what closes a task."""
+"""What a method does in a run, moment by moment."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from holdfast.errors import OptionError
-from holdfast.factored import FactoredImportance
-from holdfast.heads import Categorical
-from holdfast.importance import fisher, kfac, mas, signal, taylor, uniform
-from holdfast.importance.path import SynapticIntelligence
-from holdfast.memory import Accumulate, Decayed, Weighting
-from holdfast.methods.registry import Method
-from holdfast.records import Importance
-from holdfast.retention import EWC, WVA, Keeper
+from holdfast.heads.masks import Mask
 from holdfast.streams import Examples
+from holdfast.training import Losses, task_loss
 
 
-@dataclass(frozen=True, kw_only=True)
-class LearnerOptions:
-    """What a method leaves open; the fields mean what they mean in `EWC`, `WVA` and the estimators."""
+@dataclass(frozen=True)
+class Setting:
+    """What a method may know of the stream ahead of it.
 
-    strength: float | None = None
-    budget: float | None = None
-    pull: Literal["implicit", "gradient", "penalty"] = "implicit"
-    pull_every: int = 1
-    attenuation: Literal["hyperbolic", "exponential"] = "hyperbolic"
-    attenuate: Literal["increments", "gradients"] = "increments"
-    accumulate: str = "sum"
-    weighting: Weighting = "task"
-    fisher: Literal["exact", "sampled", "empirical", "batched"] = "exact"
-    mas_output: Literal["logits", "softmax"] = "logits"
-    mas_batched: bool = False
-    signal_bias: Literal["output", "activation"] = "output"
-    damping: float = 0.1
-    si_gradient: Literal["before", "after"] = "before"
-    seed: int = 0
+    Attributes:
+        task_classes: the classes of every task, as output columns.
+        mask: the output columns that take part in a task's loss; see `holdfast.heads.masks`.
+    """
+
+    task_classes: tuple[tuple[int, ...], ...]
+    mask: Mask = "all"
+
+    @property
+    def num_tasks(self) -> int:
+        """How many tasks there will be."""
+        return len(self.task_classes)
 
 
 class Learner:
-    """What stands between a training loop and the tasks it has left behind.
+    """The moments of a run in which a method may act. Here nothing is done in any of them: plain fine-tuning.
+
+    The order is: `attach` to each new optimizer; `open_task`; `loss` at every step; `close_task`; `evaluating` around
+    every measurement. What must survive a kill goes through `state` and `load_state`.
 
     Attributes:
-        keeper: EWC or WVA; None for methods that hold nothing.
-        path: SI's path of training; None for other importances.
+        model: what is trained and tested; a method may wrap the model it was given.
+        needs_past_data: whether a task is trained on the data of all tasks so far.
     """
 
-    def __init__(self, method: Method, model: nn.Module, options: LearnerOptions) -> None:
-        self.method, self.model, self.options = method, model, options
-        self.keeper = _keeper(method, model, options)
-        self.path: SynapticIntelligence | None = None
-        if method.importance == "si":
-            self.path = SynapticIntelligence(model, damping=options.damping, gradient=options.si_gradient)
+    needs_past_data: ClassVar[bool] = False
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
 
     def attach(self, optimizer: Optimizer) -> None:
-        """Hold this optimizer's steps from now on, in place of any other's."""
-        if self.keeper is not None:
-            self.keeper.detach().attach(optimizer)
-        if self.path is not None:
-            self.path.detach().attach(optimizer)
+        """Act on this optimizer's steps from now on, in place of any other's."""
 
-    @property
-    def added_loss(self) -> Callable[[], Any] | None:
-        """What the loop must add to its loss: the penalty under `pull="penalty"`, else nothing."""
-        keeper = self.keeper
-        return keeper.penalty if isinstance(keeper, EWC) and keeper.pull == "penalty" else None
+    def open_task(self, task: int, examples: Examples) -> None:
+        """Get ready for a task, before its first step; not called again when a killed run goes on in mid-task.
+
+        Args:
+            task: its number, from 0.
+            examples: what it will be trained on.
+        """
+
+    def loss(self, inputs: Tensor, targets: Tensor, columns: Tensor | None) -> Losses:
+        """The mean loss of a batch of the task at hand, and what the method adds to it; see `train_epoch`."""
+        return task_loss(self.model, inputs, targets, columns), None
 
     def close_task(self, examples: Examples, *, classes: tuple[int, ...] | None, task: int) -> None:
-        """Measure what the task needs, and hold it.
+        """Keep what must be kept of a task, after its last step.
 
         Args:
             examples: what importances are measured on.
-            classes: output columns that took part in the loss.
+            classes: output columns that took part in the loss; None: all.
             task: its number, which seeds sampled labels.
         """
-        if self.keeper is not None:
-            self.keeper.retain(self._importance(examples, classes, task))
 
-    def _importance(
-        self, examples: Examples, classes: tuple[int, ...] | None, task: int
-    ) -> Importance | FactoredImportance:
-        options, model, loss = self.options, self.model, Categorical(classes)
-        calibrate = options.budget is not None  # a budget is in nats
-        measured = {"calibrate": True, "loss": loss} if calibrate else {}
-        match self.method.importance:
-            case "fisher":
-                batched = options.fisher == "batched"
-                # batches of 128, as in van de Ven's comparison (arXiv 2502.11756)
-                data = examples.batches(128) if batched else examples
-                seed = options.seed + 1000 * task
-                return fisher(model, data, kind=options.fisher, loss=loss, seed=seed, calibrate=batched and calibrate)
-            case "kfac":
-                assert options.fisher != "batched"
-                return kfac(model, examples, kind=options.fisher, loss=loss, seed=options.seed + 1000 * task)
-            case "mas":
-                output, batched = options.mas_output, options.mas_batched
-                return mas(model, examples, output=output, classes=classes, batched=batched, **measured)
-            case "signal":
-                return _of_columns(signal(model, examples, bias=options.signal_bias, **measured), classes)
-            case "taylor":
-                return taylor(model, examples, loss=loss, calibrate=calibrate)
-            case "si":
-                assert self.path is not None
-                return self.path.importance(num_examples=len(examples))
-            case _:
-                return _of_columns(uniform(model), classes)
+    def evaluating(self, task: int) -> AbstractContextManager[None]:
+        """Around a measurement on a task; for models that differ from task to task."""
+        return nullcontext()
 
-    def state(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Everything that training on needs: tensors by name, and JSON notes."""
-        tensors: dict[str, Any] = {}
-        notes: dict[str, Any] = {}
-        if self.keeper is not None:
-            held, notes["keeper"] = self.keeper.state()
-            tensors |= {f"keeper/{name}": tensor for name, tensor in held.items()}
-        if self.path is not None:
-            state = self.path.state_dict()
-            notes["path"] = state["num_steps"]
-            tensors |= {f"path/{name}": tensor for name, tensor in state["tensors"].items()}
-        return tensors, notes
+    def report(self) -> str:
+        """One line on what holds the old tasks; empty where there is nothing to say."""
+        return ""
 
-    def load_state(self, tensors: Mapping[str, Any], notes: Mapping[str, Any]) -> None:
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything that training on needs beside model and optimizer: tensors by name, and JSON notes."""
+        return {}, {}
+
+    def load_state(self, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
         """Go on from what `state` gave."""
-        if self.keeper is not None:
-            held = {n.removeprefix("keeper/"): t for n, t in tensors.items() if n.startswith("keeper/")}
-            self.keeper.load_state(held, notes["keeper"])
-        if self.path is not None:
-            path = {n.removeprefix("path/"): t for n, t in tensors.items() if n.startswith("path/")}
-            self.path.load_state_dict({"num_steps": notes["path"], "tensors": path})
-
-
-def accumulation(text: str) -> Accumulate:
-    """The rule that a text names: "sum", "mean", "max", "per_task" or "decayed:GAMMA".
-
-    Raises:
-        OptionError: it names none.
-    """
-    match text.split(":"):
-        case ["sum" | "mean" | "max" | "per_task" as rule]:
-            return rule
-        case ["decayed", number]:
-            try:
-                gamma = float(number)
-            except ValueError as error:
-                raise OptionError(f"accumulate: {text!r} names no decay; expected such as 'decayed:0.9'.") from error
-            return Decayed(gamma)
-        case _:
-            raise OptionError(f"accumulate is {text!r}; expected sum, mean, max, per_task or decayed:GAMMA.")
-
-
-def _of_columns(importance: Importance, classes: tuple[int, ...] | None) -> Importance:
-    """Zero for the output columns that took no part: heads of other tasks, which this task must not hold.
-
-    For importances that do not pass through the loss. The last layer's weight and bias have a row for each column.
-    """
-    if classes is None:
-        return importance
-    values = dict(importance)
-    for name in list(values)[-2:]:
-        rows = torch.zeros_like(values[name])
-        rows[list(classes)] = values[name][list(classes)]
-        values[name] = rows
-    return Importance(values, importance.info)
-
-
-def _keeper(method: Method, model: nn.Module, options: LearnerOptions) -> Keeper | None:
-    rule = accumulation(options.accumulate)
-    if method.mechanism in ("ewc", "wva") and options.budget is not None and not method.keeps_budget:
-        lacking = "its importance is not known in nats"
-        if method.mechanism == "wva":
-            lacking = "WVA has no anchors"
-        elif method.importance == "kfac":
-            lacking = "it is kept weight by weight"
-        raise OptionError(f"{method.name} cannot keep a budget: {lacking}. Give a strength.")
-    if method.importance == "kfac":
-        _check_kfac(method, options)
-    if method.mechanism == "ewc":
-        return EWC(
-            model,
-            strength=options.strength,
-            budget=options.budget,
-            pull=options.pull,
-            every=options.pull_every,
-            accumulate=rule,
-            weighting=options.weighting,
-        )
-    if method.mechanism == "wva":
-        if options.strength is None:
-            raise OptionError(f"{method.name} needs a strength; found None. Give one.")
-        return WVA(
-            model,
-            strength=options.strength,
-            attenuation=options.attenuation,
-            on=options.attenuate,
-            accumulate=rule,
-            weighting=options.weighting,
-        )
-    return None
-
-
-def _check_kfac(method: Method, options: LearnerOptions) -> None:
-    """Raise at once for what `EWC.retain` and `kfac` would refuse after the first task."""
-    for name, value, expected in (
-        ("pull", options.pull, ("implicit", "penalty")),
-        ("fisher", options.fisher, ("exact", "sampled", "empirical")),
-    ):
-        if value not in expected:
-            raise OptionError(
-                f"{method.name}: {name} is {value!r}; with Kronecker factors it is {' or '.join(expected)}."
-            )
-    if options.accumulate == "max":
-        raise OptionError(f"{method.name}: accumulate is 'max', a rule that Kronecker factors do not have. Use sum.")

@@ -7,7 +7,7 @@ from typing import Literal
 
 from holdfast.errors import UnknownNameError
 
-MechanismName = Literal["none", "joint", "ewc", "wva"]
+MechanismName = Literal["joint", "cumulative", "ewc", "wva", "frozen", "none"]
 ImportanceName = Literal["fisher", "mas", "si", "signal", "taylor", "kfac", "ones"]
 
 
@@ -17,20 +17,22 @@ class Method:
 
     Attributes:
         name: as it is typed.
-        mechanism: "none" trains plainly, "joint" on all tasks so far at once, "ewc" and "wva" hold weights.
-        importance: the estimator that says which weights, or None.
+        label: as tables and pictures show it, such as "EWC Fisher".
+        mechanism: what holds the old tasks; "ewc" and "wva" hold weights, each other name is a module of this folder.
+        importance: the estimator that says which weights EWC and WVA hold; else None.
         summary: one line for people.
     """
 
     name: str
+    label: str
     mechanism: MechanismName
     importance: ImportanceName | None
     summary: str
 
     @property
-    def label(self) -> str:
-        """Its name as tables and pictures show it, such as "EWC Fisher"."""
-        return _LABELS[self.name]
+    def holds_weights(self) -> bool:
+        """Whether a keeper holds weights by their importance, which takes a strength or a budget."""
+        return self.mechanism in ("ewc", "wva")
 
     @property
     def keeps_budget(self) -> bool:
@@ -38,41 +40,36 @@ class Method:
         return self.mechanism == "ewc" and self.importance not in ("si", "kfac", "ones")
 
 
-_PLAIN = (
-    Method("none", "none", None, "plain fine-tuning: nothing holds the old tasks (the floor)"),
-    Method("joint", "joint", None, "trains on the data of all tasks so far at once (the ceiling)"),
-    Method("l2", "ewc", "ones", "elastic pull on every weight alike: EWC with all importances one"),
+_IMPORTANCES: tuple[tuple[ImportanceName, str, str], ...] = (
+    ("fisher", "Fisher", "Fisher information"),
+    ("mas", "MAS", "memory aware synapses"),
+    ("si", "SI", "the path integral of synaptic intelligence"),
+    ("signal", "signal", "the total absolute signal through a connection"),
+    ("taylor", "Taylor", "the first-order Taylor importance"),
 )
-_IMPORTANCES: dict[ImportanceName, str] = {
-    "fisher": "Fisher information",
-    "mas": "memory aware synapses",
-    "si": "the path integral of synaptic intelligence",
-    "signal": "the total absolute signal through a connection",
-    "taylor": "the first-order Taylor importance",
-}
-_VERBS: dict[MechanismName, str] = {
-    "ewc": "pulls weights elastically to their anchors,",
-    "wva": "makes weights slow,",
-}
-_HELD = tuple(
-    Method(f"{mechanism}-{importance}", mechanism, importance, f"{verb} by {source}")
-    for mechanism, verb in _VERBS.items()
-    for importance, source in _IMPORTANCES.items()
+_PAST_DATA = (
+    Method("joint", "joint", "joint", None, "trains anew on the data of all tasks so far at once (the ceiling)"),
+    Method("cumulative", "cumulative", "cumulative", None, "goes on training on the data of all tasks so far"),
 )
-
-_FACTORED = (
-    Method(
-        "ewc-kfac", "ewc", "kfac", "pulls layers elastically to their anchors, by Kronecker-factored Fisher information"
+_EWC = (
+    *(
+        Method(f"ewc-{name}", f"EWC {label}", "ewc", name, f"pulls weights elastically to their anchors, by {source}")
+        for name, label, source in _IMPORTANCES
     ),
+    Method("ewc-kfac", "EWC K-FAC", "ewc", "kfac", "pulls layers to their anchors, by Kronecker-factored Fisher"),
+)
+_WVA = tuple(
+    Method(f"wva-{name}", f"WVA {label}", "wva", name, f"makes weights slow, by {source}")
+    for name, label, source in _IMPORTANCES
+)
+_SIMPLE = (
+    Method("l2", "L2", "ewc", "ones", "elastic pull on every weight alike: EWC with all importances one"),
+    Method("frozen", "frozen", "frozen", None, "trains the last layer alone after the first task"),
+    Method("none", "plain", "none", None, "plain fine-tuning: nothing holds the old tasks (the floor)"),
 )
 
-METHODS: dict[str, Method] = {method.name: method for method in (*_PLAIN, *_HELD, *_FACTORED)}
-"""Every method by name."""
-
-_SPELLED = {"fisher": "Fisher", "mas": "MAS", "si": "SI", "signal": "signal", "taylor": "Taylor"}
-_LABELS = {"none": "plain", "joint": "joint", "l2": "L2", "ewc-kfac": "EWC K-FAC"} | {
-    method.name: f"{method.mechanism.upper()} {_SPELLED[method.importance or '']}" for method in _HELD
-}
+METHODS: dict[str, Method] = {method.name: method for method in (*_PAST_DATA, *_EWC, *_WVA, *_SIMPLE)}
+"""Every method by name, from the ceiling to the floor: tables and pictures have them in this order."""
 
 
 def method_named(name: str) -> Method:

@@ -1,16 +1,20 @@
 """One task learned: the network, the optimizer, the loop."""
 
-from holdfast.training.loop import accuracy, num_epochs, train_epoch
-from holdfast.training.nets import mlp
+from holdfast.training.loop import Losses, accuracy, num_epochs, task_loss, train_epoch
+from holdfast.training.nets import NetName, build_net, mlp
 from holdfast.training.optimizers import OptimizerName, Schedule, build_optimizer, learning_rate
 
 __all__ = [
+    "Losses",
+    "NetName",
     "OptimizerName",
     "Schedule",
     "accuracy",
+    "build_net",
     "build_optimizer",
     "learning_rate",
     "mlp",
     "num_epochs",
+    "task_loss",
     "train_epoch",
 ]

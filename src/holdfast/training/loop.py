@@ -15,7 +15,27 @@ from holdfast.heads.masks import predict
 from holdfast.streams import Examples
 
 BeforeStep = Callable[[int], None]
-AddedLoss = Callable[[], Tensor]
+
+Losses = tuple[Tensor, Tensor | None]
+"""The mean loss of a batch on the task at hand, and what is added to it for the sake of earlier tasks; scalars."""
+
+Loss = Callable[[Tensor, Tensor, Tensor | None], Losses]
+"""From inputs, targets and columns, as `task_loss` takes them."""
+
+
+def task_loss(model: nn.Module, inputs: Tensor, targets: Tensor, columns: Tensor | None) -> Tensor:
+    """The mean cross-entropy of a batch, in nats.
+
+    Args:
+        model: from inputs [B, ...] to logits [B, C].
+        inputs: of the examples.
+        targets: int64 [B], in the numbering of the full output.
+        columns: bool [C, C], row c: the output columns that take part in the loss of an example of class c; None: all.
+    """
+    logits = model(inputs)
+    if columns is not None:
+        logits = logits.masked_fill(~columns[targets], -math.inf)
+    return F.cross_entropy(logits, targets)
 
 
 def train_epoch(
@@ -28,7 +48,8 @@ def train_epoch(
     columns: Tensor | None = None,
     num_steps: int | None = None,
     before_step: BeforeStep | None = None,
-    added_loss: AddedLoss | None = None,
+    loss: Loss | None = None,
+    clip: float | None = None,
 ) -> float:
     """Pass once over the examples in an order that `seed` decides, one optimizer step a batch.
 
@@ -43,7 +64,8 @@ def train_epoch(
         columns: bool [C, C], row c: the output columns that take part in the loss of an example of class c; None: all.
         num_steps: stop after so many steps; None: go through all examples.
         before_step: called with the number of the step in this epoch, before it; sets learning rates.
-        added_loss: what is added to the loss of each step, such as `keeper.penalty`.
+        loss: takes the place of `task_loss` on the model; its second value is added before the backward pass.
+        clip: gradients are scaled down to this norm over all parameters; None: they are not.
 
     Returns:
         The mean of the task's loss over the steps, in nats.
@@ -62,12 +84,13 @@ def train_epoch(
         if before_step is not None:
             before_step(step)
         optimizer.zero_grad()
-        logits = model(inputs)
-        if columns is not None:
-            logits = logits.masked_fill(~columns[targets], -math.inf)
-        loss = F.cross_entropy(logits, targets)
-        losses.append(loss.detach())
-        (loss if added_loss is None else loss + added_loss()).backward()
+        own, added = (
+            (task_loss(model, inputs, targets, columns), None) if loss is None else loss(inputs, targets, columns)
+        )
+        losses.append(own.detach())
+        (own if added is None else own + added).backward()
+        if clip is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), clip)
         optimizer.step()
     mean = float(torch.stack(losses).mean())
     if not math.isfinite(mean):

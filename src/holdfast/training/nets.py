@@ -1,12 +1,90 @@
-"""The network of the experiments on small images."""
+"""The networks of the experiments on small images."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from math import isqrt, prod
+from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+NetName = Literal["mlp", "convolution", "attention"]
+
+
+def build_net(
+    name: NetName, input_shape: Sequence[int], outputs: int, *, hidden: Sequence[int], slope: float = 0.0, seed: int = 0
+) -> nn.Module:
+    """A network by name; `hidden` and `slope` are those of an mlp, the others have their own sizes.
+
+    Args:
+        name: "mlp", "convolution" or "attention".
+        input_shape: of one example.
+        outputs: output columns.
+        hidden: units of each hidden layer.
+        slope: of the leaky ReLU for negative inputs.
+        seed: of the weights; the global random state is left alone.
+    """
+    if name == "mlp":
+        return mlp(prod(input_shape), hidden, outputs, slope=slope, seed=seed)
+    side = isqrt(prod(input_shape))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return convolution_net(side, outputs) if name == "convolution" else AttentionNet(side, outputs)
+
+
+def convolution_net(side: int, outputs: int) -> nn.Sequential:
+    """Two 3x3 convolutions of stride 2 (16 and 32 channels) and a hidden layer of 128, for square gray images."""
+    last = -(-side // 4)
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Unflatten(1, (1, side, side)),
+        nn.Conv2d(1, 16, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(32 * last * last, 128),
+        nn.ReLU(),
+        nn.Linear(128, outputs),
+    )
+
+
+class AttentionNet(nn.Module):
+    """Two pre-norm transformer blocks over the rows of a square gray image: width 64, 4 heads, mean over positions."""
+
+    def __init__(self, side: int, outputs: int, *, width: int = 64, heads: int = 4, num_blocks: int = 2) -> None:
+        super().__init__()
+        self.side = side
+        self.embed = nn.Linear(side, width)
+        self.positions = nn.Parameter(0.02 * torch.randn(side, width))
+        self.blocks = nn.ModuleList(_Block(width, heads) for _ in range(num_blocks))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, outputs)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images [B, ...] of side x side numbers -> logits [B, outputs]."""
+        hidden = self.embed(images.reshape(-1, self.side, self.side)) + self.positions
+        for block in self.blocks:
+            hidden = block(hidden)
+        return self.head(self.norm(hidden).mean(1))
+
+
+class _Block(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        query, key, value = self.qkv(self.norm1(hidden)).unflatten(-1, (3, self.heads, -1)).unbind(-3)
+        mixed = F.scaled_dot_product_attention(*(part.transpose(1, 2) for part in (query, key, value)))
+        hidden = hidden + self.out(mixed.transpose(1, 2).flatten(2))
+        return hidden + self.mlp(self.norm2(hidden))
 
 
 def mlp(inputs: int, hidden: Sequence[int], outputs: int, *, slope: float = 0.0, seed: int = 0) -> nn.Sequential:

@@ -1,0 +1,31 @@
+"""From a method's name to the learner that carries it out."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from holdfast.methods.frozen import Frozen
+from holdfast.methods.holding import Holding
+from holdfast.methods.learner import Learner, Setting
+from holdfast.methods.options import MethodOptions
+from holdfast.methods.past_data import Cumulative, Joint
+from holdfast.methods.registry import Method
+
+
+def build_learner(method: Method, model: nn.Module, *, options: MethodOptions, setting: Setting) -> Learner:
+    """The learner of a method, on a model.
+
+    Raises:
+        OptionError: options that the method cannot work under.
+    """
+    match method.mechanism:
+        case "none":
+            return Learner(model)
+        case "frozen":
+            return Frozen(model)
+        case "cumulative":
+            return Cumulative(model)
+        case "joint":
+            return Joint(model)
+        case "ewc" | "wva":
+            return Holding(method, model, options)

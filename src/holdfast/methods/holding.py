@@ -1,0 +1,168 @@
+"""EWC and WVA in a run: importances measured as each task closes, and held at every later step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from holdfast.errors import OptionError
+from holdfast.factored import FactoredImportance
+from holdfast.heads import Categorical
+from holdfast.importance import fisher, kfac, mas, signal, taylor, uniform
+from holdfast.importance.path import SynapticIntelligence
+from holdfast.methods.learner import Learner
+from holdfast.methods.options import MethodOptions, accumulation
+from holdfast.methods.registry import Method
+from holdfast.records import Importance
+from holdfast.retention import EWC, WVA, Keeper
+from holdfast.streams import Examples
+from holdfast.training import Losses, task_loss
+
+
+class Holding(Learner):
+    """A keeper, and the importance it is given as each task closes.
+
+    Attributes:
+        keeper: EWC or WVA.
+        path: SI's path of training; None for other importances.
+    """
+
+    def __init__(self, method: Method, model: nn.Module, options: MethodOptions) -> None:
+        super().__init__(model)
+        self.method, self.options = method, options
+        self.keeper = _keeper(method, model, options)
+        self.path: SynapticIntelligence | None = None
+        if method.importance == "si":
+            self.path = SynapticIntelligence(model, damping=options.damping, gradient=options.si_gradient)
+
+    def attach(self, optimizer: Optimizer) -> None:
+        """Hold this optimizer's steps from now on, in place of any other's."""
+        self.keeper.detach().attach(optimizer)
+        if self.path is not None:
+            self.path.detach().attach(optimizer)
+
+    def loss(self, inputs: Tensor, targets: Tensor, columns: Tensor | None) -> Losses:
+        """The task's mean loss, and the penalty under `pull="penalty"`."""
+        own, keeper = task_loss(self.model, inputs, targets, columns), self.keeper
+        return own, keeper.penalty() if isinstance(keeper, EWC) and keeper.pull == "penalty" else None
+
+    def close_task(self, examples: Examples, *, classes: tuple[int, ...] | None, task: int) -> None:
+        """Measure what the task needs, and hold it."""
+        self.keeper.retain(self._importance(examples, classes, task))
+
+    def report(self) -> str:
+        """Is it on, and does it work?"""
+        return str(self.keeper.report())
+
+    def _importance(
+        self, examples: Examples, classes: tuple[int, ...] | None, task: int
+    ) -> Importance | FactoredImportance:
+        options, model, loss = self.options, self.model, Categorical(classes)
+        calibrate = options.budget is not None  # a budget is in nats
+        measured = {"calibrate": True, "loss": loss} if calibrate else {}
+        match self.method.importance:
+            case "fisher":
+                batched = options.fisher == "batched"
+                # batches of 128, as in van de Ven's comparison (arXiv 2502.11756)
+                data = examples.batches(128) if batched else examples
+                seed = options.seed + 1000 * task
+                return fisher(model, data, kind=options.fisher, loss=loss, seed=seed, calibrate=batched and calibrate)
+            case "kfac":
+                assert options.fisher != "batched"
+                return kfac(model, examples, kind=options.fisher, loss=loss, seed=options.seed + 1000 * task)
+            case "mas":
+                output, batched = options.mas_output, options.mas_batched
+                return mas(model, examples, output=output, classes=classes, batched=batched, **measured)
+            case "signal":
+                return _of_columns(signal(model, examples, bias=options.signal_bias, **measured), classes)
+            case "taylor":
+                return taylor(model, examples, loss=loss, calibrate=calibrate)
+            case "si":
+                assert self.path is not None
+                return self.path.importance(num_examples=len(examples))
+            case _:
+                return _of_columns(uniform(model), classes)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Of the keeper and of SI's path."""
+        held, kept = self.keeper.state()
+        tensors, notes = {f"keeper/{name}": tensor for name, tensor in held.items()}, {"keeper": kept}
+        if self.path is not None:
+            state = self.path.state_dict()
+            notes["path"] = state["num_steps"]
+            tensors |= {f"path/{name}": tensor for name, tensor in state["tensors"].items()}
+        return tensors, notes
+
+    def load_state(self, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        held = {n.removeprefix("keeper/"): t for n, t in tensors.items() if n.startswith("keeper/")}
+        self.keeper.load_state(held, notes["keeper"])
+        if self.path is not None:
+            path = {n.removeprefix("path/"): t for n, t in tensors.items() if n.startswith("path/")}
+            self.path.load_state_dict({"num_steps": notes["path"], "tensors": path})
+
+
+def _of_columns(importance: Importance, classes: tuple[int, ...] | None) -> Importance:
+    """Zero for the output columns that took no part: heads of other tasks, which this task must not hold.
+
+    For importances that do not pass through the loss. The last layer's weight and bias have a row for each column.
+    """
+    if classes is None:
+        return importance
+    values = dict(importance)
+    for name in list(values)[-2:]:
+        rows = torch.zeros_like(values[name])
+        rows[list(classes)] = values[name][list(classes)]
+        values[name] = rows
+    return Importance(values, importance.info)
+
+
+def _keeper(method: Method, model: nn.Module, options: MethodOptions) -> Keeper:
+    rule = accumulation(options.accumulate)
+    if options.budget is not None and not method.keeps_budget:
+        lacking = "its importance is not known in nats"
+        if method.mechanism == "wva":
+            lacking = "WVA has no anchors"
+        elif method.importance == "kfac":
+            lacking = "it is kept weight by weight"
+        raise OptionError(f"{method.name} cannot keep a budget: {lacking}. Give a strength.")
+    if method.importance == "kfac":
+        _check_kfac(method, options)
+    if method.mechanism == "ewc":
+        return EWC(
+            model,
+            strength=options.strength,
+            budget=options.budget,
+            pull=options.pull,
+            every=options.pull_every,
+            accumulate=rule,
+            weighting=options.weighting,
+        )
+    if options.strength is None:
+        raise OptionError(f"{method.name} needs a strength; found None. Give one.")
+    return WVA(
+        model,
+        strength=options.strength,
+        attenuation=options.attenuation,
+        on=options.attenuate,
+        accumulate=rule,
+        weighting=options.weighting,
+    )
+
+
+def _check_kfac(method: Method, options: MethodOptions) -> None:
+    """Raise at once for what `EWC.retain` and `kfac` would refuse after the first task."""
+    for name, value, expected in (
+        ("pull", options.pull, ("implicit", "penalty")),
+        ("fisher", options.fisher, ("exact", "sampled", "empirical")),
+    ):
+        if value not in expected:
+            raise OptionError(
+                f"{method.name}: {name} is {value!r}; with Kronecker factors it is {' or '.join(expected)}."
+            )
+    if options.accumulate == "max":
+        raise OptionError(f"{method.name}: accumulate is 'max', a rule that Kronecker factors do not have. Use sum.")

@@ -1,0 +1,67 @@
+"""What a method leaves open."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from holdfast.errors import OptionError
+from holdfast.memory import Accumulate, Decayed, Weighting
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodOptions:
+    """The settings of all methods; each reads its own, and they mean what they mean in `EWC`, `WVA` and the estimators.
+
+    Attributes:
+        seed: of the stream's permutations, the initial weights, the order of batches and sampled labels.
+        strength: of EWC or WVA; None with a budget.
+        budget: nats, in place of EWC's strength.
+        pull: EWC: "implicit", "gradient" or "penalty".
+        pull_every: EWC: the implicit pull comes at every so many steps, as hard as all of them together.
+        attenuation: WVA: "hyperbolic" or "exponential".
+        attenuate: WVA: "increments" or "gradients".
+        accumulate: "sum", "mean", "max", "per_task" or "decayed:GAMMA".
+        weighting: "task" or "examples".
+        fisher: kind of Fisher: "exact", "sampled", "empirical" or "batched" (this one not of ewc-kfac).
+        mas_output: MAS of the "logits" or the "softmax".
+        mas_batched: MAS from the gradient over the whole set at once.
+        signal_bias: importance of biases: mean absolute "output" of the layer, or "activation".
+        damping: of SI.
+        si_gradient: SI takes the gradient "before" or "after" each step.
+    """
+
+    seed: int = 0
+    strength: float | None = None
+    budget: float | None = None
+    pull: Literal["implicit", "gradient", "penalty"] = "implicit"
+    pull_every: int = 1
+    attenuation: Literal["hyperbolic", "exponential"] = "hyperbolic"
+    attenuate: Literal["increments", "gradients"] = "increments"
+    accumulate: str = "sum"
+    weighting: Weighting = "task"
+    fisher: Literal["exact", "sampled", "empirical", "batched"] = "exact"
+    mas_output: Literal["logits", "softmax"] = "logits"
+    mas_batched: bool = False
+    signal_bias: Literal["output", "activation"] = "output"
+    damping: float = 0.1
+    si_gradient: Literal["before", "after"] = "before"
+
+
+def accumulation(text: str) -> Accumulate:
+    """The rule that a text names: "sum", "mean", "max", "per_task" or "decayed:GAMMA".
+
+    Raises:
+        OptionError: it names none.
+    """
+    match text.split(":"):
+        case ["sum" | "mean" | "max" | "per_task" as rule]:
+            return rule
+        case ["decayed", number]:
+            try:
+                gamma = float(number)
+            except ValueError as error:
+                raise OptionError(f"accumulate: {text!r} names no decay; expected such as 'decayed:0.9'.") from error
+            return Decayed(gamma)
+        case _:
+            raise OptionError(f"accumulate is {text!r}; expected sum, mean, max, per_task or decayed:GAMMA.")
