@@ -130,6 +130,7 @@ class TestAveragedGem:
 
         learner.attach(optimizer := build_optimizer("sgd", parameters, lr=1.0))
         before = [p.detach().clone() for p in parameters]
+        optimizer.zero_grad()
         own, added = learner.loss(*wrong, None)  # all 20 are drawn
         assert added is None
         own.backward()
