@@ -15,6 +15,7 @@ from tyro.conf import Positional, arg
 
 from holdfast.cli.values import option
 from holdfast.experiments.config import RunConfig
+from holdfast.training import OptimizerName
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "tasks": ("scenario", "num_tasks", "fraction", "mask"),
@@ -94,6 +95,15 @@ _Stream = Annotated[
 _Folders = Annotated[
     Positional[tuple[str, ...]], arg(metavar="DIR ...", help="folders that hold runs", help_behavior_hint="")
 ]
+_Model = Annotated[
+    Positional[str],
+    arg(
+        metavar="MODEL",
+        help="mlp, convolution or attention; module:function that returns (model, batches); or the folder of a "
+        "transformers causal language model",
+        help_behavior_hint="",
+    ),
+]
 _DataDir = option(
     "data_dir", str, "folder with mnist/*.gz; left out: HOLDFAST_DATA, then the cache, downloaded into once"
 )
@@ -142,12 +152,38 @@ class ReportOptions:
     quiet: _Quiet = False
 
 
-COMMANDS: dict[str, type] = {"demo": DemoOptions, "run": RunOptions, "report": ReportOptions}
+@dataclass(frozen=True)
+class AdviseOptions:
+    """Memory and time that each method would take for a model, measured on a few batches of it."""
+
+    model: _Model
+    stream: option("stream", str, "of a net by name (default: permuted-mnist)") = "permuted-mnist"
+    hidden: option("hidden", tuple[int, ...], "units of each hidden layer of an mlp (default: 300 150)") = None
+    optimizer: option("optimizer", OptimizerName, "its state is part of the memory (default: adam)") = "adam"
+    methods: option("methods", tuple[str, ...], "their names; left out: all") = None
+    batch_size: option("batch_size", int, "examples a batch (default: 128)") = 128
+    batches: option("batches", int, "measured on so many of them (default: 4)") = 4
+    length: option("length", int, "tokens of an example of a language model (default: 128)") = 128
+    examples: option("examples", int, "closing a task is told for so many of them (default: 10000)") = 10_000
+    buffer_size: option("buffer_size", int, explained(RunConfig)["buffer_size"] + " (default: 500)") = None
+    output: option("output", str, "the figures are written to advice/ in it (default: runs)") = "runs"
+    device: _Device = "cpu"
+    data_dir: _DataDir = None
+    quiet: _Quiet = False
+
+
+COMMANDS: dict[str, type] = {
+    "demo": DemoOptions,
+    "run": RunOptions,
+    "report": ReportOptions,
+    "advise": AdviseOptions,
+}
 """Every command, and the record of its options."""
 
 
 def option_names(record: type) -> Sequence[str]:
     """Every option of a command, as it is typed."""
-    named = (entry.name for entry in fields(record) if entry.name not in ("stream", "folders"))
+    positional = {RunOptions: "stream", ReportOptions: "folders", AdviseOptions: "model"}.get(record, "")
+    named = (entry.name for entry in fields(record) if entry.name != positional)
     flat = (name for title in named for name in GROUPS.get(title, (title,)))
     return ["--" + name.replace("_", "-") for name in flat]

@@ -85,7 +85,7 @@ class _Run:
         watch: Watch | None,
     ) -> None:
         self.config, self.folder, self.watch = config, folder, watch
-        self.device = _device(device)
+        self.device = usable_device(device)
         self.method = method_named(config.method)
         self.stream = build_stream(
             config.stream,
@@ -304,7 +304,12 @@ class _Kept:
         return task.train.to(self._device)
 
 
-def _device(name: str) -> torch.device:
+def usable_device(name: str) -> torch.device:
+    """The device of that name.
+
+    Raises:
+        OptionError: it cannot be used.
+    """
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
