@@ -21,6 +21,7 @@ from __future__ import annotations
 import statistics
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,16 +33,31 @@ from benchmarks.rivals import vmapped
 from benchmarks.tables import Part
 from benchmarks.timing import Passage, in_turn, passage, ratios, seconds
 from benchmarks.variants import PLAIN, Variant, all_variants, truths
-from benchmarks.workloads import WORKLOADS, Workload, part
+from benchmarks.workloads import WORKLOADS, Workload, part, singles
 
 CALL = 40
 """Batches of the call whose time is given."""
 
+SECONDS = 80.0
+"""No further round on a workload is begun after them."""
+
 WRONG = 1e-3
 """A larger error is no rounding."""
 
-Findings = dict[str, Any]
-"""Column -> value of a row."""
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Check:
+    """What a variant gives on a few examples.
+
+    Attributes:
+        failure: why it gives nothing; None where it works.
+        error: how far it is from the truth; None where it is not compared.
+    """
+
+    failure: str | None = None
+    error: str | None = None
 
 
 def measure(*, quick: bool = False, workloads: Sequence[str] | None = None) -> Iterator[Part]:
@@ -49,46 +65,44 @@ def measure(*, quick: bool = False, workloads: Sequence[str] | None = None) -> I
     for name in workloads or WORKLOADS:
         workload = WORKLOADS[name].trial() if quick else WORKLOADS[name]
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+            warnings.simplefilter("ignore")  # what our own estimators warn of goes into the notes
             yield measured(workload, quick=quick)
 
 
 def measured(workload: Workload, *, quick: bool) -> Part:
     """All variants on one workload."""
     try:
-        chunk = best_chunk(workload)
-        variants = all_variants(workload, chunk=chunk)
-        rows, slow = checked(workload, variants)
+        workload.model()
     except ImportError as error:
         note = f"Not measured: {error}. Install the extra `bench`."
         return Part(workload.name, workload.title, [note], [])
-    sound = {name: variant for name, variant in variants.items() if "plain passes" not in rows[name]}
-    times = timed(workload, sound, rounds=2 if quick else 25, within=None if quick else 90.0)
+    chunk = best_chunk(workload)
+    variants = all_variants(workload, chunk=chunk)
+    checks, warned = checked(workload, variants)
+    sound = {name: variant for name, variant in variants.items() if checks[name].failure is None}
+    times = timed(workload, sound, rounds=2 if quick else 25, within=SECONDS)
     peaks = peaks_of(workload, list(sound)[:2] if quick else list(sound), chunk=chunk)
-    per_call = {name: [taken.of(CALL) / CALL for taken in passages] for name, passages in times.items()}
-    for name in sound:
-        rows[name] |= {
-            "plain passes": ratios(per_call[name], per_call[PLAIN]),
-            "later batches": ratios([p.later for p in times[name]], [p.later for p in times[PLAIN]]),
-            **_memory(peaks.get(name), peaks.get(PLAIN)),
-        }
-    ours = {v.quantity: statistics.median(per_call[name]) for name, v in sound.items() if v.ours and v.quantity}
-    for name, variant in sound.items():
-        if not variant.ours and variant.quantity in ours:
-            rows[name]["ours faster"] = statistics.median(per_call[name]) / ours[variant.quantity]
+    calls = {name: [taken.of(CALL) / CALL for taken in passages] for name, passages in times.items()}
+    ours = {v.quantity: statistics.median(calls[name]) for name, v in sound.items() if v.ours and v.quantity}
+    rows = []
+    for name, variant in variants.items():
+        row: Row = {"what": name, "plain passes": checks[name].failure, "later batches": None}
+        row |= {"target": variant.target, "peak MB": None, "above plain": None, "of plain's peak": None}
+        row |= {"error": checks[name].error, "ours faster": None}
+        if name in sound:
+            row["plain passes"] = ratios(calls[name], calls[PLAIN])
+            row["later batches"] = ratios([p.later for p in times[name]], [p.later for p in times[PLAIN]])
+        if name in peaks:
+            row |= _memory(peaks[name], peaks[PLAIN])
+        if name in sound and not variant.ours and variant.quantity in ours:
+            row["ours faster"] = statistics.median(calls[name]) / ours[variant.quantity]
+        rows.append(row)
     data = f" Data: {sentences()}." if workload.name == "encoder" else ""
-    notes = [
+    note = (
         f"Batches of {workload.batch_size}, {workload.num_batches} of them in a timed call, {len(times[PLAIN])} rounds."
-        f"{data} A plain pass takes {1e3 * statistics.median(per_call[PLAIN]) * workload.batch_size:.1f} ms a batch.",
-        *slow,
-    ]
-    columns = ("plain passes", "later batches", "target", "peak MB", "above plain", "of plain's peak", "error")
-    return Part(
-        workload.name,
-        workload.title,
-        notes,
-        [{"what": name, **{c: row.get(c) for c in (*columns, "ours faster")}} for name, row in rows.items()],
+        f"{data} A plain pass takes {1e3 * statistics.median(calls[PLAIN]) * workload.batch_size:.1f} ms a batch."
     )
+    return Part(workload.name, workload.title, [note, *warned], rows)
 
 
 def best_chunk(workload: Workload) -> int:
@@ -103,26 +117,27 @@ def best_chunk(workload: Workload) -> int:
     return min(found, key=lambda chunk: found[chunk])
 
 
-def checked(workload: Workload, variants: Mapping[str, Variant]) -> tuple[dict[str, Findings], list[str]]:
-    """For each variant its error, or why it fails; and what our own warned of."""
+def checked(workload: Workload, variants: Mapping[str, Variant]) -> tuple[dict[str, Check], list[str]]:
+    """How each variant does on a few examples, and what our own warned of."""
     model = workload.model()
     batch = part(workload.batches(1)[0], 0, workload.num_checked)
     expected = dict(truths(workload, workload.model(), batch))
-    rows: dict[str, Findings] = {name: {"target": variant.target} for name, variant in variants.items()}
-    said: list[str] = []
+    checks: dict[str, Check] = {}
+    warned: list[str] = []
     for name, variant in variants.items():
-        batches = [part(batch, b, b + 1) for b in range(len(batch[1]))] if variant.alone else [batch]
+        batches = singles(batch, workload.num_checked) if variant.alone else [batch]
         try:
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
                 found = variant.call(model, batches)
+        except ImportError as error:
+            checks[name] = Check(failure=f"not installed: {error}")
         except Exception as error:  # a table of what others do must survive it
-            rows[name]["plain passes"] = f"fails: {_short(error)}"
-            continue
-        said += [f"Warning: {warning.message}" for warning in caught if variant.ours]
-        if variant.quantity:
-            rows[name]["error"] = verdict(found, expected[variant.quantity])
-    return rows, list(dict.fromkeys(said))
+            checks[name] = Check(failure=f"fails: {_short(error)}")
+        else:
+            warned += [f"Warning: {warning.message}" for warning in caught if variant.ours]
+            checks[name] = Check(error=verdict(found, expected[variant.quantity]) if variant.quantity else None)
+    return checks, list(dict.fromkeys(warned))
 
 
 def verdict(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
@@ -171,10 +186,8 @@ def peak_of(workload: Workload, name: str, chunk: int) -> float:
     return memory.peak(lambda: variant.call(model, batches), warmup=lambda: variant.call(model, batches[:1]))
 
 
-def _memory(mb: float | None, plain: float | None) -> Findings:
-    if mb is None or plain is None:
-        return {}
-    return {"peak MB": mb, "above plain": mb - plain, "of plain's peak": mb / plain}
+def _memory(mb: float, plain: float) -> Row:
+    return {"peak MB": mb, "above plain": mb - plain, "of plain's peak": mb / plain if plain else None}
 
 
 def _short(error: Exception) -> str:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 def convnet(num_classes: int) -> nn.Sequential:
-    """Three convolutions on images [B, 3, 32, 32], two of them pooled, and two linear layers; 0.55 million weights."""
+    """Three convolutions on images [B, 3, 32, 32], two of them pooled, and two linear layers; 0.58 million weights."""
     return nn.Sequential(
         nn.Conv2d(3, 32, 3, padding=1),
         nn.ReLU(),

@@ -30,7 +30,8 @@ NETS = {"mlp-small": 10, "mlp-large": 4, "gpt-128": 1}
 TARGETS = {("mlp-large", "adam"): 1.10, ("gpt-128", "adam"): 1.05}
 """Of EWC and WVA."""
 
-MANY = 10
+MANY, MANY_ON = 10, "mlp-small"
+"""Tasks, and the workload they are retained on."""
 
 PLAIN = "plain"
 HOLDS: dict[str, Hold] = {
@@ -76,9 +77,9 @@ def measure(*, quick: bool = False, workloads: Sequence[str] | None = None) -> I
             workload = WORKLOADS[name].trial() if quick else WORKLOADS[name]
             for optimizer in ("sgd", "adam"):
                 yield one_task(workload, optimizer, num_steps=NETS[name], quick=quick)
-        if not workloads or "mlp-small" in workloads:
-            workload = WORKLOADS["mlp-small"]
-            yield many_tasks(workload.trial() if quick else workload, num_steps=NETS["mlp-small"], quick=quick)
+        if not workloads or MANY_ON in workloads:
+            workload = WORKLOADS[MANY_ON]
+            yield many_tasks(workload.trial() if quick else workload, num_steps=NETS[MANY_ON], quick=quick)
 
 
 def one_task(workload: Workload, optimizer: OptimizerName, *, num_steps: int, quick: bool) -> Part:
