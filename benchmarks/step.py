@@ -73,7 +73,7 @@ def measure(*, quick: bool = False, workloads: Sequence[str] | None = None) -> I
     """Each network under SGD and Adam, then many tasks."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of layers that have a diagonal instead of factors
-        for name in [name for name in NETS if not workloads or name in workloads]:
+        for name in [name for name in NETS if name in (workloads or ([MANY_ON] if quick else NETS))]:
             workload = WORKLOADS[name].trial() if quick else WORKLOADS[name]
             for optimizer in ("sgd", "adam"):
                 yield one_task(workload, optimizer, num_steps=NETS[name], quick=quick)
@@ -129,7 +129,7 @@ def timed(
     """For each way, and each round, the time of a step."""
     batches = workload.batches(num_steps)
     calls = {name: partial(take_steps, way, batches) for name, way in held.items()}
-    return in_turn(calls, rounds=2 if quick else 41, within=within)
+    return in_turn(calls, rounds=1 if quick else 41, within=within)
 
 
 def take_steps(held: Held, batches: Sequence[Batch]) -> Taken:
