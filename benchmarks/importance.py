@@ -41,7 +41,7 @@ CALL = 40
 TRIED = ("mlp-small", "convnet", "gpt-32")
 """What a trial runs on, unless it is told."""
 
-SECONDS = 80.0
+SECONDS = 60.0
 """No further round on a workload is begun after them."""
 
 WRONG = 1e-3

@@ -45,7 +45,7 @@ HOLDS: dict[str, Hold] = {
     "penalty in the loss, 5 separate tasks": penalised(5),
     "added to each gradient in a loop": injected,
 }
-SECONDS, SECONDS_A_RULE = 20.0, 3.0
+SECONDS, SECONDS_A_RULE = 15.0, 3.0
 """No further round is begun after them."""
 
 RULES: tuple[Accumulate, ...] = ("sum", "mean", Decayed(0.9), "max", "per_task")
