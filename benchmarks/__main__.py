@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("names", nargs="*", choices=[[], "all", *BENCHMARKS], metavar="NAME", help="default: all")
-    parser.add_argument("--quick", action="store_true", help="few examples and rounds, on few workloads; kept only with --output")
+    parser.add_argument("--quick", action="store_true", help="a trial: few of everything; kept only with --output")
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, metavar="WORKLOAD", help="; ".join(WORKLOADS))
     parser.add_argument("--output", type=Path, help="folder of the tables; default docs/results/benchmarks")
     parser.add_argument("--threads", type=int, default=1, help="of torch, default 1; with more, time is the wall's")
