@@ -21,5 +21,8 @@ def report_command(options: ReportOptions) -> None:
         console.print(rows_table(list(members)))
     told = console_for()
     say(told, f"{found.num_runs} run{'s' * (found.num_runs != 1)}, written to {found.path}")
-    for picture in found.pictures:
-        say(told, f"  {picture}")
+    folder = found.path.parent
+    say(
+        told,
+        f"beside it: {found.markdown.name}, {len(found.pictures)} pictures, {len(found.tables)} tables in {folder}",
+    )

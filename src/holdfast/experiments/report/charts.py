@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,12 +22,23 @@ LONGEST_BESIDE = 30
 
 @dataclass(frozen=True)
 class Mark:
-    """A point of a curve: its place from the left and from the top, and what is said when it is pointed at."""
+    """A point of a curve.
+
+    Attributes:
+        x: from the left.
+        y: from the top.
+        title: what is said when it is pointed at.
+        is_best: whether validation data chooses it.
+        top: where its 95% interval ends, if it is to be drawn by itself.
+        bottom: likewise.
+    """
 
     x: float
     y: float
     title: str
     is_best: bool = False
+    top: float | None = None
+    bottom: float | None = None
 
 
 @dataclass(frozen=True)
@@ -42,6 +52,7 @@ class Curve:
         line: SVG path.
         band: SVG path of the 95% intervals; empty without any.
         marks: its points.
+        last: where it ends, from the left.
         end: where it ends, from the top.
         name_at: where its name stands, from the top.
     """
@@ -52,6 +63,7 @@ class Curve:
     line: str
     band: str
     marks: tuple[Mark, ...]
+    last: float
     end: float
     name_at: float
 
@@ -124,7 +136,7 @@ def strength_plot(section: Section) -> Plot | None:
         elif strength_of(family.best) is None and family.best.settings.get("budget") is None:
             estimate = final(family.best)
             title = f"{family.label}: {percent(estimate)}"
-            lines.append((family.label, [Point(x, estimate, title) for x in (0.0, 100.0)]))
+            lines.append((family.label, [Point(x, Estimate(estimate.mean), title) for x in (0.0, 100.0)]))
         else:
             lines.append((family.label, []))
     return _plot(lines, "strength (logarithmic)", scale.ticks(), of_last_task=True)
@@ -179,8 +191,9 @@ def _plot(
                 label=label,
                 value=percent(Estimate(value.estimate.mean)),
                 line="M" + "L".join(f"{x:.2f} {y:.2f}" for x, y in places),
-                band=_band(points, up),
-                marks=tuple(Mark(x, y, point.title, point.is_best) for (x, y), point in zip(places, points)),
+                band="" if of_last_task else _band(points, up),
+                marks=tuple(_mark(point, up, interval=of_last_task) for point in points),
+                last=points[-1].x,
                 end=end,
                 name_at=name_at,
             )
@@ -194,6 +207,14 @@ def _plot(
         height=height,
         beside=max(len(curve.label) for curve in curves) <= LONGEST_BESIDE,
     )
+
+
+def _mark(point: Point, up: Scale, *, interval: bool) -> Mark:
+    mean, half = point.estimate.mean, point.estimate.half_width
+    if half is None or not interval:
+        return Mark(point.x, 100 - up.at(mean), point.title, point.is_best)
+    top, bottom = (100 - up.at(min(max(value, up.low), up.high)) for value in (mean + half, mean - half))
+    return Mark(point.x, 100 - up.at(mean), point.title, point.is_best, top, bottom)
 
 
 def _names_at(ends: Sequence[float], height: int) -> list[float]:
@@ -220,11 +241,9 @@ def _reach(estimate: Estimate) -> tuple[float, ...]:
     return max(0.0, estimate.mean - half), min(1.0, estimate.mean + half)
 
 
-def lane_scale(estimates: Sequence[Estimate]) -> Scale:
-    """An axis that holds zero and every estimate with its interval, as far as that is no wider than all the means."""
-    means = [0.0, *(estimate.mean for estimate in estimates)]
-    most = max(means) - min(means) or 1e-9
-    halves = [min(estimate.half_width or 0.0, most) for estimate in estimates]
-    low = min(0.0, *(estimate.mean - half for estimate, half in zip(estimates, halves)))
-    high = max(0.0, *(estimate.mean + half for estimate, half in zip(estimates, halves)))
-    return Scale(low, high) if math.isfinite(high - low) else Scale(0, 1)
+def lane_scale(estimates: Sequence[Estimate], *, from_zero: bool = True) -> Scale:
+    """An axis that holds every estimate with its interval, and zero where it has to."""
+    zero = [0.0] * from_zero
+    low = min([*zero, *(estimate.mean - (estimate.half_width or 0.0) for estimate in estimates)])
+    high = max([*zero, *(estimate.mean + (estimate.half_width or 0.0) for estimate in estimates)])
+    return Scale(low, high)

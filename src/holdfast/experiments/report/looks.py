@@ -82,7 +82,7 @@ def heat_colours() -> list[dict[str, str]]:
     found = []
     for level in range(NUM_LEVELS):
         share = level / (NUM_LEVELS - 1)
-        light, dark = (_hex(ramp(value)) for value in (share, 1 - share))
+        light, dark = (_hex(ramp(value)) for value in (share, 1 - 0.9 * share))
         found.append({"light": light, "light_ink": _ink_on(light), "dark": dark, "dark_ink": _ink_on(dark)})
     return found
 

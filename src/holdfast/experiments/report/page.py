@@ -25,6 +25,7 @@ from holdfast.experiments.report.looks import LINE_WIDTH, Look, heat_colours, lo
 from holdfast.experiments.report.markdown import own_settings, shared_settings
 from holdfast.experiments.report.pictures import TRANSFER, held_megabytes
 from holdfast.experiments.report.samples import Sample, samples
+from holdfast.experiments.report.scales import Scale
 from holdfast.experiments.tables import COLUMNS, Estimate, Row, best, row_of
 from holdfast.version import __version__
 
@@ -70,10 +71,10 @@ class Lane:
 
 @dataclass(frozen=True)
 class Panel:
-    """Lanes on one scale; `zero` is where its zero stands."""
+    """Lanes on one scale; `zero` is where its zero stands, None where it has none."""
 
     name: str
-    zero: float
+    zero: float | None
     lanes: list[Lane]
 
 
@@ -158,7 +159,10 @@ def _view(number: int, section: Section, places: Mapping[int, Path]) -> View:
         strength=strength_plot(section),
         heats=[_heat(each) for each in series],
         heat_ticks=task_ticks(most),
-        transfer=[_panel(name, series, [getattr(row, field) for row in rows], scale=100) for field, name in TRANSFER],
+        transfer=[
+            _panel(name, series, [getattr(row, field) for row in rows], from_zero=field != "learning_accuracy")
+            for field, name in TRANSFER
+        ],
         costs=_costs(series, rows),
         pairs=pairs,
         shared=[
@@ -201,31 +205,29 @@ def _heat(series: Series) -> Heat:
     )
 
 
-def _panel(name: str, series: Sequence[Series], estimates: Sequence[Estimate], *, scale: float) -> Panel:
-    axis = lane_scale(estimates)
+def _panel(name: str, series: Sequence[Series], estimates: Sequence[Estimate], *, from_zero: bool) -> Panel:
+    """Accuracies in points, with their intervals."""
+    axis = lane_scale(estimates, from_zero=from_zero)
     lanes = []
     for each, estimate in zip(series, estimates):
-        half = estimate.half_width or 0.0
-        low, high = (
-            axis.at(min(max(value, axis.low), axis.high)) for value in (estimate.mean - half, estimate.mean + half)
-        )
-        lanes.append(Lane(each, axis.at(estimate.mean), low, high, estimate.text(scale=scale).replace("-", "−")))
-    return Panel(name, axis.at(0.0), lanes)
+        mean, half = estimate.mean, estimate.half_width or 0.0
+        places = (axis.at(mean), axis.at(mean - half), axis.at(mean + half))
+        lanes.append(Lane(each, *places, estimate.text(scale=100).replace("-", "−")))
+    return Panel(name, axis.at(0.0) if from_zero else None, lanes)
 
 
 def _costs(series: Sequence[Series], rows: Sequence[Row]) -> list[Panel]:
     """Seconds of training and of importances, and megabytes where the runs recorded them."""
-    panels = [
-        _panel("training, seconds", series, [row.seconds_training for row in rows], scale=1),
-        _panel("measuring importances, seconds", series, [row.seconds_importance for row in rows], scale=1),
-    ]
-    known = [(each, row) for each, row in zip(series, rows) if row.held_bytes is not None]
-    if known:
-        held = [held_megabytes(row) for _, row in known]
-        panel = _panel("held beside the model, MB", [each for each, _ in known], held, scale=1)
-        lanes = [Lane(**{**vars(lane), "text": _held_text(row)}) for lane, (_, row) in zip(panel.lanes, known)]
-        panels.append(Panel(panel.name, panel.zero, lanes))
-    return panels
+    training = [(each, row.seconds_training.mean, row.seconds_training.text()) for each, row in zip(series, rows)]
+    importance = [(each, row.seconds_importance.mean, row.seconds_importance.text()) for each, row in zip(series, rows)]
+    held = [(each, held_megabytes(row).mean, _held_text(row)) for each, row in zip(series, rows) if row.held_bytes]
+    named = {"training, seconds": training, "measuring importances, seconds": importance, "held, MB": held}
+    return [_bars(name, bars) for name, bars in named.items() if bars]
+
+
+def _bars(name: str, bars: Sequence[tuple[Series, float, str]]) -> Panel:
+    axis = Scale(0.0, max(value for _, value, _ in bars) or 1.0)
+    return Panel(name, 0.0, [Lane(each, axis.at(value), 0.0, axis.at(value), text) for each, value, text in bars])
 
 
 def _held_text(row: Row) -> str:

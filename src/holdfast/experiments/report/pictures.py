@@ -144,7 +144,7 @@ def _lanes(
     for number, (name, estimates) in enumerate(panels):
         axes = axes_at(figure, left + number * (width + gap), 0.35, width, height)
         scale = lane_scale(estimates)
-        margin = 0.05 * (scale.high - scale.low)
+        margin = 0.05 * (scale.high - scale.low) or 0.01
         axes.set_xlim(100 * (scale.low - margin * (scale.low < 0)), 100 * (scale.high + margin))
         axes.set_ylim(len(groups) - 0.4, -0.6)
         axes.axvline(0, color=MUTED, linewidth=0.8, zorder=1)
