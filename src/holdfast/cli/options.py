@@ -125,7 +125,7 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """What all finished runs at or below some folders found: one page, its pictures (PNG, SVG) and tables (CSV, Parquet)."""
+    """One page, pictures (PNG, SVG) and tables (CSV, Parquet) of all finished runs at or below some folders."""
 
     folders: _Folders
     output: option("output", str, "folder of the report (default: runs/report)") = "runs/report"

@@ -21,8 +21,5 @@ def report_command(options: ReportOptions) -> None:
         console.print(rows_table(list(members)))
     told = console_for()
     say(told, f"{found.num_runs} run{'s' * (found.num_runs != 1)}, written to {found.path}")
-    folder = found.path.parent
-    say(
-        told,
-        f"beside it: {found.markdown.name}, {len(found.pictures)} pictures, {len(found.tables)} tables in {folder}",
-    )
+    counted = f"{len(found.pictures)} pictures, {len(found.tables)} tables"
+    say(told, f"beside it: {found.markdown.name}, {counted} in {found.path.parent}")

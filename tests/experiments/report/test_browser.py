@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -63,12 +64,8 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for strength, kept in ((0.0, 0.3), (1.0, 0.6), (100.0, 0.9), (1e4, 0.7))
         for seed in range(3)
     ]
-    runs += [
-        result(num_tasks=25, stream="split-of-a-name-that-is-long", scenario="class", rather_long_a_setting="x" * 40)
-    ]
-    runs += [
-        result(num_tasks=25, stream="split-of-a-name-that-is-long", scenario="class", rather_long_a_setting="y" * 40)
-    ]
+    long = {"num_tasks": 25, "stream": "split-of-a-name-that-is-long", "scenario": "class"}
+    runs += [result(**long, rather_long_a_setting=letter * 40) for letter in "xy"]
     path = tmp_path_factory.mktemp("page") / "report.html"
     path.write_text(html_page(sections_of(runs), places={}, pictures=["a-picture.png"]), encoding="utf-8")
     return path
@@ -115,12 +112,10 @@ def test_every_word_can_be_read(browser: Page, report: Path, width: int, dark: b
 @pytest.mark.parametrize(("width", "scripts"), [(PHONE, True), (DESKTOP, True), (DESKTOP, False)])
 def test_the_curves_are_there(browser: Page, report: Path, width: int, scripts: bool):
     browser.open(report, width=width, dark=False, scripts=scripts)
-    count = (
-        "[...document.querySelectorAll('#section-0-PART .line')].filter(e => e.getTotalLength() > 50 && VISIBLE).length"
-    )
-    visible = "e.getBoundingClientRect().width > 150"
-    for part, expected in (("curves", len(METHODS)), ("strengths", len(METHODS))):
-        assert browser.evaluate(count.replace("PART", part).replace("VISIBLE", visible)) == expected
+    drawn = "e => e.getTotalLength() > 50 && e.getBoundingClientRect().width > 150"
+    for part in ("curves", "strengths"):
+        lines = f"[...document.querySelectorAll('#section-0-{part} .line')]"
+        assert browser.evaluate(f"{lines}.filter({drawn}).length") == len(METHODS)
     assert browser.evaluate("document.querySelectorAll('#section-0-curves .names li').length") == len(METHODS)
     assert browser.evaluate("document.querySelectorAll('#section-0-curves .band').length") == len(METHODS)
     assert browser.evaluate("document.querySelectorAll('#section-0-strengths .best').length") == 2
@@ -149,7 +144,7 @@ def test_no_names_cover_each_other(browser: Page, report: Path):
            .map(box => [box.left, box.right, box.top, box.bottom])"""
     )
     ordered = sorted(boxes, key=lambda box: box[2])
-    assert all(low[3] <= high[2] + 0.5 for low, high in zip(ordered, ordered[1:]))
+    assert all(low[3] <= high[2] + 0.5 for low, high in pairwise(ordered))
     assert all(right <= DESKTOP for _, right, _, _ in boxes)
 
 
@@ -157,7 +152,7 @@ def test_pointing_at_a_method_makes_the_others_step_back(browser: Page, report: 
     browser.open(report, width=DESKTOP, dark=False)
     x, y = browser.evaluate(
         """(() => { const box = document.querySelector('#section-0-curves .names li').getBoundingClientRect();
-        scrollTo(0, scrollY + box.top - 300); const at = document.querySelector('#section-0-curves .names li')
+        scrollTo({top: scrollY + box.top - 300, behavior: 'instant'}); const at = document.querySelector('#section-0-curves .names li')
         .getBoundingClientRect(); return [at.left + 40, at.top + 8]; })()"""
     )
     browser.point(x, y)
@@ -169,8 +164,6 @@ def test_pointing_at_a_method_makes_the_others_step_back(browser: Page, report: 
 
 def test_the_table_of_contents_leads_to_its_parts(browser: Page, report: Path):
     browser.open(report, width=PHONE, dark=False)
-    broken = (
-        "[...document.querySelectorAll('nav a')].filter(a => !document.querySelector(a.getAttribute('href'))).length"
-    )
-    assert browser.evaluate(broken) == 0
+    broken = "a => !document.querySelector(a.getAttribute('href'))"
+    assert browser.evaluate(f"[...document.querySelectorAll('nav a')].filter({broken}).length") == 0
     assert browser.evaluate("document.querySelectorAll('nav a').length") >= 15

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 import pytest
 from tests.experiments.made_up import result
@@ -48,7 +49,7 @@ def test_several_seeds_have_a_band_that_stays_inside():
 def test_names_never_cover_each_other():
     plot = accuracy_plot(section(*(result(name, kept=0.5) for name in METHODS)))
     places = sorted(curve.name_at for curve in plot.curves)
-    gaps = [(high - low) * plot.height / 100 for low, high in zip(places, places[1:])]
+    gaps = [(high - low) * plot.height / 100 for low, high in pairwise(places)]
     assert min(gaps) >= NAME_PIXELS - 1e-6
     assert places[-1] <= 100 + 1e-6
 

@@ -127,9 +127,10 @@ def _hex(rgba: Any) -> str:
 
 def _shape(name: str, id: str, size: float) -> MarkerShape:
     from matplotlib.markers import MarkerStyle
+    from matplotlib.transforms import Affine2D
 
     style = MarkerStyle(name)
-    path = style.get_path().transformed(style.get_transform().scale(size, -size))
+    path = style.get_path().transformed(style.get_transform() + Affine2D().scale(size, -size))
     letters = {1: "M", 2: "L", 3: "Q", 4: "C", 79: "Z"}
     parts = []
     for points, code in path.iter_segments(simplify=False):

@@ -220,7 +220,7 @@ def _costs(series: Sequence[Series], rows: Sequence[Row]) -> list[Panel]:
     """Seconds of training and of importances, and megabytes where the runs recorded them."""
     training = [(each, row.seconds_training.mean, row.seconds_training.text()) for each, row in zip(series, rows)]
     importance = [(each, row.seconds_importance.mean, row.seconds_importance.text()) for each, row in zip(series, rows)]
-    held = [(each, held_megabytes(row).mean, _held_text(row)) for each, row in zip(series, rows) if row.held_bytes]
+    held = [(each, held_megabytes(row), _held_text(row)) for each, row in zip(series, rows) if row.held_bytes]
     named = {"training, seconds": training, "measuring importances, seconds": importance, "held, MB": held}
     return [_bars(name, bars) for name, bars in named.items() if bars]
 
@@ -232,7 +232,7 @@ def _bars(name: str, bars: Sequence[tuple[Series, float, str]]) -> Panel:
 
 def _held_text(row: Row) -> str:
     """Megabytes, and how many copies of the weights that is."""
-    megabytes = held_megabytes(row).mean
+    megabytes = held_megabytes(row)
     told = f"{megabytes:.2f}" if megabytes < 10 else f"{megabytes:.0f}"
     return f"{told} ({megabytes * 1e6 / (4 * row.num_parameters):.1f}×)" if row.num_parameters else told
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,25 +65,25 @@ def write_pictures(section: Section, folder: Path) -> list[Path]:
 def transfer(groups: Sequence[Group], path: str | os.PathLike[str], *, title: str) -> Path:
     """Draw forgetting, transfer and learning accuracy of each group, in points, with 95% intervals."""
     rows = [row_of(group) for group in groups]
-    panels = [(name, [getattr(row, field) for row in rows]) for field, name in TRANSFER]
-    return _lanes(groups, panels, path, title=title, remark=f"{seeds_told(groups)}, in points", draw=_dots)
+    panels = {name: [_points(getattr(row, field)) for row in rows] for field, name in TRANSFER}
+    return _lanes(groups, panels, path, title=title, remark=f"{seeds_told(groups)}, in points", draw=_dot)
 
 
 def cost(groups: Sequence[Group], path: str | os.PathLike[str], *, title: str) -> Path:
     """Draw the seconds of training and of measuring importances, and the memory held where runs recorded it."""
     rows = [row_of(group) for group in groups]
-    panels = [
-        ("training, s", [_scaled(row.seconds_training, 0.01) for row in rows]),
-        ("importances, s", [_scaled(row.seconds_importance, 0.01) for row in rows]),
-    ]
+    panels = {
+        "training, s": [Estimate(row.seconds_training.mean) for row in rows],
+        "importances, s": [Estimate(row.seconds_importance.mean) for row in rows],
+    }
     if any(row.held_bytes for row in rows):
-        panels.append(("held beside the model, MB", [held_megabytes(row, scale=0.01) for row in rows]))
-    return _lanes(groups, panels, path, title=title, remark="mean over seeds", draw=_bars)
+        panels["held, MB"] = [Estimate(held_megabytes(row)) for row in rows]
+    return _lanes(groups, panels, path, title=title, remark="mean over seeds", draw=_bar)
 
 
-def held_megabytes(row: Row, *, scale: float = 1.0) -> Estimate:
+def held_megabytes(row: Row) -> float:
     """The memory that a method holds; zero where it was not recorded."""
-    return _scaled(row.held_bytes or Estimate(0.0), 1e-6 * scale)
+    return 1e-6 * row.held_bytes.mean if row.held_bytes else 0.0
 
 
 def strengths(section: Section, path: str | os.PathLike[str]) -> Path:
@@ -130,24 +130,26 @@ def strengths(section: Section, path: str | os.PathLike[str]) -> Path:
 
 def _lanes(
     groups: Sequence[Group],
-    panels: Sequence[tuple[str, list[Estimate]]],
+    panels: Mapping[str, list[Estimate]],
     path: str | os.PathLike[str],
     *,
     title: str,
     remark: str,
     draw: Callable[[Axes, float, Estimate, dict[str, Any]], None],
 ) -> Path:
-    """A panel a quantity, a row a group; `draw` puts one estimate, in hundredths of what is written, on its row."""
+    """A panel a quantity, a row a group; `draw` puts an estimate on its row."""
     left = 0.3 + 0.075 * max(len(group.label) for group in groups)
     width, gap, height = 1.75, 0.3, max(1.0, _ROW * len(groups))
     figure = new_figure(max(left + len(panels) * (width + gap) + 0.15, 5.0), height + 1.15)
-    for number, (name, estimates) in enumerate(panels):
+    for number, (name, estimates) in enumerate(panels.items()):
         axes = axes_at(figure, left + number * (width + gap), 0.35, width, height)
-        scale = lane_scale(estimates)
+        from_zero = name != "learning accuracy"
+        scale = lane_scale(estimates, from_zero=from_zero)
         margin = 0.05 * (scale.high - scale.low) or 0.01
-        axes.set_xlim(100 * (scale.low - margin * (scale.low < 0)), 100 * (scale.high + margin))
+        axes.set_xlim(scale.low - margin * (scale.low != 0), scale.high + margin)
         axes.set_ylim(len(groups) - 0.4, -0.6)
-        axes.axvline(0, color=MUTED, linewidth=0.8, zorder=1)
+        if from_zero:
+            axes.axvline(0, color=MUTED, linewidth=0.8, zorder=1)
         axes.grid(axis="x", color=GRID, linewidth=0.6)
         for place, (group, estimate) in enumerate(zip(groups, estimates)):
             draw(axes, place, estimate, stroke(group))
@@ -160,16 +162,15 @@ def _lanes(
     return write_picture(figure, path)
 
 
-def _dots(axes: Axes, place: float, estimate: Estimate, look: dict[str, Any]) -> None:
-    half = None if estimate.half_width is None else 100 * estimate.half_width
+def _dot(axes: Axes, place: float, estimate: Estimate, look: dict[str, Any]) -> None:
     marked = {"marker": look["marker"] or "o", "color": look["color"], "markersize": 4.5}
-    axes.errorbar(100 * estimate.mean, place, xerr=half, **marked, elinewidth=1.2, zorder=2)
+    axes.errorbar(estimate.mean, place, xerr=estimate.half_width, **marked, elinewidth=1.2, zorder=2)
 
 
-def _bars(axes: Axes, place: float, estimate: Estimate, look: dict[str, Any]) -> None:
-    axes.barh(place, 100 * estimate.mean, height=0.6, color=look["color"], zorder=2)
+def _bar(axes: Axes, place: float, estimate: Estimate, look: dict[str, Any]) -> None:
+    axes.barh(place, estimate.mean, height=0.6, color=look["color"], zorder=2)
 
 
-def _scaled(estimate: Estimate, scale: float) -> Estimate:
+def _points(estimate: Estimate) -> Estimate:
     half = estimate.half_width
-    return Estimate(scale * estimate.mean, None if half is None else scale * half)
+    return Estimate(100 * estimate.mean, None if half is None else 100 * half)
