@@ -34,7 +34,7 @@ def test_report(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
 
 def test_folders_with_brackets_are_told_as_they_are(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     page = tmp_path / "[bold]page[/]"
-    assert main(["report", str(runs), "--output", str(page), "--quiet"]) == 0
+    assert main(["report", str(runs / "0"), "--output", str(page), "--quiet"]) == 0
     assert f"written to {page / 'report.html'}" in capsys.readouterr().out
 
 

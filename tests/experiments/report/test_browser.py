@@ -150,11 +150,9 @@ def test_no_names_cover_each_other(browser: Page, report: Path):
 
 def test_pointing_at_a_method_makes_the_others_step_back(browser: Page, report: Path):
     browser.open(report, width=DESKTOP, dark=False)
-    x, y = browser.evaluate(
-        """(() => { const box = document.querySelector('#section-0-curves .names li').getBoundingClientRect();
-        scrollTo({top: scrollY + box.top - 300, behavior: 'instant'}); const at = document.querySelector('#section-0-curves .names li')
-        .getBoundingClientRect(); return [at.left + 40, at.top + 8]; })()"""
-    )
+    name = "document.querySelector('#section-0-curves .names li')"
+    browser.evaluate(f"{name}.scrollIntoView({{block: 'center', behavior: 'instant'}})")
+    x, y = browser.evaluate(f"(box => [box.left + 40, box.top + 8])({name}.getBoundingClientRect())")
     browser.point(x, y)
     assert browser.evaluate("document.querySelectorAll('#section-0.pointed').length") == 1
     assert browser.evaluate("new Set([...document.querySelectorAll('.own')].map(e => e.dataset.s)).size") == 1

@@ -70,7 +70,7 @@ def test_each_stream_has_its_section(tmp_path: Path):
 
 
 def test_the_same_runs_give_the_same_bytes(tmp_path: Path):
-    runs = [result(seed=seed, strength=strength) for seed in (0, 1) for strength in (1.0, 15.0)]
+    runs = [result(strength=strength) for strength in (1.0, 15.0)]
     first, second = (write_report(runs, tmp_path / name) for name in ("first", "second"))
     for one, other in zip(
         (first.path, first.markdown, *first.pictures, *first.tables),
