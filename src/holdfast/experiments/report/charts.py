@@ -148,8 +148,8 @@ def final(group: Group) -> Estimate:
 
 
 def percent(estimate: Estimate) -> str:
-    """A fraction as people read it."""
-    return estimate.text(scale=100).replace("-", "−") + "%"
+    """A fraction as people read it, on one line."""
+    return estimate.text(scale=100).replace("-", "−").replace(" ", "\u00a0") + "%"
 
 
 def level_of(value: float) -> int:
@@ -158,10 +158,10 @@ def level_of(value: float) -> int:
 
 
 def heat_paths(matrix: Sequence[Sequence[float]]) -> dict[int, str]:
-    """A heat map as one SVG path a colour, in units of a cell."""
+    """The learned half of an accuracy matrix as one SVG path a colour, in units of a cell."""
     found: dict[int, list[str]] = {}
     for t, row in enumerate(matrix):
-        for j, value in enumerate(row):
+        for j, value in enumerate(row[: t + 1]):
             found.setdefault(level_of(value), []).append(f"M{j} {t}h1v1h-1z")
     return {level: "".join(parts) for level, parts in sorted(found.items())}
 
