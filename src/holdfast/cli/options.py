@@ -79,7 +79,8 @@ _Stream = Annotated[
     ),
 ]
 _Folders = Annotated[
-    Positional[tuple[str, ...]], arg(metavar="DIR ...", help="folders that hold runs", help_behavior_hint="")
+    Positional[tuple[str, ...]],
+    arg(metavar="DIR ...", help="folders that hold runs, or results by themselves", help_behavior_hint=""),
 ]
 _DataDir = option(
     "data_dir", str, "folder with mnist/*.gz; left out: HOLDFAST_DATA, then the cache, downloaded into once"
@@ -106,6 +107,9 @@ class RunOptions:
     seed: _Seed = 0
     device: _Device = "cpu"
     data_dir: _DataDir = None
+    tensorboard: Annotated[
+        bool, arg(help="write event files for TensorBoard into the run's folder, too", help_behavior_hint="")
+    ] = False
     quiet: _Quiet = False
     tasks: _Tasks = field(default_factory=_Tasks)
     training: _Training = field(default_factory=_Training)
@@ -121,7 +125,7 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """Tables and pictures of all finished runs at or below some folders, on one Markdown page."""
+    """One page, pictures (PNG, SVG) and tables (CSV, Parquet) of all finished runs at or below some folders."""
 
     folders: _Folders
     output: option("output", str, "folder of the report (default: runs/report)") = "runs/report"

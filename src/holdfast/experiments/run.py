@@ -241,6 +241,14 @@ class _Run:
         with self.learner.evaluating(j):
             return accuracy(self.model, examples, classes=classes)
 
+    def _held_bytes(self) -> int:
+        """Of what the method keeps beside model and optimizer, with the data of earlier tasks where it needs them."""
+        held = sum(tensor.nbytes for tensor in self.learner.state()[0].values())
+        if self.learner.needs_past_data:
+            earlier = (self.tasks[k].train(self.stream[k]) for k in range(len(self.stream) - 1))
+            held += sum(examples.inputs.nbytes + examples.targets.nbytes for examples in earlier)
+        return held
+
     def _seconds(self) -> float:
         now = time.perf_counter()
         self.progress.seconds += now - self._clock
@@ -276,6 +284,8 @@ class _Run:
             config=self.config.to_dict(),
             versions=versions(),
             keeper=progress.keeper,
+            num_parameters=sum(weight.numel() for weight in self.model.parameters()),
+            held_bytes=self._held_bytes(),
         )
         self._tell({"event": "done", "average_accuracy": average_accuracy(progress.test)[-1], "seconds": seconds})
         result.save(self.folder.result)
