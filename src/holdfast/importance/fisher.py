@@ -114,6 +114,7 @@ def fisher(
         progress=progress,
         calibration=likelihood if calibrate else None,
         seed=seed,
+        check=kind == "batched",
     )
     details = {"num_draws": num_draws, "seed": seed} if kind == "sampled" else {}
     details |= {} if top_k is None else {"top_k": top_k, "seed": seed}

@@ -99,7 +99,14 @@ def mas(
         warnings.warn("mas: others has no effect without local=True: all parameters are measured.", stacklevel=2)
     likelihood = calibration_likelihood(loss, calibrate, where=where)
     data_pass = DataPass(
-        model, data, where=where, num_examples=num_examples, progress=progress, calibration=likelihood, seed=seed
+        model,
+        data,
+        where=where,
+        num_examples=num_examples,
+        progress=progress,
+        calibration=likelihood,
+        seed=seed,
+        check=batched or local,
     )
 
     def scores(outputs: Any) -> Tensor:

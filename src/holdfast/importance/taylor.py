@@ -58,7 +58,14 @@ def taylor(
     likelihood = resolve_likelihood(loss, where="taylor")
     calibration = likelihood if calibrate else None
     data_pass = DataPass(
-        model, data, where="taylor", num_examples=num_examples, progress=progress, calibration=calibration, seed=seed
+        model,
+        data,
+        where="taylor",
+        num_examples=num_examples,
+        progress=progress,
+        calibration=calibration,
+        seed=seed,
+        check=False,
     )
     with measuring(model):
         sums = MomentSums(model, phi="abs", where="taylor", chunk_bytes=chunk_bytes)

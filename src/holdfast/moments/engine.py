@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from holdfast.errors import StateError
 from holdfast.moments.calls import Call, tensors_in
 from holdfast.moments.collector import Collector, Proof
+from holdfast.moments.coupling import check_independent, floats_in
 from holdfast.moments.covered import Covering, Signature, Use
 from holdfast.moments.gradients import (
     OutputGradients,
@@ -29,7 +29,7 @@ from holdfast.moments.gradients import (
 from holdfast.moments.intercept import Key, tracked_parameters
 from holdfast.moments.layout import Layout
 from holdfast.moments.shared import overlap
-from holdfast.moments.study import few_examples, find_layouts
+from holdfast.moments.study import few_examples, study
 from holdfast.tensors import trainable_parameters, unwrap
 
 _ROW_BYTES = 2**24
@@ -81,9 +81,11 @@ class Engine:
         collector = Collector(
             totals, phi=self._phi, size=call.size, chunk_bytes=self._chunk_bytes, tokens=self._by_token
         )
+        if not self._proofs:
+            self._prove(call)
         covering, outputs = self._forward(call, collector)
         if tuple(covering.signature) not in self._proofs or covering.unknown:
-            self._prove(few_examples(call))
+            self._prove(call)
             covering, outputs = self._forward(call, collector)
             if tuple(covering.signature) not in self._proofs:
                 raise RouteDeclinedError("how it uses its parameters depends on the number of examples")
@@ -115,15 +117,30 @@ class Engine:
         with covering:
             return covering, call(unwrap(self._model))
 
-    def _prove(self, few: Call) -> None:
+    def _prove(self, call: Call) -> None:
         """Find the layouts of all uses, and compare what comes out with the ordinary gradient.
+
+        On the way the same forward passes show whether the outputs for an example depend on the others, or on chance;
+        where they seem to, `check_independent` says what it is.
 
         Cost: two forward passes of a few examples; of two examples, two forward and backward passes.
         """
-        self._layouts |= find_layouts(self._model, few)
+        few, again = few_examples(call), []
+        try:
+            seen = study(self._model, few)
+        except ValueError:  # what batch norm says to one example alone
+            check_independent(self._model, call, where=self._where)
+            raise
+        self._layouts |= seen.layouts
         few = few.examples(0, 2)
-        scores = partial(random_scores, few.size)
+
+        def scores(outputs: Any) -> Tensor:
+            again.append(floats_in(outputs))
+            return random_scores(few.size, outputs)
+
         expected = gradient(self._model, few, scores)
+        if not seen.independent or not seen.has(again[0], rtol=tolerance(self._model)):
+            check_independent(self._model, call, where=self._where)
         try:
             signature, collector, totals, reached, runs_again = self._signed(few, scores)
         except RuntimeError as error:

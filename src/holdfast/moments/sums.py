@@ -42,7 +42,8 @@ class MomentSums:
     never silently wrong.
 
     Args:
-        model: in evaluation mode (see `measuring`); its outputs for an example must not depend on the others.
+        model: in evaluation mode (see `measuring`); its outputs for an example must not depend on the others, which is
+            checked on the first batch.
         phi: "square" or "abs".
         where: the estimator, for messages.
         chunk_bytes: bound on the memory of per-example gradients.
@@ -83,6 +84,7 @@ class MomentSums:
         Raises:
             LossShapeError: the scores are not [K, B].
             NotFiniteError: a score is NaN or infinite.
+            CoupledExamplesError: the outputs for an example depend on the others, or on chance.
         """
         checked = partial(_checked, scores, call.size, self._where)
         at_outputs = None
