@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.errors import NotFiniteError, OptionError
-from holdfast.heads.likelihoods import Categorical, Likelihood, check_per_example, resolve_likelihood
+from holdfast.heads.likelihoods import OWN, Categorical, Likelihood, check_per_example, resolve_likelihood
+from holdfast.importance.gathering import gathered
 from holdfast.importance.measure import Batch, DataPass, check_choice
 from holdfast.moments.calls import tensors_in
 from holdfast.moments.gradients import gradient, zeros
@@ -125,7 +126,7 @@ def fisher(
         else:
             rows = Rows(likelihood, kind, num_draws, top_k, seed)
             sums = MomentSums(model, phi="square", where=where, chunk_bytes=chunk_bytes, per=per)
-            for batch in data_pass:
+            for batch in gathered(data_pass, lambda: sums.room if type(likelihood) in OWN else 0):
                 sums.add(batch.call, lambda outputs, batch=batch: rows(outputs, batch))
             values = {name: total / sums.num_examples for name, total in sums.totals.items()}
         return data_pass.importance(

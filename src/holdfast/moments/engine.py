@@ -50,6 +50,9 @@ class Engine:
         chunk_bytes: bound on per-example gradients that must be written out.
         where: the estimator, for messages.
         by_token: whether every position of a use counts as an example of its own, where that makes sense.
+
+    Attributes:
+        bytes_per_example: the most that went through the recognised uses in a study; 0 before the first.
     """
 
     def __init__(self, model: nn.Module, *, phi: Phi, chunk_bytes: int, where: str, by_token: bool = False) -> None:
@@ -61,6 +64,7 @@ class Engine:
         self._tracked = tracked_parameters(model)
         self._layouts: dict[Key, Layout | None] = {}
         self._proofs: dict[Signature, Proof] = {}
+        self.bytes_per_example = 0
         self._by_grad = True  # torch.autograd.grad, unless the model has reentrant checkpoints
 
     def add(self, call: Call, scores: Scores, totals: Mapping[str, Tensor]) -> tuple[OutputGradients, frozenset[str]]:
@@ -125,13 +129,14 @@ class Engine:
 
         Cost: two forward passes of a few examples; of two examples, two forward and backward passes.
         """
-        few, again = few_examples(call), []
+        few, again, rtol = few_examples(call), [], tolerance(self._model)
         try:
-            seen = study(self._model, few)
+            seen = study(self._model, few, tracked=self._tracked, rtol=rtol)
         except ValueError:  # what batch norm says to one example alone
             check_independent(self._model, call, where=self._where)
             raise
         self._layouts |= seen.layouts
+        self.bytes_per_example = max(self.bytes_per_example, seen.bytes_per_example)
         few = few.examples(0, 2)
 
         def scores(outputs: Any) -> Tensor:
@@ -139,7 +144,7 @@ class Engine:
             return random_scores(few.size, outputs)
 
         expected = gradient(self._model, few, scores)
-        if not seen.independent or not seen.has(again[0], rtol=tolerance(self._model)):
+        if not seen.independent or not seen.has(again[0], rtol=rtol):
             check_independent(self._model, call, where=self._where)
         try:
             signature, collector, totals, reached, runs_again = self._signed(few, scores)
@@ -148,7 +153,7 @@ class Engine:
                 raise
             self._by_grad = False
             signature, collector, totals, reached, runs_again = self._signed(few, scores)
-        missed = {*reached, *mismatches({**totals, **reached}, expected, rtol=tolerance(self._model))}
+        missed = {*reached, *mismatches({**totals, **reached}, expected, rtol=rtol)}
         used_more = (name for name, places in collector.met.items() if len(places) > 1)
         shared = frozenset(name for name in used_more if overlap(collector.met[name], totals[name]))
         self._proofs[signature] = Proof(frozenset(missed), shared, runs_again)

@@ -11,8 +11,7 @@ from torch.utils._pytree import tree_map_only
 
 from holdfast.moments.calls import Call
 from holdfast.moments.coupling import floats_in, is_each_alone
-from holdfast.moments.gradients import tolerance
-from holdfast.moments.intercept import Interception, Key, Tracked, tracked_parameters
+from holdfast.moments.intercept import Interception, Key, Tracked
 from holdfast.moments.layout import Layout, equal, find_layout
 from holdfast.moments.operations import Operation
 from holdfast.tensors import unwrap
@@ -38,11 +37,13 @@ class Study:
             these must agree; None where there is no single place.
         outputs: floating-point outputs of the model for the examples together.
         independent: whether they are those of each of the examples alone, as far as these can be compared.
+        bytes_per_example: what goes through the recognised uses.
     """
 
     layouts: Mapping[Key, Layout | None]
     outputs: list[Tensor]
     independent: bool
+    bytes_per_example: int
 
     def has(self, again: Sequence[Tensor], *, rtol: float) -> bool:
         """Whether these, for the first of the examples, are the same outputs."""
@@ -50,18 +51,19 @@ class Study:
         return all(a[: len(b)].shape != b.shape or equal(a[: len(b)], b, rtol) for a, b in pairs)
 
 
-def study(model: nn.Module, few: Call) -> Study:
+def study(model: nn.Module, few: Call, *, tracked: Mapping[int, Tracked], rtol: float) -> Study:
     """Run a few examples together and each of them alone.
 
     Args:
         model: in evaluation mode.
         few: two or more examples.
+        tracked: the model's parameters, as `tracked_parameters` finds them.
+        rtol: rounding, relative to the largest value.
 
     Cost: one forward pass of these examples, and one of each of them.
     """
-    rtol = tolerance(model)
-    together, outputs = _recorded(model, few)
-    records, singles = zip(*(_recorded(model, few.examples(b, b + 1)) for b in range(few.size)))
+    together, outputs = _recorded(model, few, tracked)
+    records, singles = zip(*(_recorded(model, few.examples(b, b + 1), tracked) for b in range(few.size)))
     layouts: dict[Key, Layout | None] = {}
     for key, uses in together.items():
         found: set[Layout | None] = set()
@@ -73,14 +75,20 @@ def study(model: nn.Module, few: Call) -> Study:
                     layout = layout if inner == layout else None
                 found.add(layout)
         layouts[key] = found.pop() if len(found) == 1 else None
-    return Study(layouts, outputs, independent=is_each_alone(outputs, singles, rtol=rtol))
+    num_bytes = sum(x.nbytes + out.nbytes for uses in together.values() for x, out, _ in uses)
+    return Study(
+        layouts,
+        outputs,
+        independent=is_each_alone(outputs, singles, rtol=rtol),
+        bytes_per_example=num_bytes // few.size,
+    )
 
 
 Record = dict[Key, list[tuple[Tensor, Tensor, bool]]]
 
 
-def _recorded(model: nn.Module, call: Call) -> tuple[Record, list[Tensor]]:
-    with _Recorder(tracked_parameters(model)) as recorder:
+def _recorded(model: nn.Module, call: Call, tracked: Mapping[int, Tracked]) -> tuple[Record, list[Tensor]]:
+    with _Recorder(tracked) as recorder:
         outputs = call(unwrap(model))
     return recorder.uses, floats_in(outputs)
 

@@ -28,6 +28,9 @@ from holdfast.moments.oracle import oracle_sums
 from holdfast.moments.per_example import CHUNK_BYTES, per_example_sums
 from holdfast.tensors import unwrap
 
+_TOGETHER_BYTES = 2**23
+"""Examples go together as long as their activations stay in the processor's cache, and cost no memory to speak of."""
+
 Route = Callable[..., dict[str, Tensor]]
 Per = Literal["sequence", "token"]
 
@@ -73,6 +76,13 @@ class MomentSums:
         """The route of missed parameters: "per_example_sums" or "oracle_sums"."""
         route = self._fallbacks[0]
         return route.func.__name__ if isinstance(route, partial) else route.__name__
+
+    @property
+    def room(self) -> int:
+        """How many examples go together well; 0 where nothing is known, or gained."""
+        if self._engine is None or self.missed or not self._engine.bytes_per_example:
+            return 0
+        return _TOGETHER_BYTES // self._engine.bytes_per_example
 
     def add(self, call: Call, scores: Scores) -> None:
         """Add a batch.
