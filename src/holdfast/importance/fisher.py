@@ -154,7 +154,8 @@ class Rows:
         if self._kind == "empirical":
             return per_example_nll(self._likelihood, outputs, batch).unsqueeze(0)
         found = tensors_in(outputs)
-        if any(tensor.sum().isnan() and tensor.isnan().any() for tensor in found):  # no draw can be made, and on a GPU the attempt is fatal
+        # no draw can be made from NaN, and on a GPU the attempt is fatal; a sum is quicker than a look at each
+        if any(tensor.sum().isnan() and tensor.isnan().any() for tensor in found):
             raise NotFiniteError(
                 "fisher: the model's outputs hold NaN, so no labels can be drawn from them. "
                 "Look for NaN in the model's weights or the data, or an overflow under half precision."

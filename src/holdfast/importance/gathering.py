@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,14 +27,16 @@ def gathered(batches: Iterable[Batch], room: Callable[[], int]) -> Iterator[Batc
     held: _Held | None = None
     for batch in batches:
         leaves, form = tree_flatten(batch.content)
-        if held is not None and held.size and not held.takes(leaves, form, batch.call.size):
+        size, limit = batch.call.size, room()
+        small = 2 * size <= limit and all(isinstance(leaf, Tensor) for leaf in leaves)
+        if held is not None and held.size and not (small and held.takes(leaves, form, size)):
             yield held.batch()
-        if 2 * batch.call.size > (limit := room()) or not all(isinstance(leaf, Tensor) for leaf in leaves):
+        if not small:
             yield batch
             continue
-        if held is None or not held.takes(leaves, form, batch.call.size):
+        if held is None or not held.takes(leaves, form, size):
             held = _Held(leaves, form, limit)
-        held.add(leaves, batch.call.size)
+        held.add(leaves, size)
     if held is not None and held.size:
         yield held.batch()
 
@@ -48,14 +49,11 @@ class _Held:
         self._form, self._limit = form, limit
         self.size = 0
 
-    def takes(self, leaves: list[Any], form: TreeSpec, size: int) -> bool:
+    def takes(self, leaves: list[Tensor], form: TreeSpec, size: int) -> bool:
         return (
             form == self._form
             and self.size + size <= self._limit
-            and all(
-                isinstance(leaf, Tensor) and (leaf.shape[1:], leaf.dtype) == (own.shape[1:], own.dtype)
-                for leaf, own in zip(leaves, self._leaves)
-            )
+            and all(a.shape[1:] == b.shape[1:] and a.dtype == b.dtype for a, b in zip(leaves, self._leaves))
         )
 
     @torch.no_grad()

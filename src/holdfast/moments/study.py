@@ -1,4 +1,4 @@
-"""What is found out about a model on a few examples: where these are in every use of a parameter, and in the outputs."""
+"""What is found out about a model on a few examples: where these are in every use of a parameter and in the outputs."""
 
 from __future__ import annotations
 
