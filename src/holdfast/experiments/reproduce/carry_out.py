@@ -7,28 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from holdfast.errors import FailedRunsError
 from holdfast.experiments.config import RunConfig
+from holdfast.experiments.parallel import run_all
 from holdfast.experiments.reproduce.outcome import Outcome
 from holdfast.experiments.reproduce.recipe import Found, Recipe, once
 from holdfast.experiments.reproduce.store import committed, finished, note_divergence
 from holdfast.experiments.run import Watch
-
-try:
-    from holdfast.errors import FailedRunsError
-    from holdfast.experiments.parallel import run_all
-except ImportError:
-    from holdfast.errors import NotFiniteError
-    from holdfast.experiments.run import run
-
-    class FailedRunsError(Exception):
-        failures = {}
-
-    def run_all(configs, *, output, jobs, device, data_dir, watch):
-        for config in configs:
-            try:
-                run(config, output=output, device=device, data_dir=data_dir, watch=lambda e, n=config.name: watch({**e, "run": n}))
-            except NotFiniteError as error:
-                note_divergence(config, output, str(error))
 
 _SIGN_OF_DIVERGENCE = "training has diverged"
 
