@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,9 @@ from holdfast.cli.console import console_for, say, warnings_told
 from holdfast.cli.options import ReproduceOptions
 from holdfast.errors import OptionError
 from holdfast.experiments.reproduce import FULL, QUICK, RECIPES, Recipe, recipe_named
-from holdfast.experiments.reproduce.carry_out import known, train
+from holdfast.experiments.reproduce.carry_out import Answered, answer, known, measure, train
 from holdfast.experiments.reproduce.cost import cost
+from holdfast.experiments.reproduce.page import cells, conclusion
 
 
 def reproduce_command(options: ReproduceOptions) -> None:
@@ -56,6 +56,36 @@ def reproduce_command(options: ReproduceOptions) -> None:
                 data_dir=options.data_dir,
                 watch=_Told(console),
             )
+    for recipe in recipes:
+        kept = measure(
+            recipe, results=results, data_dir=options.data_dir, watch=_Told(console), kept_only=options.from_results
+        )
+        _show(answer(recipe, found, kept, results=results, command=_command(options, recipe)), console)
+
+
+def _command(options: ReproduceOptions, recipe: Recipe) -> str:
+    """The command that gives this answer."""
+    seeds = " --seeds " + " ".join(map(str, options.seeds)) if options.seeds else ""
+    return f"holdfast reproduce {recipe.name}{' --quick' * options.quick}{seeds}"
+
+
+def _show(answered: Answered, console: Console) -> None:
+    findings = answered.findings
+    console.print()
+    if findings.recipe.lines:
+        titles, *rows = cells(findings)
+        table = Table(title=findings.recipe.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+        shown = [titles.index(title) for title in ("method", "accuracy %", "published %", "validation %", "verdict")]
+        for column in shown:
+            table.add_column(titles[column], justify="left" if column in (0, len(titles) - 1) else "right")
+        for row in rows:
+            table.add_row(*(row[column] for column in shown))
+        console.print(table)
+    say(console, conclusion(findings))
+    told = console_for()
+    say(told, f"written to {answered.page}")
+    for picture in answered.pictures:
+        say(told, f"  {picture}")
 
 
 class _Told:
@@ -69,6 +99,8 @@ class _Told:
         name = event.get("run", "")
         if event["event"] == "done":
             say(self._console, f"{name}: {event['average_accuracy']:.1%}, {event['seconds']:.0f} s")
+        elif event["event"] == "measured":
+            say(self._console, f"{name}: measured under seed {event['seed']}")
         elif event["event"] == "failed":
             say(self._console, f"{name}: {event['error']}")
 

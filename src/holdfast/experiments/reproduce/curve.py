@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from holdfast.experiments.reproduce.findings import Findings
+from holdfast.experiments.plots import accuracy_curves, accuracy_matrices
+from holdfast.experiments.reproduce.findings import Findings, as_groups, best, final, percent, points
+from holdfast.experiments.reproduce.pictures import beside
 from holdfast.experiments.reproduce.recipe import Line, Published, Recipe, Size, around
+from holdfast.experiments.reproduce.verdict import above, stand_text
 
 AUTHORS = "Kutalev, arXiv 2005.07107, 2109.10021, 2208.05791, 2211.17012"
 REFERENCE = "an independent reference, one seed"
@@ -64,8 +67,26 @@ def curve(size: Size) -> Recipe:
 
 
 def _conclude(findings: Findings) -> str:
-    return ""
+    ewc, wva, plain = (findings.answer(label) for label in ("EWC Fisher", "WVA signal", "plain"))
+    lead = findings.paired(ewc, wva)
+    diagonal = [findings.answer(_LABELS[f"ewc-{name}"]) for name in ("fisher", "mas", "signal")]
+    told = ", ".join(f"{answer.line.label.removeprefix('EWC ')} {percent(answer.of(final))}" for answer in diagonal)
+    spread = findings.paired(best(diagonal), min(diagonal, key=lambda answer: answer.of(final).mean))
+    tuned_ewc, tuned_wva = findings.answer(TUNED_EWC), findings.answer(TUNED_WVA)
+    return (
+        f"Plain training ends at {percent(plain.of(final))}%. EWC with Fisher lies {points(lead)} points above WVA on "
+        f"signal under the same seeds: that EWC keeps skills better {stand_text(above(lead))}. Of the importances for "
+        f"EWC under the authors' settings: {told}; the best lies {points(spread)} points above the last. With a slower "
+        "learning rate that falls to zero within each task, and the strength chosen on validation data, EWC with "
+        f"Fisher reaches {percent(tuned_ewc.of(final))}% and WVA with Fisher {percent(tuned_wva.of(final))}%."
+    )
 
 
 def _draw(findings: Findings, folder: Path) -> list[Path]:
-    return []
+    groups = as_groups(findings.answers)
+    title = findings.recipe.title
+    return [
+        accuracy_curves(groups, folder / "accuracy.png", title=title),
+        beside(findings.answers, folder / "beside.png", title=title),
+        accuracy_matrices(groups, folder / "matrix.png", title=title),
+    ]

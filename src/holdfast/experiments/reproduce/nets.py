@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.experiments.reproduce.curve import AUTHORS
-from holdfast.experiments.reproduce.findings import Findings
+from holdfast.experiments.reproduce.findings import Answer, Findings, best, final, percent, points
+from holdfast.experiments.reproduce.pictures import Series, curves
 from holdfast.experiments.reproduce.recipe import Line, Recipe, Size
 
 PULLS: dict[str, dict[str, Any]] = {
@@ -15,7 +16,7 @@ PULLS: dict[str, dict[str, Any]] = {
     "textbook, clipped": {"pull": "penalty", "clip": 1.0},
 }
 NETS = {"convolution": {"lr": 0.1}, "attention": {"lr": 0.1}}
-STRENGTHS = (1.0, 100.0, 1e4)
+STRENGTHS = (10.0, 100.0, 1000.0)
 
 
 def nets(size: Size) -> Recipe:
@@ -35,9 +36,7 @@ def nets(size: Size) -> Recipe:
         for strength in STRENGTHS:
             for name, pull in PULLS.items():
                 config = size.config("permuted", "ewc-fisher", strength=strength, **shared, **pull)
-                lines.append(
-                    Line(label=f"{net}, {name}, {strength:g}", candidates=(config,), seeds=seeds, section=net)
-                )
+                lines.append(Line(label=f"{net}, {name}, {strength:g}", candidates=(config,), seeds=seeds, section=net))
     return Recipe(
         name="nets",
         title="Convolution and attention: the implicit pull against the textbook's",
@@ -53,8 +52,53 @@ def nets(size: Size) -> Recipe:
 
 
 def _conclude(findings: Findings) -> str:
-    return ""
+    told = []
+    for net in NETS:
+        arms = {name: findings.labelled(f"{net}, {name}, ") for name in PULLS}
+        plain, implicit = findings.answer(f"{net}, plain"), best(arms["implicit"])
+        gain = findings.paired(implicit, plain)
+        runs = sum(len(answer.outcomes) for answer in arms["textbook"])
+        lost = sum(answer.num_diverged for answer in arms["textbook"])
+        text = (
+            f"{net.capitalize()}: plain training ends at {percent(plain.of(final))}%, the implicit pull at its best at "
+            f"{percent(implicit.of(final))}% ({points(gain)} points), without one divergence. "
+            f"{lost} of {runs} runs under the textbook pull diverged. "
+        )
+        told.append(text + _clipped(findings, arms["textbook, clipped"], implicit))
+    return " ".join(told)
+
+
+def _clipped(findings: Findings, clipped: list[Answer], implicit: Answer) -> str:
+    alive = [answer for answer in clipped if answer.results]
+    if not alive:
+        return "With clipping it diverged too."
+    top, strongest = best(alive), alive[-1]
+    return (
+        f"With clipping it reaches {percent(top.of(final))}% at its best, the implicit pull lying "
+        f"{points(findings.paired(implicit, top))} points above, and learns each new task to "
+        f"{percent(strongest.of(lambda result: result.learning_accuracy))}% at the greatest strength."
+    )
 
 
 def _draw(findings: Findings, folder: Path) -> list[Path]:
-    return []
+    pictures = []
+    for net in NETS:
+        series = []
+        for name in PULLS:
+            answers = [answer for answer in findings.labelled(f"{net}, {name}, ") if answer.outcomes]
+            places = [answer.line.candidates[0].strength or 0.0 for answer in answers]
+            series.append(Series(name, places, [answer.of(final) if answer.results else None for answer in answers]))
+        plain = findings.answer(f"{net}, plain")
+        if plain.results:
+            series.append(Series("plain", STRENGTHS, [plain.of(final)] * len(STRENGTHS)))
+        pictures.append(
+            curves(
+                series,
+                folder / f"{net}.png",
+                title=f"EWC Fisher in a net of {net}",
+                remark="mean and 95% interval over seeds; a cross: every seed diverged",
+                across="strength",
+                logarithmic=True,
+            )
+        )
+    return pictures

@@ -126,7 +126,7 @@ class Recipe:
         title: one line for people.
         question: what it asks.
         source: who asked it, with the number of the article.
-        claim: what the authors found.
+        claim: what the authors found; empty where their answer is not known.
         size: in full or small.
         lines: the rows of the answer.
         conclude: findings -> one paragraph, agreeing or disagreeing with the authors, by arithmetic.

@@ -8,7 +8,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from holdfast.errors import FileFormatError
+from holdfast.errors import FileFormatError, OutputError
 from holdfast.experiments.config import RunConfig
 from holdfast.experiments.reproduce.outcome import Outcome
 from holdfast.experiments.results import RunResult, summarise
@@ -19,7 +19,7 @@ RESULTS, DIVERGED = "results.json", "diverged.json"
 
 
 def committed(folder: Path) -> dict[RunConfig, Outcome]:
-    """Every run that the files of results below a folder hold: `*/results.json`, and `*/runs/*.json` as runs write them.
+    """Every run that the results below a folder hold: `*/results.json`, and `*/runs/*.json` as runs write them.
 
     Raises:
         FileFormatError: a file is damaged.
@@ -56,7 +56,15 @@ def note_divergence(config: RunConfig, output: Path, message: str) -> None:
 
 
 def write_outcomes(path: Path, head: Mapping[str, Any], outcomes: Sequence[Outcome], measured: Sequence[Any]) -> None:
-    """Write a compact file of results: what stands in `head`, and a line a run or measurement."""
+    """Write a compact file of results: what stands in `head`, and a line a run or measurement.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error}. Choose a folder that can be written.") from error
     lines = [f"  {json.dumps(name)}: {json.dumps(value, ensure_ascii=False)}," for name, value in head.items()]
     lines += [_listed("runs", [_packed(outcome) for outcome in outcomes]) + ",", _listed("measured", measured)]
     write_text(path, "{\n" + "\n".join(lines) + "\n}\n")
