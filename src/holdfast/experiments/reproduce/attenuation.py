@@ -89,14 +89,14 @@ def _compare_kinds(findings: Findings) -> str:
         optimizer: [findings.answer(f"{optimizer}, {kind}") for kind in ("increments", "gradients")]
         for optimizer in _OPTIMIZERS
     }
-    gap = {optimizer: findings.paired(*pair) for optimizer, pair in pairs.items()}
+    gap = {optimizer: findings.paired(pair[0], pair[1]) for optimizer, pair in pairs.items()}
     behind = findings.paired(pairs["SGD"][0], pairs["Adam"][0])
     return (
         f"Increments minus gradients, in points under the same seeds: SGD {points(gap['SGD'])}, momentum "
         f"{points(gap['momentum'])}, Adam {points(gap['Adam'])}. That both are the same under SGD "
         f"{stand_text(equal(gap['SGD']))}; that Adam needs increments {stand_text(above(gap['Adam']))}. With "
-        f"increments Adam reaches {percent(pairs['Adam'][0].of(final))}% and SGD {percent(pairs['SGD'][0].of(final))}%: that Adam "
-        f"stays below SGD {stand_text(above(behind))}."
+        f"increments SGD reaches {percent(pairs['SGD'][0].of(final))}% and Adam "
+        f"{percent(pairs['Adam'][0].of(final))}%: that Adam stays below SGD {stand_text(above(behind))}."
     )
 
 
@@ -109,7 +109,7 @@ def _compare_forms(findings: Findings) -> str:
     for optimizer in ("SGD", "Adam"):
         hyperbolic, exponential = (findings.labelled(f"{optimizer}, {form}") for form in ("hyperbolic", "exponential"))
         top = best(exponential), best(hyperbolic)
-        gain = findings.paired(*top)
+        gain = findings.paired(top[0], top[1])
         sharper = _falls(findings, exponential), _falls(findings, hyperbolic)
         difference = Estimate.of([a - b for a, b in zip(*sharper)])
         told.append(

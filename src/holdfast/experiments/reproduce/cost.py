@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import median
 
 from holdfast.experiments.config import RunConfig
@@ -68,7 +69,7 @@ def work(config: RunConfig) -> float:
     examples = _EXAMPLES[spec.images] / (spec.num_tasks if spec.kind == "split" else 1)
     pixels = 784 if spec.images == "mnist" else 64
     sizes = [pixels, *config.hidden, 10]
-    weights = _WEIGHTS.get(config.net) or sum(a * b for a, b in zip(sizes, sizes[1:]))
+    weights = _WEIGHTS.get(config.net) or sum(a * b for a, b in pairwise(sizes))
     epochs = num_epochs(int(examples), config.batch_size, epochs=config.epochs, iterations=config.iterations)
     past = (tasks + 1) / 2 if method_named(config.method).mechanism in ("joint", "cumulative") else 1.0
     return epochs * examples * tasks * past * weights

@@ -97,7 +97,7 @@ def curves(
         colours: label -> number of the colour and marker; left out: one after the other.
     """
     width, height = 4.8, 3.2
-    figure = new_figure(0.8 + width + 0.35 + 0.075 * max(len(line.label) for line in series), height + 1.25)
+    figure = new_figure(0.8 + width + 0.75 + 0.075 * max(len(line.label) for line in series), height + 1.25)
     axes = axes_at(figure, 0.8, 0.6, width, height)
     known = [value.mean for line in series for value in line.values if value is not None]
     low = max(0.0, np.floor(20 * min(known) - 0.4) / 20) if known else 0.0
@@ -138,7 +138,8 @@ def correlations(
         axes.imshow(matrix, cmap="YlGnBu", vmin=0, vmax=1)
         for (row, column), value in np.ndenumerate(matrix):
             ink = "white" if value > 0.55 else INK
-            axes.text(column, row, f"{value:.2f}"[-3:], ha="center", va="center", fontsize=FONT - 2, color=ink)
+            told = f"{value:.2f}".replace("0.", ".").removesuffix(".00")
+            axes.text(column, row, told, ha="center", va="center", fontsize=FONT - 2, color=ink)
         axes.set_xticks(range(len(names)), names, rotation=90)
         axes.set_yticks(range(len(names)), names if number == 0 else [""] * len(names))
         axes.set_title(layer, fontsize=FONT, color=INK, loc="left", pad=4)

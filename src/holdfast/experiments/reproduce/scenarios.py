@@ -48,7 +48,7 @@ def scenarios(size: Size) -> Recipe:
     return Recipe(
         name="scenarios",
         title="Three scenarios of split MNIST",
-        question="What is kept when the task is told at test time, when it is not, and when classes must be told apart?",
+        question="What is kept when the task is told at test time, when it is not, and when classes are to be told?",
         source=f"{_AUTHORS}; MAS {_HSU}",
         claim="Holding weights suffices where the task is told, helps little where it is not, and fails where classes "
         "of different tasks must be told apart.",

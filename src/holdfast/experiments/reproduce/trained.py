@@ -22,7 +22,7 @@ from holdfast.streams.catalog import build_stream
 from holdfast.tensors import spearman
 from holdfast.training import accuracy, build_net, build_optimizer, train_epoch
 
-SHARES = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
+SHARES = (0.0, 0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
 _NAMES = ("Fisher", "MAS", "SI", "signal", "Taylor", "magnitude")
 _PRUNED_TO = 0.9
 
@@ -59,8 +59,7 @@ def pruning(size: Size) -> Recipe:
         measure=partial(_pruned, size),
         measure_seeds=size.num_seeds(3),
         measure_seconds=25.0 if size.name == "full" else 2.0,
-        notes=_NOTES
-        + " The same share of every layer's weights is set to zero; biases stay; nothing is trained after.",
+        notes=_NOTES + " The same share of every layer's weights is set to zero; biases stay; no training after.",
     )
 
 
