@@ -51,8 +51,8 @@ def nets(size: Size) -> Recipe:
         lines=tuple(lines),
         conclude=_conclude,
         draw=_draw,
-        notes="One epoch a task, importances on 500 images; attention, which costs five times as much, learns five tasks. "
-        "Clipped: gradients, that of the penalty among them, are scaled down to a norm of 1.",
+        notes="One epoch a task, importances on 500 images; attention, which costs five times as much, learns five "
+        "tasks. Clipped: gradients, that of the penalty among them, are scaled down to a norm of 1.",
     )
 
 

@@ -21,9 +21,9 @@ _PUBLISHED = {
     "none": ("plain", (0.872, 0.592, 0.199), _AUTHORS),
 }
 WHY_CLASS = (
-    "In the class-incremental scenario each task trains the outputs of its own two classes alone: no example of an "
-    "older class is there to keep its output up, whatever is done to the weights, so that every image is taken for one "
-    "of the newest classes and a fifth of them rightly. Holding weights cannot change that; replay can."
+    "In the class-incremental scenario a task brings examples of its own two classes alone: every step pushes the "
+    "outputs of all older classes down, and none is there to push them up again. Every image is then taken for one of "
+    "the newest classes, a fifth of them rightly. Holding weights cannot change that; replay can."
 )
 
 
