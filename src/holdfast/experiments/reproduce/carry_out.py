@@ -143,3 +143,9 @@ def _date(findings: Findings, folder: Path) -> str:
         if same and "date" in before and len(before.get("measured", [])) == len(findings.measured):
             return str(before["date"])
     return datetime.date.today().isoformat()
+
+
+def kept(recipe: Recipe, results: str | os.PathLike[str]) -> Findings:
+    """What a folder of results says of a recipe, nothing run."""
+    folder = Path(results)
+    return Findings(recipe, committed(folder), measure(recipe, results=folder, kept_only=True))

@@ -96,14 +96,15 @@ def _draw(findings: Findings, folder: Path) -> list[Path]:
         plain = findings.answer(f"{net}, plain")
         if plain.results:
             series.append(Series("plain", STRENGTHS, [plain.of(final)] * len(STRENGTHS)))
-        pictures.append(
-            curves(
-                series,
-                folder / f"{net}.png",
-                title=f"EWC Fisher in a net of {net}",
-                remark="mean and 95% interval over seeds; a cross: every seed diverged",
-                across="strength",
-                logarithmic=True,
+        if any(line.places for line in series):
+            pictures.append(
+                curves(
+                    series,
+                    folder / f"{net}.png",
+                    title=f"EWC Fisher in a net of {net}",
+                    remark="mean and 95% interval over seeds; a cross: every seed diverged",
+                    across="strength",
+                    logarithmic=True,
+                )
             )
-        )
     return pictures
