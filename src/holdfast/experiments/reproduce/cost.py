@@ -14,8 +14,10 @@ from holdfast.methods import method_named
 from holdfast.streams import STREAMS
 from holdfast.training import num_epochs
 
-_STEP_SECONDS = 1.5e-10
-"""For each example and multiplication, on one core, where nothing of the kind was timed."""
+_SECONDS = 1.5e-10
+"""For each multiplication of one example, on one core, where nothing of the kind was timed."""
+_STEP = 5e6
+"""What every step costs beside, in multiplications."""
 _EXAMPLES = {"mnist": 55_000, "digits": 1_100}
 _WEIGHTS = {"convolution": 450_000, "attention": 2_000_000}
 """Multiplications of an example, for nets whose weights are used many times."""
@@ -63,7 +65,7 @@ def cost(recipes: Iterable[Recipe], found: Found) -> Cost:
 
 
 def work(config: RunConfig) -> float:
-    """Training steps of a run times what one has to do: examples a step, and weights they pass."""
+    """Training steps of a run times what one has to do: multiplications, and what comes with every step."""
     spec = STREAMS[config.stream]
     tasks = config.num_tasks or spec.num_tasks
     examples = _EXAMPLES[spec.images] / (spec.num_tasks if spec.kind == "split" else 1)
@@ -72,7 +74,8 @@ def work(config: RunConfig) -> float:
     weights = _WEIGHTS.get(config.net) or sum(a * b for a, b in pairwise(sizes))
     epochs = num_epochs(int(examples), config.batch_size, epochs=config.epochs, iterations=config.iterations)
     past = (tasks + 1) / 2 if method_named(config.method).mechanism in ("joint", "cumulative") else 1.0
-    return epochs * examples * tasks * past * weights
+    steps = config.iterations or epochs * examples / config.batch_size
+    return steps * tasks * past * (config.batch_size * weights + _STEP)
 
 
 def _rates(found: Found) -> tuple[int, dict[tuple[str, ...], float]]:
@@ -88,7 +91,7 @@ def _rates(found: Found) -> tuple[int, dict[tuple[str, ...], float]]:
 
 
 def _rate(config: RunConfig, rates: dict[tuple[str, ...], float]) -> float:
-    return next((rates[key] for key in _keys(config) if key in rates), _STEP_SECONDS)
+    return next((rates[key] for key in _keys(config) if key in rates), _SECONDS)
 
 
 def _keys(config: RunConfig) -> list[tuple[str, ...]]:
