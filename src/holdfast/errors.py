@@ -7,7 +7,7 @@ Each class stands under `HoldfastError` and under the built-in that matches it, 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 
 class HoldfastError(Exception):
@@ -75,3 +75,15 @@ class OutputError(HoldfastError, OSError):
 
 class RunMismatchError(HoldfastError, ValueError):
     """A run folder belongs to another configuration."""
+
+
+class FailedRunsError(HoldfastError, RuntimeError):
+    """Some of many runs failed; the others are finished.
+
+    Attributes:
+        failures: name of the run's folder -> why.
+    """
+
+    def __init__(self, message: str, failures: Mapping[str, str]) -> None:
+        super().__init__(message)
+        self.failures = dict(failures)

@@ -233,3 +233,12 @@ def test_rosenbrock_takes_no_settings(tmp_path: Path, capsys: pytest.CaptureFixt
         "tensorboard yes, lr 1."
     )
     assert not list(tmp_path.iterdir())
+
+
+def test_holding_weights_in_the_class_scenario_is_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    split = ["run", "split-digits", "--output", str(tmp_path), *TINY, "--scenario", "class", "--method"]
+    main([*split, "ewc-fisher"])
+    said = capsys.readouterr().out
+    assert "ewc-fisher hardly helps in the class scenario: a task has no examples of older classes" in said
+    main([*split, "joint"])
+    assert "hardly helps" not in capsys.readouterr().out

@@ -49,7 +49,9 @@ def _command(argv: Sequence[str]) -> int:
         from holdfast.cli.demo import demo_command as command
     elif name == "run":
         from holdfast.cli.run import run_command as command
-    else:
+    elif name == "report":
         from holdfast.cli.report import report_command as command
+    else:
+        from holdfast.cli.reproduce import reproduce_command as command
     command(options)
     return 0

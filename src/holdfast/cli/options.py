@@ -82,6 +82,14 @@ _Folders = Annotated[
     Positional[tuple[str, ...]],
     arg(metavar="DIR ...", help="folders that hold runs, or results by themselves", help_behavior_hint=""),
 ]
+_Names = Annotated[
+    Positional[tuple[str, ...]],
+    arg(metavar="NAME ...", help="names of experiments, or `all`; --list shows them", help_behavior_hint=""),
+]
+_Quick = Annotated[bool, arg(help="a small version on embedded digits, in a minute", help_behavior_hint="")]
+_List = Annotated[bool, arg(help="show all experiments, and do nothing", help_behavior_hint="")]
+_DryRun = Annotated[bool, arg(help="show what would be run and what it costs, and do nothing", help_behavior_hint="")]
+_FromResults = Annotated[bool, arg(help="answer from what is there, without training", help_behavior_hint="")]
 _DataDir = option(
     "data_dir", str, "folder with mnist/*.gz; left out: HOLDFAST_DATA, then the cache, downloaded into once"
 )
@@ -132,12 +140,37 @@ class ReportOptions:
     quiet: _Quiet = False
 
 
-COMMANDS: dict[str, type] = {"demo": DemoOptions, "run": RunOptions, "report": ReportOptions}
+@dataclass(frozen=True)
+class ReproduceOptions:
+    """Published experiments, their figures beside ours; when interrupted, the same command goes on where it was."""
+
+    names: _Names = ()
+    quick: _Quick = False
+    list: _List = False
+    dry_run: _DryRun = False
+    from_results: _FromResults = False
+    jobs: option("jobs", int, "so many runs at once, each a process of one thread (default: 1)") = 1
+    seeds: option("seeds", tuple[int, ...], "seeds of what is reported, in place of the experiment's own") = None
+    output: _Output = "runs"
+    results: option(
+        "results", str, "folder of results, read before and written after (default: docs/results; quick: OUTPUT/quick)"
+    ) = None
+    device: _Device = "cpu"
+    data_dir: _DataDir = None
+    quiet: _Quiet = False
+
+
+COMMANDS: dict[str, type] = {
+    "demo": DemoOptions,
+    "run": RunOptions,
+    "report": ReportOptions,
+    "reproduce": ReproduceOptions,
+}
 """Every command, and the record of its options."""
 
 
 def option_names(record: type) -> Sequence[str]:
     """Every option of a command, as it is typed."""
-    named = (entry.name for entry in fields(record) if entry.name not in ("stream", "folders"))
+    named = (entry.name for entry in fields(record) if entry.name not in ("stream", "folders", "names"))
     flat = (name for title in named for name in GROUPS.get(title, (title,)))
     return ["--" + name.replace("_", "-") for name in flat]

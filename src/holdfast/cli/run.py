@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from holdfast.cli.console import console_for, say, warnings_told
-from holdfast.cli.idle import idle_settings
+from holdfast.cli.idle import hopeless, idle_settings
 from holdfast.cli.options import RunOptions
 from holdfast.cli.progress import Watcher
 from holdfast.cli.tables import matrix_table, names_tables, rosenbrock_table, summary_table
@@ -45,7 +45,7 @@ def _run(options: RunOptions, console: Console) -> None:
         raise OptionError(f"run {options.stream}: which method? Give --method, one of: {', '.join(METHODS)}.")
     settings = options.settings()
     config = configure(options.stream, options.method, seed=options.seed, **settings)
-    for line in idle_settings(config, settings):
+    for line in [*idle_settings(config, settings), *hopeless(config)]:
         say(console, ("warning: ", "yellow"), line)
     label = METHODS[options.method].label
     folder = Path(options.output) / config.name

@@ -18,6 +18,7 @@ from holdfast.experiments import checkpoint
 from holdfast.experiments.checkpoint import Progress
 from holdfast.experiments.config import RunConfig
 from holdfast.experiments.folder import RunFolder, versions
+from holdfast.experiments.lock import locked
 from holdfast.experiments.results import RunResult, summarise
 from holdfast.heads.masks import Mask, Scenario, active_classes
 from holdfast.methods import Setting, build_learner, method_named
@@ -46,14 +47,16 @@ def run(
     """Learn a stream with one method, in the folder `output`/`config.name`.
 
     Killed at any moment, the same call goes on where it was and on the CPU, with as many threads
-    (`torch.get_num_threads`), ends with the same bits; a finished run is read back without training.
+    (`torch.get_num_threads`), ends with the same bits; a finished run is read back without training. One that another
+    process is at work on is waited for.
 
     Args:
         config: every setting; see `configure`.
         output: parent of the run's folder.
         device: as torch names it.
         data_dir: where MNIST is; see `holdfast.streams.mnist`.
-        watch: called with each event, as written to `metrics.jsonl`: "start", "epoch", "task", "done".
+        watch: called with each event, as written to `metrics.jsonl`: "start", "epoch", "task", "done"; and with "busy"
+            where another process is at work on this run.
 
     Returns:
         What `result.json` holds.
@@ -69,7 +72,14 @@ def run(
     folder = RunFolder(Path(output) / config.name, config)
     if folder.result.exists():
         return RunResult.load(folder.result)
-    return _Run(config, folder, device=device, data_dir=data_dir, watch=watch).finish()
+    made = _Run(config, folder, device=device, data_dir=data_dir, watch=watch)
+
+    def waiting() -> None:
+        if watch is not None:
+            watch({"event": "busy"})
+
+    with locked(folder.lock, waiting=waiting):
+        return RunResult.load(folder.result) if folder.result.exists() else made.finish()
 
 
 class _Run:
