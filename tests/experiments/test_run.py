@@ -47,7 +47,7 @@ def plain(tmp_path_factory) -> RunResult:
 
 
 class TestRun:
-    @pytest.mark.parametrize("method", [name for name in METHODS if name != "none"])
+    @pytest.mark.parametrize("method", [name for name in METHODS if name not in ("none", "hat")])
     def test_every_method_runs_and_differs_from_plain_training(self, plain, method, tmp_path):
         config = tiny(method)
         if config.strength is not None:  # a strength that tells in two short tasks
@@ -310,6 +310,15 @@ RESUMED: dict[str, dict[str, Any]] = {
     "ewc-si, before": {"method": "ewc-si"},
     "ewc-si, after, kept": {"method": "ewc-si", "si_gradient": "after", "fresh_optimizer": False, "strength": 10.0},
     "wva-signal, momentum": {"method": "wva-signal", "optimizer": "momentum", "lr": 0.02},
+    "er": {"method": "er", "buffer_size": 40},
+    "er, balanced": {"method": "er", "buffer_size": 40, "buffer": "balanced", "epochs": 1},
+    "der": {"method": "der", "buffer_size": 40, "optimizer": "adam", "lr": 0.01},
+    "agem": {"method": "agem", "buffer_size": 40},
+    "lwf": {"method": "lwf", "epochs": 1},
+    "imm, mean": {"method": "imm", "l2_transfer": 0.1, "optimizer": "momentum", "lr": 0.02, "epochs": 1},
+    "imm, mode": {"method": "imm", "imm": "mode"},
+    "sfa": {"method": "sfa"},
+    "hat": {"method": "hat", "stream": "split-digits"},
     "wva-signal, adam kept": {"method": "wva-signal", "optimizer": "adam", "lr": 0.01, "fresh_optimizer": False},
 }
 

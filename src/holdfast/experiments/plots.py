@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # A method's colour says its importance, or the mechanism that has none; stroke and marker say the mechanism. The hues
-# are those of Okabe and Ito, which people who see no red or green can tell apart too, darkened until text in them reads
-# well on white.
+# of the importances are those of Okabe and Ito, which people who see no red or green can tell apart too, darkened until
+# text in them reads well on white. Methods that replay share a red, methods that merge weights a grey blue.
 _HUES = {
     "fisher": "#0068a8",
     "mas": "#c94f00",
@@ -30,6 +30,13 @@ _HUES = {
     "taylor": "#a67600",
     "kfac": "#5b3fb0",
     "ones": "#7a5c3a",
+    "er": "#b3202c",
+    "der": "#b3202c",
+    "agem": "#b3202c",
+    "lwf": "#00788a",
+    "imm": "#4a5a78",
+    "sfa": "#4a5a78",
+    "hat": "#5f6b00",
     "joint": INK,
     "cumulative": INK,
 }
@@ -40,6 +47,13 @@ _STROKES: dict[str, dict[str, Any]] = {
     "none": {"linestyle": (0, (1, 1.4)), "marker": ""},
     "ewc": {"linestyle": "-", "marker": "o"},
     "wva": {"linestyle": (0, (7, 1.6, 1.4, 1.6)), "marker": "^"},
+    "er": {"linestyle": "-", "marker": "s"},
+    "der": {"linestyle": "-", "marker": "D"},
+    "agem": {"linestyle": (0, (4, 1.5)), "marker": "v"},
+    "lwf": {"linestyle": "-", "marker": "P"},
+    "imm": {"linestyle": (0, (4, 1.5)), "marker": "<"},
+    "sfa": {"linestyle": (0, (4, 1.5)), "marker": ">"},
+    "hat": {"linestyle": "-", "marker": "p"},
 }
 _MATRIX_COLOURS = "YlGnBu"
 

@@ -21,7 +21,7 @@ from holdfast.experiments.folder import RunFolder, versions
 from holdfast.experiments.lock import locked
 from holdfast.experiments.results import RunResult, summarise
 from holdfast.heads.masks import Mask, Scenario, active_classes
-from holdfast.methods import Setting, build_learner, method_named
+from holdfast.methods import Moment, Setting, build_learner, method_named
 from holdfast.metrics import average_accuracy
 from holdfast.streams import Examples
 from holdfast.streams.catalog import build_stream
@@ -95,7 +95,7 @@ class _Run:
         watch: Watch | None,
     ) -> None:
         self.config, self.folder, self.watch = config, folder, watch
-        self.device = _device(device)
+        self.device = usable_device(device)
         self.method = method_named(config.method)
         self.stream = build_stream(
             config.stream,
@@ -114,7 +114,9 @@ class _Run:
             slope=config.slope,
             seed=_seed(config.seed),
         )
-        setting = Setting(task_classes=tuple(map(tuple, self.stream.task_classes)), mask=self.mask)
+        setting = Setting(
+            task_classes=tuple(map(tuple, self.stream.task_classes)), mask=self.mask, scenario=self.stream.scenario
+        )
         self.learner = build_learner(self.method, net.to(self.device), options=config, setting=setting)
         self.model: nn.Module = self.learner.model
         self.optimizer = self._new_optimizer()
@@ -153,11 +155,11 @@ class _Run:
         while progress.epoch < epochs:
             began = time.perf_counter()
             done = progress.epoch * steps_an_epoch
+            epoch_steps = min(steps_an_epoch, num_steps - done)
 
-            def set_rate(step: int, done: int = done) -> None:
-                rate = learning_rate(config.schedule, config.lr, step=done + step, num_steps=num_steps)
-                for group in self.optimizer.param_groups:
-                    group["lr"] = rate
+            def before_step(step: int, done: int = done, epoch_steps: int = epoch_steps) -> None:
+                self._set_rate(done + step, num_steps)
+                self.learner.before_step(Moment(done + step, num_steps, step, epoch_steps))
 
             loss = train_epoch(
                 self.model,
@@ -166,8 +168,8 @@ class _Run:
                 batch_size=config.batch_size,
                 seed=_seed(config.seed, t, progress.epoch),
                 columns=columns,
-                num_steps=min(steps_an_epoch, num_steps - done),
-                before_step=None if config.schedule == "constant" else set_rate,
+                num_steps=epoch_steps,
+                before_step=before_step,
                 loss=self.learner.loss,
                 clip=config.clip,
             )
@@ -225,6 +227,12 @@ class _Run:
         self.learner.attach(optimizer)
         return optimizer
 
+    def _set_rate(self, step: int, num_steps: int) -> None:
+        if self.config.schedule != "constant":
+            rate = learning_rate(self.config.schedule, self.config.lr, step=step, num_steps=num_steps)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+
     def _training_examples(self, t: int) -> Examples:
         if not self.learner.needs_past_data:
             return self.tasks[t].train(self.stream[t])
@@ -232,11 +240,12 @@ class _Run:
         return Examples(torch.cat([part.inputs for part in parts]), torch.cat([part.targets for part in parts]))
 
     def _columns(self, t: int) -> Tensor | None:
-        """Row c: the columns in the loss of an example of class c; with past data, those of its own task."""
+        """Row c: the columns in the loss of an example of class c; for earlier ones too where the loss meets them."""
         if self.mask == "all":
             return None
         table = torch.zeros(self.stream.num_classes, self.stream.num_classes, dtype=torch.bool, device=self.device)
-        for k in range(t + 1) if self.learner.needs_past_data else (t,):
+        meets_past = self.learner.needs_past_data or self.learner.replays
+        for k in range(t + 1) if meets_past else (t,):
             active = active_classes(self.mask, self.stream.task_classes, k if self.mask == "task" else t)
             for own in self.stream.task_classes[k]:
                 table[own, list(active or ())] = True
@@ -315,7 +324,12 @@ class _Kept:
         return task.train.to(self._device)
 
 
-def _device(name: str) -> torch.device:
+def usable_device(name: str) -> torch.device:
+    """The device of that name.
+
+    Raises:
+        OptionError: it cannot be used.
+    """
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
