@@ -6,7 +6,6 @@ import math
 import os
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any, ClassVar, Literal, Self
 from weakref import WeakKeyDictionary
 
@@ -18,12 +17,13 @@ from holdfast.errors import OptionError, StateError
 from holdfast.factored import FactoredImportance, layer_matrix
 from holdfast.memory import Accumulate, HeldLayer, Weighting
 from holdfast.records import Importance
-from holdfast.retention.blocks import Block, blocks
 from holdfast.retention.budget import solve_multiplier
 from holdfast.retention.files import accumulate_to_json
 from holdfast.retention.force import pull_shares
 from holdfast.retention.keeper import Keeper, NewParameters
 from holdfast.retention.kronecker import layer_pull
+from holdfast.retention.meter import Meter
+from holdfast.retention.parts import Block
 from holdfast.retention.plan import LayerPart, Plan, apart_message
 from holdfast.steps import UserMetric, metric_values, step_metrics, update_rule
 from holdfast.tensors import all_parameters, sum_of, wide_dtype
@@ -223,9 +223,13 @@ class EWC(Keeper):
         strength = self._budget_multiplier(optimizer, plan) if self.budget is not None else self.strength
         assert strength is not None
         strength *= self.every
+        if strength == 0 and self._meter is None:
+            return
         for block in self._blocks(optimizer, plan):
-            with self._measured(block, strength):
+            if self._meter is None:
                 self._route.pull(block, strength, largest=self.held.largest)
+            else:
+                self._pull_measured(block, strength, meter=self._meter)
         for part in plan.layers(optimizer, self.held) if strength > 0 else ():
             if part.stepped(where=self.mechanism):
                 self._hold_layer(optimizer, part, strength)
@@ -273,18 +277,13 @@ class EWC(Keeper):
         for part in plan.parts(optimizer, self.held):
             metrics = step_metrics(optimizer, part.group, part.parameters, user_metric=self.metric)
             moved = self._increments(optimizer, part) if self._meter is not None else []
-            yield from blocks(part, metrics=metrics, increments=moved)
+            yield from part.blocks(metrics=metrics, increments=moved)
 
-    @contextmanager
-    def _measured(self, block: Block, strength: float) -> Iterator[None]:
-        """Around the pull on a block, which is measured if the step is."""
-        if self._meter is None:
-            yield
-            return
+    def _pull_measured(self, block: Block, strength: float, *, meter: Meter) -> None:
         moved, before = block.moved(), [weight.clone() for weight in block.weights]
-        yield
+        self._route.pull(block, strength, largest=self.held.largest)
         shares = pull_shares(block.importance, strength, metric=block.metric(), largest=self.held.largest)
-        self._meter.add(moved, torch._foreach_sub(block.weights, before), shares, block.importance)
+        meter.add(moved, torch._foreach_sub(block.weights, before), shares, block.importance)
 
     def _budget_multiplier(self, optimizer: Optimizer, plan: Plan) -> float:
         assert self.budget is not None
@@ -300,8 +299,8 @@ class EWC(Keeper):
             return 0.5 * sum_of(values), -sum_of(slopes)
 
         if self._multiplier == 0:  # mostly within the budget, and that is sooner seen without a metric
-            distances = (self._route.distance(block) for block in self._blocks(optimizer, plan))
-            if 0.5 * sum_of(term for terms in distances for term in terms) <= limit:
+            held = (block for part in plan.parts(optimizer, self.held) for block in part.blocks())
+            if 0.5 * sum_of(term for block in held for term in self._route.distance(block)) <= limit:
                 return 0.0
         self._multiplier = solve_multiplier(rise, limit, start=self._multiplier)
         return self._multiplier

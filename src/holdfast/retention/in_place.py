@@ -14,6 +14,9 @@ from holdfast.steps import Increment, RootMetric
 
 _ONE = torch.ones(())
 
+Scratch = tuple[Tensor, Tensor]
+"""Two rows of memory of the piece's size, whatever is in them."""
+
 
 def share_(out: Tensor, importance: Tensor, strength: float, *, metric: float | RootMetric) -> Tensor:
     """W = Omega / (Omega + M/strength) into `out`: `force.pull_shares`.
@@ -30,14 +33,14 @@ def share_(out: Tensor, importance: Tensor, strength: float, *, metric: float | 
 
 
 def pull_(
-    weight: Tensor, anchor: Tensor, importance: Tensor, strength: float, *, metric: float | RootMetric, scratch: Tensor
+    weight: Tensor, anchor: Tensor, importance: Tensor, strength: float, *, metric: float | RootMetric, scratch: Scratch
 ) -> None:
     """Theta' + (anchor - theta') w in place: `force.pull_`, with one row of scratch."""
     weight.lerp_(anchor, share_(scratch[0], importance, strength, metric=metric))
 
 
 def rise(
-    weight: Tensor, anchor: Tensor, importance: Tensor, strength: float, *, metric: float | RootMetric, scratch: Tensor
+    weight: Tensor, anchor: Tensor, importance: Tensor, strength: float, *, metric: float | RootMetric, scratch: Scratch
 ) -> tuple[Tensor, Tensor]:
     """Sum Omega d^2 for d the distance to the anchor after such a pull, and sum Omega d^2 w; two rows of scratch."""
     share = share_(scratch[0], importance, strength, metric=metric)
@@ -46,7 +49,7 @@ def rise(
     return terms.sum(), torch.dot(terms, share)
 
 
-def distance(weight: Tensor, anchor: Tensor, importance: Tensor, *, scratch: Tensor) -> Tensor:
+def distance(weight: Tensor, anchor: Tensor, importance: Tensor, *, scratch: Scratch) -> Tensor:
     """Sum Omega (theta - anchor)^2, with two rows of scratch."""
     along = torch.sub(weight, anchor, out=scratch[0])
     return torch.dot(along, torch.mul(along, importance, out=scratch[1]))
@@ -60,7 +63,7 @@ def attenuate_(
     increment: Increment,
     attenuation: Attenuation,
     largest: float,
-    scratch: Tensor,
+    scratch: Scratch,
 ) -> None:
     """Theta' - increment * w in place: `force.attenuate_`, with two rows of scratch.
 
@@ -71,7 +74,7 @@ def attenuate_(
         increment: with a rate other than zero.
         attenuation: "hyperbolic" or "exponential".
         largest: a bound on Omega.
-        scratch: [2, size].
+        scratch: memory to work in.
     """
     if attenuation == "hyperbolic" and _takes_one_division(increment, strength, largest=largest):
         attenuate_adam_(weight, importance, strength, increment=increment, scratch=scratch)
@@ -86,7 +89,7 @@ def attenuate_(
 
 
 def attenuate_adam_(
-    weight: Tensor, importance: Tensor, strength: float, *, increment: Increment, scratch: Tensor
+    weight: Tensor, importance: Tensor, strength: float, *, increment: Increment, scratch: Scratch
 ) -> None:
     """The same for Adam's increment rate * m / M and w = Omega / q, q = Omega + 1/strength, in five passes.
 

@@ -25,7 +25,8 @@ from holdfast.memory import Accumulate, Decayed, Retained, Weighting, retain
 from holdfast.records import Importance, ImportanceInfo, check_names
 from holdfast.retention import files
 from holdfast.retention.meter import Meter
-from holdfast.retention.plan import Part, Plan, check_covered, check_held_shapes, check_same_kind
+from holdfast.retention.parts import Part
+from holdfast.retention.plan import Plan, check_covered, check_held_shapes, check_same_kind
 from holdfast.retention.report import Report
 from holdfast.retention.route import Route
 from holdfast.steps import Increment, Kept, StepHooks, bare_optimizer, can_recompute, step_increments

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from holdfast.retention import force, in_place
-from holdfast.retention.blocks import Block
 from holdfast.retention.force import LARGEST, Attenuation
+from holdfast.retention.in_place import Scratch
+from holdfast.retention.parts import Block
 from holdfast.steps import Increment, Metric, RootMetric
 
 SMALLEST = 1 / LARGEST
@@ -24,7 +25,8 @@ class Route:
     """EWC's and WVA's steps on blocks, in scratch memory that is used again for every block."""
 
     def __init__(self) -> None:
-        self._scratch = torch.empty(2, 0)
+        self._rows = torch.empty(2, 0)
+        self._views: dict[int, Scratch] = {}
 
     def pull(self, block: Block, strength: float, *, largest: float) -> None:
         """Each weight goes the share w = a/(1 + a) of the way to its anchor, a = strength * Omega / M.
@@ -39,7 +41,7 @@ class Route:
             return
         if _is_piece(block) and _is_plain(metric, strength, largest=largest):
             piece = block.weights[0], block.anchors[0], block.importance[0], strength
-            in_place.pull_(*piece, metric=metric, scratch=self._rows(block))
+            in_place.pull_(*piece, metric=metric, scratch=self._scratch(block))
         else:
             shares = force.pull_shares(block.importance, strength, metric=block.metric(), largest=largest)
             force.pull_(block.weights, block.anchors, shares)
@@ -65,7 +67,7 @@ class Route:
                     increment=increment,
                     attenuation=attenuation,
                     largest=largest,
-                    scratch=self._rows(block),
+                    scratch=self._scratch(block),
                 )
         else:
             shares = force.relative_force(block.importance, strength, largest=largest)
@@ -85,7 +87,7 @@ class Route:
         metric = block.metrics[0]
         if _is_piece(block) and _is_plain(metric, strength, largest=largest):
             piece = block.weights[0], block.anchors[0], block.importance[0], strength
-            value, slope = in_place.rise(*piece, metric=metric, scratch=self._rows(block))
+            value, slope = in_place.rise(*piece, metric=metric, scratch=self._scratch(block))
             return [value], [slope / strength]
         return force.rise(block.weights, block.anchors, block.importance, strength, metric=block.metric())
 
@@ -93,18 +95,20 @@ class Route:
         """Addends of sum Omega (theta - anchor)^2."""
         if _is_piece(block):
             piece = block.weights[0], block.anchors[0], block.importance[0]
-            return [in_place.distance(*piece, scratch=self._rows(block))]
+            return [in_place.distance(*piece, scratch=self._scratch(block))]
         return [
             (importance * (weight - anchor).float().square()).sum()
             for weight, anchor, importance in zip(block.weights, block.anchors, block.importance, strict=True)
         ]
 
-    def _rows(self, block: Block) -> Tensor:
-        """Two rows of scratch, [2, size of the piece]."""
+    def _scratch(self, block: Block) -> Scratch:
         size = block.weights[0].numel()
-        if self._scratch.shape[1] < size:
-            self._scratch = torch.empty(2, size)
-        return self._scratch[:, :size]
+        if size not in self._views:
+            if size > self._rows.shape[1]:
+                self._rows = torch.empty(2, size)
+                self._views.clear()
+            self._views[size] = self._rows[0, :size], self._rows[1, :size]
+        return self._views[size]
 
 
 def _is_piece(block: Block) -> bool:
@@ -117,5 +121,6 @@ def _is_plain(metric: Metric, strength: float, *, largest: float) -> TypeGuard[f
     """Whether Omega / (Omega + M/strength) can be had as it stands: no term overflows, and none is zero over zero."""
     if isinstance(metric, Tensor) or not 0 < strength < math.inf or largest > LARGEST:
         return False
-    ends = (metric.offset, metric.slope) if isinstance(metric, RootMetric) else (metric,)
-    return all(SMALLEST <= end / strength <= LARGEST for end in ends)
+    if isinstance(metric, RootMetric):
+        return SMALLEST * strength <= metric.offset and metric.offset + metric.slope <= LARGEST * strength
+    return SMALLEST * strength <= metric <= LARGEST * strength

@@ -11,7 +11,6 @@ from torch.optim import Optimizer
 from holdfast.errors import OptionError, ParameterMismatchError
 from holdfast.memory import Accumulate, Weighting
 from holdfast.records import check_shapes
-from holdfast.retention.blocks import blocks
 from holdfast.retention.files import accumulate_to_json
 from holdfast.retention.force import Attenuation, relative_force, relative_share
 from holdfast.retention.keeper import Keeper, NewParameters
@@ -137,7 +136,7 @@ class WVA(Keeper):
             return
         assert self.strength is not None
         for part in plan.parts(optimizer, self.held):
-            for block in blocks(part, increments=self._increments(optimizer, part)):
+            for block in part.blocks(increments=self._increments(optimizer, part)):
                 if self._meter is not None:
                     moved, shares = block.moved(), self._shares(block.importance)
                     self._meter.add(moved, torch._foreach_mul(moved, shares), shares, block.importance)

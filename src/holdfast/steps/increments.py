@@ -7,8 +7,9 @@ elsewhere keeps the copy.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -79,6 +80,13 @@ class Increment:
             direction = direction - self.decay / self.rate * weight
         return self.rate / (1 - self.decay) * direction
 
+    def pieces(self, size: int) -> Iterator[Increment]:
+        """Of successive pieces of the flat weight."""
+        buffers = repeat(None) if self.buffer is None else self.buffer.reshape(-1).split(size)
+        metrics = repeat(None) if self.metric is None else self.metric.pieces(size)
+        for first, buffer, metric in zip(self.first.reshape(-1).split(size), buffers, metrics):
+            yield Increment(first, self.rate, buffer, self.share, metric, self.decay)
+
 
 @dataclass(frozen=True)
 class Kept:
@@ -90,6 +98,10 @@ class Kept:
         """Theta' - theta in float32 or wider, where the difference of half precision is exact."""
         wide = wide_dtype(weight)
         return weight.to(wide) - self.before.to(wide)
+
+    def pieces(self, size: int) -> Iterator[Kept]:
+        """Of successive pieces of the flat weight."""
+        return map(Kept, self.before.reshape(-1).split(size))
 
 
 def step_increments(

@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -46,6 +46,10 @@ class RootMetric:
     def value(self) -> Tensor:
         """M, a new tensor, float32 or wider."""
         return _wide(self.second).sqrt().mul_(self.slope).add_(self.offset)
+
+    def pieces(self, size: int) -> Iterator[RootMetric]:
+        """Of successive pieces of the flat weight."""
+        return (RootMetric(second, self.slope, self.offset) for second in self.second.reshape(-1).split(size))
 
 
 Metric = float | Tensor | RootMetric
