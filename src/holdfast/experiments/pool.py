@@ -50,11 +50,13 @@ class Done:
         job: which.
         results: one a run, where it was done to its end.
         error: why it failed, else empty.
+        kind: name of the class of that error.
     """
 
     job: Job
     results: tuple[RunResult, ...] = ()
     error: str = ""
+    kind: str = ""
 
     @property
     def stopped(self) -> bool:
@@ -181,7 +183,7 @@ class _Alone:
         except StoppedError:
             return Done(job)
         except HoldfastError as error:
-            return Done(job, error=str(error))
+            return Done(job, error=str(error), kind=type(error).__name__)
         finally:
             self._to_stop = None
 
@@ -228,7 +230,7 @@ class _Workers:
             elif message["event"] == "ended":
                 worker.job = None
                 results = self._perform.results(job) if message["how"] == "done" else ()
-                done = Done(job, results=results, error=message.get("error", ""))
+                done = Done(job, results=results, error=message.get("error", ""), kind=message.get("kind", ""))
             else:
                 if self._watch is not None:
                     self._watch(job, message)

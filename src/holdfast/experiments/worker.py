@@ -61,7 +61,7 @@ def _done(job: Job, perform: Performer, watch: Any) -> dict[str, Any]:
     except StoppedError:
         return {"event": "ended", "how": "stopped"}
     except HoldfastError as error:
-        return {"event": "ended", "how": "failed", "error": str(error)}
+        return {"event": "ended", "how": "failed", "error": str(error), "kind": type(error).__name__}
     except Exception as error:
         traceback.print_exc()
         return {"event": "ended", "how": "failed", "error": f"{type(error).__name__}: {error}"}
