@@ -465,7 +465,7 @@ class TestFinished:
         config = tiny("ewc-fisher")
         result = run(config, output=tmp_path)
         told: list[Any] = []
-        monkeypatch.setattr(run_module, "_Run", None)
+        monkeypatch.setattr(run_module, "ActiveRun", None)
         assert run(config, output=tmp_path, watch=told.append) == result
         assert told == []
 
@@ -546,7 +546,7 @@ class TestErrors:
 def test_the_checkpoint_of_a_finished_run_stands_after_its_last_task(tmp_path):
     config = tiny("none")
     run(config, output=tmp_path)
-    whole = run_module._Run(
+    whole = run_module.ActiveRun(
         config, run_module.RunFolder(tmp_path / config.name, config), device="cpu", data_dir=None, watch=None
     )
     progress = checkpoint.load(
