@@ -7,7 +7,7 @@ Each class stands under `HoldfastError` and under the built-in that matches it, 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 
 class HoldfastError(Exception):
@@ -75,3 +75,23 @@ class OutputError(HoldfastError, OSError):
 
 class RunMismatchError(HoldfastError, ValueError):
     """A run folder belongs to another configuration."""
+
+
+class FailedRunsError(HoldfastError, RuntimeError):
+    """Some of many runs failed; the others are finished.
+
+    Attributes:
+        failures: name of the run's folder -> why.
+    """
+
+    def __init__(self, failures: Mapping[str, str], *, of: int) -> None:
+        """Say which of so many runs failed, each reason once."""
+        self.failures = dict(failures)
+        reasons: dict[str, list[str]] = {}
+        for name, why in failures.items():
+            reasons.setdefault(why, []).append(name)
+        told = [
+            ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") + f": {why}"
+            for why, names in reasons.items()
+        ]
+        super().__init__(f"{len(failures)} of {of} runs failed; the others are finished. {' '.join(told)}")

@@ -1,4 +1,4 @@
-"""Settings that have no effect in the combination they were given in."""
+"""What has no effect in the combination it was given in: settings, and methods."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from holdfast.experiments.config import RunConfig
 from holdfast.methods import method_named
+from holdfast.streams import STREAMS
 
 _OF_MECHANISM = {
     "strength": ("ewc", "wva"),
@@ -46,6 +47,18 @@ def idle_settings(config: RunConfig, given: Iterable[str]) -> list[str]:
     if config.iterations is not None and "epochs" in given:
         lines.append(f"--epochs has no effect beside --iterations, which is {config.iterations}.")
     return lines
+
+
+def hopeless(config: RunConfig) -> list[str]:
+    """A line that says why holding weights does not help, where classes of different tasks are to be told apart."""
+    scenario = config.scenario or STREAMS[config.stream].scenario
+    if scenario != "class" or not method_named(config.method).holds_weights:
+        return []
+    return [
+        f"{config.method} hardly helps in the class scenario: a task has no examples of older classes, so that every "
+        "step pushes their outputs down, whichever weights are held; expect about the accuracy of the newest task "
+        "alone. Joint training, or replay, can tell the classes apart."
+    ]
 
 
 def _belongs_elsewhere(name: str, config: RunConfig) -> str | None:

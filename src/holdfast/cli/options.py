@@ -93,8 +93,17 @@ _Stream = Annotated[
     ),
 ]
 _Folders = Annotated[
-    Positional[tuple[str, ...]], arg(metavar="DIR ...", help="folders that hold runs", help_behavior_hint="")
+    Positional[tuple[str, ...]],
+    arg(metavar="DIR ...", help="folders that hold runs, or results by themselves", help_behavior_hint=""),
 ]
+_Names = Annotated[
+    Positional[tuple[str, ...]],
+    arg(metavar="NAME ...", help="names of experiments, or `all`; --list shows them", help_behavior_hint=""),
+]
+_Quick = Annotated[bool, arg(help="a small version on embedded digits, in a minute", help_behavior_hint="")]
+_List = Annotated[bool, arg(help="show all experiments, and do nothing", help_behavior_hint="")]
+_DryRun = Annotated[bool, arg(help="show what would be run and what it costs, and do nothing", help_behavior_hint="")]
+_FromResults = Annotated[bool, arg(help="answer from what is there, without training", help_behavior_hint="")]
 _Model = Annotated[
     Positional[str],
     arg(
@@ -129,6 +138,9 @@ class RunOptions:
     seed: _Seed = 0
     device: _Device = "cpu"
     data_dir: _DataDir = None
+    tensorboard: Annotated[
+        bool, arg(help="write event files for TensorBoard into the run's folder, too", help_behavior_hint="")
+    ] = False
     quiet: _Quiet = False
     tasks: _Tasks = field(default_factory=_Tasks)
     training: _Training = field(default_factory=_Training)
@@ -145,10 +157,30 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """Tables and pictures of all finished runs at or below some folders, on one Markdown page."""
+    """One page, pictures (PNG, SVG) and tables (CSV, Parquet) of all finished runs at or below some folders."""
 
     folders: _Folders
     output: option("output", str, "folder of the report (default: runs/report)") = "runs/report"
+    quiet: _Quiet = False
+
+
+@dataclass(frozen=True)
+class ReproduceOptions:
+    """Published experiments, their figures beside ours; when interrupted, the same command goes on where it was."""
+
+    names: _Names = ()
+    quick: _Quick = False
+    list: _List = False
+    dry_run: _DryRun = False
+    from_results: _FromResults = False
+    jobs: option("jobs", int, "so many runs at once, each a process of one thread (default: 1)") = 1
+    seeds: option("seeds", tuple[int, ...], "seeds of what is reported, in place of the experiment's own") = None
+    output: _Output = "runs"
+    results: option(
+        "results", str, "folder of results, read before and written after (default: docs/results; quick: OUTPUT/quick)"
+    ) = None
+    device: _Device = "cpu"
+    data_dir: _DataDir = None
     quiet: _Quiet = False
 
 
@@ -176,6 +208,7 @@ COMMANDS: dict[str, type] = {
     "demo": DemoOptions,
     "run": RunOptions,
     "report": ReportOptions,
+    "reproduce": ReproduceOptions,
     "advise": AdviseOptions,
 }
 """Every command, and the record of its options."""
@@ -183,7 +216,7 @@ COMMANDS: dict[str, type] = {
 
 def option_names(record: type) -> Sequence[str]:
     """Every option of a command, as it is typed."""
-    positional = {RunOptions: "stream", ReportOptions: "folders", AdviseOptions: "model"}.get(record, "")
-    named = (entry.name for entry in fields(record) if entry.name != positional)
+    positional = {RunOptions: "stream", ReportOptions: "folders", ReproduceOptions: "names", AdviseOptions: "model"}
+    named = (entry.name for entry in fields(record) if entry.name != positional.get(record))
     flat = (name for title in named for name in GROUPS.get(title, (title,)))
     return ["--" + name.replace("_", "-") for name in flat]

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from holdfast.experiments.canvas import check_matplotlib
 from holdfast.experiments.config import configure
 from holdfast.experiments.groups import group_results
 from holdfast.experiments.plots import accuracy_curves, accuracy_matrices
+from holdfast.experiments.pool import one_thread
 from holdfast.experiments.results import RunResult
 from holdfast.experiments.run import Watch, run
 
@@ -67,7 +65,7 @@ def demo(
     check_matplotlib()
     configs = [configure(STREAM, method, seed=seed, **(settings or {})) for method in methods]
     results = []
-    with _one_thread():
+    with one_thread():
         for number, config in enumerate(configs):
             if watch is not None:
                 watch({"event": "run", "method": config.method, "number": number, "of": len(configs)})
@@ -79,14 +77,3 @@ def demo(
         accuracy=accuracy_curves(groups, folder / "accuracy.png"),
         matrix=accuracy_matrices(groups, folder / "matrix.png"),
     )
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """One thread of torch: nets as small as these are slower on two, and ten times so on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

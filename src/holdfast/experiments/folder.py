@@ -27,6 +27,7 @@ class RunFolder:
     def __init__(self, path: Path, config: RunConfig) -> None:
         self.path = path
         self.result = path / "result.json"
+        self.lock = path / ".lock"
         self.checkpoint = path / "checkpoint" / "state.safetensors"
         self.plots = path / "plots"
         self._events = path / "metrics.jsonl"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from typing import Literal
+from weakref import WeakValueDictionary
 
 from holdfast.errors import OptionError, UnknownNameError
 from holdfast.heads.masks import Scenario
@@ -12,7 +13,7 @@ from holdfast.streams.digits import digits
 from holdfast.streams.mnist import mnist
 from holdfast.streams.permuted import permuted, rotated
 from holdfast.streams.split import split
-from holdfast.streams.stream import Stream
+from holdfast.streams.stream import Stream, Task
 
 
 @dataclass(frozen=True)
@@ -77,9 +78,27 @@ def build_stream(
         raise OptionError(f"{name}: fraction={fraction} has no meaning here: only permuted streams permute pixels.")
     num_tasks = spec.num_tasks if num_tasks is None else num_tasks
     scenario = spec.scenario if scenario is None else scenario
-    images = digits() if spec.images == "digits" else mnist(data_dir)
+    images = load_images(name, data_dir=data_dir)
     if spec.kind == "permuted":
         return permuted(images, num_tasks, seed=seed, fraction=fraction, scenario=scenario, name=name)
     if spec.kind == "rotated":
         return rotated(images, num_tasks, scenario=scenario, name=name)
     return split(images, num_tasks=num_tasks, scenario=scenario, name=name)
+
+
+_loaded: WeakValueDictionary[tuple[str, str], Task] = WeakValueDictionary()
+
+
+def load_images(name: str, *, data_dir: str | os.PathLike[str] | None = None) -> Task:
+    """The images that a stream of the catalog is made of; those that someone still holds are not read again.
+
+    Raises:
+        DataFileError, OutputError: the files of MNIST; see `mnist`.
+    """
+    kind = STREAMS[name].images
+    place = str(data_dir or os.environ.get("HOLDFAST_DATA")) if kind == "mnist" else ""
+    images = _loaded.get((kind, place))
+    if images is None:
+        images = digits() if kind == "digits" else mnist(data_dir)
+        _loaded[kind, place] = images
+    return images

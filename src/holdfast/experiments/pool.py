@@ -1,0 +1,320 @@
+"""Jobs done by persistent worker processes, or by this process itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+import warnings
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import torch
+
+import holdfast
+from holdfast.errors import FailedRunsError, HoldfastError, NotFiniteError, OptionError
+from holdfast.experiments.config import RunConfig
+from holdfast.experiments.results import RunResult
+from holdfast.experiments.run import Watch, run
+from holdfast.experiments.stacked import named, train_stacked
+from holdfast.streams.catalog import load_images
+
+MOST_DEATHS = 3
+"""A job whose worker has died so often is given up: it is likely the cause."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker does in one go: a run, or several that are trained as one batched program."""
+
+    configs: tuple[RunConfig, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the folders of its runs."""
+        return tuple(config.name for config in self.configs)
+
+    @property
+    def stacked(self) -> bool:
+        """Whether it is one batched program."""
+        return len(self.configs) > 1
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a job ended; where it was stopped on request, without results and failures.
+
+    Attributes:
+        job: which.
+        results: by name, of the runs that are finished.
+        failures: by name, why the others failed.
+        kind: name of the class of error that was.
+    """
+
+    job: Job
+    results: Mapping[str, RunResult] = field(default_factory=dict)
+    failures: Mapping[str, str] = field(default_factory=dict)
+    kind: str = ""
+
+
+JobWatch = Callable[[Job, Mapping[str, Any]], None]
+"""Called, in the thread that waits, with every event of a job's runs; the event's "run" is the folder's name."""
+
+
+class Pool(Protocol):
+    """Does jobs, in the order in which they are submitted."""
+
+    def submit(self, job: Job) -> None:
+        """Have a job done, once a worker is free."""
+        ...
+
+    def wait(self) -> Done:
+        """Wait until some job has ended; only while one is under way."""
+        ...
+
+    def stop(self, job: Job) -> None:
+        """Stop a job at its next event; its runs stay resumable."""
+        ...
+
+
+@contextmanager
+def pool_of(
+    jobs: int,
+    *,
+    output: str | os.PathLike[str],
+    device: str = "cpu",
+    data_dir: str | os.PathLike[str] | None = None,
+    watch: JobWatch | None = None,
+) -> Iterator[Pool]:
+    """Workers, each a process of one torch thread that imports and loads the data once; one job: no other process.
+
+    When the block ends, however it ends, the processes are gone, and what they were at can be resumed. A process that
+    is killed is replaced, and its job taken up again. Should this process be killed, they end by themselves.
+
+    Raises:
+        OptionError: jobs is below 1.
+    """
+    if jobs < 1:
+        raise OptionError(f"jobs is {jobs}; expected the number of processes, at least 1.")
+    perform = Performer(output=output, device=device, data_dir=data_dir)
+    if jobs == 1:
+        with one_thread():
+            yield _Alone(perform, watch)
+    else:
+        with _Workers(jobs, perform, watch) as workers:
+            yield workers
+
+
+class StoppedError(Exception):
+    """Raised inside a run that was asked to stop."""
+
+
+@dataclass
+class Performer:
+    """Does a job in this process, and holds on to the images that its runs were made of."""
+
+    output: str | os.PathLike[str]
+    device: str = "cpu"
+    data_dir: str | os.PathLike[str] | None = None
+    _images: object = None
+
+    def __call__(self, job: Job, watch: Watch) -> tuple[dict[str, str], str]:
+        """Do it.
+
+        Returns:
+            Name -> why, of the runs that failed, and the name of the class of error that was.
+
+        Raises:
+            StoppedError: by `watch`.
+        """
+        if not all(self._finished(config) for config in job.configs):
+            self._images = load_images(job.configs[0].stream, data_dir=self.data_dir)
+        where = {"output": self.output, "device": self.device, "data_dir": self.data_dir}
+        try:
+            if job.stacked:
+                train_stacked(job.configs, watch=watch, **where)
+            else:
+                run(job.configs[0], watch=named(watch, job.configs[0].name), **where)
+        except FailedRunsError as error:
+            return error.failures, NotFiniteError.__name__
+        except HoldfastError as error:
+            return dict.fromkeys(job.names, str(error)), type(error).__name__
+        return {}, ""
+
+    def done(self, job: Job, failures: Mapping[str, str], kind: str) -> Done:
+        """How it ended, with what its folders hold."""
+        finished = [config.name for config in job.configs if self._finished(config) and config.name not in failures]
+        results = {name: RunResult.load(Path(self.output) / name / "result.json") for name in finished}
+        return Done(job, results, failures, kind)
+
+    def _finished(self, config: RunConfig) -> bool:
+        return (Path(self.output) / config.name / "result.json").exists()
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """One thread of torch: small nets are slower on two, and ten times so on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class _Alone:
+    """Does the jobs in this process."""
+
+    def __init__(self, perform: Performer, watch: JobWatch | None) -> None:
+        self._perform, self._watch = perform, watch
+        self._queue: deque[Job] = deque()
+        self._to_stop: Job | None = None
+
+    def submit(self, job: Job) -> None:
+        self._queue.append(job)
+
+    def stop(self, job: Job) -> None:
+        self._to_stop = job
+
+    def wait(self) -> Done:
+        job = self._queue.popleft()
+
+        def watch(event: Mapping[str, Any]) -> None:
+            if self._watch is not None:
+                self._watch(job, event)
+            if self._to_stop is job:
+                raise StoppedError
+
+        try:
+            return self._perform.done(job, *self._perform(job, watch))
+        except StoppedError:
+            return Done(job)
+        finally:
+            self._to_stop = None
+
+
+class _Workers:
+    """Hands jobs to processes and reads what they tell."""
+
+    def __init__(self, count: int, perform: Performer, watch: JobWatch | None) -> None:
+        self._count, self._perform, self._watch = count, perform, watch
+        self._queue: deque[Job] = deque()
+        self._workers: list[_Worker] = []
+        self._deaths: Counter[Job] = Counter()
+        self._inbox: queue.SimpleQueue[tuple[_Worker, dict[str, Any] | None]] = queue.SimpleQueue()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self._workers:
+            worker.end()
+
+    def submit(self, job: Job) -> None:
+        self._queue.append(job)
+        self._feed()
+
+    def stop(self, job: Job) -> None:
+        for worker in self._workers:
+            if worker.job is job:
+                worker.send({"stop": True})
+
+    def wait(self) -> Done:
+        while True:
+            worker, message = self._inbox.get()
+            job, done = worker.job, None
+            if message is None:
+                self._workers.remove(worker)
+                status = worker.end()
+                done = None if job is None else self._died(job, status)
+            elif job is None:
+                continue
+            elif message["event"] == "warning":
+                warnings.warn(message["text"], stacklevel=2)
+                continue
+            elif message["event"] == "ended":
+                worker.job = None
+                stopped = message["stopped"]
+                done = Done(job) if stopped else self._perform.done(job, message["failures"], message["kind"])
+            else:
+                if self._watch is not None:
+                    self._watch(job, message)
+                continue
+            self._feed()
+            if done is not None:
+                return done
+
+    def _feed(self) -> None:
+        while self._queue:
+            free = next((worker for worker in self._workers if worker.job is None), None)
+            if free is None and len(self._workers) < self._count:
+                free = _Worker(self._perform, self._inbox)
+                self._workers.append(free)
+            if free is None:
+                return
+            free.take(self._queue.popleft())
+
+    def _died(self, job: Job, status: int) -> Done | None:
+        self._deaths[job] += 1
+        if self._deaths[job] < MOST_DEATHS:
+            self._queue.appendleft(job)
+            return None
+        why = (
+            f"its worker process died {MOST_DEATHS} times, the last time with exit status {status}. Give it more "
+            "memory, or run it alone to see why."
+        )
+        return self._perform.done(job, dict.fromkeys(job.names, why), "")
+
+
+class _Worker:
+    """One process, `python -m holdfast.experiments.worker`, which reads jobs and writes events as lines of JSON."""
+
+    def __init__(self, perform: Performer, inbox: queue.SimpleQueue[tuple[_Worker, dict[str, Any] | None]]) -> None:
+        self.job: Job | None = None
+        package = str(Path(holdfast.__file__).parents[1])
+        inherited = [path for path in (os.environ.get("PYTHONPATH"),) if path]
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "holdfast.experiments.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([package, *inherited]), "OMP_NUM_THREADS": "1"},
+        )
+        data_dir = None if perform.data_dir is None else os.fspath(perform.data_dir)
+        self.send({"output": os.fspath(perform.output), "device": perform.device, "data_dir": data_dir})
+        self._reader = threading.Thread(target=self._read, args=(inbox,), daemon=True)
+        self._reader.start()
+
+    def take(self, job: Job) -> None:
+        self.job = job
+        self.send({"configs": [config.to_dict() for config in job.configs]})
+
+    def send(self, message: Mapping[str, Any]) -> None:
+        assert self._process.stdin is not None
+        with suppress(OSError):  # it died, which its reader tells
+            self._process.stdin.write(json.dumps(message) + "\n")
+            self._process.stdin.flush()
+
+    def end(self) -> int:
+        """End the process, however busy it is; returns its exit status."""
+        assert self._process.stdin is not None
+        self._process.terminate()
+        with suppress(OSError):
+            self._process.stdin.close()
+        self._reader.join()
+        return self._process.wait()
+
+    def _read(self, inbox: queue.SimpleQueue[tuple[_Worker, dict[str, Any] | None]]) -> None:
+        assert self._process.stdout is not None
+        with self._process.stdout as lines:
+            for line in lines:
+                with suppress(ValueError):  # half a line of a process that was killed
+                    inbox.put((self, json.loads(line)))
+        inbox.put((self, None))

@@ -1,0 +1,6 @@
+"""Published experiments: each a recipe, done in full or small, its figures beside ours."""
+
+from holdfast.experiments.reproduce.catalog import RECIPES, recipe_named
+from holdfast.experiments.reproduce.recipe import FULL, QUICK, Recipe, Size
+
+__all__ = ["FULL", "QUICK", "RECIPES", "Recipe", "Size", "recipe_named"]

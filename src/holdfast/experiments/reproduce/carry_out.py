@@ -1,0 +1,151 @@
+"""Recipes carried out: what is missing is run, and the answer written down."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from holdfast.errors import FailedRunsError, OptionError
+from holdfast.experiments.config import RunConfig
+from holdfast.experiments.folder import versions
+from holdfast.experiments.parallel import run_all
+from holdfast.experiments.reproduce.findings import Findings
+from holdfast.experiments.reproduce.outcome import Outcome
+from holdfast.experiments.reproduce.page import page
+from holdfast.experiments.reproduce.recipe import Found, Recipe, once
+from holdfast.experiments.reproduce.store import (
+    RESULTS,
+    committed,
+    finished,
+    note_divergence,
+    read_measured,
+    write_outcomes,
+)
+from holdfast.experiments.run import Watch
+from holdfast.files import read_json, write_text
+
+_SIGN_OF_DIVERGENCE = "training has diverged"
+
+
+def known(recipes: Sequence[Recipe], *, output: Path, results: Path) -> dict[RunConfig, Outcome]:
+    """All outcomes that are committed below `results`, and those of the recipes' runs in `output`, which go first."""
+    found = committed(results)
+    while True:
+        wanted = once(config for recipe in recipes for config in recipe.wanted(found))
+        more = finished([config for config in wanted if config not in found], output)
+        if not more:
+            return found | finished(wanted, output)
+        found |= more
+
+
+def train(
+    recipes: Sequence[Recipe],
+    found: Found,
+    *,
+    output: Path,
+    jobs: int = 1,
+    device: str = "cpu",
+    data_dir: str | os.PathLike[str] | None = None,
+    watch: Watch | None = None,
+) -> dict[RunConfig, Outcome]:
+    """Do every run that is missing, round after round, until all choices are made and reported.
+
+    Returns:
+        `found`, and what was added.
+
+    Raises:
+        FailedRunsError: a run failed otherwise than by divergence.
+    """
+    known = dict(found)
+    while missing := once(config for recipe in recipes for config in recipe.to_do(known)):
+        try:
+            run_all(missing, output=output, jobs=jobs, device=device, data_dir=data_dir, watch=watch)
+        except FailedRunsError as error:
+            by_name = {config.name: config for config in missing}
+            for name, message in error.failures.items():
+                if _SIGN_OF_DIVERGENCE not in message:
+                    raise
+                note_divergence(by_name[name], output, message)
+        known |= finished(missing, output)
+    return known
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What is left of a recipe that was carried out.
+
+    Attributes:
+        findings: recipe, outcomes and measurements.
+        page: path of `report.md`.
+        pictures: paths of the PNGs beside it.
+    """
+
+    findings: Findings
+    page: Path
+    pictures: tuple[Path, ...]
+
+
+def measure(
+    recipe: Recipe, *, results: Path, data_dir: str | None = None, watch: Watch | None = None, kept_only: bool = False
+) -> dict[int, Any]:
+    """What a recipe measures, under each of its seeds: as kept in its file of results, or measured now and kept."""
+    path = results / recipe.name / RESULTS
+    measured = read_measured(path)
+    if recipe.measure is not None and not kept_only:
+        for seed in recipe.measure_seeds:
+            if seed not in measured:
+                measured[seed] = {"seed": seed, **recipe.measure(seed, data_dir)}
+                write_outcomes(path, _head(recipe), [], list(measured.values()))
+                if watch is not None:
+                    watch({"event": "measured", "run": recipe.name, "seed": seed})
+    return measured
+
+
+def answer(recipe: Recipe, found: Found, measured: Mapping[int, Any], *, results: Path, command: str) -> Answered:
+    """Write a recipe's compact file of results, its pictures and its page into `results`/its name.
+
+    Raises:
+        OptionError: nothing of it is done, or matplotlib is not installed.
+        OutputError: the folder cannot be written.
+    """
+    findings = Findings(recipe, found, measured)
+    if not findings.outcomes and not measured:
+        raise OptionError(f"{recipe.name}: nothing of it is done. Do it with: holdfast reproduce {recipe.name}")
+    folder = results / recipe.name
+    date = _date(findings, folder)
+    head = {**_head(recipe), "command": command, "date": date}
+    write_outcomes(folder / RESULTS, head, findings.outcomes, list(measured.values()))
+    pictures = tuple(recipe.draw(findings, folder))
+    text = page(findings, pictures, command=command, date=date, versions=_versions(findings))
+    write_text(folder / "report.md", text)
+    return Answered(findings, folder / "report.md", pictures)
+
+
+def _head(recipe: Recipe) -> dict[str, Any]:
+    return {"recipe": recipe.name, "size": recipe.size.name, "source": recipe.source}
+
+
+def _versions(findings: Findings) -> dict[str, str]:
+    used = [outcome.result.versions for outcome in findings.outcomes if outcome.result is not None]
+    return used[-1] if used else versions()
+
+
+def _date(findings: Findings, folder: Path) -> str:
+    """Today, or, where nothing was added since, the day on which the folder was written."""
+    path = folder / RESULTS
+    if path.exists():
+        before = read_json(path)
+        same = len(before.get("runs", [])) == len(findings.outcomes)
+        if same and "date" in before and len(before.get("measured", [])) == len(findings.measured):
+            return str(before["date"])
+    return datetime.date.today().isoformat()
+
+
+def kept(recipe: Recipe, results: str | os.PathLike[str]) -> Findings:
+    """What a folder of results says of a recipe, nothing run."""
+    folder = Path(results)
+    return Findings(recipe, committed(folder), measure(recipe, results=folder, kept_only=True))

@@ -1,0 +1,42 @@
+"""Every published experiment by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from holdfast.errors import UnknownNameError
+from holdfast.experiments.reproduce.attenuation import attenuation, increments
+from holdfast.experiments.reproduce.curve import curve
+from holdfast.experiments.reproduce.full_size import full_size
+from holdfast.experiments.reproduce.nets import nets
+from holdfast.experiments.reproduce.recipe import FULL, Recipe, Size
+from holdfast.experiments.reproduce.scenarios import scenarios
+from holdfast.experiments.reproduce.strength import importances, strength
+from holdfast.experiments.reproduce.trained import correlation, pruning
+from holdfast.experiments.reproduce.which_fisher import which_fisher
+
+RECIPES: dict[str, Callable[[Size], Recipe]] = {
+    "curve": curve,
+    "increments": increments,
+    "attenuation": attenuation,
+    "strength": strength,
+    "importances": importances,
+    "correlation": correlation,
+    "pruning": pruning,
+    "nets": nets,
+    "which-fisher": which_fisher,
+    "scenarios": scenarios,
+    "full-size": full_size,
+}
+"""Name -> the function that returns the recipe in a size."""
+
+
+def recipe_named(name: str, size: Size = FULL) -> Recipe:
+    """The recipe of that name, in that size.
+
+    Raises:
+        UnknownNameError: there is none; the message offers the nearest.
+    """
+    if name not in RECIPES:
+        raise UnknownNameError("experiment", name, RECIPES)
+    return RECIPES[name](size)

@@ -1,0 +1,161 @@
+"""What the runs of a recipe say, row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from holdfast.experiments.config import RunConfig
+from holdfast.experiments.groups import Group
+from holdfast.experiments.reproduce.outcome import Outcome
+from holdfast.experiments.reproduce.recipe import Found, Line, Recipe
+from holdfast.experiments.reproduce.verdict import Verdict, verdict
+from holdfast.experiments.results import RunResult
+from holdfast.experiments.tables import Estimate
+
+Value = Callable[[RunResult], float]
+
+
+def final(result: RunResult) -> float:
+    """Average test accuracy after the last task."""
+    return result.final_accuracy
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A line of the recipe, and what became of it.
+
+    Attributes:
+        line: what was asked.
+        config: the chosen configuration, None before there is a choice.
+        outcomes: of its runs that are done, by seed.
+        at_edge: whether the choice fell on the end of the grid.
+    """
+
+    line: Line
+    config: RunConfig | None
+    outcomes: tuple[Outcome, ...]
+    at_edge: bool
+
+    @property
+    def results(self) -> list[RunResult]:
+        """Of the runs that did not diverge."""
+        return [outcome.result for outcome in self.outcomes if outcome.result is not None]
+
+    @property
+    def num_diverged(self) -> int:
+        """How many runs diverged."""
+        return len(self.outcomes) - len(self.results)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every seed is done."""
+        return len(self.outcomes) == len(self.line.seeds)
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """Against the published figure, where there are both."""
+        published = self.line.published
+        if published is None or not self.outcomes:
+            return None
+        return verdict(self.of(final), published) if self.results else "not reached"
+
+    def of(self, value: Value) -> Estimate:
+        """Mean and interval over the seeds that did not diverge."""
+        return Estimate.of([value(result) for result in self.results])
+
+    def by_seed(self, value: Value) -> dict[int, float]:
+        """The value of each seed that did not diverge."""
+        return {result.seed: value(result) for result in self.results}
+
+
+@dataclass(frozen=True)
+class Findings:
+    """A recipe, and all that is known of its runs.
+
+    Attributes:
+        recipe: what was asked.
+        found: outcomes by configuration.
+        measured: measurements by seed.
+    """
+
+    recipe: Recipe
+    found: Found
+    measured: Mapping[int, Any]
+
+    @cached_property
+    def answers(self) -> list[Answer]:
+        """One a line."""
+        return [
+            Answer(
+                line,
+                line.chosen(self.found),
+                tuple(self.found[config] for config in line.reported(self.found) if config in self.found),
+                line.at_edge(self.found),
+            )
+            for line in self.recipe.lines
+        ]
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is left to do."""
+        measured = all(seed in self.measured for seed in self.recipe.measure_seeds)
+        return measured and all(answer.complete for answer in self.answers)
+
+    @property
+    def outcomes(self) -> list[Outcome]:
+        """Of all runs of the recipe that are done, trials included."""
+        return [self.found[config] for config in self.recipe.wanted(self.found) if config in self.found]
+
+    def answer(self, label: str) -> Answer:
+        """The answer of the line with this label."""
+        return next(answer for answer in self.answers if answer.line.label == label)
+
+    def labelled(self, start: str) -> list[Answer]:
+        """The answers whose labels begin so."""
+        return [answer for answer in self.answers if answer.line.label.startswith(start)]
+
+    def paired(self, first: Answer, second: Answer, value: Value = final) -> Estimate:
+        """Mean and interval of the first's value minus the second's under the same seeds."""
+        ours, theirs = first.by_seed(value), second.by_seed(value)
+        return Estimate.of([ours[seed] - theirs[seed] for seed in ours if seed in theirs])
+
+
+def best(answers: Sequence[Answer]) -> Answer:
+    """The answer of the highest mean validation accuracy, on which settings may be chosen."""
+    alive = [answer for answer in answers if answer.results]
+    return max(alive, key=lambda answer: answer.of(lambda result: result.validation_accuracy[-1]).mean)
+
+
+def as_groups(answers: Sequence[Answer]) -> list[Group]:
+    """The answers as groups of runs under their own labels, for the pictures of `holdfast.experiments.plots`."""
+    alive = [answer for answer in answers if answer.results]
+    by_method: dict[str, list[Answer]] = {}
+    for answer in alive:
+        by_method.setdefault(answer.results[0].method, []).append(answer)
+    return [
+        Group(
+            stream=answer.results[0].stream,
+            scenario=answer.results[0].scenario,
+            method=answer.results[0].method,
+            label=answer.line.label,
+            variant=by_method[answer.results[0].method].index(answer),
+            num_variants=len(by_method[answer.results[0].method]),
+            settings={},
+            results=tuple(answer.results),
+        )
+        for answer in alive
+    ]
+
+
+def points(estimate: Estimate) -> str:
+    """A difference of accuracies in points, with its sign, such as "+1.2 ± 0.4"."""
+    sign = "+" if estimate.mean > 0 else ""
+    return sign + estimate.text(scale=100, digits=2)
+
+
+def percent(estimate: Estimate) -> str:
+    """An accuracy in per cent."""
+    return estimate.text(scale=100)

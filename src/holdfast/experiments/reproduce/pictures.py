@@ -1,0 +1,197 @@
+"""Pictures of published experiments: our figures beside theirs, and accuracy against what was varied."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from holdfast.experiments.canvas import FONT, GRID, INK, MUTED, axes_at, new_figure, write_picture
+from holdfast.experiments.reproduce.findings import Answer, final
+from holdfast.experiments.tables import Estimate
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# the hues of Okabe and Ito, darkened until text in them reads well on white, and black
+COLOURS = ("#0068a8", "#c94f00", "#008361", "#b0438f", "#a67600", "#5b3fb0", "#222222")
+MARKERS = "os^Dv<P"
+
+
+@dataclass(frozen=True)
+class Series:
+    """A line of a picture.
+
+    Attributes:
+        label: at its end.
+        places: where on the horizontal axis.
+        values: there; None where training diverged.
+    """
+
+    label: str
+    places: Sequence[float]
+    values: Sequence[Estimate | None]
+
+
+def beside(answers: Sequence[Answer], path: Path, *, title: str, remark: str = "") -> Path:
+    """Draw our accuracies with their intervals beside the published figures: a line of the page a row.
+
+    Args:
+        answers: the rows; those of one section stand together.
+        path: of the PNG.
+        title: in bold above it.
+        remark: under the title.
+    """
+    shown = [answer for answer in answers if answer.outcomes]
+    rows: list[Answer | str] = []
+    for answer in shown:
+        if answer.line.section and answer.line.section not in rows:
+            rows.append(answer.line.section)
+        rows.append(answer)
+    left = 0.35 + 0.072 * max([len(answer.line.label) for answer in shown] + [8])
+    height, width = 0.24 * len(rows) + 0.15, 4.6
+    figure = new_figure(left + width + 1.35, height + 1.25)
+    axes = axes_at(figure, left, 0.55, width, height)
+    for place, row in enumerate(rows):
+        if isinstance(row, str):
+            axes.text(-0.02, place, row, transform=_across(axes), ha="right", va="center", fontsize=FONT, color=MUTED)
+        else:
+            _draw_row(axes, row, place)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_yticks([])
+    axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:g}%")
+    axes.grid(axis="x", color=GRID, linewidth=0.8)
+    bare(axes, ("bottom",))
+    axes.set_xlabel("average test accuracy after the last task", fontsize=FONT, color=INK)
+    published = any(answer.line.published for answer in shown)
+    told = remark or "● mean and 95% interval over seeds" + ("   ◇ published" if published else "")
+    head(figure, left, height + 0.55, title, told)
+    return write_picture(figure, path)
+
+
+def curves(
+    series: Sequence[Series],
+    path: Path,
+    *,
+    title: str,
+    remark: str,
+    across: str,
+    up: str = "average test accuracy",
+    logarithmic: bool = False,
+    colours: Mapping[str, int] | None = None,
+) -> Path:
+    """Draw lines with the band of their 95% intervals; a cross at the bottom where training diverged.
+
+    Args:
+        series: the lines.
+        path: of the PNG.
+        title: in bold above it.
+        remark: under the title.
+        across: name of the horizontal axis.
+        up: name of the vertical one, which shows per cent.
+        logarithmic: whether the horizontal axis is.
+        colours: label -> number of the colour and marker; left out: one after the other.
+    """
+    width, height = 4.8, 3.2
+    figure = new_figure(0.8 + width + 0.75 + 0.075 * max(len(line.label) for line in series), height + 1.25)
+    axes = axes_at(figure, 0.8, 0.6, width, height)
+    known = [value.mean for line in series for value in line.values if value is not None]
+    low = max(0.0, np.floor(20 * min(known) - 0.4) / 20) if known else 0.0
+    high = min(1.0, np.ceil(20 * max(known)) / 20) if known else 1.0
+    for number, line in enumerate(series):
+        _draw_series(axes, line, (colours or {}).get(line.label, number), floor=low)
+    axes.set_ylim(low - 0.015 * (high - low), max(high, low + 0.05))
+    if logarithmic:
+        axes.set_xscale("log")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g}%")
+    axes.grid(axis="y", color=GRID, linewidth=0.8)
+    bare(axes, ("left", "bottom"))
+    axes.set_xlabel(across, fontsize=FONT, color=INK)
+    axes.set_ylabel(up, fontsize=FONT, color=INK)
+    axes.legend(
+        loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=FONT, labelcolor=INK, handlelength=2.2
+    )
+    head(figure, 0.8, height + 0.6, title, remark)
+    return write_picture(figure, path)
+
+
+def correlations(
+    matrices: Mapping[str, np.ndarray], names: Sequence[str], path: Path, *, title: str, remark: str
+) -> Path:
+    """Draw matrices of rank correlations side by side, on the scale from 0 to 1.
+
+    Args:
+        matrices: layer -> [N, N].
+        names: of rows and columns.
+        path: of the PNG.
+        title: in bold above it.
+        remark: under the title.
+    """
+    side, gap, left = 0.42 * len(names), 0.25, 1.15
+    figure = new_figure(left + len(matrices) * (side + gap) + 0.1, side + 1.9)
+    for number, (layer, matrix) in enumerate(matrices.items()):
+        axes = axes_at(figure, left + number * (side + gap), 0.85, side, side)
+        axes.imshow(matrix, cmap="YlGnBu", vmin=0, vmax=1)
+        for (row, column), value in np.ndenumerate(matrix):
+            ink = "white" if value > 0.55 else INK
+            told = f"{value:.2f}".replace("0.", ".").removesuffix(".00")
+            axes.text(column, row, told, ha="center", va="center", fontsize=FONT - 2, color=ink)
+        axes.set_xticks(range(len(names)), names, rotation=90)
+        axes.set_yticks(range(len(names)), names if number == 0 else [""] * len(names))
+        axes.set_title(layer, fontsize=FONT, color=INK, loc="left", pad=4)
+        bare(axes, ())
+    head(figure, left, side + 1.1, title, remark)
+    return write_picture(figure, path)
+
+
+def head(figure: Figure, left: float, top: float, title: str, remark: str) -> None:
+    """A bold title and a muted remark above a place in inches."""
+    across, up = figure.get_size_inches()
+    figure.text(left / across, (top + 0.31) / up, title, fontsize=FONT + 2, color=INK, fontweight="bold")
+    figure.text(left / across, (top + 0.12) / up, remark, fontsize=FONT, color=MUTED)
+
+
+def bare(axes: Axes, spines: Sequence[str]) -> None:
+    """Nothing around the axes but these spines."""
+    for name, spine in axes.spines.items():
+        spine.set_visible(name in spines)
+        spine.set_color("#9a9a9a")
+    axes.tick_params(labelsize=FONT - 1, colors=INK, length=3 if spines else 0, width=0.6, color="#9a9a9a")
+    axes.set_axisbelow(True)
+
+
+def _draw_row(axes: Axes, answer: Answer, place: int) -> None:
+    published = answer.line.published
+    axes.text(-0.02, place, answer.line.label, transform=_across(axes), ha="right", va="center", fontsize=FONT)
+    if published is not None:
+        axes.plot(published.figure, place, "D", markersize=6, markerfacecolor="none", markeredgecolor=COLOURS[1])
+    told = "diverged"
+    if answer.results:
+        ours = answer.of(final)
+        half = ours.half_width or 0.0
+        axes.plot([ours.mean - half, min(1.0, ours.mean + half)], [place, place], color=COLOURS[0], linewidth=1.6)
+        axes.plot(ours.mean, place, "o", markersize=4.5, color=COLOURS[0])
+        told = ours.text(scale=100)
+    axes.text(1.02, place, told, transform=_across(axes), va="center", fontsize=FONT, color=INK)
+
+
+def _draw_series(axes: Axes, line: Series, number: int, *, floor: float) -> None:
+    alive = [(place, value) for place, value in zip(line.places, line.values) if value is not None]
+    diverged = [place for place, value in zip(line.places, line.values) if value is None]
+    colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+    look: dict[str, Any] = {"color": colour, "marker": marker, "markeredgecolor": "white", "markeredgewidth": 0.6}
+    places, means = [place for place, _ in alive], np.array([value.mean for _, value in alive])
+    axes.plot(places, means, linewidth=1.8, markersize=5, label=line.label, zorder=3, clip_on=False, **look)
+    halves = np.array([value.half_width or 0.0 for _, value in alive])
+    low, high = np.clip(means - halves, 0, 1), np.clip(means + halves, 0, 1)
+    axes.fill_between(places, low, high, color=colour, alpha=0.13, linewidth=0)
+    axes.plot(diverged, [floor] * len(diverged), "x", color=colour, markersize=6, clip_on=False)
+
+
+def _across(axes: Axes) -> Any:
+    """Shares of the width, rows in height."""
+    return axes.get_yaxis_transform()

@@ -1,0 +1,147 @@
+"""What is known of runs: their folders, and the compact files in which results are kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from holdfast.errors import FileFormatError, OutputError
+from holdfast.experiments.config import RunConfig
+from holdfast.experiments.reproduce.outcome import Outcome
+from holdfast.experiments.results import RunResult, summarise
+from holdfast.files import read_json, write_json, write_text
+from holdfast.streams import STREAMS
+
+RESULTS, DIVERGED = "results.json", "diverged.json"
+
+
+def committed(folder: Path) -> dict[RunConfig, Outcome]:
+    """Every run that the results below a folder hold: `*/results.json`, and `*/runs/*.json` as runs write them.
+
+    Raises:
+        FileFormatError: a file is damaged.
+    """
+    found: dict[RunConfig, Outcome] = {}
+    for path in sorted(folder.glob("*/runs/*.json")):
+        result = RunResult.load(path)
+        config = RunConfig.from_dict(result.config)
+        found[config] = Outcome(config, result)
+    for path in sorted(folder.glob(f"*/{RESULTS}")):
+        found |= {outcome.config: outcome for outcome in read_outcomes(path)}
+    return found
+
+
+def finished(configs: Iterable[RunConfig], output: Path) -> dict[RunConfig, Outcome]:
+    """Those of the runs whose folders in `output` hold a result, or the note that training diverged.
+
+    Raises:
+        FileFormatError: a file is damaged.
+    """
+    found = {}
+    for config in configs:
+        folder = output / config.name
+        if (folder / "result.json").exists():
+            found[config] = Outcome(config, RunResult.load(folder / "result.json"))
+        elif (folder / DIVERGED).exists():
+            found[config] = Outcome(config, None, str(read_json(folder / DIVERGED).get("diverged")))
+    return found
+
+
+def note_divergence(config: RunConfig, output: Path, message: str) -> None:
+    """Write into a run's folder that its training diverged, so that it is not tried again."""
+    write_json(output / config.name / DIVERGED, {"diverged": message})
+
+
+def write_outcomes(path: Path, head: Mapping[str, Any], outcomes: Sequence[Outcome], measured: Sequence[Any]) -> None:
+    """Write a compact file of results: what stands in `head`, and a line a run or measurement.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error}. Choose a folder that can be written.") from error
+    lines = [f"  {json.dumps(name)}: {json.dumps(value, ensure_ascii=False)}," for name, value in head.items()]
+    lines += [_listed("runs", [_packed(outcome) for outcome in outcomes]) + ",", _listed("measured", measured)]
+    write_text(path, "{\n" + "\n".join(lines) + "\n}\n")
+
+
+def read_outcomes(path: Path) -> list[Outcome]:
+    """The runs of a compact file.
+
+    Raises:
+        FileFormatError: it is damaged.
+    """
+    try:
+        return [_unpacked(entry) for entry in read_json(path)["runs"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise FileFormatError(f"{path} is no file of results ({error!r}). Delete it and reproduce again.") from error
+
+
+def read_measured(path: Path) -> dict[int, Any]:
+    """The measurements of a compact file by their seed; none where there is no file.
+
+    Raises:
+        FileFormatError: it is damaged.
+    """
+    if not path.exists():
+        return {}
+    try:
+        return {entry["seed"]: entry for entry in read_json(path)["measured"]}
+    except (KeyError, TypeError) as error:
+        raise FileFormatError(f"{path} is no file of results ({error!r}). Delete it and reproduce again.") from error
+
+
+def _listed(name: str, entries: Sequence[Any]) -> str:
+    rows = ",\n".join(f"    {json.dumps(entry)}" for entry in entries)
+    return f'  "{name}": [\n{rows}\n  ]' if entries else f'  "{name}": []'
+
+
+def _packed(outcome: Outcome) -> dict[str, Any]:
+    config = outcome.config
+    chosen = {entry.name for entry in fields(config) if getattr(config, entry.name) != entry.default} - {"seed"}
+    settings = {name: value for name, value in config.to_dict().items() if name in chosen}
+    entry: dict[str, Any] = {"config": settings, "seed": config.seed}
+    result = outcome.result
+    if result is None:
+        return entry | {"diverged": outcome.diverged}
+    return entry | {
+        "average_accuracy": _rounded(result.average_accuracy),
+        "validation_accuracy": _rounded(result.validation_accuracy),
+        "accuracy_matrix": [_rounded(row) for row in result.accuracy_matrix],
+        "baseline_accuracy": _rounded(result.baseline_accuracy),
+        "seconds": [round(getattr(result, name), 1) for name in _SECONDS],
+        "versions": result.versions,
+    }
+
+
+_SECONDS = ("seconds", "seconds_training", "seconds_importance")
+
+
+def _unpacked(entry: Mapping[str, Any]) -> Outcome:
+    config = RunConfig.from_dict({**entry["config"], "seed": entry["seed"]})
+    if "diverged" in entry:
+        return Outcome(config, None, entry["diverged"])
+    figures = summarise(entry["accuracy_matrix"], [], entry["baseline_accuracy"])
+    figures["validation_accuracy"] = entry["validation_accuracy"]
+    return Outcome(
+        config,
+        RunResult(
+            stream=config.stream,
+            scenario=config.scenario or STREAMS[config.stream].scenario,
+            method=config.method,
+            seed=config.seed,
+            **figures,
+            **dict(zip(_SECONDS, entry["seconds"], strict=True)),
+            config=asdict(config) | {"hidden": list(config.hidden)},
+            versions=entry["versions"],
+        ),
+    )
+
+
+def _rounded(values: Sequence[float]) -> list[float]:
+    return [round(value, 4) for value in values]
