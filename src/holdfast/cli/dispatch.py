@@ -49,6 +49,8 @@ def _command(argv: Sequence[str]) -> int:
         from holdfast.cli.demo import demo_command as command
     elif name == "run":
         from holdfast.cli.run import run_command as command
+    elif name == "sweep":
+        from holdfast.cli.sweep import sweep_command as command
     else:
         from holdfast.cli.report import report_command as command
     command(options)
