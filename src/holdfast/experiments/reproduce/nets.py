@@ -63,11 +63,11 @@ def _conclude(findings: Findings) -> str:
         plain, implicit = findings.answer(f"{net}, plain"), best(arms["implicit"])
         gain = findings.paired(implicit, plain)
         runs = sum(len(answer.outcomes) for answer in arms["textbook"])
-        lost = sum(answer.num_diverged for answer in arms["textbook"])
+        lost = {name: sum(answer.num_diverged for answer in answers) for name, answers in arms.items()}
         text = (
             f"{net.capitalize()}: plain training ends at {percent(plain.of(final))}%, the implicit pull at its best at "
-            f"{percent(implicit.of(final))}% ({points(gain)} points), without one divergence. "
-            f"{lost} of {runs} runs under the textbook pull diverged. "
+            f"{percent(implicit.of(final))}% ({points(gain)} points). Of {runs} runs each diverged: "
+            f"{', '.join(f'{name} {number}' for name, number in lost.items())}. "
         )
         told.append(text + _clipped(findings, arms["textbook, clipped"], implicit))
     return " ".join(told)
