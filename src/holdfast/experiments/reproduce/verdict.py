@@ -17,8 +17,8 @@ WIDEST = 0.03
 MARGIN = 0.01
 """One point: differences below it do not matter to claims that there is none."""
 
-LEGEND = f"""Verdicts compare our 95% interval with the published figure and its own interval. A figure or a mean of ours
-without an interval is given ±{100 * TOLERANCE:g} points; an interval of ours wider than ±{100 * WIDEST:g} counts as so wide.
+LEGEND = f"""Verdicts compare our 95% interval with the published figure and its own interval. A figure or mean
+without an interval is given ±{100 * TOLERANCE:g} points; one of ours wider than ±{100 * WIDEST:g} counts as so wide.
 *Reproduced*: the intervals meet. *Better*: ours lies wholly above. *Not reached*: ours lies wholly below."""
 
 
