@@ -42,6 +42,6 @@ lint: $(STAMP)
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
 	$(BIN)/lint-imports
 
-bench: ## the measurements of benchmarks/ (ARGS="...")
+bench: ## time and memory of everything, beside the usual ways (ARGS="importance --workloads gpt-128", "--quick")
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks $(ARGS)

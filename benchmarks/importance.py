@@ -1,123 +1,198 @@
-"""The estimators: each against one plain forward and backward pass, and against one example at a time.
+"""The estimators: time and memory against one plain forward and backward pass, beside the usual ways.
 
-On two multilayer perceptrons, batches of 128 random images. The plain pass is what training does to the same batches
-without the step. One example at a time is plain torch: a forward pass for each example, a backward pass for each
-number of its whose gradient is wanted; fewer examples, the time of one taken.
+The plain pass is what training does to the same batches without the step. All variants take turns within a round; the
+ratio to the plain pass of the same round is given as a median with its quartiles. *plain passes* is a call over 40
+batches, with the study of the first one; where fewer batches were timed it is computed from the first and the later
+ones. *later batches* leaves the first one out. The usual ways have no such start: they are timed on one batch, those of
+one example at a time on a few examples, and *ours faster* is how much longer they take than our estimator of the same
+quantity.
+
+Memory is the largest amount in use during a call over two batches, in a fresh process, over what the model, the data
+and the libraries take (Linux: the kernel's high-water mark VmHWM, reset after a first call on one batch; the allocator
+gives every free block back at once). *above plain* and *of plain's peak* compare with the plain pass, gradients
+included.
+
+*error* is the norm of the difference over the norm, of all parameters together, from one example at a time in float64
+plain torch. Empty: drawn labels, or an estimator whose truth is tested elsewhere.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import statistics
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-import holdfast as hf
-from benchmarks.tables import Table
-from benchmarks.timing import compare
-from holdfast.streams.examples import Examples
-from holdfast.training import mlp
+from benchmarks import memory
+from benchmarks.encoder import sentences
+from benchmarks.rivals import vmapped
+from benchmarks.tables import Part
+from benchmarks.timing import Passage, in_turn, passage, ratios, seconds
+from benchmarks.variants import PLAIN, Variant, all_variants, truths
+from benchmarks.workloads import WORKLOADS, Workload, part, singles
 
-NETS = ((300, 150), (1000, 1000))
-BATCH = 128
+CALL = 40
+"""Batches of the call whose time is given."""
 
-Rows = Callable[[Tensor, Tensor], Tensor]
-"""Outputs [1, C] and target [1] -> the numbers [K] whose gradients are wanted."""
+TRIED = ("mlp-small", "convnet", "gpt-32")
+"""What a trial runs on, unless it is told."""
+
+SECONDS = 60.0
+"""No further round on a workload is begun after them."""
+
+WRONG = 1e-3
+"""A larger error is no rounding."""
+
+Row = dict[str, Any]
 
 
-def measure(*, quick: bool = False) -> Table:
-    """Every estimator on every net."""
-    num_batches, few, rounds = (2, 4, 2) if quick else (10, 64, 9)
+@dataclass(frozen=True)
+class Check:
+    """What a variant gives on a few examples.
+
+    Attributes:
+        failure: why it gives nothing; None where it works.
+        error: how far it is from the truth; None where it is not compared.
+    """
+
+    failure: str | None = None
+    error: str | None = None
+
+
+def measure(*, quick: bool = False, workloads: Sequence[str] | None = None) -> Iterator[Part]:
+    """A part of the table for each workload."""
+    for name in workloads or (TRIED if quick else WORKLOADS):
+        workload = WORKLOADS[name].trial() if quick else WORKLOADS[name]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what our own estimators warn of goes into the notes
+            yield measured(workload, quick=quick)
+
+
+def measured(workload: Workload, *, quick: bool) -> Part:
+    """All variants on one workload."""
+    try:
+        workload.model()
+    except ImportError as error:
+        note = f"Not measured: {error}. Install the extra `bench`."
+        return Part(workload.name, workload.title, [note], [])
+    chunk = best_chunk(workload)
+    variants = all_variants(workload, chunk=chunk)
+    checks, warned = checked(workload, variants)
+    sound = {name: variant for name, variant in variants.items() if checks[name].failure is None}
+    times = timed(workload, sound, rounds=1 if quick else 25, within=SECONDS)
+    peaks = peaks_of(workload, list(sound)[:2] if quick else list(sound), chunk=chunk)
+    calls = {name: [taken.of(CALL) / CALL for taken in passages] for name, passages in times.items()}
+    ours = {v.quantity: statistics.median(calls[name]) for name, v in sound.items() if v.ours and v.quantity}
     rows = []
-    for hidden in NETS:
-        model = mlp(784, hidden, 10, slope=0.2)
-        generator = torch.Generator().manual_seed(0)
-        count = num_batches * BATCH
-        images, labels = torch.rand(count, 784, generator=generator), torch.randint(10, (count,), generator=generator)
-        data = Examples(images, labels)
-        variants: dict[str, Callable[[], object]] = {"plain forward and backward": lambda: plain_pass(model, data)}  # noqa: B023
-        variants |= {name: lambda f=f: f(model, list(data.batches(BATCH))) for name, f in ESTIMATORS.items()}  # noqa: B023
-        together = compare(variants, rounds=rounds)
-        singly = compare(
-            {name: lambda f=f, k=k: one_at_a_time(model, data.take(few), f, k) for name, (f, k) in SINGLY.items()},  # noqa: B023
-            rounds=max(2, rounds // 3),
-        )
-        for name, timing in together.items():
-            each = 1e6 * timing.seconds / len(data)
-            alone = 1e6 * singly[name].seconds / few if name in singly else None
-            rows.append(
-                {
-                    "net": f"784-{'-'.join(map(str, hidden))}-10",
-                    "what": name,
-                    "µs an example": each,
-                    "plain passes": timing.spread,
-                    "µs, one at a time": alone,
-                    "times faster": None if alone is None else alone / each,
-                }
-            )
-    notes = [
-        f"{num_batches * BATCH:,} examples in batches of {BATCH}, 10 classes; {rounds} rounds in turn, medians and "
-        "quartiles of the ratios within a round.",
-    ]
-    return Table("Importances", notes, rows, quick=quick)
+    for name, variant in variants.items():
+        row: Row = {"what": name, "plain passes": checks[name].failure, "later batches": None}
+        row |= {"target": variant.target, "peak MB": None, "above plain": None, "of plain's peak": None}
+        row |= {"error": checks[name].error, "ours faster": None}
+        if name in sound:
+            row["plain passes"] = ratios(calls[name], calls[PLAIN])
+            row["later batches"] = ratios([p.later for p in times[name]], [p.later for p in times[PLAIN]])
+        if name in peaks:
+            row |= _memory(peaks[name], peaks[PLAIN])
+        if name in sound and not variant.ours and variant.quantity in ours:
+            row["ours faster"] = statistics.median(calls[name]) / ours[variant.quantity]
+        rows.append(row)
+    data = f" Data: {sentences()}." if workload.name == "encoder" else ""
+    note = (
+        f"Batches of {workload.batch_size}, {workload.num_batches} of them in a timed call, {len(times[PLAIN])} rounds."
+        f"{data} A plain pass takes {1e3 * statistics.median(calls[PLAIN]) * workload.batch_size:.1f} ms a batch."
+    )
+    return Part(workload.name, workload.title, [note, *warned], rows)
 
 
-ESTIMATORS: dict[str, Callable[[nn.Module, list], object]] = {
-    "fisher, exact": lambda model, data: hf.fisher(model, data),
-    "fisher, sampled": lambda model, data: hf.fisher(model, data, kind="sampled"),
-    "fisher, empirical": lambda model, data: hf.fisher(model, data, kind="empirical"),
-    "fisher, batched": lambda model, data: hf.fisher(model, data, kind="batched"),
-    "mas": lambda model, data: hf.mas(model, data),
-    "mas, batched": lambda model, data: hf.mas(model, data, batched=True),
-    "mas, local": lambda model, data: hf.mas(model, data, local=True),
-    "signal": lambda model, data: hf.signal(model, data),
-    "taylor": lambda model, data: hf.taylor(model, data),
-}
+def best_chunk(workload: Workload) -> int:
+    """The number of examples at which vmap is fastest; all of them where it fails."""
+    model, batches = workload.model(), workload.batches(1)
+    found = {}
+    for chunk in sorted({min(size, workload.batch_size) for size in (4, 16, 64, 128)}):
+        try:
+            found[chunk] = seconds(lambda: vmapped(model, batches, chunk=chunk))  # noqa: B023
+        except Exception:  # whatever torch.func finds to say, it says again when its result is checked
+            return workload.batch_size
+    return min(found, key=lambda chunk: found[chunk])
 
 
-def _exact(outputs: Tensor, _: Tensor) -> Tensor:
-    log_p = outputs.log_softmax(1)[0]
-    return (0.5 * log_p).exp().detach() * log_p
+def checked(workload: Workload, variants: Mapping[str, Variant]) -> tuple[dict[str, Check], list[str]]:
+    """How each variant does on a few examples, and what our own warned of."""
+    model = workload.model()
+    batch = part(workload.batches(1)[0], 0, workload.num_checked)
+    expected = dict(truths(workload, workload.model(), batch))
+    checks: dict[str, Check] = {}
+    warned: list[str] = []
+    for name, variant in variants.items():
+        batches = singles(batch, workload.num_checked) if variant.alone else [batch]
+        try:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                found = variant.call(model, batches)
+        except ImportError as error:
+            checks[name] = Check(failure=f"not installed: {error}")
+        except Exception as error:  # a table of what others do must survive it
+            checks[name] = Check(failure=f"fails: {_short(error)}")
+        else:
+            warned += [f"Warning: {warning.message}" for warning in caught if variant.ours]
+            checks[name] = Check(error=verdict(found, expected[variant.quantity]) if variant.quantity else None)
+    return checks, list(dict.fromkeys(warned))
 
 
-def _sampled(outputs: Tensor, _: Tensor) -> Tensor:
-    return F.cross_entropy(outputs, torch.multinomial(outputs.detach().softmax(1), 1)[:, 0]).unsqueeze(0)
+def verdict(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
+    """How far the result is from the truth, and what it lacks."""
+    there = [name for name in expected if name in found]
+    square = sum(float((found[name].double() - expected[name]).square().sum()) for name in there)
+    error = (square / sum(float(expected[name].square().sum()) for name in there)) ** 0.5
+    said = f"wrong by {100 * error:.2g}%" if error > WRONG else f"{error:.0e}"
+    lacks = len(expected) - len(there)
+    return f"{said}; lacks {lacks} of {len(expected)} parameters" if lacks else said
 
 
-def _empirical(outputs: Tensor, target: Tensor) -> Tensor:
-    return F.cross_entropy(outputs, target).unsqueeze(0)
+def timed(
+    workload: Workload, variants: Mapping[str, Variant], *, rounds: int, within: float | None
+) -> dict[str, list[Passage]]:
+    """For each variant, and each round, the seconds of an example."""
+    model, some = workload.model(), workload.batches(workload.num_batches)
+
+    def one(variant: Variant) -> Passage:
+        batches = variant.batches(some)
+        taken = passage(lambda batches: variant.call(model, batches), batches)
+        size = len(batches[0][1])
+        if not variant.ours:
+            taken = Passage(*[taken.of(len(batches)) / len(batches)] * 2)
+        return Passage(taken.first / size, taken.later / size)
+
+    calls = {name: (lambda variant=variant: one(variant)) for name, variant in variants.items()}
+    return in_turn(calls, rounds=rounds, warmup=0, within=within)
 
 
-def _mas(outputs: Tensor, _: Tensor) -> Tensor:
-    return outputs.square().sum().unsqueeze(0)
+def peaks_of(workload: Workload, names: Sequence[str], *, chunk: int) -> dict[str, float]:
+    """MB of each variant, each in a process of its own; nothing where this system cannot tell."""
+    if not memory.measurable():
+        return {}
+    preload = ["torch", "benchmarks.importance"]
+    return {name: memory.in_fresh_process(peak_of, workload, name, chunk, preload=preload) for name in names}
 
 
-SINGLY: dict[str, tuple[Rows, Callable[[Tensor], Tensor]]] = {
-    "fisher, exact": (_exact, torch.square),
-    "fisher, sampled": (_sampled, torch.square),
-    "fisher, empirical": (_empirical, torch.square),
-    "mas": (_mas, torch.abs),
-    "taylor": (_empirical, torch.abs),
-}
+def peak_of(workload: Workload, name: str, chunk: int) -> float:
+    """MB of one variant, in this process."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    variant, model = all_variants(workload, chunk=chunk)[name], workload.model()
+    some = workload.batches(2)
+    batches = variant.batches(some) if variant.alone else some
+    return memory.peak(lambda: variant.call(model, batches), warmup=lambda: variant.call(model, batches[:1]))
 
 
-def plain_pass(model: nn.Module, data: Examples) -> None:
-    """What training does to each batch, without the step."""
-    for inputs, targets in data.batches(BATCH):
-        model.zero_grad()
-        F.cross_entropy(model(inputs), targets).backward()
-    model.zero_grad()
+def _memory(mb: float, plain: float) -> Row:
+    return {"peak MB": mb, "above plain": mb - plain, "of plain's peak": mb / plain if plain else None}
 
 
-def one_at_a_time(model: nn.Module, data: Examples, rows: Rows, phi: Callable[[Tensor], Tensor]) -> list[Tensor]:
-    """Sums of phi(gradient) over examples and rows, as one writes it first."""
-    parameters = list(model.parameters())
-    sums = [torch.zeros_like(parameter) for parameter in parameters]
-    for inputs, targets in data.batches(1):
-        values = rows(model(inputs), targets)
-        for number, value in enumerate(values):
-            gradients = torch.autograd.grad(value, parameters, retain_graph=number + 1 < len(values))
-            for total, gradient in zip(sums, gradients, strict=True):
-                total += phi(gradient)
-    return sums
+def _short(error: Exception) -> str:
+    text = str(error).strip().splitlines()[0] if str(error).strip() else ""
+    return f"{type(error).__name__}: {text if len(text) <= 80 else text[:77] + '...'}"

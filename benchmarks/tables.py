@@ -1,35 +1,42 @@
-"""What a benchmark found, as JSON for programs and markdown for people, with the machine it was found on."""
+"""What a benchmark found, as JSON for programs and markdown for people, with the machine it was found on.
+
+A table has parts, such as one for each network, which are measured one after the other and may be measured again alone:
+each bears its own date and machine, and replaces the part of the same name.
+"""
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import platform
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.timing import Spread
+from holdfast.files import write_text
 from holdfast.version import __version__
 
 
 @dataclass(frozen=True)
-class Table:
-    """One benchmark's findings.
+class Part:
+    """Findings that were made together.
 
     Attributes:
-        title: of the table.
+        name: within the table.
+        title: for people.
         notes: what was measured and how, a sentence or two each.
         rows: column -> value, the same columns in every row.
-        quick: whether it was only a trial.
     """
 
+    name: str
     title: str
     notes: Sequence[str]
-    rows: Sequence[dict[str, Any]]
-    quick: bool = False
+    rows: Sequence[Mapping[str, Any]]
 
 
 def machine() -> dict[str, Any]:
@@ -46,26 +53,59 @@ def machine() -> dict[str, Any]:
     }
 
 
-def markdown(table: Table) -> str:
-    """The table as a page."""
-    columns = list(table.rows[0])
-    lines = [f"| {' | '.join(columns)} |", f"| {' | '.join('---' for _ in columns)} |"]
-    lines += [f"| {' | '.join(_cell(row[column]) for column in columns)} |" for row in table.rows]
-    facts = "; ".join(f"{name} {value}" for name, value in machine().items())
-    trial = ["A trial with few rounds: no figures to rely on."] if table.quick else []
-    return "\n".join([f"# {table.title}", "", *trial, *table.notes, "", *lines, "", f"Measured on: {facts}.", ""])
+def content_of(part: Part, *, quick: bool) -> dict[str, Any]:
+    """The part as JSON has it, with date and machine."""
+    rows = [{column: _plain(value) for column, value in row.items()} for row in part.rows]
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    return {
+        "title": part.title,
+        "notes": list(part.notes),
+        "quick": quick,
+        "date": today,
+        "machine": machine(),
+        "rows": rows,
+    }
 
 
-def write(folder: Path, name: str, table: Table) -> None:
-    """Keep it as NAME.json and NAME.md."""
+def keep(folder: Path, name: str, *, about: str, part: str, content: Mapping[str, Any]) -> None:
+    """Put the part into NAME.json, in place of the one of its name, and write NAME.md anew."""
+    path = folder / f"{name}.json"
     folder.mkdir(parents=True, exist_ok=True)
-    content = {"title": table.title, "quick": table.quick, "machine": machine(), "rows": list(table.rows)}
-    (folder / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    (folder / f"{name}.md").write_text(markdown(table), encoding="utf-8")
+    parts = json.loads(path.read_text(encoding="utf-8"))["parts"] if path.exists() else {}
+    parts[part] = dict(content)
+    title = about.splitlines()[0].partition(":")[0]
+    write_text(path, json.dumps({"title": title, "parts": parts}, indent=2) + "\n")
+    pages = [f"# {title}\n\n{about.strip()}\n", *(markdown(found) for found in parts.values())]
+    write_text(folder / f"{name}.md", "\n".join(pages))
+
+
+def markdown(content: Mapping[str, Any]) -> str:
+    """A part as a section of a page."""
+    lines = [f"## {content['title']}", ""]
+    if content["quick"]:
+        lines.append("A trial with few examples and rounds: no figures to rely on.")
+    lines += [*content["notes"], ""]
+    if content["rows"]:
+        columns = list(content["rows"][0])
+        lines += [f"| {' | '.join(columns)} |", f"| {' | '.join('---' for _ in columns)} |"]
+        lines += [f"| {' | '.join(_cell(row[column]) for column in columns)} |" for row in content["rows"]]
+        lines.append("")
+    facts = "; ".join(f"{name} {value}" for name, value in content["machine"].items())
+    return "\n".join([*lines, f"Measured {content['date']} on: {facts}.", ""])
+
+
+def _plain(value: Any) -> Any:
+    return asdict(value) if isinstance(value, Spread) else value
 
 
 def _cell(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else "" if value is None else str(value)
+    if value is None:
+        return ""
+    if isinstance(value, Mapping):
+        return str(Spread(**value))
+    if isinstance(value, float):
+        return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return str(value).replace("|", "\\|")
 
 
 def _cpu() -> str:

@@ -9,10 +9,26 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Of what was found in several rounds: the median and the quartiles."""
+
+    median: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        """The median with its quartiles, such as "1.12 (1.10 to 1.15)"."""
+        return f"{self.median:.2f} ({self.low:.2f} to {self.high:.2f})"
 
 
 @dataclass(frozen=True)
@@ -21,20 +37,28 @@ class Timing:
 
     Attributes:
         seconds: median over the rounds.
-        ratio: median over the rounds of its seconds over those of the first variant in the same round.
-        low: first quartile of these ratios.
-        high: third quartile of them.
+        ratio: its seconds over those of the first variant in the same round.
     """
 
     seconds: float
-    ratio: float
-    low: float
-    high: float
+    ratio: Spread
 
-    @property
-    def spread(self) -> str:
-        """The ratio with its quartiles, such as "1.12 (1.10 to 1.15)"."""
-        return f"{self.ratio:.2f} ({self.low:.2f} to {self.high:.2f})"
+
+@dataclass(frozen=True)
+class Passage:
+    """Seconds of one call over batches.
+
+    Attributes:
+        first: until the second batch was asked for, with all that is done before the first.
+        later: for each of the others, with all that is done after the last; of one batch alone, as `first`.
+    """
+
+    first: float
+    later: float
+
+    def of(self, num_batches: int) -> float:
+        """Seconds of a call over so many batches."""
+        return self.first + (num_batches - 1) * self.later
 
 
 def clock() -> Callable[[], float]:
@@ -42,25 +66,77 @@ def clock() -> Callable[[], float]:
     return time.process_time if torch.get_num_threads() == 1 else time.perf_counter
 
 
-def compare(variants: Mapping[str, Callable[[], object]], *, rounds: int, warmup: int = 1) -> dict[str, Timing]:
-    """Time the variants in turn, `rounds` times over, after `warmup` rounds that do not count.
+def seconds(call: Callable[[], object]) -> float:
+    """What the call takes."""
+    now = clock()
+    began = now()
+    call()
+    return now() - began
+
+
+def passage(call: Callable[[Iterable[T]], object], batches: Sequence[T]) -> Passage:
+    """What the call takes on batches that note when they are asked for."""
+    now = clock()
+    asked: list[float] = []
+
+    class Noting:
+        def __iter__(self) -> Iterator[T]:
+            for batch in batches:
+                asked.append(now())
+                yield batch
+
+    began = now()
+    call(Noting())
+    ended = now()
+    if len(batches) == 1:
+        return Passage(ended - began, ended - began)
+    return Passage(asked[1] - began, (ended - asked[1]) / (len(batches) - 1))
+
+
+def in_turn(
+    calls: Mapping[str, Callable[[], T]], *, rounds: int, warmup: int = 1, within: float | None = None
+) -> dict[str, list[T]]:
+    """What the calls return, called in turn, after `warmup` rounds that do not count.
 
     Every other round takes them in the opposite order, so that none is always the first.
+
+    Args:
+        calls: name -> call.
+        rounds: at most so many.
+        warmup: rounds that do not count.
+        within: no further round is begun after so many seconds and three rounds; None for no bound.
     """
-    now = clock()
-    taken: dict[str, list[float]] = {name: [] for name in variants}
-    for number in range(warmup + rounds):
-        order = list(variants) if number % 2 else list(variants)[::-1]
+    found: dict[str, list[T]] = {name: [] for name in calls}
+    now, number = clock(), 0
+    began = now()
+    while number < warmup + rounds:
+        if within is not None and number >= warmup + min(3, rounds) and now() - began > within:
+            break
+        order = list(calls) if number % 2 else list(calls)[::-1]
         for name in order:
-            began = now()
-            variants[name]()
+            value = calls[name]()
             if number >= warmup:
-                taken[name].append(now() - began)
+                found[name].append(value)
+        number += 1
+    return found
+
+
+def compare(
+    variants: Mapping[str, Callable[[], object]], *, rounds: int, warmup: int = 1, within: float | None = None
+) -> dict[str, Timing]:
+    """Time the variants in turn, as `in_turn` does; ratios are to the first one."""
+    calls = {name: (lambda call=call: seconds(call)) for name, call in variants.items()}
+    taken = in_turn(calls, rounds=rounds, warmup=warmup, within=within)
     base = taken[next(iter(variants))]
-    return {name: _timing(seconds, base) for name, seconds in taken.items()}
+    return {name: Timing(statistics.median(times), ratios(times, base)) for name, times in taken.items()}
 
 
-def _timing(seconds: list[float], base: list[float]) -> Timing:
-    ratios = [one / other for one, other in zip(seconds, base, strict=True)]
-    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
-    return Timing(statistics.median(seconds), middle, low, high)
+def ratios(values: Sequence[float], base: Sequence[float]) -> Spread:
+    """Of the values over those of the base in the same round."""
+    return spread([one / other for one, other in zip(values, base, strict=True)])
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Median and quartiles."""
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [*values] * 3
+    return Spread(middle, low, high)

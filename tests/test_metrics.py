@@ -99,6 +99,20 @@ def test_student_t_as_in_the_tables(level, degrees, t):
     assert metrics.student_t(level, degrees) == pytest.approx(t, rel=3e-6)
 
 
+@pytest.mark.parametrize("level", [0.5, 0.95, 0.999])
+@pytest.mark.parametrize("degrees", [1, 2, 4, 9, 40])
+def test_student_p_is_what_student_t_leaves_out(level, degrees):
+    t = metrics.student_t(level, degrees)
+    assert metrics.student_p(t, degrees) == metrics.student_p(-t, degrees) == pytest.approx(1 - level, abs=1e-10)
+
+
+def test_student_p_in_closed_form():
+    assert metrics.student_p(0.0, 3) == 1.0
+    assert metrics.student_p(1.0, 1) == pytest.approx(0.5)  # 1 - 2/pi atan(t)
+    assert metrics.student_p(3.0, 2) == pytest.approx(1 - 3 / math.sqrt(11))  # 1 - t / sqrt(t^2 + 2)
+    assert metrics.student_p(1e9, 5) == pytest.approx(0, abs=1e-12)
+
+
 def test_student_t_of_many_degrees_is_normal():
     assert metrics.student_t(0.95, 100_000) == pytest.approx(1.959964, rel=2e-5)
 

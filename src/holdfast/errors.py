@@ -84,6 +84,14 @@ class FailedRunsError(HoldfastError, RuntimeError):
         failures: name of the run's folder -> why.
     """
 
-    def __init__(self, message: str, failures: Mapping[str, str]) -> None:
-        super().__init__(message)
+    def __init__(self, failures: Mapping[str, str], *, of: int) -> None:
+        """Say which of so many runs failed, each reason once."""
         self.failures = dict(failures)
+        reasons: dict[str, list[str]] = {}
+        for name, why in failures.items():
+            reasons.setdefault(why, []).append(name)
+        told = [
+            ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") + f": {why}"
+            for why, names in reasons.items()
+        ]
+        super().__init__(f"{len(failures)} of {of} runs failed; the others are finished. {' '.join(told)}")

@@ -127,6 +127,11 @@ def student_t(level: float, degrees: int) -> float:
     return math.sqrt(degrees) * math.tan(low)
 
 
+def student_p(t: float, degrees: int) -> float:
+    """P(|X| >= |t|), X of Student's distribution: the two-sided p-value, to about 15 digits behind the point."""
+    return 1.0 if t == 0 else max(0.0, 1 - _within(math.atan(abs(t) / math.sqrt(degrees)), degrees))
+
+
 def _within(theta: float, degrees: int) -> float:
     """P(|X| <= t), t = sqrt(degrees) tan(theta)."""
     odd = degrees % 2

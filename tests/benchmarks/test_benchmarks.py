@@ -1,47 +1,91 @@
 import json
 import platform
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from benchmarks import importance
-from benchmarks.__main__ import BENCHMARKS, main
-from benchmarks.tables import machine
-from benchmarks.timing import compare
-
-import holdfast as hf
-from holdfast.streams.examples import Examples
-from holdfast.training import mlp
+from benchmarks import __main__ as command
+from benchmarks import importance, step
+from benchmarks.tables import Part, content_of, keep, machine, markdown
+from benchmarks.timing import Spread
+from benchmarks.workloads import WORKLOADS
+from tests.benchmarks.tiny import LANGUAGE, MLP
 
 
-@pytest.mark.parametrize("name", BENCHMARKS)
-def test_each_runs_and_keeps_its_table(name, tmp_path, monkeypatch, capsys):
-    for module in (BENCHMARKS["step"], BENCHMARKS["importance"]):
-        monkeypatch.setattr(module, "NETS", ((6, 5),))
-    main([name, "--quick", "--output", str(tmp_path)])
-    printed = capsys.readouterr().out
-    assert (tmp_path / f"{name}.md").read_text() == printed.removesuffix("\n")
+@pytest.fixture
+def _tiny(monkeypatch):
+    for workload in (MLP, LANGUAGE):
+        monkeypatch.setitem(WORKLOADS, workload.name, workload)
+    monkeypatch.setattr(step, "NETS", {"tiny-mlp": 2, "tiny-gpt": 1})
+    monkeypatch.setattr(step, "MANY_ON", "tiny-mlp")
+
+
+@pytest.mark.usefixtures("_tiny")
+@pytest.mark.parametrize("name", ["importance", "step"])
+def test_each_runs_and_keeps_its_table(name, tmp_path, capsys):
+    command.main([name, "--quick", "--workloads", "tiny-mlp", "tiny-gpt", "--output", str(tmp_path)])
+    printed, page = capsys.readouterr().out, (tmp_path / f"{name}.md").read_text()
     content = json.loads((tmp_path / f"{name}.json").read_text())
-    assert content["quick"]
-    assert content["machine"] == machine()
-    assert len(content["rows"]) > 3
-    assert all(row.keys() == content["rows"][0].keys() for row in content["rows"])
-    assert printed.count("\n| ") == len(content["rows"]) + 2
+    assert (
+        content["parts"].keys()
+        == {
+            "importance": {"tiny-mlp", "tiny-gpt"},
+            "step": {"tiny-mlp-sgd", "tiny-mlp-adam", "tiny-gpt-sgd", "tiny-gpt-adam", "tasks"},
+        }[name]
+    )
+    for part in content["parts"].values():
+        assert part["quick"]
+        assert part["machine"] == machine()
+        assert all(row.keys() == part["rows"][0].keys() for row in part["rows"])
+        assert markdown(part) in printed
+        assert markdown(part) in page
+        assert "A trial" in markdown(part)
+
+
+@pytest.mark.filterwarnings("ignore")  # of BackPACK and Opacus
+def test_our_estimators_have_times_errors_and_memory():
+    rows = {row["what"]: row for row in importance.measured(MLP.trial(), quick=True).rows}
+    assert rows["plain forward and backward"]["plain passes"] == Spread(1.0, 1.0, 1.0)
+    for name in ("fisher, exact", "fisher, empirical", "mas", "taylor", "one at a time: exact"):
+        assert float(rows[name]["error"]) < 1e-5
+    for name in ("fisher, exact", "fisher, sampled", "kfac, exact", "signal", "mas, local"):
+        assert rows[name]["plain passes"].median > 0
+        assert rows[name]["later batches"].median > 0
+    assert rows["one at a time: mas"]["ours faster"] > 0
+    assert rows["fisher, empirical"]["target"] == 1.2
+
+
+def test_the_loop_runs():
+    (part,) = command.BENCHMARKS["loop"].measure(quick=True)
+    assert len(part.rows) > 3
+    assert list(command.BENCHMARKS["loop"].measure(quick=True, workloads=["mlp-small"])) == []
 
 
 def test_they_are_listed(capsys):
-    main([])
+    with pytest.raises(SystemExit):
+        command.main(["--help"])
     printed = capsys.readouterr().out
-    for name, module in BENCHMARKS.items():
+    for name, module in command.BENCHMARKS.items():
         assert f"  {name}" in printed
         assert (module.__doc__ or "").splitlines()[0] in printed
 
 
-def test_an_unknown_one(capsys):
+@pytest.mark.parametrize("arguments", [["lopp"], ["importance", "--workloads", "mlp"]])
+def test_an_unknown_one(arguments, capsys):
     with pytest.raises(SystemExit):
-        main(["lopp"])
-    assert "invalid choice: 'lopp'" in capsys.readouterr().err
+        command.main(arguments)
+    assert "invalid choice" in capsys.readouterr().err
+
+
+def test_all_of_them_is_the_default(monkeypatch):
+    asked = []
+    for name in command.BENCHMARKS:
+        module = type("Module", (), {"__doc__": "x", "measure": lambda name=name, **_: asked.append(name) or []})
+        monkeypatch.setitem(command.BENCHMARKS, name, module)
+    command.main([])
+    command.main(["all"])
+    command.main(["step"])
+    assert asked == [*2 * list(command.BENCHMARKS), "step"]
 
 
 def test_the_machine_has_no_name_and_no_paths():
@@ -51,30 +95,32 @@ def test_the_machine_has_no_name_and_no_paths():
     assert str(Path.cwd()) not in facts
 
 
-def test_ratios_are_taken_within_rounds(monkeypatch):
-    """Each round takes twice as long as the one before; the second variant always three times as long as the first."""
-    now, calls = 0.0, 0
-
-    def takes(seconds: float) -> Callable[[], None]:
-        def call() -> None:
-            nonlocal now, calls
-            now += seconds * 2 ** (calls // 2)
-            calls += 1
-
-        return call
-
-    monkeypatch.setattr("benchmarks.timing.time.process_time", lambda: now)
-    found = compare({"one": takes(1.0), "three": takes(3.0)}, rounds=4, warmup=1)
-    assert found["one"].seconds == (4 + 8) / 2
-    assert found["three"].seconds == 3 * (4 + 8) / 2
-    assert found["three"].spread == "3.00 (3.00 to 3.00)"
+def test_a_part_measured_again_takes_the_place_of_the_old_one(tmp_path):
+    for name, value in (("a", 1.0), ("b", 2.0), ("a", Spread(3.0, 2.5, 3.5))):
+        content = content_of(Part(name, f"Net {name}", ["Noted."], [{"what": "x|y", "ratio": value}]), quick=False)
+        keep(tmp_path, "table", about="Things: how long.\n\nMore.", part=name, content=content)
+    parts = json.loads((tmp_path / "table.json").read_text())["parts"]
+    assert list(parts) == ["a", "b"]
+    assert parts["a"]["rows"] == [{"what": "x|y", "ratio": {"median": 3.0, "low": 2.5, "high": 3.5}}]
+    page = (tmp_path / "table.md").read_text()
+    assert page.startswith("# Things\n\nThings: how long.\n\nMore.\n\n## Net a\n\nNoted.\n\n")
+    assert "| x\\|y | 3.00 (2.50 to 3.50) |" in page
+    assert "## Net b" in page
 
 
-@pytest.mark.parametrize(("name", "kind"), [("fisher, exact", "exact"), ("fisher, empirical", "empirical")])
-def test_one_at_a_time_is_the_same_quantity(name, kind):
-    """What is timed against each other measures the same."""
-    model = mlp(7, (5,), 3, slope=0.2)
-    data = Examples(torch.randn(9, 7), torch.arange(9) % 3)
-    sums = importance.one_at_a_time(model, data, *importance.SINGLY[name])
-    for total, found in zip(sums, hf.fisher(model, data, kind=kind).values(), strict=True):
-        torch.testing.assert_close(total / len(data), found)
+def test_a_part_without_rows_says_why():
+    content = content_of(Part("a", "Net a", ["Not measured: no package."], []), quick=False)
+    assert "Not measured: no package.\n\nMeasured" in markdown(content)
+
+
+@pytest.mark.parametrize("name", [name for name in WORKLOADS if name != "encoder"])
+def test_workloads_are_the_same_every_time(name):
+    workload = WORKLOADS[name].trial()
+    (inputs, targets), (again, _) = workload.batches(1)[0], workload.batches(2)[0]
+    assert all(torch.equal(one, other) for one, other in zip(inputs, again))
+    assert len(targets) == workload.batch_size == 4
+    model, twin = workload.model(), workload.model()
+    assert not model.training
+    assert all(torch.equal(one, other) for one, other in zip(model.parameters(), twin.parameters()))
+    with torch.no_grad():
+        assert model(*inputs).shape[: targets.ndim] == targets.shape

@@ -27,15 +27,15 @@ def test_report(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     said = capsys.readouterr().out
     assert said.index("permuted-digits, class-incremental") < said.index("permuted-digits, domain-incremental")
     assert "90.0 ± 8.3" in said
-    assert f"5 runs, written to {page / 'report.md'}" in said
-    assert all(str(picture) in said for picture in page.glob("*.png"))
-    assert len(list(page.iterdir())) == 5
+    assert f"5 runs, written to {page / 'report.html'}" in said
+    assert f"beside it: report.md, 16 pictures, 8 tables in {page}" in said
+    assert len(list(page.glob("*.png"))) == len(list(page.glob("*.svg"))) == 8
 
 
 def test_folders_with_brackets_are_told_as_they_are(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     page = tmp_path / "[bold]page[/]"
-    assert main(["report", str(runs), "--output", str(page), "--quiet"]) == 0
-    assert f"written to {page / 'report.md'}" in capsys.readouterr().out
+    assert main(["report", str(runs / "0"), "--output", str(page), "--quiet"]) == 0
+    assert f"written to {page / 'report.html'}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,21 @@ def test_a_run_leaves_its_result_and_pictures(tmp_path: Path, capsys: pytest.Cap
     assert "forgetting" in said
     assert "EWC: 1 task held" in said
     assert str(folder / "result.json") in said
+
+
+def test_event_files_for_tensorboard(tmp_path: Path):
+    assert main([*tiny(tmp_path, "none"), "--tensorboard"]) == 0
+    (file,) = only(tmp_path).glob("events.out.tfevents.*")
+    assert file.stat().st_size > 500
+
+
+def test_without_tensorboard_nothing_is_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    assert 'pip install "holdfast[tensorboard]"' in refusal(capsys, [*tiny(tmp_path, "none"), "--tensorboard"])
+    assert not list(tmp_path.iterdir())
 
 
 def test_again_it_redraws_and_does_not_train(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -211,8 +227,10 @@ def test_rosenbrock(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypa
 
 def test_rosenbrock_takes_no_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     argv = ["run", "rosenbrock", "--output", str(tmp_path), "--method", "none", "--seed", "3", "--lr", "1"]
+    argv.append("--tensorboard")
     assert refusal(capsys, argv) == (
-        "holdfast: run rosenbrock: it takes no method and no settings but --output, found method none, seed 3, lr 1."
+        "holdfast: run rosenbrock: it takes no method and no settings but --output, found method none, seed 3, "
+        "tensorboard yes, lr 1."
     )
     assert not list(tmp_path.iterdir())
 

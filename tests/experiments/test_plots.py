@@ -53,8 +53,12 @@ def test_nothing_to_draw(draw, tmp_path: Path):
 @pytest.mark.parametrize("draw", DRAWINGS)
 def test_a_place_that_cannot_be_written(draw, tmp_path: Path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match=r"cannot write .*picture.png: .*Choose a place that can be written"):
+    with pytest.raises(OutputError, match=r"cannot write .*file: .*Choose a place that can be written"):
         draw(group_results([result()]), tmp_path / "file" / "picture.png")
+    (tmp_path / "picture.png").mkdir()
+    with pytest.raises(OutputError, match=r"cannot write .*picture.png: .*Choose a place that can be written"):
+        draw(group_results([result()]), tmp_path / "picture.png")
+    draw(group_results([result()]), tmp_path / "another.png")
 
 
 @pytest.mark.parametrize("draw", DRAWINGS)

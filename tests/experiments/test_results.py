@@ -4,7 +4,7 @@ from dataclasses import asdict, replace
 import pytest
 
 from holdfast.errors import FileFormatError
-from holdfast.experiments.results import RunResult, find_results, summarise
+from holdfast.experiments.results import RunResult, find_results, find_runs, summarise
 
 MATRIX = [[0.9, 0.2, 0.1], [0.7, 0.8, 0.3], [0.5, 0.6, 0.7]]
 VALIDATION = [[1.0], [0.5, 1.0], [0.0, 0.5, 1.0]]
@@ -53,6 +53,13 @@ def test_it_holds_the_fields_that_other_programs_rely_on(tmp_path):
     assert {*promised.split(), "forgetting", "seconds", "config"} <= content.keys()
 
 
+def test_a_result_of_a_version_that_counted_no_bytes(tmp_path):
+    content = {name: value for name, value in asdict(RESULT).items() if name not in ("held_bytes", "num_parameters")}
+    (tmp_path / "result.json").write_text(json.dumps(content))
+    assert RunResult.load(tmp_path / "result.json") == RESULT
+    assert RESULT.held_bytes is None
+
+
 def test_a_field_of_a_later_version_is_passed_over(tmp_path):
     (tmp_path / "result.json").write_text(json.dumps({**asdict(RESULT), "colour": "green"}))
     assert RunResult.load(tmp_path / "result.json") == RESULT
@@ -96,6 +103,12 @@ class TestFind:
         assert [(result.method, result.seed) for result in found] == [("ewc-si", 2), ("none", 1), ("none", 3)]
         assert find_results([tmp_path / "a" / "run1"]) == [replace(RESULT, seed=1)]
         assert len(find_results([tmp_path / "a" / "run1", tmp_path / "a" / "run2"])) == 2
+
+    def test_a_result_by_itself_whatever_its_name(self, tmp_path):
+        RESULT.save(tmp_path / "permuted-digits-none-3.json")
+        assert find_runs([tmp_path / "permuted-digits-none-3.json"]) == [
+            (tmp_path / "permuted-digits-none-3.json", RESULT)
+        ]
 
     def test_no_such_folder(self, tmp_path):
         with pytest.raises(

@@ -12,6 +12,7 @@ from holdfast.errors import CoupledExamplesError
 from holdfast.moments.calls import Call
 from holdfast.moments.coupling import check_independent
 from holdfast.moments.state import measuring
+from holdfast.moments.sums import MomentSums
 
 
 def check(model: nn.Module, *shape: int) -> None:
@@ -78,6 +79,26 @@ def test_examples_mixed_by_hand():
 
     with pytest.raises(CoupledExamplesError, match="mixes its examples"):
         check(Apply(centred, a=nn.Linear(3, 2)), 5, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("chance", 1), ("chance", 2), ("chance", 5), ("company", 2), ("company", 5), ("batch norm", 1), ("batch norm", 5)],
+)
+def test_sums_are_refused_on_the_first_batch(name: str, size: int):
+    """What the study of the first examples sees on its way is judged by the same check."""
+    models = {
+        "chance": Apply(lambda self, x: F.dropout(self.a(x)), a=nn.Linear(3, 50)),
+        "company": Apply(lambda self, x: self.a(x - x.mean(dim=0)), a=nn.Linear(3, 2)),
+        "batch norm": KeptInTraining(nn.Linear(3, 4), nn.BatchNorm1d(4)),
+    }
+    model = models[name]
+    if isinstance(model, KeptInTraining):
+        model.kept = (1,)
+    with measuring(model):
+        sums = MomentSums(model, phi="square", where="fisher")
+        with pytest.raises(CoupledExamplesError, match="mixes its examples"):
+            sums.add(Call((torch.randn(size, 3),), {}, size), lambda outputs: outputs.sum(dim=1).unsqueeze(0))
 
 
 def test_other_errors_of_the_model_stay_themselves():

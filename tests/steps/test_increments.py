@@ -6,7 +6,14 @@ from tests.optimizers import EXACT
 from torch import nn
 from torch.optim import SGD, Adagrad, Adam, AdamW, RMSprop
 
-from holdfast.steps import can_recompute, increments
+from holdfast.steps import Kept, can_recompute, step_increments
+
+
+def increments(optimizer, group, weights):
+    return [
+        increment.value(weight.detach())
+        for increment, weight in zip(step_increments(optimizer, group, weights), weights, strict=True)
+    ]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -91,3 +98,9 @@ def test_torchs_foreach_nesterov_overwrites_the_gradient():
     weight.grad = torch.ones(2)
     optimizer.step()
     assert not torch.equal(weight.grad, torch.ones(2))
+
+
+def test_a_kept_copy_tells_the_increment_of_half_precision_in_full():
+    before, after = torch.tensor([1.0], dtype=torch.bfloat16), torch.tensor([1.0078125], dtype=torch.bfloat16)
+    found = Kept(before).value(after)
+    assert (found.dtype, found.item()) == (torch.float32, 0.0078125)

@@ -8,7 +8,7 @@ from tests.optimizers import EXACT
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, RMSprop
 
-from holdfast.steps import step_metric, update_rule
+from holdfast.steps import metric_values, step_metrics, update_rule
 
 
 def stepped(build, gradients, start=0.0):
@@ -22,7 +22,7 @@ def stepped(build, gradients, start=0.0):
 
 
 def metric_of(weight, optimizer):
-    metric = step_metric(optimizer, optimizer.param_groups[0], [weight])
+    metric = metric_values(step_metrics(optimizer, optimizer.param_groups[0], [weight]), [weight])
     return metric if isinstance(metric, float) else metric[0].item()
 
 
@@ -67,8 +67,8 @@ def test_momentum_at_its_limits_has_a_finite_positive_metric_or_none():
 def test_groups_have_their_own_metric():
     first, second = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(3))
     optimizer = SGD([{"params": [first]}, {"params": [second], "lr": 0.5, "momentum": 0.5}], lr=0.1)
-    metrics = [step_metric(optimizer, group, group["params"]) for group in optimizer.param_groups]
-    assert metrics == pytest.approx([10.0, 1.0])
+    metrics = [step_metrics(optimizer, group, group["params"]) for group in optimizer.param_groups]
+    assert [one for (one,) in metrics] == pytest.approx([10.0, 1.0])
 
 
 def test_parameters_that_began_later_have_their_own_bias_correction():
@@ -78,8 +78,9 @@ def test_parameters_that_began_later_have_their_own_bias_correction():
     optimizer.step()
     late.grad = torch.ones(1)
     optimizer.step()
-    a, b = step_metric(optimizer, optimizer.param_groups[0], [early, late])  # pyright: ignore
-    assert (a.item(), b.item()) == pytest.approx((10.0, 10.0), rel=1e-5)
+    metrics = step_metrics(optimizer, optimizer.param_groups[0], [early, late])
+    assert torch.cat(metric_values(metrics, [early, late])).tolist() == pytest.approx([10.0, 10.0], rel=1e-5)  # pyright: ignore
+    assert [metric.value().item() for metric in metrics] == pytest.approx([10.0, 10.0], rel=1e-5)  # pyright: ignore
 
 
 def test_other_optimizers_take_their_lr_or_the_users_metric():
@@ -91,15 +92,22 @@ def test_other_optimizers_take_their_lr_or_the_users_metric():
         seen.append((group["lr"], parameter is weight, sorted(state)))
         return 3.0
 
-    (found,) = step_metric(optimizer, optimizer.param_groups[0], [weight], user_metric=metric)  # pyright: ignore
-    assert found.shape == weight.shape
-    assert found.item() == 3.0
+    assert step_metrics(optimizer, optimizer.param_groups[0], [weight], user_metric=metric) == [3.0]
     assert seen == [(0.1, True, ["square_avg", "step"])]
+
+
+def test_a_users_metrics_may_differ_in_kind_from_one_parameter_to_the_next():
+    weights = [nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))]
+    optimizer = RMSprop(weights, lr=0.1)
+    given = {id(weights[0]): 3, id(weights[1]): torch.tensor(2.0), id(weights[2]): torch.tensor([1.0, 4.0])}
+    metrics = step_metrics(optimizer, optimizer.param_groups[0], weights, user_metric=lambda g, p, s: given[id(p)])
+    values = metric_values(metrics, weights)
+    assert [value.tolist() for value in values] == [[3, 3, 3], [2, 2], [1, 4]]  # pyright: ignore
 
 
 def test_asking_adds_nothing_to_the_optimizers_state():
     weight, optimizer = stepped(lambda p: SGD(p, lr=0.1), [1.0])
-    step_metric(optimizer, optimizer.param_groups[0], [weight], user_metric=lambda *_: 1.0)
+    step_metrics(optimizer, optimizer.param_groups[0], [weight], user_metric=lambda *_: 1.0)
     assert not optimizer.state
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
 from holdfast.cli.options import COMMANDS
 from holdfast.cli.parsing import parse, show_help
@@ -45,13 +46,6 @@ def _command(argv: Sequence[str]) -> int:
     if options is None:
         return 0
     # each command imports what it needs, so that --help and a mistyped option answer at once
-    if name == "demo":
-        from holdfast.cli.demo import demo_command as command
-    elif name == "run":
-        from holdfast.cli.run import run_command as command
-    elif name == "report":
-        from holdfast.cli.report import report_command as command
-    else:
-        from holdfast.cli.reproduce import reproduce_command as command
-    command(options)
+    module = import_module(f"holdfast.cli.{name}")
+    getattr(module, f"{name}_command")(options)
     return 0

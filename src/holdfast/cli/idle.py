@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from holdfast.experiments.config import RunConfig
-from holdfast.methods import Method, method_named
+from holdfast.methods import method_named
 from holdfast.streams import STREAMS
 
 _OF_MECHANISM = {
@@ -17,6 +17,17 @@ _OF_MECHANISM = {
     "attenuate": ("wva",),
     "accumulate": ("ewc", "wva"),
     "weighting": ("ewc", "wva"),
+    "buffer": ("er", "der", "agem"),
+    "buffer_size": ("er", "der", "agem"),
+    "der_alpha": ("der",),
+    "der_beta": ("der",),
+    "temperature": ("lwf",),
+    "imm": ("imm",),
+    "l2_transfer": ("imm",),
+    "hat_scale": ("hat",),
+    "hat_sparsity": ("hat",),
+    "sfa_share": ("sfa",),
+    "sfa_period": ("sfa",),
 }
 _OF_IMPORTANCE = {
     "fisher": ("fisher", "kfac"),
@@ -32,8 +43,7 @@ _OF_IMPORTANCE = {
 
 def idle_settings(config: RunConfig, given: Iterable[str]) -> list[str]:
     """A line for each setting of `given` that changes nothing in this run, naming what it belongs to."""
-    method = method_named(config.method)
-    lines = [line for name in given if (line := _belongs_elsewhere(name, method))]
+    lines = [line for name in given if (line := _belongs_elsewhere(name, config))]
     if config.iterations is not None and "epochs" in given:
         lines.append(f"--epochs has no effect beside --iterations, which is {config.iterations}.")
     return lines
@@ -51,12 +61,14 @@ def hopeless(config: RunConfig) -> list[str]:
     ]
 
 
-def _belongs_elsewhere(name: str, method: Method) -> str | None:
+def _belongs_elsewhere(name: str, config: RunConfig) -> str | None:
+    method = method_named(config.method)
     flag = "--" + name.replace("_", "-")
     mechanisms = _OF_MECHANISM.get(name)
     if mechanisms is not None and method.mechanism not in mechanisms:
         return f"{flag} has no effect with method {method.name}; it belongs to {' and '.join(mechanisms)}."
     importances = _OF_IMPORTANCE.get(name)
-    if importances is not None and method.importance not in importances:
+    measured = "fisher" if method.mechanism == "imm" and config.imm == "mode" else method.importance
+    if importances is not None and measured not in importances:
         return f"{flag} has no effect with method {method.name}; it belongs to {', '.join(importances)} importances."
     return None

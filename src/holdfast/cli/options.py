@@ -15,6 +15,7 @@ from tyro.conf import Positional, arg
 
 from holdfast.cli.values import option
 from holdfast.experiments.config import RunConfig
+from holdfast.training import OptimizerName
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "tasks": ("scenario", "num_tasks", "fraction", "mask"),
@@ -43,6 +44,19 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "importance_data",
         "importance_examples",
     ),
+    "comparison": (
+        "buffer",
+        "buffer_size",
+        "der_alpha",
+        "der_beta",
+        "temperature",
+        "imm",
+        "l2_transfer",
+        "hat_scale",
+        "hat_sparsity",
+        "sfa_share",
+        "sfa_period",
+    ),
 }
 """The settings that `holdfast run` takes, under the headings of its help."""
 
@@ -65,7 +79,7 @@ def _group(title: str) -> Any:
     )
 
 
-_Tasks, _Training, _Mechanism, _Importance = map(_group, GROUPS)
+_Tasks, _Training, _Mechanism, _Importance, _Comparison = map(_group, GROUPS)
 _Output = option("output", str, "parent of the run folders (default: runs)")
 _Seed = option("seed", int, f"{explained(RunConfig).get('seed', '')} (default: 0)")
 _Device = option("device", str, "as torch names it, such as cpu or cuda (default: cpu)")
@@ -79,7 +93,8 @@ _Stream = Annotated[
     ),
 ]
 _Folders = Annotated[
-    Positional[tuple[str, ...]], arg(metavar="DIR ...", help="folders that hold runs", help_behavior_hint="")
+    Positional[tuple[str, ...]],
+    arg(metavar="DIR ...", help="folders that hold runs, or results by themselves", help_behavior_hint=""),
 ]
 _Names = Annotated[
     Positional[tuple[str, ...]],
@@ -89,6 +104,15 @@ _Quick = Annotated[bool, arg(help="a small version on embedded digits, in a minu
 _List = Annotated[bool, arg(help="show all experiments, and do nothing", help_behavior_hint="")]
 _DryRun = Annotated[bool, arg(help="show what would be run and what it costs, and do nothing", help_behavior_hint="")]
 _FromResults = Annotated[bool, arg(help="answer from what is there, without training", help_behavior_hint="")]
+_Model = Annotated[
+    Positional[str],
+    arg(
+        metavar="MODEL",
+        help="mlp, convolution or attention; module:function that returns (model, batches); or the folder of a "
+        "transformers causal language model",
+        help_behavior_hint="",
+    ),
+]
 _DataDir = option(
     "data_dir", str, "folder with mnist/*.gz; left out: HOLDFAST_DATA, then the cache, downloaded into once"
 )
@@ -114,11 +138,15 @@ class RunOptions:
     seed: _Seed = 0
     device: _Device = "cpu"
     data_dir: _DataDir = None
+    tensorboard: Annotated[
+        bool, arg(help="write event files for TensorBoard into the run's folder, too", help_behavior_hint="")
+    ] = False
     quiet: _Quiet = False
     tasks: _Tasks = field(default_factory=_Tasks)
     training: _Training = field(default_factory=_Training)
     mechanism: _Mechanism = field(default_factory=_Mechanism)
     importance: _Importance = field(default_factory=_Importance)
+    comparison: _Comparison = field(default_factory=_Comparison)
 
     def settings(self) -> dict[str, Any]:
         """Setting -> value, of those that were typed."""
@@ -129,7 +157,7 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """Tables and pictures of all finished runs at or below some folders, on one Markdown page."""
+    """One page, pictures (PNG, SVG) and tables (CSV, Parquet) of all finished runs at or below some folders."""
 
     folders: _Folders
     output: option("output", str, "folder of the report (default: runs/report)") = "runs/report"
@@ -156,17 +184,39 @@ class ReproduceOptions:
     quiet: _Quiet = False
 
 
+@dataclass(frozen=True)
+class AdviseOptions:
+    """Memory and time that each method would take for a model, measured on a few batches of it."""
+
+    model: _Model
+    stream: option("stream", str, "of a net by name (default: permuted-mnist)") = "permuted-mnist"
+    hidden: option("hidden", tuple[int, ...], "units of each hidden layer of an mlp (default: 300 150)") = None
+    optimizer: option("optimizer", OptimizerName, "its state is part of the memory (default: adam)") = "adam"
+    methods: option("methods", tuple[str, ...], "their names; left out: all") = None
+    batch_size: option("batch_size", int, "examples a batch (default: 128)") = 128
+    batches: option("batches", int, "measured on so many of them (default: 4)") = 4
+    length: option("length", int, "tokens of an example of a language model (default: 128)") = 128
+    examples: option("examples", int, "closing a task is told for so many of them (default: 10000)") = 10_000
+    buffer_size: option("buffer_size", int, explained(RunConfig)["buffer_size"] + " (default: 500)") = None
+    output: option("output", str, "the figures are written to advice/ in it (default: runs)") = "runs"
+    device: _Device = "cpu"
+    data_dir: _DataDir = None
+    quiet: _Quiet = False
+
+
 COMMANDS: dict[str, type] = {
     "demo": DemoOptions,
     "run": RunOptions,
     "report": ReportOptions,
     "reproduce": ReproduceOptions,
+    "advise": AdviseOptions,
 }
 """Every command, and the record of its options."""
 
 
 def option_names(record: type) -> Sequence[str]:
     """Every option of a command, as it is typed."""
-    named = (entry.name for entry in fields(record) if entry.name not in ("stream", "folders", "names"))
+    positional = {RunOptions: "stream", ReportOptions: "folders", ReproduceOptions: "names", AdviseOptions: "model"}
+    named = (entry.name for entry in fields(record) if entry.name != positional.get(record))
     flat = (name for title in named for name in GROUPS.get(title, (title,)))
     return ["--" + name.replace("_", "-") for name in flat]

@@ -21,5 +21,5 @@ def report_command(options: ReportOptions) -> None:
         console.print(rows_table(list(members)))
     told = console_for()
     say(told, f"{found.num_runs} run{'s' * (found.num_runs != 1)}, written to {found.path}")
-    for picture in found.pictures:
-        say(told, f"  {picture}")
+    counted = f"{len(found.pictures)} pictures, {len(found.tables)} tables"
+    say(told, f"beside it: {found.markdown.name}, {counted} in {found.path.parent}")

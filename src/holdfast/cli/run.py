@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -17,7 +20,8 @@ from holdfast.experiments.config import configure
 from holdfast.experiments.groups import group_results, setting_text
 from holdfast.experiments.plots import accuracy_curves, accuracy_matrices
 from holdfast.experiments.results import RunResult
-from holdfast.experiments.run import run
+from holdfast.experiments.run import Watch, run
+from holdfast.experiments.tensorboard import TensorBoard
 from holdfast.methods import METHODS
 from holdfast.streams import STREAMS
 
@@ -47,8 +51,17 @@ def _run(options: RunOptions, console: Console) -> None:
     folder = Path(options.output) / config.name
     finished = (folder / "result.json").exists()
     say(console, (f"{options.stream}, {label}", "bold"), f", seed {options.seed}  ", (str(folder), "dim"))
-    with warnings_told(console), Watcher(console, label) as watcher:
-        result = run(config, output=options.output, device=options.device, data_dir=options.data_dir, watch=watcher)
+    with ExitStack() as stack:
+        stack.enter_context(warnings_told(console))
+        watches: list[Watch] = [stack.enter_context(Watcher(console, label))]
+        if options.tensorboard:
+            watches.append(stack.enter_context(TensorBoard(folder)))
+
+        def watch(event: Mapping[str, Any]) -> None:
+            for each in watches:
+                each(event)
+
+        result = run(config, output=options.output, device=options.device, data_dir=options.data_dir, watch=watch)
     if finished:
         console.print("This run was finished before: read back, not trained again.")
     console.print()
@@ -76,7 +89,7 @@ def _rosenbrock(options: RunOptions, console: Console) -> None:
     from holdfast.experiments.rosenbrock import rosenbrock
 
     blank = RunOptions(stream=options.stream)
-    given = {name: getattr(options, name) for name in ("method", "seed", "device", "data_dir")}
+    given = {name: getattr(options, name) for name in ("method", "seed", "device", "data_dir", "tensorboard")}
     given = {name: value for name, value in given.items() if value != getattr(blank, name)} | options.settings()
     if given:
         told = ", ".join(setting_text(name, value) for name, value in given.items())

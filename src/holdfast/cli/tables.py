@@ -22,7 +22,7 @@ def matrix_table(result: RunResult) -> Table:
     """The accuracy on every task learned so far, after every task, and their average."""
     count = len(result.accuracy_matrix)
     shown = range(count) if count <= MOST_TASKS else ()
-    table = _table("test accuracy %")
+    table = new_table("test accuracy %")
     table.add_column("after task", justify="right")
     for j in shown:
         table.add_column(f"{j + 1}", justify="right")
@@ -57,7 +57,7 @@ def summary_table(result: RunResult) -> Table:
 def rows_table(rows: Sequence[Row], *, seeds: bool = True) -> Table:
     """The figures of many runs that fit a terminal, a line a configuration; the best accuracy is bold."""
     winner = best(rows)
-    table = _table(f"{rows[0].stream}, {rows[0].scenario}-incremental (accuracies in %)")
+    table = new_table(f"{rows[0].stream}, {rows[0].scenario}-incremental (accuracies in %)")
     table.add_column("method", min_width=20)
     shown = [column for column in COLUMNS if column.short]
     for column in shown:
@@ -72,7 +72,7 @@ def rows_table(rows: Sequence[Row], *, seeds: bool = True) -> Table:
 
 def rosenbrock_table(found: Rosenbrock) -> Table:
     """The losses at the end of each path."""
-    table = _table("losses at the end of learning task 2")
+    table = new_table("losses at the end of learning task 2")
     for title in ("", "task 1", "task 2", "predicted rise of task 1"):
         table.add_column(title, justify="right" if title else "left")
     for path in found.paths:
@@ -83,13 +83,13 @@ def rosenbrock_table(found: Rosenbrock) -> Table:
 
 def names_tables() -> list[Table]:
     """Every stream and every method, with what it is."""
-    streams = _table("streams")
+    streams = new_table("streams")
     for title in ("STREAM", "tasks", "scenario", ""):
         streams.add_column(title, justify="right" if title == "tasks" else "left")
     for name, spec in STREAMS.items():
         streams.add_row(name, str(spec.num_tasks), spec.scenario, spec.description)
     streams.add_row("rosenbrock", "2", "", "Rosenbrock's function: draws the elastic pull; takes no method")
-    methods = _table("methods")
+    methods = new_table("methods")
     methods.add_column("METHOD")
     methods.add_column("")
     for name, method in METHODS.items():
@@ -97,5 +97,6 @@ def names_tables() -> list[Table]:
     return [streams, methods]
 
 
-def _table(title: str) -> Table:
+def new_table(title: str) -> Table:
+    """An empty table in the style of all."""
     return Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))

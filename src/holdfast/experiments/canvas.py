@@ -1,4 +1,4 @@
-"""What every picture is drawn on: a figure in inches, written as PNG whole or not at all.
+"""What every picture is drawn on: a figure in inches, written as PNG or SVG, whole or not at all.
 
 matplotlib is asked for only when something is drawn, and is drawn on by itself: no pyplot, no window, no global state.
 """
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from holdfast.errors import OptionError, OutputError
+from holdfast.files import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,8 +53,12 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def write_png(figure: Figure, path: str | os.PathLike[str]) -> Path:
-    """Write a figure as PNG, whole or not at all; the folder is made if it is not there.
+def write_picture(figure: Figure, path: str | os.PathLike[str]) -> Path:
+    """Write a figure as its suffix says, whole or not at all; the folder is made if it is not there.
+
+    Args:
+        figure: what to write.
+        path: ending in .png or .svg. The same figure gives the same bytes.
 
     Returns:
         The path.
@@ -61,20 +66,29 @@ def write_png(figure: Figure, path: str | os.PathLike[str]) -> Path:
     Raises:
         OutputError: the file cannot be written.
     """
+    import matplotlib
+
     target = Path(path)
+    kind = target.suffix[1:]
     picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=DPI)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.new")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(picture.getvalue())
-        temporary.replace(target)
-    except OSError as error:
-        raise OutputError(f"cannot write {target}: {error}. Choose a place that can be written.") from error
-    finally:
-        if temporary.parent.is_dir():
-            temporary.unlink(missing_ok=True)
+    with matplotlib.rc_context({"svg.hashsalt": "holdfast"}):
+        figure.savefig(picture, format=kind, dpi=DPI, metadata={"Date": None} if kind == "svg" else None)
+    make_folder(target.parent)
+    write_bytes(target, picture.getvalue())
     return target
+
+
+def make_folder(path: Path) -> Path:
+    """The folder, made if it is not there.
+
+    Raises:
+        OutputError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error}. Choose a place that can be written.") from error
+    return path
 
 
 def axes_at(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:

@@ -154,6 +154,8 @@ _CHOICES = {
     "signal_bias": ("output", "activation"),
     "si_gradient": ("before", "after"),
     "importance_data": ("validation", "train"),
+    "buffer": ("reservoir", "balanced"),
+    "imm": ("mean", "mode"),
 }
 _RANGES = (
     ("seed", int, 0, 2**31 - 1),
@@ -171,5 +173,14 @@ _RANGES = (
     ("damping", float, 1e-12, math.inf),
     ("importance_examples", int, 1, 10**9),
     ("pull_every", int, 1, 10**9),
+    ("buffer_size", int, 1, 10**9),
+    ("der_alpha", float, 0, 1e6),
+    ("der_beta", float, 0, 1e6),
+    ("temperature", float, 1e-3, 1e3),
+    ("l2_transfer", float, 0, 1e6),
+    ("hat_scale", float, 1, 1e6),
+    ("hat_sparsity", float, 0, 1e6),
+    ("sfa_share", float, 0, 1),
+    ("sfa_period", float, 0, 1),
 )
 _OPTIONAL = {entry.name for entry in fields(RunConfig) if entry.default is None}

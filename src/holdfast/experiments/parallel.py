@@ -8,7 +8,7 @@ from typing import Any
 
 from holdfast.errors import FailedRunsError
 from holdfast.experiments.config import RunConfig
-from holdfast.experiments.pool import Job, failures_told, pool_of
+from holdfast.experiments.pool import Job, pool_of
 from holdfast.experiments.results import RunResult
 from holdfast.experiments.run import Watch
 
@@ -53,13 +53,12 @@ def run_all(
             pool.submit(Job((config,)))
         for number in range(1, len(wanted) + 1):
             done = pool.wait()
-            name = done.job.name
-            if done.error:
-                failures[name] = done.error
-            else:
-                (found[name],) = done.results
-            ended = "failed" if done.error else "finished"
-            told(done.job, {"event": ended, "run": name, "number": number, "of": len(wanted), "error": done.error})
+            (name,) = done.job.names
+            found |= done.results
+            failures |= done.failures
+            why = failures.get(name, "")
+            ended = "failed" if why else "finished"
+            told(done.job, {"event": ended, "run": name, "number": number, "of": len(wanted), "error": why})
     if failures:
-        raise FailedRunsError(failures_told(failures, of=len(wanted)), failures)
+        raise FailedRunsError(failures, of=len(wanted))
     return [found[config.name] for config in configs]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from holdfast.errors import OptionError
-from holdfast.experiments.canvas import FONT, GRID, INK, MUTED, axes_at, new_figure, write_png
+from holdfast.experiments.canvas import FONT, GRID, INK, MUTED, axes_at, new_figure, write_picture
 from holdfast.experiments.groups import Group
 from holdfast.methods import METHODS
 from holdfast.metrics import confidence_interval
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # A method's colour says its importance, or the mechanism that has none; stroke and marker say the mechanism. The hues
-# are those of Okabe and Ito, which people who see no red or green can tell apart too, darkened until text in them reads
-# well on white.
+# of the importances are those of Okabe and Ito, which people who see no red or green can tell apart too, darkened until
+# text in them reads well on white. Methods that replay share a red, methods that merge weights a grey blue.
 _HUES = {
     "fisher": "#0068a8",
     "mas": "#c94f00",
@@ -30,6 +30,13 @@ _HUES = {
     "taylor": "#a67600",
     "kfac": "#5b3fb0",
     "ones": "#7a5c3a",
+    "er": "#b3202c",
+    "der": "#b3202c",
+    "agem": "#b3202c",
+    "lwf": "#00788a",
+    "imm": "#4a5a78",
+    "sfa": "#4a5a78",
+    "hat": "#5f6b00",
     "joint": INK,
     "cumulative": INK,
 }
@@ -40,6 +47,13 @@ _STROKES: dict[str, dict[str, Any]] = {
     "none": {"linestyle": (0, (1, 1.4)), "marker": ""},
     "ewc": {"linestyle": "-", "marker": "o"},
     "wva": {"linestyle": (0, (7, 1.6, 1.4, 1.6)), "marker": "^"},
+    "er": {"linestyle": "-", "marker": "s"},
+    "der": {"linestyle": "-", "marker": "D"},
+    "agem": {"linestyle": (0, (4, 1.5)), "marker": "v"},
+    "lwf": {"linestyle": "-", "marker": "P"},
+    "imm": {"linestyle": (0, (4, 1.5)), "marker": "<"},
+    "sfa": {"linestyle": (0, (4, 1.5)), "marker": ">"},
+    "hat": {"linestyle": "-", "marker": "p"},
 }
 _MATRIX_COLOURS = "YlGnBu"
 
@@ -64,7 +78,7 @@ def accuracy_curves(groups: Sequence[Group], path: str | os.PathLike[str], *, ti
 
     Args:
         groups: what to compare, of one stream and scenario.
-        path: of the PNG.
+        path: of the picture, ending in .png or .svg.
         title: above the picture; without one, stream and scenario.
 
     Returns:
@@ -75,9 +89,12 @@ def accuracy_curves(groups: Sequence[Group], path: str | os.PathLike[str], *, ti
         OutputError: the file cannot be written.
     """
     _check_groups(groups, where="accuracy_curves")
-    means = [[confidence_interval(values)[0] for values in _by_task(group)] for group in groups]
-    ends = [f"{group.label}  {100 * mean[-1]:.1f}" for group, mean in zip(groups, means)]
-    margin = 0.35 + 0.072 * max(map(len, ends))
+    means = [[confidence_interval(values)[0] for values in by_task(group)] for group in groups]
+    ends = [
+        (group, float(group.num_tasks), mean[-1], f"{group.label}  {100 * mean[-1]:.1f}")
+        for group, mean in zip(groups, means)
+    ]
+    margin = 0.35 + 0.072 * max(len(text) for *_, text in ends)
     width, height = 5.4, max(3.6, 0.19 * len(groups))
     figure = new_figure(0.75 + width + margin, height + 1.15)
     axes = axes_at(figure, 0.75, 0.6, width, height)
@@ -85,17 +102,17 @@ def accuracy_curves(groups: Sequence[Group], path: str | os.PathLike[str], *, ti
         _draw_curve(axes, group, mean)
     most = max(group.num_tasks for group in groups)
     axes.set_xlim(1 - 0.04 * max(1, most - 1), most + 0.02 * max(1, most - 1))
-    axes.set_xticks(_ticks(most))
-    low, high = _limits([accuracy for group in groups for accuracy in _all_accuracies(group)])
+    axes.set_xticks(task_ticks(most))
+    low, high = limits([accuracy for group in groups for accuracy in _all_accuracies(group)])
     axes.set_ylim(low, high)
     axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}%")
     axes.grid(axis="y", color=GRID, linewidth=0.8)
-    _bare(axes, ("left", "bottom"))
+    bare(axes, ("left", "bottom"))
     axes.set_xlabel("tasks learned", fontsize=FONT, color=INK)
     axes.set_ylabel("average accuracy on the tasks so far", fontsize=FONT, color=INK)
-    _head(figure, axes, title or _title(groups[0]), _seeds_told(groups))
-    _name_ends(axes, groups, means, ends, gap=(high - low) * 0.175 / height)
-    return write_png(figure, path)
+    head(figure, axes, title or title_of(groups[0]), seeds_told(groups))
+    name_ends(axes, ends, gap=(high - low) * 0.175 / height)
+    return write_picture(figure, path)
 
 
 def accuracy_matrices(groups: Sequence[Group], path: str | os.PathLike[str], *, title: str = "") -> Path:
@@ -107,7 +124,7 @@ def accuracy_matrices(groups: Sequence[Group], path: str | os.PathLike[str], *, 
 
     Args:
         groups: what to compare, of one stream and scenario.
-        path: of the PNG.
+        path: of the picture, ending in .png or .svg.
         title: above the picture; without one, stream and scenario.
 
     Returns:
@@ -135,7 +152,7 @@ def accuracy_matrices(groups: Sequence[Group], path: str | os.PathLike[str], *, 
         if number + columns >= len(groups):
             axes.set_xlabel("accuracy on task", fontsize=FONT, color=INK)
         if number == 0:
-            _head(figure, axes, title or _title(group), _seeds_told(groups, interval=False), lift=0.24)
+            head(figure, axes, title or title_of(group), seeds_told(groups, interval=False), lift=0.24)
     tall, above = (lines - 1) * line + side, max(0.0, (lines - 1) * line + side - 3.3)
     bar = axes_at(figure, left + columns * (side + gap) - 0.05, 0.55 + above, 0.13, tall - above)
     assert image is not None
@@ -143,7 +160,7 @@ def accuracy_matrices(groups: Sequence[Group], path: str | os.PathLike[str], *, 
     colours.ax.set_yticklabels([f"{tick}%" for tick in (0, 20, 40, 60, 80, 100)])
     colours.ax.tick_params(labelsize=FONT - 1, colors=INK, length=2, width=0.6)
     colours.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
-    return write_png(figure, path)
+    return write_picture(figure, path)
 
 
 def spread(places: Sequence[float], gap: float) -> list[float]:
@@ -180,24 +197,28 @@ def _draw_curve(axes: Axes, group: Group, mean: Sequence[float]) -> None:
         clip_on=False,
     )
     if len(group.results) > 1:
-        half = np.array([confidence_interval(values)[1] for values in _by_task(group)])
+        half = np.array([confidence_interval(values)[1] for values in by_task(group)])
         low, high = np.clip(np.array(mean) - half, 0, 1), np.clip(np.array(mean) + half, 0, 1)
         axes.fill_between(tasks, low, high, color=look["color"], alpha=0.13, linewidth=0, zorder=1)
 
 
-def _name_ends(
-    axes: Axes, groups: Sequence[Group], means: Sequence[Sequence[float]], texts: Sequence[str], *, gap: float
-) -> None:
-    """Name each line right of the plot at its end; where ends crowd, names move apart and thin leaders lead to them."""
+def name_ends(axes: Axes, ends: Sequence[tuple[Group, float, float, str]], *, gap: float) -> None:
+    """Name each line right of the plot; where ends crowd, names move apart and thin leaders lead to them.
+
+    Args:
+        axes: what the lines are drawn on, their limits set.
+        ends: of each line its group, the place where it ends, and its name.
+        gap: between names, on the axis that runs up.
+    """
     edge, (low, high) = axes.get_xlim()[1], axes.get_ylim()
     span = edge - axes.get_xlim()[0]
-    places = spread([mean[-1] for mean in means], gap)
+    places = spread([y for _, _, y, _ in ends], gap)
     shift = min(0.0, high - max(places)) + max(0.0, low - min(places))
-    for group, mean, text, place in zip(groups, means, texts, places):
+    for (group, x, y, text), place in zip(ends, places):
         colour = stroke(group)["color"]
         axes.plot(
-            [group.num_tasks, edge, edge + 0.03 * span],
-            [mean[-1], mean[-1], place + shift],
+            [x, edge, edge + 0.03 * span],
+            [y, y, place + shift],
             color=colour,
             linewidth=0.7,
             alpha=0.6,
@@ -219,17 +240,17 @@ def _draw_matrix(axes: Axes, group: Group, side: float) -> Any:
             axes.text(j, t, f"{100 * value:.0f}", ha="center", va="center", fontsize=size, color=colour)
     steps = np.repeat(np.arange(count + 1), 2) - 0.5
     axes.plot(steps[2:-1], steps[1:-2], color=INK, linewidth=0.9, solid_joinstyle="miter")
-    ticks = [task - 1 for task in _ticks(count)]
+    ticks = [task - 1 for task in task_ticks(count)]
     axes.set_xticks(ticks, [str(task + 1) for task in ticks])
     axes.set_yticks(ticks, [str(task + 1) for task in ticks])
-    _bare(axes, ())
+    bare(axes, ())
     title = f"{group.label}  {100 * float(np.mean(matrix[-1])):.1f}"
     fitting = min(FONT, 72 * (side + 0.25) / (0.56 * len(title)))
     axes.set_title(title, fontsize=fitting, color=INK, loc="left", pad=4)
     return image
 
 
-def _head(figure: Figure, axes: Axes, title: str, remark: str, *, lift: float = 0.0) -> None:
+def head(figure: Figure, axes: Axes, title: str, remark: str, *, lift: float = 0.0) -> None:
     """A bold title and a muted remark over the figure, flush with the left edge of the axes."""
     up = figure.get_figheight()
     box = axes.get_position()
@@ -237,7 +258,8 @@ def _head(figure: Figure, axes: Axes, title: str, remark: str, *, lift: float = 
     figure.text(box.x0, box.y1 + (0.12 + lift) / up, remark, fontsize=FONT, color=MUTED)
 
 
-def _bare(axes: Axes, spines: Sequence[str]) -> None:
+def bare(axes: Axes, spines: Sequence[str]) -> None:
+    """Axes with these spines alone, and quiet ticks."""
     for name, spine in axes.spines.items():
         spine.set_visible(name in spines)
         spine.set_color("#9a9a9a")
@@ -245,7 +267,7 @@ def _bare(axes: Axes, spines: Sequence[str]) -> None:
     axes.set_axisbelow(True)
 
 
-def _by_task(group: Group) -> list[list[float]]:
+def by_task(group: Group) -> list[list[float]]:
     """For each number of tasks the average accuracies of all seeds."""
     return [list(values) for values in zip(*(result.average_accuracy for result in group.results))]
 
@@ -254,23 +276,26 @@ def _all_accuracies(group: Group) -> list[float]:
     return [accuracy for result in group.results for accuracy in result.average_accuracy]
 
 
-def _limits(accuracies: Sequence[float]) -> tuple[float, float]:
-    """From a multiple of 5% below everything to a little above, never past what an accuracy can be."""
+def limits(accuracies: Sequence[float]) -> tuple[float, float]:
+    """An axis from a multiple of 5% below everything to a little above, never past what an accuracy can be."""
     low = max(0.0, np.floor((min(accuracies) - 0.02) * 20) / 20)
     high = min(1.0, np.ceil((max(accuracies) + 0.005) * 20) / 20)
     return float(low), float(max(high, low + 0.05))
 
 
-def _ticks(count: int) -> list[int]:
+def task_ticks(count: int) -> list[int]:
+    """Numbers of tasks to be written on an axis, about ten of them at most, from 1."""
     step = 1 if count <= 12 else -(-count // 10)
     return [1, *range(step if step > 1 else 2, count + 1, step)] if count > 1 else [1]
 
 
-def _title(group: Group) -> str:
+def title_of(group: Group) -> str:
+    """What a picture of groups of one stream and scenario is called."""
     return f"{group.stream}, {group.scenario}-incremental"
 
 
-def _seeds_told(groups: Sequence[Group], *, interval: bool = True) -> str:
+def seeds_told(groups: Sequence[Group], *, interval: bool = True) -> str:
+    """What the accuracies are means of, in a line."""
     counts = sorted({len(group.results) for group in groups})
     if counts == [1]:
         seeds = {group.seeds[0] for group in groups}

@@ -10,20 +10,20 @@ import sys
 import threading
 import warnings
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, Self
 
 import torch
 
 import holdfast
-from holdfast.errors import HoldfastError, OptionError
+from holdfast.errors import FailedRunsError, HoldfastError, NotFiniteError, OptionError
 from holdfast.experiments.config import RunConfig
-from holdfast.experiments.folder import RunFolder
 from holdfast.experiments.results import RunResult
 from holdfast.experiments.run import Watch, run
+from holdfast.experiments.stacked import named, train_stacked
 from holdfast.streams.catalog import load_images
 
 MOST_DEATHS = 3
@@ -32,34 +32,36 @@ MOST_DEATHS = 3
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker does in one go: some runs, one after the other."""
+    """What a worker does in one go: a run, or several that are trained as one batched program."""
 
     configs: tuple[RunConfig, ...]
 
     @property
-    def name(self) -> str:
-        """Of the folder of its first run."""
-        return self.configs[0].name
+    def names(self) -> tuple[str, ...]:
+        """Of the folders of its runs."""
+        return tuple(config.name for config in self.configs)
+
+    @property
+    def stacked(self) -> bool:
+        """Whether it is one batched program."""
+        return len(self.configs) > 1
 
 
 @dataclass(frozen=True)
 class Done:
-    """How a job ended.
+    """How a job ended; where it was stopped on request, without results and failures.
 
     Attributes:
         job: which.
-        results: one a run, where it was done to its end.
-        error: why it failed, else empty.
+        results: by name, of the runs that are finished.
+        failures: by name, why the others failed.
+        kind: name of the class of error that was.
     """
 
     job: Job
-    results: tuple[RunResult, ...] = ()
-    error: str = ""
-
-    @property
-    def stopped(self) -> bool:
-        """Whether it was stopped on request."""
-        return not self.results and not self.error
+    results: Mapping[str, RunResult] = field(default_factory=dict)
+    failures: Mapping[str, str] = field(default_factory=dict)
+    kind: str = ""
 
 
 JobWatch = Callable[[Job, Mapping[str, Any]], None]
@@ -123,23 +125,37 @@ class Performer:
     data_dir: str | os.PathLike[str] | None = None
     _images: object = None
 
-    def __call__(self, job: Job, watch: Watch) -> tuple[RunResult, ...]:
-        """The results of its runs."""
-        results = []
-        for config in job.configs:
-            finished = RunFolder(Path(self.output) / config.name, config).result.exists()
-            if not finished:
-                self._images = load_images(config.stream, data_dir=self.data_dir)
+    def __call__(self, job: Job, watch: Watch) -> tuple[dict[str, str], str]:
+        """Do it.
 
-            def told(event: Mapping[str, Any], name: str = config.name) -> None:
-                watch({**event, "run": name})
+        Returns:
+            Name -> why, of the runs that failed, and the name of the class of error that was.
 
-            results.append(run(config, output=self.output, device=self.device, data_dir=self.data_dir, watch=told))
-        return tuple(results)
+        Raises:
+            StoppedError: by `watch`.
+        """
+        if not all(self._finished(config) for config in job.configs):
+            self._images = load_images(job.configs[0].stream, data_dir=self.data_dir)
+        where = {"output": self.output, "device": self.device, "data_dir": self.data_dir}
+        try:
+            if job.stacked:
+                train_stacked(job.configs, watch=watch, **where)
+            else:
+                run(job.configs[0], watch=named(watch, job.configs[0].name), **where)
+        except FailedRunsError as error:
+            return error.failures, NotFiniteError.__name__
+        except HoldfastError as error:
+            return dict.fromkeys(job.names, str(error)), type(error).__name__
+        return {}, ""
 
-    def results(self, job: Job) -> tuple[RunResult, ...]:
-        """Of a job that is done, as its folders hold them."""
-        return tuple(RunResult.load(Path(self.output) / config.name / "result.json") for config in job.configs)
+    def done(self, job: Job, failures: Mapping[str, str], kind: str) -> Done:
+        """How it ended, with what its folders hold."""
+        finished = [config.name for config in job.configs if self._finished(config) and config.name not in failures]
+        results = {name: RunResult.load(Path(self.output) / name / "result.json") for name in finished}
+        return Done(job, results, failures, kind)
+
+    def _finished(self, config: RunConfig) -> bool:
+        return (Path(self.output) / config.name / "result.json").exists()
 
 
 @contextmanager
@@ -177,11 +193,9 @@ class _Alone:
                 raise StoppedError
 
         try:
-            return Done(job, results=self._perform(job, watch))
+            return self._perform.done(job, *self._perform(job, watch))
         except StoppedError:
             return Done(job)
-        except HoldfastError as error:
-            return Done(job, error=str(error))
         finally:
             self._to_stop = None
 
@@ -227,8 +241,8 @@ class _Workers:
                 continue
             elif message["event"] == "ended":
                 worker.job = None
-                results = self._perform.results(job) if message["how"] == "done" else ()
-                done = Done(job, results=results, error=message.get("error", ""))
+                stopped = message["stopped"]
+                done = Done(job) if stopped else self._perform.done(job, message["failures"], message["kind"])
             else:
                 if self._watch is not None:
                     self._watch(job, message)
@@ -252,11 +266,11 @@ class _Workers:
         if self._deaths[job] < MOST_DEATHS:
             self._queue.appendleft(job)
             return None
-        return Done(
-            job,
-            error=f"its worker process died {MOST_DEATHS} times, the last time with exit status {status}. Give it more "
-            "memory, or run it alone to see why.",
+        why = (
+            f"its worker process died {MOST_DEATHS} times, the last time with exit status {status}. Give it more "
+            "memory, or run it alone to see why."
         )
+        return self._perform.done(job, dict.fromkeys(job.names, why), "")
 
 
 class _Worker:
@@ -304,16 +318,3 @@ class _Worker:
                 with suppress(ValueError):  # half a line of a process that was killed
                     inbox.put((self, json.loads(line)))
         inbox.put((self, None))
-
-
-def failures_told(failures: Mapping[str, str], *, of: int) -> str:
-    """One line on the runs that failed, each reason once."""
-    reasons: dict[str, list[str]] = {}
-    for name, why in failures.items():
-        reasons.setdefault(why, []).append(name)
-    told = " ".join(f"{_listed(names)}: {why}" for why, names in reasons.items())
-    return f"{len(failures)} of {of} runs failed; the others are finished. {told}"
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -66,6 +66,12 @@ _DIGITS_METHODS: dict[str, dict[str, Any]] = {
     "wva-signal": {"strength": 500.0},
     "wva-taylor": {"strength": 3e4},
     "l2": {"strength": 0.03},
+    "er": {"buffer_size": 200},
+    "der": {"buffer_size": 200, "lr": 0.1},
+    "agem": {"buffer_size": 200, "lr": 0.1},
+    "lwf": {"lr": 0.03},
+    "imm": {"imm": "mode", "l2_transfer": 0.003},
+    "sfa": {"sfa_period": 0.05, "sfa_share": 0.25},
 }
 
 _PROTOCOLS: dict[str, tuple[dict[str, Any], dict[str, dict[str, Any]]]] = {

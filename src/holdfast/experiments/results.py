@@ -36,6 +36,9 @@ class RunResult:
         config: all settings.
         versions: of Python, torch and holdfast.
         keeper: what the keeper said of itself at the end of the last task's training; empty without one.
+        num_parameters: weights of the model; None in results of versions that did not count them.
+        held_bytes: of what the method keeps beside model and optimizer when the last task is closed: its tensors, and
+            the training data of earlier tasks where it learns them again; None as above.
     """
 
     stream: str
@@ -56,6 +59,8 @@ class RunResult:
     config: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     keeper: str = ""
+    num_parameters: int | None = None
+    held_bytes: int | None = None
 
     @property
     def final_accuracy(self) -> float:
@@ -115,19 +120,28 @@ def summarise(
 
 
 def find_results(folders: Sequence[str | os.PathLike[str]]) -> list[RunResult]:
-    """Every finished run at or below the given folders, sorted by stream, method and seed.
+    """Every finished run at or below the given folders, sorted by stream, method and seed; see `find_runs`."""
+    return [result for _, result in find_runs(folders)]
+
+
+def find_runs(folders: Sequence[str | os.PathLike[str]]) -> list[tuple[Path, RunResult]]:
+    """Every finished run at or below the given folders and the file it was read from, by stream, method and seed.
+
+    Args:
+        folders: searched for `result.json`; a file is taken as a result itself, whatever its name.
 
     Raises:
         FileFormatError: a folder is missing, holds no finished run, or holds a damaged result.
     """
-    results = []
+    found = []
     for folder in map(Path, folders):
-        if not folder.is_dir():
+        if not folder.exists():
             raise FileFormatError(f"{folder}: no such folder; expected one that holds runs, such as runs/.")
-        results += [RunResult.load(path) for path in sorted(folder.rglob("result.json"))]
-    if not results:
+        paths = [folder] if folder.is_file() else sorted(folder.rglob("result.json"))
+        found += [(path, RunResult.load(path)) for path in paths]
+    if not found:
         listed = ", ".join(map(str, folders))
         raise FileFormatError(
             f"no finished run below {listed}: there is no result.json. Finish one with `holdfast run`."
         )
-    return sorted(results, key=lambda result: (result.stream, result.method, result.seed))
+    return sorted(found, key=lambda run: (run[1].stream, run[1].method, run[1].seed))

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from holdfast.experiments.canvas import FONT, INK, MUTED, new_figure, write_png
+from holdfast.experiments.canvas import FONT, INK, MUTED, new_figure, write_picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -80,7 +80,7 @@ def draw(
     remark = "valleys of Rosenbrock's function; contours at losses 0.1, 0.32, 1, 3.2, ... 100"
     figure.text(0.055, 0.913, remark, fontsize=FONT, color=MUTED)
     _draw_key(figure, paths)
-    return write_png(figure, target)
+    return write_picture(figure, target)
 
 
 def _draw_valleys(axes: Axes, tasks: tuple[Task, Task], *, x: Point, y: Point) -> None:

@@ -21,7 +21,7 @@ from holdfast.experiments.folder import RunFolder, versions
 from holdfast.experiments.lock import locked
 from holdfast.experiments.results import RunResult, summarise
 from holdfast.heads.masks import Mask, Scenario, active_classes
-from holdfast.methods import Setting, build_learner, method_named
+from holdfast.methods import Moment, Setting, build_learner, method_named
 from holdfast.metrics import average_accuracy
 from holdfast.streams import Examples
 from holdfast.streams.catalog import build_stream
@@ -72,7 +72,7 @@ def run(
     folder = RunFolder(Path(output) / config.name, config)
     if folder.result.exists():
         return RunResult.load(folder.result)
-    made = _Run(config, folder, device=device, data_dir=data_dir, watch=watch)
+    made = ActiveRun(config, folder, device=device, data_dir=data_dir, watch=watch)
 
     def waiting() -> None:
         if watch is not None:
@@ -82,8 +82,17 @@ def run(
         return RunResult.load(folder.result) if folder.result.exists() else made.finish()
 
 
-class _Run:
-    """The state of a run, and the steps that take it to its end."""
+class ActiveRun:
+    """The state of a run, and the steps that take it to its end: `begin`, then `learn` task by task, then `result`.
+
+    Args:
+        config: every setting.
+        folder: where it stands.
+        device: as torch names it.
+        data_dir: where MNIST is.
+        watch: called with each event.
+        like: a run of the same stream and seed, whose data it shares.
+    """
 
     def __init__(
         self,
@@ -93,17 +102,22 @@ class _Run:
         device: str,
         data_dir: str | os.PathLike[str] | None,
         watch: Watch | None,
+        like: ActiveRun | None = None,
     ) -> None:
         self.config, self.folder, self.watch = config, folder, watch
-        self.device = _device(device)
+        self.device = usable_device(device)
         self.method = method_named(config.method)
-        self.stream = build_stream(
-            config.stream,
-            num_tasks=config.num_tasks,
-            seed=config.seed,
-            scenario=config.scenario,
-            data_dir=data_dir,
-            fraction=config.fraction,
+        self.stream = (
+            like.stream
+            if like is not None
+            else build_stream(
+                config.stream,
+                num_tasks=config.num_tasks,
+                seed=config.seed,
+                scenario=config.scenario,
+                data_dir=data_dir,
+                fraction=config.fraction,
+            )
         )
         self.mask: Mask = config.mask or _MASKS[self.stream.scenario]
         net = build_net(
@@ -112,19 +126,28 @@ class _Run:
             self.stream.num_classes,
             hidden=config.hidden,
             slope=config.slope,
-            seed=_seed(config.seed),
+            seed=seed_of(config.seed),
         )
-        setting = Setting(task_classes=tuple(map(tuple, self.stream.task_classes)), mask=self.mask)
+        setting = Setting(
+            task_classes=tuple(map(tuple, self.stream.task_classes)), mask=self.mask, scenario=self.stream.scenario
+        )
         self.learner = build_learner(self.method, net.to(self.device), options=config, setting=setting)
         self.model: nn.Module = self.learner.model
         self.optimizer = self._new_optimizer()
         self.progress = Progress()
-        self.tasks = [_Kept(task, self.device) for task in self.stream]
+        self.tasks = like.tasks if like is not None else [_Kept(task, self.device) for task in self.stream]
         self._clock = time.perf_counter()
         self._saved = self._clock
 
     def finish(self) -> RunResult:
         """Train what is left to train, and write the result."""
+        self.begin()
+        while self.progress.task < len(self.stream):
+            self.learn(self.progress.task)
+        return self.result()
+
+    def begin(self) -> None:
+        """Open the folder, and go on from its checkpoint where there is one."""
         self.folder.open()
         resumed = self.folder.checkpoint.exists()
         if resumed:
@@ -136,59 +159,56 @@ class _Run:
         self._tell({"event": "start", "num_tasks": len(self.stream), "resumed": resumed})
         if not resumed:
             self.progress.baseline = [self._accuracy(kept.test, j, j) for j, kept in enumerate(self.tasks)]
-        while self.progress.task < len(self.stream):
-            self._learn(self.progress.task)
-        return self._result()
 
-    def _learn(self, t: int) -> None:
+    def learn(self, t: int) -> None:
         """Train on task t from the epoch where it stands, close it and test on all."""
         config, progress = self.config, self.progress
-        train = self._training_examples(t)
+        train = self.training_examples(t)
         epochs = num_epochs(len(train), config.batch_size, epochs=config.epochs, iterations=config.iterations)
         steps_an_epoch = -(-len(train) // config.batch_size)
         num_steps = config.iterations or epochs * steps_an_epoch
-        columns = self._columns(t)
+        columns = self.columns(t)
         if progress.epoch == 0:
             self.learner.open_task(t, train)
         while progress.epoch < epochs:
             began = time.perf_counter()
             done = progress.epoch * steps_an_epoch
+            epoch_steps = min(steps_an_epoch, num_steps - done)
 
-            def set_rate(step: int, done: int = done) -> None:
-                rate = learning_rate(config.schedule, config.lr, step=done + step, num_steps=num_steps)
-                for group in self.optimizer.param_groups:
-                    group["lr"] = rate
+            def before_step(step: int, done: int = done, epoch_steps: int = epoch_steps) -> None:
+                self._set_rate(done + step, num_steps)
+                self.learner.before_step(Moment(done + step, num_steps, step, epoch_steps))
 
             loss = train_epoch(
                 self.model,
                 self.optimizer,
                 train,
                 batch_size=config.batch_size,
-                seed=_seed(config.seed, t, progress.epoch),
+                seed=seed_of(config.seed, t, progress.epoch),
                 columns=columns,
-                num_steps=min(steps_an_epoch, num_steps - done),
-                before_step=None if config.schedule == "constant" else set_rate,
+                num_steps=epoch_steps,
+                before_step=before_step,
                 loss=self.learner.loss,
                 clip=config.clip,
             )
-            progress.epoch += 1
-            seconds = time.perf_counter() - began
-            progress.seconds_training += seconds
-            self._tell(
-                {
-                    "event": "epoch",
-                    "task": t,
-                    "epoch": progress.epoch,
-                    "epochs": epochs,
-                    "loss": loss,
-                    "seconds": seconds,
-                }
-            )
+            self.count_epoch(t, loss=loss, seconds=time.perf_counter() - began, epochs=epochs)
             if progress.epoch < epochs:
                 self._save(at_least=CHECKPOINT_SECONDS)
-        self._close(t)
+        self.close(t)
 
-    def _close(self, t: int) -> None:
+    def excuse(self, *, but: float) -> None:
+        """Of the time since the last event only so many seconds were spent on this run."""
+        self._clock = time.perf_counter() - but
+
+    def count_epoch(self, t: int, *, loss: float, seconds: float, epochs: int) -> None:
+        """Another epoch of task t has been trained."""
+        self.progress.epoch += 1
+        self.progress.seconds_training += seconds
+        epoch = {"task": t, "epoch": self.progress.epoch, "epochs": epochs, "loss": loss, "seconds": seconds}
+        self._tell({"event": "epoch", **epoch})
+
+    def close(self, t: int) -> None:
+        """Measure what task t needs, test on all tasks, and write a checkpoint."""
         progress, kept = self.progress, self.tasks[t]
         began = time.perf_counter()
         progress.keeper = self.learner.report()
@@ -225,18 +245,26 @@ class _Run:
         self.learner.attach(optimizer)
         return optimizer
 
-    def _training_examples(self, t: int) -> Examples:
+    def _set_rate(self, step: int, num_steps: int) -> None:
+        if self.config.schedule != "constant":
+            rate = learning_rate(self.config.schedule, self.config.lr, step=step, num_steps=num_steps)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+
+    def training_examples(self, t: int) -> Examples:
+        """What task t is trained on."""
         if not self.learner.needs_past_data:
             return self.tasks[t].train(self.stream[t])
         parts = [self.tasks[k].train(self.stream[k]) for k in range(t + 1)]
         return Examples(torch.cat([part.inputs for part in parts]), torch.cat([part.targets for part in parts]))
 
-    def _columns(self, t: int) -> Tensor | None:
-        """Row c: the columns in the loss of an example of class c; with past data, those of its own task."""
+    def columns(self, t: int) -> Tensor | None:
+        """Row c: the columns in the loss of an example of class c; for earlier ones too where the loss meets them."""
         if self.mask == "all":
             return None
         table = torch.zeros(self.stream.num_classes, self.stream.num_classes, dtype=torch.bool, device=self.device)
-        for k in range(t + 1) if self.learner.needs_past_data else (t,):
+        meets_past = self.learner.needs_past_data or self.learner.replays
+        for k in range(t + 1) if meets_past else (t,):
             active = active_classes(self.mask, self.stream.task_classes, k if self.mask == "task" else t)
             for own in self.stream.task_classes[k]:
                 table[own, list(active or ())] = True
@@ -250,6 +278,14 @@ class _Run:
             classes = active_classes(mask, self.stream.task_classes, max(t, j) if mask == "seen" else j)
         with self.learner.evaluating(j):
             return accuracy(self.model, examples, classes=classes)
+
+    def _held_bytes(self) -> int:
+        """Of what the method keeps beside model and optimizer, with the data of earlier tasks where it needs them."""
+        held = sum(tensor.nbytes for tensor in self.learner.state()[0].values())
+        if self.learner.needs_past_data:
+            earlier = (self.tasks[k].train(self.stream[k]) for k in range(len(self.stream) - 1))
+            held += sum(examples.inputs.nbytes + examples.targets.nbytes for examples in earlier)
+        return held
 
     def _seconds(self) -> float:
         now = time.perf_counter()
@@ -271,7 +307,8 @@ class _Run:
         if self.watch is not None:
             self.watch(event)
 
-    def _result(self) -> RunResult:
+    def result(self) -> RunResult:
+        """Write what was found."""
         progress = self.progress
         seconds = self._seconds()
         result = RunResult(
@@ -286,6 +323,8 @@ class _Run:
             config=self.config.to_dict(),
             versions=versions(),
             keeper=progress.keeper,
+            num_parameters=sum(weight.numel() for weight in self.model.parameters()),
+            held_bytes=self._held_bytes(),
         )
         self._tell({"event": "done", "average_accuracy": average_accuracy(progress.test)[-1], "seconds": seconds})
         result.save(self.folder.result)
@@ -305,7 +344,12 @@ class _Kept:
         return task.train.to(self._device)
 
 
-def _device(name: str) -> torch.device:
+def usable_device(name: str) -> torch.device:
+    """The device of that name.
+
+    Raises:
+        OptionError: it cannot be used.
+    """
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
@@ -316,7 +360,7 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _seed(*purpose: int) -> int:
+def seed_of(*purpose: int) -> int:
     """A seed for each use of randomness in a run, independent of that of any other use."""
     sequence = np.random.SeedSequence((len(purpose), *purpose))  # the length: a sequence is padded with zeros
     return int(sequence.generate_state(1, np.uint64)[0] >> 1)

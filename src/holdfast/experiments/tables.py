@@ -50,9 +50,12 @@ class Row:
         validation: the same on validation data.
         forgetting: mean over earlier tasks of the best accuracy ever minus the last, a fraction.
         backward_transfer: mean over earlier tasks of the last accuracy minus that just after learning, a fraction.
+        forward_transfer: mean over later tasks of the accuracy before learning minus the untrained one's, a fraction.
         learning_accuracy: mean accuracy on each task just after learning it, a fraction.
         seconds_training: in training steps.
         seconds_importance: measuring importances.
+        held_bytes: of what the method keeps beside model and optimizer; None where a run did not record it.
+        num_parameters: weights of the model; None likewise.
     """
 
     stream: str
@@ -64,9 +67,12 @@ class Row:
     validation: Estimate
     forgetting: Estimate
     backward_transfer: Estimate
+    forward_transfer: Estimate
     learning_accuracy: Estimate
     seconds_training: Estimate
     seconds_importance: Estimate
+    held_bytes: Estimate | None = None
+    num_parameters: int | None = None
 
 
 @dataclass(frozen=True)
@@ -89,7 +95,9 @@ class Column:
 
     def text(self, row: Row, *, interval: bool = True) -> str:
         """The cell of a row, with or without the half width of its interval."""
-        estimate: Estimate = getattr(row, self.field)
+        estimate: Estimate | None = getattr(row, self.field)
+        if estimate is None:
+            return "–"
         told = estimate if interval else Estimate(estimate.mean)
         return told.text(scale=self.scale, digits=self.digits)
 
@@ -99,9 +107,11 @@ COLUMNS = (
     Column("validation %", "valid.", "validation"),
     Column("forgetting %", "forget.", "forgetting"),
     Column("backward transfer %", "", "backward_transfer"),
+    Column("forward transfer %", "", "forward_transfer"),
     Column("learning accuracy %", "learning", "learning_accuracy"),
     Column("training s", "train s", "seconds_training", 1.0),
     Column("importance s", "imp. s", "seconds_importance", 1.0),
+    Column("held MB", "", "held_bytes", 1e-6),
 )
 """What is shown of a row, in order, behind its label."""
 
@@ -117,6 +127,7 @@ def row_of(group: Group) -> Row:
     def over_seeds(field: str) -> Estimate:
         return Estimate.of([getattr(result, field) for result in group.results])
 
+    held = [result.held_bytes for result in group.results if result.held_bytes is not None]
     return Row(
         stream=group.stream,
         scenario=group.scenario,
@@ -127,9 +138,12 @@ def row_of(group: Group) -> Row:
         validation=Estimate.of([result.validation_accuracy[-1] for result in group.results]),
         forgetting=over_seeds("forgetting"),
         backward_transfer=over_seeds("backward_transfer"),
+        forward_transfer=over_seeds("forward_transfer"),
         learning_accuracy=over_seeds("learning_accuracy"),
         seconds_training=over_seeds("seconds_training"),
         seconds_importance=over_seeds("seconds_importance"),
+        held_bytes=Estimate.of(held) if len(held) == len(group.results) else None,
+        num_parameters=group.results[0].num_parameters,
     )
 
 

@@ -1,7 +1,7 @@
 """A worker process: `python -m holdfast.experiments.worker` does the jobs that it reads, one after the other.
 
 Lines of JSON in: first where runs stand, then {"configs": [...]} for each job, {"stop": true} to stop the one at hand.
-Lines of JSON out: the events of its runs, warnings, and {"event": "ended", "how": "done" | "stopped" | "failed"}.
+Lines of JSON out: the events of its runs, warnings, and {"event": "ended", "stopped", "failures", "kind"}.
 When nobody writes to it any more it ends at once, in mid-run too: a run can be resumed.
 """
 
@@ -20,7 +20,6 @@ from typing import Any, TextIO
 
 import torch
 
-from holdfast.errors import HoldfastError
 from holdfast.experiments.config import RunConfig
 from holdfast.experiments.pool import Job, Performer, StoppedError
 
@@ -56,16 +55,15 @@ def main() -> None:
 
 
 def _done(job: Job, perform: Performer, watch: Any) -> dict[str, Any]:
+    stopped, failures, kind = False, {}, ""
     try:
-        perform(job, watch)
+        failures, kind = perform(job, watch)
     except StoppedError:
-        return {"event": "ended", "how": "stopped"}
-    except HoldfastError as error:
-        return {"event": "ended", "how": "failed", "error": str(error)}
+        stopped = True
     except Exception as error:
         traceback.print_exc()
-        return {"event": "ended", "how": "failed", "error": f"{type(error).__name__}: {error}"}
-    return {"event": "ended", "how": "done"}
+        failures, kind = dict.fromkeys(job.names, f"{type(error).__name__}: {error}"), type(error).__name__
+    return {"event": "ended", "stopped": stopped, "failures": failures, "kind": kind}
 
 
 def _read(inbox: queue.SimpleQueue[dict[str, Any]], stop: threading.Event, source: TextIO = sys.stdin) -> None:

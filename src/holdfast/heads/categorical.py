@@ -87,10 +87,8 @@ class Categorical:
             BatchError: as for `nll`.
         """
         logits, labels = self._read(outputs, batch)
-        log_p = logits.log_softmax(dim=-1)
-        drawn = _drawn(log_p.detach().exp(), generator)
-        losses = -log_p.gather(-1, drawn).squeeze(-1)
-        return losses.masked_fill(labels == IGNORED, 0.0).sum(dim=1)
+        drawn = _drawn(logits.detach().softmax(dim=-1), generator).squeeze(-1)
+        return _cross_entropy(logits, drawn.masked_fill(labels == IGNORED, IGNORED))
 
     def top_scores(self, outputs: Any, batch: Any, *, top_k: int, generator: torch.Generator | None) -> Tensor:
         """[top_k + 1, B]: scores whose squared gradients add up to the Fisher in expectation, for many classes.

@@ -27,6 +27,7 @@ from holdfast.heads.elementwise import Bernoulli, Gaussian
 from holdfast.heads.outputs import check_per_example, logits_of
 
 __all__ = [
+    "OWN",
     "Bernoulli",
     "Categorical",
     "Gaussian",
@@ -109,6 +110,9 @@ class PerExample:
             'distribution: loss="categorical", "gaussian" or "bernoulli".'
         )
 
+
+OWN = (Categorical, Gaussian, Bernoulli)
+"""The library's own: of these it is known that they read a batch example by example, whatever its size."""
 
 _BY_NAME: dict[str, Callable[[], Likelihood]] = {
     "categorical": Categorical,

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.errors import NotFiniteError, OptionError
-from holdfast.heads.likelihoods import Categorical, Likelihood, check_per_example, resolve_likelihood
+from holdfast.heads.likelihoods import OWN, Categorical, Likelihood, check_per_example, resolve_likelihood
+from holdfast.importance.gathering import gathered
 from holdfast.importance.measure import Batch, DataPass, check_choice
 from holdfast.moments.calls import tensors_in
 from holdfast.moments.gradients import gradient, zeros
@@ -114,6 +115,7 @@ def fisher(
         progress=progress,
         calibration=likelihood if calibrate else None,
         seed=seed,
+        check=kind == "batched",
     )
     details = {"num_draws": num_draws, "seed": seed} if kind == "sampled" else {}
     details |= {} if top_k is None else {"top_k": top_k, "seed": seed}
@@ -124,7 +126,7 @@ def fisher(
         else:
             rows = Rows(likelihood, kind, num_draws, top_k, seed)
             sums = MomentSums(model, phi="square", where=where, chunk_bytes=chunk_bytes, per=per)
-            for batch in data_pass:
+            for batch in gathered(data_pass, lambda: sums.room if type(likelihood) in OWN else 0):
                 sums.add(batch.call, lambda outputs, batch=batch: rows(outputs, batch))
             values = {name: total / sums.num_examples for name, total in sums.totals.items()}
         return data_pass.importance(
@@ -152,7 +154,8 @@ class Rows:
         if self._kind == "empirical":
             return per_example_nll(self._likelihood, outputs, batch).unsqueeze(0)
         found = tensors_in(outputs)
-        if any(tensor.isnan().any() for tensor in found):  # no draw can be made, and on a GPU the attempt is fatal
+        # no draw can be made from NaN, and on a GPU the attempt is fatal; a sum is quicker than a look at each
+        if any(tensor.sum().isnan() and tensor.isnan().any() for tensor in found):
             raise NotFiniteError(
                 "fisher: the model's outputs hold NaN, so no labels can be drawn from them. "
                 "Look for NaN in the model's weights or the data, or an overflow under half precision."

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from holdfast.errors import OptionError
 from holdfast.heads.likelihoods import Likelihood, logits_of
+from holdfast.importance.gathering import gathered
 from holdfast.importance.layerwise import Others
 from holdfast.importance.local_mas import local_sums
 from holdfast.importance.measure import DataPass, calibration_likelihood, check_choice
@@ -99,7 +100,14 @@ def mas(
         warnings.warn("mas: others has no effect without local=True: all parameters are measured.", stacklevel=2)
     likelihood = calibration_likelihood(loss, calibrate, where=where)
     data_pass = DataPass(
-        model, data, where=where, num_examples=num_examples, progress=progress, calibration=likelihood, seed=seed
+        model,
+        data,
+        where=where,
+        num_examples=num_examples,
+        progress=progress,
+        calibration=likelihood,
+        seed=seed,
+        check=batched or local,
     )
 
     def scores(outputs: Any) -> Tensor:
@@ -119,7 +127,7 @@ def mas(
                     totals[name] += value
         else:
             sums = MomentSums(model, phi="abs", where=where, chunk_bytes=chunk_bytes)
-            for batch in data_pass:
+            for batch in gathered(data_pass, lambda: sums.room):
                 sums.add(batch.call, scores)
             totals = sums.totals
         return data_pass.importance(

@@ -36,7 +36,8 @@ class Batch:
 class DataPass:
     """One pass over the data, batch by batch. One-shot iterators are good: nothing is read twice.
 
-    The first batch is used to check that the model does not mix its examples (`check_independent`).
+    The first batch is used to check that the model does not mix its examples (`check_independent`), unless `MomentSums`
+    does so.
 
     Args:
         model: in evaluation mode while the pass runs.
@@ -46,6 +47,7 @@ class DataPass:
         progress: whether to show a progress bar.
         calibration: the likelihood in whose nats the importance is to be calibrated; None for no calibration.
         seed: of the perturbations of the calibration.
+        check: whether to check the examples.
 
     Attributes:
         seen: examples so far.
@@ -61,6 +63,7 @@ class DataPass:
         progress: bool = False,
         calibration: Likelihood | None = None,
         seed: int = 0,
+        check: bool = True,
     ) -> None:
         if num_examples is not None and num_examples < 1:
             raise OptionError(f"{where}: num_examples={num_examples}, expected a whole number >= 1, or None for all.")
@@ -72,7 +75,7 @@ class DataPass:
         _check_is_many(data, where)
         self._model, self._data, self._where = model, data, where
         self._limit, self._progress = num_examples, progress
-        self._likelihood, self._seed = calibration, seed
+        self._likelihood, self._seed, self._check = calibration, seed, check
         self._sample: list[Batch] = []
         self.seen = 0
 
@@ -89,7 +92,7 @@ class DataPass:
             content = batch_to(content, device)
             args, kwargs = model_inputs(content)
             batch = Batch(content, Call(args, kwargs, size))
-            if self.seen == 0:
+            if self.seen == 0 and self._check:
                 check_independent(self._model, batch.call, where=self._where)
             if self._likelihood is not None and self.seen < CALIBRATION_EXAMPLES:
                 self._sample.append(batch)

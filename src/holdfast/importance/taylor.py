@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from holdfast.heads.likelihoods import Likelihood, resolve_likelihood
+from holdfast.heads.likelihoods import OWN, Likelihood, resolve_likelihood
 from holdfast.importance.fisher import per_example_nll
+from holdfast.importance.gathering import gathered
 from holdfast.importance.measure import DataPass
 from holdfast.moments.per_example import CHUNK_BYTES
 from holdfast.moments.state import measuring
@@ -58,11 +59,18 @@ def taylor(
     likelihood = resolve_likelihood(loss, where="taylor")
     calibration = likelihood if calibrate else None
     data_pass = DataPass(
-        model, data, where="taylor", num_examples=num_examples, progress=progress, calibration=calibration, seed=seed
+        model,
+        data,
+        where="taylor",
+        num_examples=num_examples,
+        progress=progress,
+        calibration=calibration,
+        seed=seed,
+        check=False,
     )
     with measuring(model):
         sums = MomentSums(model, phi="abs", where="taylor", chunk_bytes=chunk_bytes)
-        for batch in data_pass:
+        for batch in gathered(data_pass, lambda: sums.room if type(likelihood) in OWN else 0):
             sums.add(batch.call, lambda outputs, batch=batch: per_example_nll(likelihood, outputs, batch).unsqueeze(0))
         weights = trainable_parameters(model)
         values = {name: weights[name].detach().abs() * total / sums.num_examples for name, total in sums.totals.items()}

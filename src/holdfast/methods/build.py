@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from torch import nn
 
+from holdfast.methods.agem import AveragedGem
+from holdfast.methods.der import DarkExperienceReplay
+from holdfast.methods.er import ExperienceReplay
 from holdfast.methods.frozen import Frozen
+from holdfast.methods.hat import HardAttention
 from holdfast.methods.holding import Holding
+from holdfast.methods.imm import MomentMatching
 from holdfast.methods.learner import Learner, Setting
+from holdfast.methods.lwf import LearningWithoutForgetting
 from holdfast.methods.options import MethodOptions
 from holdfast.methods.past_data import Cumulative, Joint
 from holdfast.methods.registry import Method
+from holdfast.methods.sfa import SequentialAveraging
 
 
 def build_learner(method: Method, model: nn.Module, *, options: MethodOptions, setting: Setting) -> Learner:
@@ -27,5 +34,19 @@ def build_learner(method: Method, model: nn.Module, *, options: MethodOptions, s
             return Cumulative(model)
         case "joint":
             return Joint(model)
+        case "er":
+            return ExperienceReplay(model, options)
+        case "der":
+            return DarkExperienceReplay(model, options)
+        case "agem":
+            return AveragedGem(model, options)
+        case "lwf":
+            return LearningWithoutForgetting(model, options, setting)
+        case "imm":
+            return MomentMatching(model, options)
+        case "sfa":
+            return SequentialAveraging(model, options, setting)
+        case "hat":
+            return HardAttention(model, options, setting)
         case "ewc" | "wva":
             return Holding(method, model, options)

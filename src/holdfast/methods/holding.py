@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -14,6 +13,7 @@ from holdfast.factored import FactoredImportance
 from holdfast.heads import Categorical
 from holdfast.importance import fisher, kfac, mas, signal, taylor, uniform
 from holdfast.importance.path import SynapticIntelligence
+from holdfast.methods.columns import of_columns
 from holdfast.methods.learner import Learner
 from holdfast.methods.options import MethodOptions, accumulation
 from holdfast.methods.registry import Method
@@ -107,18 +107,7 @@ class Holding(Learner):
 
 
 def _of_columns(importance: Importance, classes: tuple[int, ...] | None) -> Importance:
-    """Zero for the output columns that took no part: heads of other tasks, which this task must not hold.
-
-    For importances that do not pass through the loss. The last layer's weight and bias have a row for each column.
-    """
-    if classes is None:
-        return importance
-    values = dict(importance)
-    for name in list(values)[-2:]:
-        rows = torch.zeros_like(values[name])
-        rows[list(classes)] = values[name][list(classes)]
-        values[name] = rows
-    return Importance(values, importance.info)
+    return Importance(of_columns(importance, classes), importance.info)
 
 
 def _keeper(method: Method, model: nn.Module, options: MethodOptions) -> Keeper:

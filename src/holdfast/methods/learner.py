@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from holdfast.heads.masks import Mask
+from holdfast.heads.masks import Mask, Scenario
 from holdfast.streams import Examples
 from holdfast.training import Losses, task_loss
 
@@ -22,10 +22,12 @@ class Setting:
     Attributes:
         task_classes: the classes of every task, as output columns.
         mask: the output columns that take part in a task's loss; see `holdfast.heads.masks`.
+        scenario: what is to be told at test time.
     """
 
     task_classes: tuple[tuple[int, ...], ...]
     mask: Mask = "all"
+    scenario: Scenario = "domain"
 
     @property
     def num_tasks(self) -> int:
@@ -33,18 +35,38 @@ class Setting:
         return len(self.task_classes)
 
 
+@dataclass(frozen=True)
+class Moment:
+    """Where in the training of a task a step stands.
+
+    Attributes:
+        step: its number in the task, from 0.
+        num_steps: steps of the task.
+        epoch_step: its number in the epoch, from 0.
+        epoch_steps: steps of the epoch.
+    """
+
+    step: int
+    num_steps: int
+    epoch_step: int
+    epoch_steps: int
+
+
 class Learner:
     """The moments of a run in which a method may act. Here nothing is done in any of them: plain fine-tuning.
 
-    The order is: `attach` to each new optimizer; `open_task`; `loss` at every step; `close_task`; `evaluating` around
-    every measurement. What must survive a kill goes through `state` and `load_state`.
+    The order is: `attach` to each new optimizer; `open_task`; `before_step` and `loss` at every step; `close_task`;
+    `evaluating` around every measurement. What must survive a kill goes through `state` and `load_state`. A method that
+    draws at random draws from torch's global state, which every epoch seeds: so a run that goes on draws the same.
 
     Attributes:
         model: what is trained and tested; a method may wrap the model it was given.
         needs_past_data: whether a task is trained on the data of all tasks so far.
+        replays: whether its loss meets examples of earlier tasks: `columns` then has rows for their classes too.
     """
 
     needs_past_data: ClassVar[bool] = False
+    replays: ClassVar[bool] = False
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -59,6 +81,9 @@ class Learner:
             task: its number, from 0.
             examples: what it will be trained on.
         """
+
+    def before_step(self, moment: Moment) -> None:
+        """Get ready for an optimizer step, before its loss."""
 
     def loss(self, inputs: Tensor, targets: Tensor, columns: Tensor | None) -> Losses:
         """The mean loss of a batch of the task at hand, and what the method adds to it; see `train_epoch`."""

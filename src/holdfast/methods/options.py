@@ -7,6 +7,7 @@ from typing import Literal
 
 from holdfast.errors import OptionError
 from holdfast.memory import Accumulate, Decayed, Weighting
+from holdfast.replay import Keep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,17 @@ class MethodOptions:
         signal_bias: importance of biases: mean absolute "output" of the layer, or "activation".
         damping: of SI.
         si_gradient: SI takes the gradient "before" or "after" each step.
+        buffer: er, der, agem: every past example is as likely to be kept ("reservoir"), or every class ("balanced").
+        buffer_size: er, der, agem: how many examples are kept.
+        der_alpha: der: weight of the squared distance to the kept logits.
+        der_beta: der: weight of the loss on kept labels.
+        temperature: lwf: the distilled answers are softened by it.
+        imm: weights of all tasks merged by their "mean", or by their Fisher ("mode").
+        l2_transfer: imm: weight of the squared distance to the weights of the task before.
+        hat_scale: hat: s_max, how hard the gates are at test time.
+        hat_sparsity: hat: c, the price of opening units.
+        sfa_share: sfa: beta, the share of the old weights in the average.
+        sfa_period: sfa: p, weights are averaged after every such part of a task's steps; 1: at its end alone.
     """
 
     seed: int = 0
@@ -46,6 +58,17 @@ class MethodOptions:
     signal_bias: Literal["output", "activation"] = "output"
     damping: float = 0.1
     si_gradient: Literal["before", "after"] = "before"
+    buffer: Keep = "reservoir"
+    buffer_size: int = 500
+    der_alpha: float = 0.5
+    der_beta: float = 1.0
+    temperature: float = 2.0
+    imm: Literal["mean", "mode"] = "mean"
+    l2_transfer: float = 0.0
+    hat_scale: float = 400.0
+    hat_sparsity: float = 0.75
+    sfa_share: float = 0.5
+    sfa_period: float = 0.25
 
 
 def accumulation(text: str) -> Accumulate:

@@ -7,7 +7,9 @@ from typing import Literal
 
 from holdfast.errors import UnknownNameError
 
-MechanismName = Literal["joint", "cumulative", "ewc", "wva", "frozen", "none"]
+MechanismName = Literal[
+    "joint", "cumulative", "er", "der", "agem", "lwf", "ewc", "wva", "imm", "sfa", "hat", "frozen", "none"
+]
 ImportanceName = Literal["fisher", "mas", "si", "signal", "taylor", "kfac", "ones"]
 
 
@@ -62,13 +64,26 @@ _WVA = tuple(
     Method(f"wva-{name}", f"WVA {label}", "wva", name, f"makes weights slow, by {source}")
     for name, label, source in _IMPORTANCES
 )
+_REPLAY = (
+    Method("er", "ER", "er", None, "learns a few kept examples of earlier tasks in every batch"),
+    Method("der", "DER++", "der", None, "learns kept examples together with the answers they once had"),
+    Method("agem", "A-GEM", "agem", None, "turns every gradient that would raise the loss on kept examples"),
+)
+_DISTILLED = (Method("lwf", "LwF", "lwf", None, "is taught its old answers on the inputs of the new task"),)
+_WHOLE_NETWORKS = (
+    Method("imm", "IMM", "imm", None, "merges the networks of all tasks, by mean or by mode"),
+    Method("sfa", "SFA", "sfa", None, "averages the weights with those of the task before, again and again"),
+    Method("hat", "HAT", "hat", None, "opens other hidden units for every task, whose number it must be told"),
+)
 _SIMPLE = (
     Method("l2", "L2", "ewc", "ones", "elastic pull on every weight alike: EWC with all importances one"),
     Method("frozen", "frozen", "frozen", None, "trains the last layer alone after the first task"),
     Method("none", "plain", "none", None, "plain fine-tuning: nothing holds the old tasks (the floor)"),
 )
 
-METHODS: dict[str, Method] = {method.name: method for method in (*_PAST_DATA, *_EWC, *_WVA, *_SIMPLE)}
+_ORDER = (*_PAST_DATA, *_REPLAY, *_DISTILLED, *_EWC, *_WVA, *_WHOLE_NETWORKS, *_SIMPLE)
+
+METHODS: dict[str, Method] = {method.name: method for method in _ORDER}
 """Every method by name, from the ceiling to the floor: tables and pictures have them in this order."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -47,19 +48,37 @@ def check_independent(model: nn.Module, call: Call, *, where: str) -> None:
         raise CoupledExamplesError(
             _message(model, where, "its outputs for the same examples differ from one call to the next")
         )
+    if not is_each_alone(together, alone, rtol=rtol):
+        found = f"its outputs for {few.size} examples together differ from those for each of them alone"
+        raise CoupledExamplesError(_message(model, where, found))
+
+
+def is_each_alone(together: Sequence[Tensor], alone: Sequence[Sequence[Tensor]], *, rtol: float) -> bool:
+    """Whether the outputs for B examples are those of each alone; those without an axis of examples do not count.
+
+    Args:
+        together: outputs for B examples.
+        alone: for each of the examples its outputs.
+        rtol: rounding, relative to the largest value.
+    """
     for place, tensor in enumerate(together):
         parts = [outputs[place] for outputs in alone]
-        comparable = tensor.ndim and len(tensor) == few.size and all(p.shape == (1, *tensor.shape[1:]) for p in parts)
+        one = (1, *tensor.shape[1:])
+        comparable = tensor.ndim and len(tensor) == len(alone) and all(part.shape == one for part in parts)
         if comparable and not equal(tensor, torch.cat(parts), rtol):
-            found = f"its outputs for {few.size} examples together differ from those for each of them alone"
-            raise CoupledExamplesError(_message(model, where, found))
+            return False
+    return True
+
+
+def floats_in(outputs: Any) -> list[Tensor]:
+    """The floating-point tensors in a model's outputs, detached."""
+    return [tensor.detach() for tensor in tensors_in(outputs) if tensor.is_floating_point()]
 
 
 def _outputs(model: nn.Module, call: Call) -> list[Tensor]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="None of the inputs have requires_grad")  # reentrant checkpoints
-        outputs: Any = call(unwrap(model))
-    return [tensor.detach() for tensor in tensors_in(outputs) if tensor.is_floating_point()]
+        return floats_in(call(unwrap(model)))
 
 
 def _message(model: nn.Module, where: str, found: str) -> str:

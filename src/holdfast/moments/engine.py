@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from holdfast.errors import StateError
 from holdfast.moments.calls import Call, tensors_in
 from holdfast.moments.collector import Collector, Proof
+from holdfast.moments.coupling import check_independent, floats_in
 from holdfast.moments.covered import Covering, Signature, Use
 from holdfast.moments.gradients import (
     OutputGradients,
@@ -29,7 +29,7 @@ from holdfast.moments.gradients import (
 from holdfast.moments.intercept import Key, tracked_parameters
 from holdfast.moments.layout import Layout
 from holdfast.moments.shared import overlap
-from holdfast.moments.study import few_examples, find_layouts
+from holdfast.moments.study import few_examples, study
 from holdfast.tensors import trainable_parameters, unwrap
 
 _ROW_BYTES = 2**24
@@ -50,6 +50,9 @@ class Engine:
         chunk_bytes: bound on per-example gradients that must be written out.
         where: the estimator, for messages.
         by_token: whether every position of a use counts as an example of its own, where that makes sense.
+
+    Attributes:
+        bytes_per_example: the most that went through the recognised uses in a study; 0 before the first.
     """
 
     def __init__(self, model: nn.Module, *, phi: Phi, chunk_bytes: int, where: str, by_token: bool = False) -> None:
@@ -61,6 +64,7 @@ class Engine:
         self._tracked = tracked_parameters(model)
         self._layouts: dict[Key, Layout | None] = {}
         self._proofs: dict[Signature, Proof] = {}
+        self.bytes_per_example = 0
         self._by_grad = True  # torch.autograd.grad, unless the model has reentrant checkpoints
 
     def add(self, call: Call, scores: Scores, totals: Mapping[str, Tensor]) -> tuple[OutputGradients, frozenset[str]]:
@@ -81,9 +85,11 @@ class Engine:
         collector = Collector(
             totals, phi=self._phi, size=call.size, chunk_bytes=self._chunk_bytes, tokens=self._by_token
         )
+        if not self._proofs:
+            self._prove(call)
         covering, outputs = self._forward(call, collector)
         if tuple(covering.signature) not in self._proofs or covering.unknown:
-            self._prove(few_examples(call))
+            self._prove(call)
             covering, outputs = self._forward(call, collector)
             if tuple(covering.signature) not in self._proofs:
                 raise RouteDeclinedError("how it uses its parameters depends on the number of examples")
@@ -115,15 +121,31 @@ class Engine:
         with covering:
             return covering, call(unwrap(self._model))
 
-    def _prove(self, few: Call) -> None:
+    def _prove(self, call: Call) -> None:
         """Find the layouts of all uses, and compare what comes out with the ordinary gradient.
+
+        On the way the same forward passes show whether the outputs for an example depend on the others, or on chance;
+        where they seem to, `check_independent` says what it is.
 
         Cost: two forward passes of a few examples; of two examples, two forward and backward passes.
         """
-        self._layouts |= find_layouts(self._model, few)
+        few, again, rtol = few_examples(call), [], tolerance(self._model)
+        try:
+            seen = study(self._model, few, tracked=self._tracked, rtol=rtol)
+        except ValueError:  # what batch norm says to one example alone
+            check_independent(self._model, call, where=self._where)
+            raise
+        self._layouts |= seen.layouts
+        self.bytes_per_example = max(self.bytes_per_example, seen.bytes_per_example)
         few = few.examples(0, 2)
-        scores = partial(random_scores, few.size)
+
+        def scores(outputs: Any) -> Tensor:
+            again.append(floats_in(outputs))
+            return random_scores(few.size, outputs)
+
         expected = gradient(self._model, few, scores)
+        if not seen.independent or not seen.has(again[0], rtol=rtol):
+            check_independent(self._model, call, where=self._where)
         try:
             signature, collector, totals, reached, runs_again = self._signed(few, scores)
         except RuntimeError as error:
@@ -131,7 +153,7 @@ class Engine:
                 raise
             self._by_grad = False
             signature, collector, totals, reached, runs_again = self._signed(few, scores)
-        missed = {*reached, *mismatches({**totals, **reached}, expected, rtol=tolerance(self._model))}
+        missed = {*reached, *mismatches({**totals, **reached}, expected, rtol=rtol)}
         used_more = (name for name, places in collector.met.items() if len(places) > 1)
         shared = frozenset(name for name in used_more if overlap(collector.met[name], totals[name]))
         self._proofs[signature] = Proof(frozenset(missed), shared, runs_again)

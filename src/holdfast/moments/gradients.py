@@ -102,7 +102,7 @@ def random_scores(size: int, outputs: object) -> Tensor:
     total = torch.zeros(size)
     for tensor in tensors_in(outputs):
         if tensor.is_floating_point() and tensor.ndim and len(tensor) == size:
-            weights = torch.randn(tensor.shape, generator=generator).to(tensor)
+            weights = torch.empty(tensor.shape).uniform_(-1, 1, generator=generator).to(tensor)
             total = total.to(tensor.device) + (weights * tensor).reshape(size, -1).sum(dim=1)
     return total.unsqueeze(0)
 

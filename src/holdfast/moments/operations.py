@@ -196,6 +196,41 @@ class Affine:
         return weight.reshape(*weight.shape, *[1] * self.trailing) if self.trailing else weight
 
 
+@dataclass(frozen=True, eq=False)
+class BatchNorm:
+    """(x - mean) / sqrt(variance + eps) * scale + shift, channels on axis 1, by statistics that are given.
+
+    As one operation rather than an `Affine` of what is normalised: on residual networks that saves a sixth of the time.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    eps: float
+    name = "batch norm"
+    same_layout = True
+
+    def forward(self, x: Tensor, *weights: Tensor | None) -> Tensor:
+        """Of x's shape."""
+        return F.batch_norm(x, self.mean, self.variance, *_pair(weights), eps=self.eps)
+
+    def input_gradient(self, g: Tensor, x: Tensor, *weights: Tensor | None) -> Tensor:
+        """G * scale / sqrt(variance + eps)."""
+        scale = (self.variance.to(g.dtype) + self.eps).rsqrt()
+        if weights[0] is not None:
+            scale = scale * weights[0]
+        return (g * self._affine(x)._aligned(scale)).to(x.dtype)
+
+    def contributions(
+        self, g: Tensor, x: Tensor, weights: Weights, wanted: Sequence[bool], layout: Layout, size: int
+    ) -> list[Contribution | None]:
+        """Sums over positions."""
+        normal = F.batch_norm(wide(x), wide(self.mean), wide(self.variance), eps=self.eps) if wanted[0] else x
+        return self._affine(x).contributions(g, normal, weights, wanted, layout, size)
+
+    def _affine(self, x: Tensor) -> Affine:
+        return Affine(trailing=x.ndim - 2)
+
+
 def positions(tensor: Tensor, layout: Layout, size: int) -> Tensor:
     """[B, P, features] in the accumulators' dtype: all axes but the examples' and the last are positions."""
     if tensor.ndim == 2 and layout.order == "alone":

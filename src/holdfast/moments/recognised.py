@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from holdfast.moments.kernels.convolution import Geometry
-from holdfast.moments.operations import Affine, Convolution, Embedding, Linear
+from holdfast.moments.operations import Affine, BatchNorm, Convolution, Embedding, Linear
 
 if TYPE_CHECKING:
     from holdfast.moments.intercept import Interception
@@ -136,10 +136,9 @@ def _batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Any:
-    if training:
+    if training or running_mean is None or running_var is None:
         return NotImplemented
-    normal = F.batch_norm(input, running_mean, running_var, None, None, False, momentum, eps)
-    return seen.use(Affine(input.ndim - 2), normal, weight, bias)
+    return seen.use(BatchNorm(running_mean, running_var, eps), input, weight, bias)
 
 
 def _instance_norm(

@@ -1,17 +1,18 @@
-"""What is found out about a model on a few examples: the layout of every use of a parameter."""
+"""What is found out about a model on a few examples: where these are in every use of a parameter and in the outputs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from holdfast.moments.calls import Call
-from holdfast.moments.gradients import tolerance
-from holdfast.moments.intercept import Interception, Key, Tracked, tracked_parameters
-from holdfast.moments.layout import Layout, find_layout
+from holdfast.moments.coupling import floats_in, is_each_alone
+from holdfast.moments.intercept import Interception, Key, Tracked
+from holdfast.moments.layout import Layout, equal, find_layout
 from holdfast.moments.operations import Operation
 from holdfast.tensors import unwrap
 
@@ -27,42 +28,69 @@ def few_examples(call: Call) -> Call:
     return Call(args, kwargs, 2)
 
 
-def find_layouts(model: nn.Module, few: Call) -> dict[Key, Layout | None]:
-    """For every recognised use of a parameter where the examples are in what goes through it.
+@dataclass(frozen=True)
+class Study:
+    """A few examples seen together and alone.
+
+    Attributes:
+        layouts: for every recognised use of a parameter where the examples are in its output, and in its input where
+            these must agree; None where there is no single place.
+        outputs: floating-point outputs of the model for the examples together.
+        independent: whether they are those of each of the examples alone, as far as these can be compared.
+        bytes_per_example: what goes through the recognised uses.
+    """
+
+    layouts: Mapping[Key, Layout | None]
+    outputs: list[Tensor]
+    independent: bool
+    bytes_per_example: int
+
+    def has(self, again: Sequence[Tensor], *, rtol: float) -> bool:
+        """Whether these, for the first of the examples, are the same outputs."""
+        pairs = [(a, b) for a, b in zip(self.outputs, again) if a.ndim == b.ndim > 0]
+        return all(a[: len(b)].shape != b.shape or equal(a[: len(b)], b, rtol) for a, b in pairs)
+
+
+def study(model: nn.Module, few: Call, *, tracked: Mapping[int, Tracked], rtol: float) -> Study:
+    """Run a few examples together and each of them alone.
 
     Args:
         model: in evaluation mode.
         few: two or more examples.
-
-    Returns:
-        Use -> layout of its output, and of its input where these must agree; None where there is no single one.
+        tracked: the model's parameters, as `tracked_parameters` finds them.
+        rtol: rounding, relative to the largest value.
 
     Cost: one forward pass of these examples, and one of each of them.
     """
-    together = _recorded(model, few)
-    alone = [_recorded(model, few.examples(b, b + 1)) for b in range(few.size)]
-    rtol = tolerance(model)
+    together, outputs = _recorded(model, few, tracked)
+    records, singles = zip(*(_recorded(model, few.examples(b, b + 1), tracked) for b in range(few.size)))
     layouts: dict[Key, Layout | None] = {}
     for key, uses in together.items():
         found: set[Layout | None] = set()
-        if all(len(record.get(key, ())) == len(uses) for record in alone):
+        if all(len(record.get(key, ())) == len(uses) for record in records):
             for number, (x, out, same) in enumerate(uses):
-                layout = find_layout(out, [record[key][number][1] for record in alone], rtol=rtol)
+                layout = find_layout(out, [record[key][number][1] for record in records], rtol=rtol)
                 if same and layout is not None:
-                    inner = find_layout(x, [record[key][number][0] for record in alone], rtol=rtol)
+                    inner = find_layout(x, [record[key][number][0] for record in records], rtol=rtol)
                     layout = layout if inner == layout else None
                 found.add(layout)
         layouts[key] = found.pop() if len(found) == 1 else None
-    return layouts
+    num_bytes = sum(x.nbytes + out.nbytes for uses in together.values() for x, out, _ in uses)
+    return Study(
+        layouts,
+        outputs,
+        independent=is_each_alone(outputs, singles, rtol=rtol),
+        bytes_per_example=num_bytes // few.size,
+    )
 
 
 Record = dict[Key, list[tuple[Tensor, Tensor, bool]]]
 
 
-def _recorded(model: nn.Module, call: Call) -> Record:
-    with _Recorder(tracked_parameters(model)) as recorder:
-        call(unwrap(model))
-    return recorder.uses
+def _recorded(model: nn.Module, call: Call, tracked: Mapping[int, Tracked]) -> tuple[Record, list[Tensor]]:
+    with _Recorder(tracked) as recorder:
+        outputs = call(unwrap(model))
+    return recorder.uses, floats_in(outputs)
 
 
 class _Recorder(Interception):

@@ -28,6 +28,9 @@ from holdfast.moments.oracle import oracle_sums
 from holdfast.moments.per_example import CHUNK_BYTES, per_example_sums
 from holdfast.tensors import unwrap
 
+_TOGETHER_BYTES = 2**23
+"""Examples go together as long as their activations stay in the processor's cache, and cost no memory to speak of."""
+
 Route = Callable[..., dict[str, Tensor]]
 Per = Literal["sequence", "token"]
 
@@ -42,7 +45,8 @@ class MomentSums:
     never silently wrong.
 
     Args:
-        model: in evaluation mode (see `measuring`); its outputs for an example must not depend on the others.
+        model: in evaluation mode (see `measuring`); its outputs for an example must not depend on the others, which is
+            checked on the first batch.
         phi: "square" or "abs".
         where: the estimator, for messages.
         chunk_bytes: bound on the memory of per-example gradients.
@@ -73,6 +77,13 @@ class MomentSums:
         route = self._fallbacks[0]
         return route.func.__name__ if isinstance(route, partial) else route.__name__
 
+    @property
+    def room(self) -> int:
+        """How many examples go together well; 0 where nothing is known, or gained."""
+        if self._engine is None or self.missed or not self._engine.bytes_per_example:
+            return 0
+        return _TOGETHER_BYTES // self._engine.bytes_per_example
+
     def add(self, call: Call, scores: Scores) -> None:
         """Add a batch.
 
@@ -83,6 +94,7 @@ class MomentSums:
         Raises:
             LossShapeError: the scores are not [K, B].
             NotFiniteError: a score is NaN or infinite.
+            CoupledExamplesError: the outputs for an example depend on the others, or on chance.
         """
         checked = partial(_checked, scores, call.size, self._where)
         at_outputs = None

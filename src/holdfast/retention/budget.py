@@ -7,34 +7,11 @@ strength, so that only mu is to be found.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-from torch import Tensor
-
-from holdfast.retention.force import LARGEST, relative_force
-from holdfast.retention.plan import Part
-from holdfast.tensors import sum_of
+from holdfast.retention.force import LARGEST
 
 Rise = Callable[[float], tuple[float, float]]
-
-
-def quadratic_rise(
-    parts: Sequence[Part], multiplier: float, *, metric: Callable[[Part], float | list[Tensor]]
-) -> tuple[float, float]:
-    """1/2 sum Omega d^2 after a pull with `multiplier`, and its derivative by it; nats, and nats per unit of it.
-
-    Cost: one pass over the weights of `parts`.
-    """
-    rises, slopes = [], []
-    for part in parts:
-        unit = relative_force(part.importance, 1.0, metric=metric(part))  # Omega / M
-        for weight, anchor, importance, k in zip(part.weights, part.anchors, part.importance, unit, strict=True):
-            terms = importance * (weight - anchor).float().square()
-            shrink = 1 + multiplier * k
-            terms /= shrink.square()
-            rises.append(terms.sum())
-            slopes.append((terms * k / shrink).sum())
-    return 0.5 * sum_of(rises), -sum_of(slopes)
 
 
 def solve_multiplier(rise: Rise, budget: float, *, start: float = 0.0, tolerance: float = 1e-3) -> float:
@@ -52,17 +29,12 @@ def solve_multiplier(rise: Rise, budget: float, *, start: float = 0.0, tolerance
     Returns:
         0 where the rise is within the budget already.
     """
-    now, slope = rise(0.0)
-    if now <= budget:
-        return 0.0
     if budget <= 0:
-        return LARGEST
+        return LARGEST if rise(0.0)[0] > budget else 0.0
     target = budget * (1 - tolerance)
-    multiplier = 0.0
-    if start > 0:
-        multiplier, (now, slope) = start, rise(start)
+    multiplier, (now, slope) = start, rise(start)
     for _ in range(60):
-        if budget * (1 - 2 * tolerance) <= now <= budget:
+        if now <= budget and (multiplier == 0 or now >= budget * (1 - 2 * tolerance)):
             return multiplier
         # a start far too large sees no slope: begin again at zero
         step = 2 * now * ((now / target) ** 0.5 - 1) / -slope if slope else -multiplier

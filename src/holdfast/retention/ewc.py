@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Literal, Self
 from weakref import WeakKeyDictionary
 
@@ -17,13 +17,15 @@ from holdfast.errors import OptionError, StateError
 from holdfast.factored import FactoredImportance, layer_matrix
 from holdfast.memory import Accumulate, HeldLayer, Weighting
 from holdfast.records import Importance
-from holdfast.retention.budget import quadratic_rise, solve_multiplier
+from holdfast.retention.budget import solve_multiplier
 from holdfast.retention.files import accumulate_to_json
-from holdfast.retention.force import pull_, pull_shares
+from holdfast.retention.force import pull_shares
 from holdfast.retention.keeper import Keeper, NewParameters
 from holdfast.retention.kronecker import layer_pull
-from holdfast.retention.plan import LayerPart, Part, Plan, apart_message
-from holdfast.steps import UserMetric, step_metric, update_rule
+from holdfast.retention.meter import Meter
+from holdfast.retention.parts import Block
+from holdfast.retention.plan import LayerPart, Plan, apart_message
+from holdfast.steps import UserMetric, metric_values, step_metrics, update_rule
 from holdfast.tensors import all_parameters, sum_of, wide_dtype
 
 Pull = Literal["implicit", "gradient", "penalty"]
@@ -218,19 +220,16 @@ class EWC(Keeper):
             return
         if (self._num_steps + 1) % self.every:
             return
-        parts = list(plan.parts(optimizer, self.held))
-        strength = self._budget_multiplier(optimizer, parts) if self.budget is not None else self.strength
+        strength = self._budget_multiplier(optimizer, plan) if self.budget is not None else self.strength
         assert strength is not None
         strength *= self.every
-        for part in parts:
-            weights = part.weights
-            moved = self._increments(optimizer, part) if self._meter is not None else []
-            before = [weight.clone() for weight in weights] if self._meter is not None else []
-            metric = self._metric(optimizer, part)
-            shares = pull_shares(part.importance, strength, metric=metric, largest=self.held.largest)
-            pull_(weights, part.anchors, shares)
-            if self._meter is not None:
-                self._meter.add(moved, torch._foreach_sub(weights, before), shares, part.importance)
+        if strength == 0 and self._meter is None:
+            return
+        for block in self._blocks(optimizer, plan):
+            if self._meter is None:
+                self._route.pull(block, strength, largest=self.held.largest)
+            else:
+                self._pull_measured(block, strength, meter=self._meter)
         for part in plan.layers(optimizer, self.held) if strength > 0 else ():
             if part.stepped(where=self.mechanism):
                 self._hold_layer(optimizer, part, strength)
@@ -254,7 +253,7 @@ class EWC(Keeper):
     def _layer_metric(self, optimizer: Optimizer, part: LayerPart) -> float | Tensor:
         """One number, or a tensor [out, n] >= 0."""
         found = [
-            step_metric(optimizer, group, [parameter], user_metric=self.metric)
+            metric_values(step_metrics(optimizer, group, [parameter], user_metric=self.metric), [parameter])
             for group, parameter in zip(part.groups, part.parameters, strict=True)
         ]
         numbers = [metric for metric in found if not isinstance(metric, list)]
@@ -273,19 +272,36 @@ class EWC(Keeper):
             return False
         return (self._num_steps // self.every) % max(1, self.log_every // self.every) == 0
 
-    def _metric(self, optimizer: Optimizer, part: Part) -> float | list[Tensor]:
-        return step_metric(optimizer, part.group, part.parameters, user_metric=self.metric)
+    def _blocks(self, optimizer: Optimizer, plan: Plan) -> Iterator[Block]:
+        """Every protected weight that this step moved, with its metric."""
+        for part in plan.parts(optimizer, self.held):
+            metrics = step_metrics(optimizer, part.group, part.parameters, user_metric=self.metric)
+            moved = self._increments(optimizer, part) if self._meter is not None else []
+            yield from part.blocks(metrics=metrics, increments=moved)
 
-    def _budget_multiplier(self, optimizer: Optimizer, parts: list[Part]) -> float:
+    def _pull_measured(self, block: Block, strength: float, *, meter: Meter) -> None:
+        moved, before = block.moved(), [weight.clone() for weight in block.weights]
+        self._route.pull(block, strength, largest=self.held.largest)
+        shares = pull_shares(block.importance, strength, metric=block.metric(), largest=self.held.largest)
+        meter.add(moved, torch._foreach_sub(block.weights, before), shares, block.importance)
+
+    def _budget_multiplier(self, optimizer: Optimizer, plan: Plan) -> float:
         assert self.budget is not None
-        moved = {id(parameter) for part in parts for parameter in part.parameters}
+        largest = self.held.largest
+        moved = {id(parameter) for part in plan.parts(optimizer, self.held) for parameter in part.parameters}
         resting = [name for name, p in all_parameters(self.model).items() if id(p) not in moved]
         unmoved = self._quadratic({n: self.held.importance[n] for n in resting if n in self.held.importance})
         limit = max(0.0, self.budget + self.held.start - unmoved)
 
         def rise(multiplier: float) -> tuple[float, float]:
-            return quadratic_rise(parts, multiplier, metric=lambda part: self._metric(optimizer, part))
+            found = [self._route.rise(b, multiplier, largest=largest) for b in self._blocks(optimizer, plan)]
+            values, slopes = ([term for pair in found for term in pair[i]] for i in (0, 1))
+            return 0.5 * sum_of(values), -sum_of(slopes)
 
+        if self._multiplier == 0:  # mostly within the budget, and that is sooner seen without a metric
+            held = (block for part in plan.parts(optimizer, self.held) for block in part.blocks())
+            if 0.5 * sum_of(term for block in held for term in self._route.distance(block)) <= limit:
+                return 0.0
         self._multiplier = solve_multiplier(rise, limit, start=self._multiplier)
         return self._multiplier
 

@@ -1,7 +1,8 @@
 """The one formula that EWC and WVA share: a step is cut back toward an anchor by w = a/(1 + a).
 
 EWC's anchor is where the weights stood when the old task was closed; WVA's is where they stood before the
-step. Both work on lists of tensors, chunk by chunk, in place.
+step. Both work on lists of tensors, in place. Here every number is allowed; `in_place` and `fused` are the same for the
+common case in fewer passes, and are tested against this.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def pull_shares(
     Args:
         importance: Omega, float32 tensors >= 0.
         strength: lambda >= 0; infinity pins every weight with a positive importance.
-        metric: M > 0, one number, or a new tensor for each, which is overwritten.
+        metric: M > 0, one number, or a tensor for each.
         largest: a bound on the entries of `importance`.
     """
     if isinstance(metric, float | int):
@@ -67,8 +68,7 @@ def pull_shares(
     if strength == math.inf or strength * largest > LARGEST:
         return relative_share(relative_force(importance, strength, metric=metric))
     shares = list(torch._foreach_mul(importance, strength))
-    torch._foreach_add_(metric, shares)
-    torch._foreach_div_(shares, metric)
+    torch._foreach_div_(shares, torch._foreach_add(shares, metric))
     return shares
 
 
@@ -84,6 +84,28 @@ def pull_(weights: Sequence[Tensor], anchors: Sequence[Tensor], shares: list[Ten
         for weight, anchor, share in zip(weights, anchors, shares, strict=True):
             wide = wide_dtype(weight)
             weight.copy_(torch.lerp(weight.to(wide), anchor.to(wide), share.to(wide)))
+
+
+def rise(
+    weights: Sequence[Tensor],
+    anchors: Sequence[Tensor],
+    importance: list[Tensor],
+    strength: float,
+    *,
+    metric: float | list[Tensor],
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Sum Omega d^2 of each tensor, d = (theta' - anchor)/(1 + a), and sum Omega d^2 k/(1 + a), where a = strength * k.
+
+    The derivative of the first by the strength is -2 times the second.
+    """
+    rises, slopes = [], []
+    forces = relative_force(importance, 1.0, metric=metric)
+    for weight, anchor, value, k in zip(weights, anchors, importance, forces, strict=True):
+        shrink = 1 + strength * k
+        terms = value * ((weight - anchor).float() / shrink).square()
+        rises.append(terms.sum())
+        slopes.append((terms * k / shrink).sum())
+    return rises, slopes
 
 
 def attenuate_(weights: Sequence[Tensor], increments: Sequence[Tensor], shares: Sequence[Tensor]) -> None:

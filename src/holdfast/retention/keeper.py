@@ -12,7 +12,7 @@ import math
 import os
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -24,10 +24,13 @@ from holdfast.factored import FactoredImportance, check_factored_names, shapes_o
 from holdfast.memory import Accumulate, Decayed, Retained, Weighting, retain
 from holdfast.records import Importance, ImportanceInfo, check_names
 from holdfast.retention import files
-from holdfast.retention.plan import Part, Plan, check_covered, check_held_shapes, check_same_kind
+from holdfast.retention.meter import Meter
+from holdfast.retention.parts import Part
+from holdfast.retention.plan import Plan, check_covered, check_held_shapes, check_same_kind
 from holdfast.retention.report import Report
-from holdfast.steps import StepHooks, bare_optimizer, can_recompute, increments
-from holdfast.tensors import all_parameters, sum_of, trainable_parameters, unwrap, wide_dtype
+from holdfast.retention.route import Route
+from holdfast.steps import Increment, Kept, StepHooks, bare_optimizer, can_recompute, step_increments
+from holdfast.tensors import all_parameters, sum_of, trainable_parameters, unwrap
 
 logger = logging.getLogger("holdfast")
 
@@ -79,7 +82,8 @@ class Keeper(ABC):
         self._pulls: dict[
             str, Tensor
         ] = {}  # of the last step, by weight of a factored layer: where the next one starts
-        self._meter: _Meter | None = None
+        self._route = Route()
+        self._meter: Meter | None = None
         self._pinned: float | None = None
         self._pull_ratio: float | None = None
 
@@ -326,7 +330,7 @@ class Keeper(ABC):
         if self.held.num_tasks == 0:
             return
         measured = self._measures()
-        self._meter = _Meter() if measured else None
+        self._meter = Meter() if measured else None
         parts = plan.all_parts(optimizer, self.held)
         if measured or self._needs_increments():
             self._snapshots = {
@@ -352,17 +356,11 @@ class Keeper(ABC):
             if logger.isEnabledFor(logging.INFO):
                 logger.info("%s", self.report())
 
-    def _increments(self, optimizer: Optimizer, part: Part) -> list[Tensor]:
-        """What the optimizer's own step added; asked before anything else changes the weights."""
-        if not self._snapshots:
-            return increments(optimizer, part.group, part.parameters)
-        # half precision in float32, where the difference is exact
-        return [
-            parameter.detach().to(wide_dtype(parameter)) - self._snapshots[parameter].to(wide_dtype(parameter))
-            if parameter in self._snapshots
-            else increments(optimizer, part.group, [parameter])[0]
-            for parameter in part.parameters
-        ]
+    def _increments(self, optimizer: Optimizer, part: Part) -> list[Increment | Kept]:
+        """What the optimizer's own step added, to be computed before anything else changes the weights."""
+        known = [parameter for parameter in part.parameters if parameter not in self._snapshots]
+        described = iter(step_increments(optimizer, part.group, known) if known else ())
+        return [Kept(self._snapshots[p]) if p in self._snapshots else next(described) for p in part.parameters]
 
     def _check_strength(self, strength: object) -> None:
         holds = isinstance(strength, int | float) and strength >= 0
@@ -374,31 +372,3 @@ class Keeper(ABC):
 
     def _warn(self, text: str) -> None:
         warnings.warn(f"{self.mechanism}: {text}", stacklevel=4)  # the line that attaches
-
-
-class _Meter:
-    """Sums up one measured step: how long the task's step was, how long the pull, how many weights it pinned."""
-
-    def __init__(self) -> None:
-        self._steps: list[Tensor] = []
-        self._pulls: list[Tensor] = []
-        self._pinned: list[Tensor] = []
-        self._protected: list[Tensor] = []
-
-    def add(
-        self,
-        increments: Sequence[Tensor],
-        pulls: Sequence[Tensor],
-        shares: Sequence[Tensor],
-        importance: Sequence[Tensor],
-    ) -> None:
-        self._steps += [increment.float().square().sum() for increment in increments]
-        self._pulls += [pull.float().square().sum() for pull in pulls]
-        self._pinned += [(share > 0.5).sum() for share in shares]
-        self._protected += [(value > 0).sum() for value in importance]
-
-    def read(self) -> tuple[float | None, float | None]:
-        """The pinned share of the protected weights, and |pull| / |task step|."""
-        protected, step = sum_of(self._protected), math.sqrt(sum_of(self._steps))
-        pinned = sum_of(self._pinned) / protected if protected else None
-        return pinned, (math.sqrt(sum_of(self._pulls)) / step if step else None)

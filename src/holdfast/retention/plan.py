@@ -1,4 +1,4 @@
-"""Which of an optimizer's weights a keeper holds, in chunks that one foreach call can treat."""
+"""Which of an optimizer's weights a keeper holds."""
 
 from __future__ import annotations
 
@@ -13,37 +13,8 @@ from holdfast.errors import OptionError, ParameterMismatchError, StateError
 from holdfast.factored import layer_matrix, shapes_of
 from holdfast.memory import HeldLayer, Retained
 from holdfast.records import check_shapes
+from holdfast.retention.parts import Part
 from holdfast.tensors import chunks, trainable_parameters, wide_dtype
-
-
-@dataclass(frozen=True)
-class Part:
-    """Protected parameters of one parameter group, on one device and of one dtype, at most 64 MB or one tensor."""
-
-    group: Mapping[str, Any]
-    parameters: list[nn.Parameter]
-    importance: list[Tensor]
-    anchors: list[Tensor]
-
-    @property
-    def weights(self) -> list[Tensor]:
-        """The live weights, outside autograd."""
-        return [parameter.detach() for parameter in self.parameters]
-
-    @property
-    def gradients(self) -> list[Tensor]:
-        """The live gradients; only of a part that the step moves."""
-        return [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-
-    def stepped(self) -> Part | None:
-        """The part of it that the optimizer moves in this step: parameters with a gradient."""
-        if all(parameter.grad is not None for parameter in self.parameters):
-            return self
-        kept = [i for i, parameter in enumerate(self.parameters) if parameter.grad is not None]
-        if not kept:
-            return None
-        anchors = [self.anchors[i] for i in kept] if self.anchors else []
-        return Part(self.group, [self.parameters[i] for i in kept], [self.importance[i] for i in kept], anchors)
 
 
 @dataclass(frozen=True)
@@ -120,7 +91,7 @@ class Plan:
     def all_parts(self, optimizer: Optimizer, held: Retained) -> list[Part]:
         """All parts, moved by this step or not."""
         key = [
-            (id(group), [(id(p), p.device, p.dtype, p.requires_grad) for p in group["params"]])
+            (id(group), [(id(p), p.data_ptr(), p.device, p.dtype, p.requires_grad) for p in group["params"]])
             for group in optimizer.param_groups
         ]
         if held is not self._held or key != self._key:

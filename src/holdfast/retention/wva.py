@@ -12,7 +12,7 @@ from holdfast.errors import OptionError, ParameterMismatchError
 from holdfast.memory import Accumulate, Weighting
 from holdfast.records import check_shapes
 from holdfast.retention.files import accumulate_to_json
-from holdfast.retention.force import Attenuation, attenuate_, relative_force, relative_share
+from holdfast.retention.force import Attenuation, relative_force, relative_share
 from holdfast.retention.keeper import Keeper, NewParameters
 from holdfast.retention.plan import Plan
 from holdfast.steps import update_rule
@@ -134,12 +134,13 @@ class WVA(Keeper):
     def _hold(self, optimizer: Optimizer, plan: Plan) -> None:
         if self.on == "gradients":
             return
+        assert self.strength is not None
         for part in plan.parts(optimizer, self.held):
-            moved = self._increments(optimizer, part)
-            shares = self._shares(part.importance)
-            attenuate_(part.weights, moved, shares)
-            if self._meter is not None:
-                self._meter.add(moved, torch._foreach_mul(moved, shares), shares, part.importance)
+            for block in part.blocks(increments=self._increments(optimizer, part)):
+                if self._meter is not None:
+                    moved, shares = block.moved(), self._shares(block.importance)
+                    self._meter.add(moved, torch._foreach_mul(moved, shares), shares, block.importance)
+                self._route.attenuate(block, self.strength, attenuation=self.attenuation, largest=self.held.largest)
 
     def _shares(self, importance: list[Tensor]) -> list[Tensor]:
         assert self.strength is not None

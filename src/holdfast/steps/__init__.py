@@ -1,7 +1,20 @@
 """What an optimizer's step does: when it happens, its metric, and what it added to each weight."""
 
 from holdfast.steps.hooks import StepHooks, bare_optimizer
-from holdfast.steps.increments import can_recompute, increments
-from holdfast.steps.metric import UserMetric, step_metric, update_rule
+from holdfast.steps.increments import Increment, Kept, can_recompute, step_increments
+from holdfast.steps.metric import Metric, RootMetric, UserMetric, metric_values, step_metrics, update_rule
 
-__all__ = ["StepHooks", "UserMetric", "bare_optimizer", "can_recompute", "increments", "step_metric", "update_rule"]
+__all__ = [
+    "Increment",
+    "Kept",
+    "Metric",
+    "RootMetric",
+    "StepHooks",
+    "UserMetric",
+    "bare_optimizer",
+    "can_recompute",
+    "metric_values",
+    "step_increments",
+    "step_metrics",
+    "update_rule",
+]

@@ -7,18 +7,21 @@ elsewhere keeps the copy.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import repeat
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from holdfast.steps.metric import adam_metric, num_steps, update_rule
+from holdfast.steps.metric import RootMetric, adam_metrics, num_steps, update_rule
+from holdfast.tensors import wide_dtype
 
 
 def can_recompute(optimizer: Optimizer, group: Mapping[str, Any], parameter: nn.Parameter) -> bool:
-    """Whether `increments` will know what the coming step adds to `parameter`. Asked before the step.
+    """Whether `step_increments` will know what the coming step adds to `parameter`. Asked before the step.
 
     Not for half precision (rounding hides the increment), sparse gradients, unknown optimizers, and where the
     step overwrites the gradient it needs: Nesterov's foreach form, fused SGD under a gradient scaler.
@@ -43,41 +46,91 @@ def can_recompute(optimizer: Optimizer, group: Mapping[str, Any], parameter: nn.
             return False
 
 
-def increments(optimizer: Optimizer, group: Mapping[str, Any], parameters: Sequence[nn.Parameter]) -> list[Tensor]:
-    """The increments theta' - theta of the step just taken, for parameters of one group for which `can_recompute` held.
+@dataclass(frozen=True)
+class Increment:
+    """What a step added to one weight, described by what the optimizer left behind and not yet computed.
 
-    Returns:
-        One new tensor a parameter, in its dtype.
+        theta' - theta = rate / (1 - decay) * (direction - decay / rate * theta')
+        direction      = (first + share * buffer) [/ M]
+
+    Attributes:
+        first: the gradient, the momentum buffer or the first moment, of the weight's shape or a piece of it.
+        rate: the learning rate with its sign and bias correction; zero where nothing moved.
+        buffer: Nesterov's momentum buffer, None without.
+        share: the momentum it is taken with.
+        metric: Adam's denominator over lr, None under SGD.
+        decay: the share of the weight that weight decay took, 0 <= decay < 1.
     """
+
+    first: Tensor
+    rate: float
+    buffer: Tensor | None = None
+    share: float = 0.0
+    metric: RootMetric | None = None
+    decay: float = 0.0
+
+    def value(self, weight: Tensor) -> Tensor:
+        """The increment, a new tensor in the dtype of `first`; `weight` is theta'."""
+        if self.rate == 0:
+            return torch.zeros_like(self.first)
+        direction = self.first if self.buffer is None else self.first + self.share * self.buffer
+        if self.metric is not None:
+            direction = direction / self.metric.value()
+        if self.decay:
+            direction = direction - self.decay / self.rate * weight
+        return self.rate / (1 - self.decay) * direction
+
+    def pieces(self, size: int) -> Iterator[Increment]:
+        """Of successive pieces of the flat weight."""
+        buffers = repeat(None) if self.buffer is None else self.buffer.reshape(-1).split(size)
+        metrics = repeat(None) if self.metric is None else self.metric.pieces(size)
+        for first, buffer, metric in zip(self.first.reshape(-1).split(size), buffers, metrics):
+            yield Increment(first, self.rate, buffer, self.share, metric, self.decay)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The increment since a copy of one weight was kept, for steps that `Increment` cannot describe."""
+
+    before: Tensor
+
+    def value(self, weight: Tensor) -> Tensor:
+        """Theta' - theta in float32 or wider, where the difference of half precision is exact."""
+        wide = wide_dtype(weight)
+        return weight.to(wide) - self.before.to(wide)
+
+    def pieces(self, size: int) -> Iterator[Kept]:
+        """Of successive pieces of the flat weight."""
+        return map(Kept, self.before.reshape(-1).split(size))
+
+
+def step_increments(
+    optimizer: Optimizer, group: Mapping[str, Any], parameters: Sequence[nn.Parameter]
+) -> list[Increment]:
+    """What the step just taken added to parameters of one group for which `can_recompute` held."""
     lr, decay = float(group["lr"]), float(group["weight_decay"])
     states = [optimizer.state.get(p, {}) for p in parameters]  # a plain [] would add to the state
-    weights = [p.detach() for p in parameters]
     if update_rule(optimizer) == "adam":
-        moved = _adam_increments(group, states)
-        decay = decay if group.get("decoupled_weight_decay") else 0.0
-        return _with_decay(moved, weights, lr * decay)
-    buffers = [state["momentum_buffer"] for state in states] if group["momentum"] else []
-    if buffers and not group["nesterov"]:
-        return list(torch._foreach_mul(buffers, -lr))
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    moved = list(torch._foreach_mul(gradients, lr if group["maximize"] else -lr))
-    if group["nesterov"]:
-        torch._foreach_add_(moved, buffers, alpha=-lr * group["momentum"])
-    return _with_decay(moved, weights, lr * decay)
+        decay = lr * decay if group.get("decoupled_weight_decay") else 0.0
+        return _adam_increments(group, states, lr=lr, decay=decay)
+    if group["momentum"] and not group["nesterov"]:
+        return [Increment(state["momentum_buffer"], -lr) for state in states]
+    found = []
+    for parameter, state in zip(parameters, states, strict=True):
+        assert parameter.grad is not None
+        sign = 1 if group["maximize"] else -1
+        buffer, share = state["momentum_buffer"] if group["nesterov"] else None, -sign * group["momentum"]
+        found.append(Increment(parameter.grad, sign * lr, buffer=buffer, share=share, decay=lr * decay))
+    return found
 
 
-def _adam_increments(group: Mapping[str, Any], states: Sequence[Mapping[str, Any]]) -> list[Tensor]:
-    if float(group["lr"]) == 0:
-        return [torch.zeros_like(state["exp_avg"]) for state in states]
-    beta1 = float(group["betas"][0])
-    moved = torch._foreach_div([state["exp_avg"] for state in states], adam_metric(group, states))
-    torch._foreach_div_(moved, [-(1 - beta1**step) for step in num_steps(states)])
-    return list(moved)
-
-
-def _with_decay(moved: list[Tensor], weights: Sequence[Tensor], rate: float) -> list[Tensor]:
-    """The whole increment where theta' = (1 - rate) theta + moved: (moved - rate theta') / (1 - rate)."""
-    if rate:
-        torch._foreach_add_(moved, list(weights), alpha=-rate)
-        torch._foreach_div_(moved, 1 - rate)
-    return moved
+def _adam_increments(
+    group: Mapping[str, Any], states: Sequence[Mapping[str, Any]], *, lr: float, decay: float
+) -> list[Increment]:
+    if lr == 0:
+        return [Increment(state["exp_avg"], 0.0) for state in states]
+    beta1, metrics = float(group["betas"][0]), adam_metrics(group, states)
+    return [
+        Increment(state["exp_avg"], -1 / (1 - beta1**step), metric=metric, decay=decay)
+        for state, step, metric in zip(states, num_steps(states), metrics, strict=True)
+    ]

@@ -14,7 +14,8 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -26,6 +27,33 @@ from holdfast.tensors import wide_dtype
 UpdateRule = Literal["sgd", "adam", "other"]
 UserMetric = Callable[[Mapping[str, Any], nn.Parameter, Mapping[str, Any]], "float | Tensor"]
 """Maps (parameter group, parameter, optimizer state of the parameter) to its metric: a number or a tensor > 0."""
+
+
+@dataclass(frozen=True)
+class RootMetric:
+    """Adam's metric M = slope * sqrt(second) + offset of one parameter, described and not yet computed.
+
+    Attributes:
+        second: the second moment v (its maximum under amsgrad), of the weight's shape or a piece of it.
+        slope: 1 / (lr * sqrt(1 - beta2^step)).
+        offset: eps / lr.
+    """
+
+    second: Tensor
+    slope: float
+    offset: float
+
+    def value(self) -> Tensor:
+        """M, a new tensor, float32 or wider."""
+        return _wide(self.second).sqrt().mul_(self.slope).add_(self.offset)
+
+    def pieces(self, size: int) -> Iterator[RootMetric]:
+        """Of successive pieces of the flat weight."""
+        return (RootMetric(second, self.slope, self.offset) for second in self.second.reshape(-1).split(size))
+
+
+Metric = float | Tensor | RootMetric
+"""Of one parameter: a number, a tensor of its shape, or Adam's, still to be computed."""
 
 
 def update_rule(optimizer: Optimizer) -> UpdateRule:
@@ -43,35 +71,56 @@ def _update_rule_of(kind: type[Optimizer]) -> UpdateRule:
     return "other"
 
 
-def step_metric(
+def step_metrics(
     optimizer: Optimizer,
     group: Mapping[str, Any],
     parameters: Sequence[nn.Parameter],
     *,
     user_metric: UserMetric | None = None,
-) -> float | list[Tensor]:
-    """The metric of the step just taken, for parameters of one group.
+) -> list[Metric]:
+    """The metric of the step just taken, for each of some parameters of one group.
 
     Returns:
-        One number for all (infinite where the learning rate is zero), or one new tensor a parameter.
+        Numbers are infinite where the learning rate is zero.
     """
     if user_metric is not None:
-        return [
-            torch.as_tensor(user_metric(group, p, optimizer.state.get(p, {})), dtype=wide_dtype(p), device=p.device)
-            .expand_as(p)
-            .clone()
-            for p in parameters
-        ]
+        return [_given(user_metric(group, p, optimizer.state.get(p, {})), p) for p in parameters]
     lr = float(group["lr"]) if "lr" in group else 1.0
     if lr == 0:
-        return math.inf
+        return [math.inf] * len(parameters)
     match update_rule(optimizer):
-        case "sgd":
-            return 1 / lr if not group["momentum"] else _momentum_metric(lr, group["momentum"], group["dampening"])
+        case "sgd" if group["momentum"]:
+            return [_momentum_metric(lr, group["momentum"], group["dampening"])] * len(parameters)
         case "adam":
-            return adam_metric(group, [optimizer.state[p] for p in parameters])
+            return list(adam_metrics(group, [optimizer.state[p] for p in parameters]))
         case _:
-            return 1 / lr
+            return [1 / lr] * len(parameters)
+
+
+def metric_values(metrics: Sequence[Metric], weights: Sequence[Tensor]) -> float | list[Tensor]:
+    """The metrics computed: one number where it is the same for all, else a tensor for each, float32 or wider."""
+    first = metrics[0]
+    if isinstance(first, float) and all(isinstance(metric, float) and metric == first for metric in metrics):
+        return first
+    described = [metric for metric in metrics if isinstance(metric, RootMetric)]
+    if len(described) == len(metrics):
+        roots = torch._foreach_sqrt([_wide(metric.second) for metric in described])  # as `value`, in fewer calls
+        torch._foreach_mul_(roots, [metric.slope for metric in described])
+        torch._foreach_add_(roots, [metric.offset for metric in described])
+        return list(roots)
+    return [_spread(metric, weight) for metric, weight in zip(metrics, weights, strict=True)]
+
+
+def _spread(metric: Metric, weight: Tensor) -> Tensor:
+    if isinstance(metric, RootMetric):
+        return metric.value()
+    return metric if isinstance(metric, Tensor) else torch.full_like(weight, metric, dtype=wide_dtype(weight))
+
+
+def _given(metric: float | Tensor, parameter: nn.Parameter) -> Metric:
+    if isinstance(metric, Tensor):
+        return metric.detach().to(parameter.device, wide_dtype(parameter)).expand_as(parameter)
+    return float(metric)
 
 
 def _momentum_metric(lr: float, momentum: float, dampening: float) -> float:
@@ -80,15 +129,14 @@ def _momentum_metric(lr: float, momentum: float, dampening: float) -> float:
     return max(1 - momentum, 1e-6) / (lr * (1 - dampening))  # momentum of 1 never settles
 
 
-def adam_metric(group: Mapping[str, Any], states: Sequence[Mapping[str, Any]]) -> list[Tensor]:
-    """(sqrt(v_hat) + eps) / lr, from Adam's state after the step; float32 or wider, shapes of the weights."""
+def adam_metrics(group: Mapping[str, Any], states: Sequence[Mapping[str, Any]]) -> list[RootMetric]:
+    """(sqrt(v_hat) + eps) / lr, from Adam's state after the step."""
     lr, beta2 = float(group["lr"]), float(group["betas"][1])
     second = "max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"
-    corrections = [lr * math.sqrt(1 - beta2**step) for step in num_steps(states)]
-    roots = torch._foreach_sqrt([_wide(state[second]) for state in states])
-    torch._foreach_div_(roots, corrections)
-    torch._foreach_add_(roots, group["eps"] / lr)
-    return list(roots)
+    return [
+        RootMetric(state[second], 1 / (lr * math.sqrt(1 - beta2**step)), float(group["eps"]) / lr)
+        for state, step in zip(states, num_steps(states), strict=True)
+    ]
 
 
 def num_steps(states: Sequence[Mapping[str, Any]]) -> list[float]:

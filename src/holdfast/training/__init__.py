@@ -1,6 +1,6 @@
 """One task learned: the network, the optimizer, the loop."""
 
-from holdfast.training.loop import Losses, accuracy, num_epochs, task_loss, train_epoch
+from holdfast.training.loop import Losses, accuracy, logits_loss, num_epochs, task_loss, train_epoch
 from holdfast.training.nets import NetName, build_net, mlp
 from holdfast.training.optimizers import OptimizerName, Schedule, build_optimizer, learning_rate
 
@@ -13,6 +13,7 @@ __all__ = [
     "build_net",
     "build_optimizer",
     "learning_rate",
+    "logits_loss",
     "mlp",
     "num_epochs",
     "task_loss",

@@ -32,7 +32,11 @@ def task_loss(model: nn.Module, inputs: Tensor, targets: Tensor, columns: Tensor
         targets: int64 [B], in the numbering of the full output.
         columns: bool [C, C], row c: the output columns that take part in the loss of an example of class c; None: all.
     """
-    logits = model(inputs)
+    return logits_loss(model(inputs), targets, columns)
+
+
+def logits_loss(logits: Tensor, targets: Tensor, columns: Tensor | None) -> Tensor:
+    """The mean cross-entropy of logits [B, C], in nats; the rest as in `task_loss`."""
     if columns is not None:
         logits = logits.masked_fill(~columns[targets], -math.inf)
     return F.cross_entropy(logits, targets)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from holdfast.experiments.canvas import FONT, GRID, INK, MUTED, axes_at, new_figure, write_png
+from holdfast.experiments.canvas import FONT, GRID, INK, MUTED, axes_at, new_figure, write_picture
 from holdfast.experiments.reproduce.findings import Answer, final
 from holdfast.experiments.tables import Estimate
 
@@ -70,7 +70,7 @@ def beside(answers: Sequence[Answer], path: Path, *, title: str, remark: str = "
     published = any(answer.line.published for answer in shown)
     told = remark or "● mean and 95% interval over seeds" + ("   ◇ published" if published else "")
     head(figure, left, height + 0.55, title, told)
-    return write_png(figure, path)
+    return write_picture(figure, path)
 
 
 def curves(
@@ -116,7 +116,7 @@ def curves(
         loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=FONT, labelcolor=INK, handlelength=2.2
     )
     head(figure, 0.8, height + 0.6, title, remark)
-    return write_png(figure, path)
+    return write_picture(figure, path)
 
 
 def correlations(
@@ -145,7 +145,7 @@ def correlations(
         axes.set_title(layer, fontsize=FONT, color=INK, loc="left", pad=4)
         bare(axes, ())
     head(figure, left, side + 1.1, title, remark)
-    return write_png(figure, path)
+    return write_picture(figure, path)
 
 
 def head(figure: Figure, left: float, top: float, title: str, remark: str) -> None:

@@ -1,0 +1,97 @@
+"""`holdfast advise`."""
+
+from __future__ import annotations
+
+import re
+from itertools import groupby
+from pathlib import Path
+from textwrap import shorten
+
+from rich.console import Console
+from rich.table import Table
+
+from holdfast.cli.console import console_for, say, warnings_told
+from holdfast.cli.options import AdviseOptions
+from holdfast.cli.tables import new_table
+from holdfast.experiments.advise import Advice, advise
+from holdfast.experiments.groups import method_label
+from holdfast.experiments.run import usable_device
+from holdfast.experiments.workloads import workload
+from holdfast.files import write_json
+from holdfast.methods import method_named
+
+
+def advise_command(options: AdviseOptions) -> None:
+    """Measure, and show what was found."""
+    console = console_for(quiet=options.quiet)
+    names = None if options.methods is None else [method_named(name).name for name in options.methods]
+    asked = workload(
+        options.model,
+        stream=options.stream,
+        hidden=options.hidden or (300, 150),
+        batch_size=options.batch_size,
+        num_batches=options.batches,
+        length=options.length,
+        device=usable_device(options.device),
+        data_dir=options.data_dir,
+    )
+    with warnings_told(console), console.status("measuring ...") as status:
+        found = advise(
+            asked,
+            optimizer=options.optimizer,
+            methods=names,
+            num_examples=options.examples,
+            options={} if options.buffer_size is None else {"buffer_size": options.buffer_size},
+            watch=lambda name: status.update(f"measuring {name} ..."),
+        )
+    _show(found, console_for())
+    name = re.sub(r"[^\w.-]+", "-", found.model)
+    path = Path(options.output) / "advice" / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, found.to_dict())
+    say(console_for(), f"\nwritten to {path}")
+
+
+def _show(found: Advice, console: Console) -> None:
+    console.print(_table(found))
+    plain = found.weight_bytes + found.gradient_bytes + found.optimizer_bytes
+    say(
+        console,
+        f"Plain training: weights {_size(found.weight_bytes)}, gradients {_size(found.gradient_bytes)}, "
+        f"{found.optimizer} {_size(found.optimizer_bytes)}, together {_size(plain)} beside activations; "
+        f"{1e3 * found.step_seconds:.3g} ms a step of {found.batch_size} examples.",
+    )
+    for why, without in groupby(sorted(found.costs, key=lambda cost: cost.lacking), key=lambda cost: cost.lacking):
+        if why:
+            say(console, f"Without {', '.join(method_label(each.method) for each in without)}: {shorten(why, 200)}")
+    say(console, "joint and cumulative keep, and train on, the data of all tasks.")
+
+
+def _table(found: Advice) -> Table:
+    table = new_table(f"{found.model}, {found.num_parameters:,} parameters, on {found.device}")
+    peaks = any(cost.peak_bytes is not None for cost in found.costs)
+    table.add_column("method", min_width=14)
+    for title in ("keeps", "of the weights", "a step", f"closing a task, {found.num_examples:,} examples"):
+        table.add_column(title, justify="right")
+    if peaks:
+        table.add_column("peak of a step", justify="right")
+    for cost in found.costs:
+        if cost.lacking:
+            continue
+        seconds = cost.closing_seconds
+        closing = "at once" if seconds < 0.05 else f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+        cells = [
+            _size(cost.held_bytes),
+            f"{cost.held_bytes / found.weight_bytes:.1f} x",
+            f"{cost.step_ratio:.2f} x",
+            closing,
+        ]
+        table.add_row(method_label(cost.method), *cells, *([_size(cost.peak_bytes or 0)] * peaks))
+    return table
+
+
+def _size(count: int) -> str:
+    size, units = float(count), ["B", "KiB", "MiB", "GiB"]
+    while size >= 1024 and len(units) > 1:
+        size, units = size / 1024, units[1:]
+    return f"{size:.3g} {units[0]}" if size < 1000 else f"{size:.0f} {units[0]}"

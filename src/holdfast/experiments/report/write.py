@@ -1,0 +1,108 @@
+"""From folders of runs to a folder that tells what they found."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from holdfast.errors import OptionError
+from holdfast.experiments.canvas import check_matplotlib, make_folder
+from holdfast.experiments.report.content import sections_of
+from holdfast.experiments.report.markdown import markdown_page
+from holdfast.experiments.report.page import html_page
+from holdfast.experiments.report.pictures import write_pictures
+from holdfast.experiments.report.records import write_tables
+from holdfast.experiments.results import RunResult, find_runs
+from holdfast.experiments.tables import Row
+from holdfast.files import write_text
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a report is made of.
+
+    Attributes:
+        path: of the page, which needs none of the other files.
+        markdown: of the same in Markdown, with the PNGs beside it.
+        pictures: the PNGs and SVGs beside it.
+        tables: the CSVs and Parquet files, in the folder `tables`.
+        rows: the figures, one row a configuration.
+        num_runs: how many runs they are of.
+    """
+
+    path: Path
+    markdown: Path
+    pictures: tuple[Path, ...]
+    tables: tuple[Path, ...]
+    rows: list[Row]
+    num_runs: int
+
+
+def report(folders: Sequence[str | os.PathLike[str]], output: str | os.PathLike[str]) -> Report:
+    """Read every finished run at or below `folders`, and write the report of them into the folder `output`.
+
+    Runs are averaged over seeds only where every setting is the same. Where runs of one method differ in settings, each
+    configuration has its own row, labelled with the settings that differ; pictures show of each method the strength
+    that is best on validation data.
+
+    Raises:
+        FileFormatError: a folder is missing, holds no finished run, or a damaged one.
+        OptionError: a package that reports need is not installed.
+        OutputError: `output` cannot be written.
+    """
+    check_packages()
+    runs = find_runs(folders)
+    return write_report([result for _, result in runs], output, places={id(result): path for path, result in runs})
+
+
+def write_report(
+    results: Iterable[RunResult], output: str | os.PathLike[str], *, places: Mapping[int, Path] | None = None
+) -> Report:
+    """The report of these runs; see `report`.
+
+    Args:
+        results: of the runs.
+        output: folder of the report.
+        places: `id` of a result -> its file, beside which a run may have drawn samples.
+    """
+    check_packages()
+    target, sections = make_folder(Path(output)), sections_of(results)
+    pictures = [path for section in sections for path in write_pictures(section, target)]
+    tables = write_tables(sections, target / "tables")
+    names = [path.relative_to(target).as_posix() for path in (*pictures, *tables)]
+    write_text(target / "report.md", markdown_page(sections, pictures=names))
+    write_text(target / "report.html", html_page(sections, places=places or {}, pictures=names))
+    rows = [row for section in sections for row in section.rows]
+    return Report(
+        path=target / "report.html",
+        markdown=target / "report.md",
+        pictures=tuple(pictures),
+        tables=tuple(tables),
+        rows=rows,
+        num_runs=sum(row.num_seeds for row in rows),
+    )
+
+
+def check_packages() -> None:
+    """Make sure that a report can be written, before anything is read.
+
+    Raises:
+        OptionError: a package is not installed.
+    """
+    check_matplotlib()
+    missing = [name for name in ("jinja2", "pyarrow") if _is_missing(name)]
+    if missing:
+        raise OptionError(
+            f"reports are written with jinja2 and pyarrow; not installed: {', '.join(missing)}. "
+            'Install what is missing with: pip install "holdfast[report]"'
+        )
+
+
+def _is_missing(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is None
+    except ValueError:  # sys.modules holds None in its place
+        return True

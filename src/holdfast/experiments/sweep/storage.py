@@ -1,0 +1,70 @@
+"""Where the trials of a sweep stand: SQLite in the output folder, or any database that Optuna can use."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import optuna
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import SQLAlchemyError
+
+from holdfast.errors import OptionError, OutputError
+
+ATTEMPTS = 5
+"""Two processes that make the tables of a new database at once disturb each other; the later one tries again."""
+
+
+@contextmanager
+def storage_at(url: str | None, *, folder: Path) -> Iterator[optuna.storages.RDBStorage]:
+    """Optuna's storage at an address, or in `folder`; its log is silent within the block.
+
+    Raises:
+        OptionError: the address is none, or nobody answers there.
+        OutputError: the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot write the folder {folder}: {error}. Choose another --output.") from error
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    storage = None
+    try:
+        storage = _opened(url or f"sqlite:///{(folder / 'sweep.db').absolute()}")
+        yield storage
+    finally:
+        if storage is not None:
+            storage.remove_session()
+            storage.engine.dispose()
+        optuna.logging.set_verbosity(before)
+
+
+def _opened(url: str) -> optuna.storages.RDBStorage:
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            patience = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {"pool_pre_ping": True}
+            return optuna.storages.RDBStorage(url, engine_kwargs=patience)
+        except (SQLAlchemyError, ImportError, optuna.exceptions.StorageInternalError) as error:
+            if attempt == ATTEMPTS:
+                raise OptionError(
+                    f"storage {_without_password(url)} cannot be used: {_first_line(error)} Expected an address such "
+                    "as sqlite:///sweep.db or postgresql+psycopg://user:password@host/database, its driver installed "
+                    '(pip install "holdfast[postgres]").'
+                ) from error
+            time.sleep(0.1 * attempt)
+    raise AssertionError
+
+
+def _without_password(url: str) -> str:
+    try:
+        return make_url(url).render_as_string(hide_password=True)
+    except SQLAlchemyError:
+        return repr(url)
+
+
+def _first_line(error: BaseException) -> str:
+    told = (str(error).strip().splitlines() or [type(error).__name__])[0].strip()
+    return told if told.endswith(".") else f"{told}."

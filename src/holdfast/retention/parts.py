@@ -1,0 +1,143 @@
+"""The weights that one step moves, cut into blocks that stay in a processor's cache through all that is done to them.
+
+A large tensor becomes several blocks of one flat piece, small ones a block together. So temporaries are a few
+megabytes at most, whatever the model's size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import repeat
+from typing import Any
+
+from torch import Tensor, nn
+
+from holdfast.steps import Increment, Kept, Metric, RootMetric, metric_values
+from holdfast.tensors import CHUNK_BYTES, chunks
+
+BLOCK = 2**18
+"""Weights in a block, 1 MB in float32: fewer cost more calls, more fall out of the cache."""
+
+SMALL = 2**13
+"""Tensors of fewer weights are not worth calls of their own."""
+
+
+@dataclass
+class Block:
+    """Weights that are treated together: one flat piece of a large tensor, or several tensors.
+
+    Attributes:
+        weights: theta', live views outside autograd.
+        anchors: likewise; empty for mechanisms without.
+        importance: Omega, float32.
+        metrics: one for each, where they were given.
+        increments: likewise.
+    """
+
+    weights: list[Tensor]
+    anchors: list[Tensor]
+    importance: list[Tensor]
+    metrics: list[Metric] = field(default_factory=list)
+    increments: list[Increment | Kept] = field(default_factory=list)
+
+    def metric(self) -> float | list[Tensor]:
+        """M computed: one number for all, or a tensor for each."""
+        return metric_values(self.metrics, self.weights)
+
+    def moved(self) -> list[Tensor]:
+        """The increments computed; to be asked before the weights are changed."""
+        return [increment.value(weight) for increment, weight in zip(self.increments, self.weights, strict=True)]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Protected parameters of one parameter group, on one device and of one dtype, at most 64 MB or one tensor."""
+
+    group: Mapping[str, Any]
+    parameters: list[nn.Parameter]
+    importance: list[Tensor]
+    anchors: list[Tensor]
+
+    @property
+    def weights(self) -> list[Tensor]:
+        """The live weights, outside autograd."""
+        return [parameter.detach() for parameter in self.parameters]
+
+    @property
+    def gradients(self) -> list[Tensor]:
+        """The live gradients; only of a part that the step moves."""
+        return [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+
+    def stepped(self) -> Part | None:
+        """The part of it that the optimizer moves in this step: parameters with a gradient."""
+        kept = [i for i, parameter in enumerate(self.parameters) if parameter.grad is not None]
+        if len(kept) == len(self.parameters):
+            return self
+        return Part(self.group, *(_chosen(column, kept) for column in self._columns)) if kept else None
+
+    def blocks(self, *, metrics: Sequence[Metric] = (), increments: Sequence[Increment | Kept] = ()) -> Iterator[Block]:
+        """Its blocks, every weight in exactly one of them.
+
+        Args:
+            metrics: one for each parameter, or none.
+            increments: likewise.
+        """
+        for index, pieces in self._pieces:
+            cut_metrics = _cut(metrics[index]) if metrics else repeat(None)
+            cut_increments = increments[index].pieces(BLOCK) if increments else repeat(None)
+            for (weight, anchor, importance), metric, increment in zip(pieces, cut_metrics, cut_increments):
+                yield Block(
+                    [weight],
+                    [] if anchor is None else [anchor],
+                    [importance],
+                    [] if metric is None else [metric],
+                    [] if increment is None else [increment],
+                )
+        for together, block in self._together:
+            block.metrics, block.increments = _chosen(metrics, together), _chosen(increments, together)
+            yield block
+
+    @property
+    def _columns(self) -> tuple[list[nn.Parameter], list[Tensor], list[Tensor]]:
+        return self.parameters, self.importance, self.anchors
+
+    @cached_property
+    def _pieces(self) -> list[tuple[int, list[tuple[Tensor, Tensor | None, Tensor]]]]:
+        """Of every parameter that is cut its index and flat pieces of weight, anchor and importance."""
+        cut = []
+        for index, weight in enumerate(self.weights):
+            if _is_cut(weight):
+                anchors = self.anchors[index].reshape(-1).split(BLOCK) if self.anchors else repeat(None)
+                importance = self.importance[index].reshape(-1).split(BLOCK)
+                cut.append((index, list(zip(weight.view(-1).split(BLOCK), anchors, importance))))
+        return cut
+
+    @cached_property
+    def _together(self) -> list[tuple[list[int], Block]]:
+        """The blocks of the parameters that are not cut, with their indices."""
+        whole = [index for index, weight in enumerate(self.parameters) if not _is_cut(weight)]
+        found = []
+        limit = 4 * BLOCK if self.parameters[0].is_cpu else CHUNK_BYTES  # an accelerator's calls are dear
+        for some in chunks([self.parameters[index] for index in whole], limit=limit):
+            indices = whole[some]
+            weights, anchors, importance = (
+                _chosen(column, indices) for column in (self.weights, self.anchors, self.importance)
+            )
+            found.append((indices, Block(weights, anchors, importance)))
+        return found
+
+
+def _is_cut(weight: Tensor) -> bool:
+    return weight.is_cpu and weight.numel() >= SMALL and weight.is_contiguous()
+
+
+def _cut(metric: Metric) -> Iterator[Metric]:
+    if isinstance(metric, RootMetric):
+        return metric.pieces(BLOCK)
+    return iter(metric.reshape(-1).split(BLOCK)) if isinstance(metric, Tensor) else repeat(metric)
+
+
+def _chosen(column: Sequence[Any], indices: Sequence[int]) -> list[Any]:
+    return [column[index] for index in indices] if column else []

@@ -1,0 +1,100 @@
+"""Small batches go through the model together, and nothing else changes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import holdfast as hf
+from holdfast.importance.gathering import gathered
+from holdfast.importance.measure import Batch
+from holdfast.moments.calls import Call
+
+
+def batch(start: int, size: int, *, width: int = 2, note: object = None) -> Batch:
+    x, y = torch.arange(start, start + size).unsqueeze(1).repeat(1, width), torch.arange(start, start + size)
+    content = (x, y) if note is None else ((x, note), y)
+    return Batch(content, Call((x,), {}, size))
+
+
+def sizes(batches: list[Batch], *, room: int) -> list[int]:
+    found = []
+    for joined in gathered(iter(batches), lambda: room):
+        assert all(len(tensor) == joined.call.size for tensor in (*joined.call.args[:1], joined.content[1]))
+        found.append(joined.call.size)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("given", "room", "expected"),
+    [
+        ([2, 2, 2, 2, 2], 4, [4, 4, 2]),
+        ([2, 2, 3, 2], 5, [4, 3, 2]),
+        ([2, 2, 9, 2], 6, [4, 9, 2]),
+        ([2, 2], 0, [2, 2]),
+        ([2, 3, 2], 5, [2, 3, 2]),
+        ([], 5, []),
+    ],
+)
+def test_as_many_as_there_is_room_for_in_their_order(given: list[int], room: int, expected: list[int]):
+    starts = [sum(given[:i]) for i in range(len(given))]
+    batches = [batch(start, size) for start, size in zip(starts, given)]
+    assert sizes(batches, room=room) == expected
+    seen = [y.clone() for joined in gathered(iter(batches), lambda: room) for y in (joined.content[1],)]
+    assert not given or torch.equal(torch.cat(seen), torch.arange(sum(given)))
+
+
+def test_only_batches_of_one_form_go_together():
+    assert sizes([batch(0, 2), batch(2, 2, width=3), batch(4, 2, width=3)], room=8) == [2, 4]
+    assert sizes([batch(0, 2), batch(2, 2, note="words"), batch(4, 2)], room=8) == [2, 2, 2]
+
+
+class Sizes(nn.Module):
+    """Notes how many examples it is called with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.seen = nn.Linear(3, 4), []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(len(x))
+        return self.layer(x)
+
+
+def reused(examples: list[tuple[Tensor, Tensor]]) -> Iterator[Any]:
+    """Every batch in the same memory, as some loaders have it."""
+    x, y = examples[0][0].clone(), examples[0][1].clone()
+    for inputs, targets in examples:
+        x.copy_(inputs), y.copy_(targets)
+        yield x, y
+        x.fill_(torch.nan), y.fill_(0)
+
+
+@pytest.mark.parametrize("kind", ["exact", "sampled", "empirical"])
+def test_data_may_use_their_memory_again(kind: Any):
+    torch.manual_seed(0)
+    examples = [(torch.randn(2, 3), torch.randint(4, (2,))) for _ in range(20)]
+    model = Sizes()
+    once = [tuple(torch.cat(tensors) for tensors in zip(*examples))]
+    expected = hf.fisher(model, once, kind=kind)
+    model.seen.clear()
+    found = hf.fisher(model, reused(examples), kind=kind)
+    assert max(model.seen) == 38  # all but the first batch, which is looked at alone
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name])
+
+
+def test_a_loss_of_the_users_own_sees_the_batches_of_the_data():
+    seen: list[int] = []
+
+    def loss(outputs: Tensor, content: Any) -> Tensor:
+        seen.append(len(content[1]))
+        return outputs.square().sum(dim=1)
+
+    examples = [(torch.randn(2, 3), torch.randint(4, (2,))) for _ in range(6)]
+    hf.fisher(Sizes(), examples, kind="empirical", loss=loss)
+    assert set(seen) == {2}
