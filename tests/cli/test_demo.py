@@ -40,4 +40,4 @@ def test_an_unwritable_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     (tmp_path / "file").write_text("")
     assert main(["demo", "--output", str(tmp_path / "file")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("holdfast: cannot write the run folder")
+    assert line.startswith("holdfast: cannot write")

@@ -30,7 +30,7 @@ def test_an_experiment_is_measured_drawn_and_written(tmp_path: Path, capsys: pyt
     assert main(asked(tmp_path, "correlation", "--seeds", "0")) == 0
     said = capsys.readouterr().out
     folder = tmp_path / "quick" / "correlation"
-    assert "0 runs done, 0 to do: about" in said  # the cost comes before the work
+    assert "0 runs done, 1 to do: about" in said  # the cost comes before the work
     assert said.index("about") < said.index("measured under seed 0")
     assert f"written to {folder / 'report.md'}" in said
     assert "`holdfast reproduce correlation --quick --seeds 0`" in (folder / "report.md").read_text()

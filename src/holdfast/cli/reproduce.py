@@ -36,11 +36,12 @@ def reproduce_command(options: ReproduceOptions) -> None:
     output = Path(options.output)
     results = Path(options.results or (output / "quick" if options.quick else "docs/results"))
     found = known(recipes, output=output, results=results)
+    measured = {recipe.name: measure(recipe, results=results, kept_only=True) for recipe in recipes}
     for recipe in recipes:
         say(console, (f"{recipe.name}: {recipe.title}", "bold"), f"  ({recipe.source})")
-        say(console, f"  {cost([recipe], found).text(options.jobs)}")
+        say(console, f"  {cost([recipe], found, measured).text(options.jobs)}")
     if len(recipes) > 1:
-        say(console, f"together: {cost(recipes, found).text(options.jobs)}")
+        say(console, f"together: {cost(recipes, found, measured).text(options.jobs)}")
     if options.dry_run:
         for config in dict.fromkeys(config for recipe in recipes for config in recipe.to_do(found)):
             say(console, f"  {config.name}")

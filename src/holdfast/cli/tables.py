@@ -74,7 +74,7 @@ def rows_table(rows: Sequence[Row], *, seeds: bool = True) -> Table:
 def findings_table(findings: Findings) -> Table:
     """The best setting of each method, chosen on validation data, and its test accuracy beside it."""
     seeds = len(findings.space.seeds)
-    table = _table(f"{findings.space.stream}, best on validation data over {seeds} seed{'s' * (seeds != 1)} (%)")
+    table = new_table(f"{findings.space.stream}, best on validation data over {seeds} seed{'s' * (seeds != 1)} (%)")
     for title in ("method", "setting", "validation", "test", "settings tried"):
         table.add_column(title, justify="left" if title in ("method", "setting") else "right")
     for found in findings.best:

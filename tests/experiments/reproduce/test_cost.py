@@ -44,6 +44,15 @@ def test_shared_runs_count_once():
     assert cost(together, {}).to_do == 48 + 60 - 15
 
 
+def test_measurements_count_as_runs():
+    recipe = recipe_named("pruning", FULL)
+    assert cost([recipe], {}).to_do == 3
+    assert cost([recipe], {}, {"pruning": [0, 1]}).text() == (
+        "2 runs done, 1 to do: about 25 seconds, from stored figures"
+    )
+    assert cost([recipe], {}, {"pruning": [0, 1, 2]}).seconds == 0
+
+
 def test_everything_done_costs_nothing():
     recipe = recipe_named("strength", FULL)
     assert cost([recipe], filled(recipe)).text() == "48 runs done, 0 to do"

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from tests.experiments.reproduce.made_up import TINY, filled
 
-from holdfast.experiments.reproduce import RECIPES, Recipe, recipe_named
+from holdfast.experiments.reproduce import FULL, RECIPES, Recipe, recipe_named
 from holdfast.experiments.reproduce.findings import Findings
-from holdfast.experiments.reproduce.page import NOT_YET, cells, conclusion, page, table
+from holdfast.experiments.reproduce.page import NOT_YET, SMALL, cells, conclusion, page, table
 
 WITH_RUNS = [name for name in RECIPES if recipe_named(name, TINY).lines]
 
@@ -54,9 +54,9 @@ def test_half_done_it_can_be_drawn_and_says_so(name: str, tmp_path: Path):
 
 
 def test_a_page_holds_all_that_is_needed_to_judge_it():
-    told = text_of(found_of(recipe_named("which-fisher", TINY)))
+    told = text_of(found_of(recipe_named("which-fisher", FULL)))
     for text in (
-        "# Which Fisher: split MNIST, task-incremental, online EWC",
+        "# Which Fisher: split MNIST, task-incremental, online EWC\n",
         "Does it matter how the Fisher information is computed?",
         "Source: van de Ven, ICLR blog 2025, arXiv 2502.11756. Their answer:",
         "| EWC, Fisher exact | ",
@@ -79,7 +79,17 @@ def test_rows_tell_verdict_or_divergence_and_only_settings_that_were_chosen():
     plain = dict(zip(titles, cells(found_of(recipe_named("curve", TINY)))[8]))
     assert plain["method"] == "plain"
     assert plain["published %"] == "44.0"
-    assert plain["verdict"] == "better"
+    assert plain["verdict"] == ""  # small, on other data: there is nothing to compare
+
+
+def test_in_full_there_are_verdicts_and_small_it_says_that_it_is_small():
+    full = found_of(recipe_named("which-fisher", FULL))
+    titles, *rows = cells(full)
+    assert {row[titles.index("verdict")] for row in rows} <= {"better", "reproduced", "not reached"}
+    assert SMALL not in text_of(full)
+    small = found_of(recipe_named("which-fisher", TINY))
+    assert SMALL in text_of(small)
+    assert "(small, on digits)" in text_of(small)
 
 
 def test_a_choice_at_the_end_of_the_grid_is_marked():

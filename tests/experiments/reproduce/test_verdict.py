@@ -17,6 +17,8 @@ from holdfast.experiments.tables import Estimate
         (Estimate(0.90, 0.01), Published(0.92, spread=0.011), "reproduced"),
         (Estimate(0.90), Published(0.909), "reproduced"),  # one seed: half a point on either side
         (Estimate(0.90), Published(0.911), "not reached"),
+        (Estimate(0.90, 0.5), Published(0.934), "reproduced"),  # counts as 0.03 wide
+        (Estimate(0.90, 0.5), Published(0.936), "not reached"),
     ],
 )
 def test_a_figure_is_reproduced_where_the_intervals_meet(ours: Estimate, published: Published, expected: str):
@@ -27,8 +29,9 @@ def test_a_figure_is_reproduced_where_the_intervals_meet(ours: Estimate, publish
     ("difference", "expected"),
     [
         (Estimate(0.02, 0.01), ("agrees", "agrees", "disagrees")),
-        (Estimate(0.01, 0.02), ("open", "agrees", "agrees")),
-        (Estimate(-0.01, 0.02), ("open", "agrees", "agrees")),
+        (Estimate(0.01, 0.015), ("open", "agrees", "open")),
+        (Estimate(0.001, 0.002), ("open", "agrees", "agrees")),
+        (Estimate(-0.01, 0.02), ("open", "open", "open")),
         (Estimate(-0.02, 0.01), ("disagrees", "disagrees", "disagrees")),
         (Estimate(0.02), ("open", "open", "open")),
     ],

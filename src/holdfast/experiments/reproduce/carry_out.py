@@ -28,7 +28,8 @@ from holdfast.experiments.reproduce.store import (
 from holdfast.experiments.run import Watch
 from holdfast.files import read_json, write_text
 
-_SIGN_OF_DIVERGENCE = "training has diverged"
+_SIGNS_OF_DIVERGENCE = ("training has diverged", "not finite", "hold NaN")
+"""In what the training loop says, and the estimators where the last step of a task was the one too many."""
 
 
 def known(recipes: Sequence[Recipe], *, output: Path, results: Path) -> dict[RunConfig, Outcome]:
@@ -67,7 +68,7 @@ def train(
         except FailedRunsError as error:
             by_name = {config.name: config for config in missing}
             for name, message in error.failures.items():
-                if _SIGN_OF_DIVERGENCE not in message:
+                if not any(sign in message for sign in _SIGNS_OF_DIVERGENCE):
                     raise
                 note_divergence(by_name[name], output, message)
         known |= finished(missing, output)

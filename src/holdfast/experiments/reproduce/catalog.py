@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from holdfast.errors import UnknownNameError
 from holdfast.experiments.reproduce.attenuation import attenuation, increments
@@ -39,4 +40,5 @@ def recipe_named(name: str, size: Size = FULL) -> Recipe:
     """
     if name not in RECIPES:
         raise UnknownNameError("experiment", name, RECIPES)
-    return RECIPES[name](size)
+    recipe = RECIPES[name](size)
+    return recipe if size.name == "full" else replace(recipe, title=f"{recipe.title} (small, on digits)")

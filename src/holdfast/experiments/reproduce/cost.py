@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
@@ -51,8 +51,14 @@ class Cost:
         return f"{self.done} runs done, {left}: about {_span(self.seconds / jobs)}{at_once}, {basis}"
 
 
-def cost(recipes: Iterable[Recipe], found: Found) -> Cost:
-    """What the recipes still cost together; runs that they share count once."""
+def cost(recipes: Iterable[Recipe], found: Found, measured: Mapping[str, Collection[int]] | None = None) -> Cost:
+    """What the recipes still cost together; runs that they share count once, and a measurement counts as a run.
+
+    Args:
+        recipes: which.
+        found: runs that are done.
+        measured: name of a recipe -> the seeds under which it is measured already.
+    """
     recipes = list(recipes)
     wanted = once(config for recipe in recipes for config in recipe.wanted(found))
     left = [config for config in wanted if config not in found]
@@ -60,8 +66,13 @@ def cost(recipes: Iterable[Recipe], found: Found) -> Cost:
     more = [line.candidates[-1] for line in later for _ in line.seeds]
     timed, rates = _rates(found)
     seconds = sum(work(config) * _rate(config, rates) for config in (*left, *more))
-    seconds += sum(recipe.measure_seconds * len(recipe.measure_seeds) for recipe in recipes)
-    return Cost(len(wanted) - len(left), len(left), len(more), seconds, timed)
+    done, to_do = len(wanted) - len(left), len(left)
+    for recipe in recipes:
+        seeds = set(recipe.measure_seeds)
+        open_seeds = seeds - set((measured or {}).get(recipe.name, ()))
+        done, to_do = done + len(seeds) - len(open_seeds), to_do + len(open_seeds)
+        seconds += recipe.measure_seconds * len(open_seeds)
+    return Cost(done, to_do, len(more), seconds, timed)
 
 
 def work(config: RunConfig) -> float:

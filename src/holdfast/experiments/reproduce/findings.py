@@ -32,12 +32,14 @@ class Answer:
         config: the chosen configuration, None before there is a choice.
         outcomes: of its runs that are done, by seed.
         at_edge: whether the choice fell on the end of the grid.
+        comparable: whether it was done in full, so that the published figures are of the same thing.
     """
 
     line: Line
     config: RunConfig | None
     outcomes: tuple[Outcome, ...]
     at_edge: bool
+    comparable: bool = True
 
     @property
     def results(self) -> list[RunResult]:
@@ -56,9 +58,9 @@ class Answer:
 
     @property
     def verdict(self) -> Verdict | None:
-        """Against the published figure, where there are both."""
+        """Against the published figure, where both are there and of the same thing."""
         published = self.line.published
-        if published is None or not self.outcomes:
+        if published is None or not self.outcomes or not self.comparable:
             return None
         return verdict(self.of(final), published) if self.results else "not reached"
 
@@ -94,6 +96,7 @@ class Findings:
                 line.chosen(self.found),
                 tuple(self.found[config] for config in line.reported(self.found) if config in self.found),
                 line.at_edge(self.found),
+                self.recipe.size.name == "full",
             )
             for line in self.recipe.lines
         ]

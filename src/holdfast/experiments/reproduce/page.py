@@ -11,6 +11,7 @@ from holdfast.experiments.reproduce.findings import Answer, Findings, final
 from holdfast.experiments.reproduce.recipe import Recipe
 from holdfast.experiments.reproduce.verdict import LEGEND
 
+SMALL = "This is the small version, on other data: it neither confirms nor refutes what is in print."
 NOT_YET = "Not all runs are done: no conclusion yet."
 
 
@@ -37,7 +38,10 @@ def _asked(recipe: Recipe) -> str:
 
 def conclusion(findings: Findings) -> str:
     """The recipe's paragraph, once everything is done."""
-    return findings.recipe.conclude(findings) if findings.complete else NOT_YET
+    if not findings.complete:
+        return NOT_YET
+    told = findings.recipe.conclude(findings)
+    return told if findings.recipe.size.name == "full" else f"{told} {SMALL}"
 
 
 def table(findings: Findings) -> str:

@@ -43,7 +43,7 @@ class Size:
 
 
 FULL = Size("full", "mnist", {})
-QUICK = Size("quick", "digits", {"num_tasks": 3, "epochs": 8}, seeds=(0, 1))
+QUICK = Size("quick", "digits", {"num_tasks": 3, "epochs": 8}, seeds=(0, 1, 2))
 
 
 @dataclass(frozen=True)

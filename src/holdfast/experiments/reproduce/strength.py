@@ -9,7 +9,7 @@ from holdfast.experiments.reproduce.curve import AUTHORS
 from holdfast.experiments.reproduce.findings import Answer, Findings, best, final, percent, points
 from holdfast.experiments.reproduce.pictures import Series, beside, curves
 from holdfast.experiments.reproduce.recipe import Line, Recipe, Size, around
-from holdfast.experiments.reproduce.verdict import above, not_below, stand_text
+from holdfast.experiments.reproduce.verdict import above, equal, not_below, stand_text
 from holdfast.experiments.results import RunResult
 from holdfast.experiments.tables import Estimate
 
@@ -92,13 +92,13 @@ def _find_best(findings: Findings) -> str:
         winners = {t: _best_after(answers, t) for t in range(2, num_tasks + 1)}
         lost = {t: findings.paired(winners[t], top, lambda r, t=t: r.average_accuracy[t - 1]) for t in winners}
         worst = max(lost, key=lambda t: lost[t].mean)
-        constant = all(above(estimate) != "agrees" for estimate in lost.values())
+        keeps = equal(lost[worst])
         courses = ", ".join(f"{_strength(answer)} after {t}" for t, answer in winners.items())
         told.append(
             f"{label}: best at {_strength(top)} with {percent(top.of(final))}%. By validation data the best is "
             f"{courses} tasks; keeping {_strength(top)} throughout costs at most {points(lost[worst])} points, after "
             f"{worst} tasks: that it does not depend on the number of tasks "
-            f"{stand_text('agrees' if constant else 'disagrees')}."
+            f"{stand_text(keeps)}."
         )
     return " ".join(told)
 

@@ -24,7 +24,7 @@ from holdfast.training import accuracy, build_net, build_optimizer, train_epoch
 
 SHARES = (0.0, 0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
 _NAMES = ("Fisher", "MAS", "SI", "signal", "Taylor", "magnitude")
-_PRUNED_TO = 0.9
+_PRUNED_TO = 0.8
 
 
 def correlation(size: Size) -> Recipe:
