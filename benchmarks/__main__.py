@@ -16,11 +16,11 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import importance, loop, step
+from benchmarks import importance, loop, step, sweep
 from benchmarks.tables import content_of, keep, markdown
 from benchmarks.workloads import WORKLOADS
 
-BENCHMARKS = {"loop": loop, "importance": importance, "step": step}
+BENCHMARKS = {"loop": loop, "importance": importance, "step": step, "sweep": sweep}
 RESULTS = Path(__file__).parents[1] / "docs" / "results" / "benchmarks"
 
 

@@ -17,8 +17,8 @@ PACKAGE = ROOT / "src" / "holdfast"
 PUBLIC_NAMES = Path(__file__).with_name("public_names.txt")
 
 CORE = {"torch", "numpy", "safetensors", "tqdm"}
-EXTRAS = {"tyro", "rich", "matplotlib", "jinja2", "pyarrow", "tensorboard", "optuna", "sqlalchemy"}
-NEVER_WITH_HOLDFAST = EXTRAS | {"transformers", "peft", "lightning", "pandas", "sklearn"}
+EXTRAS = {"tyro", "rich", "matplotlib", "jinja2", "pyarrow", "tensorboard", "optuna", "sqlalchemy", "transformers"}
+NEVER_WITH_HOLDFAST = EXTRAS | {"peft", "lightning", "pandas", "sklearn"}
 MAY_USE_EXTRAS = {"cli", "experiments"}
 COMES_WITH_TORCH = {"moments/kernels/fused.py": {"triton"}}  # imported lazily, and only on CUDA
 

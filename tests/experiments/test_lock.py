@@ -61,7 +61,7 @@ def test_that_of_a_killed_process_is_free(tmp_path):
 
 def test_a_place_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match=r"cannot write .*file.\.lock: .*\. Choose another --output\."):
+    with pytest.raises(OutputError, match=r"cannot write the run folder .*file: .*\. Choose another --output\."):
         with locked(tmp_path / "file" / ".lock"):
             pass
     with locked(tmp_path / "another" / ".lock"):

@@ -8,13 +8,14 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, make_dataclass
+from dataclasses import asdict, dataclass, field, fields, make_dataclass
 from typing import Annotated, Any, get_type_hints
 
 from tyro.conf import Positional, arg
 
 from holdfast.cli.values import option
 from holdfast.experiments.config import RunConfig
+from holdfast.experiments.sweep.space import Batched, Sampler
 from holdfast.training import OptimizerName
 
 GROUPS: dict[str, tuple[str, ...]] = {
@@ -68,18 +69,24 @@ def explained(record: type) -> dict[str, str]:
     return {name: " ".join(text.split()).rstrip(".").replace("None", "left out") for name, text in entries}
 
 
-def _group(title: str) -> Any:
+SWEPT = ("strength", "budget", "optimizer", "lr")
+"""The settings that `holdfast sweep` chooses itself."""
+
+
+def _group(title: str, *, without: Sequence[str] = ()) -> Any:
     """A dataclass of the settings under one heading; None is what was not typed."""
     hints, told = get_type_hints(RunConfig), explained(RunConfig)
+    names = [name for name in GROUPS[title] if name not in without]
     return make_dataclass(
         title.capitalize(),
-        [(name, option(name, hints[name], told.get(name, "")), field(default=None)) for name in GROUPS[title]],
+        [(name, option(name, hints[name], told.get(name, "")), field(default=None)) for name in names],
         frozen=True,
         namespace={"__doc__": "Left out: as the stream's protocol has it."},
     )
 
 
 _Tasks, _Training, _Mechanism, _Importance, _Comparison = map(_group, GROUPS)
+_SameTraining, _SameMechanism = (_group(title, without=SWEPT) for title in ("training", "mechanism"))
 _Output = option("output", str, "parent of the run folders (default: runs)")
 _Seed = option("seed", int, f"{explained(RunConfig).get('seed', '')} (default: 0)")
 _Device = option("device", str, "as torch names it, such as cpu or cuda (default: cpu)")
@@ -148,11 +155,33 @@ class RunOptions:
     importance: _Importance = field(default_factory=_Importance)
     comparison: _Comparison = field(default_factory=_Comparison)
 
-    def settings(self) -> dict[str, Any]:
-        """Setting -> value, of those that were typed."""
-        groups = ((getattr(self, title), names) for title, names in GROUPS.items())
-        pairs = {name: getattr(group, name) for group, names in groups for name in names}
-        return {name: value for name, value in pairs.items() if value is not None}
+
+@dataclass(frozen=True)
+class SweepOptions:
+    """Find each method's best strength (and optimizer, and learning rate) on validation data; killed, it goes on."""
+
+    stream: Annotated[Positional[str], arg(metavar="STREAM", help="its name", help_behavior_hint="")]
+    methods: option("methods", tuple[str, ...], "names of methods, each with a best setting of its own") = ()
+    strengths: option("strengths", tuple[float, ...], "of methods that hold weights (default: the protocol's)") = ()
+    optimizers: option("optimizers", tuple[str, ...], "names (default: the protocol's)") = ()
+    lrs: option("lrs", tuple[float, ...], "each with each optimizer (default: the protocol's)") = ()
+    seeds: option("seeds", tuple[int, ...], "what each setting is judged over (default: 0 1 2)") = (0, 1, 2)
+    sampler: option("sampler", Sampler, "all combinations, or Optuna's TPE between the bounds (default: grid)") = "grid"
+    trials: option("trials", int, "how many settings of each method tpe tries") = None
+    refine: Annotated[bool, arg(help="go on next to the best strength, by half decades", help_behavior_hint="")] = False
+    prune: option("prune", bool, "give up hopeless settings in mid-run (default: yes)") = True
+    batched: option("batched", Batched, "seeds and strengths as one batched program (default: auto)") = "auto"
+    storage: option("storage", str, "address of a database that machines share (default: sweep.db in output)") = None
+    jobs: option("jobs", int, "local processes of one thread each (default: 1)") = 1
+    output: _Output = "runs"
+    device: _Device = "cpu"
+    data_dir: _DataDir = None
+    quiet: _Quiet = False
+    tasks: _Tasks = field(default_factory=_Tasks)
+    training: _SameTraining = field(default_factory=_SameTraining)
+    mechanism: _SameMechanism = field(default_factory=_SameMechanism)
+    importance: _Importance = field(default_factory=_Importance)
+    comparison: _Comparison = field(default_factory=_Comparison)
 
 
 @dataclass(frozen=True)
@@ -207,6 +236,7 @@ class AdviseOptions:
 COMMANDS: dict[str, type] = {
     "demo": DemoOptions,
     "run": RunOptions,
+    "sweep": SweepOptions,
     "report": ReportOptions,
     "reproduce": ReproduceOptions,
     "advise": AdviseOptions,
@@ -214,9 +244,19 @@ COMMANDS: dict[str, type] = {
 """Every command, and the record of its options."""
 
 
+def settings(options: RunOptions | SweepOptions) -> dict[str, Any]:
+    """Setting -> value, of those that were typed."""
+    groups = [asdict(getattr(options, title)) for title in GROUPS]
+    return {name: value for group in groups for name, value in group.items() if value is not None}
+
+
 def option_names(record: type) -> Sequence[str]:
     """Every option of a command, as it is typed."""
-    positional = {RunOptions: "stream", ReportOptions: "folders", ReproduceOptions: "names", AdviseOptions: "model"}
-    named = (entry.name for entry in fields(record) if entry.name != positional.get(record))
-    flat = (name for title in named for name in GROUPS.get(title, (title,)))
-    return ["--" + name.replace("_", "-") for name in flat]
+    positional = {ReportOptions: "folders", ReproduceOptions: "names", AdviseOptions: "model"}.get(record, "stream")
+    names: list[str] = []
+    for entry in fields(record):
+        if entry.name in GROUPS:
+            names += [own.name for own in fields(entry.default_factory())]  # type: ignore[misc]
+        elif entry.name != positional:
+            names.append(entry.name)
+    return ["--" + name.replace("_", "-") for name in names]

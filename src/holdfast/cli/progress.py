@@ -102,6 +102,61 @@ class Watcher:
         say(self._console, text)
 
 
+class SweepWatcher:
+    """Shows the settings of a sweep as they end, and in a terminal the runs under way. Call it with each event."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bar = _progress(console) if console.is_terminal and not console.quiet else None
+        self._lines: dict[str, TaskID] = {}
+        self._num_tasks: dict[str, int] = {}
+        self._told = time.monotonic()
+
+    def __enter__(self) -> Self:
+        """Start the moving lines."""
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Take them away."""
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, event: Mapping[str, Any]) -> None:
+        """Show an event, as `holdfast.experiments.sweep` tells it."""
+        match event["event"]:
+            case "trial":
+                self._trial(event)
+            case "start":
+                self._num_tasks[event["run"]] = event["num_tasks"]
+                if self._bar is not None and event["run"] not in self._lines:
+                    self._lines[event["run"]] = self._bar.add_task(event["run"], total=event["num_tasks"], told="")
+            case "epoch":
+                self._epoch(event)
+            case "done":
+                if self._bar is not None and event["run"] in self._lines:
+                    self._bar.remove_task(self._lines.pop(event["run"]))
+
+    def _trial(self, event: Mapping[str, Any]) -> None:
+        how = f"{event['validation']:.1%}" if event["state"] == "complete" else f"{event['state']}: {event['why']}"
+        self._say(f"{event['method']:<12} {event['setting']:<36} {how}")
+
+    def _epoch(self, event: Mapping[str, Any]) -> None:
+        told = f"task {event['task'] + 1}/{self._num_tasks[event['run']]}  epoch {event['epoch']}/{event['epochs']}"
+        if self._bar is not None and event["run"] in self._lines:
+            completed = event["task"] + event["epoch"] / event["epochs"]
+            self._bar.update(self._lines[event["run"]], completed=completed, told=told)
+        elif self._bar is None and time.monotonic() - self._told > SILENT_SECONDS:
+            self._say(f"{event['run']}: {told}")
+
+    def _say(self, text: str) -> None:
+        self._told = time.monotonic()
+        say(self._console, text)
+
+
 def _progress(console: Console) -> Progress:
     return Progress(
         TextColumn("{task.description}"),

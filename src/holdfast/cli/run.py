@@ -11,7 +11,7 @@ from rich.console import Console
 
 from holdfast.cli.console import console_for, say, warnings_told
 from holdfast.cli.idle import hopeless, idle_settings
-from holdfast.cli.options import RunOptions
+from holdfast.cli.options import RunOptions, settings
 from holdfast.cli.progress import Watcher
 from holdfast.cli.tables import matrix_table, names_tables, rosenbrock_table, summary_table
 from holdfast.errors import OptionError, UnknownNameError
@@ -43,9 +43,9 @@ def _run(options: RunOptions, console: Console) -> None:
         raise UnknownNameError("stream", options.stream, [*STREAMS, "rosenbrock", "list"])
     if options.method is None:
         raise OptionError(f"run {options.stream}: which method? Give --method, one of: {', '.join(METHODS)}.")
-    settings = options.settings()
-    config = configure(options.stream, options.method, seed=options.seed, **settings)
-    for line in [*idle_settings(config, settings), *hopeless(config)]:
+    given = settings(options)
+    config = configure(options.stream, options.method, seed=options.seed, **given)
+    for line in [*idle_settings(config, given), *hopeless(config)]:
         say(console, ("warning: ", "yellow"), line)
     label = METHODS[options.method].label
     folder = Path(options.output) / config.name
@@ -90,7 +90,7 @@ def _rosenbrock(options: RunOptions, console: Console) -> None:
 
     blank = RunOptions(stream=options.stream)
     given = {name: getattr(options, name) for name in ("method", "seed", "device", "data_dir", "tensorboard")}
-    given = {name: value for name, value in given.items() if value != getattr(blank, name)} | options.settings()
+    given = {name: value for name, value in given.items() if value != getattr(blank, name)} | settings(options)
     if given:
         told = ", ".join(setting_text(name, value) for name, value in given.items())
         raise OptionError(f"run rosenbrock: it takes no method and no settings but --output, found {told}.")

@@ -10,7 +10,8 @@ from rich.text import Text
 
 from holdfast.experiments.results import RunResult
 from holdfast.experiments.rosenbrock import Rosenbrock
-from holdfast.experiments.tables import COLUMNS, Row, best
+from holdfast.experiments.sweep.findings import Findings
+from holdfast.experiments.tables import COLUMNS, Estimate, Row, best
 from holdfast.methods import METHODS
 from holdfast.streams import STREAMS
 
@@ -67,6 +68,21 @@ def rows_table(rows: Sequence[Row], *, seeds: bool = True) -> Table:
     for row in rows:
         cells = [column.text(row, interval=not column.field.startswith("seconds")) for column in shown]
         table.add_row(row.label, *cells, *([str(row.num_seeds)] * seeds), style="bold" if row is winner else None)
+    return table
+
+
+def findings_table(findings: Findings) -> Table:
+    """The best setting of each method, chosen on validation data, and its test accuracy beside it."""
+    seeds = len(findings.space.seeds)
+    table = _table(f"{findings.space.stream}, best on validation data over {seeds} seed{'s' * (seeds != 1)} (%)")
+    for title in ("method", "setting", "validation", "test", "settings tried"):
+        table.add_column(title, justify="left" if title in ("method", "setting") else "right")
+    for found in findings.best:
+        tried = [finding for finding in findings.all if finding.method == found.method]
+        given_up = sum(finding.state == "pruned" for finding in tried)
+        told = f"{len(tried)}" + (f", {given_up} given up" if given_up else "")
+        figures = (Estimate.of(values).text(scale=100) for values in (found.validation, found.test))
+        table.add_row(found.label, found.choice.text, *figures, told)
     return table
 
 

@@ -76,7 +76,7 @@ def _open(path: Path) -> int:
         path.parent.mkdir(parents=True, exist_ok=True)
         return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
-        raise OutputError(f"cannot write {path}: {error}. Choose another --output.") from error
+        raise OutputError(f"cannot write the run folder {path.parent}: {error}. Choose another --output.") from error
 
 
 def _taken(file: int) -> bool:

@@ -171,16 +171,16 @@ class Board:
             optimizers, lrs = sorted({choice.optimizer for choice in grid}), [choice.lr for choice in grid]
             strengths = [choice.strength for choice in grid if choice.strength]
         optimizer = own.suggest_categorical("optimizer", optimizers)
-        lr = own.suggest_float("lr", min(lrs), max(lrs), log=True)
-        if grid[0].strength is None:
-            return Choice(optimizer, lr)
-        return Choice(optimizer, lr, own.suggest_float("strength", min(strengths), max(strengths), log=True))
+        strength = None
+        if grid[0].strength is not None:
+            strength = own.suggest_float("strength", min(strengths), max(strengths), log=True)
+        return Choice(optimizer, own.suggest_float("lr", min(lrs), max(lrs), log=True), strength)
 
 
 def _choice_of(trial: FrozenTrial) -> Choice | None:
     """Of a trial that waits or has begun; None of one that is only just being asked for."""
-    params = trial.params or trial.system_attrs.get("fixed_params")
-    return Choice(**params) if params and "lr" in params else None
+    params = trial.system_attrs.get("fixed_params") or trial.params
+    return Choice(**params) if "lr" in params else None  # which is drawn last
 
 
 def _finding(method: str, trial: FrozenTrial) -> Finding:

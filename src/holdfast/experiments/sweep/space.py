@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from holdfast.errors import OptionError
 from holdfast.experiments.config import RunConfig, configure
@@ -80,6 +80,9 @@ class Space:
     batched: Batched = "auto"
 
     def __post_init__(self) -> None:
+        for name, known in (("sampler", get_args(Sampler)), ("batched", get_args(Batched))):
+            if getattr(self, name) not in known:
+                raise OptionError(f"sweep: {name} is {getattr(self, name)!r}; expected {' or '.join(known)}.")
         for name in ("methods", "seeds"):
             if not getattr(self, name):
                 raise OptionError(f"sweep: no {name}. Give one or more.")
