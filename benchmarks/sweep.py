@@ -10,11 +10,11 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.tables import Table
+from benchmarks.tables import Part
 from holdfast.experiments.pool import one_thread
 from holdfast.experiments.run import run
 from holdfast.experiments.sweep import Space, sweep
@@ -24,13 +24,15 @@ SEEDS = (0, 1, 2, 3, 4)
 TARGET = "1.15 for the faster"
 
 
-def measure(*, quick: bool = False, strengths: tuple[float, ...] = STRENGTHS, seeds: tuple[int, ...] = SEEDS) -> Table:
-    """The runs one after another, then the sweep in two ways."""
+def measure(*, quick: bool = False, workloads: Sequence[str] | None = None) -> Iterator[Part]:
+    """The runs one after another, then the sweep in three ways; nothing where other workloads are asked for."""
+    if workloads is not None:
+        return
     space = Space(
         stream="permuted-digits" if quick else "permuted-mnist",
         methods=("ewc-fisher",),
-        strengths=strengths[3:5] if quick else strengths,
-        seeds=seeds[:1] if quick else seeds,
+        strengths=STRENGTHS[3:5] if quick else STRENGTHS,
+        seeds=SEEDS[:1] if quick else SEEDS,
         settings={"num_tasks": 2, "epochs": 1},
         prune=False,
         batched="never",
@@ -54,7 +56,7 @@ def measure(*, quick: bool = False, strengths: tuple[float, ...] = STRENGTHS, se
         _row("the sweep, `--batched always`, one thread", alone, separate, target=None),
     ]
     notes = [f"Stream {space.stream}, two tasks of one epoch, ewc-fisher, {runs} runs; each way timed once."]
-    return Table("A sweep", notes, rows, quick=quick)
+    yield Part(space.stream, f"{runs} runs of {space.stream}", notes, rows)
 
 
 def _timed(work: Callable[[Path], object]) -> tuple[float, float]:

@@ -29,7 +29,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
 def test_help_names_the_commands(argv: list[str], capsys: pytest.CaptureFixture[str]):
     assert main(argv) == 0
     said = capsys.readouterr().out
-    assert all(f"• {name}" in said for name in ("demo", "run", "report", "reproduce"))
+    assert all(f"• {name}" in said for name in ("demo", "run", "report"))
     assert "--version" in said
 
 
