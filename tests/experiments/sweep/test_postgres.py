@@ -16,9 +16,11 @@ from pathlib import Path
 from pwd import getpwnam
 from typing import Any
 
+import optuna
 import pytest
 
 from holdfast.experiments.sweep import Space, sweep
+from holdfast.experiments.sweep.storage import storage_at
 
 pytestmark = pytest.mark.postgres
 
@@ -96,8 +98,6 @@ def _wait_for(port: int) -> None:
 
 
 def test_two_processes_share_one_study_and_a_third_takes_the_place_of_one_that_is_killed(server, tmp_path):
-    import optuna
-
     command = [sys.executable, "-c", PROGRAM]
     outputs = [tmp_path / "one", tmp_path / "two"]
     first, second = (
@@ -113,8 +113,9 @@ def test_two_processes_share_one_study_and_a_third_takes_the_place_of_one_that_i
         assert second.stdout is not None
         trials = second.stdout.read().split().count("trial")
     assert second.returncode == 0
-    study = optuna.load_study(study_name=SPACE.study_name("ewc-fisher"), storage=server)
-    states = [trial.state.name for trial in study.trials]
+    with storage_at(server, folder=tmp_path) as storage:
+        study = optuna.load_study(study_name=SPACE.study_name("ewc-fisher"), storage=storage)
+        states = [trial.state.name for trial in study.trials]
     assert states.count("COMPLETE") == 12
     assert states.count("FAIL") >= 1  # what the first was at when it died
     assert set(states) == {"COMPLETE", "FAIL"}

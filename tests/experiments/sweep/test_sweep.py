@@ -17,6 +17,7 @@ from tests.experiments.tiny import Killed
 from holdfast.errors import FailedRunsError, OptionError, OutputError
 from holdfast.experiments.results import RunResult
 from holdfast.experiments.sweep import Choice, Space, sweep
+from holdfast.experiments.sweep.storage import storage_at
 
 SMALL = {"num_tasks": 2, "epochs": 2, "batch_size": 128, "hidden": (8,), "importance_examples": 32, "slope": 0.2}
 SPACE = Space(
@@ -38,14 +39,11 @@ def undisturbed(tmp_path_factory):
     return sweep(SPACE, output=tmp_path_factory.mktemp("undisturbed"))
 
 
-def studies(folder: Path) -> list[optuna.Study]:
-    storage = f"sqlite:///{folder / 'sweep.db'}"
-    return [optuna.load_study(study_name=name, storage=storage) for name in optuna.get_all_study_names(storage)]
-
-
 def counts(folder: Path) -> dict[str, int]:
     """How many trials of each state."""
-    states = [trial.state.name for study in studies(folder) for trial in study.trials]
+    with storage_at(None, folder=folder) as storage:
+        studies = [optuna.load_study(study_name=name, storage=storage) for name in optuna.get_all_study_names(storage)]
+        states = [trial.state.name for study in studies for trial in study.trials]
     return {state: states.count(state) for state in set(states)}
 
 
