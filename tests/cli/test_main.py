@@ -65,7 +65,7 @@ def test_help_and_mistakes_wait_for_no_matplotlib():
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["dmeo"], "unknown command 'dmeo'. Did you mean 'demo'? Known: --help, --version, advise, demo, report, run."),
+        (["dmeo"], "unknown command 'dmeo'. Did you mean 'demo'? Known: --help, --version, advise, demo, report, reproduce, run."),
         (["--vresion"], "unknown option '--vresion'. Did you mean '--version'?"),
         (["run"], "run: STREAM is missing. See holdfast run --help."),
         (
@@ -154,7 +154,7 @@ def test_an_interrupt_says_how_to_go_on(
     def interrupted(*_: object, **__: object):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("holdfast.experiments.run._Run.finish", interrupted)
+    monkeypatch.setattr("holdfast.experiments.run.ActiveRun.finish", interrupted)
     argv = ["run", "permuted-digits", "--method", "none", "--output", str(tmp_path), *TINY]
     assert main(argv) == 130
     assert capsys.readouterr().err == "\nholdfast: interrupted. The same command goes on where it was.\n"
@@ -163,6 +163,6 @@ def test_an_interrupt_says_how_to_go_on(
 
 
 def test_what_is_not_foreseen_shows_its_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.setattr("holdfast.experiments.run._Run.finish", lambda _: 1 // 0)
+    monkeypatch.setattr("holdfast.experiments.run.ActiveRun.finish", lambda _: 1 // 0)
     with pytest.raises(ZeroDivisionError):
         main(["run", "permuted-digits", "--method", "none", "--output", str(tmp_path), *TINY])
