@@ -141,3 +141,20 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert [cost["method"] for cost in written["costs"]] == ["none", "ewc-fisher", "hat"]
     assert main(["advise", "mlp", "--methods", "nonne"]) == 2
     assert "unknown method 'nonne'. Did you mean 'none'?" in capsys.readouterr().err
+
+
+@pytest.mark.slow  # transformers alone takes seconds to import
+@pytest.mark.filterwarnings("ignore")
+def test_a_language_model_in_a_folder(tmp_path: Path):
+    transformers = pytest.importorskip("transformers")
+    shape = {"vocab_size": 50, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 16}
+    config = transformers.GPT2Config(**shape, bos_token_id=0, eos_token_id=0)
+    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt")
+    work = workload(str(tmp_path / "gpt"), batch_size=2, num_batches=2, length=8)
+    assert (work.name, work.num_examples) == ("gpt", 4)
+    found = advise(work, methods=["ewc-fisher", "wva-fisher", "er"], rounds=1)
+    assert [cost.held_bytes for cost in found.costs] == [2 * found.weight_bytes, found.weight_bytes, 0]
+    assert found.costs[2].lacking == "it needs batches of (inputs, class targets)"
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(OptionError, match="empty is no folder of a causal language model: "):
+        workload(str(tmp_path / "empty"))
