@@ -116,16 +116,17 @@ class Part:
 
     @cached_property
     def _together(self) -> list[tuple[list[int], Block]]:
-        """The blocks of the parameters that are not cut, with their indices."""
-        whole = [index for index, weight in enumerate(self.parameters) if not _is_cut(weight)]
-        found = []
+        """The blocks of the parameters that are not cut, with their indices; one stretch of memory or not, apart."""
         limit = 4 * BLOCK if self.parameters[0].is_cpu else CHUNK_BYTES  # an accelerator's calls are dear
-        for some in chunks([self.parameters[index] for index in whole], limit=limit):
-            indices = whole[some]
-            weights, anchors, importance = (
-                _chosen(column, indices) for column in (self.weights, self.anchors, self.importance)
-            )
-            found.append((indices, Block(weights, anchors, importance)))
+        found = []
+        for flat in (True, False):
+            whole = [i for i, p in enumerate(self.parameters) if not _is_cut(p) and p.is_contiguous() == flat]
+            for some in chunks([self.parameters[index] for index in whole], limit=limit):
+                indices = whole[some]
+                weights, anchors, importance = (
+                    _chosen(column, indices) for column in (self.weights, self.anchors, self.importance)
+                )
+                found.append((indices, Block(weights, anchors, importance)))
         return found
 
 
