@@ -18,7 +18,7 @@ from holdfast import EWC, WVA, Importance, ImportanceInfo
 from holdfast.retention import force, in_place, parts
 from holdfast.retention.parts import Block, Part
 from holdfast.retention.route import Route
-from holdfast.steps import Increment, RootMetric
+from holdfast.steps import Increment, Kept, RootMetric
 
 SIZE = 67  # no multiple of a vector register
 strengths = st.one_of(st.floats(-12, 12).map(lambda x: 10**x), st.sampled_from([0.0, 1e25, 1e30, math.inf]))
@@ -27,9 +27,8 @@ scales = st.sampled_from([1e-20, 1e-6, 1.0, 1e6, 1e20, 1e31])
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    """Blocks of ten weights, and no tensor too small to be cut."""
+    """Blocks of ten weights."""
     monkeypatch.setattr(parts, "BLOCK", 10)
-    monkeypatch.setattr(parts, "SMALL", 1)
 
 
 def drawn(seed, scale=1.0):
@@ -116,7 +115,7 @@ def test_the_distance_by_either_route():
 
 
 def net(dtype=torch.float32):
-    """Matrices of several blocks, one that is no single stretch of memory, and small vectors."""
+    """A matrix of several blocks, a convolution that is no single stretch of memory, and vectors."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 7)).to(dtype)
     model[0].to(memory_format=torch.channels_last)  # pyright: ignore
@@ -169,7 +168,6 @@ def test_training_in_blocks_is_training_by_the_formulas(keeper, optimizer, dtype
 
 @pytest.mark.parametrize("keeper", ["ewc", "wva"])
 def test_what_is_one_stretch_of_memory_goes_in_place(keeper, small_blocks, monkeypatch):
-    monkeypatch.setattr(parts, "SMALL", 8)
     sizes: list[int] = []
     for name in ("pull_", "attenuate_"):
 
@@ -179,7 +177,7 @@ def test_what_is_one_stretch_of_memory_goes_in_place(keeper, small_blocks, monke
 
         monkeypatch.setattr(in_place, name, counted)
     trained(partial(Adam, lr=0.01), KEEPERS[keeper], steps=1)
-    assert sizes == [10] * 11 + [2] + [4, 7]  # the matrix and both biases, each alone in a block; not the convolution
+    assert sizes == [4] + [10] * 11 + [2] + [7]  # a bias, the matrix, a bias; not the convolution
 
 
 @pytest.mark.parametrize("keeper", KEEPERS)
@@ -195,15 +193,17 @@ def test_weights_that_move_to_other_memory_are_still_held(keeper, small_blocks):
     assert same(*results)
 
 
-def test_every_weight_is_in_exactly_one_block(small_blocks, monkeypatch):
-    sizes = [(5, 5), (3,), (10,), (2, 3), (11,)]
-    weights = [nn.Parameter(torch.zeros(size)) for size in sizes]
-    part = Part({}, weights, [torch.ones(size) for size in sizes], [torch.ones(size) for size in sizes])
-    for small in (1, 8, 1000):
-        monkeypatch.setattr(parts, "SMALL", small)
-        part = Part({}, weights, part.importance, part.anchors)
-        for block in part.blocks(metrics=[1.0] * 5):
-            for weight, anchor in zip(block.weights, block.anchors, strict=True):
-                weight.add_(anchor)
-            assert len(block.metrics) == len(block.weights)
-    assert all(torch.equal(weight, torch.full_like(weight, 3.0)) for weight in weights)
+@pytest.mark.parametrize("cut", [True, False])
+def test_every_weight_is_in_exactly_one_block(cut, small_blocks, monkeypatch):
+    monkeypatch.setattr(parts, "_is_cut", lambda weight: cut and weight.is_contiguous())
+    weights = [torch.zeros(size) for size in ((5, 5), (3,), (), (10,), (2, 3), (0,))] + [torch.zeros(4, 3).T]
+    ones = [torch.ones_like(weight) for weight in weights]
+    part = Part({}, [nn.Parameter(weight) for weight in weights], ones, ones)
+    sizes = []
+    for block in part.blocks(metrics=[1.0] * 7, increments=[Kept(one) for one in ones]):
+        for weight, anchor, moved in zip(block.weights, block.anchors, block.moved(), strict=True):
+            weight.add_(anchor)
+            sizes.append(moved.numel())
+        assert len(block.metrics) == len(block.weights)
+    assert all(torch.equal(weight, one) for weight, one in zip(weights, ones, strict=True))
+    assert sizes == ([10, 10, 5, 3, 1, 10, 6, 0, 12] if cut else [25, 3, 1, 10, 6, 0, 12])

@@ -35,7 +35,7 @@ def share_(out: Tensor, importance: Tensor, strength: float, *, metric: float | 
 def pull_(
     weight: Tensor, anchor: Tensor, importance: Tensor, strength: float, *, metric: float | RootMetric, scratch: Scratch
 ) -> None:
-    """Theta' + (anchor - theta') w in place: `force.pull_`, with one row of scratch."""
+    """The pull theta' + (anchor - theta') w in place: `force.pull_`, with one row of scratch."""
     weight.lerp_(anchor, share_(scratch[0], importance, strength, metric=metric))
 
 
@@ -65,7 +65,7 @@ def attenuate_(
     largest: float,
     scratch: Scratch,
 ) -> None:
-    """Theta' - increment * w in place: `force.attenuate_`, with two rows of scratch.
+    """The step theta' - increment * w in place: `force.attenuate_`, with two rows of scratch.
 
     Args:
         weight: theta', changed.

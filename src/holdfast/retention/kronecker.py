@@ -25,8 +25,13 @@ import math
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
+from holdfast.errors import StateError
+from holdfast.factored import layer_matrix
 from holdfast.memory import HeldLayer
+from holdfast.retention.plan import LayerPart, apart_message
+from holdfast.steps import UserMetric, metric_values, step_metrics
 
 SMALLEST = 1e-30
 """Metrics over strengths are clamped here: nothing divides zero by zero, and the largest strengths pin."""
@@ -67,3 +72,29 @@ def layer_pull(
     share = share_of_spectrum(layer.spectrum, strength, metric=largest)
     pull = layer.matrix(share * layer.coordinates(distance)).neg_()
     return pull if before is None else pull.add_(before), share
+
+
+def layer_metric(optimizer: Optimizer, part: LayerPart, *, user_metric: UserMetric | None = None) -> float | Tensor:
+    """The metric of the step just taken, of a whole layer.
+
+    Returns:
+        One number, or a tensor [out, n] >= 0.
+
+    Raises:
+        StateError: the learning rate of its weight or of its bias alone is zero.
+    """
+    metrics = [
+        step_metrics(optimizer, group, [parameter], user_metric=user_metric)
+        for group, parameter in zip(part.groups, part.parameters, strict=True)
+    ]
+    found = [metric_values(metric, [p]) for metric, p in zip(metrics, part.parameters, strict=True)]
+    numbers = [metric for metric in found if not isinstance(metric, list)]
+    if len(numbers) == len(found) and len(set(numbers)) == 1:
+        return numbers[0]
+    if math.inf in numbers:  # one of them has a learning rate of zero
+        raise StateError(apart_message(part.name, "EWC"))
+    whole = [
+        metric[0] if isinstance(metric, list) else torch.full_like(p, metric)
+        for p, metric in zip(part.parameters, found, strict=True)
+    ]
+    return layer_matrix(*(metric.to(part.anchor.dtype) for metric in whole))

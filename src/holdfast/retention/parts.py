@@ -1,7 +1,7 @@
 """The weights that one step moves, cut into blocks that stay in a processor's cache through all that is done to them.
 
-A large tensor becomes several blocks of one flat piece, small ones a block together. So temporaries are a few
-megabytes at most, whatever the model's size.
+On the CPU every tensor becomes one block or several, each one flat piece, so that temporaries are a few megabytes at
+most, whatever the model's size. On accelerators, where calls are dear, many tensors are a block together.
 """
 
 from __future__ import annotations
@@ -15,18 +15,15 @@ from typing import Any
 from torch import Tensor, nn
 
 from holdfast.steps import Increment, Kept, Metric, RootMetric, metric_values
-from holdfast.tensors import CHUNK_BYTES, chunks
+from holdfast.tensors import chunks
 
 BLOCK = 2**18
 """Weights in a block, 1 MB in float32: fewer cost more calls, more fall out of the cache."""
 
-SMALL = 2**13
-"""Tensors of fewer weights are not worth calls of their own."""
-
 
 @dataclass
 class Block:
-    """Weights that are treated together: one flat piece of a large tensor, or several tensors.
+    """Weights that are treated together: one flat piece of a tensor, or several whole tensors.
 
     Attributes:
         weights: theta', live views outside autograd.
@@ -116,21 +113,21 @@ class Part:
 
     @cached_property
     def _together(self) -> list[tuple[list[int], Block]]:
-        """The blocks of the parameters that are not cut, with their indices."""
-        whole = [index for index, weight in enumerate(self.parameters) if not _is_cut(weight)]
+        """The blocks of the parameters that are not cut, with their indices; one stretch of memory or not, apart."""
         found = []
-        limit = 4 * BLOCK if self.parameters[0].is_cpu else CHUNK_BYTES  # an accelerator's calls are dear
-        for some in chunks([self.parameters[index] for index in whole], limit=limit):
-            indices = whole[some]
-            weights, anchors, importance = (
-                _chosen(column, indices) for column in (self.weights, self.anchors, self.importance)
-            )
-            found.append((indices, Block(weights, anchors, importance)))
+        for flat in (True, False):
+            whole = [i for i, p in enumerate(self.parameters) if not _is_cut(p) and p.is_contiguous() == flat]
+            for some in chunks([self.parameters[index] for index in whole]):
+                indices = whole[some]
+                weights, anchors, importance = (
+                    _chosen(column, indices) for column in (self.weights, self.anchors, self.importance)
+                )
+                found.append((indices, Block(weights, anchors, importance)))
         return found
 
 
 def _is_cut(weight: Tensor) -> bool:
-    return weight.is_cpu and weight.numel() >= SMALL and weight.is_contiguous()
+    return weight.is_cpu and weight.is_contiguous()
 
 
 def _cut(metric: Metric) -> Iterator[Metric]:

@@ -6,7 +6,10 @@ all else, and the largest of numbers        the formulas as they stand (`force`)
 
 from __future__ import annotations
 
+import functools
+import importlib
 import math
+from types import ModuleType
 from typing import TypeGuard
 
 import torch
@@ -16,7 +19,7 @@ from holdfast.retention import force, in_place
 from holdfast.retention.force import LARGEST, Attenuation
 from holdfast.retention.in_place import Scratch
 from holdfast.retention.parts import Block
-from holdfast.steps import Increment, Metric, RootMetric
+from holdfast.steps import Increment, Kept, Metric, RootMetric
 
 SMALLEST = 1 / LARGEST
 
@@ -42,6 +45,10 @@ class Route:
         if _is_piece(block) and _is_plain(metric, strength, largest=largest):
             piece = block.weights[0], block.anchors[0], block.importance[0], strength
             in_place.pull_(*piece, metric=metric, scratch=self._scratch(block))
+        elif (fused := _fused(block)) and all(_is_plain(m, strength, largest=largest) for m in block.metrics):
+            columns = block.weights, block.anchors, block.importance, block.metrics
+            for weight, anchor, importance, metric in zip(*columns, strict=True):
+                fused.pull_(weight, anchor, importance, strength, metric=metric)
         else:
             shares = force.pull_shares(block.importance, strength, metric=block.metric(), largest=largest)
             force.pull_(block.weights, block.anchors, shares)
@@ -69,6 +76,10 @@ class Route:
                     largest=largest,
                     scratch=self._scratch(block),
                 )
+        elif (fused := _fused(block)) and _is_plain(1.0, strength, largest=largest):
+            columns = block.weights, block.importance, block.increments
+            for weight, importance, increment in zip(*columns, strict=True):
+                fused.attenuate_(weight, importance, strength, increment=increment, attenuation=attenuation)
         else:
             shares = force.relative_force(block.importance, strength, largest=largest)
             force.attenuate_(block.weights, block.moved(), force.relative_share(shares, attenuation=attenuation))
@@ -109,6 +120,38 @@ class Route:
                 self._views.clear()
             self._views[size] = self._rows[0, :size], self._rows[1, :size]
         return self._views[size]
+
+
+def _fused(block: Block) -> ModuleType | None:
+    """The kernels for CUDA, if they can treat every tensor of the block as one stretch of memory."""
+    weight = block.weights[0]
+    if not weight.is_cuda or weight.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return None
+    entries = (*block.weights, *block.anchors, *block.importance, *block.metrics, *block.increments)
+    return _kernels() if all(tensor.is_contiguous() for entry in entries for tensor in _tensors(entry)) else None
+
+
+def _tensors(entry: Metric | Increment | Kept | None) -> list[Tensor]:
+    match entry:
+        case Tensor():
+            return [entry]
+        case RootMetric():
+            return [entry.second]
+        case Kept():
+            return [entry.before]
+        case Increment():
+            return [entry.first, *_tensors(entry.buffer), *_tensors(entry.metric)]
+        case _:
+            return []
+
+
+@functools.cache
+def _kernels() -> ModuleType | None:
+    """None where Triton is not at hand."""
+    try:
+        return importlib.import_module("holdfast.retention.fused")
+    except ImportError:
+        return None
 
 
 def _is_piece(block: Block) -> bool:
