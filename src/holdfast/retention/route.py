@@ -1,6 +1,7 @@
 """What is done to a block, by the quickest way that is right for it.
 
 a piece of a float32 tensor on the CPU      in place, in few passes (`in_place`)
+contiguous tensors on CUDA, with Triton     one kernel each (`fused`)
 all else, and the largest of numbers        the formulas as they stand (`force`)
 """
 
