@@ -171,7 +171,7 @@ def refusal(capsys: pytest.CaptureFixture[str], argv: list[str]) -> str:
 def test_an_unwritable_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "file").write_text("")
     line = refusal(capsys, tiny(tmp_path / "file", "none"))
-    assert line.startswith(f"holdfast: cannot write {tmp_path}/file/permuted-digits-none-0-")
+    assert line.startswith(f"holdfast: cannot write the run folder {tmp_path}/file/permuted-digits-none-0-")
     assert line.endswith("Choose another --output.")
 
 
