@@ -7,7 +7,7 @@ from holdfast.methods import METHODS, method_named
 def test_every_method_that_was_promised_has_its_name():
     importances = ("fisher", "mas", "si", "signal", "taylor")
     held = {f"{mechanism}-{importance}" for mechanism in ("ewc", "wva") for importance in importances}
-    assert set(METHODS) == {"joint", "cumulative", "l2", "frozen", "none", "ewc-kfac", *held}
+    assert set(METHODS) == {"joint", "cumulative", "dgr", "dgr-distilled", "l2", "frozen", "none", "ewc-kfac", *held}
     assert all(method_named(name).name == name for name in METHODS)
 
 
@@ -37,7 +37,7 @@ def test_which_methods_keep_a_budget():
 
 def test_an_unknown_name_is_answered_with_the_nearest():
     with pytest.raises(
-        UnknownNameError, match=r"unknown method 'ewc-fischer'. Did you mean 'ewc-fisher'\? Known: cumulative, ewc-"
+        UnknownNameError, match=r"unknown method 'ewc-fischer'. Did you mean 'ewc-fisher'\? Known: cumulative, dgr"
     ):
         method_named("ewc-fischer")
     assert issubclass(UnknownNameError, OptionError)

@@ -16,6 +16,16 @@ _OF_MECHANISM = {
     "attenuate": ("wva",),
     "accumulate": ("ewc", "wva"),
     "weighting": ("ewc", "wva"),
+    "replay": ("dgr",),
+    "generator": ("dgr",),
+    "generator_units": ("dgr",),
+    "generator_latent": ("dgr",),
+    "generator_lr": ("dgr",),
+    "new_share": ("dgr",),
+    "temperature": ("dgr",),
+    "hold": ("dgr",),
+    "hold_generator": ("dgr",),
+    "generator_strength": ("dgr",),
 }
 _OF_IMPORTANCE = {
     "fisher": ("fisher", "kfac"),

@@ -43,6 +43,18 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "importance_data",
         "importance_examples",
     ),
+    "replay": (
+        "replay",
+        "generator",
+        "generator_units",
+        "generator_latent",
+        "generator_lr",
+        "new_share",
+        "temperature",
+        "hold",
+        "hold_generator",
+        "generator_strength",
+    ),
 }
 """The settings that `holdfast run` takes, under the headings of its help."""
 
@@ -65,7 +77,7 @@ def _group(title: str) -> Any:
     )
 
 
-_Tasks, _Training, _Mechanism, _Importance = map(_group, GROUPS)
+_Tasks, _Training, _Mechanism, _Importance, _Replay = map(_group, GROUPS)
 _Output = option("output", str, "parent of the run folders (default: runs)")
 _Seed = option("seed", int, f"{explained(RunConfig).get('seed', '')} (default: 0)")
 _Device = option("device", str, "as torch names it, such as cpu or cuda (default: cpu)")
@@ -111,6 +123,7 @@ class RunOptions:
     training: _Training = field(default_factory=_Training)
     mechanism: _Mechanism = field(default_factory=_Mechanism)
     importance: _Importance = field(default_factory=_Importance)
+    replay: _Replay = field(default_factory=_Replay)
 
     def settings(self) -> dict[str, Any]:
         """Setting -> value, of those that were typed."""

@@ -13,6 +13,8 @@ from holdfast.errors import OptionError, UnknownNameError
 from holdfast.experiments.protocols import defaults_of
 from holdfast.heads.masks import Mask, Scenario
 from holdfast.methods import MethodOptions, method_named
+from holdfast.methods.options import GeneratorName
+from holdfast.replay import ReplaySource
 from holdfast.training import NetName, OptimizerName, Schedule
 
 
@@ -154,6 +156,9 @@ _CHOICES = {
     "signal_bias": ("output", "activation"),
     "si_gradient": ("before", "after"),
     "importance_data": ("validation", "train"),
+    "replay": get_args(ReplaySource),
+    "generator": get_args(GeneratorName),
+    "hold_generator": ("ewc", "wva"),
 }
 _RANGES = (
     ("seed", int, 0, 2**31 - 1),
@@ -171,5 +176,11 @@ _RANGES = (
     ("damping", float, 1e-12, math.inf),
     ("importance_examples", int, 1, 10**9),
     ("pull_every", int, 1, 10**9),
+    ("generator_units", int, 1, 10**6),
+    ("generator_latent", int, 1, 10**6),
+    ("generator_lr", float, 0, 1e6),
+    ("new_share", float, 0, 1),
+    ("temperature", float, 1e-3, 1e6),
+    ("generator_strength", float, 0, math.inf),
 )
 _OPTIONAL = {entry.name for entry in fields(RunConfig) if entry.default is None}

@@ -104,7 +104,12 @@ class _Run:
             slope=config.slope,
             seed=_seed(config.seed),
         )
-        setting = Setting(task_classes=tuple(map(tuple, self.stream.task_classes)), mask=self.mask)
+        setting = Setting(
+            task_classes=tuple(map(tuple, self.stream.task_classes)),
+            mask=self.mask,
+            input_shape=self.stream.input_shape,
+            past=lambda k: self.tasks[k].train(self.stream[k]),
+        )
         self.learner = build_learner(self.method, net.to(self.device), options=config, setting=setting)
         self.model: nn.Module = self.learner.model
         self.optimizer = self._new_optimizer()

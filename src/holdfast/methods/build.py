@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from holdfast.methods.dgr import DGR
 from holdfast.methods.frozen import Frozen
 from holdfast.methods.holding import Holding
 from holdfast.methods.learner import Learner, Setting
@@ -27,5 +28,7 @@ def build_learner(method: Method, model: nn.Module, *, options: MethodOptions, s
             return Cumulative(model)
         case "joint":
             return Joint(model)
+        case "dgr":
+            return DGR(method, model, options, setting, distilled=method.name == "dgr-distilled")
         case "ewc" | "wva":
             return Holding(method, model, options)

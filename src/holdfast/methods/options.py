@@ -7,6 +7,9 @@ from typing import Literal
 
 from holdfast.errors import OptionError
 from holdfast.memory import Accumulate, Decayed, Weighting
+from holdfast.replay import ReplaySource
+
+GeneratorName = Literal["vae", "cvae", "wgan-gp"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +32,16 @@ class MethodOptions:
         signal_bias: importance of biases: mean absolute "output" of the layer, or "activation".
         damping: of SI.
         si_gradient: SI takes the gradient "before" or "after" each step.
+        replay: DGR: where replayed inputs come from: "generative", or of the controls "exact", "noise", "none".
+        generator: DGR: "vae", "cvae" (conditional on the class) or "wgan-gp".
+        generator_units: of each of the two hidden layers of a VAE's encoder and decoder.
+        generator_latent: length of a VAE's latent.
+        generator_lr: of the generator's Adam; None: its own, 1e-3 of a VAE, 1e-4 of WGAN-GP.
+        new_share: DGR: share of the new task in the loss, 0..1; None: 1/t at the t-th task.
+        temperature: of distilled answers.
+        hold: DGR: the method that holds the solver besides, such as "ewc-fisher", at `strength` or `budget`.
+        hold_generator: DGR: "ewc" or "wva" holds the generator besides, by its Fisher information.
+        generator_strength: of that.
     """
 
     seed: int = 0
@@ -46,6 +59,16 @@ class MethodOptions:
     signal_bias: Literal["output", "activation"] = "output"
     damping: float = 0.1
     si_gradient: Literal["before", "after"] = "before"
+    replay: ReplaySource = "generative"
+    generator: GeneratorName = "vae"
+    generator_units: int = 400
+    generator_latent: int = 100
+    generator_lr: float | None = None
+    new_share: float | None = None
+    temperature: float = 2.0
+    hold: str | None = None
+    hold_generator: Literal["ewc", "wva"] | None = None
+    generator_strength: float | None = None
 
 
 def accumulation(text: str) -> Accumulate:

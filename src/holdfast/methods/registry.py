@@ -7,7 +7,7 @@ from typing import Literal
 
 from holdfast.errors import UnknownNameError
 
-MechanismName = Literal["joint", "cumulative", "ewc", "wva", "frozen", "none"]
+MechanismName = Literal["joint", "cumulative", "dgr", "ewc", "wva", "frozen", "none"]
 ImportanceName = Literal["fisher", "mas", "si", "signal", "taylor", "kfac", "ones"]
 
 
@@ -62,13 +62,17 @@ _WVA = tuple(
     Method(f"wva-{name}", f"WVA {label}", "wva", name, f"makes weights slow, by {source}")
     for name, label, source in _IMPORTANCES
 )
+_REPLAY = (
+    Method("dgr-distilled", "DGR distilled", "dgr", None, "replays a generator's samples, with the old solver's odds"),
+    Method("dgr", "DGR", "dgr", None, "replays a generator's samples, with the old solver's answers"),
+)
 _SIMPLE = (
     Method("l2", "L2", "ewc", "ones", "elastic pull on every weight alike: EWC with all importances one"),
     Method("frozen", "frozen", "frozen", None, "trains the last layer alone after the first task"),
     Method("none", "plain", "none", None, "plain fine-tuning: nothing holds the old tasks (the floor)"),
 )
 
-METHODS: dict[str, Method] = {method.name: method for method in (*_PAST_DATA, *_EWC, *_WVA, *_SIMPLE)}
+METHODS: dict[str, Method] = {method.name: method for method in (*_PAST_DATA, *_REPLAY, *_EWC, *_WVA, *_SIMPLE)}
 """Every method by name, from the ceiling to the floor: tables and pictures have them in this order."""
 
 

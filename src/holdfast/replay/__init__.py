@@ -1,0 +1,25 @@
+"""Generative replay: networks that draw the past, and what is learned from what they draw."""
+
+from holdfast.replay.generators import Generator, Held, Holdable, check_alive, frozen, is_conditional
+from holdfast.replay.scholar import Head, Replay, ReplaySource, Scholar, mixed, replay_heads, replay_loss
+from holdfast.replay.vae import VAE
+from holdfast.replay.wgan import WGAN, Alignment
+
+__all__ = [
+    "VAE",
+    "WGAN",
+    "Alignment",
+    "Generator",
+    "Head",
+    "Held",
+    "Holdable",
+    "Replay",
+    "ReplaySource",
+    "Scholar",
+    "check_alive",
+    "frozen",
+    "is_conditional",
+    "mixed",
+    "replay_heads",
+    "replay_loss",
+]
