@@ -22,7 +22,7 @@ def test_every_setting_is_explained():
 
 
 def test_what_has_no_effect_elsewhere_is_a_setting():
-    assert {*_OF_IMPORTANCE, *_OF_MECHANISM} == {*GROUPS["mechanism"], *GROUPS["importance"]}
+    assert {*_OF_IMPORTANCE, *_OF_MECHANISM} == {*GROUPS["mechanism"], *GROUPS["importance"], *GROUPS["replay"]}
 
 
 def test_names_as_they_are_typed():

@@ -36,7 +36,8 @@ def test_a_run_found_twice_counts_once():
 def test_order_is_from_the_ceiling_to_the_floor():
     groups = group_results([result(name) for name in METHODS] + [result("of-another-version")])
     assert [group.method for group in groups] == [
-        *["joint", "cumulative", "ewc-fisher", "ewc-mas", "ewc-si", "ewc-signal", "ewc-taylor", "ewc-kfac"],
+        *["joint", "cumulative", "dgr-distilled", "dgr"],
+        *["ewc-fisher", "ewc-mas", "ewc-si", "ewc-signal", "ewc-taylor", "ewc-kfac"],
         *["wva-fisher", "wva-mas", "wva-si", "wva-signal", "wva-taylor", "l2", "frozen", "none", "of-another-version"],
     ]
     assert groups[-1].label == "of-another-version"

@@ -15,6 +15,7 @@ from tyro.conf import Positional, arg
 
 from holdfast.cli.values import option
 from holdfast.experiments.config import RunConfig
+from holdfast.experiments.generation.config import GenerationConfig
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "tasks": ("scenario", "num_tasks", "fraction", "mask"),
@@ -55,6 +56,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "hold_generator",
         "generator_strength",
     ),
+    "generation": ("latent", "width", "critic_steps", "penalty", "alignment", "images", "precision", "compile"),
 }
 """The settings that `holdfast run` takes, under the headings of its help."""
 
@@ -68,7 +70,8 @@ def explained(record: type) -> dict[str, str]:
 
 def _group(title: str) -> Any:
     """A dataclass of the settings under one heading; None is what was not typed."""
-    hints, told = get_type_hints(RunConfig), explained(RunConfig)
+    record = GenerationConfig if title == "generation" else RunConfig
+    hints, told = get_type_hints(record), explained(record)
     return make_dataclass(
         title.capitalize(),
         [(name, option(name, hints[name], told.get(name, "")), field(default=None)) for name in GROUPS[title]],
@@ -77,7 +80,7 @@ def _group(title: str) -> Any:
     )
 
 
-_Tasks, _Training, _Mechanism, _Importance, _Replay = map(_group, GROUPS)
+_Tasks, _Training, _Mechanism, _Importance, _Replay, _Generation = map(_group, GROUPS)
 _Output = option("output", str, "parent of the run folders (default: runs)")
 _Seed = option("seed", int, f"{explained(RunConfig).get('seed', '')} (default: 0)")
 _Device = option("device", str, "as torch names it, such as cpu or cuda (default: cpu)")
@@ -124,6 +127,7 @@ class RunOptions:
     mechanism: _Mechanism = field(default_factory=_Mechanism)
     importance: _Importance = field(default_factory=_Importance)
     replay: _Replay = field(default_factory=_Replay)
+    generation: _Generation = field(default_factory=_Generation)
 
     def settings(self) -> dict[str, Any]:
         """Setting -> value, of those that were typed."""

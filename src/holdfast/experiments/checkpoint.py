@@ -70,8 +70,8 @@ def load(path: Path, *, model: nn.Module, optimizer: Optimizer, learner: Learner
         return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
     try:
-        model.load_state_dict(under("model/"))
         load_optimizer_state(optimizer, under("optimizer/"), notes)
+        model.load_state_dict(under("model/"))
         learner.load_state(under("learner/"), notes["learner"])
         return Progress(**notes["progress"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:

@@ -91,13 +91,8 @@ class RunConfig(MethodOptions):
 
     @property
     def hash(self) -> str:
-        """Eight hexadecimal digits that stand for every setting that is not its field's default.
-
-        So that a setting which a later version adds leaves the names of older runs as they are.
-        """
-        usual = {entry.name for entry in fields(self) if getattr(self, entry.name) == entry.default}
-        chosen = {name: value for name, value in self.to_dict().items() if name not in usual}
-        return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:8]
+        """Eight hexadecimal digits that stand for every setting that is not its field's default."""
+        return settings_hash(self)
 
     @property
     def name(self) -> str:
@@ -120,6 +115,16 @@ class RunConfig(MethodOptions):
             if name not in known:
                 raise UnknownNameError("setting", name, known)
         return cls(**{**content, "hidden": tuple(content.get("hidden", (300, 150)))})
+
+
+def settings_hash(config: Any) -> str:
+    """Eight hexadecimal digits that stand for every setting of a record that is not its field's default.
+
+    So that a setting which a later version adds leaves the names of older runs as they are.
+    """
+    usual = {entry.name for entry in fields(config) if getattr(config, entry.name) == entry.default}
+    chosen = {name: value for name, value in config.to_dict().items() if name not in usual}
+    return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def configure(stream: str, method: str, **settings: Any) -> RunConfig:

@@ -36,6 +36,8 @@ class RunResult:
         config: all settings.
         versions: of Python, torch and holdfast.
         keeper: what the keeper said of itself at the end of the last task's training; empty without one.
+        generation: of a run that learned to draw: "frechet_distance" after each task, "reverse_accuracy",
+            "judge_accuracy".
     """
 
     stream: str
@@ -56,6 +58,7 @@ class RunResult:
     config: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     keeper: str = ""
+    generation: dict[str, Any] = field(default_factory=dict)
 
     @property
     def final_accuracy(self) -> float:

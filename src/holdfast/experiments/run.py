@@ -85,7 +85,7 @@ class _Run:
         watch: Watch | None,
     ) -> None:
         self.config, self.folder, self.watch = config, folder, watch
-        self.device = _device(device)
+        self.device = device_named(device)
         self.method = method_named(config.method)
         self.stream = build_stream(
             config.stream,
@@ -102,7 +102,7 @@ class _Run:
             self.stream.num_classes,
             hidden=config.hidden,
             slope=config.slope,
-            seed=_seed(config.seed),
+            seed=seed_for(config.seed),
         )
         setting = Setting(
             task_classes=tuple(map(tuple, self.stream.task_classes)),
@@ -159,7 +159,7 @@ class _Run:
                 self.optimizer,
                 train,
                 batch_size=config.batch_size,
-                seed=_seed(config.seed, t, progress.epoch),
+                seed=seed_for(config.seed, t, progress.epoch),
                 columns=columns,
                 num_steps=min(steps_an_epoch, num_steps - done),
                 before_step=None if config.schedule == "constant" else set_rate,
@@ -300,7 +300,12 @@ class _Kept:
         return task.train.to(self._device)
 
 
-def _device(name: str) -> torch.device:
+def device_named(name: str) -> torch.device:
+    """The device of a name, made sure of.
+
+    Raises:
+        OptionError: it cannot be used.
+    """
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
@@ -311,7 +316,7 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _seed(*purpose: int) -> int:
+def seed_for(*purpose: int) -> int:
     """A seed for each use of randomness in a run, independent of that of any other use."""
     sequence = np.random.SeedSequence((len(purpose), *purpose))  # the length: a sequence is padded with zeros
     return int(sequence.generate_state(1, np.uint64)[0] >> 1)

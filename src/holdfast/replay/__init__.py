@@ -1,6 +1,7 @@
 """Generative replay: networks that draw the past, and what is learned from what they draw."""
 
 from holdfast.replay.generators import Generator, Held, Holdable, check_alive, frozen, is_conditional
+from holdfast.replay.mergan import MemoryReplayGAN
 from holdfast.replay.scholar import Head, Replay, ReplaySource, Scholar, mixed, replay_heads, replay_loss
 from holdfast.replay.vae import VAE
 from holdfast.replay.wgan import WGAN, Alignment
@@ -13,6 +14,7 @@ __all__ = [
     "Head",
     "Held",
     "Holdable",
+    "MemoryReplayGAN",
     "Replay",
     "ReplaySource",
     "Scholar",
