@@ -69,7 +69,7 @@ GENERATION_METHODS: dict[str, GenerationMethod] = {
 # Wu et al. 2018 (arXiv 1809.02058); the alignment's weight in our convention, see `holdfast.replay.wgan`
 _MNIST = {"iterations": 4000, "lr": 1e-4, "latent": 128, "width": 32}
 # ours: minutes on one core
-_DIGITS = {"iterations": 200, "lr": 1e-3, "latent": 16, "width": 16, "images": 300}
+_DIGITS = {"iterations": 200, "lr": 1e-3, "latent": 16, "width": 16, "images": 300, "alignment": 0.3}
 
 GENERATION_STREAMS: dict[str, GenerationStream] = {
     "digits-generation": GenerationStream("embedded 8x8 digits to draw, a class a task", "digits", _DIGITS),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from holdfast.experiments.canvas import FONT, INK, MUTED, axes_at, new_figure, write_png
@@ -48,17 +49,22 @@ def tasks_picture(samples: Tensor, classes: Sequence[int], path: Path, *, title:
     shown = samples[:, :, :2].clone()
     for t in range(num_tasks):
         shown[t, t + 1 :] = float("nan")
-    rows = shown.permute(0, 4, 1, 2, 5, 3).squeeze(-1)  # task, y, class, image, x
-    cells = rows.reshape(num_tasks * rows.shape[1], -1)
+    cells = _laid_out(shown.flatten(1, 2))
     labels = [f"after task {t + 1}" for t in range(num_tasks)]
     return _picture(cells, (num_tasks, 2 * count), labels, list(map(str, classes)), path, title=title)
 
 
 def classes_picture(samples: Tensor, classes: Sequence[int], path: Path, *, title: str) -> Path:
     """A row a class: images drawn at the end, [K, n, 1, H, W] in 0..1."""
-    rows = samples.squeeze(2).permute(0, 2, 1, 3)  # class, y, image, x
-    cells = rows.reshape(len(classes) * rows.shape[1], -1)
-    return _picture(cells, samples.shape[:2], [f"class {label}" for label in classes], [], path, title=title)
+    return _picture(
+        _laid_out(samples), samples.shape[:2], [f"class {label}" for label in classes], [], path, title=title
+    )
+
+
+def _laid_out(images: Tensor) -> Tensor:
+    """One image from [R, C, 1, H, W]: R rows of C, a line of NaN between each and the next."""
+    framed = F.pad(images.squeeze(2), (0, 1, 0, 1), value=float("nan"))
+    return framed.permute(0, 2, 1, 3).flatten(2).flatten(0, 1)
 
 
 def _picture(
