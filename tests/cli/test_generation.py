@@ -19,7 +19,7 @@ def test_a_run_and_its_pictures(tmp_path, capsys):
     assert main(typed) == 0
     said = capsys.readouterr().out
     assert "digits-generation, MeRGAN RA" in said
-    assert "of the class asked for" in said
+    assert "drawn as asked, %" in said
     assert "reverse accuracy" in said
     assert "Fréchet distance" in said
     (folder,) = (path for path in tmp_path.iterdir() if path.name != "judges")

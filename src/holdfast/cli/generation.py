@@ -33,7 +33,7 @@ def run_generation_command(options: RunOptions, console: Console) -> None:
     if finished:
         console.print("This run was finished before: read back, not trained again.")
     console.print()
-    console.print(matrix_table(result, title="images that are of the class asked for, %"))
+    console.print(matrix_table(result, title="drawn as asked, %"))
     console.print(generation_table(result))
     console.print()
     told = console_for()
