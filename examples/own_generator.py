@@ -2,9 +2,9 @@
 
     python examples/own_generator.py
 
-Two tasks of the embedded digits, 0 and 1, then 2 and 3. A solver learns one after the other; while it learns the second,
-it rehearses what the diffusion model draws of the first. All that the library asks of a generator is three methods:
-`optimizers`, `fit` and `sample` (`holdfast.replay.Generator`).
+Two tasks of the embedded digits, 0 and 1, then 2 and 3. A solver learns one after the other; while it learns the
+second, it rehearses what the diffusion model draws of the first. All that the library asks of a generator is three
+methods: `optimizers`, `fit` and `sample` (`holdfast.replay.Generator`).
 """
 
 from __future__ import annotations

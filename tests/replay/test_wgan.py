@@ -130,3 +130,29 @@ def test_half_precision_only_where_it_was_asked_for():
         assert wgan.sample(2, classes=torch.tensor([0, 1])).dtype == torch.float32
         assert (torch.bfloat16 in seen) == (precision == "bfloat16")
         assert torch.float32 in seen  # the gradient penalty
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo looks at it
+def test_compiled_networks_do_the_same():
+    images, labels = patterns(20)
+    weights, names = [], []
+    for compiled in (False, True):
+        wgan = gan()
+        if compiled:
+            wgan.compile_networks(backend="eager")
+        torch.manual_seed(0)
+        wgan.fit(images, labels, optimizers=wgan.optimizers())
+        weights.append(torch.nn.utils.parameters_to_vector(wgan.parameters()))
+        names.append(list(frozen(wgan).state_dict()))
+    torch.testing.assert_close(*weights)
+    assert names[0] == names[1]
+
+
+@pytest.mark.gpu
+def test_on_cuda_in_half_precision():
+    wgan = gan(precision="bfloat16").cuda()
+    images, labels = (tensor.cuda() for tensor in patterns(40))
+    optimizers = wgan.optimizers()
+    for _ in range(3):
+        assert wgan.fit(images, labels, optimizers=optimizers).isfinite()
+    assert wgan.sample(4, classes=labels[:4]).device.type == "cuda"

@@ -91,10 +91,10 @@ class WGAN(nn.Module):
         self._seen = False
         return tuple(Adam(part.parameters(), lr=self.lr, betas=(0.0, 0.9)) for part in (self.generator, self.critic))
 
-    def compile_networks(self) -> None:
+    def compile_networks(self, backend: str = "inductor") -> None:
         """Let `torch.compile` have both networks; the gradient penalty, which it cannot differentiate, goes without."""
-        self.generator.compile()
-        self.critic.compile()
+        self.generator.compile(backend=backend)
+        self.critic.compile(backend=backend)
 
     def fit(
         self,
