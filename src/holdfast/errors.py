@@ -34,6 +34,10 @@ class NotFiniteError(HoldfastError, ValueError):
     """A value that must be finite (and where stated not negative) is not."""
 
 
+class CollapseError(HoldfastError, RuntimeError):
+    """A generator gives one and the same sample, whatever it is asked for."""
+
+
 class ParameterMismatchError(HoldfastError, ValueError):
     """Names or shapes do not match the model's parameters."""
 

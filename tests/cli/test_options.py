@@ -5,12 +5,14 @@ from dataclasses import fields
 from holdfast.cli.idle import _OF_IMPORTANCE, _OF_MECHANISM
 from holdfast.cli.options import GROUPS, RunOptions, explained, option_names
 from holdfast.experiments import RunConfig
+from holdfast.experiments.generation import GenerationConfig
 
 
 def test_every_setting_is_an_option_once():
     settings = [name for names in GROUPS.values() for name in names]
     elsewhere = ["stream", "method", "seed"]
-    assert sorted([*settings, *elsewhere]) == sorted(entry.name for entry in fields(RunConfig))
+    records = {entry.name for record in (RunConfig, GenerationConfig) for entry in fields(record)}
+    assert sorted([*settings, *elsewhere]) == sorted(records)
 
 
 def test_every_setting_is_explained():
@@ -21,9 +23,15 @@ def test_every_setting_is_explained():
     assert told["seed"].endswith("sampled labels")  # the second line of two
 
 
+def test_every_setting_of_generation_is_explained():
+    told = explained(GenerationConfig)
+    assert set(told) == {entry.name for entry in fields(GenerationConfig)}
+    assert told["penalty"] == "weight of the gradient penalty"
+
+
 def test_what_has_no_effect_elsewhere_is_a_setting():
     assert {*_OF_IMPORTANCE, *_OF_MECHANISM} == {
-        name for title in ("mechanism", "importance", "comparison") for name in GROUPS[title]
+        name for title in ("mechanism", "importance", "comparison", "replay") for name in GROUPS[title]
     }
 
 

@@ -10,6 +10,8 @@ def test_every_method_that_was_promised_has_its_name():
     others = {
         "joint",
         "cumulative",
+        "dgr",
+        "dgr-distilled",
         "er",
         "der",
         "agem",
@@ -53,7 +55,7 @@ def test_which_methods_keep_a_budget():
 def test_an_unknown_name_is_answered_with_the_nearest():
     with pytest.raises(
         UnknownNameError,
-        match=r"unknown method 'ewc-fischer'. Did you mean 'ewc-fisher'\? Known: agem, cumulative, der, er, ewc-",
+        match=r"unknown method 'ewc-fischer'. Did you mean 'ewc-fisher'\? Known: agem, cumulative, der, dgr, ",
     ):
         method_named("ewc-fischer")
     assert issubclass(UnknownNameError, OptionError)

@@ -21,13 +21,22 @@ _OF_MECHANISM = {
     "buffer_size": ("er", "der", "agem"),
     "der_alpha": ("der",),
     "der_beta": ("der",),
-    "temperature": ("lwf",),
     "imm": ("imm",),
     "l2_transfer": ("imm",),
     "hat_scale": ("hat",),
     "hat_sparsity": ("hat",),
     "sfa_share": ("sfa",),
     "sfa_period": ("sfa",),
+    "replay": ("dgr",),
+    "generator": ("dgr",),
+    "generator_units": ("dgr",),
+    "generator_latent": ("dgr",),
+    "generator_lr": ("dgr",),
+    "new_share": ("dgr",),
+    "temperature": ("lwf", "dgr"),
+    "hold": ("dgr",),
+    "hold_generator": ("dgr",),
+    "generator_strength": ("dgr",),
 }
 _OF_IMPORTANCE = {
     "fisher": ("fisher", "kfac"),
@@ -65,10 +74,11 @@ def _belongs_elsewhere(name: str, config: RunConfig) -> str | None:
     method = method_named(config.method)
     flag = "--" + name.replace("_", "-")
     mechanisms = _OF_MECHANISM.get(name)
-    if mechanisms is not None and method.mechanism not in mechanisms:
+    holding = method if config.hold is None else method_named(config.hold)
+    if mechanisms is not None and not {method.mechanism, holding.mechanism} & set(mechanisms):
         return f"{flag} has no effect with method {method.name}; it belongs to {' and '.join(mechanisms)}."
     importances = _OF_IMPORTANCE.get(name)
-    measured = "fisher" if method.mechanism == "imm" and config.imm == "mode" else method.importance
+    measured = "fisher" if method.mechanism == "imm" and config.imm == "mode" else holding.importance
     if importances is not None and measured not in importances:
         return f"{flag} has no effect with method {method.name}; it belongs to {', '.join(importances)} importances."
     return None

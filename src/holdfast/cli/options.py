@@ -15,6 +15,7 @@ from tyro.conf import Positional, arg
 
 from holdfast.cli.values import option
 from holdfast.experiments.config import RunConfig
+from holdfast.experiments.generation.config import GenerationConfig
 from holdfast.experiments.sweep.space import Batched, Sampler
 from holdfast.training import OptimizerName
 
@@ -50,7 +51,6 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "buffer_size",
         "der_alpha",
         "der_beta",
-        "temperature",
         "imm",
         "l2_transfer",
         "hat_scale",
@@ -58,6 +58,19 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "sfa_share",
         "sfa_period",
     ),
+    "replay": (
+        "replay",
+        "generator",
+        "generator_units",
+        "generator_latent",
+        "generator_lr",
+        "new_share",
+        "temperature",
+        "hold",
+        "hold_generator",
+        "generator_strength",
+    ),
+    "generation": ("latent", "width", "critic_steps", "penalty", "alignment", "images", "precision", "compile"),
 }
 """The settings that `holdfast run` takes, under the headings of its help."""
 
@@ -75,7 +88,8 @@ SWEPT = ("strength", "budget", "optimizer", "lr")
 
 def _group(title: str, *, without: Sequence[str] = ()) -> Any:
     """A dataclass of the settings under one heading; None is what was not typed."""
-    hints, told = get_type_hints(RunConfig), explained(RunConfig)
+    record = GenerationConfig if title == "generation" else RunConfig
+    hints, told = get_type_hints(record), explained(record)
     names = [name for name in GROUPS[title] if name not in without]
     return make_dataclass(
         title.capitalize(),
@@ -85,7 +99,7 @@ def _group(title: str, *, without: Sequence[str] = ()) -> Any:
     )
 
 
-_Tasks, _Training, _Mechanism, _Importance, _Comparison = map(_group, GROUPS)
+_Tasks, _Training, _Mechanism, _Importance, _Comparison, _Replay, _Generation = map(_group, GROUPS)
 _SameTraining, _SameMechanism = (_group(title, without=SWEPT) for title in ("training", "mechanism"))
 _Output = option("output", str, "parent of the run folders (default: runs)")
 _Seed = option("seed", int, f"{explained(RunConfig).get('seed', '')} (default: 0)")
@@ -154,6 +168,8 @@ class RunOptions:
     mechanism: _Mechanism = field(default_factory=_Mechanism)
     importance: _Importance = field(default_factory=_Importance)
     comparison: _Comparison = field(default_factory=_Comparison)
+    replay: _Replay = field(default_factory=_Replay)
+    generation: _Generation = field(default_factory=_Generation)
 
 
 @dataclass(frozen=True)
@@ -182,6 +198,7 @@ class SweepOptions:
     mechanism: _SameMechanism = field(default_factory=_SameMechanism)
     importance: _Importance = field(default_factory=_Importance)
     comparison: _Comparison = field(default_factory=_Comparison)
+    replay: _Replay = field(default_factory=_Replay)
 
 
 @dataclass(frozen=True)
@@ -246,7 +263,7 @@ COMMANDS: dict[str, type] = {
 
 def settings(options: RunOptions | SweepOptions) -> dict[str, Any]:
     """Setting -> value, of those that were typed."""
-    groups = [asdict(getattr(options, title)) for title in GROUPS]
+    groups = [asdict(getattr(options, title)) for title in GROUPS if hasattr(options, title)]
     return {name: value for group in groups for name, value in group.items() if value is not None}
 
 

@@ -68,7 +68,8 @@ class Watcher:
             self._line = self._bar.add_task(self._label, total=self._num_tasks, told="")
 
     def _epoch(self, event: Mapping[str, Any]) -> None:
-        told = f"task {event['task'] + 1}/{self._num_tasks}  epoch {event['epoch']}/{event['epochs']}"
+        told = f"task {event['task'] + 1}/{self._num_tasks}  "
+        told += f"{event.get('unit', 'epoch')} {event['epoch']}/{event['epochs']}"
         told += f"  loss {event['loss']:.3f}"
         if self._average is not None:
             told += f"  accuracy so far {self._average:.1%}"

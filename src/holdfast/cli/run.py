@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from holdfast.cli.console import console_for, say, warnings_told
+from holdfast.cli.generation import run_generation_command
 from holdfast.cli.idle import hopeless, idle_settings
 from holdfast.cli.options import RunOptions, settings
 from holdfast.cli.progress import Watcher
@@ -17,6 +18,7 @@ from holdfast.cli.tables import matrix_table, names_tables, rosenbrock_table, su
 from holdfast.errors import OptionError, UnknownNameError
 from holdfast.experiments.canvas import check_matplotlib
 from holdfast.experiments.config import configure
+from holdfast.experiments.generation import GENERATION_STREAMS
 from holdfast.experiments.groups import group_results, setting_text
 from holdfast.experiments.plots import accuracy_curves, accuracy_matrices
 from holdfast.experiments.results import RunResult
@@ -34,13 +36,15 @@ def run_command(options: RunOptions) -> None:
             console_for().print(table)
     elif options.stream == "rosenbrock":
         _rosenbrock(options, console)
+    elif options.stream in GENERATION_STREAMS:
+        run_generation_command(options, console)
     else:
         _run(options, console)
 
 
 def _run(options: RunOptions, console: Console) -> None:
     if options.stream not in STREAMS:
-        raise UnknownNameError("stream", options.stream, [*STREAMS, "rosenbrock", "list"])
+        raise UnknownNameError("stream", options.stream, [*STREAMS, *GENERATION_STREAMS, "rosenbrock", "list"])
     if options.method is None:
         raise OptionError(f"run {options.stream}: which method? Give --method, one of: {', '.join(METHODS)}.")
     given = settings(options)

@@ -8,6 +8,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from holdfast.experiments.generation import GENERATION_METHODS, GENERATION_STREAMS
 from holdfast.experiments.results import RunResult
 from holdfast.experiments.rosenbrock import Rosenbrock
 from holdfast.experiments.sweep.findings import Findings
@@ -19,11 +20,11 @@ MOST_TASKS = 12
 """With more tasks than this a row of the accuracy matrix no longer fits a terminal."""
 
 
-def matrix_table(result: RunResult) -> Table:
+def matrix_table(result: RunResult, *, title: str = "test accuracy %") -> Table:
     """The accuracy on every task learned so far, after every task, and their average."""
     count = len(result.accuracy_matrix)
     shown = range(count) if count <= MOST_TASKS else ()
-    table = new_table("test accuracy %")
+    table = new_table(title)
     table.add_column("after task", justify="right")
     for j in shown:
         table.add_column(f"{j + 1}", justify="right")
@@ -52,6 +53,22 @@ def summary_table(result: RunResult) -> Table:
     for name, text in told.items():
         if text:
             table.add_row(name, Text(text))
+    return table
+
+
+def generation_table(result: RunResult) -> Table:
+    """The figures of one run that learned to draw."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="dim")
+    table.add_column()
+    accuracies, found = result.average_accuracy, result.generation
+    shown = [t for t in (4, len(accuracies) - 1) if t < len(accuracies)]
+    for t in dict.fromkeys(shown):
+        table.add_row(f"A{t + 1}", f"{accuracies[t]:.2%} of the images asked for are what was asked for")
+    table.add_row("reverse accuracy", f"{found['reverse_accuracy']:.2%} on real images, by a classifier of drawn ones")
+    table.add_row("Fréchet distance", f"{found['frechet_distance'][-1]:.2f} over the judge's features")
+    table.add_row("the judge", f"{found['judge_accuracy']:.2%} on real test images")
+    table.add_row("time", f"{result.seconds:.1f} s: {result.seconds_training:.1f} s training")
     return table
 
 
@@ -104,13 +121,20 @@ def names_tables() -> list[Table]:
         streams.add_column(title, justify="right" if title == "tasks" else "left")
     for name, spec in STREAMS.items():
         streams.add_row(name, str(spec.num_tasks), spec.scenario, spec.description)
+    for name, spec in GENERATION_STREAMS.items():
+        streams.add_row(name, "10", "class", spec.description)
     streams.add_row("rosenbrock", "2", "", "Rosenbrock's function: draws the elastic pull; takes no method")
     methods = new_table("methods")
     methods.add_column("METHOD")
     methods.add_column("")
     for name, method in METHODS.items():
         methods.add_row(name, method.summary)
-    return [streams, methods]
+    drawing = new_table("methods of generation")
+    drawing.add_column("METHOD")
+    drawing.add_column("")
+    for name, method in GENERATION_METHODS.items():
+        drawing.add_row(name, method.summary)
+    return [streams, methods, drawing]
 
 
 def new_table(title: str) -> Table:

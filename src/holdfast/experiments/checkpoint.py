@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -12,6 +11,7 @@ from torch.optim import Optimizer
 from holdfast.errors import FileFormatError
 from holdfast.files import read_state, write_state
 from holdfast.methods import Learner
+from holdfast.training import load_optimizer_state, optimizer_state
 
 
 @dataclass
@@ -50,17 +50,11 @@ def save(path: Path, progress: Progress, *, model: nn.Module, optimizer: Optimiz
         OutputError: it cannot be written; the one before is then kept.
     """
     tensors: dict[str, Tensor] = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
-    state = optimizer.state_dict()
-    numbers: dict[str, dict[str, Any]] = {}
-    for index, entries in state["state"].items():
-        for name, value in entries.items():
-            if isinstance(value, Tensor):
-                tensors[f"optimizer/{index}/{name}"] = value
-            else:
-                numbers.setdefault(str(index), {})[name] = value
+    of_optimizer, told = optimizer_state(optimizer)
+    tensors |= {f"optimizer/{name}": tensor for name, tensor in of_optimizer.items()}
     held, notes = learner.state()
     tensors |= {f"learner/{name}": tensor for name, tensor in held.items()}
-    content = {"progress": asdict(progress), "groups": state["param_groups"], "numbers": numbers, "learner": notes}
+    content = {"progress": asdict(progress), **told, "learner": notes}
     write_state(path, tensors, content)
 
 
@@ -76,20 +70,10 @@ def load(path: Path, *, model: nn.Module, optimizer: Optimizer, learner: Learner
         return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
     try:
-        state: dict[int, dict[str, Any]] = {int(index): dict(entries) for index, entries in notes["numbers"].items()}
-        for key, tensor in under("optimizer/").items():
-            index, _, name = key.partition("/")
-            state.setdefault(int(index), {})[name] = tensor
-        groups = [{**group, **_tuples(group)} for group in notes["groups"]]
+        load_optimizer_state(optimizer, under("optimizer/"), notes)
         model.load_state_dict(under("model/"))
-        optimizer.load_state_dict({"state": state, "param_groups": groups})
         learner.load_state(under("learner/"), notes["learner"])
         return Progress(**notes["progress"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         why = " ".join(str(error).split())  # torch says it in several lines
         raise FileFormatError(f"{path} does not fit this run ({why}). Delete it to start the run again.") from error
-
-
-def _tuples(group: dict[str, Any]) -> dict[str, Any]:
-    """Lists back to the tuples that JSON made of them, such as Adam's betas."""
-    return {name: tuple(value) for name, value in group.items() if isinstance(value, list) and name != "params"}

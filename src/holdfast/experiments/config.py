@@ -13,6 +13,8 @@ from holdfast.errors import OptionError, UnknownNameError
 from holdfast.experiments.protocols import defaults_of
 from holdfast.heads.masks import Mask, Scenario
 from holdfast.methods import MethodOptions, method_named
+from holdfast.methods.options import GeneratorName
+from holdfast.replay import ReplaySource
 from holdfast.training import NetName, OptimizerName, Schedule
 
 
@@ -89,13 +91,8 @@ class RunConfig(MethodOptions):
 
     @property
     def hash(self) -> str:
-        """Eight hexadecimal digits that stand for every setting that is not its field's default.
-
-        So that a setting which a later version adds leaves the names of older runs as they are.
-        """
-        usual = {entry.name for entry in fields(self) if getattr(self, entry.name) == entry.default}
-        chosen = {name: value for name, value in self.to_dict().items() if name not in usual}
-        return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:8]
+        """Eight hexadecimal digits that stand for every setting that is not its field's default."""
+        return settings_hash(self)
 
     @property
     def name(self) -> str:
@@ -118,6 +115,16 @@ class RunConfig(MethodOptions):
             if name not in known:
                 raise UnknownNameError("setting", name, known)
         return cls(**{**content, "hidden": tuple(content.get("hidden", (300, 150)))})
+
+
+def settings_hash(config: Any) -> str:
+    """Eight hexadecimal digits that stand for every setting of a record that is not its field's default.
+
+    So that a setting which a later version adds leaves the names of older runs as they are.
+    """
+    usual = {entry.name for entry in fields(config) if getattr(config, entry.name) == entry.default}
+    chosen = {name: value for name, value in config.to_dict().items() if name not in usual}
+    return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def configure(stream: str, method: str, **settings: Any) -> RunConfig:
@@ -156,6 +163,9 @@ _CHOICES = {
     "importance_data": ("validation", "train"),
     "buffer": ("reservoir", "balanced"),
     "imm": ("mean", "mode"),
+    "replay": get_args(ReplaySource),
+    "generator": get_args(GeneratorName),
+    "hold_generator": ("ewc", "wva"),
 }
 _RANGES = (
     ("seed", int, 0, 2**31 - 1),
@@ -182,5 +192,10 @@ _RANGES = (
     ("hat_sparsity", float, 0, 1e6),
     ("sfa_share", float, 0, 1),
     ("sfa_period", float, 0, 1),
+    ("generator_units", int, 1, 10**6),
+    ("generator_latent", int, 1, 10**6),
+    ("generator_lr", float, 0, 1e6),
+    ("new_share", float, 0, 1),
+    ("generator_strength", float, 0, math.inf),
 )
 _OPTIONAL = {entry.name for entry in fields(RunConfig) if entry.default is None}

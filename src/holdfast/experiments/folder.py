@@ -6,14 +6,21 @@ import json
 import platform
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from holdfast.errors import FileFormatError, OutputError, RunMismatchError
-from holdfast.experiments.config import RunConfig
 from holdfast.files import read_json, write_json, write_text
 from holdfast.version import __version__
+
+
+class Settings(Protocol):
+    """The configuration of a run, as its folder keeps it."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        ...
 
 
 class RunFolder:
@@ -24,7 +31,7 @@ class RunFolder:
         FileFormatError: its configuration is damaged.
     """
 
-    def __init__(self, path: Path, config: RunConfig) -> None:
+    def __init__(self, path: Path, config: Settings) -> None:
         self.path = path
         self.result = path / "result.json"
         self.lock = path / ".lock"
@@ -70,7 +77,7 @@ def versions() -> dict[str, str]:
     return {"holdfast": __version__, "torch": torch.__version__, "python": platform.python_version()}
 
 
-def _check_same(written: Path, config: RunConfig) -> None:
+def _check_same(written: Path, config: Settings) -> None:
     content = read_json(written).get("config")
     if not isinstance(content, dict):
         raise FileFormatError(f"{written} holds no configuration: damaged. Delete the folder to start again.")

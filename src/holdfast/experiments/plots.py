@@ -39,12 +39,15 @@ _HUES = {
     "hat": "#5f6b00",
     "joint": INK,
     "cumulative": INK,
+    "dgr": "#b0203a",
+    "dgr-distilled": "#7a1f6b",
 }
 _STROKES: dict[str, dict[str, Any]] = {
     "joint": {"linestyle": (0, (5, 2)), "marker": ""},
     "cumulative": {"linestyle": (0, (5, 2)), "marker": "x"},
     "frozen": {"linestyle": (0, (1, 1.4)), "marker": "x"},
     "none": {"linestyle": (0, (1, 1.4)), "marker": ""},
+    "dgr": {"linestyle": "-", "marker": "s"},
     "ewc": {"linestyle": "-", "marker": "o"},
     "wva": {"linestyle": (0, (7, 1.6, 1.4, 1.6)), "marker": "^"},
     "er": {"linestyle": "-", "marker": "s"},
@@ -65,7 +68,7 @@ def stroke(group: Group, *, palest: float = 0.7) -> dict[str, Any]:
     """
     method = METHODS.get(group.method)
     mechanism = method.mechanism if method else "ewc"
-    hue = _HUES.get(method.importance or mechanism, MUTED) if method else MUTED
+    hue = _HUES.get(group.method) or _HUES.get(method.importance or mechanism, MUTED) if method else MUTED
     paleness = palest * group.variant / group.num_variants
     return {"color": _mixed_with_white(hue, paleness), **_STROKES[mechanism]}
 

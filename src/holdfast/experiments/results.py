@@ -39,6 +39,8 @@ class RunResult:
         num_parameters: weights of the model; None in results of versions that did not count them.
         held_bytes: of what the method keeps beside model and optimizer when the last task is closed: its tensors, and
             the training data of earlier tasks where it learns them again; None as above.
+        generation: of a run that learned to draw: "frechet_distance" after each task, "reverse_accuracy",
+            "judge_accuracy".
     """
 
     stream: str
@@ -61,6 +63,7 @@ class RunResult:
     keeper: str = ""
     num_parameters: int | None = None
     held_bytes: int | None = None
+    generation: dict[str, Any] = field(default_factory=dict)
 
     @property
     def final_accuracy(self) -> float:

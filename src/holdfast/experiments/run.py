@@ -129,7 +129,11 @@ class ActiveRun:
             seed=seed_of(config.seed),
         )
         setting = Setting(
-            task_classes=tuple(map(tuple, self.stream.task_classes)), mask=self.mask, scenario=self.stream.scenario
+            task_classes=tuple(map(tuple, self.stream.task_classes)),
+            mask=self.mask,
+            scenario=self.stream.scenario,
+            input_shape=self.stream.input_shape,
+            past=lambda k: self.tasks[k].train(self.stream[k]),
         )
         self.learner = build_learner(self.method, net.to(self.device), options=config, setting=setting)
         self.model: nn.Module = self.learner.model

@@ -6,6 +6,7 @@ from torch import nn
 
 from holdfast.methods.agem import AveragedGem
 from holdfast.methods.der import DarkExperienceReplay
+from holdfast.methods.dgr import DGR
 from holdfast.methods.er import ExperienceReplay
 from holdfast.methods.frozen import Frozen
 from holdfast.methods.hat import HardAttention
@@ -48,5 +49,7 @@ def build_learner(method: Method, model: nn.Module, *, options: MethodOptions, s
             return SequentialAveraging(model, options, setting)
         case "hat":
             return HardAttention(model, options, setting)
+        case "dgr":
+            return DGR(method, model, options, setting, distilled=method.name == "dgr-distilled")
         case "ewc" | "wva":
             return Holding(method, model, options)

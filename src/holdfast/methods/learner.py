@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -23,11 +23,15 @@ class Setting:
         task_classes: the classes of every task, as output columns.
         mask: the output columns that take part in a task's loss; see `holdfast.heads.masks`.
         scenario: what is to be told at test time.
+        input_shape: of one example.
+        past: the training examples of an earlier task, for controls that may have them again; None: not to be had.
     """
 
     task_classes: tuple[tuple[int, ...], ...]
     mask: Mask = "all"
     scenario: Scenario = "domain"
+    input_shape: tuple[int, ...] = ()
+    past: Callable[[int], Examples] | None = None
 
     @property
     def num_tasks(self) -> int:

@@ -7,7 +7,9 @@ from typing import Literal
 
 from holdfast.errors import OptionError
 from holdfast.memory import Accumulate, Decayed, Weighting
-from holdfast.replay import Keep
+from holdfast.replay import Keep, ReplaySource
+
+GeneratorName = Literal["vae", "cvae", "wgan-gp"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,13 +36,22 @@ class MethodOptions:
         buffer_size: er, der, agem: how many examples are kept.
         der_alpha: der: weight of the squared distance to the kept logits.
         der_beta: der: weight of the loss on kept labels.
-        temperature: lwf: the distilled answers are softened by it.
         imm: weights of all tasks merged by their "mean", or by their Fisher ("mode").
         l2_transfer: imm: weight of the squared distance to the weights of the task before.
         hat_scale: hat: s_max, how hard the gates are at test time.
         hat_sparsity: hat: c, the price of opening units.
         sfa_share: sfa: beta, the share of the old weights in the average.
         sfa_period: sfa: p, weights are averaged after every such part of a task's steps; 1: at its end alone.
+        replay: DGR: where replayed inputs come from: "generative", or of the controls "exact", "noise", "none".
+        generator: DGR: "vae", "cvae" (conditional on the class) or "wgan-gp".
+        generator_units: of each of the two hidden layers of a VAE's encoder and decoder.
+        generator_latent: length of a VAE's latent.
+        generator_lr: of the generator's Adam; None: its own, 1e-3 of a VAE, 1e-4 of WGAN-GP.
+        new_share: DGR: share of the new task in the loss, 0..1; None: 1/t at the t-th task.
+        temperature: lwf, dgr-distilled: the distilled answers are softened by it.
+        hold: DGR: the method that holds the solver besides, such as "ewc-fisher", at `strength` or `budget`.
+        hold_generator: DGR: "ewc" or "wva" holds the generator besides, by its Fisher information.
+        generator_strength: of that.
     """
 
     seed: int = 0
@@ -62,13 +73,22 @@ class MethodOptions:
     buffer_size: int = 500
     der_alpha: float = 0.5
     der_beta: float = 1.0
-    temperature: float = 2.0
     imm: Literal["mean", "mode"] = "mean"
     l2_transfer: float = 0.0
     hat_scale: float = 400.0
     hat_sparsity: float = 0.75
     sfa_share: float = 0.5
     sfa_period: float = 0.25
+    replay: ReplaySource = "generative"
+    generator: GeneratorName = "vae"
+    generator_units: int = 400
+    generator_latent: int = 100
+    generator_lr: float | None = None
+    new_share: float | None = None
+    temperature: float = 2.0
+    hold: str | None = None
+    hold_generator: Literal["ewc", "wva"] | None = None
+    generator_strength: float | None = None
 
 
 def accumulation(text: str) -> Accumulate:

@@ -8,7 +8,7 @@ from typing import Literal
 from holdfast.errors import UnknownNameError
 
 MechanismName = Literal[
-    "joint", "cumulative", "er", "der", "agem", "lwf", "ewc", "wva", "imm", "sfa", "hat", "frozen", "none"
+    "joint", "cumulative", "dgr", "er", "der", "agem", "lwf", "ewc", "wva", "imm", "sfa", "hat", "frozen", "none"
 ]
 ImportanceName = Literal["fisher", "mas", "si", "signal", "taylor", "kfac", "ones"]
 
@@ -65,6 +65,8 @@ _WVA = tuple(
     for name, label, source in _IMPORTANCES
 )
 _REPLAY = (
+    Method("dgr-distilled", "DGR distilled", "dgr", None, "replays a generator's samples, with the old solver's odds"),
+    Method("dgr", "DGR", "dgr", None, "replays a generator's samples, with the old solver's answers"),
     Method("er", "ER", "er", None, "learns a few kept examples of earlier tasks in every batch"),
     Method("der", "DER++", "der", None, "learns kept examples together with the answers they once had"),
     Method("agem", "A-GEM", "agem", None, "turns every gradient that would raise the loss on kept examples"),

@@ -1,5 +1,30 @@
-"""What is kept of past tasks to be learned again."""
+"""The past learned again: examples kept of it, or networks that draw it."""
 
 from holdfast.replay.buffer import Buffer, Keep
+from holdfast.replay.generators import Generator, Held, Holdable, check_alive, frozen, is_conditional
+from holdfast.replay.mergan import MemoryReplayGAN
+from holdfast.replay.scholar import Head, Replay, ReplaySource, Scholar, mixed, replay_heads, replay_loss
+from holdfast.replay.vae import VAE
+from holdfast.replay.wgan import WGAN, Alignment
 
-__all__ = ["Buffer", "Keep"]
+__all__ = [
+    "VAE",
+    "WGAN",
+    "Alignment",
+    "Buffer",
+    "Generator",
+    "Head",
+    "Held",
+    "Holdable",
+    "Keep",
+    "MemoryReplayGAN",
+    "Replay",
+    "ReplaySource",
+    "Scholar",
+    "check_alive",
+    "frozen",
+    "is_conditional",
+    "mixed",
+    "replay_heads",
+    "replay_loss",
+]
