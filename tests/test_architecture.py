@@ -20,7 +20,7 @@ CORE = {"torch", "numpy", "safetensors", "tqdm"}
 EXTRAS = {"tyro", "rich", "matplotlib", "jinja2", "pyarrow", "tensorboard", "optuna", "sqlalchemy", "transformers"}
 NEVER_WITH_HOLDFAST = EXTRAS | {"peft", "lightning", "pandas", "sklearn"}
 MAY_USE_EXTRAS = {"cli", "experiments"}
-COMES_WITH_TORCH = {path: {"triton"} for path in ("moments/kernels/fused.py", "retention/fused.py")}  # imported lazily, on CUDA
+COMES_WITH_TORCH = {path: {"triton"} for path in ("moments/kernels/fused.py", "retention/fused.py")}  # on CUDA, lazily
 
 PICKLERS = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 TORCH_PICKLERS = {"load", "save", "serialization"}
