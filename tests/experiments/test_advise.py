@@ -22,8 +22,8 @@ BYTES = 4 * NUM
 
 def small(**changes: object) -> Workload:
     generator = torch.Generator().manual_seed(0)
-    batches = [(torch.randn(8, 6, generator=generator), torch.arange(8) % 4) for _ in range(3)]
-    parts = {"batches": batches, "setting": Setting(((0, 1, 2, 3),) * 2, mask="task", scenario="task"), **changes}
+    batches = [(torch.rand(8, 6, generator=generator), torch.arange(8) % 4) for _ in range(3)]
+    parts = {"batches": batches, "setting": Setting(((0, 1, 2, 3),) * 2, mask="task", scenario="task", input_shape=(6,)), **changes}
     return Workload("small", mlp(6, (50,), 4), **parts)
 
 
@@ -49,7 +49,7 @@ def test_every_method_is_measured(advice):
     assert not [cost.lacking for cost in advice.costs if cost.lacking]
     assert all(cost.step_ratio > 0 and cost.peak_bytes is None for cost in advice.costs)
     assert advice.step_seconds > 0
-    assert json.loads(json.dumps(advice.to_dict()))["costs"][0]["method"] == "er"
+    assert json.loads(json.dumps(advice.to_dict()))["costs"][0]["method"] == "dgr-distilled"
 
 
 def test_time_is_the_clocks(monkeypatch):

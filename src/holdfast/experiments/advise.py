@@ -178,9 +178,16 @@ class _Trained:
             method, copy.deepcopy(workload.model), options=MethodOptions(**settings), setting=workload.setting
         )
         self.device = next(self.learner.model.parameters()).device
-        self.optimizer: Optimizer = build_optimizer(optimizer, self.learner.model.parameters(), lr=1e-6)
-        self.learner.attach(self.optimizer)
+        self._optimizer_name = optimizer
+        self.open(0)
         self._columns = _columns(workload, self.device)
+
+    def open(self, task: int) -> None:
+        """Begin a task, on the same batches and with a new optimizer."""
+        self._task = task
+        self.optimizer: Optimizer = build_optimizer(self._optimizer_name, self.learner.model.parameters(), lr=1e-6)
+        self.learner.attach(self.optimizer)
+        self.learner.open_task(task, self.workload.examples or Examples(torch.empty(0), torch.empty(0)))
 
     def steps(self) -> None:
         """One optimizer step a batch."""
@@ -197,7 +204,7 @@ class _Trained:
         """Close the task on the batches."""
         workload = self.workload
         data: Any = workload.examples or list(workload.batches)
-        self.learner.close_task(data, classes=workload.classes, task=0)
+        self.learner.close_task(data, classes=workload.classes, task=self._task)
 
     def held_bytes(self) -> int:
         """What the method keeps; of a buffer, when it is full."""
@@ -226,9 +233,9 @@ def _cost(
         return Cost(method.name, lacking="it needs batches of (inputs, class targets)"), []
     try:
         trained = _Trained(method, workload, optimizer, settings)
-        trained.learner.open_task(0, workload.examples or Examples(torch.empty(0), torch.empty(0)))
         trained.steps()
         trained.close()  # the first time is not the usual one: memory is asked for, the model is looked into
+        trained.open(1)
         trained.steps()
         closing = _seconds(trained.close, trained.device)
     except HoldfastError as error:

@@ -77,7 +77,9 @@ def _net(
     net = build_net(name, stream.input_shape, stream.num_classes, hidden=hidden).to(device)
     batches = stream[0].train.take(batch_size * num_batches).to(device).batches(batch_size)
     mask = _MASKS[stream.scenario]
-    setting = Setting(tuple(map(tuple, stream.task_classes)), mask=mask, scenario=stream.scenario)
+    setting = Setting(
+        tuple(map(tuple, stream.task_classes)), mask=mask, scenario=stream.scenario, input_shape=stream.input_shape
+    )
     classes = active_classes(mask, stream.task_classes, 0)
     return Workload(f"{name} on {stream_name}", net, list(batches), setting, classes)
 
@@ -102,9 +104,11 @@ def _of_function(text: str, num_batches: int, device: str | torch.device) -> Wor
 
 def _one_head(batches: Sequence[Any]) -> Setting:
     """The setting of tasks that share their columns: the classes that the batches show."""
+    inputs = batches[0][0] if isinstance(batches[0], tuple) else None
+    shape = tuple(inputs.shape[1:]) if isinstance(inputs, Tensor) else ()
     targets = [b[1] for b in batches if isinstance(b, tuple) and isinstance(b[1], Tensor) and b[1].dim() == 1]
     most = int(max((float(each.max()) for each in targets), default=0.0))
-    return Setting((tuple(range(most + 1)),) * 2)
+    return Setting((tuple(range(most + 1)),) * 2, input_shape=shape)
 
 
 def _language_model(
