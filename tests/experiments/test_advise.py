@@ -23,8 +23,8 @@ BYTES = 4 * NUM
 def small(**changes: object) -> Workload:
     generator = torch.Generator().manual_seed(0)
     batches = [(torch.rand(8, 6, generator=generator), torch.arange(8) % 4) for _ in range(3)]
-    parts = {"batches": batches, "setting": Setting(((0, 1, 2, 3),) * 2, mask="task", scenario="task", input_shape=(6,)), **changes}
-    return Workload("small", mlp(6, (50,), 4), **parts)
+    setting = Setting(((0, 1, 2, 3),) * 2, mask="task", scenario="task", input_shape=(6,))
+    return Workload("small", mlp(6, (50,), 4), **{"batches": batches, "setting": setting, **changes})
 
 
 @pytest.fixture(scope="module")

@@ -178,7 +178,7 @@ class _Trained:
             method, copy.deepcopy(workload.model), options=MethodOptions(**settings), setting=workload.setting
         )
         self.device = next(self.learner.model.parameters()).device
-        self._optimizer_name = optimizer
+        self._optimizer_name: OptimizerName = optimizer
         self.open(0)
         self._columns = _columns(workload, self.device)
 
