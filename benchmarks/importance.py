@@ -113,8 +113,8 @@ def measured(workload: Workload, *, quick: bool) -> Part:
         rows.append(row)
     data = f" Data: {sentences()}." if workload.name == "encoder" else ""
     note = (
-        f"Batches of {workload.batch_size}, {workload.num_batches} of them in a timed call; {len(times[PLAIN])} rounds, "
-        f"{1 if quick else ROUNDS} of what has no target near the plain pass."
+        f"Batches of {workload.batch_size}, {workload.num_batches} of them in a timed call; {len(times[PLAIN])} "
+        f"rounds, {1 if quick else ROUNDS} of what has no target near the plain pass."
         f"{data} A plain pass takes {1e3 * statistics.median(calls[PLAIN]) * workload.batch_size:.1f} ms a batch."
     )
     return Part(workload.name, workload.title, [note, *warned], rows)
