@@ -90,6 +90,7 @@ def measured(workload: Workload, *, quick: bool) -> Part:
     checks, warned = checked(workload, variants)
     sound = {name: variant for name, variant in variants.items() if checks[name].failure is None}
     times = timed(workload, sound, rounds=1 if quick else ROUNDS)
+    together = {name: statistics.median(taken.of(CALL) / CALL for taken in found) for name, found in times.items()}
     plain = dict.fromkeys(times, times[PLAIN])
     close = {name: variant for name, variant in sound.items() if name == PLAIN or _near(variant)}
     again = timed(workload, close, rounds=1 if quick else CLOSE_RACE, within=SECONDS)
@@ -97,7 +98,7 @@ def measured(workload: Workload, *, quick: bool) -> Part:
     plain |= dict.fromkeys(again, again[PLAIN])
     peaks = peaks_of(workload, list(sound)[:2] if quick else list(sound), chunk=chunk)
     calls = {name: [taken.of(CALL) / CALL for taken in passages] for name, passages in times.items()}
-    ours = {v.quantity: statistics.median(calls[name]) for name, v in sound.items() if v.ours and v.quantity}
+    ours = {variant.quantity: together[name] for name, variant in sound.items() if variant.ours and variant.quantity}
     rows = []
     for name, variant in variants.items():
         row: Row = {"what": name, "plain passes": checks[name].failure, "later batches": None}
@@ -109,7 +110,7 @@ def measured(workload: Workload, *, quick: bool) -> Part:
         if name in peaks:
             row |= _memory(peaks[name], peaks[PLAIN])
         if name in sound and not variant.ours and variant.quantity in ours:
-            row["ours faster"] = statistics.median(calls[name]) / ours[variant.quantity]
+            row["ours faster"] = together[name] / ours[variant.quantity]
         rows.append(row)
     data = f" Data: {sentences()}." if workload.name == "encoder" else ""
     note = (
