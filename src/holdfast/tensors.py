@@ -50,6 +50,16 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in all_parameters(model).items() if parameter.requires_grad}
 
 
+def tied_names(model: nn.Module) -> dict[str, list[str]]:
+    """Canonical name -> all names of the parameter, the canonical first; more than one where weights are tied."""
+    bare = unwrap(model)
+    first = {id(parameter): canonical_name(name) for name, parameter in bare.named_parameters()}
+    names: dict[str, list[str]] = {name: [] for name in first.values()}
+    for name, parameter in bare.named_parameters(remove_duplicate=False):
+        names[first[id(parameter)]].append(canonical_name(name))
+    return names
+
+
 def wide_dtype(tensor: Tensor) -> torch.dtype:
     """The dtype to compute in: float32, or the tensor's own where that is wider."""
     return torch.promote_types(tensor.dtype, torch.float32)

@@ -13,6 +13,7 @@ import os
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -21,7 +22,10 @@ from torch.optim import Optimizer
 
 from holdfast.errors import FileFormatError, OptionError, ParameterMismatchError, StateError
 from holdfast.factored import FactoredImportance, check_factored_names, shapes_of
-from holdfast.memory import Accumulate, Decayed, Retained, Weighting, retain
+from holdfast.memory import Accumulate, Decayed, Forms, Retained, Weighting, retain
+from holdfast.memory.codes import IMPORTANCE_ERROR
+from holdfast.memory.reference import Reference
+from holdfast.memory.stored import num_positive, shapes_of_held
 from holdfast.records import Importance, ImportanceInfo, check_names
 from holdfast.retention import files
 from holdfast.retention.meter import Meter
@@ -55,6 +59,7 @@ class Keeper(ABC):
         accumulate: Accumulate,
         weighting: Weighting,
         new_parameters: NewParameters,
+        forms: Forms,
         log_every: int,
     ) -> None:
         if strength is not None:
@@ -67,6 +72,12 @@ class Keeper(ABC):
         )
         self._check(weighting in ("task", "examples"), "weighting", weighting, '"task" or "examples"')
         self._check(new_parameters in ("error", "free"), "new_parameters", new_parameters, '"error" or "free"')
+        self._check(
+            forms.importance in ("float32", "bfloat16", "int8"),
+            "importance_dtype",
+            forms.importance,
+            '"float32", "bfloat16" or "int8"',
+        )
         self._check(isinstance(log_every, int) and log_every >= 0, "log_every", log_every, "a whole number >= 0")
         self._check(bool(trainable_parameters(model)), "model", type(model).__name__, "one with trainable parameters")
         self.model = model
@@ -74,6 +85,7 @@ class Keeper(ABC):
         self.accumulate: Accumulate = accumulate
         self.weighting: Weighting = weighting
         self.new_parameters: NewParameters = new_parameters
+        self.forms = forms
         self.log_every = log_every
         self.held = Retained()
         self._hooks: list[tuple[StepHooks, Plan]] = []
@@ -124,7 +136,7 @@ class Keeper(ABC):
                 f"{type(unwrap(self.model)).__name__}. Build the optimizer from the same model's parameters()."
             )
         self._check_optimizer(bare)
-        plan = Plan(self.model, new_parameters=self.new_parameters, where=self.mechanism)
+        plan = Plan(self.model, new_parameters=self.new_parameters, forms=self.forms, where=self.mechanism)
         hooks = StepHooks(
             bare,
             before=lambda _: self._before(bare, plan),
@@ -155,13 +167,14 @@ class Keeper(ABC):
 
         Raises:
             NotFiniteError: an entry is NaN, infinite or negative.
-            ParameterMismatchError: names or shapes that do not match the model, or parameters without importance under
-                `new_parameters="error"`.
+            ParameterMismatchError: names or shapes that do not match the model, parameters without importance under
+                `new_parameters="error"`, or anchors by reference that are not today's weights.
+            FileFormatError: anchors by reference, and their checkpoint is missing, truncated or no safetensors file.
             OptionError: a budget over an importance whose unit is not nats; Kronecker factors where they have no
                 meaning, or for a parameter that is held by a diagonal.
 
-        Nothing is changed when it raises. Cost: a copy of importance and, with anchors, of the weights; for Kronecker
-        factors two eigendecompositions a layer.
+        Nothing is changed when it raises. Cost: a copy of importance and, with anchors, of the weights, in the forms
+        they are held in and made a few megabytes at a time; for Kronecker factors two eigendecompositions a layer.
         """
         layers: FactoredImportance | None = None
         if isinstance(importance, FactoredImportance):
@@ -181,8 +194,10 @@ class Keeper(ABC):
         importance = self._accepted(importance)
         everything = all_parameters(self.model)  # frozen ones have an anchor too, should they be unfrozen
         devices = {name: parameter.device for name, parameter in everything.items()}
+        to_hold = {**self.held.importance, **importance}
+        references = self._references({name: everything[name] for name in to_hold if name in everything})
         self.held = retain(
-            files.on_devices(self.held, devices),
+            files.on_devices(self.held, devices, forms=self.forms),
             {name: value.to(devices[name]) for name, value in importance.items()},
             weights=everything if self._has_anchors else {},
             factors={name: f.to(devices[name]) for name, f in layers.items()} if layers is not None else None,
@@ -190,6 +205,8 @@ class Keeper(ABC):
             weighting=self.weighting,
             num_examples=importance.info.num_examples,
             nats_per_unit=importance.info.nats_per_unit,
+            forms=self.forms,
+            references=references,
         )
         self._num_steps = 0
         self._pulls = {}
@@ -201,7 +218,7 @@ class Keeper(ABC):
         """Is it on, and does it work? Pull and pinned share are those of the last measured step (`log_every`)."""
         parameters = trainable_parameters(self.model)
         weights = sum(parameter.numel() for parameter in parameters.values())
-        protected = sum_of((value > 0).sum() for name, value in self.held.importance.items() if name in parameters)
+        protected = sum_of(num_positive(value) for name, value in self.held.importance.items() if name in parameters)
         protected += sum_of((f.diagonal() > 0).sum() for name, f in self.held.factors.items() if name in parameters)
         return Report(
             mechanism=self.mechanism,
@@ -241,15 +258,17 @@ class Keeper(ABC):
             FileFormatError: a missing, truncated, edited or wrong-version file, or another mechanism's folder.
             ParameterMismatchError: names or shapes that do not match `model`.
         """
-        held, saved, progress, pulls = files.load(path, mechanism=cls.mechanism, anchors=cls._has_anchors)
+        held, saved, progress, pulls = files.load(
+            path, mechanism=cls.mechanism, anchors=cls._has_anchors, checkpoint=options.get("anchors")
+        )
         unknown = sorted(set(saved) - set(inspect.signature(cls).parameters))
         if unknown:
             raise FileFormatError(f"{path}: unknown options of {cls.mechanism}: {', '.join(unknown)}. Save it again.")
         keeper = cls(model, **{**saved, **options})
-        for content in (held.covered, held.anchors):
+        for content in (held.covered, shapes_of_held(held.anchors)):
             check_names(content, model, where=f"{cls.mechanism}.load({str(path)!r})")
         devices = {name: parameter.device for name, parameter in trainable_parameters(model).items()}
-        keeper.held = files.on_devices(held, devices)
+        keeper.held = files.on_devices(keeper._in_form(held), devices, forms=keeper.forms)
         keeper._pulls = {name: pull.to(devices.get(name, pull.device)) for name, pull in pulls.items()}
         keeper._go_on(progress)
         return keeper
@@ -263,7 +282,7 @@ class Keeper(ABC):
         """Go on from what `state` gave."""
         devices = {name: parameter.device for name, parameter in all_parameters(self.model).items()}
         held, pulls = files.from_state(tensors, notes, where=f"{self.mechanism}.load_state")
-        self.held = files.on_devices(held, devices)
+        self.held = files.on_devices(held, devices, forms=self.forms)
         self._pulls = {name: pull.to(devices.get(name, pull.device)) for name, pull in pulls.items()}
         self._go_on(notes["progress"])
 
@@ -297,6 +316,16 @@ class Keeper(ABC):
     def _accepted(self, importance: Importance) -> Importance:
         """The importance as this mechanism holds it."""
         return importance
+
+    def _references(self, weights: Mapping[str, Tensor]) -> dict[str, Reference]:
+        """The anchors of these weights that stay on disk."""
+        return {}
+
+    def _in_form(self, held: Retained) -> Retained:
+        """The same, in the forms that this keeper was asked for."""
+        importance = {name: self.forms.importance_as(value) for name, value in held.importance.items()}
+        changed = any(value is not held.importance[name] for name, value in importance.items())
+        return replace(held, importance=importance, largest=held.largest * (1 + IMPORTANCE_ERROR * changed))
 
     def _check_factored(self, importance: FactoredImportance) -> None:
         """Raise unless this mechanism can hold Kronecker factors."""

@@ -11,7 +11,8 @@ from torch.optim import Optimizer
 
 from holdfast.errors import OptionError, ParameterMismatchError, StateError
 from holdfast.factored import layer_matrix, shapes_of
-from holdfast.memory import HeldLayer, Retained
+from holdfast.memory import Forms, HeldLayer, Retained
+from holdfast.memory.stored import Held, read
 from holdfast.records import check_shapes
 from holdfast.retention.parts import Part
 from holdfast.tensors import chunks, trainable_parameters, wide_dtype
@@ -57,10 +58,12 @@ class Plan:
     Args:
         model: the model whose parameter names the importance bears.
         new_parameters: "error" or "free", for trainable parameters that no importance covers.
+        forms: in which and where importance and anchors are held.
+        where: for messages.
     """
 
-    def __init__(self, model: nn.Module, *, new_parameters: str, where: str) -> None:
-        self._model, self._new_parameters, self._where = model, new_parameters, where
+    def __init__(self, model: nn.Module, *, new_parameters: str, forms: Forms, where: str) -> None:
+        self._model, self._new_parameters, self._forms, self._where = model, new_parameters, forms, where
         self._key: object = None
         self._held: Retained | None = None
         self._parts: list[Part] = []
@@ -114,10 +117,16 @@ class Plan:
             found = [(p, names[id(p)]) for p in group["params"] if names.get(id(p)) in held.importance]
             for piece in chunks([p for p, _ in found]):
                 chosen = found[piece]
-                importance = [held.importance[name].to(p.device) for p, name in chosen]
-                anchors = [held.anchors[name].to(p.device, p.dtype) for p, name in chosen] if held.anchors else []
+                importance = [self._forms.placed(held.importance[name], p.device) for p, name in chosen]
+                anchors = [self._anchor(held.anchors[name], p) for p, name in chosen] if held.anchors else []
                 parts.append(Part(group, [p for p, _ in chosen], importance, anchors))
         return parts
+
+    def _anchor(self, anchor: Held, parameter: nn.Parameter) -> Held:
+        placed = self._forms.placed(anchor, parameter.device)
+        if isinstance(placed, Tensor) and placed.dtype.itemsize >= parameter.dtype.itemsize:
+            return placed.to(parameter.dtype)  # no larger, and then a step can take it as it is
+        return placed
 
     def _find_layers(self, optimizer: Optimizer, held: Retained) -> list[LayerPart]:
         if not held.factors:
@@ -133,7 +142,7 @@ class Plan:
             if len(found) < len(names):
                 raise StateError(apart_message(name, self._where))
             weight, dtype = found[0], wide_dtype(found[0])
-            anchor = layer_matrix(*(held.anchors[n].to(weight.device, dtype) for n in names))
+            anchor = layer_matrix(*(read(held.anchors[n], dtype=dtype, device=weight.device) for n in names))
             moved = layer.to(weight.device, dtype)
             layers.append(LayerPart(name, [groups[id(p)] for p in found], found, moved, anchor))
         return layers
