@@ -106,6 +106,23 @@ def test_accumulation_and_clipping_come_before_the_pull(mechanism, options, tmp_
     torch.testing.assert_close(trained, written, rtol=1e-4, atol=2e-5)
 
 
+def test_small_pulls_on_bfloat16_weights_arrive(tmp_path):
+    """Each pull goes a two-thousandth of the way: a tenth of the resolution."""
+    came_back = []
+    for dtype in (torch.bfloat16, torch.float32):
+        model = gpt2(torch.bfloat16).to(dtype)
+        keeper = EWC(model, strength=10.0).retain(importance_of(model))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(1.5)
+        before = keeper.predicted_rise()
+        options = {"optim": "sgd", "learning_rate": 1e-4, "steps": 40}
+        trainer_of(model, tmp_path, callbacks=[HoldfastCallback(keeper)], **options).train()
+        came_back.append(1 - keeper.predicted_rise() / before)
+    assert came_back[0] == pytest.approx(came_back[1], rel=0.1)
+    assert came_back[0] > 0.03
+
+
 @pytest.mark.parametrize("mechanism", ["ewc", "wva"])
 def test_strength_zero_is_the_plain_trainer_to_the_bit(mechanism, tmp_path):
     plain, model = gpt2(), gpt2()
@@ -130,9 +147,11 @@ def test_infinite_strength_pins_what_matters(mechanism, tmp_path):
     assert not same(weights_of(model), start)
 
 
-@pytest.mark.parametrize("mechanism", MECHANISMS)
-def test_a_resumed_run_is_an_uninterrupted_one(mechanism, tmp_path):
-    whole, model = gpt2(), gpt2()
+@pytest.mark.parametrize(
+    ("mechanism", "dtype"), [*((name, torch.float32) for name in MECHANISMS), ("ewc", torch.bfloat16)]
+)
+def test_a_resumed_run_is_an_uninterrupted_one(mechanism, dtype, tmp_path):
+    whole, model = gpt2(dtype), gpt2(dtype)
     uninterrupted = held(mechanism, whole)
     trainer_of(whole, tmp_path / "whole", callbacks=[HoldfastCallback(uninterrupted)]).train()
 
@@ -145,7 +164,7 @@ def test_a_resumed_run_is_an_uninterrupted_one(mechanism, tmp_path):
     killed = trainer_of(model, tmp_path / "a", callbacks=[HoldfastCallback(held(mechanism, model)), Kill()], **saving)
     with pytest.raises(KeyboardInterrupt):
         killed.train()
-    fresh = gpt2()
+    fresh = gpt2(dtype)
     keeper = MECHANISMS[mechanism](fresh)  # what it retains comes from the checkpoint
     resumed = trainer_of(fresh, tmp_path / "a", callbacks=[HoldfastCallback(keeper)], **saving)
     resumed.train(resume_from_checkpoint=True)

@@ -123,7 +123,8 @@ class Keeper(ABC):
                 f"{type(unwrap(self.model)).__name__}. Build the optimizer from the same model's parameters()."
             )
         self._check_optimizer(bare)
-        plan = Plan(self.model, new_parameters=self.new_parameters, where=self.mechanism)
+        residuals = self._residuals if self._changes_weights() else None
+        plan = Plan(self.model, new_parameters=self.new_parameters, where=self.mechanism, residuals=residuals)
         hooks = StepHooks(
             bare,
             before=lambda _: self._before(bare, plan),
@@ -302,6 +303,10 @@ class Keeper(ABC):
 
     def _check_optimizer(self, optimizer: Optimizer) -> None:  # noqa: B027
         """Warn of an optimizer under which an option means little."""
+
+    def _changes_weights(self) -> bool:
+        """Whether the weights themselves are pulled, after the step."""
+        return not self._changes_gradients()
 
     def _changes_gradients(self) -> bool:
         return False

@@ -7,13 +7,14 @@ most, whatever the model's size. On accelerators, where calls are dear, many ten
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import repeat
 from typing import Any
 
 from torch import Tensor, nn
 
+from holdfast.retention.rounding import round_, widened
 from holdfast.steps import Increment, Kept, Metric, RootMetric, metric_values
 from holdfast.tensors import chunks
 
@@ -31,6 +32,7 @@ class Block:
         importance: Omega, float32.
         metrics: one for each, where they were given.
         increments: likewise.
+        residuals: of weights of half precision, what rounding took from earlier pulls; else empty.
     """
 
     weights: list[Tensor]
@@ -38,6 +40,24 @@ class Block:
     importance: list[Tensor]
     metrics: list[Metric] = field(default_factory=list)
     increments: list[Increment | Kept] = field(default_factory=list)
+    residuals: list[Tensor] = field(default_factory=list)
+
+    def wide(self) -> Block:
+        """Itself; weights of half precision become copies in float32, which `round_back` brings home."""
+        if not self.residuals:
+            return self
+        return Block(
+            [widened(weight, residual) for weight, residual in zip(self.weights, self.residuals, strict=True)],
+            [anchor.float() for anchor in self.anchors],
+            self.importance,
+            [replace(m, second=m.second.float()) if isinstance(m, RootMetric) else m for m in self.metrics],
+            [Increment(moved, 1.0) for moved in self.moved()] if self.increments else [],
+        )
+
+    def round_back(self, wide: Block) -> None:
+        """Take the weights of `wide()` after they were changed, which uses them up."""
+        for weight, residual, value in zip(self.weights, self.residuals, wide.weights):
+            round_(weight, residual, value)
 
     def metric(self) -> float | list[Tensor]:
         """M computed: one number for all, or a tensor for each."""
@@ -56,6 +76,7 @@ class Part:
     parameters: list[nn.Parameter]
     importance: list[Tensor]
     anchors: list[Tensor]
+    residuals: list[Tensor] = field(default_factory=list)
 
     @property
     def weights(self) -> list[Tensor]:
@@ -84,31 +105,33 @@ class Part:
         for index, pieces in self._pieces:
             cut_metrics = _cut(metrics[index]) if metrics else repeat(None)
             cut_increments = increments[index].pieces(BLOCK) if increments else repeat(None)
-            for (weight, anchor, importance), metric, increment in zip(pieces, cut_metrics, cut_increments):
+            for (weight, anchor, importance, residual), metric, increment in zip(pieces, cut_metrics, cut_increments):
                 yield Block(
                     [weight],
                     [] if anchor is None else [anchor],
                     [importance],
                     [] if metric is None else [metric],
                     [] if increment is None else [increment],
+                    [] if residual is None else [residual],
                 )
         for together, block in self._together:
             block.metrics, block.increments = _chosen(metrics, together), _chosen(increments, together)
             yield block
 
     @property
-    def _columns(self) -> tuple[list[nn.Parameter], list[Tensor], list[Tensor]]:
-        return self.parameters, self.importance, self.anchors
+    def _columns(self) -> tuple[list[nn.Parameter], list[Tensor], list[Tensor], list[Tensor]]:
+        return self.parameters, self.importance, self.anchors, self.residuals
 
     @cached_property
-    def _pieces(self) -> list[tuple[int, list[tuple[Tensor, Tensor | None, Tensor]]]]:
-        """Of every parameter that is cut its index and flat pieces of weight, anchor and importance."""
+    def _pieces(self) -> list[tuple[int, list[tuple[Tensor, Tensor | None, Tensor, Tensor | None]]]]:
+        """Of every parameter that is cut its index and flat pieces of weight, anchor, importance and residual."""
         cut = []
         for index, weight in enumerate(self.weights):
             if _is_cut(weight):
                 anchors = self.anchors[index].reshape(-1).split(BLOCK) if self.anchors else repeat(None)
                 importance = self.importance[index].reshape(-1).split(BLOCK)
-                cut.append((index, list(zip(weight.view(-1).split(BLOCK), anchors, importance))))
+                residuals = self.residuals[index].view(-1).split(BLOCK) if self.residuals else repeat(None)
+                cut.append((index, list(zip(weight.view(-1).split(BLOCK), anchors, importance, residuals))))
         return cut
 
     @cached_property
@@ -119,10 +142,9 @@ class Part:
             whole = [i for i, p in enumerate(self.parameters) if not _is_cut(p) and p.is_contiguous() == flat]
             for some in chunks([self.parameters[index] for index in whole]):
                 indices = whole[some]
-                weights, anchors, importance = (
-                    _chosen(column, indices) for column in (self.weights, self.anchors, self.importance)
-                )
-                found.append((indices, Block(weights, anchors, importance)))
+                columns = (self.weights, self.anchors, self.importance, self.residuals)
+                weights, anchors, importance, residuals = (_chosen(column, indices) for column in columns)
+                found.append((indices, Block(weights, anchors, importance, residuals=residuals)))
         return found
 
 

@@ -14,6 +14,7 @@ from holdfast.factored import layer_matrix, shapes_of
 from holdfast.memory import HeldLayer, Retained
 from holdfast.records import check_shapes
 from holdfast.retention.parts import Part
+from holdfast.retention.rounding import is_half, no_residual, widened
 from holdfast.tensors import chunks, trainable_parameters, wide_dtype
 
 
@@ -27,6 +28,7 @@ class LayerPart:
         parameters: likewise.
         layer: what is held of it, in the dtype that steps are computed in.
         anchor: [out, n], likewise.
+        residuals: of parameters of half precision, what rounding took from earlier pulls; None for others.
     """
 
     name: str
@@ -34,10 +36,16 @@ class LayerPart:
     parameters: list[nn.Parameter]
     layer: HeldLayer
     anchor: Tensor
+    residuals: list[Tensor | None]
+
+    def values(self) -> list[Tensor]:
+        """The weights with what rounding took from them; new tensors in the dtype that steps are computed in."""
+        pairs = zip(self.parameters, self.residuals, strict=True)
+        return [p.detach().to(self.anchor.dtype, copy=True) if r is None else widened(p.detach(), r) for p, r in pairs]
 
     def distance(self) -> Tensor:
         """Where the weights are, from the anchor: [out, n]."""
-        return layer_matrix(*(p.detach().to(self.anchor.dtype) for p in self.parameters)).sub_(self.anchor)
+        return layer_matrix(*self.values()).sub_(self.anchor)
 
     def stepped(self, *, where: str) -> bool:
         """Whether the optimizer moves the layer in this step.
@@ -57,10 +65,15 @@ class Plan:
     Args:
         model: the model whose parameter names the importance bears.
         new_parameters: "error" or "free", for trainable parameters that no importance covers.
+        where: for messages.
+        residuals: by name, of parameters of half precision, filled with what is missing; None where no pull is rounded.
     """
 
-    def __init__(self, model: nn.Module, *, new_parameters: str, where: str) -> None:
+    def __init__(
+        self, model: nn.Module, *, new_parameters: str, where: str, residuals: dict[str, Tensor] | None = None
+    ) -> None:
         self._model, self._new_parameters, self._where = model, new_parameters, where
+        self._residuals = residuals
         self._key: object = None
         self._held: Retained | None = None
         self._parts: list[Part] = []
@@ -116,8 +129,16 @@ class Plan:
                 chosen = found[piece]
                 importance = [held.importance[name].to(p.device) for p, name in chosen]
                 anchors = [held.anchors[name].to(p.device, p.dtype) for p, name in chosen] if held.anchors else []
-                parts.append(Part(group, [p for p, _ in chosen], importance, anchors))
+                residuals = [r for p, name in chosen if (r := self._residual(name, p)) is not None]
+                parts.append(Part(group, [p for p, _ in chosen], importance, anchors, residuals))
         return parts
+
+    def _residual(self, name: str, parameter: nn.Parameter) -> Tensor | None:
+        if self._residuals is None or not is_half(parameter):
+            return None
+        known = self._residuals.get(name)
+        self._residuals[name] = no_residual(parameter) if known is None else known.to(parameter.device)
+        return self._residuals[name]
 
     def _find_layers(self, optimizer: Optimizer, held: Retained) -> list[LayerPart]:
         if not held.factors:
@@ -135,7 +156,8 @@ class Plan:
             weight, dtype = found[0], wide_dtype(found[0])
             anchor = layer_matrix(*(held.anchors[n].to(weight.device, dtype) for n in names))
             moved = layer.to(weight.device, dtype)
-            layers.append(LayerPart(name, [groups[id(p)] for p in found], found, moved, anchor))
+            residuals = [self._residual(n, p) for n, p in zip(names, found, strict=True)]
+            layers.append(LayerPart(name, [groups[id(p)] for p in found], found, moved, anchor, residuals))
         return layers
 
 
