@@ -123,24 +123,24 @@ def test_strength_zero_is_the_plain_trainer_and_infinity_pins(mechanism, tmp_pat
 
 @pytest.mark.parametrize("mechanism", MECHANISMS)
 def test_a_resumed_fit_is_an_uninterrupted_one(mechanism, tmp_path):
-    """Two epochs of three steps; Lightning's own loaders resume at the start of an epoch."""
+    """One batch an epoch: where within an epoch Lightning resumes is not our matter."""
     whole, model = gpt2(), gpt2()
     uninterrupted = held(mechanism, whole)
-    fit(whole, tmp_path, keeper=uninterrupted, num_batches=3)
+    fit(whole, tmp_path, keeper=uninterrupted, num_batches=1)
 
     class Die(Callback):
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-            if trainer.global_step == 5:
+            if trainer.global_step == 4:
                 raise ConnectionError
 
     keeper = held(mechanism, model)
     saving = ModelCheckpoint(tmp_path, filename="first", save_on_train_epoch_end=True)
     with pytest.raises(ConnectionError):
-        fit(model, tmp_path, keeper=keeper, callbacks=[saving, Die()], num_batches=3, enable_checkpointing=True)
+        fit(model, tmp_path, keeper=keeper, callbacks=[saving, Die()], num_batches=1, enable_checkpointing=True)
     keeper.attach(torch.optim.SGD(model.parameters()))  # nothing was left attached
     fresh = gpt2()
     resumed = MECHANISMS[mechanism](fresh)  # what it retains comes from the checkpoint
-    fit(fresh, tmp_path, keeper=resumed, num_batches=3, resume=tmp_path / "first.ckpt")
+    fit(fresh, tmp_path, keeper=resumed, num_batches=1, resume=tmp_path / "first.ckpt")
     assert same(weights_of(fresh), weights_of(whole))
     assert resumed.report() == uninterrupted.report()
 
