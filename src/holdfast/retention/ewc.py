@@ -28,6 +28,7 @@ from holdfast.retention.kronecker import layer_metric, layer_pull
 from holdfast.retention.meter import Meter
 from holdfast.retention.parts import Block
 from holdfast.retention.plan import LayerPart, Plan
+from holdfast.retention.rounding import round_
 from holdfast.steps import UserMetric, step_metrics, update_rule
 from holdfast.tensors import all_parameters, sum_of, tied_names, wide_dtype
 
@@ -76,7 +77,8 @@ class EWC(Keeper):
     Raises:
         OptionError: an option out of its range, or both strength and budget.
 
-    Cost: memory of one copy of the weights and one of the importance, however many tasks, and 2 MB to work in;
+    Cost: memory of one copy of the weights and one of the importance, however many tasks, and 2 MB to work in (for
+    weights of half precision another copy of them, so that no pull vanishes: `holdfast.retention.rounding`);
     each step three passes over the weights under SGD and five under Adam, block by block, or one kernel a tensor on
     CUDA where Triton is at hand. Under a budget a step within the ellipsoid costs three passes, and finding the
     multiplier of one that leaves it about two evaluations of ten passes. A layer held by
@@ -218,6 +220,9 @@ class EWC(Keeper):
             total = total + 2 * self._layer_rise(name, layer, parameters).to(total.device)
         return self.strength * (0.5 * total + self.held.constant)
 
+    def _changes_weights(self) -> bool:
+        return self.pull == "implicit"
+
     def _changes_gradients(self) -> bool:
         return self.pull == "gradient"
 
@@ -264,10 +269,12 @@ class EWC(Keeper):
         if strength == 0 and self._meter is None:
             return
         for block in self._blocks(optimizer, plan):
+            wide = block.wide()
             if self._meter is None:
-                self._route.pull(block, strength, largest=self.held.largest)
+                self._route.pull(wide, strength, largest=self.held.largest)
             else:
-                self._pull_measured(block, strength, meter=self._meter)
+                self._pull_measured(wide, strength, meter=self._meter)
+            block.round_back(wide)
         for part in plan.layers(optimizer, self.held) if strength > 0 else ():
             if part.stepped(where=self.mechanism):
                 self._hold_layer(optimizer, part, strength)
@@ -285,8 +292,11 @@ class EWC(Keeper):
         if self._meter is not None:
             moved = [p.detach().to(pull.dtype) - self._snapshots[p].to(pull.dtype) for p in part.parameters]
             self._meter.add(moved, pulls, [share], [part.layer.spectrum])
-        for parameter, change in zip(part.parameters, pulls, strict=True):
-            parameter.detach().copy_(parameter.detach().to(change.dtype).add_(change))
+        for parameter, residual, value, change in zip(part.parameters, part.residuals, part.values(), pulls):
+            if residual is None:
+                parameter.detach().copy_(value.add_(change))
+            else:
+                round_(parameter.detach(), residual, value.add_(change))
 
     def _measures(self) -> bool:
         if self.log_every == 0 or (self._num_steps + 1) % self.every:
@@ -381,6 +391,9 @@ class EWC(Keeper):
 
     def _retained(self) -> None:
         self._multiplier = 0.0
+
+    def _checkpoint(self) -> str | os.PathLike[str] | None:
+        return self.anchors
 
     def _references(self, weights: Mapping[str, Tensor]) -> dict[str, Reference]:
         if self.anchors is None:

@@ -31,9 +31,13 @@ from holdfast.memory.kronecker import layers_from, layers_to_json, layers_to_ten
 from holdfast.memory.reference import Reference, references_from, references_to_json
 from holdfast.memory.stored import Held, HeldMap, from_tensors, to_tensors
 from holdfast.records import check_importance_values
+from holdfast.tensors import TensorMap
 from holdfast.version import __version__
 
-_PARTS = ("importance", "importance_exponents", "anchors", "anchors_exponents", "factors", "pulls")
+EXTRA = ("pulls", "residuals")
+"""Tensors that beside `held` decide the steps to come."""
+
+_PARTS = ("importance", "importance_exponents", "anchors", "anchors_exponents", "factors")
 _NUMBERS = ("constant", "start", "num_tasks", "first_examples", "nats_per_unit", "largest")
 
 
@@ -44,7 +48,7 @@ def save(
     mechanism: str,
     options: Mapping[str, Any],
     progress: Mapping[str, Any],
-    pulls: Mapping[str, Tensor],
+    extra: Mapping[str, TensorMap],
     model: nn.Module,
 ) -> None:
     """Write a keeper's folder, whole or not at all."""
@@ -55,8 +59,9 @@ def save(
             digests |= _write_held(folder, "anchors", in_memory)
         if held.factors:
             digests |= write_tensors(folder, "factors", layers_to_tensors(held.factors))
-        if pulls:
-            digests |= write_tensors(folder, "pulls", pulls)
+        for part, tensors in extra.items():
+            if tensors:
+                digests |= write_tensors(folder, part, tensors)
         content = {
             "mechanism": mechanism,
             "library_version": __version__,
@@ -78,8 +83,8 @@ def load(
     mechanism: str,
     anchors: bool,
     checkpoint: str | os.PathLike[str] | None = None,
-) -> tuple[Retained, dict[str, Any], dict[str, Any], dict[str, Tensor]]:
-    """Read a keeper's folder: what it holds, on the CPU, the options of its constructor, its progress and its pulls.
+) -> tuple[Retained, dict[str, Any], dict[str, Any], dict[str, dict[str, Tensor]]]:
+    """Read a keeper's folder: what it holds, on the CPU, the options of its constructor, its progress and the extra.
 
     Args:
         path: the folder.
@@ -118,15 +123,15 @@ def load(
     if "factors" in content:
         tensors = read_tensors(folder, "factors", digests)
         held = replace(held, factors=layers_from(content["factors"], tensors, where=str(config)))
-    pulls = read_tensors(folder, "pulls", digests) if _has(digests, "pulls") else {}
-    return held, {name: _from_json(value) for name, value in options.items()}, progress, pulls
+    extra = {part: read_tensors(folder, part, digests) if _has(digests, part) else {} for part in EXTRA}
+    return held, {name: _from_json(value) for name, value in options.items()}, progress, extra
 
 
-def to_state(held: Retained, pulls: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def to_state(held: Retained, extra: Mapping[str, TensorMap]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The same content for a training checkpoint: tensors by "part/name", and JSON notes."""
     on_disk, in_memory = _apart(held.anchors)
-    contents = *to_tensors(held.importance), *to_tensors(in_memory), layers_to_tensors(held.factors), pulls
-    parts = dict(zip(_PARTS, contents, strict=True))
+    contents = *to_tensors(held.importance), *to_tensors(in_memory), layers_to_tensors(held.factors)
+    parts = {**dict(zip(_PARTS, contents, strict=True)), **extra}
     tensors = {f"{part}/{name}": tensor for part, content in parts.items() for name, tensor in content.items()}
     references = {"references": references_to_json(on_disk)} if on_disk else {}
     return tensors, {"held": numbers_of(held), "factors": layers_to_json(held.factors), **references}
@@ -134,13 +139,13 @@ def to_state(held: Retained, pulls: Mapping[str, Tensor]) -> tuple[dict[str, Ten
 
 def from_state(
     tensors: Mapping[str, Tensor], notes: Mapping[str, Any], *, where: str
-) -> tuple[Retained, dict[str, Tensor]]:
+) -> tuple[Retained, dict[str, dict[str, Tensor]]]:
     """What `to_state` was given.
 
     Raises:
         FileFormatError: codes without their exponents, or a checkpoint with anchors that is gone or another.
     """
-    parts: dict[str, dict[str, Tensor]] = {part: {} for part in _PARTS}
+    parts: dict[str, dict[str, Tensor]] = {part: {} for part in (*_PARTS, *EXTRA)}
     for key, tensor in tensors.items():
         part, _, name = key.partition("/")
         parts[part][name] = tensor
@@ -148,7 +153,8 @@ def from_state(
     anchors: dict[str, Held] = from_tensors(parts["anchors"], parts["anchors_exponents"], where=where)
     anchors |= references_from(notes.get("references"), None, where=where)
     factors = layers_from(notes.get("factors", {}), parts["factors"], where=where)
-    return Retained(importance, anchors, **notes["held"], factors=factors), parts["pulls"]
+    extra = {part: parts[part] for part in EXTRA}
+    return Retained(importance, anchors, **notes["held"], factors=factors), extra
 
 
 def numbers_of(held: Retained) -> dict[str, Any]:

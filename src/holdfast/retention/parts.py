@@ -8,7 +8,7 @@ held in another form than the step takes is read piece by piece there too, into 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import repeat
 from typing import Any
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.memory.stored import Held, is_ready, pieces, read
+from holdfast.retention.rounding import round_, widened
 from holdfast.steps import Increment, Kept, Metric, RootMetric, metric_values
 from holdfast.tensors import chunks
 
@@ -40,6 +41,7 @@ class Block:
         importance: Omega, float32.
         metrics: one for each, where they were given.
         increments: likewise.
+        residuals: of weights of half precision, what rounding took from earlier pulls; else empty.
     """
 
     weights: list[Tensor]
@@ -47,6 +49,24 @@ class Block:
     importance: list[Tensor]
     metrics: list[Metric] = field(default_factory=list)
     increments: list[Increment | Kept] = field(default_factory=list)
+    residuals: list[Tensor] = field(default_factory=list)
+
+    def wide(self) -> Block:
+        """Itself; weights of half precision become copies in float32, which `round_back` brings home."""
+        if not self.residuals:
+            return self
+        return Block(
+            [widened(weight, residual) for weight, residual in zip(self.weights, self.residuals, strict=True)],
+            [anchor.float() for anchor in self.anchors],
+            self.importance,
+            [replace(m, second=m.second.float()) if isinstance(m, RootMetric) else m for m in self.metrics],
+            [Increment(moved, 1.0) for moved in self.moved()] if self.increments else [],
+        )
+
+    def round_back(self, wide: Block) -> None:
+        """Take the weights of `wide()` after they were changed, which uses them up."""
+        for weight, residual, value in zip(self.weights, self.residuals, wide.weights):
+            round_(weight, residual, value)
 
     def metric(self) -> float | list[Tensor]:
         """M computed: one number for all, or a tensor for each."""
@@ -65,6 +85,7 @@ class Part:
     parameters: list[nn.Parameter]
     importance: list[Held]
     anchors: list[Held]
+    residuals: list[Tensor] = field(default_factory=list)
 
     @property
     def weights(self) -> list[Tensor]:
@@ -88,7 +109,7 @@ class Part:
         weights = self.weights
         anchors = [_as_anchor(held, weight) for held, weight in zip(self.anchors, weights)]
         importance = [_as_importance(held, weight) for held, weight in zip(self.importance, weights, strict=True)]
-        return Block(weights, anchors, importance)
+        return Block(weights, anchors, importance, residuals=self.residuals)
 
     def blocks(self, *, metrics: Sequence[Metric] = (), increments: Sequence[Increment | Kept] = ()) -> Iterator[Block]:
         """Its blocks, every weight in exactly one of them; a block is to be done with when the next is asked for.
@@ -101,13 +122,14 @@ class Part:
         for index, size, cut in self._pieces:
             cut_metrics = _cut(metrics[index], size) if metrics else repeat(None)
             cut_increments = increments[index].pieces(size) if increments else repeat(None)
-            for (weight, anchor, importance), metric, increment in zip(cut, cut_metrics, cut_increments):
+            for (weight, anchor, importance, residual), metric, increment in zip(cut, cut_metrics, cut_increments):
                 yield Block(
                     [weight],
                     [] if anchor is None else [_as_anchor(anchor, weight, rows)],
                     [_as_importance(importance, weight, rows)],
                     [] if metric is None else [metric],
                     [] if increment is None else [increment],
+                    [] if residual is None else [residual],
                 )
         for together, part, ready in self._together:
             block = ready or part.whole()
@@ -115,17 +137,21 @@ class Part:
             yield block
 
     @property
-    def _columns(self) -> tuple[list[nn.Parameter], list[Held], list[Held]]:
-        return self.parameters, self.importance, self.anchors
+    def _columns(self) -> tuple[list[nn.Parameter], list[Held], list[Held], list[Tensor]]:
+        return self.parameters, self.importance, self.anchors, self.residuals
 
     @cached_property
-    def _pieces(self) -> list[tuple[int, int, list[tuple[Tensor, Held | None, Held]]]]:
-        """Of every parameter that is cut its index, the size of a piece, and its pieces: weight, anchor, importance."""
+    def _pieces(self) -> list[tuple[int, int, list[tuple[Tensor, Held | None, Held, Tensor | None]]]]:
+        """Of every parameter that is cut its index, the size of a piece, and the pieces.
+
+        A piece is weight, anchor, importance and residual.
+        """
         cut = []
         for index, weight in enumerate(self.weights):
             if size := self._size(index):
                 anchors = pieces(self.anchors[index], size) if self.anchors else repeat(None)
-                columns = weight.view(-1).split(size), anchors, pieces(self.importance[index], size)
+                residuals = self.residuals[index].view(-1).split(size) if self.residuals else repeat(None)
+                columns = weight.view(-1).split(size), anchors, pieces(self.importance[index], size), residuals
                 cut.append((index, size, list(zip(*columns))))
         return cut
 

@@ -15,6 +15,7 @@ from holdfast.memory import Forms, HeldLayer, Retained
 from holdfast.memory.stored import Held, read
 from holdfast.records import check_shapes
 from holdfast.retention.parts import Part
+from holdfast.retention.rounding import is_half, no_residual, widened
 from holdfast.tensors import chunks, trainable_parameters, wide_dtype
 
 
@@ -28,6 +29,7 @@ class LayerPart:
         parameters: likewise.
         layer: what is held of it, in the dtype that steps are computed in.
         anchor: [out, n], likewise.
+        residuals: of parameters of half precision, what rounding took from earlier pulls; None for others.
     """
 
     name: str
@@ -35,10 +37,16 @@ class LayerPart:
     parameters: list[nn.Parameter]
     layer: HeldLayer
     anchor: Tensor
+    residuals: list[Tensor | None]
+
+    def values(self) -> list[Tensor]:
+        """The weights with what rounding took from them; new tensors in the dtype that steps are computed in."""
+        pairs = zip(self.parameters, self.residuals, strict=True)
+        return [p.detach().to(self.anchor.dtype, copy=True) if r is None else widened(p.detach(), r) for p, r in pairs]
 
     def distance(self) -> Tensor:
         """Where the weights are, from the anchor: [out, n]."""
-        return layer_matrix(*(p.detach().to(self.anchor.dtype) for p in self.parameters)).sub_(self.anchor)
+        return layer_matrix(*self.values()).sub_(self.anchor)
 
     def stepped(self, *, where: str) -> bool:
         """Whether the optimizer moves the layer in this step.
@@ -60,10 +68,20 @@ class Plan:
         new_parameters: "error" or "free", for trainable parameters that no importance covers.
         forms: in which and where importance and anchors are held.
         where: for messages.
+        residuals: by name, of parameters of half precision, filled with what is missing; None where no pull is rounded.
     """
 
-    def __init__(self, model: nn.Module, *, new_parameters: str, forms: Forms, where: str) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        new_parameters: str,
+        forms: Forms,
+        where: str,
+        residuals: dict[str, Tensor] | None = None,
+    ) -> None:
         self._model, self._new_parameters, self._forms, self._where = model, new_parameters, forms, where
+        self._residuals = residuals
         self._key: object = None
         self._held: Retained | None = None
         self._parts: list[Part] = []
@@ -119,7 +137,8 @@ class Plan:
                 chosen = found[piece]
                 importance = [self._forms.placed(held.importance[name], p.device) for p, name in chosen]
                 anchors = [self._anchor(held.anchors[name], p) for p, name in chosen] if held.anchors else []
-                parts.append(Part(group, [p for p, _ in chosen], importance, anchors))
+                residuals = [r for p, name in chosen if (r := self._residual(name, p)) is not None]
+                parts.append(Part(group, [p for p, _ in chosen], importance, anchors, residuals))
         return parts
 
     def _anchor(self, anchor: Held, parameter: nn.Parameter) -> Held:
@@ -127,6 +146,13 @@ class Plan:
         if isinstance(placed, Tensor) and placed.dtype.itemsize >= parameter.dtype.itemsize:
             return placed.to(parameter.dtype)  # no larger, and then a step can take it as it is
         return placed
+
+    def _residual(self, name: str, parameter: nn.Parameter) -> Tensor | None:
+        if self._residuals is None or not is_half(parameter):
+            return None
+        known = self._residuals.get(name)
+        self._residuals[name] = no_residual(parameter) if known is None else known.to(parameter.device)
+        return self._residuals[name]
 
     def _find_layers(self, optimizer: Optimizer, held: Retained) -> list[LayerPart]:
         if not held.factors:
@@ -144,7 +170,8 @@ class Plan:
             weight, dtype = found[0], wide_dtype(found[0])
             anchor = layer_matrix(*(read(held.anchors[n], dtype=dtype, device=weight.device) for n in names))
             moved = layer.to(weight.device, dtype)
-            layers.append(LayerPart(name, [groups[id(p)] for p in found], found, moved, anchor))
+            residuals = [self._residual(n, p) for n, p in zip(names, found, strict=True)]
+            layers.append(LayerPart(name, [groups[id(p)] for p in found], found, moved, anchor, residuals))
         return layers
 
 

@@ -46,7 +46,8 @@ class WVA(Keeper):
     Raises:
         OptionError: an option out of its range.
 
-    Cost: memory of one copy of the importance, however many tasks, and 2 MB to work in; each step three
+    Cost: memory of one copy of the importance, however many tasks, and 2 MB to work in (for weights of half precision
+    two copies of them, one of them only during a step: `holdfast.retention.rounding`); each step three
     passes over the weights under SGD, five under Adam and eight under AdamW with weight decay, block by block, or one
     kernel a tensor on CUDA where Triton is at hand.
 
@@ -143,11 +144,13 @@ class WVA(Keeper):
             return
         assert self.strength is not None
         for part in plan.parts(optimizer, self.held):
-            for block in part.blocks(increments=self._increments(optimizer, part)):
+            for rounded in part.blocks(increments=self._increments(optimizer, part)):
+                block = rounded.wide()
                 if self._meter is not None:
                     moved, shares = block.moved(), self._shares(block.importance)
                     self._meter.add(moved, torch._foreach_mul(moved, shares), shares, block.importance)
                 self._route.attenuate(block, self.strength, attenuation=self.attenuation, largest=self.held.largest)
+                rounded.round_back(block)
 
     def _shares(self, importance: list[Tensor]) -> list[Tensor]:
         assert self.strength is not None

@@ -1,0 +1,164 @@
+"""A keeper in `lightning.Trainer` does what it does in a loop of one's own."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("lightning")
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from tests.integrations.tiny import MODELS, examples_for, gpt2, importance_of, same, stacked, weights_of
+from torch.utils.data import DataLoader
+
+from holdfast import EWC, WVA
+from holdfast.integrations.lightning import HoldfastCallback
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:.*LeafSpec.*is deprecated"),
+    pytest.mark.filterwarnings("ignore:.*Checkpoint directory .* exists"),
+    pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`"),
+]
+
+BATCH, STEPS, LR = 4, 6, 1e-2
+
+MECHANISMS = {
+    "ewc": partial(EWC, strength=30.0, log_every=2),
+    "ewc-budget": partial(EWC, budget=1e-3, log_every=2),
+    "wva": partial(WVA, strength=30.0, log_every=2),
+}
+
+
+class Task(LightningModule):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def training_step(self, batch, batch_idx):
+        return self.model(**batch).loss
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.model.parameters(), lr=LR, weight_decay=0.0)
+
+
+def held(mechanism, model, **options):
+    return MECHANISMS[mechanism](model, **options).retain(importance_of(model))
+
+
+def fit(model, folder, *, keeper=None, callbacks=(), resume=None, num_batches=16, **options):
+    data = DataLoader(examples_for(model, num_batches * BATCH), BATCH, collate_fn=stacked)
+    own = [] if keeper is None else [HoldfastCallback(keeper)]
+    defaults = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "log_every_n_steps": 1}
+    trainer = Trainer(
+        accelerator="cpu",
+        max_steps=STEPS,
+        default_root_dir=folder,
+        enable_model_summary=False,
+        callbacks=[*own, *callbacks],
+        **{**defaults, **options},
+    )
+    trainer.fit(Task(model).train(), data, ckpt_path=resume, weights_only=resume is not None)
+    return trainer
+
+
+def loop(model, *, keeper=None, accumulate=1, clip=0.0):
+    model.train()
+    data = examples_for(model, 64)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.0)
+    if keeper is not None:
+        keeper.attach(optimizer)
+    for step in range(STEPS):
+        for part in range(accumulate):
+            start = (step * accumulate + part) * BATCH
+            (model(**stacked(data[start : start + BATCH])).loss / accumulate).backward()
+        if clip:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+        optimizer.step()
+        optimizer.zero_grad()
+    return model
+
+
+@pytest.mark.parametrize("options", [{}, {"accumulate_grad_batches": 2}, {"gradient_clip_val": 0.1}], ids=str)
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+def test_it_is_the_bare_loop(mechanism, options, tmp_path):
+    written, model = gpt2(), gpt2()
+    accumulate, clip = options.get("accumulate_grad_batches", 1), options.get("gradient_clip_val", 0.0)
+    loop(written, keeper=held(mechanism, written), accumulate=accumulate, clip=clip)
+    keeper = held(mechanism, model)
+    fit(model, tmp_path, keeper=keeper, **options)
+    assert keeper.report().num_steps == STEPS
+    torch.testing.assert_close(weights_of(model), weights_of(written), rtol=1e-4, atol=2e-5)
+    assert not same(weights_of(model), weights_of(gpt2()))
+
+
+@pytest.mark.parametrize("kind", ["llama", "bert"])
+def test_other_models_are_held(kind, tmp_path):
+    written, model = MODELS[kind](), MODELS[kind]()
+    loop(written, keeper=held("ewc", written))
+    fit(model, tmp_path, keeper=held("ewc", model))
+    torch.testing.assert_close(weights_of(model), weights_of(written), rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("mechanism", ["ewc", "wva"])
+def test_strength_zero_is_the_plain_trainer_and_infinity_pins(mechanism, tmp_path):
+    plain, free, pinned = gpt2(), gpt2(), gpt2()
+    start = weights_of(plain)
+    fit(plain, tmp_path)
+    fit(free, tmp_path, keeper=held(mechanism, free, strength=0.0))
+    keeper = held(mechanism, pinned, strength=math.inf)
+    fit(pinned, tmp_path, keeper=keeper)
+    assert same(weights_of(free), weights_of(plain))
+    assert not same(weights_of(free), start)
+    for name, weight in weights_of(pinned).items():
+        matters = keeper.held.importance[name] > 0
+        torch.testing.assert_close(weight[matters], start[name][matters], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+def test_a_resumed_fit_is_an_uninterrupted_one(mechanism, tmp_path):
+    """One batch an epoch: where within an epoch Lightning resumes is not our matter."""
+    whole, model = gpt2(), gpt2()
+    uninterrupted = held(mechanism, whole)
+    fit(whole, tmp_path, keeper=uninterrupted, num_batches=1)
+
+    class Die(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if trainer.global_step == 4:
+                raise ConnectionError
+
+    keeper = held(mechanism, model)
+    saving = ModelCheckpoint(tmp_path, filename="first", save_on_train_epoch_end=True)
+    with pytest.raises(ConnectionError):
+        fit(model, tmp_path, keeper=keeper, callbacks=[saving, Die()], num_batches=1, enable_checkpointing=True)
+    keeper.attach(torch.optim.SGD(model.parameters()))  # nothing was left attached
+    fresh = gpt2()
+    resumed = MECHANISMS[mechanism](fresh)  # what it retains comes from the checkpoint
+    fit(fresh, tmp_path, keeper=resumed, num_batches=1, resume=tmp_path / "first.ckpt")
+    assert same(weights_of(fresh), weights_of(whole))
+    assert resumed.report() == uninterrupted.report()
+
+
+def test_the_logs_tell_rise_and_pull(tmp_path):
+    model = gpt2()
+    keeper = held("ewc", model)
+    logger = CSVLogger(tmp_path, flush_logs_every_n_steps=1)
+    trainer = fit(model, tmp_path, keeper=keeper, logger=logger)
+    assert trainer.logged_metrics["predicted_rise"] == pytest.approx(keeper.predicted_rise())
+    assert 0 < trainer.logged_metrics["pull_ratio"] < 1
+    header, *rows = (tmp_path / "lightning_logs" / "version_0" / "metrics.csv").read_text().splitlines()
+    assert {"predicted_rise", "pull_ratio"} <= set(header.split(","))
+    assert len(rows) == STEPS
+
+
+def test_bfloat16_weights_keep_what_rounding_takes(tmp_path):
+    model = gpt2(torch.bfloat16)
+    keeper = held("ewc", model)
+    fit(model, tmp_path, keeper=keeper, precision="bf16-true")
+    assert any(residual.any() for residual in keeper.state()[0].values() if residual.dtype == torch.int16)
