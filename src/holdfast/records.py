@@ -21,7 +21,7 @@ from holdfast.files import (
     write_tensors,
     write_text,
 )
-from holdfast.tensors import all_parameters, spearman, trainable_parameters, unwrap
+from holdfast.tensors import all_parameters, local, spearman, trainable_parameters, unwrap
 from holdfast.version import __version__
 
 Detail = str | int | float | bool | None
@@ -185,6 +185,7 @@ def check_importance_values(values: Mapping[str, Tensor], *, where: str) -> None
     """Raise `NotFiniteError` naming every parameter with a NaN, infinite or negative entry."""
     bad = []
     for name, value in values.items():
+        value = local(value)
         if not value.numel():
             continue
         low, high = value.aminmax()  # a twentieth of the time of looking at each entry; NaN passes through

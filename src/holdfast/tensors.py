@@ -2,15 +2,23 @@
 
 Maps name -> tensor travel between all stages of the library. Names are *canonical*: those of
 `model.named_parameters()` of the bare model, whatever wraps it, with tied weights under their first name.
+
+The parameters of a model that `fully_shard` spread over processes are DTensors. What is held of them is sharded as they
+are; `local`, `whole` and `placed` go from one form to the other.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from holdfast.errors import ParameterMismatchError
 
 TensorMap = Mapping[str, Tensor]
 
@@ -55,6 +63,82 @@ def wide_dtype(tensor: Tensor) -> torch.dtype:
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
+def local(tensor: Tensor) -> Tensor:
+    """This process's shard of a DTensor, sharing its memory; another tensor as it is."""
+    sharded: Any = tensor
+    return sharded.to_local() if is_sharded(tensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A DTensor gathered from all processes, which must all ask for it; another tensor as it is."""
+    sharded: Any = tensor
+    return sharded.full_tensor() if is_sharded(tensor) else tensor
+
+
+def placed(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """The tensor on the device of `parameter`; sharded as the parameter is, from a whole one that every process has."""
+    like: Any = parameter
+    moved = tensor.to(parameter.device)
+    if is_sharded(tensor) or not is_sharded(parameter):
+        return moved
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(moved, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether it is a DTensor."""
+    return hasattr(tensor, "full_tensor")
+
+
+@dataclass(frozen=True)
+class Shards:
+    """How a model's parameters are spread over processes, all alike.
+
+    Attributes:
+        mesh: the processes, a `DeviceMesh`.
+        copies: how many processes have the same shard.
+    """
+
+    mesh: Any
+    copies: int
+
+    def sum_of(self, values: Iterable[Tensor]) -> float:
+        """As `sum_of`, of the terms of all processes, which must all ask for it; each shard counts once."""
+        total = torch.tensor(sum_of(values), dtype=torch.float64, device=self.mesh.device_type)
+        for dim in range(self.mesh.ndim):
+            torch.distributed.all_reduce(total, group=self.mesh.get_group(dim))
+        return total.item() / self.copies
+
+
+def shards_of(parameters: TensorMap) -> Shards | None:
+    """How these parameters are spread over processes; None where none of them is sharded.
+
+    Raises:
+        ParameterMismatchError: some are sharded in another way than the first, or not at all.
+    """
+    kinds = {name: _shards(parameter) for name, parameter in parameters.items()}
+    first = next((kind for kind in kinds.values() if kind is not None), None)
+    if first is None:
+        return None
+    other = [name for name, kind in kinds.items() if kind != first]
+    if other:
+        raise ParameterMismatchError(
+            f"{len(other)} of {len(kinds)} trainable parameters are not sharded as the others are: "
+            f"{', '.join(map(repr, other[:8]))}. Apply fully_shard to the whole model, or freeze them."
+        )
+    return first
+
+
+def _shards(parameter: Tensor) -> Shards | None:
+    if not is_sharded(parameter):
+        return None
+    like: Any = parameter
+    mesh = like.device_mesh
+    parts = math.prod(mesh.size(dim) for dim, placement in enumerate(like.placements) if placement.is_shard())
+    return Shards(mesh, mesh.size() // parts)
+
+
 def copies(tensors: TensorMap) -> dict[str, Tensor]:
     """Detached copies that share no memory with the originals."""
     return {name: tensor.detach().clone() for name, tensor in tensors.items()}
@@ -81,6 +165,7 @@ def sum_of(values: Iterable[Tensor]) -> float:
     """The sum of zero-dimensional tensors, possibly on several devices, as a float (one wait for each device)."""
     by_device: dict[torch.device, Tensor] = {}
     for value in values:
+        value = whole(value)
         value = value.to(torch.float64) if value.device.type != "mps" else value
         by_device[value.device] = by_device[value.device] + value if value.device in by_device else value
     return float(sum(total.item() for total in by_device.values()))

@@ -26,7 +26,7 @@ from torch import Tensor
 from holdfast.errors import OptionError
 from holdfast.factored import KroneckerFactors, shapes_of
 from holdfast.memory.kronecker import HeldLayer, LayerShares, collapse_layers, join_layers
-from holdfast.tensors import TensorMap, sum_of
+from holdfast.tensors import TensorMap, sum_of, whole
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def retain(
         num_tasks=held.num_tasks + 1,
         first_examples=first_examples,
         nats_per_unit=_factor(held, new, layers, nats_per_unit),
-        largest=max((float(value.max()) for value in joined.values() if value.numel()), default=0.0),
+        largest=max((float(whole(value.max())) for value in joined.values() if value.numel()), default=0.0),
         factors={name: layer for name, (layer, _) in layers.items()},
     )
 

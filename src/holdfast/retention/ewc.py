@@ -185,6 +185,13 @@ class EWC(Keeper):
             total = total + 2 * self._layer_rise(name, layer, parameters).to(total.device)
         return self.strength * (0.5 * total + self.held.constant)
 
+    def _check_can_be_sharded(self) -> None:
+        super()._check_can_be_sharded()
+        if self.pull == "penalty":
+            raise OptionError(
+                'EWC: the model is sharded, and pull="penalty" needs whole weights in the loss. Use pull="implicit".'
+            )
+
     def _changes_weights(self) -> bool:
         return self.pull == "implicit"
 
@@ -291,11 +298,11 @@ class EWC(Keeper):
         def rise(multiplier: float) -> tuple[float, float]:
             found = [self._route.rise(b, multiplier, largest=largest) for b in self._blocks(optimizer, plan)]
             values, slopes = ([term for pair in found for term in pair[i]] for i in (0, 1))
-            return 0.5 * sum_of(values), -sum_of(slopes)
+            return 0.5 * self._sum_of(values), -self._sum_of(slopes)
 
         if self._multiplier == 0:  # mostly within the budget, and that is sooner seen without a metric
             held = (block for part in plan.parts(optimizer, self.held) for block in part.blocks())
-            if 0.5 * sum_of(term for block in held for term in self._route.distance(block)) <= limit:
+            if 0.5 * self._sum_of(term for block in held for term in self._route.distance(block)) <= limit:
                 return 0.0
         self._multiplier = solve_multiplier(rise, limit, start=self._multiplier)
         return self._multiplier

@@ -24,7 +24,7 @@ from holdfast.files import (
 from holdfast.memory import Accumulate, Decayed, Retained
 from holdfast.memory.kronecker import layers_from, layers_to_json, layers_to_tensors
 from holdfast.records import check_importance_values
-from holdfast.tensors import TensorMap
+from holdfast.tensors import TensorMap, placed, whole
 from holdfast.version import __version__
 
 EXTRA = ("pulls", "residuals")
@@ -137,14 +137,26 @@ def numbers_of(held: Retained) -> dict[str, Any]:
     return {name: getattr(held, name) for name in _NUMBERS}
 
 
-def on_devices(held: Retained, devices: Mapping[str, torch.device]) -> Retained:
-    """The same, each tensor on the device of its parameter."""
+def beside(held: Retained, parameters: TensorMap) -> Retained:
+    """The same, each tensor on the device of its parameter, and sharded as that is."""
+    factors = {name: layer.to(parameters[name].device) for name, layer in held.factors.items() if name in parameters}
+    return replace(
+        held,
+        importance=all_beside(held.importance, parameters),
+        anchors=all_beside(held.anchors, parameters),
+        factors={**held.factors, **factors},
+    )
 
-    def moved(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {name: tensor.to(devices.get(name, tensor.device)) for name, tensor in tensors.items()}
 
-    factors = {name: layer.to(devices.get(name)) for name, layer in held.factors.items()}
-    return replace(held, importance=moved(held.importance), anchors=moved(held.anchors), factors=factors)
+def all_beside(tensors: TensorMap, parameters: TensorMap) -> dict[str, Tensor]:
+    """The same, each tensor on the device of its parameter, and sharded as that is."""
+    return {name: placed(t, parameters[name]) if name in parameters else t for name, t in tensors.items()}
+
+
+def gathered(tensors: TensorMap) -> dict[str, Tensor]:
+    """Sharded tensors whole and on the CPU, on the first process alone; each of them must ask for it."""
+    first = torch.distributed.get_rank() == 0
+    return {name: tensor.cpu() for name, t in tensors.items() if (tensor := whole(t)) is not None and first}
 
 
 def accumulate_to_json(rule: Accumulate) -> str | dict[str, float]:

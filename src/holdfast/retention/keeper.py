@@ -12,7 +12,8 @@ import math
 import os
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -30,7 +31,16 @@ from holdfast.retention.plan import Plan, check_covered, check_held_shapes, chec
 from holdfast.retention.report import Report
 from holdfast.retention.route import Route
 from holdfast.steps import Increment, Kept, StepHooks, bare_optimizer, can_recompute, step_increments
-from holdfast.tensors import all_parameters, sum_of, trainable_parameters, unwrap
+from holdfast.tensors import (
+    Shards,
+    all_parameters,
+    is_sharded,
+    local,
+    shards_of,
+    sum_of,
+    trainable_parameters,
+    unwrap,
+)
 
 logger = logging.getLogger("holdfast")
 
@@ -81,6 +91,7 @@ class Keeper(ABC):
         self._snapshots: dict[nn.Parameter, Tensor] = {}
         self._pulls: dict[str, Tensor] = {}  # of the last step, by a factored layer's weight: where the next one starts
         self._residuals: dict[str, Tensor] = {}  # by weight of half precision: `holdfast.retention.rounding`
+        self._shards: Shards | None = None
         self._route = Route()
         self._meter: Meter | None = None
         self._pinned: float | None = None
@@ -114,6 +125,7 @@ class Keeper(ABC):
             ParameterMismatchError: the optimizer trains none of the model's parameters.
         """
         bare = bare_optimizer(optimizer)
+        self._follow_shards()
         if any(hooks.optimizer is bare for hooks, _ in self._hooks):
             raise StateError(f"{self.mechanism}: already attached to this {type(bare).__name__}. Call detach() first.")
         own = {id(parameter) for parameter in trainable_parameters(self.model).values()}
@@ -180,12 +192,11 @@ class Keeper(ABC):
         check_covered(list(parameters), covered, new_parameters=self.new_parameters, where=where)
         importance = self._accepted(importance)
         everything = all_parameters(self.model)  # frozen ones have an anchor too, should they be unfrozen
-        devices = {name: parameter.device for name, parameter in everything.items()}
         self.held = retain(
-            files.on_devices(self.held, devices),
-            {name: value.to(devices[name]) for name, value in importance.items()},
+            files.beside(self.held, everything),
+            files.all_beside(importance, everything),
             weights=everything if self._has_anchors else {},
-            factors={name: f.to(devices[name]) for name, f in layers.items()} if layers is not None else None,
+            factors={name: f.to(everything[name].device) for name, f in layers.items()} if layers is not None else None,
             rule=self.accumulate,
             weighting=self.weighting,
             num_examples=importance.info.num_examples,
@@ -219,18 +230,29 @@ class Keeper(ABC):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the folder `path`: importance, anchors, `keeper_config.json` and a `README.md`; whole or not at all.
 
+        Of a sharded model every process calls it, and the first one writes what all of them hold, whole: it loads into
+        any sharding or none. Of any other model, one process alone calls it.
+
         Raises:
             OutputError: if it cannot be written.
         """
-        files.save(
-            path,
-            self.held,
-            mechanism=self.mechanism,
-            options=self._options(),
-            progress=self._progress(),
-            extra=self._extra(),
-            model=unwrap(self.model),
-        )
+        held, extra = self.held, self._extra()
+        sharded = is_sharded(next(iter(held.importance.values()), torch.empty(0)))
+        if sharded:
+            held = replace(held, importance=files.gathered(held.importance), anchors=files.gathered(held.anchors))
+            extra = {part: files.gathered(tensors) for part, tensors in extra.items()}
+        if not sharded or torch.distributed.get_rank() == 0:
+            files.save(
+                path,
+                held,
+                mechanism=self.mechanism,
+                options=self._options(),
+                progress=self._progress(),
+                extra=extra,
+                model=unwrap(self.model),
+            )
+        if sharded:
+            torch.distributed.barrier()
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], model: nn.Module, **options: Any) -> Self:
@@ -280,11 +302,11 @@ class Keeper(ABC):
     ) -> None:
         for named in (held.covered, held.anchors):
             check_names(named, self.model, where=where)
-        devices = {name: parameter.device for name, parameter in all_parameters(self.model).items()}
-        self.held = files.on_devices(held, devices)
+        parameters = all_parameters(self.model)
+        self.held = files.beside(held, parameters)
         for part, own in self._extra().items():
             own.clear()
-            own.update({name: tensor.to(devices.get(name, tensor.device)) for name, tensor in extra[part].items()})
+            own.update(files.all_beside(extra[part], parameters))
         self._go_on(progress)
 
     def _extra(self) -> dict[str, dict[str, Tensor]]:
@@ -358,11 +380,11 @@ class Keeper(ABC):
         if self.held.num_tasks == 0:
             return
         measured = self._measures()
-        self._meter = Meter() if measured else None
+        self._meter = Meter(self._sum_of) if measured else None
         parts = plan.all_parts(optimizer, self.held)
         if measured or self._needs_increments():
             self._snapshots = {
-                parameter: parameter.detach().clone()
+                parameter: local(parameter.detach()).clone()
                 for part in parts
                 for parameter in part.parameters
                 if not can_recompute(optimizer, part.group, parameter)
@@ -383,6 +405,34 @@ class Keeper(ABC):
             self._meter = None
             if logger.isEnabledFor(logging.INFO):
                 logger.info("%s", self.report())
+
+    def _follow_shards(self) -> None:
+        """Shard what is held as the model is now, which may have been whole when it was retained.
+
+        Raises:
+            ParameterMismatchError: the model is sharded in part.
+            OptionError: an option that needs whole weights.
+        """
+        self._shards = shards_of(trainable_parameters(self.model))
+        if self._shards is None:
+            return
+        self._check_can_be_sharded()
+        parameters = all_parameters(self.model)
+        self.held = files.beside(self.held, parameters)
+        for own in self._extra().values():
+            own.update(files.all_beside(own, parameters))
+
+    def _check_can_be_sharded(self) -> None:
+        """Raise `OptionError` for what needs whole weights."""
+        if self.held.factors:
+            raise OptionError(
+                f"{self.mechanism}: the model is sharded, and Kronecker factors hold whole layers. Retain "
+                "importance.to_diagonal()."
+            )
+
+    def _sum_of(self, values: Iterable[Tensor]) -> float:
+        """The sum of terms that stand for this process's weights, over all processes where the model is sharded."""
+        return sum_of(values) if self._shards is None else self._shards.sum_of(values)
 
     def _increments(self, optimizer: Optimizer, part: Part) -> list[Increment | Kept]:
         """What the optimizer's own step added, to be computed before anything else changes the weights."""

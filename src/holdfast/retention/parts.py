@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from holdfast.retention.rounding import round_, widened
 from holdfast.steps import Increment, Kept, Metric, RootMetric, metric_values
-from holdfast.tensors import chunks
+from holdfast.tensors import chunks, local
 
 BLOCK = 2**18
 """Weights in a block, 1 MB in float32: fewer cost more calls, more fall out of the cache."""
@@ -80,13 +80,13 @@ class Part:
 
     @property
     def weights(self) -> list[Tensor]:
-        """The live weights, outside autograd."""
-        return [parameter.detach() for parameter in self.parameters]
+        """The live weights, outside autograd; of sharded ones this process's shards."""
+        return [local(parameter.detach()) for parameter in self.parameters]
 
     @property
     def gradients(self) -> list[Tensor]:
         """The live gradients; only of a part that the step moves."""
-        return [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        return [local(parameter.grad) for parameter in self.parameters if parameter.grad is not None]
 
     def stepped(self) -> Part | None:
         """The part of it that the optimizer moves in this step: parameters with a gradient."""
@@ -139,8 +139,8 @@ class Part:
         """The blocks of the parameters that are not cut, with their indices; one stretch of memory or not, apart."""
         found = []
         for flat in (True, False):
-            whole = [i for i, p in enumerate(self.parameters) if not _is_cut(p) and p.is_contiguous() == flat]
-            for some in chunks([self.parameters[index] for index in whole]):
+            whole = [i for i, w in enumerate(self.weights) if not _is_cut(w) and w.is_contiguous() == flat]
+            for some in chunks([self.weights[index] for index in whole]):
                 indices = whole[some]
                 columns = (self.weights, self.anchors, self.importance, self.residuals)
                 weights, anchors, importance, residuals = (_chosen(column, indices) for column in columns)

@@ -15,7 +15,7 @@ from holdfast.memory import HeldLayer, Retained
 from holdfast.records import check_shapes
 from holdfast.retention.parts import Part
 from holdfast.retention.rounding import is_half, no_residual, widened
-from holdfast.tensors import chunks, trainable_parameters, wide_dtype
+from holdfast.tensors import chunks, local, trainable_parameters, wide_dtype
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,10 @@ class Plan:
     def all_parts(self, optimizer: Optimizer, held: Retained) -> list[Part]:
         """All parts, moved by this step or not."""
         key = [
-            (id(group), [(id(p), p.data_ptr(), p.device, p.dtype, p.requires_grad) for p in group["params"]])
+            (
+                id(group),
+                [(id(p), local(p.detach()).data_ptr(), p.device, p.dtype, p.requires_grad) for p in group["params"]],
+            )
             for group in optimizer.param_groups
         ]
         if held is not self._held or key != self._key:
@@ -127,8 +130,10 @@ class Plan:
             found = [(p, names[id(p)]) for p in group["params"] if names.get(id(p)) in held.importance]
             for piece in chunks([p for p, _ in found]):
                 chosen = found[piece]
-                importance = [held.importance[name].to(p.device) for p, name in chosen]
-                anchors = [held.anchors[name].to(p.device, p.dtype) for p, name in chosen] if held.anchors else []
+                importance = [local(held.importance[name].to(p.device)) for p, name in chosen]
+                anchors = (
+                    [local(held.anchors[name].to(p.device, p.dtype)) for p, name in chosen] if held.anchors else []
+                )
                 residuals = [r for p, name in chosen if (r := self._residual(name, p)) is not None]
                 parts.append(Part(group, [p for p, _ in chosen], importance, anchors, residuals))
         return parts
@@ -138,7 +143,7 @@ class Plan:
             return None
         known = self._residuals.get(name)
         self._residuals[name] = no_residual(parameter) if known is None else known.to(parameter.device)
-        return self._residuals[name]
+        return local(self._residuals[name])
 
     def _find_layers(self, optimizer: Optimizer, held: Retained) -> list[LayerPart]:
         if not held.factors:
@@ -159,6 +164,10 @@ class Plan:
             residuals = [self._residual(n, p) for n, p in zip(names, found, strict=True)]
             layers.append(LayerPart(name, [groups[id(p)] for p in found], found, moved, anchor, residuals))
         return layers
+
+
+def _place(parameter: Tensor) -> int:
+    return local(parameter.detach()).data_ptr()
 
 
 def apart_message(name: str, where: str) -> str:

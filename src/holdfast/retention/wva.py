@@ -16,7 +16,7 @@ from holdfast.retention.force import Attenuation, relative_force, relative_share
 from holdfast.retention.keeper import Keeper, NewParameters
 from holdfast.retention.plan import Plan
 from holdfast.steps import update_rule
-from holdfast.tensors import TensorMap, all_parameters, sum_of
+from holdfast.tensors import TensorMap, all_parameters, placed, sum_of
 
 
 class WVA(Keeper):
@@ -111,7 +111,7 @@ class WVA(Keeper):
         rises = []
         for name, weight in all_parameters(self.model).items():
             if name in held:
-                distance = weight - reference[name].to(weight.device)
+                distance = weight - placed(reference[name], weight)
                 rises.append((held[name].to(weight.device) * distance.float().square()).sum())
         rise = 0.5 * sum_of(rises)
         return rise * (1.0 if self.held.nats_per_unit is None else self.held.nats_per_unit)
