@@ -129,4 +129,4 @@ def held_bytes(keeper: Keeper) -> int:
     tensors = [*held.importance.values(), *held.anchors.values()]
     for layer in held.factors.values():
         tensors += [value for value in vars(layer).values() if isinstance(value, Tensor)]
-    return sum(tensor.nbytes for tensor in tensors)
+    return sum(held.nbytes for held in tensors)

@@ -3,8 +3,8 @@
 Maps name -> tensor travel between all stages of the library. Names are *canonical*: those of
 `model.named_parameters()` of the bare model, whatever wraps it, with tied weights under their first name.
 
-The parameters of a model that `fully_shard` spread over processes are DTensors. What is held of them is sharded as they
-are; `local`, `whole` and `placed` go from one form to the other.
+The parameters of a model that `fully_shard` spread over processes are DTensors. Every process holds what belongs to its
+own shards, in plain tensors: `local`, `shard` and `whole` go from one form to the other.
 """
 
 from __future__ import annotations
@@ -58,6 +58,16 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in all_parameters(model).items() if parameter.requires_grad}
 
 
+def tied_names(model: nn.Module) -> dict[str, list[str]]:
+    """Canonical name -> all names of the parameter, the canonical first; more than one where weights are tied."""
+    bare = unwrap(model)
+    first = {id(parameter): canonical_name(name) for name, parameter in bare.named_parameters()}
+    names: dict[str, list[str]] = {name: [] for name in first.values()}
+    for name, parameter in bare.named_parameters(remove_duplicate=False):
+        names[first[id(parameter)]].append(canonical_name(name))
+    return names
+
+
 def wide_dtype(tensor: Tensor) -> torch.dtype:
     """The dtype to compute in: float32, or the tensor's own where that is wider."""
     return torch.promote_types(tensor.dtype, torch.float32)
@@ -69,31 +79,44 @@ def local(tensor: Tensor) -> Tensor:
     return sharded.to_local() if is_sharded(tensor) else tensor
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """A DTensor gathered from all processes, which must all ask for it; another tensor as it is."""
-    sharded: Any = tensor
-    return sharded.full_tensor() if is_sharded(tensor) else tensor
-
-
-def placed(tensor: Tensor, parameter: Tensor) -> Tensor:
-    """The tensor on the device of `parameter`; sharded as the parameter is, from a whole one that every process has."""
-    like: Any = parameter
-    moved = tensor.to(parameter.device)
-    if is_sharded(tensor) or not is_sharded(parameter):
-        return moved
-    from torch.distributed.tensor import distribute_tensor
-
-    return distribute_tensor(moved, like.device_mesh, like.placements, src_data_rank=None)
-
-
 def is_sharded(tensor: Tensor) -> bool:
     """Whether it is a DTensor."""
-    return hasattr(tensor, "full_tensor")
+    return hasattr(tensor, "to_local")
+
+
+def shard(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """Of a tensor of the parameter's shape, which every process has, what lies beside this process's shard of it."""
+    like: Any = parameter
+    if is_sharded(tensor) or not is_sharded(parameter):
+        return local(tensor)
+    from torch.distributed.tensor import distribute_tensor
+
+    moved = tensor.to(parameter.device)
+    return distribute_tensor(moved, like.device_mesh, like.placements, src_data_rank=None).to_local()
+
+
+def whole(piece: Tensor, parameter: Tensor) -> Tensor:
+    """The tensor of which every process has what `shard` gave it; each of them must ask for it."""
+    like: Any = parameter
+    if not is_sharded(parameter):
+        return piece
+    from torch.distributed.tensor import DTensor
+
+    placed: Any = DTensor.from_local(
+        piece.to(parameter.device), like.device_mesh, like.placements, shape=like.shape, stride=like.stride()
+    )
+    return placed.full_tensor()
+
+
+def whole_on_first(piece: Tensor, parameter: Tensor) -> Tensor:
+    """As `whole`, for the first process alone, on its CPU; the others get a tensor of no entries."""
+    found = whole(piece, parameter)
+    return found.cpu() if torch.distributed.get_rank() == 0 else found.new_empty(0)
 
 
 @dataclass(frozen=True)
 class Shards:
-    """How a model's parameters are spread over processes, all alike.
+    """How a model's parameters are spread over processes, all in one way.
 
     Attributes:
         mesh: the processes, a `DeviceMesh`.
@@ -105,10 +128,17 @@ class Shards:
 
     def sum_of(self, values: Iterable[Tensor]) -> float:
         """As `sum_of`, of the terms of all processes, which must all ask for it; each shard counts once."""
-        total = torch.tensor(sum_of(values), dtype=torch.float64, device=self.mesh.device_type)
+        return self._reduced(sum_of(values), torch.distributed.ReduceOp.SUM) / self.copies
+
+    def largest(self, value: float) -> float:
+        """The largest of all processes' values, which must all ask for it."""
+        return self._reduced(value, torch.distributed.ReduceOp.MAX)
+
+    def _reduced(self, value: float, how: Any) -> float:
+        total = torch.tensor(value, dtype=torch.float64, device=self.mesh.device_type)
         for dim in range(self.mesh.ndim):
-            torch.distributed.all_reduce(total, group=self.mesh.get_group(dim))
-        return total.item() / self.copies
+            torch.distributed.all_reduce(total, how, group=self.mesh.get_group(dim))
+        return total.item()
 
 
 def shards_of(parameters: TensorMap) -> Shards | None:
@@ -165,7 +195,6 @@ def sum_of(values: Iterable[Tensor]) -> float:
     """The sum of zero-dimensional tensors, possibly on several devices, as a float (one wait for each device)."""
     by_device: dict[torch.device, Tensor] = {}
     for value in values:
-        value = whole(value)
         value = value.to(torch.float64) if value.device.type != "mps" else value
         by_device[value.device] = by_device[value.device] + value if value.device in by_device else value
     return float(sum(total.item() for total in by_device.values()))

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from tests.experiments.made_up import result
 
-from holdfast.experiments.groups import differing, group_results, method_order, sections, setting_text
+from holdfast.experiments.groups import differing, group_results, method_label, method_order, sections, setting_text
 from holdfast.methods import METHODS
 
 
@@ -36,8 +36,20 @@ def test_a_run_found_twice_counts_once():
 def test_order_is_from_the_ceiling_to_the_floor():
     groups = group_results([result(name) for name in METHODS] + [result("of-another-version")])
     assert [group.method for group in groups] == [*METHODS, "of-another-version"]
-    order = ["joint", "ewc-fisher", "ewc-kfac", "wva-fisher", "wva-taylor", "l2", "none"]
+    order = [
+        "joint",
+        "mergan-jtr-ra",
+        "mergan-ra",
+        "dgr",
+        "ewc-fisher",
+        "ewc-kfac",
+        "wva-fisher",
+        "wva-taylor",
+        "l2",
+        "none",
+    ]
     assert sorted(order, key=method_order) == order
+    assert method_label("mergan-ra") == "MeRGAN RA"
     assert groups[-1].label == "of-another-version"
     assert method_order("joint") < method_order("none")
 

@@ -8,10 +8,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from holdfast.experiments.generation import GENERATION_METHODS
 from holdfast.experiments.results import RunResult
 from holdfast.methods import METHODS
 
 _IDENTITY = ("stream", "method", "seed", "scenario")
+
+_ORDER = list(METHODS)
+_ORDER[_ORDER.index("dgr") : _ORDER.index("dgr")] = [name for name in GENERATION_METHODS if name not in METHODS]
 
 
 @dataclass(frozen=True)
@@ -105,12 +109,13 @@ def setting_text(name: str, value: Any) -> str:
 
 def method_label(method: str) -> str:
     """The method's label, or the name itself of one that this version does not know."""
-    return METHODS[method].label if method in METHODS else method
+    known = METHODS.get(method) or GENERATION_METHODS.get(method)
+    return method if known is None else known.label
 
 
 def method_order(method: str) -> tuple[int, str]:
-    """Where a method stands: as in `METHODS`, then unknown ones by name."""
-    return (list(METHODS).index(method) if method in METHODS else len(METHODS), method)
+    """Where a method stands: as in `METHODS`, those of generation alone before "dgr", then unknown ones by name."""
+    return (_ORDER.index(method) if method in _ORDER else len(_ORDER), method)
 
 
 def _variants(configurations: Sequence[Sequence[RunResult]]) -> list[Group]:

@@ -31,6 +31,7 @@ from holdfast.experiments.lock import locked
 from holdfast.experiments.results import RunResult
 from holdfast.experiments.run import ActiveRun, Watch, seed_of
 from holdfast.memory import Retained
+from holdfast.memory.stored import Held, read
 from holdfast.methods import method_named
 from holdfast.methods.holding import Holding
 from holdfast.retention import EWC, WVA, Keeper
@@ -239,10 +240,10 @@ def _hold(members: Sequence[ActiveRun], net: nn.Module, optimizer: Optimizer) ->
         return
     strengths = [member.config.strength or 0.0 for member in members]
     importance = {
-        name: torch.stack([one.importance[name] * strength for one, strength in zip(held, strengths, strict=True)])
+        name: torch.stack([_dense(one.importance[name]) * s for one, s in zip(held, strengths, strict=True)])
         for name in held[0].importance
     }
-    anchors = {name: torch.stack([one.anchors[name] for one in held]) for name in held[0].anchors}
+    anchors = {name: torch.stack([_dense(one.anchors[name]) for one in held]) for name in held[0].anchors}
     keeper = _keeper_of(net, members[0].config)
     keeper.held = Retained(
         importance=importance,
@@ -251,6 +252,10 @@ def _hold(members: Sequence[ActiveRun], net: nn.Module, optimizer: Optimizer) ->
         largest=max(float(value.max()) for value in importance.values()),
     )
     keeper.attach(optimizer)
+
+
+def _dense(held: Held) -> Tensor:
+    return read(held, dtype=torch.float32, device=held.device)
 
 
 def _keeper_of(net: nn.Module, config: RunConfig) -> Keeper:

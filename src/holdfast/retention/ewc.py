@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, Literal, Self
 from weakref import WeakKeyDictionary
 
@@ -15,7 +16,9 @@ from torch.optim import Optimizer
 
 from holdfast.errors import OptionError, StateError
 from holdfast.factored import FactoredImportance, layer_matrix
-from holdfast.memory import Accumulate, HeldLayer, Weighting
+from holdfast.memory import Accumulate, AnchorForm, Forms, HeldLayer, ImportanceForm, Retained, Weighting
+from holdfast.memory.reference import Reference, anchors_on_disk
+from holdfast.memory.stored import read, side_by_side
 from holdfast.records import Importance
 from holdfast.retention.budget import solve_multiplier
 from holdfast.retention.files import accumulate_to_json
@@ -27,7 +30,7 @@ from holdfast.retention.parts import Block
 from holdfast.retention.plan import LayerPart, Plan
 from holdfast.retention.rounding import round_
 from holdfast.steps import UserMetric, step_metrics, update_rule
-from holdfast.tensors import all_parameters, sum_of, wide_dtype
+from holdfast.tensors import all_parameters, local, sum_of, tied_names, wide_dtype
 
 Pull = Literal["implicit", "gradient", "penalty"]
 
@@ -103,6 +106,10 @@ class EWC(Keeper):
         accumulate: Accumulate = "sum",
         weighting: Weighting = "task",
         new_parameters: NewParameters = "error",
+        importance_dtype: ImportanceForm = "float32",
+        anchor_dtype: AnchorForm = "float32",
+        anchors: str | os.PathLike[str] | None = None,
+        offload: Literal["cpu"] | None = None,
         log_every: int = 100,
     ) -> None:
         if strength is not None and budget is not None:
@@ -116,8 +123,17 @@ class EWC(Keeper):
             accumulate=accumulate,
             weighting=weighting,
             new_parameters=new_parameters,
+            forms=Forms(importance_dtype, anchor_dtype, offload == "cpu"),
             log_every=log_every,
         )
+        self._check(
+            anchor_dtype in ("float32", "bfloat16", "int16"),
+            "anchor_dtype",
+            anchor_dtype,
+            '"float32", "bfloat16" or "int16"',
+        )
+        self._check(offload in (None, "cpu"), "offload", offload, '"cpu" or None')
+        self.anchors = anchors
         self._check(pull in ("implicit", "gradient", "penalty"), "pull", pull, '"implicit", "gradient" or "penalty"')
         self._check(
             budget is None or (isinstance(budget, int | float) and budget > 0), "budget", budget, "nats above 0"
@@ -138,6 +154,25 @@ class EWC(Keeper):
         self._multiplier = 0.0
         self._num_penalties = 0
         self._penalties_seen: WeakKeyDictionary[Optimizer, int] = WeakKeyDictionary()
+
+    @property
+    def anchors(self) -> str | None:
+        """The checkpoint that `retain` is to find today's weights in; None for anchors in memory."""
+        return self._anchors
+
+    @anchors.setter
+    def anchors(self, path: str | os.PathLike[str] | None) -> None:
+        if path is not None and self.forms.anchors != "float32":
+            raise OptionError(
+                f"EWC: anchor_dtype={self.forms.anchors!r} is a form in memory, and anchors={os.fspath(path)!r} are on "
+                "disk as they are there. Leave out one of them."
+            )
+        if path is not None and self.accumulate == "per_task":
+            raise OptionError(
+                f'EWC: accumulate="per_task" moves anchors to where no checkpoint has them; found anchors='
+                f'{os.fspath(path)!r}. Keep them in memory, in 16 bits with anchor_dtype="int16", or use "sum".'
+            )
+        self._anchors = None if path is None else os.fspath(path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], model: nn.Module, **options: Any) -> Self:
@@ -178,15 +213,20 @@ class EWC(Keeper):
         total = next(iter(parameters.values())).new_zeros(())
         for name, weight in parameters.items():
             if name in self.held.importance:
-                distance = weight - self.held.anchors[name].to(weight.device)
-                terms = self.held.importance[name].to(weight.device) * distance.square()
-                total = total + terms.sum().to(total.device)
+                for part, importance, anchor in self._columns(name, weight):
+                    terms = importance * (part - anchor).square()
+                    total = total + terms.sum().to(total.device)
         for name, layer in self.held.factors.items():
             total = total + 2 * self._layer_rise(name, layer, parameters).to(total.device)
         return self.strength * (0.5 * total + self.held.constant)
 
-    def _check_can_be_sharded(self) -> None:
-        super()._check_can_be_sharded()
+    def _check_can_be_sharded(self, held: Retained) -> None:
+        super()._check_can_be_sharded(held)
+        if self.anchors is not None:
+            raise OptionError(
+                f"EWC: the model is sharded, and anchors={self.anchors!r} are whole on disk. Leave that out: in memory "
+                "every process has the anchors of its own shards alone."
+            )
         if self.pull == "penalty":
             raise OptionError(
                 'EWC: the model is sharded, and pull="penalty" needs whole weights in the loss. Use pull="implicit".'
@@ -213,11 +253,12 @@ class EWC(Keeper):
                         'EWC: pull="gradient" adds to every entry of a gradient, and there are sparse ones. '
                         'Use pull="implicit".'
                     )
-                pulls = torch._foreach_sub(part.weights, list(part.anchors))
-                pulls = torch._foreach_mul(pulls, list(part.importance))
+                block = part.whole()
+                pulls = torch._foreach_sub(block.weights, block.anchors)
+                pulls = torch._foreach_mul(pulls, block.importance)
                 torch._foreach_mul_(pulls, -factor if part.group.get("maximize") else factor)
                 if self._meter is not None:
-                    self._meter.add(gradients, pulls, [], part.importance)
+                    self._meter.add(gradients, pulls, [], block.importance)
                 for gradient, pull in zip(gradients, pulls, strict=True):
                     gradient.add_(pull)
 
@@ -292,7 +333,7 @@ class EWC(Keeper):
         largest = self.held.largest
         moved = {id(parameter) for part in plan.parts(optimizer, self.held) for parameter in part.parameters}
         resting = [name for name, p in all_parameters(self.model).items() if id(p) not in moved]
-        unmoved = self._quadratic({n: self.held.importance[n] for n in resting if n in self.held.importance})
+        unmoved = self._quadratic([name for name in resting if name in self.held.importance])
         limit = max(0.0, self.budget + self.held.start - unmoved)
 
         def rise(multiplier: float) -> tuple[float, float]:
@@ -308,13 +349,17 @@ class EWC(Keeper):
         return self._multiplier
 
     @torch.no_grad()
-    def _quadratic(self, importance: Mapping[str, Tensor]) -> float:
-        rises = []
-        for name, weight in all_parameters(self.model).items():
-            if name in importance:
-                distance = weight - self.held.anchors[name].to(weight.device)
-                rises.append((importance[name].to(weight.device) * distance.float().square()).sum())
-        return 0.5 * sum_of(rises)
+    def _quadratic(self, names: Collection[str]) -> float:
+        return 0.5 * self._sum_of(
+            (importance * (part - anchor).float().square()).sum()
+            for name, weight in all_parameters(self.model).items()
+            if name in names
+            for part, importance, anchor in self._columns(name, weight)
+        )
+
+    def _columns(self, name: str, weight: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """A weight, its importance and its anchor, piece after piece."""
+        return side_by_side(local(weight), self.held.importance[name], self.held.anchors[name])
 
     @torch.no_grad()
     def _layers_rise(self) -> float:
@@ -324,7 +369,8 @@ class EWC(Keeper):
     def _layer_rise(self, name: str, layer: HeldLayer, parameters: Mapping[str, Tensor]) -> Tensor:
         names = [name] if layer.bias is None else [name, layer.bias]
         weight, dtype = parameters[name], wide_dtype(parameters[name])
-        distances = [parameters[n].to(dtype) - self.held.anchors[n].to(weight.device, dtype) for n in names]
+        anchors = [read(self.held.anchors[n], dtype=dtype, device=weight.device) for n in names]
+        distances = [parameters[n].to(dtype) - anchor for n, anchor in zip(names, anchors, strict=True)]
         return layer.to(weight.device, dtype).rise(layer_matrix(*distances))
 
     def _check_factored(self, importance: FactoredImportance) -> None:
@@ -357,6 +403,21 @@ class EWC(Keeper):
 
     def _retained(self) -> None:
         self._multiplier = 0.0
+
+    def _references(self, weights: Mapping[str, Tensor]) -> dict[str, Reference]:
+        if self.anchors is None:
+            return {}
+        return anchors_on_disk(self.anchors, weights, names=tied_names(self.model), where="EWC.retain")
+
+    def _in_form(self, held: Retained) -> Retained:
+        weights = {name: local(parameter.detach()) for name, parameter in all_parameters(self.model).items()}
+        anchors = {
+            name: self.forms.anchor_as(anchor, weights[name])
+            if name in held.importance and not (self.anchors and isinstance(anchor, Reference))
+            else anchor
+            for name, anchor in held.anchors.items()
+        }
+        return replace(super()._in_form(held), anchors=anchors)
 
     def _progress(self) -> dict[str, Any]:
         return {**super()._progress(), "multiplier": self._multiplier}
@@ -403,5 +464,9 @@ class EWC(Keeper):
             "accumulate": accumulate_to_json(self.accumulate),
             "weighting": self.weighting,
             "new_parameters": self.new_parameters,
+            "importance_dtype": self.forms.importance,
+            "anchor_dtype": self.forms.anchors,
+            "anchors": self.anchors,
+            "offload": "cpu" if self.forms.offload else None,
             "log_every": self.log_every,
         }

@@ -1,11 +1,16 @@
-"""A keeper on disk: what it holds, and the options it was built with."""
+"""A keeper on disk: what it holds, in the form it holds it, and the options it was built with.
+
+Importances and anchors in blocks are two files: codes under the usual name, and beside it `_exponents`. Anchors by
+reference are named in the description, with the sha256 of the checkpoint they are in.
+"""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,15 +26,18 @@ from holdfast.files import (
     write_tensors,
     write_text,
 )
-from holdfast.memory import Accumulate, Decayed, Retained
+from holdfast.memory import Accumulate, Decayed, Forms, Retained
 from holdfast.memory.kronecker import layers_from, layers_to_json, layers_to_tensors
+from holdfast.memory.reference import Reference, references_from, references_to_json
+from holdfast.memory.stored import Held, HeldMap, from_tensors, read, to_tensors
 from holdfast.records import check_importance_values
-from holdfast.tensors import TensorMap, placed, whole
+from holdfast.tensors import TensorMap, shard, whole_on_first
 from holdfast.version import __version__
 
 EXTRA = ("pulls", "residuals")
 """Tensors that beside `held` decide the steps to come."""
 
+_PARTS = ("importance", "importance_exponents", "anchors", "anchors_exponents", "factors")
 _NUMBERS = ("constant", "start", "num_tasks", "first_examples", "nats_per_unit", "largest")
 
 
@@ -45,9 +53,10 @@ def save(
 ) -> None:
     """Write a keeper's folder, whole or not at all."""
     with new_folder(path) as folder:
-        digests = write_tensors(folder, "importance", held.importance)
-        if held.anchors:
-            digests |= write_tensors(folder, "anchors", held.anchors)
+        digests = _write_held(folder, "importance", held.importance)
+        on_disk, in_memory = _apart(held.anchors)
+        if in_memory:
+            digests |= _write_held(folder, "anchors", in_memory)
         if held.factors:
             digests |= write_tensors(folder, "factors", layers_to_tensors(held.factors))
         for part, tensors in extra.items():
@@ -61,6 +70,7 @@ def save(
             "progress": progress,
             "held": numbers_of(held),
             **({"factors": layers_to_json(held.factors)} if held.factors else {}),
+            **({"references": references_to_json(on_disk)} if on_disk else {}),
             "files": digests,
         }
         write_description(folder / "keeper_config.json", content)
@@ -68,9 +78,19 @@ def save(
 
 
 def load(
-    path: str | os.PathLike[str], *, mechanism: str, anchors: bool
+    path: str | os.PathLike[str],
+    *,
+    mechanism: str,
+    anchors: bool,
+    checkpoint: str | os.PathLike[str] | None = None,
 ) -> tuple[Retained, dict[str, Any], dict[str, Any], dict[str, TensorMap]]:
     """Read a keeper's folder: what it holds, on the CPU, the options of its constructor, its progress and the extra.
+
+    Args:
+        path: the folder.
+        mechanism: what its keeper must be.
+        anchors: whether this mechanism has them.
+        checkpoint: where anchors by reference are now; None for where they were.
 
     Raises:
         FileFormatError: a missing, truncated, edited or wrong-version file, or another mechanism's folder.
@@ -93,43 +113,47 @@ def load(
     if wrong:
         raise FileFormatError(f"{config}: no number stands for {', '.join(wrong)}. Save the keeper again.")
     digests = content.get("files", {})
-    importance = read_tensors(folder, "importance", digests)
-    check_importance_values(importance, where=str(folder))
+    importance = _read_held(folder, "importance", digests)
+    check_importance_values({n: v for n, v in importance.items() if isinstance(v, Tensor)}, where=str(folder))
     held = Retained(importance=importance, **{name: numbers[name] for name in _NUMBERS})
     if anchors and held.num_tasks:
-        held = replace(held, anchors=read_tensors(folder, "anchors", digests))
+        on_disk = references_from(content.get("references"), checkpoint, where=str(config))
+        in_memory = {} if on_disk and not _has(digests, "anchors") else _read_held(folder, "anchors", digests)
+        held = replace(held, anchors={**in_memory, **on_disk})
     if "factors" in content:
         tensors = read_tensors(folder, "factors", digests)
         held = replace(held, factors=layers_from(content["factors"], tensors, where=str(config)))
-    written = [part for part in EXTRA if any(name.startswith(part) for name in digests)]
-    extra = {part: read_tensors(folder, part, digests) if part in written else {} for part in EXTRA}
+    extra = {part: read_tensors(folder, part, digests) if _has(digests, part) else {} for part in EXTRA}
     return held, {name: _from_json(value) for name, value in options.items()}, progress, extra
 
 
 def to_state(held: Retained, extra: Mapping[str, TensorMap]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The same content for a training checkpoint: tensors by "part/name", and JSON notes."""
-    parts = {
-        "importance": held.importance,
-        "anchors": held.anchors,
-        "factors": layers_to_tensors(held.factors),
-        **extra,
-    }
+    on_disk, in_memory = _apart(held.anchors)
+    contents = *to_tensors(held.importance), *to_tensors(in_memory), layers_to_tensors(held.factors)
+    parts = {**dict(zip(_PARTS, contents, strict=True)), **extra}
     tensors = {f"{part}/{name}": tensor for part, content in parts.items() for name, tensor in content.items()}
-    return tensors, {"held": numbers_of(held), "factors": layers_to_json(held.factors)}
+    references = {"references": references_to_json(on_disk)} if on_disk else {}
+    return tensors, {"held": numbers_of(held), "factors": layers_to_json(held.factors), **references}
 
 
 def from_state(
     tensors: Mapping[str, Tensor], notes: Mapping[str, Any], *, where: str
 ) -> tuple[Retained, dict[str, TensorMap]]:
-    """What `to_state` was given."""
-    parts: dict[str, dict[str, Tensor]] = {part: {} for part in ("importance", "anchors", "factors", *EXTRA)}
+    """What `to_state` was given.
+
+    Raises:
+        FileFormatError: codes without their exponents, or a checkpoint with anchors that is gone or another.
+    """
+    parts: dict[str, dict[str, Tensor]] = {part: {} for part in (*_PARTS, *EXTRA)}
     for key, tensor in tensors.items():
         part, _, name = key.partition("/")
         parts[part][name] = tensor
+    importance = from_tensors(parts["importance"], parts["importance_exponents"], where=where)
+    anchors: dict[str, Held] = from_tensors(parts["anchors"], parts["anchors_exponents"], where=where)
+    anchors |= references_from(notes.get("references"), None, where=where)
     factors = layers_from(notes.get("factors", {}), parts["factors"], where=where)
-    return Retained(parts["importance"], parts["anchors"], **notes["held"], factors=factors), {
-        part: parts[part] for part in EXTRA
-    }
+    return Retained(importance, anchors, **notes["held"], factors=factors), {part: parts[part] for part in EXTRA}
 
 
 def numbers_of(held: Retained) -> dict[str, Any]:
@@ -137,26 +161,60 @@ def numbers_of(held: Retained) -> dict[str, Any]:
     return {name: getattr(held, name) for name in _NUMBERS}
 
 
-def beside(held: Retained, parameters: TensorMap) -> Retained:
-    """The same, each tensor on the device of its parameter, and sharded as that is."""
-    factors = {name: layer.to(parameters[name].device) for name, layer in held.factors.items() if name in parameters}
+def on_devices(held: Retained, devices: Mapping[str, torch.device], *, forms: Forms) -> Retained:
+    """The same, each tensor on the device of its parameter, or where the forms have it."""
+
+    def moved(entries: HeldMap) -> dict[str, Held]:
+        return {name: forms.placed(value, devices.get(name)) for name, value in entries.items()}
+
+    factors = {name: layer.to(devices.get(name)) for name, layer in held.factors.items()}
+    return replace(held, importance=moved(held.importance), anchors=moved(held.anchors), factors=factors)
+
+
+def sharded(held: Retained, parameters: TensorMap) -> Retained:
+    """What belongs to this process's shards of the parameters, of what every process holds whole."""
     return replace(
-        held,
-        importance=all_beside(held.importance, parameters),
-        anchors=all_beside(held.anchors, parameters),
-        factors={**held.factors, **factors},
+        held, importance=_each(shard, held.importance, parameters), anchors=_each(shard, held.anchors, parameters)
     )
 
 
-def all_beside(tensors: TensorMap, parameters: TensorMap) -> dict[str, Tensor]:
-    """The same, each tensor on the device of its parameter, and sharded as that is."""
-    return {name: placed(t, parameters[name]) if name in parameters else t for name, t in tensors.items()}
+def gathered(held: Retained, parameters: TensorMap) -> Retained:
+    """The whole of what the processes hold of their shards, for the first alone; each of them must ask for it."""
+    return replace(
+        held,
+        importance=_each(whole_on_first, held.importance, parameters),
+        anchors=_each(whole_on_first, held.anchors, parameters),
+    )
 
 
-def gathered(tensors: TensorMap) -> dict[str, Tensor]:
-    """Sharded tensors whole and on the CPU, on the first process alone; each of them must ask for it."""
-    first = torch.distributed.get_rank() == 0
-    return {name: tensor.cpu() for name, t in tensors.items() if (tensor := whole(t)) is not None and first}
+def _each(act: Callable[[Tensor, Tensor], Tensor], held: HeldMap, parameters: TensorMap) -> dict[str, Held]:
+    def wide(value: Held, parameter: Tensor) -> Tensor:
+        return value if isinstance(value, Tensor) else read(value, dtype=torch.float32, device=parameter.device)
+
+    return {n: act(wide(v, parameters[n]), parameters[n]) if n in parameters else v for n, v in held.items()}
+
+
+def _write_held(folder: Path, stem: str, held: HeldMap) -> dict[str, str]:
+    tensors, exponents = to_tensors(held)
+    digests = write_tensors(folder, stem, tensors)
+    return digests | write_tensors(folder, f"{stem}_exponents", exponents) if exponents else digests
+
+
+def _read_held(folder: Path, stem: str, digests: Mapping[str, str]) -> dict[str, Held]:
+    tensors, beside = read_tensors(folder, stem, digests), f"{stem}_exponents"
+    exponents = read_tensors(folder, beside, digests) if _has(digests, beside) else {}
+    return from_tensors(tensors, exponents, where=str(folder / f"{stem}.safetensors"))
+
+
+def _has(digests: Mapping[str, str], stem: str) -> bool:
+    """Whether there are files of this stem: one, or shards."""
+    return any(file == f"{stem}.safetensors" or file.startswith(f"{stem}-") for file in digests)
+
+
+def _apart(anchors: HeldMap) -> tuple[dict[str, Reference], dict[str, Held]]:
+    """Those on disk, and those in memory."""
+    on_disk = {name: anchor for name, anchor in anchors.items() if isinstance(anchor, Reference)}
+    return on_disk, {name: anchor for name, anchor in anchors.items() if name not in on_disk}
 
 
 def accumulate_to_json(rule: Accumulate) -> str | dict[str, float]:

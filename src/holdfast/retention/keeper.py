@@ -12,7 +12,7 @@ import math
 import os
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, Self
 
@@ -22,7 +22,10 @@ from torch.optim import Optimizer
 
 from holdfast.errors import FileFormatError, OptionError, ParameterMismatchError, StateError
 from holdfast.factored import FactoredImportance, check_factored_names, shapes_of
-from holdfast.memory import Accumulate, Decayed, Retained, Weighting, retain
+from holdfast.memory import Accumulate, Decayed, Forms, Retained, Weighting, retain
+from holdfast.memory.codes import IMPORTANCE_ERROR
+from holdfast.memory.reference import Reference
+from holdfast.memory.stored import num_positive, shapes_of_held
 from holdfast.records import Importance, ImportanceInfo, check_names
 from holdfast.retention import files
 from holdfast.retention.meter import Meter
@@ -33,13 +36,15 @@ from holdfast.retention.route import Route
 from holdfast.steps import Increment, Kept, StepHooks, bare_optimizer, can_recompute, step_increments
 from holdfast.tensors import (
     Shards,
+    TensorMap,
     all_parameters,
-    is_sharded,
     local,
+    shard,
     shards_of,
     sum_of,
     trainable_parameters,
     unwrap,
+    whole_on_first,
 )
 
 logger = logging.getLogger("holdfast")
@@ -65,6 +70,7 @@ class Keeper(ABC):
         accumulate: Accumulate,
         weighting: Weighting,
         new_parameters: NewParameters,
+        forms: Forms,
         log_every: int,
     ) -> None:
         if strength is not None:
@@ -77,6 +83,12 @@ class Keeper(ABC):
         )
         self._check(weighting in ("task", "examples"), "weighting", weighting, '"task" or "examples"')
         self._check(new_parameters in ("error", "free"), "new_parameters", new_parameters, '"error" or "free"')
+        self._check(
+            forms.importance in ("float32", "bfloat16", "int8"),
+            "importance_dtype",
+            forms.importance,
+            '"float32", "bfloat16" or "int8"',
+        )
         self._check(isinstance(log_every, int) and log_every >= 0, "log_every", log_every, "a whole number >= 0")
         self._check(bool(trainable_parameters(model)), "model", type(model).__name__, "one with trainable parameters")
         self.model = model
@@ -84,6 +96,7 @@ class Keeper(ABC):
         self.accumulate: Accumulate = accumulate
         self.weighting: Weighting = weighting
         self.new_parameters: NewParameters = new_parameters
+        self.forms = forms
         self.log_every = log_every
         self.held = Retained()
         self._hooks: list[tuple[StepHooks, Plan]] = []
@@ -125,7 +138,6 @@ class Keeper(ABC):
             ParameterMismatchError: the optimizer trains none of the model's parameters.
         """
         bare = bare_optimizer(optimizer)
-        self._follow_shards()
         if any(hooks.optimizer is bare for hooks, _ in self._hooks):
             raise StateError(f"{self.mechanism}: already attached to this {type(bare).__name__}. Call detach() first.")
         own = {id(parameter) for parameter in trainable_parameters(self.model).values()}
@@ -135,8 +147,14 @@ class Keeper(ABC):
                 f"{type(unwrap(self.model)).__name__}. Build the optimizer from the same model's parameters()."
             )
         self._check_optimizer(bare)
-        residuals = self._residuals if self._changes_weights() else None
-        plan = Plan(self.model, new_parameters=self.new_parameters, where=self.mechanism, residuals=residuals)
+        self._follow_shards()
+        plan = Plan(
+            self.model,
+            new_parameters=self.new_parameters,
+            forms=self.forms,
+            where=self.mechanism,
+            residuals=self._residuals if self._changes_weights() else None,
+        )
         hooks = StepHooks(
             bare,
             before=lambda _: self._before(bare, plan),
@@ -167,13 +185,14 @@ class Keeper(ABC):
 
         Raises:
             NotFiniteError: an entry is NaN, infinite or negative.
-            ParameterMismatchError: names or shapes that do not match the model, or parameters without importance under
-                `new_parameters="error"`.
+            ParameterMismatchError: names or shapes that do not match the model, parameters without importance under
+                `new_parameters="error"`, or anchors by reference that are not today's weights.
+            FileFormatError: anchors by reference, and their checkpoint is missing, truncated or no safetensors file.
             OptionError: a budget over an importance whose unit is not nats; Kronecker factors where they have no
                 meaning, or for a parameter that is held by a diagonal.
 
-        Nothing is changed when it raises. Cost: a copy of importance and, with anchors, of the weights; for Kronecker
-        factors two eigendecompositions a layer.
+        Nothing is changed when it raises. Cost: a copy of importance and, with anchors, of the weights, in the forms
+        they are held in and made a few megabytes at a time; for Kronecker factors two eigendecompositions a layer.
         """
         layers: FactoredImportance | None = None
         if isinstance(importance, FactoredImportance):
@@ -191,17 +210,29 @@ class Keeper(ABC):
         covered = Retained(importance={**self.held.covered, **new}, num_tasks=self.held.num_tasks)
         check_covered(list(parameters), covered, new_parameters=self.new_parameters, where=where)
         importance = self._accepted(importance)
-        everything = all_parameters(self.model)  # frozen ones have an anchor too, should they be unfrozen
+        self._follow_shards()
+        if layers is not None and self._shards is not None:
+            raise OptionError(self._no_factors_in_shards())
+        parameters = all_parameters(self.model)  # frozen ones have an anchor too, should they be unfrozen
+        everything = {name: local(parameter.detach()) for name, parameter in parameters.items()}
+        devices = {name: parameter.device for name, parameter in everything.items()}
+        to_hold = {**self.held.importance, **importance}
+        references = self._references({name: everything[name] for name in to_hold if name in everything})
         self.held = retain(
-            files.beside(self.held, everything),
-            files.all_beside(importance, everything),
+            files.on_devices(self.held, devices, forms=self.forms),
+            {name: shard(value, parameters[name]).to(devices[name]) for name, value in importance.items()},
             weights=everything if self._has_anchors else {},
-            factors={name: f.to(everything[name].device) for name, f in layers.items()} if layers is not None else None,
+            factors={name: f.to(devices[name]) for name, f in layers.items()} if layers is not None else None,
             rule=self.accumulate,
             weighting=self.weighting,
             num_examples=importance.info.num_examples,
             nats_per_unit=importance.info.nats_per_unit,
+            forms=self.forms,
+            references=references,
+            sum_of=self._sum_of,
         )
+        if self._shards is not None:
+            self.held = replace(self.held, largest=self._shards.largest(self.held.largest))
         self._num_steps = 0
         self._pulls.clear()
         self._residuals.clear()
@@ -213,7 +244,9 @@ class Keeper(ABC):
         """Is it on, and does it work? Pull and pinned share are those of the last measured step (`log_every`)."""
         parameters = trainable_parameters(self.model)
         weights = sum(parameter.numel() for parameter in parameters.values())
-        protected = sum_of((value > 0).sum() for name, value in self.held.importance.items() if name in parameters)
+        protected = self._sum_of(
+            num_positive(value) for name, value in self.held.importance.items() if name in parameters
+        )
         protected += sum_of((f.diagonal() > 0).sum() for name, f in self.held.factors.items() if name in parameters)
         return Report(
             mechanism=self.mechanism,
@@ -236,12 +269,8 @@ class Keeper(ABC):
         Raises:
             OutputError: if it cannot be written.
         """
-        held, extra = self.held, self._extra()
-        sharded = is_sharded(next(iter(held.importance.values()), torch.empty(0)))
-        if sharded:
-            held = replace(held, importance=files.gathered(held.importance), anchors=files.gathered(held.anchors))
-            extra = {part: files.gathered(tensors) for part, tensors in extra.items()}
-        if not sharded or torch.distributed.get_rank() == 0:
+        held, extra = self._whole()
+        if self._shards is None or torch.distributed.get_rank() == 0:
             files.save(
                 path,
                 held,
@@ -251,7 +280,7 @@ class Keeper(ABC):
                 extra=extra,
                 model=unwrap(self.model),
             )
-        if sharded:
+        if self._shards is not None:
             torch.distributed.barrier()
 
     @classmethod
@@ -264,12 +293,14 @@ class Keeper(ABC):
             FileFormatError: a missing, truncated, edited or wrong-version file, or another mechanism's folder.
             ParameterMismatchError: names or shapes that do not match `model`.
         """
-        held, saved, progress, extra = files.load(path, mechanism=cls.mechanism, anchors=cls._has_anchors)
+        held, saved, progress, extra = files.load(
+            path, mechanism=cls.mechanism, anchors=cls._has_anchors, checkpoint=options.get("anchors")
+        )
         unknown = sorted(set(saved) - set(inspect.signature(cls).parameters))
         if unknown:
             raise FileFormatError(f"{path}: unknown options of {cls.mechanism}: {', '.join(unknown)}. Save it again.")
         keeper = cls(model, **{**saved, **options})
-        keeper._take(held, progress, extra, where=f"{cls.mechanism}.load({str(path)!r})")
+        keeper._take(held, progress, extra, where=f"{cls.mechanism}.load({str(path)!r})", in_form=True)
         return keeper
 
     def restore(self, path: str | os.PathLike[str]) -> Self:
@@ -282,13 +313,21 @@ class Keeper(ABC):
             FileFormatError: as `load`.
             ParameterMismatchError: as `load`.
         """
-        held, _, progress, extra = files.load(path, mechanism=self.mechanism, anchors=self._has_anchors)
-        self._take(held, progress, extra, where=f"{self.mechanism}.restore({str(path)!r})")
+        held, _, progress, extra = files.load(
+            path,
+            mechanism=self.mechanism,
+            anchors=self._has_anchors,
+            checkpoint=self._options().get("anchors"),
+        )
+        self._take(held, progress, extra, where=f"{self.mechanism}.restore({str(path)!r})", in_form=True)
         return self
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Everything that going on to the same bits needs, for a training checkpoint: tensors, and JSON notes."""
-        tensors, notes = files.to_state(self.held, self._extra())
+        """Everything that going on to the same bits needs, for a training checkpoint: tensors, and JSON notes.
+
+        Of a sharded model every process asks for it, and the first gets it, whole.
+        """
+        tensors, notes = files.to_state(*self._whole())
         return tensors, {**notes, "progress": self._progress()}
 
     def load_state(self, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
@@ -298,20 +337,44 @@ class Keeper(ABC):
         self._take(held, notes["progress"], extra, where=where)
 
     def _take(
-        self, held: Retained, progress: Mapping[str, Any], extra: Mapping[str, Mapping[str, Tensor]], *, where: str
+        self,
+        held: Retained,
+        progress: Mapping[str, Any],
+        extra: Mapping[str, TensorMap],
+        *,
+        where: str,
+        in_form: bool = False,
     ) -> None:
-        for named in (held.covered, held.anchors):
+        """Hold what was saved, in this keeper's forms if asked for."""
+        for named in (held.covered, shapes_of_held(held.anchors)):
             check_names(named, self.model, where=where)
         parameters = all_parameters(self.model)
-        self.held = files.beside(held, parameters)
+        self._shards = shards_of(trainable_parameters(self.model))
+        self.held = self._beside(self._in_form(held) if in_form and self._shards is None else held, parameters)
         for part, own in self._extra().items():
             own.clear()
-            own.update(files.all_beside(extra[part], parameters))
+            own.update(_each(shard, extra[part], parameters))
         self._go_on(progress)
 
     def _extra(self) -> dict[str, dict[str, Tensor]]:
         """The tensors by name that beside `held` decide the steps to come."""
         return {"pulls": self._pulls, "residuals": self._residuals}
+
+    def _whole(self) -> tuple[Retained, dict[str, dict[str, Tensor]]]:
+        """What is held and the extra; of a sharded model gathered, for the first process alone."""
+        if self._shards is None:
+            return self.held, self._extra()
+        parameters = all_parameters(self.model)
+        held = files.gathered(self.held, parameters)
+        return held, {part: _each(whole_on_first, own, parameters) for part, own in self._extra().items()}
+
+    def _beside(self, held: Retained, parameters: TensorMap) -> Retained:
+        """What is held whole, beside the parameters: on their devices, and sharded as they are."""
+        if self._shards is not None:
+            self._check_can_be_sharded(held)
+            held = self._in_form(files.sharded(held, parameters))
+        devices = {name: parameter.device for name, parameter in parameters.items()}
+        return files.on_devices(held, devices, forms=self.forms)
 
     # --- what a mechanism defines
 
@@ -347,6 +410,16 @@ class Keeper(ABC):
     def _accepted(self, importance: Importance) -> Importance:
         """The importance as this mechanism holds it."""
         return importance
+
+    def _references(self, weights: Mapping[str, Tensor]) -> dict[str, Reference]:
+        """The anchors of these weights that stay on disk."""
+        return {}
+
+    def _in_form(self, held: Retained) -> Retained:
+        """The same, in the forms that this keeper was asked for."""
+        importance = {name: self.forms.importance_as(value) for name, value in held.importance.items()}
+        changed = any(value is not held.importance[name] for name, value in importance.items())
+        return replace(held, importance=importance, largest=held.largest * (1 + IMPORTANCE_ERROR * changed))
 
     def _check_factored(self, importance: FactoredImportance) -> None:
         """Raise unless this mechanism can hold Kronecker factors."""
@@ -411,24 +484,33 @@ class Keeper(ABC):
 
         Raises:
             ParameterMismatchError: the model is sharded in part.
+            StateError: the model was sharded, and is no more or in another way.
             OptionError: an option that needs whole weights.
         """
-        self._shards = shards_of(trainable_parameters(self.model))
-        if self._shards is None:
+        shards = shards_of(trainable_parameters(self.model))
+        if shards == self._shards:
             return
-        self._check_can_be_sharded()
-        parameters = all_parameters(self.model)
-        self.held = files.beside(self.held, parameters)
-        for own in self._extra().values():
-            own.update(files.all_beside(own, parameters))
-
-    def _check_can_be_sharded(self) -> None:
-        """Raise `OptionError` for what needs whole weights."""
-        if self.held.factors:
-            raise OptionError(
-                f"{self.mechanism}: the model is sharded, and Kronecker factors hold whole layers. Retain "
-                "importance.to_diagonal()."
+        if self._shards is not None and self.held.num_tasks:
+            raise StateError(
+                f"{self.mechanism}: the model is sharded in another way than when its tasks were retained. Leave "
+                "whole(model) first, or save the keeper while it was so and load it now."
             )
+        self._shards = shards
+        parameters = all_parameters(self.model)
+        self.held = self._beside(self.held, parameters)
+        for own in self._extra().values():
+            own.update(_each(shard, own, parameters))
+
+    def _check_can_be_sharded(self, held: Retained) -> None:
+        """Raise `OptionError` for what needs whole weights."""
+        if held.factors:
+            raise OptionError(self._no_factors_in_shards())
+
+    def _no_factors_in_shards(self) -> str:
+        return (
+            f"{self.mechanism}: the model is sharded, and Kronecker factors hold whole layers. Retain "
+            "importance.to_diagonal()."
+        )
 
     def _sum_of(self, values: Iterable[Tensor]) -> float:
         """The sum of terms that stand for this process's weights, over all processes where the model is sharded."""
@@ -450,3 +532,11 @@ class Keeper(ABC):
 
     def _warn(self, text: str) -> None:
         warnings.warn(f"{self.mechanism}: {text}", stacklevel=4)  # the line that attaches
+
+
+def _each(act: Callable[[Tensor, Tensor], Tensor], tensors: TensorMap, parameters: TensorMap) -> dict[str, Tensor]:
+    """`act(tensor, parameter)`, on the parameter's device where there is one."""
+    return {
+        name: act(tensor.to(parameters[name].device), parameters[name]) if name in parameters else tensor
+        for name, tensor in tensors.items()
+    }

@@ -1,7 +1,8 @@
 """The weights that one step moves, cut into blocks that stay in a processor's cache through all that is done to them.
 
 On the CPU every tensor becomes one block or several, each one flat piece, so that temporaries are a few megabytes at
-most, whatever the model's size. On accelerators, where calls are dear, many tensors are a block together.
+most, whatever the model's size. On accelerators, where calls are dear, many tensors are a block together; but what is
+held in another form than the step takes is read piece by piece there too, into the same memory.
 """
 
 from __future__ import annotations
@@ -12,14 +13,22 @@ from functools import cached_property
 from itertools import repeat
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from holdfast.memory.stored import Held, is_ready, pieces, read
 from holdfast.retention.rounding import round_, widened
 from holdfast.steps import Increment, Kept, Metric, RootMetric, metric_values
 from holdfast.tensors import chunks, local
 
 BLOCK = 2**18
 """Weights in a block, 1 MB in float32: fewer cost more calls, more fall out of the cache."""
+
+READ_BLOCK = 2**17
+"""The same where importance or anchor is read into memory of its own beside it; a multiple of 256."""
+
+READ_BLOCK_CUDA = 2**22
+"""The same on an accelerator, 16 MB in float32."""
 
 
 @dataclass
@@ -74,11 +83,11 @@ class Part:
 
     group: Mapping[str, Any]
     parameters: list[nn.Parameter]
-    importance: list[Tensor]
-    anchors: list[Tensor]
+    importance: list[Held]
+    anchors: list[Held]
     residuals: list[Tensor] = field(default_factory=list)
 
-    @property
+    @cached_property
     def weights(self) -> list[Tensor]:
         """The live weights, outside autograd; of sharded ones this process's shards."""
         return [local(parameter.detach()) for parameter in self.parameters]
@@ -95,67 +104,114 @@ class Part:
             return self
         return Part(self.group, *(_chosen(column, kept) for column in self._columns)) if kept else None
 
+    def whole(self) -> Block:
+        """All of it as one block; what is not held as steps take it is read into new memory."""
+        weights = self.weights
+        anchors = [_as_anchor(held, weight) for held, weight in zip(self.anchors, weights)]
+        importance = [_as_importance(held, weight) for held, weight in zip(self.importance, weights, strict=True)]
+        return Block(weights, anchors, importance, residuals=list(self.residuals))
+
     def blocks(self, *, metrics: Sequence[Metric] = (), increments: Sequence[Increment | Kept] = ()) -> Iterator[Block]:
-        """Its blocks, every weight in exactly one of them.
+        """Its blocks, every weight in exactly one of them; a block is to be done with when the next is asked for.
 
         Args:
             metrics: one for each parameter, or none.
             increments: likewise.
         """
-        for index, pieces in self._pieces:
-            cut_metrics = _cut(metrics[index]) if metrics else repeat(None)
-            cut_increments = increments[index].pieces(BLOCK) if increments else repeat(None)
-            for (weight, anchor, importance, residual), metric, increment in zip(pieces, cut_metrics, cut_increments):
+        rows: dict[int, Tensor] = {}
+        for index, size, cut in self._pieces:
+            cut_metrics = _cut(metrics[index], size) if metrics else repeat(None)
+            cut_increments = increments[index].pieces(size) if increments else repeat(None)
+            for (weight, anchor, importance, residual), metric, increment in zip(cut, cut_metrics, cut_increments):
                 yield Block(
                     [weight],
-                    [] if anchor is None else [anchor],
-                    [importance],
+                    [] if anchor is None else [_as_anchor(anchor, weight, rows)],
+                    [_as_importance(importance, weight, rows)],
                     [] if metric is None else [metric],
                     [] if increment is None else [increment],
                     [] if residual is None else [residual],
                 )
-        for together, block in self._together:
+        for together, part, ready in self._together:
+            block = ready or part.whole()
             block.metrics, block.increments = _chosen(metrics, together), _chosen(increments, together)
             yield block
 
     @property
-    def _columns(self) -> tuple[list[nn.Parameter], list[Tensor], list[Tensor], list[Tensor]]:
+    def _columns(self) -> tuple[list[nn.Parameter], list[Held], list[Held], list[Tensor]]:
         return self.parameters, self.importance, self.anchors, self.residuals
 
     @cached_property
-    def _pieces(self) -> list[tuple[int, list[tuple[Tensor, Tensor | None, Tensor, Tensor | None]]]]:
-        """Of every parameter that is cut its index and flat pieces of weight, anchor, importance and residual."""
+    def _pieces(self) -> list[tuple[int, int, list[tuple[Tensor, Held | None, Held, Tensor | None]]]]:
+        """Of every parameter that is cut its index, the size of a piece, and its pieces: a tuple of columns."""
         cut = []
         for index, weight in enumerate(self.weights):
-            if _is_cut(weight):
-                anchors = self.anchors[index].reshape(-1).split(BLOCK) if self.anchors else repeat(None)
-                importance = self.importance[index].reshape(-1).split(BLOCK)
-                residuals = self.residuals[index].view(-1).split(BLOCK) if self.residuals else repeat(None)
-                cut.append((index, list(zip(weight.view(-1).split(BLOCK), anchors, importance, residuals))))
+            if size := self._size(index):
+                anchors = pieces(self.anchors[index], size) if self.anchors else repeat(None)
+                residuals = self.residuals[index].view(-1).split(size) if self.residuals else repeat(None)
+                columns = weight.view(-1).split(size), anchors, pieces(self.importance[index], size), residuals
+                cut.append((index, size, list(zip(*columns))))
         return cut
 
     @cached_property
-    def _together(self) -> list[tuple[list[int], Block]]:
-        """The blocks of the parameters that are not cut, with their indices; one stretch of memory or not, apart."""
+    def _together(self) -> list[tuple[list[int], Part, Block | None]]:
+        """The parameters that are not cut, those in one stretch of memory apart from the others.
+
+        Some together: their indices, a part of them alone, and their block where nothing is to be read for it.
+        """
         found = []
         for flat in (True, False):
-            whole = [i for i, w in enumerate(self.weights) if not _is_cut(w) and w.is_contiguous() == flat]
+            whole = [i for i, w in enumerate(self.weights) if not self._size(i) and w.is_contiguous() == flat]
             for some in chunks([self.weights[index] for index in whole]):
-                indices = whole[some]
-                columns = (self.weights, self.anchors, self.importance, self.residuals)
-                weights, anchors, importance, residuals = (_chosen(column, indices) for column in columns)
-                found.append((indices, Block(weights, anchors, importance, residuals=residuals)))
+                part = Part(self.group, *(_chosen(column, whole[some]) for column in self._columns))
+                ready = all(map(part._is_ready, range(len(part.parameters))))
+                found.append((whole[some], part, part.whole() if ready else None))
         return found
+
+    def _size(self, index: int) -> int:
+        """Weights in a piece of this parameter; 0 if it is not cut."""
+        weight = self.weights[index]
+        if self._is_ready(index):
+            return BLOCK if _is_cut(weight) else 0
+        if not weight.is_contiguous():
+            return 0
+        return READ_BLOCK if weight.is_cpu else READ_BLOCK_CUDA
+
+    def _is_ready(self, index: int) -> bool:
+        """Whether nothing is to be read for this parameter: all that is held of it is as a step takes it."""
+        weight = self.weights[index]
+        return is_ready(self.importance[index], dtype=torch.float32, device=weight.device) and (
+            not self.anchors or is_ready(self.anchors[index], dtype=weight.dtype, device=weight.device)
+        )
 
 
 def _is_cut(weight: Tensor) -> bool:
     return weight.is_cpu and weight.is_contiguous()
 
 
-def _cut(metric: Metric) -> Iterator[Metric]:
+def _as_importance(held: Held, weight: Tensor, rows: dict[int, Tensor] | None = None) -> Tensor:
+    return _as_tensor(held, weight, dtype=torch.float32, row=0, rows=rows)
+
+
+def _as_anchor(held: Held, weight: Tensor, rows: dict[int, Tensor] | None = None) -> Tensor:
+    return _as_tensor(held, weight, dtype=weight.dtype, row=1, rows=rows)
+
+
+def _as_tensor(held: Held, weight: Tensor, *, dtype: torch.dtype, row: int, rows: dict[int, Tensor] | None) -> Tensor:
+    """What is held of a weight, where it is; read into a row that is used again, or without rows into new memory."""
+    if is_ready(held, dtype=dtype, device=weight.device):
+        return held
+    if rows is None:
+        return read(held, dtype=dtype, device=weight.device)
+    size = weight.numel()
+    if row not in rows or len(rows[row]) < size:
+        rows[row] = torch.empty(size, dtype=dtype, device=weight.device)
+    return read(held, dtype=dtype, device=weight.device, out=rows[row][:size])
+
+
+def _cut(metric: Metric, size: int) -> Iterator[Metric]:
     if isinstance(metric, RootMetric):
-        return metric.pieces(BLOCK)
-    return iter(metric.reshape(-1).split(BLOCK)) if isinstance(metric, Tensor) else repeat(metric)
+        return metric.pieces(size)
+    return iter(metric.reshape(-1).split(size)) if isinstance(metric, Tensor) else repeat(metric)
 
 
 def _chosen(column: Sequence[Any], indices: Sequence[int]) -> list[Any]:

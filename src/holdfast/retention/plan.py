@@ -11,7 +11,8 @@ from torch.optim import Optimizer
 
 from holdfast.errors import OptionError, ParameterMismatchError, StateError
 from holdfast.factored import layer_matrix, shapes_of
-from holdfast.memory import HeldLayer, Retained
+from holdfast.memory import Forms, HeldLayer, Retained
+from holdfast.memory.stored import Held, read
 from holdfast.records import check_shapes
 from holdfast.retention.parts import Part
 from holdfast.retention.rounding import is_half, no_residual, widened
@@ -65,14 +66,21 @@ class Plan:
     Args:
         model: the model whose parameter names the importance bears.
         new_parameters: "error" or "free", for trainable parameters that no importance covers.
+        forms: in which and where importance and anchors are held.
         where: for messages.
         residuals: by name, of parameters of half precision, filled with what is missing; None where no pull is rounded.
     """
 
     def __init__(
-        self, model: nn.Module, *, new_parameters: str, where: str, residuals: dict[str, Tensor] | None = None
+        self,
+        model: nn.Module,
+        *,
+        new_parameters: str,
+        forms: Forms,
+        where: str,
+        residuals: dict[str, Tensor] | None = None,
     ) -> None:
-        self._model, self._new_parameters, self._where = model, new_parameters, where
+        self._model, self._new_parameters, self._forms, self._where = model, new_parameters, forms, where
         self._residuals = residuals
         self._key: object = None
         self._held: Retained | None = None
@@ -104,10 +112,7 @@ class Plan:
     def all_parts(self, optimizer: Optimizer, held: Retained) -> list[Part]:
         """All parts, moved by this step or not."""
         key = [
-            (
-                id(group),
-                [(id(p), local(p.detach()).data_ptr(), p.device, p.dtype, p.requires_grad) for p in group["params"]],
-            )
+            (id(group), [(id(p), _place(p), p.device, p.dtype, p.requires_grad) for p in group["params"]])
             for group in optimizer.param_groups
         ]
         if held is not self._held or key != self._key:
@@ -130,10 +135,8 @@ class Plan:
             found = [(p, names[id(p)]) for p in group["params"] if names.get(id(p)) in held.importance]
             for piece in chunks([p for p, _ in found]):
                 chosen = found[piece]
-                importance = [local(held.importance[name].to(p.device)) for p, name in chosen]
-                anchors = (
-                    [local(held.anchors[name].to(p.device, p.dtype)) for p, name in chosen] if held.anchors else []
-                )
+                importance = [self._forms.placed(held.importance[name], p.device) for p, name in chosen]
+                anchors = [self._anchor(held.anchors[name], p) for p, name in chosen] if held.anchors else []
                 residuals = [r for p, name in chosen if (r := self._residual(name, p)) is not None]
                 parts.append(Part(group, [p for p, _ in chosen], importance, anchors, residuals))
         return parts
@@ -142,8 +145,15 @@ class Plan:
         if self._residuals is None or not is_half(parameter):
             return None
         known = self._residuals.get(name)
-        self._residuals[name] = no_residual(parameter) if known is None else known.to(parameter.device)
-        return local(self._residuals[name])
+        found = no_residual(local(parameter.detach())) if known is None else known.to(parameter.device)
+        self._residuals[name] = found
+        return found
+
+    def _anchor(self, anchor: Held, parameter: nn.Parameter) -> Held:
+        placed = self._forms.placed(anchor, parameter.device)
+        if isinstance(placed, Tensor) and placed.dtype.itemsize >= parameter.dtype.itemsize:
+            return placed.to(parameter.dtype)  # no larger, and then a step can take it as it is
+        return placed
 
     def _find_layers(self, optimizer: Optimizer, held: Retained) -> list[LayerPart]:
         if not held.factors:
@@ -159,7 +169,7 @@ class Plan:
             if len(found) < len(names):
                 raise StateError(apart_message(name, self._where))
             weight, dtype = found[0], wide_dtype(found[0])
-            anchor = layer_matrix(*(held.anchors[n].to(weight.device, dtype) for n in names))
+            anchor = layer_matrix(*(read(held.anchors[n], dtype=dtype, device=weight.device) for n in names))
             moved = layer.to(weight.device, dtype)
             residuals = [self._residual(n, p) for n, p in zip(names, found, strict=True)]
             layers.append(LayerPart(name, [groups[id(p)] for p in found], found, moved, anchor, residuals))

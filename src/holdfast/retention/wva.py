@@ -9,14 +9,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from holdfast.errors import OptionError, ParameterMismatchError
-from holdfast.memory import Accumulate, Weighting
+from holdfast.memory import Accumulate, Forms, ImportanceForm, Weighting
+from holdfast.memory.stored import side_by_side
 from holdfast.records import check_shapes
 from holdfast.retention.files import accumulate_to_json
 from holdfast.retention.force import Attenuation, relative_force, relative_share
 from holdfast.retention.keeper import Keeper, NewParameters
 from holdfast.retention.plan import Plan
 from holdfast.steps import update_rule
-from holdfast.tensors import TensorMap, all_parameters, placed, sum_of
+from holdfast.tensors import TensorMap, all_parameters, local, shard
 
 
 class WVA(Keeper):
@@ -66,6 +67,8 @@ class WVA(Keeper):
         accumulate: Accumulate = "sum",
         weighting: Weighting = "task",
         new_parameters: NewParameters = "error",
+        importance_dtype: ImportanceForm = "float32",
+        offload: Literal["cpu"] | None = None,
         log_every: int = 100,
     ) -> None:
         super().__init__(
@@ -74,8 +77,10 @@ class WVA(Keeper):
             accumulate=accumulate,
             weighting=weighting,
             new_parameters=new_parameters,
+            forms=Forms(importance_dtype, offload=offload == "cpu"),
             log_every=log_every,
         )
+        self._check(offload in (None, "cpu"), "offload", offload, '"cpu" or None')
         self._check(strength is not None, "strength", strength, "a number from 0 to infinity")
         self._check(
             attenuation in ("hyperbolic", "exponential"), "attenuation", attenuation, '"hyperbolic" or "exponential"'
@@ -108,12 +113,14 @@ class WVA(Keeper):
             )
         remedy = "Give the weights of this model."
         check_shapes({name: reference[name] for name in held}, self.model, where="WVA.predicted_rise", remedy=remedy)
-        rises = []
-        for name, weight in all_parameters(self.model).items():
-            if name in held:
-                distance = weight - placed(reference[name], weight)
-                rises.append((held[name].to(weight.device) * distance.float().square()).sum())
-        rise = 0.5 * sum_of(rises)
+        rise = 0.5 * self._sum_of(
+            (importance * (part - there).float().square()).sum()
+            for name, weight in all_parameters(self.model).items()
+            if name in held
+            for part, importance, there in side_by_side(
+                local(weight.detach()), held[name], shard(reference[name], weight)
+            )
+        )
         return rise * (1.0 if self.held.nats_per_unit is None else self.held.nats_per_unit)
 
     def _needs_increments(self) -> bool:
@@ -127,10 +134,10 @@ class WVA(Keeper):
             return
         with torch.no_grad():
             for part in plan.parts(optimizer, self.held):
-                shares = self._shares(part.importance)
-                gradients = part.gradients
+                importance, gradients = part.whole().importance, part.gradients
+                shares = self._shares(importance)
                 if self._meter is not None:
-                    self._meter.add(gradients, torch._foreach_mul(gradients, shares), shares, part.importance)
+                    self._meter.add(gradients, torch._foreach_mul(gradients, shares), shares, importance)
                 for gradient, share in zip(gradients, shares, strict=True):
                     gradient.sub_(gradient * share)
 
@@ -167,5 +174,7 @@ class WVA(Keeper):
             "accumulate": accumulate_to_json(self.accumulate),
             "weighting": self.weighting,
             "new_parameters": self.new_parameters,
+            "importance_dtype": self.forms.importance,
+            "offload": "cpu" if self.forms.offload else None,
             "log_every": self.log_every,
         }

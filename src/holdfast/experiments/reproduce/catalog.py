@@ -11,6 +11,7 @@ from holdfast.experiments.reproduce.curve import curve
 from holdfast.experiments.reproduce.full_size import full_size
 from holdfast.experiments.reproduce.nets import nets
 from holdfast.experiments.reproduce.recipe import FULL, Recipe, Size
+from holdfast.experiments.reproduce.replay import controls, dgr
 from holdfast.experiments.reproduce.scenarios import scenarios
 from holdfast.experiments.reproduce.strength import importances, strength
 from holdfast.experiments.reproduce.trained import correlation, pruning
@@ -28,6 +29,8 @@ RECIPES: dict[str, Callable[[Size], Recipe]] = {
     "which-fisher": which_fisher,
     "scenarios": scenarios,
     "full-size": full_size,
+    "dgr": dgr,
+    "dgr-controls": controls,
 }
 """Name -> the function that returns the recipe in a size."""
 
