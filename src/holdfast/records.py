@@ -21,7 +21,7 @@ from holdfast.files import (
     write_tensors,
     write_text,
 )
-from holdfast.tensors import all_parameters, spearman, trainable_parameters, unwrap
+from holdfast.tensors import all_parameters, local, spearman, trainable_parameters, unwrap
 from holdfast.version import __version__
 
 Detail = str | int | float | bool | None
@@ -221,7 +221,7 @@ def check_shapes(importance: Mapping[str, Tensor], model: nn.Module, *, where: s
     pairs = [
         f"{name!r} is {tuple(value.shape)}, in {kind} {tuple(parameters[name].shape)}"
         for name, value in importance.items()
-        if name in parameters and value.shape != parameters[name].shape
+        if name in parameters and value.shape not in (parameters[name].shape, local(parameters[name]).shape)
     ]
     if pairs:
         raise ParameterMismatchError(

@@ -2,15 +2,23 @@
 
 Maps name -> tensor travel between all stages of the library. Names are *canonical*: those of
 `model.named_parameters()` of the bare model, whatever wraps it, with tied weights under their first name.
+
+The parameters of a model that `fully_shard` spread over processes are DTensors. Every process holds what belongs to its
+own shards, in plain tensors: `local`, `shard` and `whole` go from one form to the other.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from holdfast.errors import ParameterMismatchError
 
 TensorMap = Mapping[str, Tensor]
 
@@ -63,6 +71,102 @@ def tied_names(model: nn.Module) -> dict[str, list[str]]:
 def wide_dtype(tensor: Tensor) -> torch.dtype:
     """The dtype to compute in: float32, or the tensor's own where that is wider."""
     return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's shard of a DTensor, sharing its memory; another tensor as it is."""
+    sharded: Any = tensor
+    return sharded.to_local() if is_sharded(tensor) else tensor
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether it is a DTensor."""
+    return hasattr(tensor, "to_local")
+
+
+def shard(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """Of a tensor of the parameter's shape, which every process has, what lies beside this process's shard of it."""
+    like: Any = parameter
+    if is_sharded(tensor) or not is_sharded(parameter):
+        return local(tensor)
+    from torch.distributed.tensor import distribute_tensor
+
+    moved = tensor.to(parameter.device)
+    return distribute_tensor(moved, like.device_mesh, like.placements, src_data_rank=None).to_local()
+
+
+def whole(piece: Tensor, parameter: Tensor) -> Tensor:
+    """The tensor of which every process has what `shard` gave it; each of them must ask for it."""
+    like: Any = parameter
+    if not is_sharded(parameter):
+        return piece
+    from torch.distributed.tensor import DTensor
+
+    placed: Any = DTensor.from_local(
+        piece.to(parameter.device), like.device_mesh, like.placements, shape=like.shape, stride=like.stride()
+    )
+    return placed.full_tensor()
+
+
+def whole_on_first(piece: Tensor, parameter: Tensor) -> Tensor:
+    """As `whole`, for the first process alone, on its CPU; the others get a tensor of no entries."""
+    found = whole(piece, parameter)
+    return found.cpu() if torch.distributed.get_rank() == 0 else found.new_empty(0)
+
+
+@dataclass(frozen=True)
+class Shards:
+    """How a model's parameters are spread over processes, all in one way.
+
+    Attributes:
+        mesh: the processes, a `DeviceMesh`.
+        copies: how many processes have the same shard.
+    """
+
+    mesh: Any
+    copies: int
+
+    def sum_of(self, values: Iterable[Tensor]) -> float:
+        """As `sum_of`, of the terms of all processes, which must all ask for it; each shard counts once."""
+        return self._reduced(sum_of(values), torch.distributed.ReduceOp.SUM) / self.copies
+
+    def largest(self, value: float) -> float:
+        """The largest of all processes' values, which must all ask for it."""
+        return self._reduced(value, torch.distributed.ReduceOp.MAX)
+
+    def _reduced(self, value: float, how: Any) -> float:
+        total = torch.tensor(value, dtype=torch.float64, device=self.mesh.device_type)
+        for dim in range(self.mesh.ndim):
+            torch.distributed.all_reduce(total, how, group=self.mesh.get_group(dim))
+        return total.item()
+
+
+def shards_of(parameters: TensorMap) -> Shards | None:
+    """How these parameters are spread over processes; None where none of them is sharded.
+
+    Raises:
+        ParameterMismatchError: some are sharded in another way than the first, or not at all.
+    """
+    kinds = {name: _shards(parameter) for name, parameter in parameters.items()}
+    first = next((kind for kind in kinds.values() if kind is not None), None)
+    if first is None:
+        return None
+    other = [name for name, kind in kinds.items() if kind != first]
+    if other:
+        raise ParameterMismatchError(
+            f"{len(other)} of {len(kinds)} trainable parameters are not sharded as the others are: "
+            f"{', '.join(map(repr, other[:8]))}. Apply fully_shard to the whole model, or freeze them."
+        )
+    return first
+
+
+def _shards(parameter: Tensor) -> Shards | None:
+    if not is_sharded(parameter):
+        return None
+    like: Any = parameter
+    mesh = like.device_mesh
+    parts = math.prod(mesh.size(dim) for dim, placement in enumerate(like.placements) if placement.is_shard())
+    return Shards(mesh, mesh.size() // parts)
 
 
 def copies(tensors: TensorMap) -> dict[str, Tensor]:

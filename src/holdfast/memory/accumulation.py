@@ -16,7 +16,7 @@ Layers with Kronecker factors join by the same rules, all but "max", in a common
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -78,6 +78,7 @@ def retain(
     nats_per_unit: float | None = None,
     forms: Forms | None = None,
     references: HeldMap | None = None,
+    sum_of: Callable[[Iterable[Tensor]], float] = sum_of,
 ) -> Retained:
     """What is held after one more task.
 
@@ -95,6 +96,7 @@ def retain(
         nats_per_unit: the new importance's factor to nats, or None.
         forms: that importances and anchors are held in; None for float32. Anchors of layers with factors stay tensors.
         references: name -> anchor on disk, equal to the weight, for those that are not to be held in memory.
+        sum_of: adds up terms that stand for these weights; of all processes where these are one's shards of a model.
 
     Returns:
         A new record that shares no memory with `importance` or `weights`.
@@ -147,13 +149,20 @@ def retain(
         start=rises,
         num_tasks=held.num_tasks + 1,
         first_examples=first_examples,
-        nats_per_unit=_factor(held, merger.sums, layers, nats_per_unit),
+        nats_per_unit=_factor(held, merger.sums, layers, nats_per_unit, sum_of=sum_of),
         largest=max((float(value) for value in merger.sums.largest), default=0.0),
         factors={name: layer for name, (layer, _) in layers.items()},
     )
 
 
-def _factor(held: Retained, sums: Sums, layers: LayerShares, nats_per_unit: float | None) -> float | None:
+def _factor(
+    held: Retained,
+    sums: Sums,
+    layers: LayerShares,
+    nats_per_unit: float | None,
+    *,
+    sum_of: Callable[[Iterable[Tensor]], float],
+) -> float | None:
     if held.num_tasks == 0 or held.nats_per_unit == nats_per_unit:
         return nats_per_unit
     if held.nats_per_unit is None or nats_per_unit is None:

@@ -30,7 +30,7 @@ from holdfast.retention.parts import Block
 from holdfast.retention.plan import LayerPart, Plan
 from holdfast.retention.rounding import round_
 from holdfast.steps import UserMetric, step_metrics, update_rule
-from holdfast.tensors import all_parameters, sum_of, tied_names, wide_dtype
+from holdfast.tensors import all_parameters, local, sum_of, tied_names, wide_dtype
 
 Pull = Literal["implicit", "gradient", "penalty"]
 
@@ -220,6 +220,18 @@ class EWC(Keeper):
             total = total + 2 * self._layer_rise(name, layer, parameters).to(total.device)
         return self.strength * (0.5 * total + self.held.constant)
 
+    def _check_can_be_sharded(self, held: Retained) -> None:
+        super()._check_can_be_sharded(held)
+        if self.anchors is not None:
+            raise OptionError(
+                f"EWC: the model is sharded, and anchors={self.anchors!r} are whole on disk. Leave that out: in memory "
+                "every process has the anchors of its own shards alone."
+            )
+        if self.pull == "penalty":
+            raise OptionError(
+                'EWC: the model is sharded, and pull="penalty" needs whole weights in the loss. Use pull="implicit".'
+            )
+
     def _changes_weights(self) -> bool:
         return self.pull == "implicit"
 
@@ -327,18 +339,18 @@ class EWC(Keeper):
         def rise(multiplier: float) -> tuple[float, float]:
             found = [self._route.rise(b, multiplier, largest=largest) for b in self._blocks(optimizer, plan)]
             values, slopes = ([term for pair in found for term in pair[i]] for i in (0, 1))
-            return 0.5 * sum_of(values), -sum_of(slopes)
+            return 0.5 * self._sum_of(values), -self._sum_of(slopes)
 
         if self._multiplier == 0:  # mostly within the budget, and that is sooner seen without a metric
             held = (block for part in plan.parts(optimizer, self.held) for block in part.blocks())
-            if 0.5 * sum_of(term for block in held for term in self._route.distance(block)) <= limit:
+            if 0.5 * self._sum_of(term for block in held for term in self._route.distance(block)) <= limit:
                 return 0.0
         self._multiplier = solve_multiplier(rise, limit, start=self._multiplier)
         return self._multiplier
 
     @torch.no_grad()
     def _quadratic(self, names: Collection[str]) -> float:
-        return 0.5 * sum_of(
+        return 0.5 * self._sum_of(
             (importance * (part - anchor).float().square()).sum()
             for name, weight in all_parameters(self.model).items()
             if name in names
@@ -347,7 +359,7 @@ class EWC(Keeper):
 
     def _columns(self, name: str, weight: Tensor) -> Iterator[tuple[Tensor, ...]]:
         """A weight, its importance and its anchor, piece after piece."""
-        return side_by_side(weight, self.held.importance[name], self.held.anchors[name])
+        return side_by_side(local(weight), self.held.importance[name], self.held.anchors[name])
 
     @torch.no_grad()
     def _layers_rise(self) -> float:
@@ -392,16 +404,13 @@ class EWC(Keeper):
     def _retained(self) -> None:
         self._multiplier = 0.0
 
-    def _checkpoint(self) -> str | os.PathLike[str] | None:
-        return self.anchors
-
     def _references(self, weights: Mapping[str, Tensor]) -> dict[str, Reference]:
         if self.anchors is None:
             return {}
         return anchors_on_disk(self.anchors, weights, names=tied_names(self.model), where="EWC.retain")
 
     def _in_form(self, held: Retained) -> Retained:
-        weights = all_parameters(self.model)
+        weights = {name: local(parameter.detach()) for name, parameter in all_parameters(self.model).items()}
         anchors = {
             name: self.forms.anchor_as(anchor, weights[name])
             if name in held.importance and not (self.anchors and isinstance(anchor, Reference))

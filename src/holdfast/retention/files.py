@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,9 +29,9 @@ from holdfast.files import (
 from holdfast.memory import Accumulate, Decayed, Forms, Retained
 from holdfast.memory.kronecker import layers_from, layers_to_json, layers_to_tensors
 from holdfast.memory.reference import Reference, references_from, references_to_json
-from holdfast.memory.stored import Held, HeldMap, from_tensors, to_tensors
+from holdfast.memory.stored import Held, HeldMap, from_tensors, read, to_tensors
 from holdfast.records import check_importance_values
-from holdfast.tensors import TensorMap
+from holdfast.tensors import TensorMap, shard, whole_on_first
 from holdfast.version import __version__
 
 EXTRA = ("pulls", "residuals")
@@ -153,8 +153,7 @@ def from_state(
     anchors: dict[str, Held] = from_tensors(parts["anchors"], parts["anchors_exponents"], where=where)
     anchors |= references_from(notes.get("references"), None, where=where)
     factors = layers_from(notes.get("factors", {}), parts["factors"], where=where)
-    extra = {part: parts[part] for part in EXTRA}
-    return Retained(importance, anchors, **notes["held"], factors=factors), extra
+    return Retained(importance, anchors, **notes["held"], factors=factors), {part: parts[part] for part in EXTRA}
 
 
 def numbers_of(held: Retained) -> dict[str, Any]:
@@ -170,6 +169,29 @@ def on_devices(held: Retained, devices: Mapping[str, torch.device], *, forms: Fo
 
     factors = {name: layer.to(devices.get(name)) for name, layer in held.factors.items()}
     return replace(held, importance=moved(held.importance), anchors=moved(held.anchors), factors=factors)
+
+
+def sharded(held: Retained, parameters: TensorMap) -> Retained:
+    """What belongs to this process's shards of the parameters, of what every process holds whole."""
+    return replace(
+        held, importance=_each(shard, held.importance, parameters), anchors=_each(shard, held.anchors, parameters)
+    )
+
+
+def gathered(held: Retained, parameters: TensorMap) -> Retained:
+    """The whole of what the processes hold of their shards, for the first alone; each of them must ask for it."""
+    return replace(
+        held,
+        importance=_each(whole_on_first, held.importance, parameters),
+        anchors=_each(whole_on_first, held.anchors, parameters),
+    )
+
+
+def _each(act: Callable[[Tensor, Tensor], Tensor], held: HeldMap, parameters: TensorMap) -> dict[str, Held]:
+    def wide(value: Held, parameter: Tensor) -> Tensor:
+        return value if isinstance(value, Tensor) else read(value, dtype=torch.float32, device=parameter.device)
+
+    return {n: act(wide(v, parameters[n]), parameters[n]) if n in parameters else v for n, v in held.items()}
 
 
 def _write_held(folder: Path, stem: str, held: HeldMap) -> dict[str, str]:

@@ -12,7 +12,7 @@ import math
 import os
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, Self
 
@@ -34,7 +34,18 @@ from holdfast.retention.plan import Plan, check_covered, check_held_shapes, chec
 from holdfast.retention.report import Report
 from holdfast.retention.route import Route
 from holdfast.steps import Increment, Kept, StepHooks, bare_optimizer, can_recompute, step_increments
-from holdfast.tensors import all_parameters, sum_of, trainable_parameters, unwrap
+from holdfast.tensors import (
+    Shards,
+    TensorMap,
+    all_parameters,
+    local,
+    shard,
+    shards_of,
+    sum_of,
+    trainable_parameters,
+    unwrap,
+    whole_on_first,
+)
 
 logger = logging.getLogger("holdfast")
 
@@ -93,6 +104,7 @@ class Keeper(ABC):
         self._snapshots: dict[nn.Parameter, Tensor] = {}
         self._pulls: dict[str, Tensor] = {}  # of the last step, by a factored layer's weight: where the next one starts
         self._residuals: dict[str, Tensor] = {}  # by weight of half precision: `holdfast.retention.rounding`
+        self._shards: Shards | None = None
         self._route = Route()
         self._meter: Meter | None = None
         self._pinned: float | None = None
@@ -135,6 +147,7 @@ class Keeper(ABC):
                 f"{type(unwrap(self.model)).__name__}. Build the optimizer from the same model's parameters()."
             )
         self._check_optimizer(bare)
+        self._follow_shards()
         plan = Plan(
             self.model,
             new_parameters=self.new_parameters,
@@ -197,13 +210,17 @@ class Keeper(ABC):
         covered = Retained(importance={**self.held.covered, **new}, num_tasks=self.held.num_tasks)
         check_covered(list(parameters), covered, new_parameters=self.new_parameters, where=where)
         importance = self._accepted(importance)
-        everything = all_parameters(self.model)  # frozen ones have an anchor too, should they be unfrozen
+        self._follow_shards()
+        if layers is not None and self._shards is not None:
+            raise OptionError(self._no_factors_in_shards())
+        parameters = all_parameters(self.model)  # frozen ones have an anchor too, should they be unfrozen
+        everything = {name: local(parameter.detach()) for name, parameter in parameters.items()}
         devices = {name: parameter.device for name, parameter in everything.items()}
         to_hold = {**self.held.importance, **importance}
         references = self._references({name: everything[name] for name in to_hold if name in everything})
         self.held = retain(
             files.on_devices(self.held, devices, forms=self.forms),
-            {name: value.to(devices[name]) for name, value in importance.items()},
+            {name: shard(value, parameters[name]).to(devices[name]) for name, value in importance.items()},
             weights=everything if self._has_anchors else {},
             factors={name: f.to(devices[name]) for name, f in layers.items()} if layers is not None else None,
             rule=self.accumulate,
@@ -212,7 +229,10 @@ class Keeper(ABC):
             nats_per_unit=importance.info.nats_per_unit,
             forms=self.forms,
             references=references,
+            sum_of=self._sum_of,
         )
+        if self._shards is not None:
+            self.held = replace(self.held, largest=self._shards.largest(self.held.largest))
         self._num_steps = 0
         self._pulls.clear()
         self._residuals.clear()
@@ -224,7 +244,9 @@ class Keeper(ABC):
         """Is it on, and does it work? Pull and pinned share are those of the last measured step (`log_every`)."""
         parameters = trainable_parameters(self.model)
         weights = sum(parameter.numel() for parameter in parameters.values())
-        protected = sum_of(num_positive(value) for name, value in self.held.importance.items() if name in parameters)
+        protected = self._sum_of(
+            num_positive(value) for name, value in self.held.importance.items() if name in parameters
+        )
         protected += sum_of((f.diagonal() > 0).sum() for name, f in self.held.factors.items() if name in parameters)
         return Report(
             mechanism=self.mechanism,
@@ -241,18 +263,25 @@ class Keeper(ABC):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the folder `path`: importance, anchors, `keeper_config.json` and a `README.md`; whole or not at all.
 
+        Of a sharded model every process calls it, and the first one writes what all of them hold, whole: it loads into
+        any sharding or none. Of any other model, one process alone calls it.
+
         Raises:
             OutputError: if it cannot be written.
         """
-        files.save(
-            path,
-            self.held,
-            mechanism=self.mechanism,
-            options=self._options(),
-            progress=self._progress(),
-            extra=self._extra(),
-            model=unwrap(self.model),
-        )
+        held, extra = self._whole()
+        if self._shards is None or torch.distributed.get_rank() == 0:
+            files.save(
+                path,
+                held,
+                mechanism=self.mechanism,
+                options=self._options(),
+                progress=self._progress(),
+                extra=extra,
+                model=unwrap(self.model),
+            )
+        if self._shards is not None:
+            torch.distributed.barrier()
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], model: nn.Module, **options: Any) -> Self:
@@ -271,7 +300,7 @@ class Keeper(ABC):
         if unknown:
             raise FileFormatError(f"{path}: unknown options of {cls.mechanism}: {', '.join(unknown)}. Save it again.")
         keeper = cls(model, **{**saved, **options})
-        keeper._take(held, progress, extra, where=f"{cls.mechanism}.load({str(path)!r})")
+        keeper._take(held, progress, extra, where=f"{cls.mechanism}.load({str(path)!r})", in_form=True)
         return keeper
 
     def restore(self, path: str | os.PathLike[str]) -> Self:
@@ -285,14 +314,20 @@ class Keeper(ABC):
             ParameterMismatchError: as `load`.
         """
         held, _, progress, extra = files.load(
-            path, mechanism=self.mechanism, anchors=self._has_anchors, checkpoint=self._checkpoint()
+            path,
+            mechanism=self.mechanism,
+            anchors=self._has_anchors,
+            checkpoint=self._options().get("anchors"),
         )
-        self._take(held, progress, extra, where=f"{self.mechanism}.restore({str(path)!r})")
+        self._take(held, progress, extra, where=f"{self.mechanism}.restore({str(path)!r})", in_form=True)
         return self
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Everything that going on to the same bits needs, for a training checkpoint: tensors, and JSON notes."""
-        tensors, notes = files.to_state(self.held, self._extra())
+        """Everything that going on to the same bits needs, for a training checkpoint: tensors, and JSON notes.
+
+        Of a sharded model every process asks for it, and the first gets it, whole.
+        """
+        tensors, notes = files.to_state(*self._whole())
         return tensors, {**notes, "progress": self._progress()}
 
     def load_state(self, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
@@ -302,20 +337,44 @@ class Keeper(ABC):
         self._take(held, notes["progress"], extra, where=where)
 
     def _take(
-        self, held: Retained, progress: Mapping[str, Any], extra: Mapping[str, Mapping[str, Tensor]], *, where: str
+        self,
+        held: Retained,
+        progress: Mapping[str, Any],
+        extra: Mapping[str, TensorMap],
+        *,
+        where: str,
+        in_form: bool = False,
     ) -> None:
+        """Hold what was saved, in this keeper's forms if asked for."""
         for named in (held.covered, shapes_of_held(held.anchors)):
             check_names(named, self.model, where=where)
-        devices = {name: parameter.device for name, parameter in all_parameters(self.model).items()}
-        self.held = files.on_devices(self._in_form(held), devices, forms=self.forms)
+        parameters = all_parameters(self.model)
+        self._shards = shards_of(trainable_parameters(self.model))
+        self.held = self._beside(self._in_form(held) if in_form and self._shards is None else held, parameters)
         for part, own in self._extra().items():
             own.clear()
-            own.update({name: tensor.to(devices.get(name, tensor.device)) for name, tensor in extra[part].items()})
+            own.update(_each(shard, extra[part], parameters))
         self._go_on(progress)
 
     def _extra(self) -> dict[str, dict[str, Tensor]]:
         """The tensors by name that beside `held` decide the steps to come."""
         return {"pulls": self._pulls, "residuals": self._residuals}
+
+    def _whole(self) -> tuple[Retained, dict[str, dict[str, Tensor]]]:
+        """What is held and the extra; of a sharded model gathered, for the first process alone."""
+        if self._shards is None:
+            return self.held, self._extra()
+        parameters = all_parameters(self.model)
+        held = files.gathered(self.held, parameters)
+        return held, {part: _each(whole_on_first, own, parameters) for part, own in self._extra().items()}
+
+    def _beside(self, held: Retained, parameters: TensorMap) -> Retained:
+        """What is held whole, beside the parameters: on their devices, and sharded as they are."""
+        if self._shards is not None:
+            self._check_can_be_sharded(held)
+            held = self._in_form(files.sharded(held, parameters))
+        devices = {name: parameter.device for name, parameter in parameters.items()}
+        return files.on_devices(held, devices, forms=self.forms)
 
     # --- what a mechanism defines
 
@@ -351,10 +410,6 @@ class Keeper(ABC):
     def _accepted(self, importance: Importance) -> Importance:
         """The importance as this mechanism holds it."""
         return importance
-
-    def _checkpoint(self) -> str | os.PathLike[str] | None:
-        """Where anchors by reference are; None for where a folder says they were."""
-        return None
 
     def _references(self, weights: Mapping[str, Tensor]) -> dict[str, Reference]:
         """The anchors of these weights that stay on disk."""
@@ -398,11 +453,11 @@ class Keeper(ABC):
         if self.held.num_tasks == 0:
             return
         measured = self._measures()
-        self._meter = Meter() if measured else None
+        self._meter = Meter(self._sum_of) if measured else None
         parts = plan.all_parts(optimizer, self.held)
         if measured or self._needs_increments():
             self._snapshots = {
-                parameter: parameter.detach().clone()
+                parameter: local(parameter.detach()).clone()
                 for part in parts
                 for parameter in part.parameters
                 if not can_recompute(optimizer, part.group, parameter)
@@ -424,6 +479,43 @@ class Keeper(ABC):
             if logger.isEnabledFor(logging.INFO):
                 logger.info("%s", self.report())
 
+    def _follow_shards(self) -> None:
+        """Shard what is held as the model is now, which may have been whole when it was retained.
+
+        Raises:
+            ParameterMismatchError: the model is sharded in part.
+            StateError: the model was sharded, and is no more or in another way.
+            OptionError: an option that needs whole weights.
+        """
+        shards = shards_of(trainable_parameters(self.model))
+        if shards == self._shards:
+            return
+        if self._shards is not None and self.held.num_tasks:
+            raise StateError(
+                f"{self.mechanism}: the model is sharded in another way than when its tasks were retained. Leave "
+                "whole(model) first, or save the keeper while it was so and load it now."
+            )
+        self._shards = shards
+        parameters = all_parameters(self.model)
+        self.held = self._beside(self.held, parameters)
+        for own in self._extra().values():
+            own.update(_each(shard, own, parameters))
+
+    def _check_can_be_sharded(self, held: Retained) -> None:
+        """Raise `OptionError` for what needs whole weights."""
+        if held.factors:
+            raise OptionError(self._no_factors_in_shards())
+
+    def _no_factors_in_shards(self) -> str:
+        return (
+            f"{self.mechanism}: the model is sharded, and Kronecker factors hold whole layers. Retain "
+            "importance.to_diagonal()."
+        )
+
+    def _sum_of(self, values: Iterable[Tensor]) -> float:
+        """The sum of terms that stand for this process's weights, over all processes where the model is sharded."""
+        return sum_of(values) if self._shards is None else self._shards.sum_of(values)
+
     def _increments(self, optimizer: Optimizer, part: Part) -> list[Increment | Kept]:
         """What the optimizer's own step added, to be computed before anything else changes the weights."""
         known = [parameter for parameter in part.parameters if parameter not in self._snapshots]
@@ -440,3 +532,11 @@ class Keeper(ABC):
 
     def _warn(self, text: str) -> None:
         warnings.warn(f"{self.mechanism}: {text}", stacklevel=4)  # the line that attaches
+
+
+def _each(act: Callable[[Tensor, Tensor], Tensor], tensors: TensorMap, parameters: TensorMap) -> dict[str, Tensor]:
+    """`act(tensor, parameter)`, on the parameter's device where there is one."""
+    return {
+        name: act(tensor.to(parameters[name].device), parameters[name]) if name in parameters else tensor
+        for name, tensor in tensors.items()
+    }

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from torch import Tensor
 
-from holdfast.tensors import sum_of
-
 
 class Meter:
-    """Sums up one measured step, block by block."""
+    """Sums up one measured step, block by block.
 
-    def __init__(self) -> None:
+    Args:
+        sum_of: adds up the terms, of all processes where the model is sharded.
+    """
+
+    def __init__(self, sum_of: Callable[[Iterable[Tensor]], float]) -> None:
+        self._sum_of = sum_of
         self._steps: list[Tensor] = []
         self._pulls: list[Tensor] = []
         self._pinned: list[Tensor] = []
@@ -34,6 +37,6 @@ class Meter:
 
     def read(self) -> tuple[float | None, float | None]:
         """The pinned share of the protected weights, and |pull| / |task step|."""
-        protected, step = sum_of(self._protected), math.sqrt(sum_of(self._steps))
-        pinned = sum_of(self._pinned) / protected if protected else None
-        return pinned, (math.sqrt(sum_of(self._pulls)) / step if step else None)
+        protected, step = self._sum_of(self._protected), math.sqrt(self._sum_of(self._steps))
+        pinned, pull = self._sum_of(self._pinned), math.sqrt(self._sum_of(self._pulls))
+        return pinned / protected if protected else None, pull / step if step else None

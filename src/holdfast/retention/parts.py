@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from holdfast.memory.stored import Held, is_ready, pieces, read
 from holdfast.retention.rounding import round_, widened
 from holdfast.steps import Increment, Kept, Metric, RootMetric, metric_values
-from holdfast.tensors import chunks
+from holdfast.tensors import chunks, local
 
 BLOCK = 2**18
 """Weights in a block, 1 MB in float32: fewer cost more calls, more fall out of the cache."""
@@ -87,15 +87,15 @@ class Part:
     anchors: list[Held]
     residuals: list[Tensor] = field(default_factory=list)
 
-    @property
+    @cached_property
     def weights(self) -> list[Tensor]:
-        """The live weights, outside autograd."""
-        return [parameter.detach() for parameter in self.parameters]
+        """The live weights, outside autograd; of sharded ones this process's shards."""
+        return [local(parameter.detach()) for parameter in self.parameters]
 
     @property
     def gradients(self) -> list[Tensor]:
         """The live gradients; only of a part that the step moves."""
-        return [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        return [local(parameter.grad) for parameter in self.parameters if parameter.grad is not None]
 
     def stepped(self) -> Part | None:
         """The part of it that the optimizer moves in this step: parameters with a gradient."""
@@ -109,7 +109,7 @@ class Part:
         weights = self.weights
         anchors = [_as_anchor(held, weight) for held, weight in zip(self.anchors, weights)]
         importance = [_as_importance(held, weight) for held, weight in zip(self.importance, weights, strict=True)]
-        return Block(weights, anchors, importance, residuals=self.residuals)
+        return Block(weights, anchors, importance, residuals=list(self.residuals))
 
     def blocks(self, *, metrics: Sequence[Metric] = (), increments: Sequence[Increment | Kept] = ()) -> Iterator[Block]:
         """Its blocks, every weight in exactly one of them; a block is to be done with when the next is asked for.
@@ -142,10 +142,7 @@ class Part:
 
     @cached_property
     def _pieces(self) -> list[tuple[int, int, list[tuple[Tensor, Held | None, Held, Tensor | None]]]]:
-        """Of every parameter that is cut its index, the size of a piece, and the pieces.
-
-        A piece is weight, anchor, importance and residual.
-        """
+        """Of every parameter that is cut its index, the size of a piece, and its pieces: a tuple of columns."""
         cut = []
         for index, weight in enumerate(self.weights):
             if size := self._size(index):
@@ -163,8 +160,8 @@ class Part:
         """
         found = []
         for flat in (True, False):
-            whole = [i for i, p in enumerate(self.parameters) if not self._size(i) and p.is_contiguous() == flat]
-            for some in chunks([self.parameters[index] for index in whole]):
+            whole = [i for i, w in enumerate(self.weights) if not self._size(i) and w.is_contiguous() == flat]
+            for some in chunks([self.weights[index] for index in whole]):
                 part = Part(self.group, *(_chosen(column, whole[some]) for column in self._columns))
                 ready = all(map(part._is_ready, range(len(part.parameters))))
                 found.append((whole[some], part, part.whole() if ready else None))
@@ -172,7 +169,7 @@ class Part:
 
     def _size(self, index: int) -> int:
         """Weights in a piece of this parameter; 0 if it is not cut."""
-        weight = self.parameters[index]
+        weight = self.weights[index]
         if self._is_ready(index):
             return BLOCK if _is_cut(weight) else 0
         if not weight.is_contiguous():
@@ -181,7 +178,7 @@ class Part:
 
     def _is_ready(self, index: int) -> bool:
         """Whether nothing is to be read for this parameter: all that is held of it is as a step takes it."""
-        weight = self.parameters[index]
+        weight = self.weights[index]
         return is_ready(self.importance[index], dtype=torch.float32, device=weight.device) and (
             not self.anchors or is_ready(self.anchors[index], dtype=weight.dtype, device=weight.device)
         )

@@ -16,7 +16,7 @@ from holdfast.memory.stored import Held, read
 from holdfast.records import check_shapes
 from holdfast.retention.parts import Part
 from holdfast.retention.rounding import is_half, no_residual, widened
-from holdfast.tensors import chunks, trainable_parameters, wide_dtype
+from holdfast.tensors import chunks, local, trainable_parameters, wide_dtype
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Plan:
     def all_parts(self, optimizer: Optimizer, held: Retained) -> list[Part]:
         """All parts, moved by this step or not."""
         key = [
-            (id(group), [(id(p), p.data_ptr(), p.device, p.dtype, p.requires_grad) for p in group["params"]])
+            (id(group), [(id(p), _place(p), p.device, p.dtype, p.requires_grad) for p in group["params"]])
             for group in optimizer.param_groups
         ]
         if held is not self._held or key != self._key:
@@ -141,18 +141,19 @@ class Plan:
                 parts.append(Part(group, [p for p, _ in chosen], importance, anchors, residuals))
         return parts
 
+    def _residual(self, name: str, parameter: nn.Parameter) -> Tensor | None:
+        if self._residuals is None or not is_half(parameter):
+            return None
+        known = self._residuals.get(name)
+        found = no_residual(local(parameter.detach())) if known is None else known.to(parameter.device)
+        self._residuals[name] = found
+        return found
+
     def _anchor(self, anchor: Held, parameter: nn.Parameter) -> Held:
         placed = self._forms.placed(anchor, parameter.device)
         if isinstance(placed, Tensor) and placed.dtype.itemsize >= parameter.dtype.itemsize:
             return placed.to(parameter.dtype)  # no larger, and then a step can take it as it is
         return placed
-
-    def _residual(self, name: str, parameter: nn.Parameter) -> Tensor | None:
-        if self._residuals is None or not is_half(parameter):
-            return None
-        known = self._residuals.get(name)
-        self._residuals[name] = no_residual(parameter) if known is None else known.to(parameter.device)
-        return self._residuals[name]
 
     def _find_layers(self, optimizer: Optimizer, held: Retained) -> list[LayerPart]:
         if not held.factors:
@@ -173,6 +174,10 @@ class Plan:
             residuals = [self._residual(n, p) for n, p in zip(names, found, strict=True)]
             layers.append(LayerPart(name, [groups[id(p)] for p in found], found, moved, anchor, residuals))
         return layers
+
+
+def _place(parameter: Tensor) -> int:
+    return local(parameter.detach()).data_ptr()
 
 
 def apart_message(name: str, where: str) -> str:

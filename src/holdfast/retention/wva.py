@@ -17,7 +17,7 @@ from holdfast.retention.force import Attenuation, relative_force, relative_share
 from holdfast.retention.keeper import Keeper, NewParameters
 from holdfast.retention.plan import Plan
 from holdfast.steps import update_rule
-from holdfast.tensors import TensorMap, all_parameters, sum_of
+from holdfast.tensors import TensorMap, all_parameters, local, shard
 
 
 class WVA(Keeper):
@@ -113,11 +113,13 @@ class WVA(Keeper):
             )
         remedy = "Give the weights of this model."
         check_shapes({name: reference[name] for name in held}, self.model, where="WVA.predicted_rise", remedy=remedy)
-        rise = 0.5 * sum_of(
+        rise = 0.5 * self._sum_of(
             (importance * (part - there).float().square()).sum()
             for name, weight in all_parameters(self.model).items()
             if name in held
-            for part, importance, there in side_by_side(weight, held[name], reference[name])
+            for part, importance, there in side_by_side(
+                local(weight.detach()), held[name], shard(reference[name], weight)
+            )
         )
         return rise * (1.0 if self.held.nats_per_unit is None else self.held.nats_per_unit)
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from holdfast.steps.metric import RootMetric, adam_metrics, num_steps, update_rule
-from holdfast.tensors import wide_dtype
+from holdfast.tensors import local, wide_dtype
 
 
 def can_recompute(optimizer: Optimizer, group: Mapping[str, Any], parameter: nn.Parameter) -> bool:
@@ -114,13 +114,13 @@ def step_increments(
         decay = lr * decay if group.get("decoupled_weight_decay") else 0.0
         return _adam_increments(group, states, lr=lr, decay=decay)
     if group["momentum"] and not group["nesterov"]:
-        return [Increment(state["momentum_buffer"], -lr) for state in states]
+        return [Increment(local(state["momentum_buffer"]), -lr) for state in states]
     found = []
     for parameter, state in zip(parameters, states, strict=True):
         assert parameter.grad is not None
         sign = 1 if group["maximize"] else -1
-        buffer, share = state["momentum_buffer"] if group["nesterov"] else None, -sign * group["momentum"]
-        found.append(Increment(parameter.grad, sign * lr, buffer=buffer, share=share, decay=lr * decay))
+        buffer, share = local(state["momentum_buffer"]) if group["nesterov"] else None, -sign * group["momentum"]
+        found.append(Increment(local(parameter.grad), sign * lr, buffer=buffer, share=share, decay=lr * decay))
     return found
 
 
@@ -128,9 +128,9 @@ def _adam_increments(
     group: Mapping[str, Any], states: Sequence[Mapping[str, Any]], *, lr: float, decay: float
 ) -> list[Increment]:
     if lr == 0:
-        return [Increment(state["exp_avg"], 0.0) for state in states]
+        return [Increment(local(state["exp_avg"]), 0.0) for state in states]
     beta1, metrics = float(group["betas"][0]), adam_metrics(group, states)
     return [
-        Increment(state["exp_avg"], -1 / (1 - beta1**step), metric=metric, decay=decay)
+        Increment(local(state["exp_avg"]), -1 / (1 - beta1**step), metric=metric, decay=decay)
         for state, step, metric in zip(states, num_steps(states), metrics, strict=True)
     ]

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
-from holdfast.tensors import wide_dtype
+from holdfast.tensors import local, wide_dtype
 
 UpdateRule = Literal["sgd", "adam", "other"]
 UserMetric = Callable[[Mapping[str, Any], nn.Parameter, Mapping[str, Any]], "float | Tensor"]
@@ -119,7 +119,7 @@ def _spread(metric: Metric, weight: Tensor) -> Tensor:
 
 def _given(metric: float | Tensor, parameter: nn.Parameter) -> Metric:
     if isinstance(metric, Tensor):
-        return metric.detach().to(parameter.device, wide_dtype(parameter)).expand_as(parameter)
+        return local(metric.detach().to(parameter.device, wide_dtype(parameter)).expand_as(parameter))
     return float(metric)
 
 
@@ -134,7 +134,7 @@ def adam_metrics(group: Mapping[str, Any], states: Sequence[Mapping[str, Any]]) 
     lr, beta2 = float(group["lr"]), float(group["betas"][1])
     second = "max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"
     return [
-        RootMetric(state[second], 1 / (lr * math.sqrt(1 - beta2**step)), float(group["eps"]) / lr)
+        RootMetric(local(state[second]), 1 / (lr * math.sqrt(1 - beta2**step)), float(group["eps"]) / lr)
         for state, step in zip(states, num_steps(states), strict=True)
     ]
 
