@@ -19,6 +19,7 @@ from tests.retention.loops import (
 )
 
 from holdfast import EWC, WVA
+from holdfast.errors import ParameterMismatchError
 
 pytestmark = pytest.mark.filterwarnings("ignore:WVA. on=.gradients. is cancelled")
 
@@ -84,6 +85,26 @@ def test_save_load_continue_is_continue(mechanism, optimizer, tmp_path):
         train_held(held, its_optimizer, batches(5, seed=3))
     assert same(weights_of(keeper.model), weights_of(model))
     assert loaded.report() == keeper.report()
+
+
+@every_mechanism
+def test_restore_takes_what_was_saved_and_keeps_its_options(mechanism, tmp_path):
+    keeper, _ = two_tasks(mechanism, "adam", 10.0, steps=5)
+    keeper.save(tmp_path / "skills")
+    other = MECHANISMS[mechanism](network(), strength=3.0, log_every=7)
+    other.restore(tmp_path / "skills")
+    assert same(dict(other.held.importance), dict(keeper.held.importance))
+    assert other.report().num_steps == 5
+    assert other.log_every == 7
+
+
+def test_restore_changes_nothing_where_the_model_does_not_match(tmp_path):
+    keeper, _ = two_tasks("ewc", "adam", 10.0)
+    keeper.save(tmp_path / "skills")
+    other = EWC(torch.nn.Linear(3, 5))
+    with pytest.raises(ParameterMismatchError, match="EWC.restore"):
+        other.restore(tmp_path / "skills")
+    assert other.held.num_tasks == 0
 
 
 @every_mechanism

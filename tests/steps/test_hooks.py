@@ -157,10 +157,18 @@ class Wrapper:
         self.optimizer = optimizer
 
 
+class OptimizerAround(torch.optim.Optimizer):
+    """As accelerate's: an Optimizer that only hands on, and was never initialised as one."""
+
+    def __init__(self, optimizer):
+        self.optimizer = optimizer
+
+
 def test_wrappers_are_seen_through():
     _, optimizer = weight_and_sgd()
     assert bare_optimizer(optimizer) is optimizer
     assert bare_optimizer(Wrapper(Wrapper(optimizer))) is optimizer
+    assert bare_optimizer(OptimizerAround(optimizer)) is optimizer
 
 
 def test_what_is_no_optimizer_is_named():

@@ -24,7 +24,11 @@ from holdfast.files import (
 from holdfast.memory import Accumulate, Decayed, Retained
 from holdfast.memory.kronecker import layers_from, layers_to_json, layers_to_tensors
 from holdfast.records import check_importance_values
+from holdfast.tensors import TensorMap
 from holdfast.version import __version__
+
+EXTRA = ("pulls", "residuals")
+"""Tensors that beside `held` decide the steps to come."""
 
 _NUMBERS = ("constant", "start", "num_tasks", "first_examples", "nats_per_unit", "largest")
 
@@ -36,7 +40,7 @@ def save(
     mechanism: str,
     options: Mapping[str, Any],
     progress: Mapping[str, Any],
-    pulls: Mapping[str, Tensor],
+    extra: Mapping[str, TensorMap],
     model: nn.Module,
 ) -> None:
     """Write a keeper's folder, whole or not at all."""
@@ -46,8 +50,9 @@ def save(
             digests |= write_tensors(folder, "anchors", held.anchors)
         if held.factors:
             digests |= write_tensors(folder, "factors", layers_to_tensors(held.factors))
-        if pulls:
-            digests |= write_tensors(folder, "pulls", pulls)
+        for part, tensors in extra.items():
+            if tensors:
+                digests |= write_tensors(folder, part, tensors)
         content = {
             "mechanism": mechanism,
             "library_version": __version__,
@@ -64,8 +69,8 @@ def save(
 
 def load(
     path: str | os.PathLike[str], *, mechanism: str, anchors: bool
-) -> tuple[Retained, dict[str, Any], dict[str, Any], dict[str, Tensor]]:
-    """Read a keeper's folder: what it holds, on the CPU, the options of its constructor, its progress and its pulls.
+) -> tuple[Retained, dict[str, Any], dict[str, Any], dict[str, TensorMap]]:
+    """Read a keeper's folder: what it holds, on the CPU, the options of its constructor, its progress and the extra.
 
     Raises:
         FileFormatError: a missing, truncated, edited or wrong-version file, or another mechanism's folder.
@@ -96,17 +101,18 @@ def load(
     if "factors" in content:
         tensors = read_tensors(folder, "factors", digests)
         held = replace(held, factors=layers_from(content["factors"], tensors, where=str(config)))
-    pulls = read_tensors(folder, "pulls", digests) if "pulls.safetensors" in digests else {}
-    return held, {name: _from_json(value) for name, value in options.items()}, progress, pulls
+    written = [part for part in EXTRA if any(name.startswith(part) for name in digests)]
+    extra = {part: read_tensors(folder, part, digests) if part in written else {} for part in EXTRA}
+    return held, {name: _from_json(value) for name, value in options.items()}, progress, extra
 
 
-def to_state(held: Retained, pulls: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def to_state(held: Retained, extra: Mapping[str, TensorMap]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The same content for a training checkpoint: tensors by "part/name", and JSON notes."""
     parts = {
         "importance": held.importance,
         "anchors": held.anchors,
         "factors": layers_to_tensors(held.factors),
-        "pulls": pulls,
+        **extra,
     }
     tensors = {f"{part}/{name}": tensor for part, content in parts.items() for name, tensor in content.items()}
     return tensors, {"held": numbers_of(held), "factors": layers_to_json(held.factors)}
@@ -114,14 +120,16 @@ def to_state(held: Retained, pulls: Mapping[str, Tensor]) -> tuple[dict[str, Ten
 
 def from_state(
     tensors: Mapping[str, Tensor], notes: Mapping[str, Any], *, where: str
-) -> tuple[Retained, dict[str, Tensor]]:
+) -> tuple[Retained, dict[str, TensorMap]]:
     """What `to_state` was given."""
-    parts: dict[str, dict[str, Tensor]] = {"importance": {}, "anchors": {}, "factors": {}, "pulls": {}}
+    parts: dict[str, dict[str, Tensor]] = {part: {} for part in ("importance", "anchors", "factors", *EXTRA)}
     for key, tensor in tensors.items():
         part, _, name = key.partition("/")
         parts[part][name] = tensor
     factors = layers_from(notes.get("factors", {}), parts["factors"], where=where)
-    return Retained(parts["importance"], parts["anchors"], **notes["held"], factors=factors), parts["pulls"]
+    return Retained(parts["importance"], parts["anchors"], **notes["held"], factors=factors), {
+        part: parts[part] for part in EXTRA
+    }
 
 
 def numbers_of(held: Retained) -> dict[str, Any]:

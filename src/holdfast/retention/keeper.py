@@ -79,9 +79,8 @@ class Keeper(ABC):
         self._hooks: list[tuple[StepHooks, Plan]] = []
         self._num_steps = 0
         self._snapshots: dict[nn.Parameter, Tensor] = {}
-        self._pulls: dict[
-            str, Tensor
-        ] = {}  # of the last step, by weight of a factored layer: where the next one starts
+        self._pulls: dict[str, Tensor] = {}  # of the last step, by a factored layer's weight: where the next one starts
+        self._residuals: dict[str, Tensor] = {}  # by weight of half precision: `holdfast.retention.rounding`
         self._route = Route()
         self._meter: Meter | None = None
         self._pinned: float | None = None
@@ -192,7 +191,8 @@ class Keeper(ABC):
             nats_per_unit=importance.info.nats_per_unit,
         )
         self._num_steps = 0
-        self._pulls = {}
+        self._pulls.clear()
+        self._residuals.clear()
         self._pinned = self._pull_ratio = None
         self._retained()
         return self
@@ -227,7 +227,7 @@ class Keeper(ABC):
             mechanism=self.mechanism,
             options=self._options(),
             progress=self._progress(),
-            pulls=self._pulls,
+            extra=self._extra(),
             model=unwrap(self.model),
         )
 
@@ -241,31 +241,54 @@ class Keeper(ABC):
             FileFormatError: a missing, truncated, edited or wrong-version file, or another mechanism's folder.
             ParameterMismatchError: names or shapes that do not match `model`.
         """
-        held, saved, progress, pulls = files.load(path, mechanism=cls.mechanism, anchors=cls._has_anchors)
+        held, saved, progress, extra = files.load(path, mechanism=cls.mechanism, anchors=cls._has_anchors)
         unknown = sorted(set(saved) - set(inspect.signature(cls).parameters))
         if unknown:
             raise FileFormatError(f"{path}: unknown options of {cls.mechanism}: {', '.join(unknown)}. Save it again.")
         keeper = cls(model, **{**saved, **options})
-        for content in (held.covered, held.anchors):
-            check_names(content, model, where=f"{cls.mechanism}.load({str(path)!r})")
-        devices = {name: parameter.device for name, parameter in trainable_parameters(model).items()}
-        keeper.held = files.on_devices(held, devices)
-        keeper._pulls = {name: pull.to(devices.get(name, pull.device)) for name, pull in pulls.items()}
-        keeper._go_on(progress)
+        keeper._take(held, progress, extra, where=f"{cls.mechanism}.load({str(path)!r})")
         return keeper
+
+    def restore(self, path: str | os.PathLike[str]) -> Self:
+        """Go on from what `save` wrote; the options stay those of this keeper.
+
+        Returns:
+            The keeper itself.
+
+        Raises:
+            FileFormatError: as `load`.
+            ParameterMismatchError: as `load`.
+        """
+        held, _, progress, extra = files.load(path, mechanism=self.mechanism, anchors=self._has_anchors)
+        self._take(held, progress, extra, where=f"{self.mechanism}.restore({str(path)!r})")
+        return self
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that going on to the same bits needs, for a training checkpoint: tensors, and JSON notes."""
-        tensors, notes = files.to_state(self.held, self._pulls)
+        tensors, notes = files.to_state(self.held, self._extra())
         return tensors, {**notes, "progress": self._progress()}
 
     def load_state(self, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
         """Go on from what `state` gave."""
+        where = f"{self.mechanism}.load_state"
+        held, extra = files.from_state(tensors, notes, where=where)
+        self._take(held, notes["progress"], extra, where=where)
+
+    def _take(
+        self, held: Retained, progress: Mapping[str, Any], extra: Mapping[str, Mapping[str, Tensor]], *, where: str
+    ) -> None:
+        for named in (held.covered, held.anchors):
+            check_names(named, self.model, where=where)
         devices = {name: parameter.device for name, parameter in all_parameters(self.model).items()}
-        held, pulls = files.from_state(tensors, notes, where=f"{self.mechanism}.load_state")
         self.held = files.on_devices(held, devices)
-        self._pulls = {name: pull.to(devices.get(name, pull.device)) for name, pull in pulls.items()}
-        self._go_on(notes["progress"])
+        for part, own in self._extra().items():
+            own.clear()
+            own.update({name: tensor.to(devices.get(name, tensor.device)) for name, tensor in extra[part].items()})
+        self._go_on(progress)
+
+    def _extra(self) -> dict[str, dict[str, Tensor]]:
+        """The tensors by name that beside `held` decide the steps to come."""
+        return {"pulls": self._pulls, "residuals": self._residuals}
 
     # --- what a mechanism defines
 

@@ -21,13 +21,13 @@ def bare_optimizer(optimizer: Any) -> Optimizer:
         StateError: if there is none.
     """
     inner = optimizer
-    while not isinstance(inner, Optimizer):
-        inner = getattr(inner, "optimizer", None)
-        if inner is None:
-            raise StateError(
-                f"attach: expected a torch.optim.Optimizer, found {type(optimizer).__name__}. "
-                "Pass the optimizer whose step() trains the model."
-            )
+    while (wrapped := getattr(inner, "optimizer", None)) is not None:  # accelerate's wrapper is an Optimizer itself
+        inner = wrapped
+    if not isinstance(inner, Optimizer):
+        raise StateError(
+            f"attach: expected a torch.optim.Optimizer, found {type(optimizer).__name__}. "
+            "Pass the optimizer whose step() trains the model."
+        )
     return inner
 
 

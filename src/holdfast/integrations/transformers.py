@@ -1,0 +1,129 @@
+"""A keeper in `transformers.Trainer`, and in the trainers of TRL, which derive from it.
+
+trainer = Trainer(model, args, train_dataset=data)
+HoldfastCallback(keeper).attach(trainer)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from pathlib import Path
+from typing import Any, Self
+
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from holdfast.errors import StateError
+from holdfast.retention import Keeper
+
+FOLDER = "holdfast"
+"""Where in a checkpoint the keeper is, a folder for `Keeper.load`."""
+
+
+class HoldfastCallback(TrainerCallback):
+    """Holds what `keeper` retains while a `Trainer` trains.
+
+    The keeper is attached to the torch optimizer under Accelerate's wrapper when training begins and taken off when it
+    ends. So it acts on the steps that really happen, after accumulation and clipping, and not on those that a
+    `GradScaler` skips. Into every checkpoint goes the folder `holdfast`, what `keeper.save` writes, and a resumed
+    training goes on from it. The logs of the Trainer get `predicted_rise` (EWC) and `pull_ratio`, the length of the
+    pull over that of the task's step in the last step that was measured (the keeper's `log_every`).
+
+    Args:
+        keeper: over the model that is trained, or a part of it.
+        resume_from_checkpoint: only needed where training resumes from a folder that is named neither in the
+            `TrainingArguments` nor `checkpoint-<step>` in their `output_dir`: the same folder again.
+
+    Cost: beside the keeper's own two passes over the weights each time the Trainer logs.
+    """
+
+    def __init__(self, keeper: Keeper, *, resume_from_checkpoint: str | os.PathLike[str] | None = None) -> None:
+        self.keeper = keeper
+        self._resume_from_checkpoint = resume_from_checkpoint
+
+    def attach(self, trainer: Trainer) -> Self:
+        """Join the callbacks of `trainer`, as the first, so that all that report its logs report these figures too.
+
+        Given as `Trainer(callbacks=[...])` it holds as well, but comes after what `report_to` names (TensorBoard,
+        Weights & Biases), and the figures stand in the Trainer's history and progress alone.
+        """
+        trainer.callback_handler.callbacks.insert(0, self)
+        return self
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Attach the keeper; where training resumes, as it was in the checkpoint.
+
+        Raises:
+            StateError: training resumes from a checkpoint that cannot be found.
+        """
+        self.keeper.detach()  # of an attempt with a larger batch that ran out of memory
+        if state.global_step > 0:
+            self._resume(args, state)
+        self.keeper.attach(kwargs["optimizer"])
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Leave the optimizer as it was."""
+        self.keeper.detach()
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Write the keeper into the checkpoint that was just written."""
+        if args.should_save:
+            self.keeper.save(_checkpoint(args, state) / FOLDER)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Put the keeper's figures beside the loss."""
+        if logs is None or "loss" not in logs or self.keeper.held.num_tasks == 0:
+            return
+        report = self.keeper.report()
+        figures = {"predicted_rise": report.predicted_rise, "pull_ratio": report.pull_ratio}
+        known = {name: value for name, value in figures.items() if value is not None}
+        logs.update(known)
+        state.log_history[-1].update(known)
+
+    def _resume(self, args: TrainingArguments, state: TrainerState) -> None:
+        named = [self._resume_from_checkpoint, args.resume_from_checkpoint, _checkpoint(args, state)]
+        candidates = [Path(folder) for folder in named if folder is not None]
+        found = next((folder for folder in candidates if _wrote(folder, state)), None)
+        if found is None:
+            raise StateError(
+                f"HoldfastCallback: training resumes at step {state.global_step}, and none of "
+                f"{', '.join(map(str, candidates))} is the checkpoint it resumes from. "
+                "Pass HoldfastCallback(keeper, resume_from_checkpoint=...), the folder that train() was given."
+            )
+        if (found / FOLDER).is_dir():
+            self.keeper.restore(found / FOLDER)
+        else:
+            warnings.warn(
+                f"HoldfastCallback: {found} was written without a keeper; it is held from here on what this keeper "
+                f"retains ({self.keeper.held.num_tasks} tasks).",
+                stacklevel=2,
+            )
+
+
+def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
+    assert args.output_dir is not None
+    return Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+
+
+def _wrote(folder: Path, state: TrainerState) -> bool:
+    """Whether this checkpoint is the one that `state` was read from."""
+    path = folder / TRAINER_STATE_NAME
+    if not path.is_file():
+        return False
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    same_logs = json.dumps(saved["log_history"]) == json.dumps(state.log_history)
+    return saved["global_step"] == state.global_step and same_logs
