@@ -32,10 +32,13 @@ class SentenceEncoder(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """[B, H] from [B, 1, T]; the cosine [B, 1] from [B, 2, T]."""
-        size, count = input_ids.shape[:2]
-        found = pooled(self.encoder, input_ids.flatten(0, 1), attention_mask.flatten(0, 1))
-        embeddings = F.normalize(found, dim=-1).unflatten(0, (size, count))
-        return embeddings[:, 0] if count == 1 else (embeddings[:, 0] * embeddings[:, 1]).sum(dim=-1, keepdim=True)
+        # one text after the other: flattened to one axis, what is alike for all texts has no order that could be seen
+        embeddings = [
+            F.normalize(pooled(self.encoder, ids, mask), dim=-1)
+            for ids, mask in zip(input_ids.unbind(1), attention_mask.unbind(1))
+        ]
+        return embeddings[0] if len(embeddings) == 1 else (embeddings[0] * embeddings[1]).sum(dim=-1, keepdim=True)
+
 
 
 class SentenceClassifier(nn.Module):

@@ -106,9 +106,13 @@ def fine_tune(
         data_collator=lambda found: _as_mapping(model, found),
         compute_loss_func=lambda outputs, labels, num_items_in_batch=None: _loss(model, outputs, labels, num_items_in_batch),
         optimizers=(AdamW(_groups(model, settings), lr=settings.lr, weight_decay=0.0), None),
-        callbacks=[_callback(transformers, keeper, watch)],
+        callbacks=[] if watch is None else [_teller(transformers, watch)],
     )
     trainer.remove_callback(transformers.PrinterCallback)
+    if keeper is not None:
+        from holdfast.integrations.transformers import HoldfastCallback
+
+        HoldfastCallback(keeper).attach(trainer)
     random.seed(settings.seed)
     trainer.train(resume_from_checkpoint=any(folder.glob("checkpoint-*")) or None)
     model.module.eval()
@@ -157,20 +161,12 @@ def _groups(model: LanguageModel, settings: Settings) -> list[dict[str, Any]]:
     return groups + ([{"params": head, "lr": settings.lr * settings.head_factor}] if head else [])
 
 
-def _callback(transformers: Any, keeper: EWC | WVA | None, watch: Callable[[Mapping[str, Any]], None] | None) -> Any:
-    class Held(transformers.TrainerCallback):
-        """Attaches the keeper, and tells of the logs."""
-
-        def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-            if keeper is not None:
-                keeper.attach(given["optimizer"])
-
-        def on_train_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-            if keeper is not None:
-                keeper.detach()
+def _teller(transformers: Any, watch: Callable[[Mapping[str, Any]], None]) -> Any:
+    class Teller(transformers.TrainerCallback):
+        """Hands the logs on."""
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **given: Any) -> None:
-            if watch is not None and logs and "loss" in logs:
+            if logs and "loss" in logs:
                 watch({"step": state.global_step, "steps": state.max_steps, **logs})
 
-    return Held()
+    return Teller()

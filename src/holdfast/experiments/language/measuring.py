@@ -34,7 +34,8 @@ PART = 64
 _CALIBRATED = 256
 """Examples on which the loss is seen to rise, where an importance is calibrated."""
 _WATCHED = 2**16
-"""Weights at which the two halves of the data are compared."""
+"""Weights at which the groups are compared."""
+_GROUPS = 8
 
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
@@ -45,7 +46,7 @@ class Progress:
 
     Attributes:
         num_examples: so far.
-        error: the relative error of the running estimate, see `Halves`; None before there are two parts.
+        error: the relative error of the running estimate, see `Groups`; None before there are two parts.
         agreement: correlation of the estimates from the two halves; None likewise.
         seconds: spent, before an interruption too.
     """
@@ -70,33 +71,38 @@ Watch = Callable[[Progress], None]
 
 
 @dataclass
-class Halves:
-    """Estimates from the even and the odd parts, at a sample of the weights.
+class Groups:
+    """Estimates from eight groups of parts, at a sample of the weights.
 
-    The mean of two independent estimates a, b has the variance of (a - b)/2: the relative error is |a - b| / |a + b|.
+    The mean m of K independent estimates m_k, of n_k examples each, has the variance
+    sum_k (n_k/n)^2 (m_k - m)^2 K/(K - 1); its root, over all weights, over |m| is the relative error.
     """
 
     sums: Tensor
-    counts: list[int] = field(default_factory=lambda: [0, 0])
+    counts: list[int] = field(default_factory=lambda: [0] * _GROUPS)
 
     @classmethod
-    def of(cls, totals: Mapping[str, Tensor]) -> Halves:
+    def of(cls, totals: Mapping[str, Tensor]) -> Groups:
         """Empty ones for weights like these."""
-        return cls(torch.zeros(2, len(_watched(totals))))
+        return cls(torch.zeros(_GROUPS, len(_watched(totals))))
 
-    def add(self, half: int, part: Mapping[str, Tensor], size: int) -> None:
+    def add(self, part: int, found: Mapping[str, Tensor], size: int) -> None:
         """Add what a part of so many examples gave, sums over them."""
-        self.sums[half] += _watched(part)
-        self.counts[half] += size
+        self.sums[part % _GROUPS] += _watched(found)
+        self.counts[part % _GROUPS] += size
 
     def compare(self) -> tuple[float, float] | None:
-        """Relative error and correlation; None before both halves hold something."""
-        if 0 in self.counts:
+        """Relative error, and correlation of the even groups with the odd ones; None before there are two."""
+        used = [group for group, count in enumerate(self.counts) if count]
+        if len(used) < 2:
             return None
-        a, b = (self.sums[half].double() / self.counts[half] for half in (0, 1))
-        length = float((a + b).norm())
-        correlation = float(torch.corrcoef(torch.stack([a, b]))[0, 1])
-        return (float((a - b).norm()) / length if length else 0.0), correlation
+        sums, counts = self.sums[used].double(), torch.tensor(self.counts).double()[used]
+        mean, shares = sums.sum(dim=0) / counts.sum(), counts / counts.sum()
+        deviations = (sums / counts.unsqueeze(1) - mean).norm(dim=1)
+        error = ((shares * deviations).square().sum() * len(used) / (len(used) - 1)).sqrt()
+        agreement = torch.corrcoef(torch.stack([sums[::2].sum(dim=0), sums[1::2].sum(dim=0)]))[0, 1]
+        length = float(mean.norm())
+        return (float(error) / length if length else 0.0), float(agreement)
 
 
 def _watched(tensors: Mapping[str, Tensor]) -> Tensor:
@@ -190,7 +196,7 @@ class _State:
     """Sums over the examples so far."""
 
     totals: dict[str, Tensor]
-    halves: Halves
+    groups: Groups
     seen: int = 0
     part: int = 0
     seconds: float = 0.0
@@ -199,7 +205,7 @@ class _State:
     def start(cls, names: list[str], model: LanguageModel) -> _State:
         parameters = trainable_parameters(model.base)
         totals = {name: torch.zeros_like(parameters[name], dtype=torch.float32, requires_grad=False) for name in names}
-        return cls(totals, Halves.of(totals))
+        return cls(totals, Groups.of(totals))
 
     @classmethod
     def read(cls, path: Path, key: Mapping[str, Any]) -> _State:
@@ -210,26 +216,26 @@ class _State:
                 f"{path} is of a measurement with another {', '.join(changed)}. Delete it to begin anew, or give the "
                 "same command to go on."
             )
-        halves = Halves(tensors.pop("halves"), notes["counts"])
+        groups = Groups(tensors.pop("groups"), notes["counts"])
         totals = {name.removeprefix("totals/"): tensor for name, tensor in tensors.items()}
-        return cls(totals, halves, notes["seen"], notes["part"], notes["seconds"])
+        return cls(totals, groups, notes["seen"], notes["part"], notes["seconds"])
 
     def write(self, path: Path, key: Mapping[str, Any]) -> None:
         tensors = {f"totals/{name}": tensor for name, tensor in self.totals.items()}
-        notes = {"seen": self.seen, "part": self.part, "seconds": self.seconds, "counts": self.halves.counts, "key": key}
-        write_state(path, {**tensors, "halves": self.halves.sums}, notes)
+        notes = {"seen": self.seen, "part": self.part, "seconds": self.seconds, "counts": self.groups.counts, "key": key}
+        write_state(path, {**tensors, "groups": self.groups.sums}, notes)
 
     def add(self, part: Mapping[str, Tensor], size: int) -> None:
         """Add the means over a part's examples."""
         sums = {name: value * size for name, value in part.items()}
         for name, value in sums.items():
             self.totals[name] = self.totals[name].to(value.device).add_(value)
-        self.halves.add(self.part % 2, sums, size)
+        self.groups.add(self.part, sums, size)
         self.seen += size
         self.part += 1
 
     def progress(self) -> Progress:
-        error, agreement = self.halves.compare() or (None, None)
+        error, agreement = self.groups.compare() or (None, None)
         return Progress(self.seen, error, agreement, self.seconds)
 
 
