@@ -55,13 +55,16 @@ def keeper_of(
     strength: float | None = None,
     budget: float | None = None,
 ) -> EWC | WVA:
-    """A keeper that holds what `importance` says at the model's present weights.
+    """A keeper that holds what `importance` says at the model's present weights; a new head is free.
 
     Raises:
         OptionError: a budget for WVA, or WVA without a strength.
         ParameterMismatchError: names or shapes that do not match, all of them listed.
     """
-    free = "free" if model.new_head and model.base is model.module else "error"
+    free = "error"
+    if model.new_head and model.base is model.module:
+        free, bare = "free", {f"{model.module.base_model_prefix}.{name}" for name, _ in model.module.base_model.named_parameters()}
+        importance = Importance({name: value for name, value in importance.items() if name in bare}, importance.info)
     if method == "ewc":
         return EWC(model.base, strength=strength, budget=budget, new_parameters=free).retain(importance)
     if budget is not None or strength is None:

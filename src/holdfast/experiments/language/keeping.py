@@ -9,6 +9,8 @@ from pathlib import Path
 from shutil import rmtree
 from typing import Any
 
+import torch
+
 from holdfast.errors import OptionError
 from holdfast.experiments.language.batches import Example, batches, classes_of, examples
 from holdfast.experiments.language.encoders import SentenceEncoder
@@ -127,6 +129,7 @@ def keep_and_learn(
     importance = read_importance(keep, ready)
     asked = task or task_for(ready, data)
     labels = classes_of(data.rows()) if asked == "classification" else ()
+    torch.manual_seed(settings.seed)  # of a new head
     model = load_model(name, task=asked, labels=labels, **given)
     keeper = keeper_of(model, importance, method=method, strength=strength, budget=budget)
     found = list(examples(model, data.rows(), length=length, labelled=True))

@@ -144,7 +144,7 @@ def load_model(
             if own != "causal-lm":
                 raise OptionError(f"{name} is a {made_for or 'model of an unnamed kind'}, no causal language model.")
             module = base = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-        elif asked == "classification" and "ForSequenceClassification" in made_for:
+        elif asked == "classification" and ("ForSequenceClassification" in made_for or own == "causal-lm"):
             kept = {"ignore_mismatched_sizes": True, "num_labels": len(labels)} if labels and new_head else {}
             module = base = transformers.AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype, **kept)
         else:
@@ -163,6 +163,7 @@ def load_model(
         module = _classifier(base, folder, tuple(labels) or own_labels, new_head=new_head and bool(labels))
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    base.config.pad_token_id = tokenizer.pad_token_id  # by which a causal classifier finds the last token
     _check_tokens(name, base, tokenizer)
     return LanguageModel(
         name=name,
