@@ -20,7 +20,9 @@ def elephants_command(options: ElephantsOptions) -> None:
     console = console_for(quiet=options.quiet)
     data_dir = options.data_dir or os.environ.get("HOLDFAST_DATA")
     if data_dir is None:
-        raise DataFileError("elephants: where are the texts? Give --data-dir, the parent of text/, or set HOLDFAST_DATA.")
+        raise DataFileError(
+            "elephants: where are the texts? Give --data-dir, the parent of text/, or set HOLDFAST_DATA."
+        )
     if options.story == "encoder" and options.size == "large":
         raise OptionError("elephants: encoder has no size large; expected full or quick.")
     check_matplotlib()

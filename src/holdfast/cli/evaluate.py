@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from holdfast.cli.console import console_for, say
-from holdfast.cli.options import EvaluateOptions, columns_of
+from holdfast.cli.options import EvaluateOptions, check_closed, columns_of
 from holdfast.experiments.language.batches import batches, examples
 from holdfast.experiments.language.keeping import Source, task_for
 from holdfast.experiments.language.models import load_model
@@ -13,6 +13,7 @@ from holdfast.experiments.run import usable_device
 
 def evaluate_command(options: EvaluateOptions) -> None:
     """Measure a skill, and show it."""
+    check_closed(options)
     device = usable_device(options.device)
     source = Source(options.data, columns_of(options), options.split)
     model = load_model(options.model, device=device)

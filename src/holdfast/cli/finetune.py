@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 
 from holdfast.cli.console import console_for, say, warnings_told
-from holdfast.cli.options import FinetuneOptions, columns_of
+from holdfast.cli.options import FinetuneOptions, check_closed, columns_of
 from holdfast.cli.tables import new_table
 from holdfast.errors import OptionError
 from holdfast.experiments.language.finetuning import Settings
@@ -20,6 +20,7 @@ from holdfast.experiments.run import usable_device
 
 def finetune_command(options: FinetuneOptions) -> None:
     """Fine-tune a model without losing what an importance holds, and show what was kept and learned."""
+    check_closed(options)
     if options.keep is None:
         raise OptionError("finetune: what is to be kept? Give --keep DIR, written by holdfast importance.")
     if options.method == "ewc" and options.strength is None and options.budget is None:

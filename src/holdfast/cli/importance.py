@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from holdfast.cli.console import console_for, say, warnings_told
-from holdfast.cli.options import ImportanceOptions, columns_of
+from holdfast.cli.options import ImportanceOptions, check_closed, columns_of
 from holdfast.errors import OptionError
 from holdfast.experiments.language.batches import examples
 from holdfast.experiments.language.importance_folder import write_importance
@@ -19,6 +19,7 @@ from holdfast.experiments.run import usable_device
 
 def importance_command(options: ImportanceOptions) -> None:
     """Measure what a model's skill rests on, and write it down."""
+    check_closed(options)
     if options.output is None:
         raise OptionError("importance: where to? Give -o DIR.")
     console = console_for(quiet=options.quiet)

@@ -9,11 +9,12 @@ import inspect
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, make_dataclass
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 from tyro.conf import Positional, arg
 
 from holdfast.cli.values import option
+from holdfast.errors import UnknownNameError
 from holdfast.experiments.config import RunConfig
 from holdfast.experiments.generation.config import GenerationConfig
 from holdfast.experiments.language.finetuning import HoldMethod
@@ -254,6 +255,7 @@ class AdviseOptions:
     quiet: _Quiet = False
 
 
+Dtype = Literal["float32", "bfloat16"]
 _LanguageModel = Annotated[
     Positional[str],
     arg(
@@ -275,7 +277,7 @@ _Text = option("text", tuple[str, ...], "column of the text, or the two columns 
 _Label = option("label", str, "column of the label (left out: the usual names)")
 _Split = option("split", str, "of a name of the datasets library (default: train)")
 _Length = option("length", int, "tokens of an example at most, and of a block of a causal model (default: 128)")
-_Dtype = option("dtype", Literal["float32", "bfloat16"], "of the weights (default: float32)")
+_Dtype = option("dtype", Dtype, "of the weights (default: float32)")
 
 
 @dataclass(frozen=True)
@@ -391,6 +393,15 @@ COMMANDS: dict[str, type] = {
 
 
 _POSITIONAL = {"stream", "folders", "names", "model", "data", "story"}
+
+
+def check_closed(options: ImportanceOptions | FinetuneOptions | EvaluateOptions) -> None:
+    """Raise `UnknownNameError` where a closed choice is none of its values."""
+    choices = {"kind": Kind, "method": HoldMethod, "task": Task, "dtype": Dtype}
+    for name, kind in choices.items():
+        value = getattr(options, name, None)
+        if value is not None and value not in get_args(kind):
+            raise UnknownNameError(name, value, get_args(kind))
 
 
 def columns_of(options: ImportanceOptions | FinetuneOptions | EvaluateOptions) -> Columns:

@@ -70,7 +70,8 @@ def test_what_is_held_is_kept_where_plain_fine_tuning_loses_it(place: Path, tmp_
     assert list(kept.old) == list(kept.new) == ["before", "held", "plain"]
     moved = {way: abs(kept.old[way].loss - kept.old["before"].loss) for way in ("held", "plain")}
     assert moved["held"] < moved["plain"] / 3
-    assert kept.new["held"].value > kept.new["before"].value and kept.new["held"].measure == "accuracy"
+    assert kept.new["held"].value > kept.new["before"].value
+    assert kept.new["held"].measure == "accuracy"
     assert kept.predicted_rise <= 1e-4
     assert {way for way, _ in told} == {"held", "plain"}
     assert all(("predicted_rise" in logs) == (way == "held") for way, logs in told)
@@ -92,7 +93,9 @@ def test_wva_holds_too(place: Path, tmp_path: Path):
         torch.allclose(p[importance[name] > 1e-4], now[name][importance[name] > 1e-4], atol=1e-4)
         for name, p in start.base.named_parameters()
     ]
-    assert all(pinned) and kept.old == {} and kept.measured_rise is None
+    assert all(pinned)
+    assert kept.old == {}
+    assert kept.measured_rise is None
 
 
 def test_a_causal_model_learns_on(tmp_path: Path):
@@ -130,7 +133,9 @@ def test_a_classifier_gets_new_classes_beside_what_it_keeps(tmp_path: Path):
     )
     assert kept.new["held"].measure == "accuracy"
     start, end = (dict(load_model(str(tmp_path / name)).module.named_parameters()) for name in ("classifier", "out"))
-    changed = [name for name in start if start[name].shape == end[name].shape and not torch.equal(start[name], end[name])]
+    changed = [
+        name for name in start if start[name].shape == end[name].shape and not torch.equal(start[name], end[name])
+    ]
     used = Importance.load(folder)
     assert all((used[name] == 0).any() for name in changed)  # tokens that the data never showed
     assert end["classifier.weight"].shape == (3, 16)
@@ -159,7 +164,14 @@ def test_training_goes_on_from_its_checkpoint(place: Path, tmp_path: Path):
 def test_the_card_says_what_it_is(place: Path):
     card = (place / "keep" / "README.md").read_text()
     revision = revision_of(place / "encoder")
-    for told in ("encoder (BertModel)", revision, "fisher-exact", "nats/weight^2; nats per unit: 1", "pairs.csv", "| 40 |"):
+    for told in (
+        "encoder (BertModel)",
+        revision,
+        "fisher-exact",
+        "nats/weight^2; nats per unit: 1",
+        "pairs.csv",
+        "| 40 |",
+    ):
         assert told in card
     assert "encoder.layer.*.attention.self.query.weight" in card
 
@@ -178,9 +190,13 @@ def test_the_importance_of_another_model_is_refused(place: Path, tmp_path: Path)
         assert not (tmp_path / "out").exists()
 
     refused(
-        tiny.encoder(tmp_path / "other", seed=1), ModelMismatchError, "was measured on other weights of encoder .* measure again"
+        tiny.encoder(tmp_path / "other", seed=1),
+        ModelMismatchError,
+        "was measured on other weights of encoder .* measure again",
     )
-    refused(tiny.causal(tmp_path / "causal"), ParameterMismatchError, "21 names not among the trainable parameters of GPT2")
+    refused(
+        tiny.causal(tmp_path / "causal"), ParameterMismatchError, "21 names not among the trainable parameters of GPT2"
+    )
     same = tiny.encoder(tmp_path / "same")
     tokenizer = tiny.tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": []})

@@ -60,13 +60,15 @@ def test_the_stated_error_is_the_real_one(encoder: LanguageModel, pairs: list[Ex
     assert told[0].error is None
     assert last.error is not None
     assert last.error / 2.5 < float(real) ** 0.5 < last.error * 2.5
-    assert "relative error about" in last.text and "two halves of the data agree to 0.9" in last.text
+    assert "relative error about" in last.text
+    assert "two halves of the data agree to 0.9" in last.text
 
 
 def test_it_stops_when_it_is_enough(encoder: LanguageModel, pairs: list[Example]):
     found, progress = measure(encoder, stream(pairs * 20), kind="exact", tolerance=0.3, batch_size=64)
     assert 256 <= found.info.num_examples < 4000
-    assert progress.error is not None and progress.error < 0.3
+    assert progress.error is not None
+    assert progress.error < 0.3
 
 
 class Killed(Exception):
@@ -137,14 +139,16 @@ def test_calibrated_it_is_in_nats(encoder: LanguageModel, pairs: list[Example]):
     fitted = [replace(pair, target=cosine) for pair, cosine in zip(pairs, cosines)]
     assert measure(encoder, stream(fitted), kind="mas")[0].info.nats_per_unit is None
     found, _ = measure(encoder, stream(fitted), kind="mas", calibrate=True)
-    assert found.info.nats_per_unit is not None and found.info.nats_per_unit > 0
+    assert found.info.nats_per_unit is not None
+    assert found.info.nats_per_unit > 0
 
 
 def test_a_causal_model_and_a_classifier(tmp_path: Path):
     causal = load_model(str(tiny.causal(tmp_path / "causal")))
     path = str(tiny.prose(tmp_path / "prose.txt"))
     found, _ = measure(causal, lambda: examples(causal, read_rows(path), length=16, labelled=False))
-    assert "transformer.wte.weight" in found and found.info.loss == "categorical"
+    assert "transformer.wte.weight" in found
+    assert found.info.loss == "categorical"
     classifier = load_model(str(tiny.classifier(tmp_path / "classifier")))
     found, _ = measure(classifier, lambda: examples(classifier, read_rows(path), length=16, labelled=False))
     assert found.info.num_examples == 80  # no labels are needed where they are drawn

@@ -38,13 +38,15 @@ def test_a_classifier_over_an_encoder_is_saved_with_its_head(tmp_path: Path):
     assert torch.equal(*outputs)
     assert load_model(str(tmp_path / "saved"), task="similarity").base is not None
     other = load_model(str(tmp_path / "saved"), labels=("x", "y"))
-    assert other.new_head and other.labels == ("x", "y")
+    assert other.new_head
+    assert other.labels == ("x", "y")
 
 
 def test_a_transformers_classifier_gets_a_new_head(tmp_path: Path):
     folder = tiny.classifier(tmp_path / "classifier")
     model = load_model(str(folder), task="classification", labels=("a", "b", "c"))
-    assert model.new_head and dict(model.module.named_parameters())["classifier.weight"].shape == (3, 16)
+    assert model.new_head
+    assert dict(model.module.named_parameters())["classifier.weight"].shape == (3, 16)
 
 
 def test_the_revision_is_that_of_the_weights(tmp_path: Path):

@@ -134,7 +134,9 @@ def _pieces(rows: Iterable[Row]) -> Iterator[tuple[str, bool]]:
     size = 0
     for row in rows:
         if len(row.texts) != 1:
-            raise BatchError(f"a causal language model reads single texts; found {len(row.texts)} in a row: {row.texts}")
+            raise BatchError(
+                f"a causal language model reads single texts; found {len(row.texts)} in a row: {row.texts}"
+            )
         lines.append(row.texts[0])
         size += len(row.texts[0])
         if row.ends or size >= _PIECE:
@@ -169,7 +171,7 @@ def _target(model: LanguageModel, row: Row, scale: float) -> float | int:
         return label
     shown = ", ".join(map(repr, model.labels[:5]))
     raise BatchError(
-        f"label {label!r} is none of the model's {len(model.labels)} classes ({shown}, ...). Give data with its classes."
+        f"label {label!r} is none of the model's {len(model.labels)} classes ({shown}, ...). Give data that have these."
     )
 
 

@@ -40,7 +40,6 @@ class SentenceEncoder(nn.Module):
         return embeddings[0] if len(embeddings) == 1 else (embeddings[0] * embeddings[1]).sum(dim=-1, keepdim=True)
 
 
-
 class SentenceClassifier(nn.Module):
     """A linear head on the mean of the encoder's outputs.
 

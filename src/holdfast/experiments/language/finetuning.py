@@ -63,8 +63,10 @@ def keeper_of(
     """
     free = "error"
     if model.new_head and model.base is model.module:
-        free, bare = "free", {f"{model.module.base_model_prefix}.{name}" for name, _ in model.module.base_model.named_parameters()}
-        importance = Importance({name: value for name, value in importance.items() if name in bare}, importance.info)
+        bare: Any = model.module
+        held = {f"{bare.base_model_prefix}.{name}" for name, _ in bare.base_model.named_parameters()}
+        importance = Importance({name: value for name, value in importance.items() if name in held}, importance.info)
+        free = "free"
     if method == "ewc":
         return EWC(model.base, strength=strength, budget=budget, new_parameters=free).retain(importance)
     if budget is not None or strength is None:
@@ -107,7 +109,9 @@ def fine_tune(
         args=arguments,
         train_dataset=list(data),
         data_collator=lambda found: _as_mapping(model, found),
-        compute_loss_func=lambda outputs, labels, num_items_in_batch=None: _loss(model, outputs, labels, num_items_in_batch),
+        compute_loss_func=lambda outputs, labels, num_items_in_batch=None: _loss(
+            model, outputs, labels, num_items_in_batch
+        ),
         optimizers=(AdamW(_groups(model, settings), lr=settings.lr, weight_decay=0.0), None),
         callbacks=[] if watch is None else [_teller(transformers, watch)],
     )

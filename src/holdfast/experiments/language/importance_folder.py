@@ -15,7 +15,9 @@ from holdfast.files import new_folder, write_text
 from holdfast.records import Importance, check_names
 
 
-def write_importance(path: Path, importance: Importance, model: LanguageModel, *, data: str, progress: Progress) -> None:
+def write_importance(
+    path: Path, importance: Importance, model: LanguageModel, *, data: str, progress: Progress
+) -> None:
     """Write the folder, whole or not at all.
 
     Args:
@@ -62,8 +64,8 @@ def read_importance(path: str | Path, model: LanguageModel) -> Importance:
         )
     if named["base_revision"] not in (None, model.revision):
         raise ModelMismatchError(
-            f"{path} was measured on other weights of {named['base_model']} ({_short(named['base_revision'])}) than those "
-            f"of {model.name} ({_short(model.revision)}). Fine-tune the revision it was measured on, or measure again: "
+            f"{path} was measured on other weights of {named['base_model']} ({_short(named['base_revision'])}) than "
+            f"those of {model.name} ({_short(model.revision)}). Fine-tune those it was measured on, or measure again: "
             f"holdfast importance {model.name} DATA -o {path}"
         )
     return importance

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from shutil import rmtree
 from typing import Any
@@ -36,7 +36,7 @@ class Source:
     """
 
     path: str
-    columns: Columns = Columns()
+    columns: Columns = field(default_factory=Columns)
     split: str = "train"
 
     def rows(self) -> Any:
@@ -97,7 +97,7 @@ def keep_and_learn(
     test_data: Source | None = None,
     compare: bool = False,
     length: int = 128,
-    device: str = "cpu",
+    device: str | torch.device = "cpu",
     dtype: Any = None,
     watch: Callable[[str, Mapping[str, Any]], None] | None = None,
 ) -> Kept:
@@ -205,4 +205,3 @@ def _by_length(found: Sequence[Example]) -> list[Example]:
 
 def _for(watch: Callable[[str, Mapping[str, Any]], None] | None, way: str) -> Any:
     return None if watch is None else lambda logs: watch(way, logs)
-

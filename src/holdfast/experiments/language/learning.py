@@ -88,7 +88,9 @@ def learn(
         for step in range(pace.steps):
             loss = _step(model, optimizer, next(stream))
             if not math.isfinite(loss):
-                raise NotFiniteError(f"step {step}: the loss is {loss}: training has diverged. Lower the learning rate.")
+                raise NotFiniteError(
+                    f"step {step}: the loss is {loss}: training has diverged. Lower the learning rate."
+                )
             if old is not None and every and step % every == every // 2:
                 _step(old.model, optimizer, next(old.stream))
             schedule.step()

@@ -25,7 +25,7 @@ from holdfast.importance.calibration import measured_nats_per_unit
 from holdfast.moments.calls import Call
 from holdfast.moments.state import measuring
 from holdfast.records import Importance, ImportanceInfo
-from holdfast.tensors import sum_of, trainable_parameters, unwrap
+from holdfast.tensors import trainable_parameters, unwrap
 
 Kind = Literal["sampled", "exact", "empirical", "mas", "signal"]
 
@@ -164,7 +164,9 @@ def measure(
     if model.base is not model.module:
         model.module.requires_grad_(False)  # a head is not part of what is measured
         model.base.requires_grad_(True)
-    state = _State.start(names, model) if checkpoint is None or not checkpoint.exists() else _State.read(checkpoint, key)
+    state = (
+        _State.start(names, model) if checkpoint is None or not checkpoint.exists() else _State.read(checkpoint, key)
+    )
     limit = math.inf if num_examples is None else num_examples
     stream = islice(data(), state.seen, None)
     written = start = time.monotonic()
@@ -222,7 +224,13 @@ class _State:
 
     def write(self, path: Path, key: Mapping[str, Any]) -> None:
         tensors = {f"totals/{name}": tensor for name, tensor in self.totals.items()}
-        notes = {"seen": self.seen, "part": self.part, "seconds": self.seconds, "counts": self.groups.counts, "key": key}
+        notes = {
+            "seen": self.seen,
+            "part": self.part,
+            "seconds": self.seconds,
+            "counts": self.groups.counts,
+            "key": key,
+        }
         write_state(path, {**tensors, "groups": self.groups.sums}, notes)
 
     def add(self, part: Mapping[str, Tensor], size: int) -> None:
@@ -304,4 +312,3 @@ def _nats_per_unit(model: LanguageModel, importance: Importance, sample: list[Ba
     named = Importance({model.prefix + name: value for name, value in importance.items()}, importance.info)
     with measuring(model.module):
         return measured_nats_per_unit(model.module, named, pairs, likelihood_of(model.task), seed=seed)
-

@@ -236,6 +236,6 @@ def _check_tokens(name: str, base: Any, tokenizer: Any) -> None:
     rows = base.get_input_embeddings().num_embeddings
     if largest >= rows:
         raise ModelMismatchError(
-            f"{name}: its tokenizer gives numbers up to {largest}, and the model has embeddings for 0..{rows - 1}: they "
-            "do not belong together. Put the tokenizer that the model was trained with into its folder."
+            f"{name}: its tokenizer gives numbers up to {largest}, and the model has embeddings for 0..{rows - 1}: "
+            "they do not belong together. Put the tokenizer that the model was trained with into its folder."
         )

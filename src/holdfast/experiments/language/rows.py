@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,9 @@ def read_rows(source: str, *, columns: Columns | None = None, split: str = "trai
     if path.is_file():
         return _file(path, columns)
     if path.suffix or len(path.parts) > 2:
-        raise DataFileError(f"{path}: no such file or folder. Give a file, a folder, or a name of the datasets library.")
+        raise DataFileError(
+            f"{path}: no such file or folder. Give a file, a folder, or a name of the datasets library."
+        )
     return _of_datasets(source, columns, split)
 
 
@@ -160,7 +163,9 @@ def _parquet(path: Path, columns: Columns) -> Iterator[Row]:
                 for entry in batch.to_pylist():
                     yield row_of(entry, columns, where=str(path))
     except pyarrow.ArrowInvalid as error:
-        raise DataFileError(f"{path} is no whole Parquet file ({str(error).splitlines()[0]}). Copy it again.") from error
+        raise DataFileError(
+            f"{path} is no whole Parquet file ({str(error).splitlines()[0]}). Copy it again."
+        ) from error
 
 
 def _intents(folder: Path) -> Iterator[Row]:
@@ -175,7 +180,7 @@ def _intents(folder: Path) -> Iterator[Row]:
 
 def _of_datasets(source: str, columns: Columns, split: str) -> Iterator[Row]:
     try:
-        import datasets
+        datasets = import_module("datasets")
     except ImportError as error:
         raise DataFileError(
             f"{source}: no such file or folder, and the datasets library, where it could be a name, is not installed. "
@@ -188,7 +193,9 @@ def _of_datasets(source: str, columns: Columns, split: str) -> Iterator[Row]:
         )
     except Exception as error:  # whatever a network and a foreign library can say
         told = " ".join(str(error).split())[:200]
-        raise DataFileError(f"{source}: neither a file or folder nor a data set that datasets can load: {told}") from error
+        raise DataFileError(
+            f"{source}: neither a file or folder nor a data set that datasets can load: {told}"
+        ) from error
     return (row_of(entry, columns, where=source) for entry in table)
 
 

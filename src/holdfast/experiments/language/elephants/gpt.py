@@ -30,7 +30,7 @@ from holdfast.tensors import all_parameters, copies
 
 LENGTH = 128
 """Tokens of a block, an example of every kind here."""
-_SHARES = {"train": (0.0, 0.9), "valid": (0.9, 0.95), "test": (0.95, 1.0)}
+_SHARES = {"train": (0.0, 0.9), "validation": (0.9, 0.95), "test": (0.95, 1.0)}
 _ENGLISH = ("speeches", "tinyshakespeare", "wikitext2")
 
 
@@ -60,9 +60,7 @@ class Size:
 
 
 SIZES = {
-    "full": Size(
-        192, 4, 4096, Pace(1500, 1e-3, batch_size=16), Pace(400, 5e-4, batch_size=16), 1024, 200, 8_000_000
-    ),
+    "full": Size(192, 4, 4096, Pace(1500, 1e-3, batch_size=16), Pace(400, 5e-4, batch_size=16), 1024, 200, 8_000_000),
     "quick": Size(64, 2, 512, Pace(60, 2e-3, batch_size=8), Pace(30, 1e-3, batch_size=8), 64, 16, 300_000),
     "large": Size(
         384, 8, 8192, Pace(6000, 6e-4, batch_size=64), Pace(1500, 3e-4, batch_size=64), 2048, 400, 12_000_000
@@ -85,7 +83,7 @@ class Gpt:
     data_dir: Path
     work: Path
     size: str = "full"
-    device: str = "cpu"
+    device: str | torch.device = "cpu"
 
     @property
     def sizes(self) -> Size:
@@ -100,14 +98,11 @@ class Gpt:
             raise DataFileError(f"{self.data_dir / 'text'}: none of {', '.join(_ENGLISH)}. Name another --data-dir.")
         texts = [file.read_text(encoding="utf-8") for file in files]
         share = min(1.0, self.sizes.characters / sum(map(len, texts)))
-        return {
-            part: "".join(text[int(share * low * len(text)) : int(share * high * len(text))] for text in texts)
-            for part, (low, high) in _SHARES.items()
-        }
+        return _parts([text[: int(share * len(text))] for text in texts])
 
     @cached_property
     def python(self) -> dict[str, str]:
-        """The standard library's own source, whole files to a part, in an order that their names decide."""
+        """The standard library's own source, by part; its files in an order that their names decide."""
         root = Path(sysconfig.get_paths()["stdlib"])
         files = [file for file in root.rglob("*.py") if not {"site-packages", "test", "tests"} & set(file.parts)]
         files.sort(key=lambda file: hashlib.sha256(str(file.relative_to(root)).encode()).digest())
@@ -117,8 +112,7 @@ class Gpt:
             size += len(texts[-1])
             if size > self.sizes.characters:
                 break
-        places = {part: (int(low * len(texts)), int(high * len(texts))) for part, (low, high) in _SHARES.items()}
-        return {part: "".join(texts[low:high]) for part, (low, high) in places.items()}
+        return _parts(["".join(texts)[: self.sizes.characters]])
 
     @cached_property
     def ready(self) -> LanguageModel:
@@ -135,17 +129,22 @@ class Gpt:
         folder = self.work / f"importance-gpt-{self.size}"
         if folder.exists():
             return Importance.load(existing_folder(folder)).to(self.device)
-        blocks = _spread(self.blocks("english", "train"), self.sizes.measured)
+        blocks = _spread(self.blocks["english", "train"], self.sizes.measured)
         found, _ = measure(
             self.ready, lambda: iter(blocks), watch=lambda progress: watch(f"importance: {progress.text}")
         )
         found.save(folder)
         return found
 
-    def blocks(self, language: str, part: str) -> list[Example]:
-        """Blocks of tokens of "english" or "python"."""
-        text = (self.english if language == "english" else self.python)[part]
-        return list(examples(self.ready, [Row((text,))], length=LENGTH, labelled=False))
+    @cached_property
+    def blocks(self) -> dict[tuple[str, str], list[Example]]:
+        """Blocks of tokens, by language and part."""
+        texts = {"english": self.english, "python": self.python}
+        return {
+            (language, part): list(examples(self.ready, [Row((text,))], length=LENGTH, labelled=False))
+            for language, parts in texts.items()
+            for part, text in parts.items()
+        }
 
     def do(self, trial: Trial, watch: Watch) -> Found:
         """Carry a trial out."""
@@ -157,11 +156,9 @@ class Gpt:
         before = self._perplexities(ready)
         torch.manual_seed(trial.seed)
         pace = self.sizes.python
-        stream = shuffled(model, self.blocks("python", "train"), size=pace.batch_size, seed=trial.seed)
-        old = shuffled(model, self.blocks("english", "train"), size=pace.batch_size, seed=trial.seed)
-        start = Start(
-            model, ((importance, copies(all_parameters(bare))),), lambda share: Old(model, old, share)
-        )
+        stream = shuffled(model, self.blocks["python", "train"], size=pace.batch_size, seed=trial.seed)
+        old = shuffled(model, self.blocks["english", "train"], size=pace.batch_size, seed=trial.seed)
+        start = Start(model, ((importance, copies(all_parameters(bare))),), lambda share: Old(model, old, share))
         learned = learn_with(
             trial.method,
             trial.setting,
@@ -172,22 +169,25 @@ class Gpt:
         )
         after = self._perplexities(model)
         watch(
-            f"{trial.name}: English {before['english']['test']['value']:.2f} -> {after['english']['test']['value']:.2f}, "
+            f"{trial.name}: English {before['english']['test']['value']:.2f} -> "
+            f"{after['english']['test']['value']:.2f}, "
             f"Python {before['python']['test']['value']:.2f} -> {after['python']['test']['value']:.2f}"
         )
         return {
             "before": before,
             "after": after,
             "predicted_rise": learned.predicted_rise,
-            "measured_rise": after["english"]["valid"]["loss"] - before["english"]["valid"]["loss"],
+            "measured_rise": after["english"]["validation"]["loss"] - before["english"]["validation"]["loss"],
             "seconds": round(time.monotonic() - begin, 1),
         }
 
     def _perplexities(self, model: LanguageModel) -> dict[str, dict[str, Any]]:
         return {
             language: {
-                part: asdict(evaluate(model, batches(model, _spread(self.blocks(language, part), self.sizes.evaluated), 32)))
-                for part in ("valid", "test")
+                part: asdict(
+                    evaluate(model, batches(model, _spread(self.blocks[language, part], self.sizes.evaluated), 32))
+                )
+                for part in ("validation", "test")
             }
             for language in ("english", "python")
         }
@@ -220,8 +220,11 @@ class Gpt:
 
         bare = ByteLevelBPETokenizer()
         some = self.sizes.characters // 4
-        texts = (text[start : start + 2**16] for text in (self.english["train"], self.python["train"])
-                 for start in range(0, min(len(text), some), 2**16))
+        texts = (
+            text[start : start + 2**16]
+            for text in (self.english["train"], self.python["train"])
+            for start in range(0, min(len(text), some), 2**16)
+        )
         bare.train_from_iterator(
             texts, vocab_size=self.sizes.vocabulary, special_tokens=["<|endoftext|>"], show_progress=False
         )
@@ -230,10 +233,16 @@ class Gpt:
         )
 
 
+def _parts(texts: Sequence[str]) -> dict[str, str]:
+    """Every text cut into training, validation and test data."""
+    return {
+        part: "".join(text[int(low * len(text)) : int(high * len(text))] for text in texts)
+        for part, (low, high) in _SHARES.items()
+    }
+
+
 def _spread(blocks: Sequence[Example], count: int) -> list[Example]:
     """So many blocks, evenly spread, whole ones."""
     whole = [block for block in blocks if len(block.tokens[0]) == LENGTH]
     stride = max(1, len(whole) // count)
     return list(whole[::stride])[:count]
-
-

@@ -117,7 +117,9 @@ def predicted_rise(held: tuple[tuple[Importance, Mapping[str, Tensor]], ...], mo
         return None
     importance, anchors = held[0]
     now = all_parameters(model.base)
-    rise = sum(float((omega * (now[name].detach() - anchors[name]).square()).sum()) for name, omega in importance.items())
+    rise = sum(
+        float((omega * (now[name].detach() - anchors[name]).square()).sum()) for name, omega in importance.items()
+    )
     return 0.5 * rise * (importance.info.nats_per_unit or 1.0)
 
 
@@ -157,5 +159,3 @@ def _learn_adapters(model: LanguageModel, stream: Any, pace: Pace, watch: Any) -
             parent, _, own = name.rpartition(".")
             setattr(bare.get_submodule(parent), own, layer.get_base_layer())
     bare.requires_grad_(True)
-
-

@@ -61,12 +61,16 @@ def conclusions(answer: Answer) -> list[str]:
         found = answer.reported(method)
         lost = estimate([kept_share(answer.story, one, base) for one, base in zip(found, plain)])
         new = estimate([_new_share(answer.story, one, base) for one, base in zip(found, plain)])
-        ratios = [one.get("predicted_rise", 0.0) or 0.0 for one in found] if answer.story == "gpt" else [
-            one["after"][0]["predicted_rise"] or 0.0 for one in found
-        ]
-        measured = [one["measured_rise"] for one in found] if answer.story == "gpt" else [
-            one["after"][0]["measured_rise"] for one in found
-        ]
+        ratios = (
+            [one.get("predicted_rise", 0.0) or 0.0 for one in found]
+            if answer.story == "gpt"
+            else [one["after"][0]["predicted_rise"] or 0.0 for one in found]
+        )
+        measured = (
+            [one["measured_rise"] for one in found]
+            if answer.story == "gpt"
+            else [one["after"][0]["measured_rise"] for one in found]
+        )
         what = "accuracy gained" if answer.story == "encoder" else "new perplexity"
         told.append(
             f"- {METHODS[method].label}: {lost.text(scale=100)}% of plain's loss of the old skill, {what} "
@@ -106,9 +110,13 @@ def draw(answer: Answer, path: Path) -> Path:
         axes.invert_yaxis()
     axes.grid(color=GRID, linewidth=0.8, which="both")
     bare(axes, ("left", "bottom"))
-    across, up = ("accuracy on BANKING77", "Spearman on STS-B") if answer.story == "encoder" else (
-        "perplexity of Python",
-        "perplexity of English",
+    across, up = (
+        ("accuracy on BANKING77", "Spearman on STS-B")
+        if answer.story == "encoder"
+        else (
+            "perplexity of Python",
+            "perplexity of English",
+        )
     )
     axes.set_xlabel(across, fontsize=FONT, color=INK)
     axes.set_ylabel(up, fontsize=FONT, color=INK)

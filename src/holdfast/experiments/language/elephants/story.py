@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from holdfast.errors import UnknownNameError
 from holdfast.experiments.language.elephants.encoder import Encoder
 from holdfast.experiments.language.elephants.gpt import Gpt
@@ -17,7 +19,7 @@ from holdfast.experiments.tables import Estimate
 TUNING_SEED = 9
 
 NEEDED = {"encoder": 0.97, "gpt": 1.05}
-"""A setting will do when it has so much of plain's gain of accuracy, or at most so much more than plain's perplexity."""
+"""A setting will do with so much of plain's gain of accuracy, or with at most so many times plain's perplexity."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ def carry_out(
     size: str = "full",
     seeds: Sequence[int] = (0, 1, 2),
     methods: Sequence[str] | None = None,
-    device: str = "cpu",
+    device: str | torch.device = "cpu",
     watch: Watch = lambda _: None,
 ) -> Answer:
     """Do what is missing of a story.
@@ -118,12 +120,10 @@ def old_and_new(story: str, found: Found, part: str) -> tuple[float, float]:
         part: "validation" or "test".
     """
     if story == "encoder":
-        old, new = ("dev", "valid") if part == "validation" else ("test", "test")
         step = found["after"][0]
-        return step["similarity"][old]["value"], step["accuracy"][0][new]["value"]
-    name = "valid" if part == "validation" else "test"
+        return step["similarity"][part]["value"], step["accuracy"][0][part]["value"]
     after = found["after"]
-    return -math.log(after["english"][name]["value"]), -math.log(after["python"][name]["value"])
+    return -math.log(after["english"][part]["value"]), -math.log(after["python"][part]["value"])
 
 
 def _learns_enough(story: str, found: Found, plain: Found) -> bool:
@@ -147,9 +147,5 @@ def kept_share(story: str, found: Found, plain: Found, part: str = "test") -> fl
 
 def _lost(story: str, found: Found, part: str) -> float:
     if story == "encoder":
-        name = "dev" if part == "validation" else "test"
-        return found["before"][name]["value"] - found["after"][0]["similarity"][name]["value"]
-    name = "valid" if part == "validation" else "test"
-    return found["after"]["english"][name]["value"] - found["before"]["english"][name]["value"]
-
-
+        return found["before"][part]["value"] - found["after"][0]["similarity"][part]["value"]
+    return found["after"]["english"][part]["value"] - found["before"]["english"][part]["value"]
