@@ -46,6 +46,7 @@ def finetune_command(options: FinetuneOptions) -> None:
                 accumulate=options.accumulate,
                 seed=options.seed,
                 save_every=options.save_every,
+                checkpointing=options.checkpointing,
             ),
             method=options.method,
             strength=options.strength,

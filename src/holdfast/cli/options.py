@@ -329,6 +329,9 @@ class FinetuneOptions:
     batch_size: option("batch_size", int, "examples a batch (default: 16)") = 16
     accumulate: option("accumulate", int, "batches that make one step together (default: 1)") = 1
     save_every: option("save_every", int, "steps between checkpoints, from which the same command goes on") = None
+    checkpointing: Annotated[
+        bool, arg(help="compute activations again in the backward pass, for less memory", help_behavior_hint="")
+    ] = False
     task: _Task = None
     text: _Text = ()
     label: _Label = None

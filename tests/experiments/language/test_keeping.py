@@ -161,6 +161,13 @@ def test_training_goes_on_from_its_checkpoint(place: Path, tmp_path: Path):
     assert revision_of(tmp_path / "out") == revision_of(tmp_path / "whole")
 
 
+def test_activations_computed_again_change_nothing(place: Path, tmp_path: Path):
+    for name, again in (("kept", False), ("again", True)):
+        learn(place, tmp_path / name, strength=10.0, settings=replace(SETTINGS, checkpointing=again))
+    one, two = (load_model(str(tmp_path / name)).base.state_dict() for name in ("kept", "again"))
+    assert all(torch.allclose(one[name], two[name], atol=1e-6) for name in one)
+
+
 def test_the_card_says_what_it_is(place: Path):
     card = (place / "keep" / "README.md").read_text()
     revision = revision_of(place / "encoder")

@@ -35,6 +35,7 @@ class Settings:
         accumulate: batches that make one step together.
         seed: of the order, of dropout and of a new head.
         save_every: steps between checkpoints, from which the same command goes on; None: no checkpoints.
+        checkpointing: of activations, which are computed again in the backward pass: less memory, a third more time.
     """
 
     epochs: float = 1.0
@@ -45,6 +46,7 @@ class Settings:
     accumulate: int = 1
     seed: int = 0
     save_every: int | None = None
+    checkpointing: bool = False
 
 
 def keeper_of(
@@ -100,6 +102,9 @@ def fine_tune(
     if not data:
         raise EmptyDataError("finetune: the data held no example.")
     transformers = transformers_library()
+    if settings.checkpointing:
+        bare: Any = model.base
+        getattr(bare, "activation_checkpointing_enable", bare.gradient_checkpointing_enable)()  # its older name
     try:
         arguments = _arguments(transformers, settings, folder, cpu=next(model.module.parameters()).device.type == "cpu")
     except ImportError as error:

@@ -10,6 +10,7 @@ from shutil import rmtree
 from typing import Any
 
 import torch
+from torch import nn
 
 from holdfast.errors import OptionError
 from holdfast.experiments.language.batches import Example, batches, classes_of, examples
@@ -129,9 +130,13 @@ def keep_and_learn(
     importance = read_importance(keep, ready)
     asked = task or task_for(ready, data)
     labels = classes_of(data.rows()) if asked == "classification" else ()
-    torch.manual_seed(settings.seed)  # of a new head
-    model = load_model(name, task=asked, labels=labels, **given)
+    model = ready
+    if asked != ready.task or labels != ready.labels:
+        ready = replace(ready, module=nn.Identity(), base=nn.Identity())  # one model in memory is enough
+        torch.manual_seed(settings.seed)  # of a new head
+        model = load_model(name, task=asked, labels=labels, **given)
     keeper = keeper_of(model, importance, method=method, strength=strength, budget=budget)
+    del importance
     found = list(examples(model, data.rows(), length=length, labelled=True))
     if test_data is None:
         tested = found[_HELD_OUT - 1 :: _HELD_OUT]

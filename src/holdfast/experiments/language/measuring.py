@@ -87,8 +87,8 @@ class Groups:
         return cls(torch.zeros(_GROUPS, len(_watched(totals))))
 
     def add(self, part: int, found: Mapping[str, Tensor], size: int) -> None:
-        """Add what a part of so many examples gave, sums over them."""
-        self.sums[part % _GROUPS] += _watched(found)
+        """Add what a part of so many examples gave, means over them."""
+        self.sums[part % _GROUPS] += size * _watched(found)
         self.counts[part % _GROUPS] += size
 
     def compare(self) -> tuple[float, float] | None:
@@ -155,7 +155,7 @@ def measure(
         OptionError: MAS of single sentences, whose embeddings all have length one.
         RunMismatchError: the checkpoint is of another measurement.
 
-    Cost: memory for two float32 copies of the weights beside the model.
+    Cost: a float32 copy of the weights on the model's device, and one for the running sums in the computer's memory.
     """
     if num_examples is not None and num_examples < 1:
         raise OptionError(f"importance: --examples is {num_examples}; expected a whole number >= 1.")
@@ -206,7 +206,7 @@ class _State:
     @classmethod
     def start(cls, names: list[str], model: LanguageModel) -> _State:
         parameters = trainable_parameters(model.base)
-        totals = {name: torch.zeros_like(parameters[name], dtype=torch.float32, requires_grad=False) for name in names}
+        totals = {name: torch.zeros(parameters[name].shape) for name in names}
         return cls(totals, Groups.of(totals))
 
     @classmethod
@@ -235,10 +235,9 @@ class _State:
 
     def add(self, part: Mapping[str, Tensor], size: int) -> None:
         """Add the means over a part's examples."""
-        sums = {name: value * size for name, value in part.items()}
-        for name, value in sums.items():
-            self.totals[name] = self.totals[name].to(value.device).add_(value)
-        self.groups.add(self.part, sums, size)
+        for name, value in part.items():
+            self.totals[name].add_(value.cpu(), alpha=size)
+        self.groups.add(self.part, part, size)
         self.seen += size
         self.part += 1
 
@@ -297,7 +296,7 @@ def _importance(model: LanguageModel, state: _State, kind: Kind, seed: int) -> I
         nats_per_unit=1.0 if is_fisher else None,
         details={"seed": seed} if kind == "sampled" else {},
     )
-    return Importance({name: total / state.seen for name, total in state.totals.items()}, info)
+    return Importance({name: total.div_(state.seen) for name, total in state.totals.items()}, info)
 
 
 def _first_batches(model: LanguageModel, data: Callable[[], Iterator[Example]]) -> list[Batch]:
