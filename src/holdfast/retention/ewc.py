@@ -64,24 +64,37 @@ class EWC(Keeper):
             (after clipping, and it diverges where lr * strength * Omega > 2); or "penalty": add `penalty()` to the
             loss yourself.
         every: the implicit pull comes at every so many steps, as hard as at each of them together: the same fixed point
-            and stability, for less time where Kronecker factors make it dear. Between pulls the weights move freely;
-            the last pull of a task should be at its end, so let it divide the number of steps.
+            and stability, for less time where Kronecker factors make it dear, or where what is held is not at hand.
+            Between pulls the weights move freely, and so end elsewhere by a little (measured:
+            docs/results/benchmarks/holding.md); the last pull of a task should be at its end, so let it divide the
+            number of steps.
         metric: for optimizers other than SGD, Adam and AdamW: a function of (group, parameter, state) that gives
             M, a number or tensor. Without it 1/lr is taken, with a warning.
         accumulate: "sum", "mean", "max", "per_task" (one anchor a task, collapsed exactly) or `Decayed(gamma)`.
         weighting: "task", or "examples": each importance times its number of examples over that of the first.
         new_parameters: "error" or "free", for trainable parameters that no importance covers, such as a grown head.
+        importance_dtype: "float32", "bfloat16" or "int8": the form importances are held in, each with its stated error
+            (`holdfast.memory.forms`).
+        anchor_dtype: "float32" (as the weights are, exact), "bfloat16" or "int16", likewise for anchors. A rounded
+            anchor holds its weight to a place beside the one it was learned at, with "int16" a hundredth as far away
+            as with "bfloat16"; weights that are bfloat16 themselves are exact in either of the first two.
+        anchors: a safetensors checkpoint of today's weights (a file, an index of shards, or a folder with one): anchors
+            are read from it slice by slice and take no memory. `retain` checks that it holds them; for a later task
+            save the weights again and set `keeper.anchors`. The file must stay as it is.
+        offload: "cpu" keeps importances and anchors in the host's memory (pinned) when the model is on an accelerator,
+            and brings them over block by block in each step; with `every=k`, in one step of k.
         log_every: every so many steps the pull is measured and a line logged at INFO (logger "holdfast"); 0: never.
 
     Raises:
         OptionError: an option out of its range, or both strength and budget.
 
-    Cost: memory of one copy of the weights and one of the importance, however many tasks, and 2 MB to work in;
-    each step three passes over the weights under SGD and five under Adam, block by block, or one kernel a tensor on
-    CUDA where Triton is at hand. Under a budget a step within the ellipsoid costs three passes, and finding the
-    multiplier of one that leaves it about two evaluations of ten passes. A layer held by
-    Kronecker factors, n inputs and m outputs, has n^2 + m^2 + m n numbers in memory beside its anchor, and a step costs
-    4 m n (m + n) operations: 6 plain steps of an MLP 784-300-150-10 at batch 100.
+    Cost: memory of one copy of the weights and one of the importance, however many tasks, or of what their forms take
+    (`pull="penalty"` and "gradient" read a form back whole), and 2 MB to work in; each step three passes over the
+    weights under SGD and five under Adam, block by block, or one kernel a tensor on CUDA where Triton is at hand. Under
+    a budget a step within the ellipsoid costs three passes, and finding the multiplier of one that leaves it about two
+    evaluations of ten passes. A layer held by Kronecker factors, n inputs and m outputs, has n^2 + m^2 + m n numbers in
+    memory beside its anchor, all in full, and a step costs 4 m n (m + n) operations: 6 plain steps of an MLP
+    784-300-150-10 at batch 100.
 
     Source: Kirkpatrick et al. 2017 (PNAS 114), with the anchors of "sum" as in Huszar's note (2018) and online
     EWC's decay after Schwarz et al. 2018. The implicit pull, the optimizer's metric and the budget are our own.

@@ -41,12 +41,17 @@ class WVA(Keeper):
         accumulate: "sum", "mean", "max" or `Decayed(gamma)`.
         weighting: "task", or "examples": each importance times its number of examples over that of the first.
         new_parameters: "error" or "free", for trainable parameters that no importance covers, such as a grown head.
+        importance_dtype: "float32", "bfloat16" or "int8": the form importances are held in, each with its stated error
+            (`holdfast.memory.forms`).
+        offload: "cpu" keeps importances in the host's memory (pinned) when the model is on an accelerator, and brings
+            them over block by block in each step.
         log_every: every so many steps the pull is measured and a line logged at INFO (logger "holdfast"); 0: never.
 
     Raises:
         OptionError: an option out of its range.
 
-    Cost: memory of one copy of the importance, however many tasks, and 2 MB to work in; each step three
+    Cost: memory of one copy of the importance, however many tasks, or of what its form takes, and 2 MB to work in; each
+    step three
     passes over the weights under SGD, five under Adam and eight under AdamW with weight decay, block by block, or one
     kernel a tensor on CUDA where Triton is at hand.
 
