@@ -9,15 +9,16 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from holdfast.errors import OptionError, ParameterMismatchError
-from holdfast.memory import Accumulate, Forms, ImportanceForm, Weighting
-from holdfast.memory.stored import side_by_side
+from holdfast.memory import Accumulate, ImportanceForm, Weighting
 from holdfast.records import check_shapes
 from holdfast.retention.files import accumulate_to_json
 from holdfast.retention.force import Attenuation, relative_force, relative_share
 from holdfast.retention.keeper import Keeper, NewParameters
+from holdfast.retention.options import chosen_forms
 from holdfast.retention.plan import Plan
+from holdfast.retention.rise import weights_rise
 from holdfast.steps import update_rule
-from holdfast.tensors import TensorMap, all_parameters, sum_of
+from holdfast.tensors import TensorMap, all_parameters
 
 
 class WVA(Keeper):
@@ -81,10 +82,9 @@ class WVA(Keeper):
             accumulate=accumulate,
             weighting=weighting,
             new_parameters=new_parameters,
-            forms=Forms(importance_dtype, offload=offload == "cpu"),
+            forms=chosen_forms("WVA", importance=importance_dtype, offload=offload),
             log_every=log_every,
         )
-        self._check(offload in (None, "cpu"), "offload", offload, '"cpu" or None')
         self._check(strength is not None, "strength", strength, "a number from 0 to infinity")
         self._check(
             attenuation in ("hyperbolic", "exponential"), "attenuation", attenuation, '"hyperbolic" or "exponential"'
@@ -117,12 +117,7 @@ class WVA(Keeper):
             )
         remedy = "Give the weights of this model."
         check_shapes({name: reference[name] for name in held}, self.model, where="WVA.predicted_rise", remedy=remedy)
-        rise = 0.5 * sum_of(
-            (importance * (part - there).float().square()).sum()
-            for name, weight in all_parameters(self.model).items()
-            if name in held
-            for part, importance, there in side_by_side(weight, held[name], reference[name])
-        )
+        rise = weights_rise(all_parameters(self.model), held, reference)
         return rise * (1.0 if self.held.nats_per_unit is None else self.held.nats_per_unit)
 
     def _needs_increments(self) -> bool:
