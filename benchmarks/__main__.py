@@ -16,11 +16,11 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import importance, loop, step, sweep
+from benchmarks import holding, importance, loop, step, sweep
 from benchmarks.tables import content_of, keep, markdown
 from benchmarks.workloads import WORKLOADS
 
-BENCHMARKS = {"loop": loop, "importance": importance, "step": step, "sweep": sweep}
+BENCHMARKS = {"loop": loop, "importance": importance, "step": step, "holding": holding, "sweep": sweep}
 RESULTS = Path(__file__).parents[1] / "docs" / "results" / "benchmarks"
 
 

@@ -34,15 +34,24 @@ def measurable() -> bool:
 
 def peak(call: Callable[[], object], *, warmup: Callable[[], object]) -> float:
     """MB in use during the call at most, over what is in use before it; changes this process' allocator for good."""
-    library = ctypes.CDLL(None)
-    library.mallopt(_M_MMAP_THRESHOLD, _BLOCK)
+    give_back_at_once()
     warmup()
-    gc.collect()
-    library.malloc_trim(0)
+    before = in_use()
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    before = _status("VmRSS")
     call()
-    return (_status("VmHWM") - before) / MB
+    return _status("VmHWM") / MB - before
+
+
+def give_back_at_once() -> None:
+    """Let this process' allocator, for good, take large blocks from the kernel one by one and give them back."""
+    ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _BLOCK)
+
+
+def in_use() -> float:
+    """MB that this process has now, when what is free has been given back."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    return _status("VmRSS") / MB
 
 
 def in_fresh_process(function: Callable[..., T], *args: object, preload: list[str]) -> T:

@@ -193,11 +193,32 @@ def chunks(tensors: Sequence[Tensor], *, limit: int = CHUNK_BYTES) -> Iterator[s
 
 def sum_of(values: Iterable[Tensor]) -> float:
     """The sum of zero-dimensional tensors, possibly on several devices, as a float (one wait for each device)."""
-    by_device: dict[torch.device, Tensor] = {}
-    for value in values:
-        value = value.to(torch.float64) if value.device.type != "mps" else value
-        by_device[value.device] = by_device[value.device] + value if value.device in by_device else value
-    return float(sum(total.item() for total in by_device.values()))
+    total = Total()
+    total.add(values)
+    return total.read()
+
+
+class Total:
+    """A sum of zero-dimensional tensors that grows, possibly on several devices."""
+
+    def __init__(self) -> None:
+        self._by_device: dict[torch.device, Tensor] = {}
+
+    def add(self, values: Iterable[Tensor]) -> None:
+        """Count these, without waiting for them."""
+        totals = self._by_device
+        for value in values:
+            value = value.to(torch.float64) if value.device.type != "mps" else value
+            totals[value.device] = totals[value.device] + value if value.device in totals else value
+
+    def read(self) -> float:
+        """What they come to (one wait for each device)."""
+        return float(sum(total.item() for total in self.terms))
+
+    @property
+    def terms(self) -> list[Tensor]:
+        """One for each device."""
+        return list(self._by_device.values())
 
 
 def ranks(values: Tensor) -> Tensor:

@@ -102,11 +102,11 @@ def test_strength_zero_is_the_bare_optimizer_to_the_bit(form, optimizer, today):
 @every_form
 def test_it_trains_as_in_float32_within_the_bound(form, optimizer, today):
     small, exact = (held_run(form, optimizer, 1.0, today, plain=plain)[0] for plain in (False, True))
-    free = held_run(form, optimizer, 0.0, today)[0]
+    free, ends = weights_of(held_run(form, optimizer, 0.0, today)[0].model), weights_of(small.model)
     moved = apart = 0.0
-    for name, weight in exact.model.named_parameters():
-        moved += float((weight.detach() - free.model.get_parameter(name)).square().sum())
-        apart += float((weight.detach() - small.model.get_parameter(name)).square().sum())
+    for name, weight in weights_of(exact.model).items():
+        moved += float((weight - free[name]).square().sum())
+        apart += float((weight - ends[name]).square().sum())
     # importances are off by a sixteenth, anchors by little: so is the pull
     assert 0 < apart <= (0.1**2) * moved
     if isinstance(small, EWC):

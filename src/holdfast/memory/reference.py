@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -135,13 +135,12 @@ class Reference:
         """Of memory: none."""
         return 0
 
-    def pieces(self, size: int) -> list[Reference]:
+    def pieces(self, size: int) -> Iterator[Reference]:
         """Successive pieces of so many entries."""
         total, width = self.shape.numel(), self.dtype.itemsize
-        return [
-            replace(self, shape=torch.Size([min(size, total - first)]), start=self.start + first * width)
-            for first in range(0, total, size)
-        ]
+        for first in range(0, total, size):
+            shape = torch.Size([min(size, total - first)])
+            yield replace(self, shape=shape, start=self.start + first * width)
 
     def read(self, out: Tensor) -> Tensor:
         """The entries into `out`."""
@@ -269,9 +268,8 @@ def references_from(content: Any, path: str | os.PathLike[str] | None, *, where:
 
 def _num_other(reference: Reference, weight: Tensor) -> int:
     """In how many entries a weight differs from what the checkpoint makes of it."""
-    dtype, device = weight.dtype, weight.device
-    parts = zip(weight.detach().reshape(-1).split(PIECE), reference.pieces(PIECE), strict=True)
-    return sum(int((part != read(piece, dtype=dtype, device=device)).sum()) for part, piece in parts)
+    columns = weight.detach().reshape(-1).split(PIECE), reference.pieces(PIECE)
+    return sum(int((part != read(piece, dtype=part.dtype, device=part.device)).sum()) for part, piece in zip(*columns))
 
 
 def _ends(name: str) -> list[str]:

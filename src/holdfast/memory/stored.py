@@ -10,7 +10,7 @@ ever decoded at once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol, TypeGuard
@@ -43,7 +43,7 @@ class Stored(Protocol):
         """Of memory."""
         ...
 
-    def pieces(self, size: int) -> Sequence[Stored]:
+    def pieces(self, size: int) -> Iterator[Stored]:
         """Successive pieces of the flattened entries."""
         ...
 
@@ -94,10 +94,9 @@ class Blocks:
         """Of memory."""
         return self.codes.nbytes + self.exponents.nbytes
 
-    def pieces(self, size: int) -> list[Blocks]:
+    def pieces(self, size: int) -> Iterator[Blocks]:
         """Successive pieces of so many entries, a multiple of 256: views of this one."""
-        exponents = self.exponents.split(size // codes.BLOCK)
-        return [Blocks(*pair) for pair in zip(self.codes.reshape(-1).split(size), exponents, strict=True)]
+        return map(Blocks, _slices(self.codes, size), _slices(self.exponents, size // codes.BLOCK))
 
     def read(self, out: Tensor) -> Tensor:
         """The entries into `out`; decoded there, so that it is the codes that travel."""
@@ -114,9 +113,12 @@ class Blocks:
         return Blocks(self.codes.to(device), self.exponents.to(device))
 
 
-def pieces(held: Held, size: int) -> Sequence[Held]:
-    """Successive pieces of the flattened entries, each of `size` (a multiple of 256) but the last."""
-    return held.reshape(-1).split(size) if isinstance(held, Tensor) else held.pieces(size)
+def pieces(held: Held, size: int) -> Iterator[Held]:
+    """Successive pieces of the flattened entries, each of `size` (a multiple of 256) but the last.
+
+    Made as they are asked for: those of a large model at once would be megabytes of views.
+    """
+    return _slices(held, size) if isinstance(held, Tensor) else held.pieces(size)
 
 
 def is_ready(held: Held, *, dtype: torch.dtype, device: torch.device) -> TypeGuard[Tensor]:
@@ -145,7 +147,9 @@ def read(held: Held, *, dtype: torch.dtype, device: torch.device, out: Tensor | 
 
 def side_by_side(weight: Tensor, importance: Held, anchor: Held) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """A weight, its importance in float32 and its anchor in the weight's dtype, piece after piece on its device."""
-    columns = weight.reshape(-1).split(PIECE), pieces(importance, PIECE), pieces(anchor, PIECE)
+    dense = isinstance(importance, Tensor) and isinstance(anchor, Tensor)
+    size = PIECE if dense else PIECE // 16  # a row to read into has to be small beside what is saved by the form
+    columns = weight.reshape(-1).split(size), pieces(importance, size), pieces(anchor, size)
     for part, omega, end in zip(*columns, strict=True):
         read_there = partial(read, device=weight.device)
         yield part, read_there(omega, dtype=torch.float32), read_there(end, dtype=weight.dtype)
@@ -155,7 +159,7 @@ def num_positive(held: Held) -> Tensor:
     """How many entries of an importance are above zero."""
     counted = held.codes if isinstance(held, Blocks) else held
     assert isinstance(counted, Tensor)
-    return (counted > 0).sum()
+    return torch.count_nonzero(counted)
 
 
 def shapes_of_held(held: HeldMap) -> dict[str, Tensor]:
@@ -194,6 +198,11 @@ def from_tensors(tensors: Mapping[str, Tensor], exponents: Mapping[str, Tensor],
             "their blocks of 256 are missing or damaged. Save the keeper again."
         )
     return found
+
+
+def _slices(tensor: Tensor, size: int) -> Iterator[Tensor]:
+    flat = tensor.reshape(-1)
+    return (flat[start : start + size] for start in range(0, len(flat), size))
 
 
 def _moved(tensor: Tensor, device: torch.device) -> Tensor:

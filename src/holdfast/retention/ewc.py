@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, Self
 from weakref import WeakKeyDictionary
@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from holdfast.errors import OptionError, StateError
-from holdfast.factored import FactoredImportance, layer_matrix
-from holdfast.memory import Accumulate, AnchorForm, Forms, HeldLayer, ImportanceForm, Retained, Weighting
+from holdfast.factored import FactoredImportance
+from holdfast.memory import Accumulate, AnchorForm, ImportanceForm, Retained, Weighting
 from holdfast.memory.reference import Reference, anchors_on_disk
-from holdfast.memory.stored import read, side_by_side
+from holdfast.memory.stored import side_by_side
 from holdfast.records import Importance
 from holdfast.retention.budget import solve_multiplier
 from holdfast.retention.files import accumulate_to_json
@@ -26,11 +26,13 @@ from holdfast.retention.force import pull_shares
 from holdfast.retention.keeper import Keeper, NewParameters
 from holdfast.retention.kronecker import layer_metric, layer_pull
 from holdfast.retention.meter import Meter
+from holdfast.retention.options import check_holds_factors, check_implicit, check_on_disk, chosen_forms, in_nats
 from holdfast.retention.parts import Block
 from holdfast.retention.plan import LayerPart, Plan
+from holdfast.retention.rise import layer_rise, weights_rise
 from holdfast.retention.rounding import round_
 from holdfast.steps import UserMetric, step_metrics, update_rule
-from holdfast.tensors import all_parameters, local, sum_of, tied_names, wide_dtype
+from holdfast.tensors import all_parameters, local, sum_of, tied_names
 
 Pull = Literal["implicit", "gradient", "penalty"]
 
@@ -65,25 +67,38 @@ class EWC(Keeper):
             (after clipping, and it diverges where lr * strength * Omega > 2); or "penalty": add `penalty()` to the
             loss yourself.
         every: the implicit pull comes at every so many steps, as hard as at each of them together: the same fixed point
-            and stability, for less time where Kronecker factors make it dear. Between pulls the weights move freely;
-            the last pull of a task should be at its end, so let it divide the number of steps.
+            and stability, for less time where Kronecker factors make it dear, or where what is held is not at hand.
+            Between pulls the weights move freely, and so end elsewhere by a little (measured:
+            docs/results/benchmarks/holding.md); the last pull of a task should be at its end, so let it divide the
+            number of steps.
         metric: for optimizers other than SGD, Adam and AdamW: a function of (group, parameter, state) that gives
             M, a number or tensor. Without it 1/lr is taken, with a warning.
         accumulate: "sum", "mean", "max", "per_task" (one anchor a task, collapsed exactly) or `Decayed(gamma)`.
         weighting: "task", or "examples": each importance times its number of examples over that of the first.
         new_parameters: "error" or "free", for trainable parameters that no importance covers, such as a grown head.
+        importance_dtype: "float32", "bfloat16" or "int8": the form importances are held in, each with its stated error
+            (`holdfast.memory.forms`).
+        anchor_dtype: "float32" (as the weights are, exact), "bfloat16" or "int16", likewise for anchors. A rounded
+            anchor holds its weight to a place beside the one it was learned at, with "int16" a hundredth as far away
+            as with "bfloat16"; weights that are bfloat16 themselves are exact in either of the first two.
+        anchors: a safetensors checkpoint of today's weights (a file, an index of shards, or a folder with one): anchors
+            are read from it slice by slice and take no memory. `retain` checks that it holds them; for a later task
+            save the weights again and set `keeper.anchors`. The file must stay as it is.
+        offload: "cpu" keeps importances and anchors in the host's memory (pinned) when the model is on an accelerator,
+            and brings them over block by block in each step; with `every=k`, in one step of k.
         log_every: every so many steps the pull is measured and a line logged at INFO (logger "holdfast"); 0: never.
 
     Raises:
         OptionError: an option out of its range, or both strength and budget.
 
-    Cost: memory of one copy of the weights and one of the importance, however many tasks, and 2 MB to work in (for
-    weights of half precision another copy of them, so that no pull vanishes: `holdfast.retention.rounding`);
-    each step three passes over the weights under SGD and five under Adam, block by block, or one kernel a tensor on
-    CUDA where Triton is at hand. Under a budget a step within the ellipsoid costs three passes, and finding the
-    multiplier of one that leaves it about two evaluations of ten passes. A layer held by
-    Kronecker factors, n inputs and m outputs, has n^2 + m^2 + m n numbers in memory beside its anchor, and a step costs
-    4 m n (m + n) operations: 6 plain steps of an MLP 784-300-150-10 at batch 100.
+    Cost: memory of one copy of the weights and one of the importance, however many tasks, or of what their forms take
+    (`pull="penalty"` and "gradient" read a form back whole), and 2 MB to work in; of weights of half precision another
+    copy, so that no pull vanishes (`holdfast.retention.rounding`). Each step takes three passes over the weights under
+    SGD and five under Adam, block by block, or one kernel a tensor on CUDA where Triton is at hand. Under a budget a
+    step within the ellipsoid costs three passes, and finding the multiplier of one that leaves it about two evaluations
+    of ten passes. A layer held by Kronecker factors, n inputs and m outputs, has n^2 + m^2 + m n numbers in memory
+    beside its anchor, all in full, and a step costs 4 m n (m + n) operations: 6 plain steps of an MLP 784-300-150-10 at
+    batch 100.
 
     Source: Kirkpatrick et al. 2017 (PNAS 114), with the anchors of "sum" as in Huszar's note (2018) and online
     EWC's decay after Schwarz et al. 2018. The implicit pull, the optimizer's metric and the budget are our own.
@@ -123,31 +138,16 @@ class EWC(Keeper):
             accumulate=accumulate,
             weighting=weighting,
             new_parameters=new_parameters,
-            forms=Forms(importance_dtype, anchor_dtype, offload == "cpu"),
+            forms=chosen_forms("EWC", importance=importance_dtype, anchors=anchor_dtype, offload=offload),
             log_every=log_every,
         )
-        self._check(
-            anchor_dtype in ("float32", "bfloat16", "int16"),
-            "anchor_dtype",
-            anchor_dtype,
-            '"float32", "bfloat16" or "int16"',
-        )
-        self._check(offload in (None, "cpu"), "offload", offload, '"cpu" or None')
         self.anchors = anchors
         self._check(pull in ("implicit", "gradient", "penalty"), "pull", pull, '"implicit", "gradient" or "penalty"')
         self._check(
             budget is None or (isinstance(budget, int | float) and budget > 0), "budget", budget, "nats above 0"
         )
-        if budget is not None and pull != "implicit":
-            raise OptionError(
-                f'EWC: a budget is kept by projection; pull={pull!r} has no part in it. Use pull="implicit".'
-            )
         self._check(isinstance(every, int) and every >= 1, "every", every, "a whole number >= 1")
-        if every > 1 and (budget is not None or pull != "implicit"):
-            raise OptionError(
-                f'EWC: every={every} belongs to pull="implicit" with a strength; found pull={pull!r} and budget '
-                f"{budget!r}. Leave it at 1."
-            )
+        check_implicit(pull, budget=budget, every=every)
         self.budget = budget
         self.every = every
         self.metric = metric
@@ -162,16 +162,8 @@ class EWC(Keeper):
 
     @anchors.setter
     def anchors(self, path: str | os.PathLike[str] | None) -> None:
-        if path is not None and self.forms.anchors != "float32":
-            raise OptionError(
-                f"EWC: anchor_dtype={self.forms.anchors!r} is a form in memory, and anchors={os.fspath(path)!r} are on "
-                "disk as they are there. Leave out one of them."
-            )
-        if path is not None and self.accumulate == "per_task":
-            raise OptionError(
-                f'EWC: accumulate="per_task" moves anchors to where no checkpoint has them; found anchors='
-                f'{os.fspath(path)!r}. Keep them in memory, in 16 bits with anchor_dtype="int16", or use "sum".'
-            )
+        if path is not None:
+            check_on_disk(path, self.forms, self.accumulate)
         self._anchors = None if path is None else os.fspath(path)
 
     @classmethod
@@ -190,8 +182,10 @@ class EWC(Keeper):
         Cost: one pass over the weights.
         """
         factor = 1.0 if self.held.nats_per_unit is None else self.held.nats_per_unit
-        rise = self._quadratic(self.held.importance) + self._layers_rise() + self.held.constant
-        return factor * rise
+        weights, held = all_parameters(self.model), self.held
+        with torch.no_grad():
+            layers = sum_of(layer_rise(name, layer, weights, held.anchors) for name, layer in held.factors.items())
+        return factor * (self._rise_of(weights) + layers + held.constant)
 
     def penalty(self) -> Tensor:
         """strength/2 sum Omega (theta - anchor)^2 with its gradient, to be added to the loss under `pull="penalty"`.
@@ -213,11 +207,12 @@ class EWC(Keeper):
         total = next(iter(parameters.values())).new_zeros(())
         for name, weight in parameters.items():
             if name in self.held.importance:
-                for part, importance, anchor in self._columns(name, weight):
+                columns = side_by_side(weight, self.held.importance[name], self.held.anchors[name])
+                for part, importance, anchor in columns:
                     terms = importance * (part - anchor).square()
                     total = total + terms.sum().to(total.device)
         for name, layer in self.held.factors.items():
-            total = total + 2 * self._layer_rise(name, layer, parameters).to(total.device)
+            total = total + 2 * layer_rise(name, layer, parameters, self.held.anchors).to(total.device)
         return self.strength * (0.5 * total + self.held.constant)
 
     def _check_can_be_sharded(self, held: Retained) -> None:
@@ -332,8 +327,8 @@ class EWC(Keeper):
         assert self.budget is not None
         largest = self.held.largest
         moved = {id(parameter) for part in plan.parts(optimizer, self.held) for parameter in part.parameters}
-        resting = [name for name, p in all_parameters(self.model).items() if id(p) not in moved]
-        unmoved = self._quadratic([name for name in resting if name in self.held.importance])
+        resting = {name: p for name, p in all_parameters(self.model).items() if id(p) not in moved}
+        unmoved = self._rise_of(resting)
         limit = max(0.0, self.budget + self.held.start - unmoved)
 
         def rise(multiplier: float) -> tuple[float, float]:
@@ -348,58 +343,14 @@ class EWC(Keeper):
         self._multiplier = solve_multiplier(rise, limit, start=self._multiplier)
         return self._multiplier
 
-    @torch.no_grad()
-    def _quadratic(self, names: Collection[str]) -> float:
-        return 0.5 * self._sum_of(
-            (importance * (part - anchor).float().square()).sum()
-            for name, weight in all_parameters(self.model).items()
-            if name in names
-            for part, importance, anchor in self._columns(name, weight)
-        )
-
-    def _columns(self, name: str, weight: Tensor) -> Iterator[tuple[Tensor, ...]]:
-        """A weight, its importance and its anchor, piece after piece."""
-        return side_by_side(local(weight), self.held.importance[name], self.held.anchors[name])
-
-    @torch.no_grad()
-    def _layers_rise(self) -> float:
-        parameters = all_parameters(self.model)
-        return sum_of(self._layer_rise(name, layer, parameters) for name, layer in self.held.factors.items())
-
-    def _layer_rise(self, name: str, layer: HeldLayer, parameters: Mapping[str, Tensor]) -> Tensor:
-        names = [name] if layer.bias is None else [name, layer.bias]
-        weight, dtype = parameters[name], wide_dtype(parameters[name])
-        anchors = [read(self.held.anchors[n], dtype=dtype, device=weight.device) for n in names]
-        distances = [parameters[n].to(dtype) - anchor for n, anchor in zip(names, anchors, strict=True)]
-        return layer.to(weight.device, dtype).rise(layer_matrix(*distances))
+    def _rise_of(self, weights: Mapping[str, Tensor]) -> float:
+        return weights_rise(weights, self.held.importance, self.held.anchors, sum_of=self._sum_of)
 
     def _check_factored(self, importance: FactoredImportance) -> None:
-        self._check_holds_factors("EWC.retain")
-
-    def _check_holds_factors(self, where: str) -> None:
-        """Raise if an option of this keeper has no meaning for Kronecker factors."""
-        remedy = "or retain importance.to_diagonal()"
-        if self.budget is not None:
-            raise OptionError(
-                f"{where}: a budget is kept weight by weight, and the importance has Kronecker factors. "
-                f"Give a strength, {remedy}."
-            )
-        if self.pull == "gradient":
-            raise OptionError(
-                f'{where}: pull="gradient" holds weights one by one, and the importance has Kronecker factors. Use '
-                f'pull="implicit" or "penalty", {remedy}.'
-            )
+        check_holds_factors("EWC.retain", budget=self.budget, pull=self.pull)
 
     def _accepted(self, importance: Importance) -> Importance:
-        if self.budget is None or importance.info.nats_per_unit == 1:
-            return importance
-        if importance.info.nats_per_unit is None:
-            raise OptionError(
-                f"EWC.retain: a budget is in nats, and the unit of this {importance.info.kind!r} importance "
-                f"({importance.info.unit}) has no known factor to nats. Measure it with calibrate=True, or give a "
-                "strength."
-            )
-        return importance * importance.info.nats_per_unit
+        return importance if self.budget is None else in_nats(importance)
 
     def _retained(self) -> None:
         self._multiplier = 0.0
@@ -426,7 +377,7 @@ class EWC(Keeper):
         super()._go_on(progress)
         self._multiplier = progress["multiplier"]
         if self.held.factors:
-            self._check_holds_factors("EWC.load")
+            check_holds_factors("EWC.load", budget=self.budget, pull=self.pull)
         if self.budget is not None and self.held.num_tasks and self.held.nats_per_unit != 1:
             raise OptionError(
                 f"EWC.load: a budget is in nats, and the importance that was saved is not (nats_per_unit is "

@@ -83,12 +83,6 @@ class Keeper(ABC):
         )
         self._check(weighting in ("task", "examples"), "weighting", weighting, '"task" or "examples"')
         self._check(new_parameters in ("error", "free"), "new_parameters", new_parameters, '"error" or "free"')
-        self._check(
-            forms.importance in ("float32", "bfloat16", "int8"),
-            "importance_dtype",
-            forms.importance,
-            '"float32", "bfloat16" or "int8"',
-        )
         self._check(isinstance(log_every, int) and log_every >= 0, "log_every", log_every, "a whole number >= 0")
         self._check(bool(trainable_parameters(model)), "model", type(model).__name__, "one with trainable parameters")
         self.model = model

@@ -24,11 +24,15 @@ from holdfast.tensors import chunks, local
 BLOCK = 2**18
 """Weights in a block, 1 MB in float32: fewer cost more calls, more fall out of the cache."""
 
-READ_BLOCK = 2**17
+READ_BLOCK = 2**16
 """The same where importance or anchor is read into memory of its own beside it; a multiple of 256."""
 
 READ_BLOCK_CUDA = 2**22
 """The same on an accelerator, 16 MB in float32."""
+
+
+Piece = tuple[Any, Held | None, Held, Any]
+"""Of a weight, a tensor, with its anchor, importance and residual, a tensor or None."""
 
 
 @dataclass
@@ -119,7 +123,8 @@ class Part:
             increments: likewise.
         """
         rows: dict[int, Tensor] = {}
-        for index, size, cut in self._pieces:
+        for index, size, kept in self._pieces:
+            cut = kept or self._cut(index, size)
             cut_metrics = _cut(metrics[index], size) if metrics else repeat(None)
             cut_increments = increments[index].pieces(size) if increments else repeat(None)
             for (weight, anchor, importance, residual), metric, increment in zip(cut, cut_metrics, cut_increments):
@@ -141,16 +146,18 @@ class Part:
         return self.parameters, self.importance, self.anchors, self.residuals
 
     @cached_property
-    def _pieces(self) -> list[tuple[int, int, list[tuple[Tensor, Held | None, Held, Tensor | None]]]]:
-        """Of every parameter that is cut its index, the size of a piece, and its pieces: a tuple of columns."""
-        cut = []
-        for index, weight in enumerate(self.weights):
-            if size := self._size(index):
-                anchors = pieces(self.anchors[index], size) if self.anchors else repeat(None)
-                residuals = self.residuals[index].view(-1).split(size) if self.residuals else repeat(None)
-                columns = weight.view(-1).split(size), anchors, pieces(self.importance[index], size), residuals
-                cut.append((index, size, list(zip(*columns))))
-        return cut
+    def _pieces(self) -> list[tuple[int, int, list[Piece] | None]]:
+        """Of every parameter that is cut its index, the size of a piece, and its pieces where they may be kept.
+
+        Those that are read are not: their many small objects would take a hundredth of the model's memory.
+        """
+        sizes = [(index, size) for index in range(len(self.parameters)) if (size := self._size(index))]
+        return [(i, size, list(self._cut(i, size)) if self._is_ready(i) else None) for i, size in sizes]
+
+    def _cut(self, index: int, size: int) -> Iterator[Piece]:
+        anchors = pieces(self.anchors[index], size) if self.anchors else repeat(None)
+        residuals = pieces(self.residuals[index], size) if self.residuals else repeat(None)
+        return zip(pieces(self.weights[index], size), anchors, pieces(self.importance[index], size), residuals)
 
     @cached_property
     def _together(self) -> list[tuple[list[int], Part, Block | None]]:

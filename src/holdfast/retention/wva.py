@@ -9,15 +9,16 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from holdfast.errors import OptionError, ParameterMismatchError
-from holdfast.memory import Accumulate, Forms, ImportanceForm, Weighting
-from holdfast.memory.stored import side_by_side
+from holdfast.memory import Accumulate, ImportanceForm, Weighting
 from holdfast.records import check_shapes
 from holdfast.retention.files import accumulate_to_json
 from holdfast.retention.force import Attenuation, relative_force, relative_share
 from holdfast.retention.keeper import Keeper, NewParameters
+from holdfast.retention.options import chosen_forms
 from holdfast.retention.plan import Plan
+from holdfast.retention.rise import weights_rise
 from holdfast.steps import update_rule
-from holdfast.tensors import TensorMap, all_parameters, local, shard
+from holdfast.tensors import TensorMap, all_parameters, shard
 
 
 class WVA(Keeper):
@@ -41,13 +42,18 @@ class WVA(Keeper):
         accumulate: "sum", "mean", "max" or `Decayed(gamma)`.
         weighting: "task", or "examples": each importance times its number of examples over that of the first.
         new_parameters: "error" or "free", for trainable parameters that no importance covers, such as a grown head.
+        importance_dtype: "float32", "bfloat16" or "int8": the form importances are held in, each with its stated error
+            (`holdfast.memory.forms`).
+        offload: "cpu" keeps importances in the host's memory (pinned) when the model is on an accelerator, and brings
+            them over block by block in each step.
         log_every: every so many steps the pull is measured and a line logged at INFO (logger "holdfast"); 0: never.
 
     Raises:
         OptionError: an option out of its range.
 
-    Cost: memory of one copy of the importance, however many tasks, and 2 MB to work in (for weights of half precision
-    two copies of them, one of them only during a step: `holdfast.retention.rounding`); each step three
+    Cost: memory of one copy of the importance, however many tasks, or of what its form takes, and 2 MB to work in; of
+    weights of half precision two copies of them, one of them only during a step (`holdfast.retention.rounding`). Each
+    step takes three
     passes over the weights under SGD, five under Adam and eight under AdamW with weight decay, block by block, or one
     kernel a tensor on CUDA where Triton is at hand.
 
@@ -77,10 +83,9 @@ class WVA(Keeper):
             accumulate=accumulate,
             weighting=weighting,
             new_parameters=new_parameters,
-            forms=Forms(importance_dtype, offload=offload == "cpu"),
+            forms=chosen_forms("WVA", importance=importance_dtype, offload=offload),
             log_every=log_every,
         )
-        self._check(offload in (None, "cpu"), "offload", offload, '"cpu" or None')
         self._check(strength is not None, "strength", strength, "a number from 0 to infinity")
         self._check(
             attenuation in ("hyperbolic", "exponential"), "attenuation", attenuation, '"hyperbolic" or "exponential"'
@@ -113,14 +118,9 @@ class WVA(Keeper):
             )
         remedy = "Give the weights of this model."
         check_shapes({name: reference[name] for name in held}, self.model, where="WVA.predicted_rise", remedy=remedy)
-        rise = 0.5 * self._sum_of(
-            (importance * (part - there).float().square()).sum()
-            for name, weight in all_parameters(self.model).items()
-            if name in held
-            for part, importance, there in side_by_side(
-                local(weight.detach()), held[name], shard(reference[name], weight)
-            )
-        )
+        weights = all_parameters(self.model)
+        there = {name: shard(reference[name], weights[name]) for name in held if name in weights}
+        rise = weights_rise(weights, held, there, sum_of=self._sum_of)
         return rise * (1.0 if self.held.nats_per_unit is None else self.held.nats_per_unit)
 
     def _needs_increments(self) -> bool:

@@ -1,0 +1,84 @@
+"""Options of EWC and WVA that have a meaning only together, or only for some importances."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from holdfast.errors import OptionError
+from holdfast.memory import Accumulate, Forms
+from holdfast.records import Importance
+
+
+def chosen_forms(where: str, *, importance: Any, anchors: Any = "float32", offload: Any) -> Forms:
+    """The forms that these options name.
+
+    Raises:
+        OptionError: one of them is out of its range.
+    """
+    choices = {
+        "importance_dtype": (importance, ("float32", "bfloat16", "int8")),
+        "anchor_dtype": (anchors, ("float32", "bfloat16", "int16")),
+    }
+    for option, (value, known) in choices.items():
+        if value not in known:
+            expected = '"{}", "{}" or "{}"'.format(*known)
+            raise OptionError(f"{where}: {option} is {value!r}; expected {expected}.")
+    if offload not in (None, "cpu"):
+        raise OptionError(f'{where}: offload is {offload!r}; expected "cpu" or None.')
+    return Forms(importance, anchors, offload == "cpu")
+
+
+def check_implicit(pull: str, *, budget: float | None, every: int) -> None:
+    """Raise `OptionError` where an option of EWC needs the implicit pull, and this is another."""
+    if budget is not None and pull != "implicit":
+        raise OptionError(f'EWC: a budget is kept by projection; pull={pull!r} has no part in it. Use pull="implicit".')
+    if every > 1 and (budget is not None or pull != "implicit"):
+        raise OptionError(
+            f'EWC: every={every} belongs to pull="implicit" with a strength; found pull={pull!r} and budget '
+            f"{budget!r}. Leave it at 1."
+        )
+
+
+def check_on_disk(path: str | os.PathLike[str], forms: Forms, accumulate: Accumulate) -> None:
+    """Raise `OptionError` where anchors in a checkpoint contradict another option of EWC."""
+    if forms.anchors != "float32":
+        raise OptionError(
+            f"EWC: anchor_dtype={forms.anchors!r} is a form in memory, and anchors={os.fspath(path)!r} are on disk as "
+            "they are there. Leave out one of them."
+        )
+    if accumulate == "per_task":
+        raise OptionError(
+            f'EWC: accumulate="per_task" moves anchors to where no checkpoint has them; found anchors='
+            f'{os.fspath(path)!r}. Keep them in memory, in 16 bits with anchor_dtype="int16", or use "sum".'
+        )
+
+
+def check_holds_factors(where: str, *, budget: float | None, pull: str) -> None:
+    """Raise `OptionError` where an option of EWC has no meaning for Kronecker factors."""
+    remedy = "or retain importance.to_diagonal()"
+    if budget is not None:
+        raise OptionError(
+            f"{where}: a budget is kept weight by weight, and the importance has Kronecker factors. "
+            f"Give a strength, {remedy}."
+        )
+    if pull == "gradient":
+        raise OptionError(
+            f'{where}: pull="gradient" holds weights one by one, and the importance has Kronecker factors. Use '
+            f'pull="implicit" or "penalty", {remedy}.'
+        )
+
+
+def in_nats(importance: Importance) -> Importance:
+    """The importance in nats, as a budget needs it.
+
+    Raises:
+        OptionError: its factor to nats is not known.
+    """
+    if importance.info.nats_per_unit is None:
+        raise OptionError(
+            f"EWC.retain: a budget is in nats, and the unit of this {importance.info.kind!r} importance "
+            f"({importance.info.unit}) has no known factor to nats. Measure it with calibrate=True, or give a "
+            "strength."
+        )
+    return importance if importance.info.nats_per_unit == 1 else importance * importance.info.nats_per_unit
