@@ -13,6 +13,7 @@ import logging
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import holdfast as hf
@@ -58,7 +59,7 @@ def train(model: nn.Module, data: list[Batch], *, steps: int, keeper: hf.EWC | N
         enable_model_summary=False,
         callbacks=[] if keeper is None else [HoldfastCallback(keeper)],  # the one line that is added
     )
-    trainer.fit(Learner(model.train()), data)
+    trainer.fit(Learner(model.train()), DataLoader(data, batch_size=None))  # pyright: ignore[reportArgumentType]
 
 
 def main(steps: int = 150) -> dict[str, float]:
@@ -82,7 +83,7 @@ def main(steps: int = 150) -> dict[str, float]:
         ready.load_state_dict(start)
         keeper = None
         if name == "held":
-            keeper = hf.EWC(ready, budget=0.3).retain(hf.fisher(ready, old, kind="sampled"))
+            keeper = hf.EWC(ready, budget=0.03).retain(hf.fisher(ready, old, kind="sampled"))
         train(ready, new, steps=steps, keeper=keeper)
         found[f"old skill after, {name}"] = loss_of(ready, old)
         found[f"new skill after, {name}"] = loss_of(ready, new)

@@ -46,6 +46,7 @@ def same(first, second, *, rough: bool = False) -> None:
         torch.testing.assert_close(tensor, second[name], rtol=2e-2 if rough else 1e-4, atol=5e-3 if rough else 1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mechanism", "optimizer"), CASES)
 def test_two_processes_train_as_one_does(mechanism, optimizer, two):
     _, found, told = two
@@ -56,6 +57,7 @@ def test_two_processes_train_as_one_does(mechanism, optimizer, two):
     assert told[f"{mechanism} {optimizer}"] == pytest.approx(spread.figures(keeper), rel=0.3 if rough else 2e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mechanism", spread.MECHANISMS)
 def test_what_two_saved_one_loads(mechanism, two):
     folder, found, told = two
@@ -70,6 +72,7 @@ def test_what_two_saved_one_loads(mechanism, two):
     assert told[case]["num_steps"] == spread.SECOND + 3 == loaded.report().num_steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["retained before", "saved by one"])
 def test_what_one_retained_two_hold(case, two):
     _, found, told = two
@@ -81,6 +84,7 @@ def test_what_one_retained_two_hold(case, two):
     assert told[case] == pytest.approx(spread.figures(keeper), rel=2e-3)
 
 
+@pytest.mark.slow
 def test_replicas_train_as_one_does(two):
     _, found, told = two
     model = spread.network()
@@ -89,6 +93,7 @@ def test_replicas_train_as_one_does(two):
     assert told["ddp"] == pytest.approx(spread.figures(keeper), rel=2e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", spread.ESTIMATORS)
 def test_importances_of_sharded_models_are_those_of_whole_ones(name, two):
     _, found, told = two

@@ -251,7 +251,7 @@ def _metric(optimizer: Optimizer, group: Any, factor: nn.Parameter) -> float | T
 
 
 def _adapted(model: nn.Module, importance: Importance, adapter: str) -> Iterator[Adapted]:
-    layers = {
+    layers: dict[str, Any] = {  # its attributes are modules by adapter, which no type says
         name: module
         for name, module in model.named_modules()
         if isinstance(module, LoraLayer) and (adapter in module.lora_A or adapter in module.lora_embedding_A)
@@ -286,12 +286,12 @@ def _adapted(model: nn.Module, importance: Importance, adapter: str) -> Iterator
         yield Adapted(name, first, second, layer.scaling[adapter], omega.T if _is_transposed(layer) else omega)
 
 
-def _is_linear(layer: LoraLayer, adapter: str) -> bool:
+def _is_linear(layer: Any, adapter: str) -> bool:
     has_two = adapter in layer.lora_A and isinstance(layer.lora_A[adapter], nn.Linear)
     return has_two and adapter not in layer.lora_variant and not layer.lora_bias.get(adapter, False)
 
 
-def _is_transposed(layer: LoraLayer) -> bool:
+def _is_transposed(layer: Any) -> bool:
     return bool(getattr(layer, "fan_in_fan_out", False))
 
 
