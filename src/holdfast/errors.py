@@ -42,6 +42,14 @@ class ParameterMismatchError(HoldfastError, ValueError):
     """Names or shapes do not match the model's parameters."""
 
 
+class ModelMismatchError(HoldfastError, ValueError):
+    """A model, or its tokenizer, is not the one that an importance was measured on."""
+
+
+class MemoryShortageError(HoldfastError, MemoryError):
+    """There is not enough memory, not even for the smallest block of work."""
+
+
 class UnsupportedLayerError(HoldfastError, TypeError):
     """The requested quantity has no meaning, or no method, for a layer."""
 

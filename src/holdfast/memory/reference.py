@@ -81,7 +81,7 @@ class CheckpointFile:
         """Fill a contiguous tensor on the CPU with the bytes from `start` on."""
         with self._opened() as file:
             file.seek(start)
-            wanted = memoryview(out.view(torch.uint8).numpy())
+            wanted = out.view(torch.uint8).numpy().data
             while wanted:
                 count = file.readinto(wanted)
                 if not count:

@@ -83,7 +83,7 @@ def load(
     mechanism: str,
     anchors: bool,
     checkpoint: str | os.PathLike[str] | None = None,
-) -> tuple[Retained, dict[str, Any], dict[str, Any], Mapping[str, TensorMap]]:
+) -> tuple[Retained, dict[str, Any], dict[str, Any], dict[str, dict[str, Tensor]]]:
     """Read a keeper's folder: what it holds, on the CPU, the options of its constructor, its progress and the extra.
 
     Args:
@@ -139,7 +139,7 @@ def to_state(held: Retained, extra: Mapping[str, TensorMap]) -> tuple[dict[str, 
 
 def from_state(
     tensors: Mapping[str, Tensor], notes: Mapping[str, Any], *, where: str
-) -> tuple[Retained, Mapping[str, TensorMap]]:
+) -> tuple[Retained, dict[str, dict[str, Tensor]]]:
     """What `to_state` was given.
 
     Raises:

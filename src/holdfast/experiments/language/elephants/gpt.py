@@ -1,0 +1,248 @@
+"""A small GPT that reads English is taught Python: the perplexities of both, method by method."""
+
+from __future__ import annotations
+
+import hashlib
+import sysconfig
+import time
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from holdfast.errors import DataFileError
+from holdfast.experiments.language.batches import Example, batches, examples
+from holdfast.experiments.language.elephants.methods import Start, learn_with
+from holdfast.experiments.language.elephants.trial import Found, Trial, Watch
+from holdfast.experiments.language.learning import Old, Pace, learn, shuffled
+from holdfast.experiments.language.measuring import measure
+from holdfast.experiments.language.models import LanguageModel, load_model, transformers_library
+from holdfast.experiments.language.rows import Row
+from holdfast.experiments.language.skills import evaluate
+from holdfast.experiments.lock import locked
+from holdfast.files import existing_folder, new_folder
+from holdfast.records import Importance
+from holdfast.tensors import all_parameters, copies
+
+LENGTH = 128
+"""Tokens of a block, an example of every kind here."""
+_SHARES = {"train": (0.0, 0.9), "validation": (0.9, 0.95), "test": (0.95, 1.0)}
+_ENGLISH = ("speeches", "tinyshakespeare", "wikitext2")
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large everything is.
+
+    Attributes:
+        width: of the model.
+        layers: of it.
+        vocabulary: tokens of the tokenizer.
+        english: how English is learned.
+        python: how Python is learned after it.
+        measured: blocks the importance is measured on.
+        evaluated: blocks a perplexity is taken on.
+        characters: of each language that are read at most.
+    """
+
+    width: int
+    layers: int
+    vocabulary: int
+    english: Pace
+    python: Pace
+    measured: int
+    evaluated: int
+    characters: int
+
+
+SIZES = {
+    "full": Size(192, 4, 4096, Pace(1500, 1e-3, batch_size=16), Pace(400, 5e-4, batch_size=16), 1024, 200, 8_000_000),
+    "quick": Size(64, 2, 512, Pace(60, 2e-3, batch_size=8), Pace(30, 1e-3, batch_size=8), 64, 16, 300_000),
+    "large": Size(
+        384, 8, 8192, Pace(6000, 6e-4, batch_size=64), Pace(1500, 3e-4, batch_size=64), 2048, 400, 12_000_000
+    ),
+}
+"""For two cores, for a test, and for a GPU (17 million weights)."""
+
+
+@dataclass(frozen=True)
+class Gpt:
+    """What all trials share.
+
+    Attributes:
+        data_dir: with text/speeches, text/tinyshakespeare and text/wikitext2.
+        work: folder in which the trained model and the importance are kept.
+        size: a name of `SIZES`.
+        device: as torch names it.
+    """
+
+    data_dir: Path
+    work: Path
+    size: str = "full"
+    device: str | torch.device = "cpu"
+
+    @property
+    def sizes(self) -> Size:
+        """The figures of the size."""
+        return SIZES[self.size]
+
+    @cached_property
+    def english(self) -> dict[str, str]:
+        """The English texts, by part."""
+        files = sorted(file for name in _ENGLISH for file in (self.data_dir / "text" / name).glob("*.txt"))
+        if not files:
+            raise DataFileError(f"{self.data_dir / 'text'}: none of {', '.join(_ENGLISH)}. Name another --data-dir.")
+        texts = [file.read_text(encoding="utf-8") for file in files]
+        share = min(1.0, self.sizes.characters / sum(map(len, texts)))
+        return _parts([text[: int(share * len(text))] for text in texts])
+
+    @cached_property
+    def python(self) -> dict[str, str]:
+        """The standard library's own source, by part; its files in an order that their names decide."""
+        root = Path(sysconfig.get_paths()["stdlib"])
+        files = [file for file in root.rglob("*.py") if not {"site-packages", "test", "tests"} & set(file.parts)]
+        files.sort(key=lambda file: hashlib.sha256(str(file.relative_to(root)).encode()).digest())
+        texts, size = [], 0
+        for file in files:
+            texts.append(file.read_text(encoding="utf-8", errors="replace"))
+            size += len(texts[-1])
+            if size > self.sizes.characters:
+                break
+        return _parts(["".join(texts)[: self.sizes.characters]])
+
+    @cached_property
+    def ready(self) -> LanguageModel:
+        """The model that reads English; trained once, and kept."""
+        folder = self.work / f"gpt-{self.size}"
+        with locked(self.work / f"gpt-{self.size}.lock"):
+            if not folder.exists():
+                with new_folder(folder) as fresh:
+                    self._train(fresh)
+        return load_model(str(folder), task="causal-lm", device=self.device)
+
+    def importance(self, watch: Watch) -> Importance:
+        """What English rests on: the sampled Fisher information of blocks of tokens; measured once."""
+        folder = self.work / f"importance-gpt-{self.size}"
+        if folder.exists():
+            return Importance.load(existing_folder(folder)).to(self.device)
+        blocks = _spread(self.blocks["english", "train"], self.sizes.measured)
+        found, _ = measure(
+            self.ready, lambda: iter(blocks), watch=lambda progress: watch(f"importance: {progress.text}")
+        )
+        found.save(folder)
+        return found
+
+    @cached_property
+    def blocks(self) -> dict[tuple[str, str], list[Example]]:
+        """Blocks of tokens, by language and part."""
+        texts = {"english": self.english, "python": self.python}
+        return {
+            (language, part): list(examples(self.ready, [Row((text,))], length=LENGTH, labelled=False))
+            for language, parts in texts.items()
+            for part, text in parts.items()
+        }
+
+    def do(self, trial: Trial, watch: Watch) -> Found:
+        """Carry a trial out."""
+        begin = time.monotonic()
+        ready = self.ready
+        bare = deepcopy(ready.base)
+        model = replace(ready, module=bare, base=bare)
+        importance = self.importance(watch)
+        before = self._perplexities(ready)
+        torch.manual_seed(trial.seed)
+        pace = self.sizes.python
+        stream = shuffled(model, self.blocks["python", "train"], size=pace.batch_size, seed=trial.seed)
+        old = shuffled(model, self.blocks["english", "train"], size=pace.batch_size, seed=trial.seed)
+        start = Start(model, ((importance, copies(all_parameters(bare))),), lambda share: Old(model, old, share))
+        learned = learn_with(
+            trial.method,
+            trial.setting,
+            start,
+            stream,
+            pace,
+            watch=lambda step, loss: watch(f"{trial.name}: step {step}, loss {loss:.3f}"),
+        )
+        after = self._perplexities(model)
+        watch(
+            f"{trial.name}: English {before['english']['test']['value']:.2f} -> "
+            f"{after['english']['test']['value']:.2f}, "
+            f"Python {before['python']['test']['value']:.2f} -> {after['python']['test']['value']:.2f}"
+        )
+        return {
+            "before": before,
+            "after": after,
+            "predicted_rise": learned.predicted_rise,
+            "measured_rise": after["english"]["validation"]["loss"] - before["english"]["validation"]["loss"],
+            "seconds": round(time.monotonic() - begin, 1),
+        }
+
+    def _perplexities(self, model: LanguageModel) -> dict[str, dict[str, Any]]:
+        return {
+            language: {
+                part: asdict(
+                    evaluate(model, batches(model, _spread(self.blocks[language, part], self.sizes.evaluated), 32))
+                )
+                for part in ("validation", "test")
+            }
+            for language in ("english", "python")
+        }
+
+    def _train(self, folder: Path) -> None:
+        transformers, sizes = transformers_library(), self.sizes
+        tokenizer = self._tokenizer(transformers)
+        torch.manual_seed(0)
+        config = transformers.GPT2Config(
+            vocab_size=sizes.vocabulary,
+            n_positions=LENGTH,
+            n_embd=sizes.width,
+            n_layer=sizes.layers,
+            n_head=max(1, sizes.width // 32),
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            bos_token_id=0,
+            eos_token_id=0,
+        )
+        module: Any = transformers.GPT2LMHeadModel(config).to(self.device)
+        model = LanguageModel(folder.name, folder, "causal-lm", module, module, tokenizer, "")
+        blocks = list(examples(model, [Row((self.english["train"],))], length=LENGTH, labelled=False))
+        learn(model, shuffled(model, blocks, size=sizes.english.batch_size, seed=0), sizes.english)
+        model.save(folder)
+
+    def _tokenizer(self, transformers: Any) -> Any:
+        """Byte-pair tokens of both languages, as a ready model's tokenizer knows more than it was trained on."""
+        from tokenizers import ByteLevelBPETokenizer
+
+        bare = ByteLevelBPETokenizer()
+        some = self.sizes.characters // 4
+        texts = (
+            text[start : start + 2**16]
+            for text in (self.english["train"], self.python["train"])
+            for start in range(0, min(len(text), some), 2**16)
+        )
+        bare.train_from_iterator(
+            texts, vocab_size=self.sizes.vocabulary, special_tokens=["<|endoftext|>"], show_progress=False
+        )
+        return transformers.PreTrainedTokenizerFast(
+            tokenizer_object=bare._tokenizer, eos_token="<|endoftext|>", bos_token="<|endoftext|>"
+        )
+
+
+def _parts(texts: Sequence[str]) -> dict[str, str]:
+    """Every text cut into training, validation and test data."""
+    return {
+        part: "".join(text[int(low * len(text)) : int(high * len(text))] for text in texts)
+        for part, (low, high) in _SHARES.items()
+    }
+
+
+def _spread(blocks: Sequence[Example], count: int) -> list[Example]:
+    """So many blocks, evenly spread, whole ones."""
+    whole = [block for block in blocks if len(block.tokens[0]) == LENGTH]
+    stride = max(1, len(whole) // count)
+    return list(whole[::stride])[:count]

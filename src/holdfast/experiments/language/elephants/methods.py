@@ -1,0 +1,161 @@
+"""Every way of learning on that is compared, and what each adds to plain fine-tuning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from holdfast.errors import OptionError
+from holdfast.experiments.language.learning import Old, Pace, learn
+from holdfast.experiments.language.models import LanguageModel
+from holdfast.importance import uniform
+from holdfast.records import Importance
+from holdfast.retention import EWC, WVA
+from holdfast.tensors import all_parameters, copies
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way of learning on.
+
+    Attributes:
+        name: as it is typed.
+        label: as it is read.
+        settings: values that are tried, the one chosen on validation data; a single one is not tuned.
+        what: what the setting is.
+    """
+
+    name: str
+    label: str
+    settings: tuple[float, ...]
+    what: str
+
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method("plain", "plain fine-tuning", (0.0,), ""),
+        Method("frozen", "base frozen, head alone", (0.0,), ""),
+        Method("l2", "L2 to the start", (1e-4, 1e-3, 1e-2, 1e-1), "strength"),
+        Method("lora", "LoRA, rank 8", (3e-4, 1e-3, 3e-3), "learning rate"),
+        Method("replay-1", "replay, 1% old data", (0.01,), "share"),
+        Method("replay-10", "replay, 10% old data", (0.1,), "share"),
+        Method("average", "average with the old model", (0.25, 0.5, 0.75), "share of the new"),
+        Method("ewc", "EWC, Fisher", (1.0, 10.0, 100.0, 1e3), "strength"),
+        Method("ewc-budget", "EWC, budget", (0.05,), "nats"),
+        Method("wva", "WVA, Fisher", (1e3, 1e4, 1e5, 1e6), "strength"),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a method begins.
+
+    Attributes:
+        model: to be trained.
+        held: importances of what is to be kept, each with the weights it was measured at.
+        old: makes old data to mix in at a share, None where there is nothing old.
+    """
+
+    model: LanguageModel
+    held: tuple[tuple[Importance, Mapping[str, Tensor]], ...]
+    old: Callable[[float], Old] | None = None
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What a method found besides the weights.
+
+    Attributes:
+        predicted_rise: of the old loss in nats, by the quadratic model of the importances; None without any.
+    """
+
+    predicted_rise: float | None
+
+
+def learn_with(method: str, setting: float, start: Start, stream: Any, pace: Pace, *, watch: Any = None) -> Learned:
+    """Train `start.model` with a method, in place."""
+    model = start.model
+    before = copies(all_parameters(model.base))
+    keeper: EWC | WVA | None = None
+    old: Old | None = None
+    if method == "frozen":
+        model.base.requires_grad_(False)
+    elif method == "l2":
+        keeper = EWC(model.base, strength=setting, log_every=0)
+        keeper.retain(uniform(model.base))
+    elif method == "lora":
+        _learn_adapters(model, stream, replace(pace, lr=setting), watch)
+        return Learned(predicted_rise(start.held, model))
+    elif method.startswith("replay"):
+        if start.old is None:
+            raise OptionError(f"{method}: there are no old data.")
+        old = start.old(setting)
+    elif method == "ewc":
+        keeper = _retained(EWC(model.base, strength=setting, accumulate="per_task", log_every=0), start)
+    elif method == "ewc-budget":
+        keeper = _retained(EWC(model.base, budget=setting, accumulate="per_task", log_every=0), start)
+    elif method == "wva":
+        keeper = _retained(WVA(model.base, strength=setting, log_every=0), start)
+    learn(model, stream, pace, keeper=keeper, old=old, watch=watch)
+    model.base.requires_grad_(True)
+    if method == "average":
+        with torch.no_grad():
+            for name, parameter in all_parameters(model.base).items():
+                parameter.lerp_(before[name], 1 - setting)
+    return Learned(predicted_rise(start.held, model))
+
+
+def predicted_rise(held: tuple[tuple[Importance, Mapping[str, Tensor]], ...], model: LanguageModel) -> float | None:
+    """1/2 sum Omega d^2 of the first importance, from the weights it was measured at."""
+    if not held:
+        return None
+    importance, anchors = held[0]
+    now = all_parameters(model.base)
+    rise = sum(
+        float((omega * (now[name].detach() - anchors[name]).square()).sum()) for name, omega in importance.items()
+    )
+    return 0.5 * rise * (importance.info.nats_per_unit or 1.0)
+
+
+@torch.no_grad()
+def _retained(keeper: Any, start: Start) -> Any:
+    """The keeper with every importance retained at its own weights; the model ends where it was."""
+    parameters = all_parameters(start.model.base)
+    now = copies(parameters)
+    for importance, anchors in start.held:
+        for name, parameter in parameters.items():
+            parameter.copy_(anchors[name])
+        keeper.retain(importance)
+    for name, parameter in parameters.items():
+        parameter.copy_(now[name])
+    return keeper
+
+
+def _learn_adapters(model: LanguageModel, stream: Any, pace: Pace, watch: Any) -> None:
+    """LoRA on every linear layer, merged into the weights at the end.
+
+    Raises:
+        OptionError: peft is not installed.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+        from peft.tuners.tuners_utils import BaseTunerLayer
+    except ImportError as error:
+        raise OptionError("lora: peft is not installed: pip install peft") from error
+    bare: Any = model.base
+    inject_adapter_in_model(LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"), bare)
+    for name, parameter in bare.named_parameters():
+        parameter.requires_grad_("lora_" in name)
+    learn(model, stream, pace, watch=watch)
+    for name, layer in list(bare.named_modules()):
+        if isinstance(layer, BaseTunerLayer):
+            layer.merge()
+            parent, _, own = name.rpartition(".")
+            setattr(bare.get_submodule(parent), own, layer.get_base_layer())
+    bare.requires_grad_(True)

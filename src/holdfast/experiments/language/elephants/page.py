@@ -1,0 +1,177 @@
+"""A story's table and picture."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from holdfast.experiments.canvas import FONT, GRID, INK, axes_at, new_figure, write_picture
+from holdfast.experiments.language.elephants.methods import METHODS
+from holdfast.experiments.language.elephants.story import Answer, estimate, kept_share, old_and_new
+from holdfast.experiments.reproduce.pictures import COLOURS, MARKERS, bare, head
+from holdfast.files import write_text
+
+TITLES = {
+    "encoder": "A sentence encoder learns intents",
+    "gpt": "A GPT of English learns Python",
+}
+
+
+def rows(answer: Answer) -> list[list[str]]:
+    """The table: a heading, and a line a method."""
+    return _encoder_rows(answer) if answer.story == "encoder" else _gpt_rows(answer)
+
+
+def write_page(answer: Answer, folder: Path, *, command: str) -> tuple[Path, Path]:
+    """Write `report.md` and the picture; returns their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    picture = draw(answer, folder / f"{answer.story}.png")
+    heading, *lines = rows(answer)
+    table = ["| " + " | ".join(heading) + " |", "|" + " --- |" * len(heading)]
+    table += ["| " + " | ".join(line) + " |" for line in lines]
+    versions = next(iter(answer.found.values()))["versions"]
+    text = "\n".join(
+        [
+            f"# {TITLES[answer.story]}",
+            "",
+            f"`{command}`, size {answer.size}, seeds {', '.join(map(str, answer.seeds))}. Settings were chosen on "
+            "validation data under another seed; figures are of test data, mean and 95% interval over seeds.",
+            "",
+            *table,
+            "",
+            *conclusions(answer),
+            "",
+            f"![Old skill against new]({picture.name})",
+            "",
+            "Versions: " + ", ".join(f"{name} {version}" for name, version in versions.items()) + ".",
+            "",
+        ]
+    )
+    write_text(folder / "report.md", text)
+    return folder / "report.md", picture
+
+
+def conclusions(answer: Answer) -> list[str]:
+    """What the figures say of the targets, and of the budget, by arithmetic."""
+    plain = answer.reported("plain")
+    told = []
+    for method in answer.chosen:
+        if method not in ("ewc", "ewc-budget", "wva"):
+            continue
+        found = answer.reported(method)
+        lost = estimate([kept_share(answer.story, one, base) for one, base in zip(found, plain)])
+        new = estimate([_new_share(answer.story, one, base) for one, base in zip(found, plain)])
+        ratios = (
+            [one.get("predicted_rise", 0.0) or 0.0 for one in found]
+            if answer.story == "gpt"
+            else [one["after"][0]["predicted_rise"] or 0.0 for one in found]
+        )
+        measured = (
+            [one["measured_rise"] for one in found]
+            if answer.story == "gpt"
+            else [one["after"][0]["measured_rise"] for one in found]
+        )
+        what = "accuracy gained" if answer.story == "encoder" else "new perplexity"
+        told.append(
+            f"- {METHODS[method].label}: {lost.text(scale=100)}% of plain's loss of the old skill, {what} "
+            f"{new.text(scale=100)}% of plain's. Old loss: predicted rise {estimate(ratios).text(digits=4)}, measured "
+            f"{estimate(measured).text(digits=4)} nats."
+        )
+    return told
+
+
+def draw(answer: Answer, path: Path) -> Path:
+    """Old skill against new, a line a method through its settings, validation data of the tuning seed."""
+    width, height = 5.2, 3.8
+    figure = new_figure(0.85 + width + 2.4, height + 1.25)
+    axes = axes_at(figure, 0.85, 0.6, width, height)
+    for number, method in enumerate(answer.chosen):
+        places = sorted(
+            (trial.setting, old_and_new(answer.story, found, "validation"))
+            for trial, found in answer.found.items()
+            if trial.tuning and trial.method == method
+        )
+        old = [_shown(answer.story, value) for _, (value, _) in places]
+        new = [_shown(answer.story, value) for _, (_, value) in places]
+        axes.plot(
+            new,
+            old,
+            color=COLOURS[number % len(COLOURS)],
+            marker=MARKERS[number % len(MARKERS)],
+            linestyle="-" if number < len(COLOURS) else "--",
+            linewidth=1.6,
+            markersize=5,
+            label=METHODS[method].label,
+        )
+    if answer.story == "gpt":
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.invert_xaxis()
+        axes.invert_yaxis()
+    axes.grid(color=GRID, linewidth=0.8, which="both")
+    bare(axes, ("left", "bottom"))
+    across, up = (
+        ("accuracy on BANKING77", "Spearman on STS-B")
+        if answer.story == "encoder"
+        else (
+            "perplexity of Python",
+            "perplexity of English",
+        )
+    )
+    axes.set_xlabel(across, fontsize=FONT, color=INK)
+    axes.set_ylabel(up, fontsize=FONT, color=INK)
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=FONT, labelcolor=INK)
+    head(figure, 0.85, height + 0.6, TITLES[answer.story], "validation data, one seed; up and right is better")
+    return write_picture(figure, path)
+
+
+def _encoder_rows(answer: Answer) -> list[list[str]]:
+    heading = ["method", "setting", "STS-B before", "after BANKING77", "after CLINC150"]
+    heading += ["BANKING77", "BANKING77 after CLINC150", "CLINC150", "seconds"]
+    table = [heading]
+    for method in answer.chosen:
+        found = answer.reported(method)
+        after = [one["after"] for one in found]
+        columns = [
+            [one["before"]["test"]["value"] for one in found],
+            [one[0]["similarity"]["test"]["value"] for one in after],
+            [one[1]["similarity"]["test"]["value"] for one in after],
+            [one[0]["accuracy"][0]["test"]["value"] for one in after],
+            [one[1]["accuracy"][0]["test"]["value"] for one in after],
+            [one[1]["accuracy"][1]["test"]["value"] for one in after],
+        ]
+        cells = [estimate(values).text(digits=4) for values in columns]
+        table.append([METHODS[method].label, _setting(method, answer.chosen[method]), *cells, _seconds(found)])
+    return table
+
+
+def _gpt_rows(answer: Answer) -> list[list[str]]:
+    table = [["method", "setting", "English before", "English after", "Python before", "Python after", "seconds"]]
+    for method in answer.chosen:
+        found = answer.reported(method)
+        columns = [
+            [one[when][language]["test"]["value"] for one in found]
+            for language in ("english", "python")
+            for when in ("before", "after")
+        ]
+        cells = [estimate(values).text(digits=2) for values in columns]
+        table.append([METHODS[method].label, _setting(method, answer.chosen[method]), *cells, _seconds(found)])
+    return table
+
+
+def _new_share(story: str, found: dict, plain: dict) -> float:
+    new, most = (old_and_new(story, one, "test")[1] for one in (found, plain))
+    return new / most if story == "encoder" else math.exp(most - new)
+
+
+def _setting(method: str, setting: float) -> str:
+    what = METHODS[method].what
+    return f"{what} {setting:g}" if what else ""
+
+
+def _seconds(found: list) -> str:
+    return f"{sum(one['seconds'] for one in found) / len(found):.0f}"
+
+
+def _shown(story: str, value: float) -> float:
+    return value if story == "encoder" else math.exp(-value)

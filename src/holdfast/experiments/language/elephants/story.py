@@ -1,0 +1,151 @@
+"""A story carried out: settings chosen on validation data, the chosen ones under several seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from holdfast.errors import UnknownNameError
+from holdfast.experiments.language.elephants.encoder import Encoder
+from holdfast.experiments.language.elephants.gpt import Gpt
+from holdfast.experiments.language.elephants.methods import METHODS, Method
+from holdfast.experiments.language.elephants.trial import Found, Trial, Watch, do_all
+from holdfast.experiments.tables import Estimate
+
+TUNING_SEED = 9
+
+NEEDED = {"encoder": 0.97, "gpt": 1.05}
+"""A setting will do with so much of plain's gain of accuracy, or with at most so many times plain's perplexity."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a story found.
+
+    Attributes:
+        story: its name.
+        size: in which it was done.
+        found: everything that is known, tuning too.
+        chosen: method -> the setting chosen on validation data.
+        seeds: of what is reported.
+    """
+
+    story: str
+    size: str
+    found: Mapping[Trial, Found]
+    chosen: Mapping[str, float]
+    seeds: tuple[int, ...]
+
+    def reported(self, method: str) -> list[Found]:
+        """The reported trials of a method, by seed."""
+        return [self.found[trial] for trial in reported(self.story, method, self.chosen[method], self.size, self.seeds)]
+
+
+def carry_out(
+    name: str,
+    *,
+    work: Path,
+    data_dir: Path,
+    size: str = "full",
+    seeds: Sequence[int] = (0, 1, 2),
+    methods: Sequence[str] | None = None,
+    device: str | torch.device = "cpu",
+    watch: Watch = lambda _: None,
+) -> Answer:
+    """Do what is missing of a story.
+
+    Args:
+        name: "encoder" or "gpt".
+        work: folder of its trials.
+        data_dir: with text/.
+        size: "full", "quick", or of gpt "large".
+        seeds: of what is reported.
+        methods: names of `METHODS`; plain is always among them; None: all.
+        device: of gpt.
+        watch: told a line now and then.
+
+    Raises:
+        UnknownNameError: no such method.
+    """
+    for method in methods or ():
+        if method not in METHODS:
+            raise UnknownNameError("method", method, METHODS)
+    asked = [method for method in METHODS.values() if methods is None or method.name in {"plain", *methods}]
+    asked = [method for method in asked if name == "encoder" or method.name != "frozen"]  # a GPT has no head of its own
+    folder = work / name / size
+    folder.mkdir(parents=True, exist_ok=True)
+    teller = Encoder(data_dir, folder, size) if name == "encoder" else Gpt(data_dir, folder, size, device)
+    found = do_all([trial for m in asked for trial in tuning(name, m, size)], teller.do, folder, watch=watch)
+    chosen = {method.name: choose(name, method, size, found) for method in asked}
+    wanted = [trial for m in asked for trial in reported(name, m.name, chosen[m.name], size, seeds)]
+    found |= do_all(wanted, teller.do, folder, watch=watch)
+    return Answer(name, size, found, chosen, tuple(seeds))
+
+
+def tuning(story: str, method: Method, size: str) -> list[Trial]:
+    """The trials by which a setting is chosen; of plain and the untuned ones too, for the curve."""
+    return [Trial(story, method.name, setting, TUNING_SEED, size, tuning=True) for setting in method.settings]
+
+
+def reported(story: str, method: str, setting: float, size: str, seeds: Sequence[int]) -> list[Trial]:
+    """The trials that are reported."""
+    return [Trial(story, method, setting, seed, size) for seed in seeds]
+
+
+def choose(story: str, method: Method, size: str, found: Mapping[Trial, Found]) -> float:
+    """The setting that keeps the most among those that learn enough, on validation data.
+
+    Enough is `NEEDED`; where none does, the one that learns the most.
+    """
+    if len(method.settings) == 1:
+        return method.settings[0]
+    plain = found[tuning(story, METHODS["plain"], size)[0]]
+    trials = tuning(story, method, size)
+    enough = [trial for trial in trials if _learns_enough(story, found[trial], plain)]
+    if enough:
+        return max(enough, key=lambda trial: old_and_new(story, found[trial], "validation")[0]).setting
+    return max(trials, key=lambda trial: old_and_new(story, found[trial], "validation")[1]).setting
+
+
+def old_and_new(story: str, found: Found, part: str) -> tuple[float, float]:
+    """Old and new skill after the first task, the larger the better: Spearman and accuracy, or minus log perplexity.
+
+    Args:
+        story: which.
+        found: of a trial.
+        part: "validation" or "test".
+    """
+    if story == "encoder":
+        step = found["after"][0]
+        return step["similarity"][part]["value"], step["accuracy"][0][part]["value"]
+    after = found["after"]
+    return -math.log(after["english"][part]["value"]), -math.log(after["python"][part]["value"])
+
+
+def _learns_enough(story: str, found: Found, plain: Found) -> bool:
+    new, most = (old_and_new(story, one, "validation")[1] for one in (found, plain))
+    return new >= NEEDED["encoder"] * most if story == "encoder" else new >= most - math.log(NEEDED["gpt"])
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Mean and interval over seeds."""
+    return Estimate.of(list(values))
+
+
+def kept_share(story: str, found: Found, plain: Found, part: str = "test") -> float:
+    """What of plain's loss of the old skill is left: 0 nothing is lost, 1 as much as plain loses.
+
+    Of similarity the fall of Spearman's correlation, of English the rise of the perplexity.
+    """
+    lost, lost_by_plain = (_lost(story, one, part) for one in (found, plain))
+    return lost / lost_by_plain if lost_by_plain else math.nan
+
+
+def _lost(story: str, found: Found, part: str) -> float:
+    if story == "encoder":
+        return found["before"][part]["value"] - found["after"][0]["similarity"][part]["value"]
+    return found["after"]["english"][part]["value"] - found["before"]["english"][part]["value"]

@@ -1,0 +1,97 @@
+"""One trial: a method, a setting and a seed; done once, kept as a small JSON file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from holdfast.experiments.folder import versions
+from holdfast.experiments.lock import locked
+from holdfast.files import read_json, write_json
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What is to be done.
+
+    Attributes:
+        story: "encoder" or "gpt".
+        method: a name of `METHODS`.
+        setting: of the method.
+        seed: of data order, dropout and new heads.
+        size: "full" or "quick".
+        tuning: whether it serves to choose a setting, and stops after the first task.
+    """
+
+    story: str
+    method: str
+    setting: float
+    seed: int
+    size: str = "full"
+    tuning: bool = False
+
+    @property
+    def name(self) -> str:
+        """Of its file."""
+        tuned = "-tuning" if self.tuning else ""
+        return f"{self.method}-{self.setting:g}-{self.seed}{tuned}"
+
+
+Found = dict[str, Any]
+"""What a trial found, as JSON values."""
+
+Watch = Callable[[str], None]
+
+
+class _BusyError(Exception):
+    """Another process does this trial."""
+
+
+def do_all(
+    trials: Iterable[Trial], do: Callable[[Trial, Watch], Found], folder: Path, *, watch: Watch
+) -> dict[Trial, Found]:
+    """Do what is missing, and return what is known; several processes on one folder share the work.
+
+    Args:
+        trials: in order.
+        do: carries one out.
+        folder: of the files.
+        watch: told a line of each trial.
+    """
+    found: dict[Trial, Found] = {}
+    left = list(dict.fromkeys(trials))
+    while left:
+        busy = []
+        for trial in left:
+            path = folder / f"{trial.name}.json"
+            try:
+                with locked(folder / f"{trial.name}.lock", waiting=_busy):
+                    if not path.exists():
+                        watch(f"{trial.name} ...")
+                        write_json(path, {"trial": asdict(trial), **do(trial, watch), "versions": versions()})
+            except _BusyError:
+                busy.append(trial)
+                continue
+            found[trial] = read_json(path)
+        if len(busy) == len(left):  # all that is left is under way elsewhere: wait for the first
+            path = folder / f"{busy[0].name}.lock"
+            with locked(path):
+                pass
+        left = busy
+    return found
+
+
+def known(folder: Path) -> dict[Trial, Found]:
+    """Every trial that is done in a folder."""
+    found = {}
+    for path in sorted(folder.glob("*.json")):
+        content: Mapping[str, Any] = read_json(path)
+        if "trial" in content:
+            found[Trial(**content["trial"])] = dict(content)
+    return found
+
+
+def _busy() -> None:
+    raise _BusyError

@@ -1,0 +1,184 @@
+"""Fine-tuning over transformers' Trainer, with a keeper attached to its optimizer."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+from torch.optim import AdamW
+
+from holdfast.errors import EmptyDataError, OptionError
+from holdfast.experiments.language.batches import Example, collate
+from holdfast.experiments.language.models import LanguageModel, transformers_library
+from holdfast.experiments.language.skills import likelihood_of
+from holdfast.heads.categorical import IGNORED
+from holdfast.records import Importance
+from holdfast.retention import EWC, WVA
+
+HoldMethod = Literal["ewc", "wva"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a model is fine-tuned.
+
+    Attributes:
+        epochs: over the data.
+        steps: in place of epochs, if not None.
+        lr: largest learning rate; falls to zero linearly after a warm-up of a twentieth of the steps.
+        head_factor: a new head learns so many times faster.
+        batch_size: examples a step.
+        accumulate: batches that make one step together.
+        seed: of the order, of dropout and of a new head.
+        save_every: steps between checkpoints, from which the same command goes on; None: no checkpoints.
+        checkpointing: of activations, which are computed again in the backward pass: less memory, a third more time.
+    """
+
+    epochs: float = 1.0
+    steps: int | None = None
+    lr: float = 5e-5
+    head_factor: float = 10.0
+    batch_size: int = 16
+    accumulate: int = 1
+    seed: int = 0
+    save_every: int | None = None
+    checkpointing: bool = False
+
+
+def keeper_of(
+    model: LanguageModel,
+    importance: Importance,
+    *,
+    method: HoldMethod,
+    strength: float | None = None,
+    budget: float | None = None,
+) -> EWC | WVA:
+    """A keeper that holds what `importance` says at the model's present weights; a new head is free.
+
+    Raises:
+        OptionError: a budget for WVA, or WVA without a strength.
+        ParameterMismatchError: names or shapes that do not match, all of them listed.
+    """
+    free = "error"
+    if model.new_head and model.base is model.module:
+        bare: Any = model.module
+        held = {f"{bare.base_model_prefix}.{name}" for name, _ in bare.base_model.named_parameters()}
+        importance = Importance({name: value for name, value in importance.items() if name in held}, importance.info)
+        free = "free"
+    if method == "ewc":
+        return EWC(model.base, strength=strength, budget=budget, new_parameters=free).retain(importance)
+    if budget is not None or strength is None:
+        raise OptionError("finetune: --method wva needs --strength and takes no --budget: it keeps no anchors.")
+    return WVA(model.base, strength=strength, new_parameters=free).retain(importance)
+
+
+def fine_tune(
+    model: LanguageModel,
+    data: Sequence[Example],
+    settings: Settings,
+    *,
+    folder: Path,
+    keeper: EWC | WVA | None = None,
+    watch: Callable[[Mapping[str, Any]], None] | None = None,
+) -> None:
+    """Train the model in place.
+
+    Args:
+        model: on the device where it is trained.
+        data: examples with targets.
+        settings: how.
+        folder: where checkpoints go.
+        keeper: attached meanwhile.
+        watch: told what the Trainer logs: loss, step, and with a keeper `predicted_rise` and `pull_ratio`.
+
+    Raises:
+        EmptyDataError: no example.
+        OptionError: accelerate is not installed.
+    """
+    if not data:
+        raise EmptyDataError("finetune: the data held no example.")
+    transformers = transformers_library()
+    if settings.checkpointing:
+        bare: Any = model.base
+        getattr(bare, "activation_checkpointing_enable", bare.gradient_checkpointing_enable)()  # its older name
+    try:
+        arguments = _arguments(transformers, settings, folder, cpu=next(model.module.parameters()).device.type == "cpu")
+    except ImportError as error:
+        raise OptionError('finetune: the Trainer needs accelerate: pip install "holdfast[transformers]"') from error
+    trainer = transformers.Trainer(
+        model=model.module,
+        args=arguments,
+        train_dataset=list(data),
+        data_collator=lambda found: _as_mapping(model, found),
+        compute_loss_func=lambda outputs, labels, num_items_in_batch=None: _loss(
+            model, outputs, labels, num_items_in_batch
+        ),
+        optimizers=(AdamW(_groups(model, settings), lr=settings.lr, weight_decay=0.0), None),
+        callbacks=[] if watch is None else [_teller(transformers, watch)],
+    )
+    trainer.remove_callback(transformers.PrinterCallback)
+    if keeper is not None:
+        from holdfast.integrations.transformers import HoldfastCallback
+
+        HoldfastCallback(keeper).attach(trainer)
+    random.seed(settings.seed)
+    trainer.train(resume_from_checkpoint=any(folder.glob("checkpoint-*")) or None)
+    model.module.eval()
+
+
+def _arguments(transformers: Any, settings: Settings, folder: Path, *, cpu: bool) -> Any:
+    return transformers.TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.accumulate,
+        num_train_epochs=settings.epochs,
+        max_steps=settings.steps or -1,
+        learning_rate=settings.lr,
+        lr_scheduler_type="linear",
+        warmup_steps=0.05,
+        max_grad_norm=1.0,
+        logging_steps=20,
+        save_strategy="no" if settings.save_every is None else "steps",
+        save_steps=settings.save_every or 500,
+        save_total_limit=1,
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        seed=settings.seed,
+        use_cpu=cpu,
+    )
+
+
+def _as_mapping(model: LanguageModel, found: Sequence[Example]) -> dict[str, Tensor]:
+    inputs, targets = collate(model, found)
+    return {**inputs, "labels": targets}
+
+
+def _loss(model: LanguageModel, outputs: Any, labels: Tensor, count: Tensor | None) -> Tensor:
+    """Mean over the targets of all batches that make a step."""
+    total = likelihood_of(model.task).nll(outputs, ({}, labels)).sum()
+    return total / (labels != IGNORED).sum() if count is None else total / count
+
+
+def _groups(model: LanguageModel, settings: Settings) -> list[dict[str, Any]]:
+    base = {id(p) for p in model.base.parameters()}
+    trained = [p for p in model.module.parameters() if p.requires_grad]
+    head = [p for p in trained if id(p) not in base]
+    groups = [{"params": [p for p in trained if id(p) in base]}]
+    return groups + ([{"params": head, "lr": settings.lr * settings.head_factor}] if head else [])
+
+
+def _teller(transformers: Any, watch: Callable[[Mapping[str, Any]], None]) -> Any:
+    class Teller(transformers.TrainerCallback):
+        """Hands the logs on."""
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **given: Any) -> None:
+            if logs and "loss" in logs:
+                watch({"step": state.global_step, "steps": state.max_steps, **logs})
+
+    return Teller()

@@ -1,0 +1,313 @@
+"""An importance of a language model, measured part by part: it goes on after a kill, and tells when it is enough."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from holdfast.errors import EmptyDataError, MemoryShortageError, OptionError, RunMismatchError
+from holdfast.experiments.language.batches import Batch, Example, batches
+from holdfast.experiments.language.models import LanguageModel
+from holdfast.experiments.language.skills import likelihood_of
+from holdfast.files import read_state, write_state
+from holdfast.heads.batches import model_inputs
+from holdfast.importance import fisher, mas, signal
+from holdfast.importance.calibration import measured_nats_per_unit
+from holdfast.moments.calls import Call
+from holdfast.moments.state import measuring
+from holdfast.records import Importance, ImportanceInfo
+from holdfast.tensors import trainable_parameters, unwrap
+
+Kind = Literal["sampled", "exact", "empirical", "mas", "signal"]
+
+PART = 64
+"""Examples that are measured together before the sums are added up, and may be written down."""
+_CALIBRATED = 256
+"""Examples on which the loss is seen to rise, where an importance is calibrated."""
+_WATCHED = 2**16
+"""Weights at which the groups are compared."""
+_GROUPS = 8
+
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a measurement is.
+
+    Attributes:
+        num_examples: so far.
+        error: the relative error of the running estimate, see `Groups`; None before there are two parts.
+        agreement: correlation of the estimates from the two halves; None likewise.
+        seconds: spent, before an interruption too.
+    """
+
+    num_examples: int
+    error: float | None
+    agreement: float | None
+    seconds: float
+
+    @property
+    def text(self) -> str:
+        """The convergence line."""
+        if self.error is None or self.agreement is None:
+            return f"{self.num_examples} examples"
+        return (
+            f"{self.num_examples} examples: relative error about {self.error:.1%}, "
+            f"two halves of the data agree to {self.agreement:.3f}"
+        )
+
+
+Watch = Callable[[Progress], None]
+
+
+@dataclass
+class Groups:
+    """Estimates from eight groups of parts, at a sample of the weights.
+
+    The mean m of K independent estimates m_k, of n_k examples each, has the variance
+    sum_k (n_k/n)^2 (m_k - m)^2 K/(K - 1); its root, over all weights, over |m| is the relative error.
+    """
+
+    sums: Tensor
+    counts: list[int] = field(default_factory=lambda: [0] * _GROUPS)
+
+    @classmethod
+    def of(cls, totals: Mapping[str, Tensor]) -> Groups:
+        """Empty ones for weights like these."""
+        return cls(torch.zeros(_GROUPS, len(_watched(totals))))
+
+    def add(self, part: int, found: Mapping[str, Tensor], size: int) -> None:
+        """Add what a part of so many examples gave, means over them."""
+        self.sums[part % _GROUPS] += size * _watched(found)
+        self.counts[part % _GROUPS] += size
+
+    def compare(self) -> tuple[float, float] | None:
+        """Relative error, and correlation of the even groups with the odd ones; None before there are two."""
+        used = [group for group, count in enumerate(self.counts) if count]
+        if len(used) < 2:
+            return None
+        sums, counts = self.sums[used].double(), torch.tensor(self.counts).double()[used]
+        mean, shares = sums.sum(dim=0) / counts.sum(), counts / counts.sum()
+        deviations = (sums / counts.unsqueeze(1) - mean).norm(dim=1)
+        error = ((shares * deviations).square().sum() * len(used) / (len(used) - 1)).sqrt()
+        agreement = torch.corrcoef(torch.stack([sums[::2].sum(dim=0), sums[1::2].sum(dim=0)]))[0, 1]
+        length = float(mean.norm())
+        return (float(error) / length if length else 0.0), float(agreement)
+
+
+def _watched(tensors: Mapping[str, Tensor]) -> Tensor:
+    """The same evenly spread weights of every parameter, about `_WATCHED` in all."""
+    stride = max(1, sum(tensor.numel() for tensor in tensors.values()) // _WATCHED)
+    return torch.cat([tensor.flatten()[::stride].cpu().float() for tensor in tensors.values()])
+
+
+def measure(
+    model: LanguageModel,
+    data: Callable[[], Iterator[Example]],
+    *,
+    kind: Kind = "sampled",
+    num_examples: int | None = None,
+    tolerance: float | None = None,
+    batch_size: int = 8,
+    seed: int = 0,
+    calibrate: bool = False,
+    checkpoint: Path | None = None,
+    identity: Mapping[str, Any] | None = None,
+    checkpoint_seconds: float = 30.0,
+    watch: Watch | None = None,
+) -> tuple[Importance, Progress]:
+    """The importance of the weights of `model.base`, under their own names.
+
+    The data are measured in parts of 64 examples, each with labels drawn under a seed of its own, and the parts' sums
+    are added up. Sums and count are written down as one file, so that a measurement which was interrupted goes on, and
+    ends with the same numbers.
+
+    Args:
+        model: what is measured.
+        data: makes the stream of examples anew.
+        kind: "sampled", "exact" or "empirical" Fisher; "mas"; "signal", which leaves embeddings and norms at zero.
+        num_examples: stop after so many.
+        tolerance: stop when the relative error is below this, after at least four parts.
+        batch_size: examples that go through the model together; halved where memory does not do.
+        seed: of the labels drawn.
+        calibrate: measure how many nats a unit of MAS or signal is.
+        checkpoint: file to go on from; deleted by the caller when the result is safe.
+        identity: what else must be the same to go on, as JSON values.
+        checkpoint_seconds: at least so long between two writings.
+        watch: told of the progress after each part.
+
+    Returns:
+        The importance, and how far it got.
+
+    Raises:
+        EmptyDataError: no example.
+        MemoryShortageError: not even one example alone fits.
+        OptionError: MAS of single sentences, whose embeddings all have length one.
+        RunMismatchError: the checkpoint is of another measurement.
+
+    Cost: a float32 copy of the weights on the model's device, and one for the running sums in the computer's memory.
+    """
+    if num_examples is not None and num_examples < 1:
+        raise OptionError(f"importance: --examples is {num_examples}; expected a whole number >= 1.")
+    key = {"kind": kind, "seed": seed, **(identity or {})}
+    names = list(trainable_parameters(model.base))
+    if model.base is not model.module:
+        model.module.requires_grad_(False)  # a head is not part of what is measured
+        model.base.requires_grad_(True)
+    state = (
+        _State.start(names, model) if checkpoint is None or not checkpoint.exists() else _State.read(checkpoint, key)
+    )
+    limit = math.inf if num_examples is None else num_examples
+    stream = islice(data(), state.seen, None)
+    written = start = time.monotonic()
+    earlier, size = state.seconds, batch_size
+    sample = _first_batches(model, data) if calibrate and kind in ("mas", "signal") else []
+    while state.seen < limit and not (tolerance and state.part >= 4 and state.progress().error < tolerance):  # type: ignore[operator]
+        part = list(islice(stream, int(min(PART, limit - state.seen))))
+        if not part:
+            break
+        found, size = _with_room(partial(_measure_part, model, part, kind, seed + state.part), size)
+        state.add({name: found[model.prefix + name] for name in names}, len(part))
+        state.seconds = earlier + time.monotonic() - start
+        if checkpoint is not None and time.monotonic() - written >= checkpoint_seconds:
+            state.write(checkpoint, key)
+            written = time.monotonic()
+        if watch is not None:
+            watch(state.progress())
+    if state.seen == 0:
+        raise EmptyDataError("importance: the data held no example.")
+    importance = _importance(model, state, kind, seed)
+    if sample:
+        nats = _nats_per_unit(model, importance, sample, seed)
+        importance = Importance(importance, replace(importance.info, nats_per_unit=nats))
+    return importance, state.progress()
+
+
+@dataclass
+class _State:
+    """Sums over the examples so far."""
+
+    totals: dict[str, Tensor]
+    groups: Groups
+    seen: int = 0
+    part: int = 0
+    seconds: float = 0.0
+
+    @classmethod
+    def start(cls, names: list[str], model: LanguageModel) -> _State:
+        parameters = trainable_parameters(model.base)
+        totals = {name: torch.zeros(parameters[name].shape) for name in names}
+        return cls(totals, Groups.of(totals))
+
+    @classmethod
+    def read(cls, path: Path, key: Mapping[str, Any]) -> _State:
+        tensors, notes = read_state(path)
+        if notes["key"] != key:
+            changed = [name for name in key if notes["key"].get(name) != key[name]]
+            raise RunMismatchError(
+                f"{path} is of a measurement with another {', '.join(changed)}. Delete it to begin anew, or give the "
+                "same command to go on."
+            )
+        groups = Groups(tensors.pop("groups"), notes["counts"])
+        totals = {name.removeprefix("totals/"): tensor for name, tensor in tensors.items()}
+        return cls(totals, groups, notes["seen"], notes["part"], notes["seconds"])
+
+    def write(self, path: Path, key: Mapping[str, Any]) -> None:
+        tensors = {f"totals/{name}": tensor for name, tensor in self.totals.items()}
+        notes = {
+            "seen": self.seen,
+            "part": self.part,
+            "seconds": self.seconds,
+            "counts": self.groups.counts,
+            "key": key,
+        }
+        write_state(path, {**tensors, "groups": self.groups.sums}, notes)
+
+    def add(self, part: Mapping[str, Tensor], size: int) -> None:
+        """Add the means over a part's examples."""
+        for name, value in part.items():
+            self.totals[name].add_(value.cpu(), alpha=size)
+        self.groups.add(self.part, part, size)
+        self.seen += size
+        self.part += 1
+
+    def progress(self) -> Progress:
+        error, agreement = self.groups.compare() or (None, None)
+        return Progress(self.seen, error, agreement, self.seconds)
+
+
+def _measure_part(model: LanguageModel, part: list[Example], kind: Kind, seed: int, size: int) -> Importance:
+    """The mean over the examples of a part, `size` of them at a time."""
+    data: Iterable[Batch] = batches(model, part, size)
+    if kind == "mas":
+        if model.task == "similarity" and len(part[0].tokens) == 1:
+            raise OptionError(
+                "importance: MAS is of the outputs' length, and every embedding of a sentence has length one. Give "
+                "pairs of sentences, or another --kind."
+            )
+        return mas(model.module, data)
+    if kind == "signal":
+        return signal(model.module, data, others="zero")
+    return fisher(model.module, data, kind=kind, loss=likelihood_of(model.task), seed=seed)
+
+
+def _with_room(work: Callable[[int], Importance], size: int) -> tuple[Importance, int]:
+    """The work's result, and the size at which memory sufficed: `size`, or what is left of it after halving.
+
+    Raises:
+        MemoryShortageError: one at a time is still too much.
+    """
+    while True:
+        try:
+            return work(size), size
+        except (RuntimeError, MemoryError) as error:
+            short = isinstance(error, MemoryError) or any(sign in str(error) for sign in _OUT_OF_MEMORY)
+            if not short:
+                raise
+            told = " ".join(str(error).split())[:120]
+        if size == 1:
+            raise MemoryShortageError(
+                f"importance: out of memory with one example at a time ({told}). Shorten the examples with --length, "
+                "load the model with --dtype bfloat16, or take another device."
+            )
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        size //= 2
+
+
+def _importance(model: LanguageModel, state: _State, kind: Kind, seed: int) -> Importance:
+    is_fisher = kind in ("sampled", "exact", "empirical")
+    info = ImportanceInfo(
+        kind=f"fisher-{kind}" if is_fisher else kind,
+        num_examples=state.seen,
+        loss=likelihood_of(model.task).name if is_fisher else None,
+        unit={"mas": "output^2/weight", "signal": "output"}.get(kind, "nats/weight^2"),
+        model=type(unwrap(model.base)).__name__,
+        nats_per_unit=1.0 if is_fisher else None,
+        details={"seed": seed} if kind == "sampled" else {},
+    )
+    return Importance({name: total.div_(state.seen) for name, total in state.totals.items()}, info)
+
+
+def _first_batches(model: LanguageModel, data: Callable[[], Iterator[Example]]) -> list[Batch]:
+    return list(batches(model, islice(data(), _CALIBRATED), PART))
+
+
+def _nats_per_unit(model: LanguageModel, importance: Importance, sample: list[Batch], seed: int) -> float | None:
+    pairs = []
+    for batch in sample:
+        args, kwargs = model_inputs(batch)
+        pairs.append((Call(args, kwargs, len(batch[1])), batch))
+    named = Importance({model.prefix + name: value for name, value in importance.items()}, importance.info)
+    with measuring(model.module):
+        return measured_nats_per_unit(model.module, named, pairs, likelihood_of(model.task), seed=seed)

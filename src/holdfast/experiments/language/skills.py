@@ -1,0 +1,90 @@
+"""How well a language model does: perplexity, accuracy, or the rank correlation of similarities."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+from holdfast.errors import EmptyDataError
+from holdfast.experiments.language.batches import Batch
+from holdfast.experiments.language.models import LanguageModel, Task
+from holdfast.heads.batches import batch_to
+from holdfast.heads.categorical import IGNORED
+from holdfast.heads.likelihoods import Categorical, Gaussian, Likelihood, logits_of
+from holdfast.tensors import spearman
+
+SIMILARITY_VARIANCE = 0.04
+"""Of a similarity in 0..1 around the cosine: people disagree by about 0.2, one point of the benchmark's five."""
+
+MEASURES: dict[Task, str] = {"causal-lm": "perplexity", "classification": "accuracy", "similarity": "Spearman"}
+
+
+@dataclass(frozen=True)
+class Skill:
+    """What was found.
+
+    Attributes:
+        measure: "perplexity" (the smaller the better), "accuracy" (0..1) or "Spearman" (-1..1).
+        value: of the measure.
+        loss: mean negative log-likelihood of an example in nats; of a causal language model an example is a block.
+        num_examples: on so many.
+    """
+
+    measure: str
+    value: float
+    loss: float
+    num_examples: int
+
+    @property
+    def text(self) -> str:
+        """The value for people."""
+        return f"{self.value:.2f}" if self.measure == "perplexity" else f"{self.value:.4f}"
+
+
+def likelihood_of(task: Task) -> Likelihood:
+    """The likelihood whose nats are those of the task: of a similarity a Gaussian around the cosine."""
+    if task == "similarity":
+        return Gaussian(variance=SIMILARITY_VARIANCE)
+    return Categorical(causal=task == "causal-lm", class_axis=-1)
+
+
+@torch.no_grad()
+def evaluate(model: LanguageModel, data: Iterable[Batch]) -> Skill:
+    """Measure the skill; the model is put in evaluation mode meanwhile.
+
+    Raises:
+        EmptyDataError: there is no example.
+    """
+    likelihood, device = likelihood_of(model.task), next(model.module.parameters()).device
+    training = model.module.training
+    model.module.eval()
+    total, num_examples, num_targets, num_right = 0.0, 0, 0, 0
+    answers, targets = [], []
+    try:
+        for batch in data:
+            inputs, wanted = batch_to(batch, device)
+            outputs = model.module(**inputs)
+            total += float(likelihood.nll(outputs, (inputs, wanted)).double().sum())
+            num_examples += len(wanted)
+            logits = logits_of(outputs)
+            if model.task == "causal-lm":
+                num_targets += int((wanted[:, 1:] != IGNORED).sum())
+            elif model.task == "classification":
+                num_right += int((logits.argmax(dim=-1) == wanted).sum())
+            else:
+                answers.append(logits.float().cpu())
+                targets.append(wanted.cpu())
+    finally:
+        model.module.train(training)
+    if num_examples == 0:
+        raise EmptyDataError("evaluate: the data held no example.")
+    if model.task == "causal-lm":
+        value = math.exp(min(total / num_targets, 700.0))
+    elif model.task == "classification":
+        value = num_right / num_examples
+    else:
+        value = spearman(torch.cat(answers), torch.cat(targets))
+    return Skill(MEASURES[model.task], value, total / num_examples, num_examples)

@@ -1,0 +1,263 @@
+"""Kept and learned: fine-tuning that holds, beside plain fine-tuning, on tiny models."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.experiments.language import tiny
+
+from holdfast import Importance
+from holdfast.errors import (
+    BatchError,
+    EmptyDataError,
+    FileFormatError,
+    HoldfastError,
+    ModelMismatchError,
+    OptionError,
+    ParameterMismatchError,
+)
+from holdfast.experiments.language.batches import examples
+from holdfast.experiments.language.finetuning import Settings, fine_tune, keeper_of
+from holdfast.experiments.language.importance_folder import read_importance, write_importance
+from holdfast.experiments.language.keeping import Source, keep_and_learn
+from holdfast.experiments.language.measuring import measure
+from holdfast.experiments.language.models import LanguageModel, load_model, revision_of
+
+SETTINGS = Settings(steps=12, lr=5e-3, batch_size=8)
+
+
+def keep(folder: Path, model: LanguageModel, data: Path, **options: Any) -> Path:
+    """The folder of an importance of the model on these data."""
+    source = Source(str(data))
+    found, progress = measure(model, lambda: examples(model, source.rows(), length=16, labelled=False), **options)
+    write_importance(folder, found, model, data=data.name, progress=progress)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An encoder, pairs, intents, and what the encoder needs for the pairs."""
+    folder = tmp_path_factory.mktemp("place")
+    model = load_model(str(tiny.encoder(folder / "encoder")))
+    tiny.intents(folder / "intents.jsonl")
+    keep(folder / "keep", model, tiny.pairs(folder / "pairs.csv"), kind="exact")
+    return folder
+
+
+def learn(place: Path, output: Path, **options: Any) -> Any:
+    given: dict[str, Any] = {"keep": place / "keep", "settings": SETTINGS, "length": 16, "output": output, **options}
+    return keep_and_learn(str(place / "encoder"), Source(str(place / "intents.jsonl")), **given)
+
+
+def test_what_is_held_is_kept_where_plain_fine_tuning_loses_it(place: Path, tmp_path: Path):
+    told: list[tuple[str, Mapping[str, Any]]] = []
+    kept = learn(
+        place,
+        tmp_path / "out",
+        budget=1e-4,
+        old_data=Source(str(place / "pairs.csv")),
+        compare=True,
+        watch=lambda way, logs: told.append((way, logs)),
+        settings=replace(SETTINGS, steps=40),
+    )
+    assert list(kept.old) == list(kept.new) == ["before", "held", "plain"]
+    moved = {way: abs(kept.old[way].loss - kept.old["before"].loss) for way in ("held", "plain")}
+    assert moved["held"] < moved["plain"] / 3
+    assert kept.new["held"].value > kept.new["before"].value
+    assert kept.new["held"].measure == "accuracy"
+    assert kept.predicted_rise <= 1e-4
+    assert {way for way, _ in told} == {"held", "plain"}
+    assert all(("predicted_rise" in logs) == (way == "held") for way, logs in told)
+    written = json.loads((tmp_path / "out" / "kept_and_learned.json").read_text())
+    assert written["old"]["held"]["value"] == kept.old["held"].value
+    assert written["measured_rise"] == pytest.approx(kept.measured_rise)
+    again = load_model(str(tmp_path / "out"))
+    assert again.labels == ("card", "dog", "money")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]  # no checkpoints are left
+
+
+def test_wva_holds_too(place: Path, tmp_path: Path):
+    kept = learn(place, tmp_path / "out", method="wva", strength=1e9)
+    start = load_model(str(place / "encoder"))
+    end = load_model(str(tmp_path / "out"))
+    importance = Importance.load(place / "keep")
+    now = dict(end.base.named_parameters())
+    pinned = [
+        torch.allclose(p[importance[name] > 1e-4], now[name][importance[name] > 1e-4], atol=1e-4)
+        for name, p in start.base.named_parameters()
+    ]
+    assert all(pinned)
+    assert kept.old == {}
+    assert kept.measured_rise is None
+
+
+def test_a_causal_model_learns_on(tmp_path: Path):
+    model = load_model(str(tiny.causal(tmp_path / "causal")))
+    prose = tiny.prose(tmp_path / "prose.txt")
+    keep(tmp_path / "keep", model, prose)
+    kept = keep_and_learn(
+        str(tmp_path / "causal"),
+        Source(str(prose)),
+        keep=tmp_path / "keep",
+        output=tmp_path / "out",
+        settings=replace(SETTINGS, accumulate=2),
+        strength=1.0,
+        length=16,
+        old_data=Source(str(prose)),
+        test_data=Source(str(prose)),
+    )
+    assert kept.new["held"].measure == "perplexity"
+    assert kept.new["held"].value < kept.new["before"].value
+    assert kept.old == kept.new
+
+
+def test_a_classifier_gets_new_classes_beside_what_it_keeps(tmp_path: Path):
+    model = load_model(str(tiny.classifier(tmp_path / "classifier")))
+    folder = keep(tmp_path / "keep", model, tiny.prose(tmp_path / "prose.txt"))
+    data = tiny.intents(tmp_path / "intents.jsonl")
+    kept = keep_and_learn(
+        str(tmp_path / "classifier"),
+        Source(str(data)),
+        keep=folder,
+        output=tmp_path / "out",
+        settings=SETTINGS,
+        strength=math.inf,
+        length=16,
+    )
+    assert kept.new["held"].measure == "accuracy"
+    start, end = (dict(load_model(str(tmp_path / name)).module.named_parameters()) for name in ("classifier", "out"))
+    changed = [
+        name for name in start if start[name].shape == end[name].shape and not torch.equal(start[name], end[name])
+    ]
+    used = Importance.load(folder)
+    assert all((used[name] == 0).any() for name in changed)  # tokens that the data never showed
+    assert end["classifier.weight"].shape == (3, 16)
+
+
+def test_training_goes_on_from_its_checkpoint(place: Path, tmp_path: Path):
+    """Killed after a checkpoint, the same command ends with the same weights."""
+
+    class Killed(Exception):
+        pass
+
+    def kill(way: str, logs: Mapping[str, Any]) -> None:
+        if logs["step"] == 20:
+            raise Killed
+
+    settings = replace(SETTINGS, steps=30, save_every=10)
+    learn(place, tmp_path / "whole", strength=10.0, settings=settings)
+    with pytest.raises(Killed):
+        learn(place, tmp_path / "out", strength=10.0, settings=settings, watch=kill)
+    assert not (tmp_path / "out").exists()
+    assert [path.name for path in (tmp_path / ".out.training").iterdir()] == ["checkpoint-10"]
+    learn(place, tmp_path / "out", strength=10.0, settings=settings)
+    assert revision_of(tmp_path / "out") == revision_of(tmp_path / "whole")
+
+
+def test_activations_computed_again_change_nothing(place: Path, tmp_path: Path):
+    for name, again in (("kept", False), ("again", True)):
+        learn(place, tmp_path / name, strength=10.0, settings=replace(SETTINGS, checkpointing=again))
+    one, two = (load_model(str(tmp_path / name)).base.state_dict() for name in ("kept", "again"))
+    assert all(torch.allclose(one[name], two[name], atol=1e-6) for name in one)
+
+
+def test_the_card_says_what_it_is(place: Path):
+    card = (place / "keep" / "README.md").read_text()
+    revision = revision_of(place / "encoder")
+    for told in (
+        "encoder (BertModel)",
+        revision,
+        "fisher-exact",
+        "nats/weight^2; nats per unit: 1",
+        "pairs.csv",
+        "| 40 |",
+    ):
+        assert told in card
+    assert "encoder.layer.*.attention.self.query.weight" in card
+
+
+def test_the_importance_of_another_model_is_refused(place: Path, tmp_path: Path):
+    def refused(name: Path, kind: type[HoldfastError], told: str) -> None:
+        with pytest.raises(kind, match=told):
+            keep_and_learn(
+                str(name),
+                Source(str(place / "intents.jsonl")),
+                keep=place / "keep",
+                output=tmp_path / "out",
+                settings=SETTINGS,
+                strength=1.0,
+            )
+        assert not (tmp_path / "out").exists()
+
+    refused(
+        tiny.encoder(tmp_path / "other", seed=1),
+        ModelMismatchError,
+        "was measured on other weights of encoder .* measure again",
+    )
+    refused(
+        tiny.causal(tmp_path / "causal"), ParameterMismatchError, "21 names not among the trainable parameters of GPT2"
+    )
+    same = tiny.encoder(tmp_path / "same")
+    tokenizer = tiny.tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": []})
+    names = json.loads((same / "tokenizer.json").read_text())
+    vocabulary = names["model"]["vocab"]
+    vocabulary["red"], vocabulary["blue"] = vocabulary["blue"], vocabulary["red"]
+    (same / "tokenizer.json").write_text(json.dumps(names))
+    refused(same, ModelMismatchError, "was measured with another tokenizer .* Use the tokenizer of encoder")
+
+
+def test_a_truncated_importance_is_refused(place: Path, tmp_path: Path):
+    model = load_model(str(place / "encoder"))
+    folder = keep(tmp_path / "keep", model, place / "pairs.csv", num_examples=8)
+    shard = folder / "importance.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-8])
+    with pytest.raises(FileFormatError, match="is damaged, truncated or edited"):
+        read_importance(folder, model)
+
+
+def test_options_that_have_no_meaning_are_refused(place: Path, tmp_path: Path):
+    with pytest.raises(OptionError, match="--method wva needs --strength and takes no --budget"):
+        learn(place, tmp_path / "out", method="wva", budget=0.1)
+    with pytest.raises(OptionError, match="its skill is|holds no pairs of texts. Give --old-data two texts"):
+        learn(place, tmp_path / "out", strength=1.0, old_data=Source(str(place / "intents.jsonl")))
+    (tmp_path / "plain.jsonl").write_text('{"text": "a card"}\n')
+    with pytest.raises(BatchError, match="no label for 'a card'"):
+        keep_and_learn(
+            str(place / "encoder"),
+            Source(str(tmp_path / "plain.jsonl")),
+            keep=place / "keep",
+            output=tmp_path / "out",
+            settings=SETTINGS,
+            strength=1.0,
+            task="classification",
+        )
+    model = load_model(str(place / "encoder"))
+    with pytest.raises(EmptyDataError, match="finetune: the data held no example"):
+        fine_tune(model, [], SETTINGS, folder=tmp_path)
+    keeper = keeper_of(model, read_importance(place / "keep", model), method="ewc", budget=0.1)
+    assert keeper.held.num_tasks == 1
+
+
+def test_the_old_skill_of_another_task_cannot_be_measured(tmp_path: Path):
+    model = load_model(str(tiny.causal(tmp_path / "causal")))
+    folder = keep(tmp_path / "keep", model, tiny.prose(tmp_path / "prose.txt"))
+    with pytest.raises(OptionError, match="made for causal-lm and now learns classification; its old skill cannot"):
+        keep_and_learn(
+            str(tmp_path / "causal"),
+            Source(str(tiny.intents(tmp_path / "intents.jsonl"))),
+            keep=folder,
+            output=tmp_path / "out",
+            settings=SETTINGS,
+            strength=1.0,
+            task="classification",
+            length=16,
+            old_data=Source(str(tmp_path / "prose.txt")),
+        )

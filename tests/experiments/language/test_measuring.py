@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.experiments.language import tiny
+
+import holdfast as hf
+from holdfast.errors import BatchError, EmptyDataError, MemoryShortageError, OptionError, RunMismatchError
+from holdfast.experiments.language import measuring
+from holdfast.experiments.language.batches import Example, batches, collate, examples
+from holdfast.experiments.language.measuring import Progress, measure
+from holdfast.experiments.language.models import LanguageModel, load_model
+from holdfast.experiments.language.rows import read_rows
+from holdfast.experiments.language.skills import likelihood_of
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
+    return load_model(str(tiny.encoder(tmp_path_factory.mktemp("encoder"))))
+
+
+@pytest.fixture(scope="module")
+def pairs(encoder: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> list[Example]:
+    path = tiny.pairs(tmp_path_factory.mktemp("data") / "pairs.csv", count=200)
+    return list(examples(encoder, read_rows(str(path)), length=16, labelled=True))
+
+
+def stream(found: list[Example]) -> Any:
+    return lambda: iter(found)
+
+
+def test_parts_add_up_to_the_whole(encoder: LanguageModel, pairs: list[Example]):
+    found, progress = measure(encoder, stream(pairs), kind="exact")
+    whole = hf.fisher(encoder.module, batches(encoder, pairs, 50), loss=likelihood_of("similarity"))
+    assert list(found) == [name.removeprefix("encoder.") for name in whole]
+    assert all(torch.allclose(found[name], whole[f"encoder.{name}"], rtol=1e-4, atol=1e-9) for name in found)
+    assert (found.info.kind, found.info.num_examples, found.info.unit) == ("fisher-exact", 200, "nats/weight^2")
+    assert progress.num_examples == 200
+
+
+@pytest.mark.parametrize("kind", ["sampled", "empirical", "mas", "signal"])
+def test_every_kind_is_measured(encoder: LanguageModel, pairs: list[Example], kind: Any):
+    found, _ = measure(encoder, stream(pairs), kind=kind, num_examples=70)
+    assert found.info.num_examples == 70
+    assert sum(float(value.sum()) for value in found.values()) > 0
+
+
+def test_the_stated_error_is_the_real_one(encoder: LanguageModel, pairs: list[Example]):
+    told: list[Progress] = []
+    drawn = torch.randint(200, (1024,), generator=torch.Generator().manual_seed(1)).tolist()
+    found, last = measure(encoder, stream([pairs[n] for n in drawn]), watch=told.append, batch_size=64)
+    exact, _ = measure(encoder, stream(pairs), kind="exact", batch_size=64)
+    real = sum((found[n] - exact[n]).square().sum() for n in exact) / sum(exact[n].square().sum() for n in exact)
+    assert told[0].error is None
+    assert last.error is not None
+    assert last.error / 2.5 < float(real) ** 0.5 < last.error * 2.5
+    assert "relative error about" in last.text
+    assert "two halves of the data agree to 0.9" in last.text
+
+
+def test_it_stops_when_it_is_enough(encoder: LanguageModel, pairs: list[Example]):
+    found, progress = measure(encoder, stream(pairs * 20), kind="exact", tolerance=0.3, batch_size=64)
+    assert 256 <= found.info.num_examples < 4000
+    assert progress.error is not None
+    assert progress.error < 0.3
+
+
+class Killed(Exception):
+    pass
+
+
+def cut(found: list[Example], after: int) -> Any:
+    def gone() -> Iterator[Example]:
+        raise Killed
+        yield
+
+    return lambda: chain(iter(found[:after]), gone())
+
+
+def test_killed_it_goes_on_to_the_same_numbers(encoder: LanguageModel, pairs: list[Example], tmp_path: Path):
+    path = tmp_path / "state.safetensors"
+    options: dict[str, Any] = {"kind": "sampled", "checkpoint": path, "checkpoint_seconds": 0.0}
+    with pytest.raises(Killed):
+        measure(encoder, cut(pairs, 150), **options)
+    told: list[Progress] = []
+    found, progress = measure(encoder, stream(pairs), watch=told.append, **options)
+    assert [each.num_examples for each in told] == [192, 200]
+    whole, uninterrupted = measure(encoder, stream(pairs), kind="sampled")
+    assert all(torch.equal(found[name], whole[name]) for name in whole)
+    assert (progress.error, progress.agreement) == (uninterrupted.error, uninterrupted.agreement)
+    with pytest.raises(RunMismatchError, match="of a measurement with another kind, data. Delete it to begin anew"):
+        measure(encoder, stream(pairs), kind="exact", checkpoint=path, identity={"data": "other"})
+    path.unlink()
+    measure(encoder, stream(pairs), kind="exact", checkpoint=path, identity={"data": "other"}, num_examples=10)
+
+
+def test_short_of_memory_it_takes_smaller_batches(
+    encoder: LanguageModel, pairs: list[Example], monkeypatch: pytest.MonkeyPatch
+):
+    sizes: list[int] = []
+    fisher = measuring.fisher
+
+    def limited(model: Any, data: Any, **options: Any) -> Any:
+        content = list(data)
+        sizes.append(max(len(targets) for _, targets in content))
+        if sizes[-1] > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return fisher(model, content, **options)
+
+    monkeypatch.setattr(measuring, "fisher", limited)
+    limit = 3
+    found, _ = measure(encoder, stream(pairs), kind="exact", num_examples=128)
+    assert sizes == [8, 4, 2, 2]  # the second part begins where the first one fitted
+    monkeypatch.undo()
+    whole, _ = measure(encoder, stream(pairs), kind="exact", num_examples=128)
+    assert all(torch.allclose(found[name], whole[name], rtol=1e-4, atol=1e-9) for name in whole)
+    limit = 0
+    monkeypatch.setattr(measuring, "fisher", limited)
+    with pytest.raises(MemoryShortageError, match="with one example at a time .* Shorten the examples with --length"):
+        measure(encoder, stream(pairs), kind="exact")
+
+    def broken(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("shapes do not fit")
+
+    monkeypatch.setattr(measuring, "fisher", broken)
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        measure(encoder, stream(pairs), kind="exact")
+
+
+def test_calibrated_it_is_in_nats(encoder: LanguageModel, pairs: list[Example]):
+    with torch.no_grad():  # targets that the model fits, so that its loss can only rise
+        cosines = [encoder.module.eval()(**collate(encoder, [pair])[0]).item() for pair in pairs[:64]]
+    fitted = [replace(pair, target=cosine) for pair, cosine in zip(pairs, cosines)]
+    assert measure(encoder, stream(fitted), kind="mas")[0].info.nats_per_unit is None
+    found, _ = measure(encoder, stream(fitted), kind="mas", calibrate=True)
+    assert found.info.nats_per_unit is not None
+    assert found.info.nats_per_unit > 0
+
+
+def test_a_causal_model_and_a_classifier(tmp_path: Path):
+    causal = load_model(str(tiny.causal(tmp_path / "causal")))
+    path = str(tiny.prose(tmp_path / "prose.txt"))
+    found, _ = measure(causal, lambda: examples(causal, read_rows(path), length=16, labelled=False))
+    assert "transformer.wte.weight" in found
+    assert found.info.loss == "categorical"
+    classifier = load_model(str(tiny.classifier(tmp_path / "classifier")))
+    found, _ = measure(classifier, lambda: examples(classifier, read_rows(path), length=16, labelled=False))
+    assert found.info.num_examples == 80  # no labels are needed where they are drawn
+    with pytest.raises(BatchError, match="no label for .* Labels are needed here: name their column with --label"):
+        measure(classifier, lambda: examples(classifier, read_rows(path), length=16, labelled=True), kind="empirical")
+
+
+def test_what_cannot_be_measured_is_said(encoder: LanguageModel, pairs: list[Example], tmp_path: Path):
+    with pytest.raises(EmptyDataError, match="importance: the data held no example"):
+        measure(encoder, stream([]))
+    with pytest.raises(OptionError, match="--examples is 0; expected a whole number >= 1"):
+        measure(encoder, stream(pairs), num_examples=0)
+    path = str(tiny.prose(tmp_path / "prose.txt"))
+    single = list(examples(encoder, read_rows(path), length=16, labelled=False))
+    with pytest.raises(OptionError, match="every embedding of a sentence has length one"):
+        measure(encoder, stream(single), kind="mas")
+    assert measure(encoder, stream(single))[0].info.num_examples == 80
