@@ -86,7 +86,8 @@ class LoraEWC:
             add (DoRA).
 
     Cost: memory of the importances of the adapted weights (shared with `importance` on its device) and one layer's
-    temporaries; each step as many operations as a forward pass of r^2 tokens through the adapted layers.
+    temporaries; each step as many operations as a forward pass of r (r + 1) tokens through the adapted layers, and r x r
+    systems for every row and column.
     """
 
     def __init__(
