@@ -86,8 +86,8 @@ class LoraEWC:
             add (DoRA).
 
     Cost: memory of the importances of the adapted weights (shared with `importance` on its device) and one layer's
-    temporaries; each step as many operations as a forward pass of r (r + 1) tokens through the adapted layers, and r x r
-    systems for every row and column.
+    temporaries; each step as many operations as a forward pass of r (r + 1) tokens through the adapted layers, and a
+    system of r unknowns for every row and column.
     """
 
     def __init__(
