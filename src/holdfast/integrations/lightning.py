@@ -47,12 +47,13 @@ class HoldfastCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Log the keeper's figures."""
-        if self.keeper.held.num_tasks == 0 or trainer.global_step % trainer.log_every_n_steps:
+        every = trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
+        if self.keeper.held.num_tasks == 0 or trainer.global_step % every:
             return
         report = self.keeper.report()
         for name, value in (("predicted_rise", report.predicted_rise), ("pull_ratio", report.pull_ratio)):
             if value is not None:
-                self.log(name, value)
+                pl_module.log(name, value)
 
     def state_dict(self) -> dict[str, Any]:
         """The keeper's state, for a checkpoint."""

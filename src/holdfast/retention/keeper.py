@@ -118,6 +118,11 @@ class Keeper(ABC):
         self._check_strength(value)
         self._strength = value
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether every process holds what belongs to its own shards of the model."""
+        return self._shards is not None
+
     def attach(self, optimizer: Any) -> Self:
         """Hold this optimizer's steps back from now on, through its step hooks; the loop does not change.
 

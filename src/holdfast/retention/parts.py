@@ -30,6 +30,9 @@ READ_BLOCK = 2**16
 READ_BLOCK_CUDA = 2**22
 """The same on an accelerator, 16 MB in float32."""
 
+WIDE_BLOCK_CUDA = 2**24
+"""The same of weights of half precision, which a pull widens: 64 MB in float32."""
+
 
 Piece = tuple[Any, Held | None, Held, Any]
 """Of a weight, a tensor, with its anchor, importance and residual, a tensor or None."""
@@ -178,7 +181,10 @@ class Part:
         """Weights in a piece of this parameter; 0 if it is not cut."""
         weight = self.weights[index]
         if self._is_ready(index):
-            return BLOCK if _is_cut(weight) else 0
+            if _is_cut(weight):
+                return BLOCK
+            widens = self.residuals and weight.is_contiguous() and weight.numel() > WIDE_BLOCK_CUDA
+            return WIDE_BLOCK_CUDA if widens else 0
         if not weight.is_contiguous():
             return 0
         return READ_BLOCK if weight.is_cpu else READ_BLOCK_CUDA
