@@ -23,9 +23,24 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_an_importance_is_measured_kept_and_used(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     model, keep = str(place / "encoder"), str(tmp_path / "keep")
     assert (
-        main(["importance", model, str(place / "pairs.csv"), "-o", keep, "--kind", "exact", "--examples", "130"]) == 0
+        main(
+            [
+                "importance",
+                model,
+                str(place / "pairs.csv"),
+                "-o",
+                keep,
+                "--kind",
+                "exact",
+                "--examples",
+                "130",
+                "--rehearse",
+            ]
+        )
+        == 0
     )
     said = capsys.readouterr().out
+    assert "rehearsal: rise predicted" in said
     assert "128 examples: relative error about" in said
     assert f"written to {keep}" in said
     assert Importance.load(keep).info.num_examples == 130

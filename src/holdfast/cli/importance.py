@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -14,7 +16,9 @@ from holdfast.experiments.language.importance_folder import write_importance
 from holdfast.experiments.language.keeping import Source, task_for
 from holdfast.experiments.language.measuring import Progress, measure
 from holdfast.experiments.language.models import load_model
+from holdfast.experiments.language.rehearsal import NUM_EXAMPLES, rehearse
 from holdfast.experiments.run import usable_device
+from holdfast.records import Importance
 
 
 def importance_command(options: ImportanceOptions) -> None:
@@ -60,6 +64,11 @@ def importance_command(options: ImportanceOptions) -> None:
             identity=identity,
             watch=tell,
         )
+    if options.rehearse:
+        some = list(islice(examples(model, source.rows(), length=options.length, labelled=False), NUM_EXAMPLES))
+        rehearsed = rehearse(model, found, some, seed=options.seed)
+        say(console, f"rehearsal: rise predicted {rehearsed.predicted:.3g}, measured {rehearsed.measured:.3g} nats")
+        found = Importance(found, replace(found.info, nats_per_unit=rehearsed.nats_per_unit))
     write_importance(path, found, model, data=Path(options.data).name, progress=progress)
     checkpoint.unlink(missing_ok=True)
     told = console_for()

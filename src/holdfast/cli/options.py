@@ -295,6 +295,12 @@ class ImportanceOptions:
     calibrate: Annotated[
         bool, arg(help="measure how many nats a unit of mas or signal is, as a budget needs it", help_behavior_hint="")
     ] = False
+    rehearse: Annotated[
+        bool,
+        arg(
+            help="learn a made-up task, and see how many nats a unit is worth along such a path", help_behavior_hint=""
+        ),
+    ] = False
     task: _Task = None
     text: _Text = ()
     label: _Label = None

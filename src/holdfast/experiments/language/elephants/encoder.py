@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from holdfast.experiments.language.encoders import SentenceClassifier, SentenceE
 from holdfast.experiments.language.learning import Old, Pace, shuffled
 from holdfast.experiments.language.measuring import measure
 from holdfast.experiments.language.models import LanguageModel, load_model
+from holdfast.experiments.language.rehearsal import NUM_EXAMPLES, rehearse
 from holdfast.experiments.language.rows import read_rows
 from holdfast.experiments.language.skills import Skill, evaluate
 from holdfast.files import existing_folder
@@ -102,6 +103,11 @@ class Encoder:
             num_examples=MEASURED_PAIRS[self.size],
             watch=lambda progress: watch(f"importance: {progress.text}"),
         )
+        rehearsed = rehearse(
+            self.ready, found, pairs[:NUM_EXAMPLES], steps=min(60, PACES[self.size].steps), lr=PACES[self.size].lr
+        )
+        watch(f"rehearsal: rise predicted {rehearsed.predicted:.3g}, measured {rehearsed.measured:.3g} nats")
+        found = Importance(found, replace(found.info, nats_per_unit=rehearsed.nats_per_unit))
         found.save(folder)
         return found
 

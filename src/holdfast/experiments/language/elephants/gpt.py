@@ -21,6 +21,7 @@ from holdfast.experiments.language.elephants.trial import Found, Trial, Watch
 from holdfast.experiments.language.learning import Old, Pace, learn, shuffled
 from holdfast.experiments.language.measuring import measure
 from holdfast.experiments.language.models import LanguageModel, load_model, transformers_library
+from holdfast.experiments.language.rehearsal import NUM_EXAMPLES, rehearse
 from holdfast.experiments.language.rows import Row
 from holdfast.experiments.language.skills import evaluate
 from holdfast.experiments.lock import locked
@@ -133,6 +134,11 @@ class Gpt:
         found, _ = measure(
             self.ready, lambda: iter(blocks), watch=lambda progress: watch(f"importance: {progress.text}")
         )
+        rehearsed = rehearse(
+            self.ready, found, blocks[:NUM_EXAMPLES], steps=min(60, self.sizes.python.steps), lr=self.sizes.python.lr
+        )
+        watch(f"rehearsal: rise predicted {rehearsed.predicted:.3g}, measured {rehearsed.measured:.3g} nats")
+        found = Importance(found, replace(found.info, nats_per_unit=rehearsed.nats_per_unit))
         found.save(folder)
         return found
 

@@ -1,0 +1,47 @@
+"""The factor by which a budget is wrong, found on a made-up task."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tests.experiments.language import tiny
+
+from holdfast import Importance
+from holdfast.errors import OptionError
+from holdfast.experiments.language.batches import Example, examples
+from holdfast.experiments.language.measuring import measure
+from holdfast.experiments.language.models import LanguageModel, load_model
+from holdfast.experiments.language.rehearsal import rehearse
+from holdfast.experiments.language.rows import read_rows
+
+
+def measured(model: LanguageModel, path: Path) -> tuple[list[Example], Importance]:
+    found = list(examples(model, read_rows(str(path)), length=16, labelled=False))
+    return found, measure(model, lambda: iter(found))[0]
+
+
+@pytest.mark.parametrize("kind", ["encoder", "classifier", "causal"])
+def test_in_the_end_the_rise_is_near_the_budget(tmp_path: Path, kind: str):
+    model = load_model(str(getattr(tiny, kind)(tmp_path / kind)))
+    data = tiny.pairs(tmp_path / "a.csv", count=64) if kind == "encoder" else tiny.prose(tmp_path / "a.txt", lines=120)
+    found, importance = measured(model, data)
+    before = {name: value.clone() for name, value in model.module.state_dict().items()}
+    rehearsed = rehearse(model, importance, found, budget=0.02, steps=20, lr=5e-3)
+    assert all(torch.equal(before[name], value) for name, value in model.module.state_dict().items())
+    assert rehearsed.nats_per_unit == rehearsed.measured / rehearsed.predicted
+    assert 0 < rehearsed.measured < 1.5 * 0.02
+    first = rehearse(model, importance, found, budget=0.02, steps=20, lr=5e-3, rounds=1)
+    if kind != "classifier":  # whose head learns so much that the rest does not come to the budget
+        assert rehearsed.measured > 0.02 / 1.5
+        assert first.measured > 3 * rehearsed.measured
+
+
+def test_it_takes_a_few_examples(tmp_path: Path):
+    model = load_model(str(tiny.encoder(tmp_path / "encoder")))
+    found, importance = measured(model, tiny.pairs(tmp_path / "a.csv", count=31))
+    with pytest.raises(OptionError, match="rehearsal: 31 examples of the old skill; expected at least 32"):
+        rehearse(model, importance, found)
+    found, importance = measured(model, tiny.pairs(tmp_path / "a.csv", count=32))
+    rehearse(model, importance, found, steps=2, rounds=1)
