@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 from benchmarks import __main__ as command
-from benchmarks import importance, step
+from benchmarks import holding, importance, step
+from benchmarks.memory import measurable
 from benchmarks.tables import Part, content_of, keep, machine, markdown
 from benchmarks.timing import Spread
 from benchmarks.workloads import WORKLOADS
@@ -59,6 +60,29 @@ def test_the_loop_runs():
     (part,) = command.BENCHMARKS["loop"].measure(quick=True)
     assert len(part.rows) > 3
     assert list(command.BENCHMARKS["loop"].measure(quick=True, workloads=["mlp-small"])) == []
+
+
+def test_holding_runs(monkeypatch):
+    for table, names in (
+        (holding.FORMS, ["EWC", "WVA, 8-bit importances"]),
+        (holding.CHANGES, ["float32", "not held"]),
+    ):
+        for name in set(table) - set(names):
+            monkeypatch.delitem(table, name)
+    *_, step_part, changed = holding.measure(quick=True)
+    assert [row["form"] for row in step_part.rows] == ["EWC", "WVA, 8-bit importances"]
+    assert [row["apart"] == 0 for row in changed.rows] == [True, False]
+    assert list(holding.measure(quick=True, workloads=["mlp-small"])) == []
+
+
+@pytest.mark.skipif(not measurable(), reason="this system does not tell its high-water mark")
+def test_memory_of_a_form_is_that_of_its_tensors(monkeypatch):
+    """And of nothing else of the model's size, on a model large enough to tell."""
+    monkeypatch.setattr(holding, "FORMS", {"WVA, 8-bit importances": holding.FORMS["WVA, 8-bit importances"]})
+    sizes = {"vocabulary": 4096, "width": 512, "num_layers": 3, "num_heads": 4, "length": 8}
+    (row,) = holding.memory(sizes).rows
+    assert row["bytes held"] == pytest.approx(0.251, abs=1e-3)
+    assert row["bytes held"] <= row["held"] <= row["in a step"] <= 0.35
 
 
 def test_they_are_listed(capsys):

@@ -68,9 +68,8 @@ class EWC(Keeper):
             loss yourself.
         every: the implicit pull comes at every so many steps, as hard as at each of them together: the same fixed point
             and stability, for less time where Kronecker factors make it dear, or where what is held is not at hand.
-            Between pulls the weights move freely, and so end elsewhere by a little (measured:
-            docs/results/benchmarks/holding.md); the last pull of a task should be at its end, so let it divide the
-            number of steps.
+            Between pulls the weights move freely, and so end elsewhere (`benchmarks/holding.py` measures how far); the
+            last pull of a task should be at its end, so let it divide the number of steps.
         metric: for optimizers other than SGD, Adam and AdamW: a function of (group, parameter, state) that gives
             M, a number or tensor. Without it 1/lr is taken, with a warning.
         accumulate: "sum", "mean", "max", "per_task" (one anchor a task, collapsed exactly) or `Decayed(gamma)`.
