@@ -8,6 +8,7 @@ loss rises by a factor more. The rehearsal measures that factor, before any new 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 import torch
@@ -69,7 +70,7 @@ def rehearse(
     the smaller the step; so each round takes the budget over the factor found, until the rise is near the budget.
 
     Args:
-        model: given back as it was.
+        model: given back as it was, in evaluation mode, and so is the random state.
         importance: of `model.base`.
         data: at least 32 examples of the old skill.
         budget: nats; the factor is that of rises of this size.
@@ -91,7 +92,10 @@ def rehearse(
     answers = [_answered(model, batch, generator) for batch in _batches(model, looked_at)]
     start = _loss(model, answers)
     factor, predicted, rise = 1.0, 0.0, 0.0
-    try:
+    device = next(model.base.parameters()).device
+    with ExitStack() as stack:
+        stack.callback(_give_back, model, before)
+        stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
         for _ in range(rounds):
             _give_back(model, before)
             pupil, task = _made_up(model, learned, seed)
@@ -103,9 +107,6 @@ def rehearse(
                 factor = rise / predicted
             if rise <= _NEAR * budget:
                 break
-    finally:
-        _give_back(model, before)
-        model.module.eval()
     return Rehearsed(factor, predicted, rise)
 
 
@@ -177,5 +178,6 @@ def _embeddings(pupil: LanguageModel, texts: Sequence[Example]) -> Tensor:
 
 @torch.no_grad()
 def _give_back(model: LanguageModel, before: dict[str, Tensor]) -> None:
+    model.module.eval()
     for name, parameter in all_parameters(model.base).items():
         parameter.copy_(before[name])
