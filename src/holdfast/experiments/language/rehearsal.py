@@ -85,7 +85,9 @@ def rehearse(
     Cost: `rounds` times `steps` steps on 16 examples, and the memory of a held fine-tuning.
     """
     if len(data) < 2 * _BATCH:
-        raise OptionError(f"rehearsal: {len(data)} examples of the old skill; expected at least {2 * _BATCH}.")
+        raise OptionError(
+            f"rehearsal: {len(data)} examples of the old skill; expected at least {2 * _BATCH}. Give more of them."
+        )
     learned, looked_at = data[: len(data) // 2], data[len(data) // 2 :]
     before = copies(all_parameters(model.base))
     generator = torch.Generator().manual_seed(seed)

@@ -67,7 +67,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, data: Path) -> Path:
         vocabulary=300,
         english=small,
         python=small,
-        measured=16,
+        measured=32,
         evaluated=4,
         characters=40_000,
     )
