@@ -208,8 +208,9 @@ def check_names(importance: Mapping[str, Tensor], model: nn.Module, *, where: st
     unknown = [name for name in importance if name not in parameters]
     if unknown:
         raise ParameterMismatchError(
-            f"{where}: {_count(unknown, 'name')} not among the trainable parameters of {kind}: {_listed(unknown)}. "
-            f"It has {_listed(list(parameters))}. Use the model the importance was measured on, or unfreeze them."
+            f"{where}: {_count(unknown, 'name')} not among the trainable parameters of {kind}: "
+            f"{', '.join(map(repr, unknown))}. It has {_listed(list(parameters))}. Use the model the importance was "
+            "measured on, or unfreeze them."
         )
     check_shapes(importance, model, where=where, remedy="Measure the importance again on this model.")
 

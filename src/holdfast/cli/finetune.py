@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from holdfast.cli.console import console_for, say, warnings_told
 from holdfast.cli.options import FinetuneOptions, check_closed, columns_of
 from holdfast.cli.tables import new_table
 from holdfast.errors import OptionError
-from holdfast.experiments.language.finetuning import Settings
+from holdfast.experiments.language.finetuning import Holding, Settings
 from holdfast.experiments.language.keeping import Kept, Source, keep_and_learn
 from holdfast.experiments.run import usable_device
 
@@ -48,9 +49,7 @@ def finetune_command(options: FinetuneOptions) -> None:
                 save_every=options.save_every,
                 checkpointing=options.checkpointing,
             ),
-            method=options.method,
-            strength=options.strength,
-            budget=options.budget,
+            holding=Holding(**{entry.name: getattr(options, entry.name) for entry in fields(Holding)}),
             task=options.task,
             old_data=None if options.old_data is None else Source(options.old_data),
             test_data=None if options.test_data is None else Source(options.test_data, columns, options.split),

@@ -22,6 +22,7 @@ from holdfast.experiments.language.measuring import Kind
 from holdfast.experiments.language.models import Task
 from holdfast.experiments.language.rows import Columns
 from holdfast.experiments.sweep.space import Batched, Sampler
+from holdfast.memory import AnchorForm, ImportanceForm
 from holdfast.training import OptimizerName
 
 GROUPS: dict[str, tuple[str, ...]] = {
@@ -323,6 +324,13 @@ class FinetuneOptions:
     method: option("method", HoldMethod, "ewc pulls weights back, wva slows them down (default: ewc)") = "ewc"
     budget: option("budget", float, "nats by which the old loss may rise; ewc alone") = None
     strength: option("strength", float, "in place of a budget") = None
+    importance_dtype: option("importance_dtype", ImportanceForm, "form in which the importance is held") = None
+    anchor_dtype: option("anchor_dtype", AnchorForm, "form in which the anchors are held; ewc alone") = None
+    anchors: option(
+        "anchors", str, "safetensors of MODEL's own weights, read in place of anchors in memory; ewc alone"
+    ) = None
+    every: option("every", int, "steps from one pull to the next (default: 1); ewc with a strength alone") = None
+    offload: option("offload", Literal["cpu"], "keep importance and anchors in the computer's memory") = None
     output: Annotated[
         option("output", str, "folder of the fine-tuned model (default: runs/finetuned)"), arg(aliases=("-o",))
     ] = "runs/finetuned"
@@ -406,7 +414,15 @@ _POSITIONAL = {"stream", "folders", "names", "model", "data", "story"}
 
 def check_closed(options: ImportanceOptions | FinetuneOptions | EvaluateOptions) -> None:
     """Raise `UnknownNameError` where a closed choice is none of its values."""
-    choices = {"kind": Kind, "method": HoldMethod, "task": Task, "dtype": Dtype}
+    choices = {
+        "kind": Kind,
+        "method": HoldMethod,
+        "task": Task,
+        "dtype": Dtype,
+        "importance_dtype": ImportanceForm,
+        "anchor_dtype": AnchorForm,
+        "offload": Literal["cpu"],
+    }
     for name, kind in choices.items():
         value = getattr(options, name, None)
         if value is not None and value not in get_args(kind):

@@ -24,7 +24,7 @@ from holdfast.errors import (
     ParameterMismatchError,
 )
 from holdfast.experiments.language.batches import examples
-from holdfast.experiments.language.finetuning import Settings, fine_tune, keeper_of
+from holdfast.experiments.language.finetuning import Holding, Settings, fine_tune, keeper_of
 from holdfast.experiments.language.importance_folder import read_importance, write_importance
 from holdfast.experiments.language.keeping import Source, keep_and_learn
 from holdfast.experiments.language.measuring import measure
@@ -52,7 +52,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def learn(place: Path, output: Path, **options: Any) -> Any:
-    given: dict[str, Any] = {"keep": place / "keep", "settings": SETTINGS, "length": 16, "output": output, **options}
+    holding = Holding(**{name: options.pop(name) for name in list(options) if name in Holding.__dataclass_fields__})
+    given: dict[str, Any] = {"keep": place / "keep", "settings": SETTINGS, "length": 16, "output": output}
+    given |= {"holding": holding, **options}
     return keep_and_learn(str(place / "encoder"), Source(str(place / "intents.jsonl")), **given)
 
 
@@ -108,7 +110,7 @@ def test_a_causal_model_learns_on(tmp_path: Path):
         keep=tmp_path / "keep",
         output=tmp_path / "out",
         settings=replace(SETTINGS, accumulate=2),
-        strength=1.0,
+        holding=Holding(strength=1.0),
         length=16,
         old_data=Source(str(prose)),
         test_data=Source(str(prose)),
@@ -116,6 +118,29 @@ def test_a_causal_model_learns_on(tmp_path: Path):
     assert kept.new["held"].measure == "perplexity"
     assert kept.new["held"].value < kept.new["before"].value
     assert kept.old == kept.new
+
+
+def test_a_model_can_be_held_without_a_copy_of_it_in_memory(tmp_path: Path):
+    model = load_model(str(tiny.causal(tmp_path / "causal")))
+    prose = tiny.prose(tmp_path / "prose.txt")
+    keep(tmp_path / "keep", model, prose)
+
+    def learned(name: str, **forms: Any) -> float:
+        kept = keep_and_learn(
+            str(tmp_path / "causal"),
+            Source(str(prose)),
+            keep=tmp_path / "keep",
+            output=tmp_path / name,
+            settings=SETTINGS,
+            holding=Holding(strength=1.0, **forms),
+            length=16,
+        )
+        return kept.new["held"].loss
+
+    on_disk = learned("on-disk", anchors=str(tmp_path / "causal"))
+    assert on_disk == pytest.approx(learned("in-memory"), rel=1e-6)
+    coded = learned("coded", anchors=str(tmp_path / "causal"), importance_dtype="int8", every=2)
+    assert coded == pytest.approx(on_disk, rel=0.1)
 
 
 def test_a_classifier_gets_new_classes_beside_what_it_keeps(tmp_path: Path):
@@ -128,7 +153,7 @@ def test_a_classifier_gets_new_classes_beside_what_it_keeps(tmp_path: Path):
         keep=folder,
         output=tmp_path / "out",
         settings=SETTINGS,
-        strength=math.inf,
+        holding=Holding(strength=math.inf),
         length=16,
     )
     assert kept.new["held"].measure == "accuracy"
@@ -192,7 +217,7 @@ def test_the_importance_of_another_model_is_refused(place: Path, tmp_path: Path)
                 keep=place / "keep",
                 output=tmp_path / "out",
                 settings=SETTINGS,
-                strength=1.0,
+                holding=Holding(strength=1.0),
             )
         assert not (tmp_path / "out").exists()
 
@@ -224,8 +249,12 @@ def test_a_truncated_importance_is_refused(place: Path, tmp_path: Path):
 
 
 def test_options_that_have_no_meaning_are_refused(place: Path, tmp_path: Path):
-    with pytest.raises(OptionError, match="--method wva needs --strength and takes no --budget"):
+    with pytest.raises(OptionError, match="--method wva needs --strength and takes no --budget: it keeps no anchors"):
         learn(place, tmp_path / "out", method="wva", budget=0.1)
+    with pytest.raises(OptionError, match="--method wva needs --strength[.]"):
+        learn(place, tmp_path / "out", method="wva")
+    with pytest.raises(OptionError, match="--method wva needs --strength and takes no --every, --anchor-dtype:"):
+        learn(place, tmp_path / "out", method="wva", strength=1.0, every=2, anchor_dtype="int16")
     with pytest.raises(OptionError, match="its skill is|holds no pairs of texts. Give --old-data two texts"):
         learn(place, tmp_path / "out", strength=1.0, old_data=Source(str(place / "intents.jsonl")))
     (tmp_path / "plain.jsonl").write_text('{"text": "a card"}\n')
@@ -236,13 +265,13 @@ def test_options_that_have_no_meaning_are_refused(place: Path, tmp_path: Path):
             keep=place / "keep",
             output=tmp_path / "out",
             settings=SETTINGS,
-            strength=1.0,
+            holding=Holding(strength=1.0),
             task="classification",
         )
     model = load_model(str(place / "encoder"))
     with pytest.raises(EmptyDataError, match="finetune: the data held no example"):
         fine_tune(model, [], SETTINGS, folder=tmp_path)
-    keeper = keeper_of(model, read_importance(place / "keep", model), method="ewc", budget=0.1)
+    keeper = keeper_of(model, read_importance(place / "keep", model), Holding(budget=0.1))
     assert keeper.held.num_tasks == 1
 
 
@@ -256,7 +285,7 @@ def test_the_old_skill_of_another_task_cannot_be_measured(tmp_path: Path):
             keep=folder,
             output=tmp_path / "out",
             settings=SETTINGS,
-            strength=1.0,
+            holding=Holding(strength=1.0),
             task="classification",
             length=16,
             old_data=Source(str(tmp_path / "prose.txt")),

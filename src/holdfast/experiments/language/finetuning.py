@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,10 +16,12 @@ from holdfast.experiments.language.batches import Example, collate
 from holdfast.experiments.language.models import LanguageModel, transformers_library
 from holdfast.experiments.language.skills import likelihood_of
 from holdfast.heads.categorical import IGNORED
+from holdfast.memory import AnchorForm, ImportanceForm
 from holdfast.records import Importance
 from holdfast.retention import EWC, WVA
 
 HoldMethod = Literal["ewc", "wva"]
+_OF_EWC = ("budget", "every", "anchors", "anchor_dtype")
 
 
 @dataclass(frozen=True)
@@ -49,18 +51,36 @@ class Settings:
     checkpointing: bool = False
 
 
-def keeper_of(
-    model: LanguageModel,
-    importance: Importance,
-    *,
-    method: HoldMethod,
-    strength: float | None = None,
-    budget: float | None = None,
-) -> EWC | WVA:
+@dataclass(frozen=True)
+class Holding:
+    """What holds a model meanwhile; see `holdfast.EWC` and `holdfast.WVA`. None leaves their default.
+
+    Attributes:
+        method: the mechanism.
+        strength: of it.
+        budget: in place of a strength, in nats; EWC alone, as the next three.
+        every: steps from one pull to the next.
+        anchors: a checkpoint of the model's weights on disk, in place of a copy in memory.
+        anchor_dtype: the form of the copy.
+        importance_dtype: the form of the importance.
+        offload: "cpu": both stay in the host's memory.
+    """
+
+    method: HoldMethod = "ewc"
+    strength: float | None = None
+    budget: float | None = None
+    every: int | None = None
+    anchors: str | None = None
+    anchor_dtype: AnchorForm | None = None
+    importance_dtype: ImportanceForm | None = None
+    offload: Literal["cpu"] | None = None
+
+
+def keeper_of(model: LanguageModel, importance: Importance, holding: Holding) -> EWC | WVA:
     """A keeper that holds what `importance` says at the model's present weights; a new head is free.
 
     Raises:
-        OptionError: a budget for WVA, or WVA without a strength.
+        OptionError: an option of EWC for WVA, WVA without a strength, or options that exclude each other.
         ParameterMismatchError: names or shapes that do not match, all of them listed.
     """
     free = "error"
@@ -69,11 +89,18 @@ def keeper_of(
         held = {f"{bare.base_model_prefix}.{name}" for name, _ in bare.base_model.named_parameters()}
         importance = Importance({name: value for name, value in importance.items() if name in held}, importance.info)
         free = "free"
-    if method == "ewc":
-        return EWC(model.base, strength=strength, budget=budget, new_parameters=free).retain(importance)
-    if budget is not None or strength is None:
-        raise OptionError("finetune: --method wva needs --strength and takes no --budget: it keeps no anchors.")
-    return WVA(model.base, strength=strength, new_parameters=free).retain(importance)
+    options: dict[str, Any] = {
+        entry.name: value
+        for entry in fields(holding)
+        if entry.name != "method" and (value := getattr(holding, entry.name)) is not None
+    }
+    if holding.method == "ewc":
+        return EWC(model.base, new_parameters=free, **options).retain(importance)
+    foreign = [f"--{name.replace('_', '-')}" for name in _OF_EWC if name in options]
+    if foreign or holding.strength is None:
+        takes = f" and takes no {', '.join(foreign)}: it keeps no anchors" if foreign else ""
+        raise OptionError(f"finetune: --method wva needs --strength{takes}.")
+    return WVA(model.base, new_parameters=free, **options).retain(importance)
 
 
 def fine_tune(

@@ -15,7 +15,7 @@ from torch import nn
 from holdfast.errors import OptionError
 from holdfast.experiments.language.batches import Example, batches, classes_of, examples
 from holdfast.experiments.language.encoders import SentenceEncoder
-from holdfast.experiments.language.finetuning import HoldMethod, Settings, fine_tune, keeper_of
+from holdfast.experiments.language.finetuning import Holding, Settings, fine_tune, keeper_of
 from holdfast.experiments.language.importance_folder import read_importance
 from holdfast.experiments.language.models import LanguageModel, Task, load_model
 from holdfast.experiments.language.rows import Columns, Row, read_rows
@@ -90,9 +90,7 @@ def keep_and_learn(
     keep: Path,
     output: Path,
     settings: Settings,
-    method: HoldMethod = "ewc",
-    strength: float | None = None,
-    budget: float | None = None,
+    holding: Holding,
     task: Task | None = None,
     old_data: Source | None = None,
     test_data: Source | None = None,
@@ -110,9 +108,7 @@ def keep_and_learn(
         keep: folder of an importance.
         output: folder of the fine-tuned model.
         settings: of the training.
-        method: "ewc" or "wva".
-        strength: of the method.
-        budget: in place of a strength, in nats.
+        holding: what holds it.
         task: what is learned; None: what the data look like.
         old_data: for the old skill.
         test_data: for the new skill; None: a tenth of the data, which is not trained on.
@@ -135,7 +131,7 @@ def keep_and_learn(
         ready = replace(ready, module=nn.Identity(), base=nn.Identity())  # one model in memory is enough
         torch.manual_seed(settings.seed)  # of a new head
         model = load_model(name, task=asked, labels=labels, **given)
-    keeper = keeper_of(model, importance, method=method, strength=strength, budget=budget)
+    keeper = keeper_of(model, importance, holding)
     del importance
     found = list(examples(model, data.rows(), length=length, labelled=True))
     if test_data is None:
