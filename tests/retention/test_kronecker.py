@@ -401,7 +401,7 @@ def test_metrics_of_groups_and_of_the_users_own():
         [{"params": [m[0].weight, m[2].weight], "lr": 0.1}, {"params": [m[0].bias, m[2].bias], "lr": 0.01}]
     )
     _, keeper = run(two_rates)
-    assert keeper._pulls.keys() == {"0.weight", "2.weight"}
+    assert keeper._holdings.pulls.keys() == {"0.weight", "2.weight"}
     still, _ = run(lambda m: SGD(m.parameters(), lr=0.0))
     assert same(still, weights_of(network()))
 

@@ -18,7 +18,6 @@ from holdfast.errors import OptionError, StateError
 from holdfast.factored import FactoredImportance
 from holdfast.memory import Accumulate, AnchorForm, ImportanceForm, Retained, Weighting
 from holdfast.memory.reference import Reference, anchors_on_disk
-from holdfast.memory.stored import side_by_side
 from holdfast.records import Importance
 from holdfast.retention.budget import solve_multiplier
 from holdfast.retention.files import accumulate_to_json
@@ -31,6 +30,7 @@ from holdfast.retention.parts import Block
 from holdfast.retention.plan import LayerPart, Plan
 from holdfast.retention.rise import layer_rise, weights_rise
 from holdfast.retention.rounding import round_
+from holdfast.retention.textbook import add_to_gradients, penalty
 from holdfast.steps import UserMetric, step_metrics, update_rule
 from holdfast.tensors import all_parameters, local, sum_of, tied_names
 
@@ -202,17 +202,7 @@ class EWC(Keeper):
             )
         assert self.strength is not None
         self._num_penalties += 1
-        parameters = all_parameters(self.model)
-        total = next(iter(parameters.values())).new_zeros(())
-        for name, weight in parameters.items():
-            if name in self.held.importance:
-                columns = side_by_side(weight, self.held.importance[name], self.held.anchors[name])
-                for part, importance, anchor in columns:
-                    terms = importance * (part - anchor).square()
-                    total = total + terms.sum().to(total.device)
-        for name, layer in self.held.factors.items():
-            total = total + 2 * layer_rise(name, layer, parameters, self.held.anchors).to(total.device)
-        return self.strength * (0.5 * total + self.held.constant)
+        return penalty(self.held, all_parameters(self.model), self.strength)
 
     def _check_can_be_sharded(self, held: Retained) -> None:
         super()._check_can_be_sharded(held)
@@ -240,21 +230,7 @@ class EWC(Keeper):
         scale = getattr(optimizer, "grad_scale", None)
         factor = self.strength * (1.0 if scale is None else float(scale))
         with torch.no_grad():
-            for part in plan.parts(optimizer, self.held):
-                gradients = part.gradients
-                if any(gradient.is_sparse for gradient in gradients):
-                    raise OptionError(
-                        'EWC: pull="gradient" adds to every entry of a gradient, and there are sparse ones. '
-                        'Use pull="implicit".'
-                    )
-                block = part.whole()
-                pulls = torch._foreach_sub(block.weights, block.anchors)
-                pulls = torch._foreach_mul(pulls, block.importance)
-                torch._foreach_mul_(pulls, -factor if part.group.get("maximize") else factor)
-                if self._meter is not None:
-                    self._meter.add(gradients, pulls, [], block.importance)
-                for gradient, pull in zip(gradients, pulls, strict=True):
-                    gradient.add_(pull)
+            add_to_gradients(plan.parts(optimizer, self.held), factor, meter=self._meter)
 
     def _hold(self, optimizer: Optimizer, plan: Plan) -> None:
         if self.pull == "penalty":
@@ -290,10 +266,10 @@ class EWC(Keeper):
         if not isinstance(metric, Tensor) and metric == math.inf:  # a learning rate of zero: nothing moves
             return
         pull, share = layer_pull(
-            part.distance(), part.layer, strength, metric=metric, before=self._pulls.get(part.name)
+            part.distance(), part.layer, strength, metric=metric, before=self._holdings.pulls.get(part.name)
         )
         if isinstance(metric, Tensor):
-            self._pulls[part.name] = pull
+            self._holdings.pulls[part.name] = pull
         pulls = part.layer.split(pull)
         if self._meter is not None:
             moved = [p.detach().to(pull.dtype) - self._snapshots[p].to(pull.dtype) for p in part.parameters]
@@ -333,17 +309,17 @@ class EWC(Keeper):
         def rise(multiplier: float) -> tuple[float, float]:
             found = [self._route.rise(b, multiplier, largest=largest) for b in self._blocks(optimizer, plan)]
             values, slopes = ([term for pair in found for term in pair[i]] for i in (0, 1))
-            return 0.5 * self._sum_of(values), -self._sum_of(slopes)
+            return 0.5 * self._holdings.sum_of(values), -self._holdings.sum_of(slopes)
 
         if self._multiplier == 0:  # mostly within the budget, and that is sooner seen without a metric
             held = (block for part in plan.parts(optimizer, self.held) for block in part.blocks())
-            if 0.5 * self._sum_of(term for block in held for term in self._route.distance(block)) <= limit:
+            if 0.5 * self._holdings.sum_of(term for block in held for term in self._route.distance(block)) <= limit:
                 return 0.0
         self._multiplier = solve_multiplier(rise, limit, start=self._multiplier)
         return self._multiplier
 
     def _rise_of(self, weights: Mapping[str, Tensor]) -> float:
-        return weights_rise(weights, self.held.importance, self.held.anchors, sum_of=self._sum_of)
+        return weights_rise(weights, self.held.importance, self.held.anchors, sum_of=self._holdings.sum_of)
 
     def _check_factored(self, importance: FactoredImportance) -> None:
         check_holds_factors("EWC.retain", budget=self.budget, pull=self.pull)

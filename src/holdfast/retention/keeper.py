@@ -1,7 +1,8 @@
 """What EWC and WVA share: they attach to an optimizer, retain tasks, report, and are saved.
 
 `Keeper` is inherited, against our habit: the two mechanisms differ in a few lines of one step, and a reader
-finds those lines alone in `ewc.py` and `wva.py`.
+finds those lines alone in `ewc.py` and `wva.py`. What is held, in shards too, is in `holdings.py`; that this module is
+long all the same is owed to the contracts of its public methods.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import math
 import os
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, Self
 
@@ -22,29 +23,25 @@ from torch.optim import Optimizer
 
 from holdfast.errors import FileFormatError, OptionError, ParameterMismatchError, StateError
 from holdfast.factored import FactoredImportance, check_factored_names, shapes_of
-from holdfast.memory import Accumulate, Decayed, Forms, Retained, Weighting, retain
+from holdfast.memory import Accumulate, Decayed, Forms, Retained, Weighting
 from holdfast.memory.codes import IMPORTANCE_ERROR
 from holdfast.memory.reference import Reference
-from holdfast.memory.stored import num_positive, shapes_of_held
+from holdfast.memory.stored import num_positive
 from holdfast.records import Importance, ImportanceInfo, check_names
 from holdfast.retention import files
+from holdfast.retention.holdings import Holdings
 from holdfast.retention.meter import Meter
+from holdfast.retention.options import no_factors_in_shards
 from holdfast.retention.parts import Part
 from holdfast.retention.plan import Plan, check_covered, check_held_shapes, check_same_kind
 from holdfast.retention.report import Report
 from holdfast.retention.route import Route
 from holdfast.steps import Increment, Kept, StepHooks, bare_optimizer, can_recompute, step_increments
 from holdfast.tensors import (
-    Shards,
-    TensorMap,
-    all_parameters,
     local,
-    shard,
-    shards_of,
     sum_of,
     trainable_parameters,
     unwrap,
-    whole_on_first,
 )
 
 logger = logging.getLogger("holdfast")
@@ -53,11 +50,7 @@ NewParameters = Literal["error", "free"]
 
 
 class Keeper(ABC):
-    """Holds what a model has learned while its optimizer learns on. Use `EWC` or `WVA`.
-
-    Attributes:
-        held: what is held of the tasks retained so far; replaced, never changed in place.
-    """
+    """Holds what a model has learned while its optimizer learns on. Use `EWC` or `WVA`."""
 
     mechanism: ClassVar[str]
     _has_anchors: ClassVar[bool]
@@ -92,13 +85,16 @@ class Keeper(ABC):
         self.new_parameters: NewParameters = new_parameters
         self.forms = forms
         self.log_every = log_every
-        self.held = Retained()
+        self._holdings = Holdings(
+            model,
+            forms=forms,
+            where=self.mechanism,
+            in_form=lambda held: self._in_form(held),
+            check_shards=lambda held: self._check_can_be_sharded(held),
+        )
         self._hooks: list[tuple[StepHooks, Plan]] = []
         self._num_steps = 0
         self._snapshots: dict[nn.Parameter, Tensor] = {}
-        self._pulls: dict[str, Tensor] = {}  # of the last step, by a factored layer's weight: where the next one starts
-        self._residuals: dict[str, Tensor] = {}  # by weight of half precision: `holdfast.retention.rounding`
-        self._shards: Shards | None = None
         self._route = Route()
         self._meter: Meter | None = None
         self._pinned: float | None = None
@@ -119,9 +115,18 @@ class Keeper(ABC):
         self._strength = value
 
     @property
+    def held(self) -> Retained:
+        """What is held of the tasks retained so far; replaced, never changed in place."""
+        return self._holdings.held
+
+    @held.setter
+    def held(self, value: Retained) -> None:
+        self._holdings.held = value
+
+    @property
     def is_sharded(self) -> bool:
         """Whether every process holds what belongs to its own shards of the model."""
-        return self._shards is not None
+        return self._holdings.shards is not None
 
     def attach(self, optimizer: Any) -> Self:
         """Hold this optimizer's steps back from now on, through its step hooks; the loop does not change.
@@ -146,13 +151,13 @@ class Keeper(ABC):
                 f"{type(unwrap(self.model)).__name__}. Build the optimizer from the same model's parameters()."
             )
         self._check_optimizer(bare)
-        self._follow_shards()
+        self._holdings.follow_shards()
         plan = Plan(
             self.model,
             new_parameters=self.new_parameters,
             forms=self.forms,
             where=self.mechanism,
-            residuals=self._residuals if self._changes_weights() else None,
+            residuals=self._holdings.residuals if self._changes_weights() else None,
         )
         hooks = StepHooks(
             bare,
@@ -209,32 +214,18 @@ class Keeper(ABC):
         covered = Retained(importance={**self.held.covered, **new}, num_tasks=self.held.num_tasks)
         check_covered(list(parameters), covered, new_parameters=self.new_parameters, where=where)
         importance = self._accepted(importance)
-        self._follow_shards()
-        if layers is not None and self._shards is not None:
-            raise OptionError(self._no_factors_in_shards())
-        parameters = all_parameters(self.model)  # frozen ones have an anchor too, should they be unfrozen
-        everything = {name: local(parameter.detach()) for name, parameter in parameters.items()}
-        devices = {name: parameter.device for name, parameter in everything.items()}
-        to_hold = {**self.held.importance, **importance}
-        references = self._references({name: everything[name] for name in to_hold if name in everything})
-        self.held = retain(
-            files.on_devices(self.held, devices, forms=self.forms),
-            {name: shard(value, parameters[name]).to(devices[name]) for name, value in importance.items()},
-            weights=everything if self._has_anchors else {},
-            factors={name: f.to(devices[name]) for name, f in layers.items()} if layers is not None else None,
+        self._holdings.follow_shards()
+        if layers is not None and self.is_sharded:
+            raise OptionError(no_factors_in_shards(self.mechanism))
+        self._holdings.close(
+            importance,
+            layers,
+            anchored=self._has_anchors,
             rule=self.accumulate,
             weighting=self.weighting,
-            num_examples=importance.info.num_examples,
-            nats_per_unit=importance.info.nats_per_unit,
-            forms=self.forms,
-            references=references,
-            sum_of=self._sum_of,
+            references=self._references,
         )
-        if self._shards is not None:
-            self.held = replace(self.held, largest=self._shards.largest(self.held.largest))
         self._num_steps = 0
-        self._pulls.clear()
-        self._residuals.clear()
         self._pinned = self._pull_ratio = None
         self._retained()
         return self
@@ -243,7 +234,7 @@ class Keeper(ABC):
         """Is it on, and does it work? Pull and pinned share are those of the last measured step (`log_every`)."""
         parameters = trainable_parameters(self.model)
         weights = sum(parameter.numel() for parameter in parameters.values())
-        protected = self._sum_of(
+        protected = self._holdings.sum_of(
             num_positive(value) for name, value in self.held.importance.items() if name in parameters
         )
         protected += sum_of((f.diagonal() > 0).sum() for name, f in self.held.factors.items() if name in parameters)
@@ -268,8 +259,8 @@ class Keeper(ABC):
         Raises:
             OutputError: if it cannot be written.
         """
-        held, extra = self._whole()
-        if self._shards is None or torch.distributed.get_rank() == 0:
+        held, extra = self._holdings.whole()
+        if self._holdings.writes:
             files.save(
                 path,
                 held,
@@ -279,8 +270,7 @@ class Keeper(ABC):
                 extra=extra,
                 model=unwrap(self.model),
             )
-        if self._shards is not None:
-            torch.distributed.barrier()
+        self._holdings.wait()
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], model: nn.Module, **options: Any) -> Self:
@@ -299,7 +289,8 @@ class Keeper(ABC):
         if unknown:
             raise FileFormatError(f"{path}: unknown options of {cls.mechanism}: {', '.join(unknown)}. Save it again.")
         keeper = cls(model, **{**saved, **options})
-        keeper._take(held, progress, extra, where=f"{cls.mechanism}.load({str(path)!r})", in_form=True)
+        keeper._holdings.take(held, extra, where=f"{cls.mechanism}.load({str(path)!r})", in_form=True)
+        keeper._go_on(progress)
         return keeper
 
     def restore(self, path: str | os.PathLike[str]) -> Self:
@@ -318,7 +309,8 @@ class Keeper(ABC):
             anchors=self._has_anchors,
             checkpoint=self._options().get("anchors"),
         )
-        self._take(held, progress, extra, where=f"{self.mechanism}.restore({str(path)!r})", in_form=True)
+        self._holdings.take(held, extra, where=f"{self.mechanism}.restore({str(path)!r})", in_form=True)
+        self._go_on(progress)
         return self
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -326,54 +318,15 @@ class Keeper(ABC):
 
         Of a sharded model every process asks for it, and the first gets it, whole.
         """
-        tensors, notes = files.to_state(*self._whole())
+        tensors, notes = files.to_state(*self._holdings.whole())
         return tensors, {**notes, "progress": self._progress()}
 
     def load_state(self, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
         """Go on from what `state` gave."""
         where = f"{self.mechanism}.load_state"
         held, extra = files.from_state(tensors, notes, where=where)
-        self._take(held, notes["progress"], extra, where=where)
-
-    def _take(
-        self,
-        held: Retained,
-        progress: Mapping[str, Any],
-        extra: Mapping[str, TensorMap],
-        *,
-        where: str,
-        in_form: bool = False,
-    ) -> None:
-        """Hold what was saved, in this keeper's forms if asked for."""
-        for named in (held.covered, shapes_of_held(held.anchors)):
-            check_names(named, self.model, where=where)
-        parameters = all_parameters(self.model)
-        self._shards = shards_of(trainable_parameters(self.model))
-        self.held = self._beside(self._in_form(held) if in_form and self._shards is None else held, parameters)
-        for part, own in self._extra().items():
-            own.clear()
-            own.update(_each(shard, extra[part], parameters))
-        self._go_on(progress)
-
-    def _extra(self) -> dict[str, dict[str, Tensor]]:
-        """The tensors by name that beside `held` decide the steps to come."""
-        return {"pulls": self._pulls, "residuals": self._residuals}
-
-    def _whole(self) -> tuple[Retained, dict[str, dict[str, Tensor]]]:
-        """What is held and the extra; of a sharded model gathered, for the first process alone."""
-        if self._shards is None:
-            return self.held, self._extra()
-        parameters = all_parameters(self.model)
-        held = files.gathered(self.held, parameters)
-        return held, {part: _each(whole_on_first, own, parameters) for part, own in self._extra().items()}
-
-    def _beside(self, held: Retained, parameters: TensorMap) -> Retained:
-        """What is held whole, beside the parameters: on their devices, and sharded as they are."""
-        if self._shards is not None:
-            self._check_can_be_sharded(held)
-            held = self._in_form(files.sharded(held, parameters))
-        devices = {name: parameter.device for name, parameter in parameters.items()}
-        return files.on_devices(held, devices, forms=self.forms)
+        self._holdings.take(held, extra, where=where)
+        self._go_on(notes["progress"])
 
     # --- what a mechanism defines
 
@@ -452,7 +405,7 @@ class Keeper(ABC):
         if self.held.num_tasks == 0:
             return
         measured = self._measures()
-        self._meter = Meter(self._sum_of) if measured else None
+        self._meter = Meter(self._holdings.sum_of) if measured else None
         parts = plan.all_parts(optimizer, self.held)
         if measured or self._needs_increments():
             self._snapshots = {
@@ -478,42 +431,10 @@ class Keeper(ABC):
             if logger.isEnabledFor(logging.INFO):
                 logger.info("%s", self.report())
 
-    def _follow_shards(self) -> None:
-        """Shard what is held as the model is now, which may have been whole when it was retained.
-
-        Raises:
-            ParameterMismatchError: the model is sharded in part.
-            StateError: the model was sharded, and is no more or in another way.
-            OptionError: an option that needs whole weights.
-        """
-        shards = shards_of(trainable_parameters(self.model))
-        if shards == self._shards:
-            return
-        if self._shards is not None and self.held.num_tasks:
-            raise StateError(
-                f"{self.mechanism}: the model is sharded in another way than when its tasks were retained. Leave "
-                "whole(model) first, or save the keeper while it was so and load it now."
-            )
-        self._shards = shards
-        parameters = all_parameters(self.model)
-        self.held = self._beside(self.held, parameters)
-        for own in self._extra().values():
-            own.update(_each(shard, own, parameters))
-
     def _check_can_be_sharded(self, held: Retained) -> None:
         """Raise `OptionError` for what needs whole weights."""
         if held.factors:
-            raise OptionError(self._no_factors_in_shards())
-
-    def _no_factors_in_shards(self) -> str:
-        return (
-            f"{self.mechanism}: the model is sharded, and Kronecker factors hold whole layers. Retain "
-            "importance.to_diagonal()."
-        )
-
-    def _sum_of(self, values: Iterable[Tensor]) -> float:
-        """The sum of terms that stand for this process's weights, over all processes where the model is sharded."""
-        return sum_of(values) if self._shards is None else self._shards.sum_of(values)
+            raise OptionError(no_factors_in_shards(self.mechanism))
 
     def _increments(self, optimizer: Optimizer, part: Part) -> list[Increment | Kept]:
         """What the optimizer's own step added, to be computed before anything else changes the weights."""
@@ -531,11 +452,3 @@ class Keeper(ABC):
 
     def _warn(self, text: str) -> None:
         warnings.warn(f"{self.mechanism}: {text}", stacklevel=4)  # the line that attaches
-
-
-def _each(act: Callable[[Tensor, Tensor], Tensor], tensors: TensorMap, parameters: TensorMap) -> dict[str, Tensor]:
-    """`act(tensor, parameter)`, on the parameter's device where there is one."""
-    return {
-        name: act(tensor.to(parameters[name].device), parameters[name]) if name in parameters else tensor
-        for name, tensor in tensors.items()
-    }

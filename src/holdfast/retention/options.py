@@ -69,6 +69,11 @@ def check_holds_factors(where: str, *, budget: float | None, pull: str) -> None:
         )
 
 
+def no_factors_in_shards(where: str) -> str:
+    """What to say of Kronecker factors where the model is sharded."""
+    return f"{where}: the model is sharded, and Kronecker factors hold whole layers. Retain importance.to_diagonal()."
+
+
 def in_nats(importance: Importance) -> Importance:
     """The importance in nats, as a budget needs it.
 

@@ -53,9 +53,8 @@ class WVA(Keeper):
 
     Cost: memory of one copy of the importance, however many tasks, or of what its form takes, and 2 MB to work in; of
     weights of half precision two copies of them, one of them only during a step (`holdfast.retention.rounding`). Each
-    step takes three
-    passes over the weights under SGD, five under Adam and eight under AdamW with weight decay, block by block, or one
-    kernel a tensor on CUDA where Triton is at hand.
+    step takes three passes over the weights under SGD, five under Adam and eight under AdamW with weight decay, block
+    by block, or one kernel a tensor on CUDA where Triton is at hand.
 
     Source: Kutalev, arXiv 2109.10021 and 2208.05791, where the attenuation is 1/(1 + strength * Omega).
     """
@@ -120,7 +119,7 @@ class WVA(Keeper):
         check_shapes({name: reference[name] for name in held}, self.model, where="WVA.predicted_rise", remedy=remedy)
         weights = all_parameters(self.model)
         there = {name: shard(reference[name], weights[name]) for name in held if name in weights}
-        rise = weights_rise(weights, held, there, sum_of=self._sum_of)
+        rise = weights_rise(weights, held, there, sum_of=self._holdings.sum_of)
         return rise * (1.0 if self.held.nats_per_unit is None else self.held.nats_per_unit)
 
     def _needs_increments(self) -> bool:

@@ -1,0 +1,185 @@
+"""What a keeper has from step to step: all that is saved of it but its options, whole or in shards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from holdfast.errors import StateError
+from holdfast.factored import FactoredImportance
+from holdfast.memory import Accumulate, Forms, Retained, Weighting, retain
+from holdfast.memory.reference import Reference
+from holdfast.memory.stored import shapes_of_held
+from holdfast.records import Importance, check_names
+from holdfast.retention import files
+from holdfast.tensors import (
+    Shards,
+    TensorMap,
+    all_parameters,
+    local,
+    shard,
+    shards_of,
+    sum_of,
+    trainable_parameters,
+    whole_on_first,
+)
+
+Extra = dict[str, dict[str, Tensor]]
+"""The tensors by part and name that beside `held` decide the steps to come."""
+
+
+class Holdings:
+    """Of a sharded model, what belongs to this process's shards of it.
+
+    Args:
+        model: whose parameter names everything bears.
+        forms: in which and where importance and anchors are held.
+        where: for messages.
+        in_form: what was read, in the keeper's forms.
+        check_shards: raises `OptionError` for what needs whole weights.
+
+    Attributes:
+        held: of the tasks retained so far; replaced, never changed in place.
+        pulls: of the last step, by a factored layer's weight: where the next one starts.
+        residuals: by weight of half precision: `holdfast.retention.rounding`.
+        shards: how the model is sharded; None where it is whole.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        forms: Forms,
+        where: str,
+        in_form: Callable[[Retained], Retained],
+        check_shards: Callable[[Retained], None],
+    ) -> None:
+        self._model, self._forms, self._where = model, forms, where
+        self._in_form, self._check_shards = in_form, check_shards
+        self.held = Retained()
+        self.pulls: dict[str, Tensor] = {}
+        self.residuals: dict[str, Tensor] = {}
+        self.shards: Shards | None = None
+
+    def close(
+        self,
+        importance: Importance,
+        factors: FactoredImportance | None,
+        *,
+        anchored: bool,
+        rule: Accumulate,
+        weighting: Weighting,
+        references: Callable[[Mapping[str, Tensor]], dict[str, Reference]],
+    ) -> None:
+        """Merge one more task into what is held, at today's weights.
+
+        Args:
+            importance: of the task.
+            factors: of layers, beside it.
+            anchored: whether there are anchors.
+            rule: of accumulation.
+            weighting: of the tasks.
+            references: today's weights by name -> the anchors of these that stay on disk.
+        """
+        parameters = all_parameters(self._model)  # frozen ones have an anchor too, should they be unfrozen
+        weights = {name: local(parameter.detach()) for name, parameter in parameters.items()}
+        devices = {name: weight.device for name, weight in weights.items()}
+        to_hold = {**self.held.importance, **importance}
+        on_disk = references({name: weights[name] for name in to_hold if name in weights})
+        held = retain(
+            files.on_devices(self.held, devices, forms=self._forms),
+            {name: shard(value, parameters[name]).to(devices[name]) for name, value in importance.items()},
+            weights=weights if anchored else {},
+            factors={name: f.to(devices[name]) for name, f in factors.items()} if factors is not None else None,
+            rule=rule,
+            weighting=weighting,
+            num_examples=importance.info.num_examples,
+            nats_per_unit=importance.info.nats_per_unit,
+            forms=self._forms,
+            references=on_disk,
+            sum_of=self.sum_of,
+        )
+        self.held = held if self.shards is None else replace(held, largest=self.shards.largest(held.largest))
+        self.pulls.clear()
+        self.residuals.clear()
+
+    def take(self, held: Retained, extra: Mapping[str, TensorMap], *, where: str, in_form: bool = False) -> None:
+        """Hold what was saved, whole, in the keeper's forms if asked for.
+
+        Raises:
+            ParameterMismatchError: names or shapes that do not match the model.
+        """
+        for named in (held.covered, shapes_of_held(held.anchors)):
+            check_names(named, self._model, where=where)
+        parameters = all_parameters(self._model)
+        self.shards = shards_of(trainable_parameters(self._model))
+        self.held = self._beside(self._in_form(held) if in_form and self.shards is None else held, parameters)
+        for part, own in self._extra().items():
+            own.clear()
+            own.update(_each(shard, extra[part], parameters))
+
+    def whole(self) -> tuple[Retained, Extra]:
+        """What is held, and the extra; of a sharded model gathered, for the first process alone."""
+        if self.shards is None:
+            return self.held, self._extra()
+        parameters = all_parameters(self._model)
+        held = files.gathered(self.held, parameters)
+        return held, {part: _each(whole_on_first, own, parameters) for part, own in self._extra().items()}
+
+    def follow_shards(self) -> None:
+        """Shard what is held as the model is now, which may have been whole when it was retained.
+
+        Raises:
+            ParameterMismatchError: the model is sharded in part.
+            StateError: the model was sharded, and is no more or in another way.
+            OptionError: an option that needs whole weights.
+        """
+        shards = shards_of(trainable_parameters(self._model))
+        if shards == self.shards:
+            return
+        if self.shards is not None and self.held.num_tasks:
+            raise StateError(
+                f"{self._where}: the model is sharded in another way than when its tasks were retained. Leave "
+                "whole(model) first, or save the keeper while it was so and load it now."
+            )
+        self.shards = shards
+        parameters = all_parameters(self._model)
+        self.held = self._beside(self.held, parameters)
+        for own in self._extra().values():
+            own.update(_each(shard, own, parameters))
+
+    def sum_of(self, values: Iterable[Tensor]) -> float:
+        """The sum of terms that stand for this process's weights, over all processes where the model is sharded."""
+        return sum_of(values) if self.shards is None else self.shards.sum_of(values)
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process is the one that has the whole and writes it."""
+        return self.shards is None or torch.distributed.get_rank() == 0
+
+    def wait(self) -> None:
+        """Until every process of a sharded model is here."""
+        if self.shards is not None:
+            torch.distributed.barrier()
+
+    def _extra(self) -> Extra:
+        return {"pulls": self.pulls, "residuals": self.residuals}
+
+    def _beside(self, held: Retained, parameters: TensorMap) -> Retained:
+        """What is held whole, beside the parameters: on their devices, and sharded as they are."""
+        if self.shards is not None:
+            self._check_shards(held)
+            held = self._in_form(files.sharded(held, parameters))
+        devices = {name: parameter.device for name, parameter in parameters.items()}
+        return files.on_devices(held, devices, forms=self._forms)
+
+
+def _each(act: Callable[[Tensor, Tensor], Tensor], tensors: TensorMap, parameters: TensorMap) -> dict[str, Tensor]:
+    """`act(tensor, parameter)`, on the parameter's device where there is one."""
+    return {
+        name: act(tensor.to(parameters[name].device), parameters[name]) if name in parameters else tensor
+        for name, tensor in tensors.items()
+    }

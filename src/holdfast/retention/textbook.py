@@ -1,0 +1,52 @@
+"""EWC's pull as textbooks have it: added to the gradients, or to the loss as a penalty."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from holdfast.errors import OptionError
+from holdfast.memory import Retained
+from holdfast.memory.stored import side_by_side
+from holdfast.retention.meter import Meter
+from holdfast.retention.parts import Part
+from holdfast.retention.rise import layer_rise
+from holdfast.tensors import TensorMap
+
+
+def add_to_gradients(parts: Iterable[Part], strength: float, *, meter: Meter | None) -> None:
+    """Add strength * Omega * (theta - anchor) to every gradient, in place; against it where an optimizer maximizes.
+
+    Raises:
+        OptionError: a gradient is sparse.
+    """
+    for part in parts:
+        gradients = part.gradients
+        if any(gradient.is_sparse for gradient in gradients):
+            raise OptionError(
+                'EWC: pull="gradient" adds to every entry of a gradient, and there are sparse ones. '
+                'Use pull="implicit".'
+            )
+        block = part.whole()
+        pulls = torch._foreach_sub(block.weights, block.anchors)
+        pulls = torch._foreach_mul(pulls, block.importance)
+        torch._foreach_mul_(pulls, -strength if part.group.get("maximize") else strength)
+        if meter is not None:
+            meter.add(gradients, pulls, [], block.importance)
+        for gradient, pull in zip(gradients, pulls, strict=True):
+            gradient.add_(pull)
+
+
+def penalty(held: Retained, parameters: TensorMap, strength: float) -> Tensor:
+    """strength/2 sum Omega (theta - anchor)^2 with its gradient: a scalar on the device of the first parameter."""
+    total = next(iter(parameters.values())).new_zeros(())
+    for name, weight in parameters.items():
+        if name in held.importance:
+            for part, importance, anchor in side_by_side(weight, held.importance[name], held.anchors[name]):
+                terms = importance * (part - anchor).square()
+                total = total + terms.sum().to(total.device)
+    for name, layer in held.factors.items():
+        total = total + 2 * layer_rise(name, layer, parameters, held.anchors).to(total.device)
+    return strength * (0.5 * total + held.constant)
