@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -47,12 +48,14 @@ class Pace:
         lr: largest learning rate; warms up over a twentieth of the steps, and falls to zero linearly.
         head_lr: of a new head; None: as `lr`.
         batch_size: examples a step.
+        precision: "bfloat16" for autocast, with weights and optimizer in full.
     """
 
     steps: int
     lr: float
     head_lr: float | None = None
     batch_size: int = 32
+    precision: Literal["float32", "bfloat16"] = "float32"
 
 
 def learn(
@@ -77,7 +80,7 @@ def learn(
     Raises:
         NotFiniteError: the loss is not finite any more.
     """
-    optimizer = AdamW(_groups(model, pace), weight_decay=0.0)
+    optimizer = AdamW(_groups(model, pace), weight_decay=0.0, fused=True)
     warm = max(1, pace.steps // 20)
     schedule = LambdaLR(optimizer, lambda step: min((step + 1) / warm, (pace.steps - step) / (pace.steps - warm + 1)))
     if keeper is not None:
@@ -86,13 +89,13 @@ def learn(
     try:
         model.module.train()
         for step in range(pace.steps):
-            loss = _step(model, optimizer, next(stream))
+            loss = _step(model, optimizer, next(stream), pace)
             if not math.isfinite(loss):
                 raise NotFiniteError(
                     f"step {step}: the loss is {loss}: training has diverged. Lower the learning rate."
                 )
             if old is not None and every and step % every == every // 2:
-                _step(old.model, optimizer, next(old.stream))
+                _step(old.model, optimizer, next(old.stream), pace)
             schedule.step()
             if watch is not None and step % 50 == 0:
                 watch(step, loss)
@@ -136,10 +139,12 @@ def _groups(model: LanguageModel, pace: Pace) -> list[dict[str, object]]:
     return [group for group in groups if group["params"]]
 
 
-def _step(model: LanguageModel, optimizer: AdamW, batch: Batch) -> float:
-    inputs, targets = batch_to(batch, next(model.module.parameters()).device)
+def _step(model: LanguageModel, optimizer: AdamW, batch: Batch, pace: Pace) -> float:
+    device = next(model.module.parameters()).device
+    inputs, targets = batch_to(batch, device)
     model.module.train()
-    loss = mean_loss(model.module(**inputs), (inputs, targets), model)
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=pace.precision == "bfloat16"):
+        loss = mean_loss(model.module(**inputs), (inputs, targets), model)
     loss.backward()
     held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     nn.utils.clip_grad_norm_(held, 1.0)

@@ -33,7 +33,7 @@ LENGTH = 64
 _STS, _INTENTS = {"validation": "dev"}, {"validation": "valid"}
 
 PACES = {
-    "full": Pace(steps=800, lr=2e-4, head_lr=2e-3, batch_size=32),
+    "full": Pace(steps=300, lr=5e-4, head_lr=2e-3, batch_size=16, precision="bfloat16"),
     "quick": Pace(steps=60, lr=2e-4, head_lr=2e-3, batch_size=16),
 }
 MEASURED_PAIRS = {"full": 1000, "quick": 64}
