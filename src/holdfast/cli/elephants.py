@@ -34,12 +34,15 @@ def elephants_command(options: ElephantsOptions) -> None:
             data_dir=Path(data_dir),
             size=options.size,
             seeds=options.seeds,
+            rival_seeds=options.rival_seeds,
             methods=options.methods,
             device=usable_device(options.device),
             watch=lambda text: say(console, text),
         )
     folder = Path(options.results) if options.results else work / options.story / options.size
     command = f"holdfast elephants {options.story}" + (f" --size {options.size}" if options.size != "full" else "")
+    if options.rival_seeds:
+        command += f" --rival-seeds {' '.join(map(str, options.rival_seeds))}"
     page, picture = write_page(answer, folder, command=command)
     told = console_for()
     heading, *lines = rows(answer)

@@ -40,14 +40,14 @@ METHODS: dict[str, Method] = {
     for method in (
         Method("plain", "plain fine-tuning", (0.0,), ""),
         Method("frozen", "base frozen, head alone", (0.0,), ""),
-        Method("l2", "L2 to the start", (1e-4, 1e-3, 1e-2, 1e-1), "strength"),
-        Method("lora", "LoRA, rank 8", (3e-4, 1e-3, 3e-3), "learning rate"),
+        Method("l2", "L2 to the start", (1e-3, 1e-2, 1e-1), "strength"),
+        Method("lora", "LoRA, rank 8", (1e-3, 3e-3), "learning rate"),
         Method("replay-1", "replay, 1% old data", (0.01,), "share"),
         Method("replay-10", "replay, 10% old data", (0.1,), "share"),
         Method("average", "average with the old model", (0.25, 0.5, 0.75), "share of the new"),
-        Method("ewc", "EWC, Fisher", (1.0, 10.0, 100.0, 1e3), "strength"),
+        Method("ewc", "EWC, Fisher", (300.0, 1e3, 3e3, 1e4), "strength"),
         Method("ewc-budget", "EWC, budget", (0.05,), "nats"),
-        Method("wva", "WVA, Fisher", (1e3, 1e4, 1e5, 1e6), "strength"),
+        Method("wva", "WVA, Fisher", (1e5, 3e5, 1e6, 3e6), "strength"),
     )
 }
 

@@ -34,7 +34,7 @@ def write_page(answer: Answer, folder: Path, *, command: str) -> tuple[Path, Pat
         [
             f"# {TITLES[answer.story]}",
             "",
-            f"`{command}`, size {answer.size}, seeds {', '.join(map(str, answer.seeds))}. Settings were chosen on "
+            f"`{command}`, size {answer.size}, {_seeds_of(answer)}. Settings were chosen on "
             "validation data under another seed; figures are of test data, mean and 95% interval over seeds.",
             "",
             *table,
@@ -49,6 +49,11 @@ def write_page(answer: Answer, folder: Path, *, command: str) -> tuple[Path, Pat
     )
     write_text(folder / "report.md", text)
     return folder / "report.md", picture
+
+
+def _seeds_of(answer: Answer) -> str:
+    central, rivals = (", ".join(map(str, seeds)) for seeds in (answer.seeds, answer.rival_seeds))
+    return f"seeds {central}" + ("" if central == rivals else f"; of the methods that hold nothing {rivals}")
 
 
 def conclusions(answer: Answer) -> list[str]:

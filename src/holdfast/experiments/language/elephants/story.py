@@ -18,6 +18,9 @@ from holdfast.experiments.tables import Estimate
 
 TUNING_SEED = 9
 
+CENTRAL = ("plain", "ewc", "ewc-budget", "wva")
+"""The methods that the story is about; the others are their rivals."""
+
 NEEDED = {"encoder": 0.97, "gpt": 1.05}
 """A setting will do with so much of plain's gain of accuracy, or with at most so many times plain's perplexity."""
 
@@ -32,6 +35,7 @@ class Answer:
         found: everything that is known, tuning too.
         chosen: method -> the setting chosen on validation data.
         seeds: of what is reported.
+        rival_seeds: likewise, of the methods that are not `CENTRAL`.
     """
 
     story: str
@@ -39,10 +43,12 @@ class Answer:
     found: Mapping[Trial, Found]
     chosen: Mapping[str, float]
     seeds: tuple[int, ...]
+    rival_seeds: tuple[int, ...]
 
     def reported(self, method: str) -> list[Found]:
         """The reported trials of a method, by seed."""
-        return [self.found[trial] for trial in reported(self.story, method, self.chosen[method], self.size, self.seeds)]
+        seeds = self.seeds if method in CENTRAL else self.rival_seeds
+        return [self.found[trial] for trial in reported(self.story, method, self.chosen[method], self.size, seeds)]
 
 
 def carry_out(
@@ -52,6 +58,7 @@ def carry_out(
     data_dir: Path,
     size: str = "full",
     seeds: Sequence[int] = (0, 1, 2),
+    rival_seeds: Sequence[int] | None = None,
     methods: Sequence[str] | None = None,
     device: str | torch.device = "cpu",
     watch: Watch = lambda _: None,
@@ -64,6 +71,7 @@ def carry_out(
         data_dir: with text/.
         size: "full", "quick", or of gpt "large".
         seeds: of what is reported.
+        rival_seeds: likewise, of the methods that are not `CENTRAL`; None: the same.
         methods: names of `METHODS`; plain is always among them; None: all.
         device: of gpt.
         watch: told a line now and then.
@@ -81,9 +89,14 @@ def carry_out(
     teller = Encoder(data_dir, folder, size) if name == "encoder" else Gpt(data_dir, folder, size, device)
     found = do_all([trial for m in asked for trial in tuning(name, m, size)], teller.do, folder, watch=watch)
     chosen = {method.name: choose(name, method, size, found) for method in asked}
-    wanted = [trial for m in asked for trial in reported(name, m.name, chosen[m.name], size, seeds)]
+    rivals = seeds if rival_seeds is None else rival_seeds
+    wanted = [
+        trial
+        for method in asked
+        for trial in reported(name, method.name, chosen[method.name], size, seeds if method.name in CENTRAL else rivals)
+    ]
     found |= do_all(wanted, teller.do, folder, watch=watch)
-    return Answer(name, size, found, chosen, tuple(seeds))
+    return Answer(name, size, found, chosen, tuple(seeds), tuple(rivals))
 
 
 def tuning(story: str, method: Method, size: str) -> list[Trial]:
