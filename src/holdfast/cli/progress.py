@@ -16,7 +16,38 @@ SILENT_SECONDS = 20.0
 """Where there is no terminal, an epoch is told of only when nothing was told for so long."""
 
 
-class Watcher:
+class _Lines:
+    """Moving lines in a terminal, none elsewhere; while in the context they are shown."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bar = _progress(console) if console.is_terminal and not console.quiet else None
+        self._told = time.monotonic()
+
+    def __enter__(self) -> Self:
+        """Start them."""
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Take them away."""
+        if self._bar is not None:
+            self._bar.stop()
+
+    @property
+    def _is_silent(self) -> bool:
+        """Whether there is no terminal and nothing was told for long."""
+        return self._bar is None and time.monotonic() - self._told > SILENT_SECONDS
+
+    def _say(self, text: str) -> None:
+        self._told = time.monotonic()
+        say(self._console, text)
+
+
+class Watcher(_Lines):
     """Shows the events of runs, one run after the other. A context manager; call it with each event.
 
     Args:
@@ -26,25 +57,11 @@ class Watcher:
     """
 
     def __init__(self, console: Console, label: str, *, brief: bool = False) -> None:
-        self._console, self._label, self._brief = console, label, brief
-        self._bar = _progress(console) if console.is_terminal and not console.quiet else None
+        super().__init__(console)
+        self._label, self._brief = label, brief
         self._line: TaskID | None = None
         self._num_tasks = 0
         self._average: float | None = None
-        self._told = time.monotonic()
-
-    def __enter__(self) -> Self:
-        """Start the moving line."""
-        if self._bar is not None:
-            self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Take the moving line away."""
-        if self._bar is not None:
-            self._bar.stop()
 
     def __call__(self, event: Mapping[str, Any]) -> None:
         """Show an event, as `holdfast.experiments.run` tells it."""
@@ -74,7 +91,7 @@ class Watcher:
         if self._average is not None:
             told += f"  accuracy so far {self._average:.1%}"
         self._move(event["task"] + event["epoch"] / event["epochs"], told)
-        if self._bar is None and time.monotonic() - self._told > SILENT_SECONDS:
+        if self._is_silent:
             self._say(f"{self._label}: {told}")
 
     def _task(self, event: Mapping[str, Any]) -> None:
@@ -98,33 +115,14 @@ class Watcher:
         if self._bar is not None and self._line is not None:
             self._bar.update(self._line, completed=completed, told=told)
 
-    def _say(self, text: str) -> None:
-        self._told = time.monotonic()
-        say(self._console, text)
 
-
-class SweepWatcher:
+class SweepWatcher(_Lines):
     """Shows the settings of a sweep as they end, and in a terminal the runs under way. Call it with each event."""
 
     def __init__(self, console: Console) -> None:
-        self._console = console
-        self._bar = _progress(console) if console.is_terminal and not console.quiet else None
+        super().__init__(console)
         self._lines: dict[str, TaskID] = {}
         self._num_tasks: dict[str, int] = {}
-        self._told = time.monotonic()
-
-    def __enter__(self) -> Self:
-        """Start the moving lines."""
-        if self._bar is not None:
-            self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Take them away."""
-        if self._bar is not None:
-            self._bar.stop()
 
     def __call__(self, event: Mapping[str, Any]) -> None:
         """Show an event, as `holdfast.experiments.sweep` tells it."""
@@ -150,12 +148,8 @@ class SweepWatcher:
         if self._bar is not None and event["run"] in self._lines:
             completed = event["task"] + event["epoch"] / event["epochs"]
             self._bar.update(self._lines[event["run"]], completed=completed, told=told)
-        elif self._bar is None and time.monotonic() - self._told > SILENT_SECONDS:
+        elif self._is_silent:
             self._say(f"{event['run']}: {told}")
-
-    def _say(self, text: str) -> None:
-        self._told = time.monotonic()
-        say(self._console, text)
 
 
 def _progress(console: Console) -> Progress:

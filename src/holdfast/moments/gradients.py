@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from holdfast.errors import BatchError
 from holdfast.moments.calls import Call, tensors_in, with_tensors
+from holdfast.moments.graph import leaves_of
 from holdfast.tensors import TensorMap, trainable_parameters, unwrap
 
 Scores = Callable[[Any], Tensor]
@@ -132,7 +133,7 @@ class OutputGradients:
             self._scores = scores(with_tensors(outputs, leaves))
         self.num_rows = len(self._scores)
         if len(places) > 1:
-            reached = {id(leaf) for leaf in _leaves_of(self._scores)}
+            reached = {id(leaf) for leaf in leaves_of([self._scores])}
             places = [place for place in places if id(leaves[place]) in reached]
         self.used = places if self._scores.requires_grad else []
         self._leaves = [leaves[place] for place in self.used]
@@ -162,21 +163,6 @@ class OutputGradients:
         except RuntimeError:  # a score that vmap cannot differentiate
             return [torch.stack(columns) for columns in zip(*(self.row(k) for k in range(start, stop)))]
         return list(found)
-
-
-def _leaves_of(tensor: Tensor) -> list[Tensor]:
-    """The leaves that a tensor depends on."""
-    stack = [tensor.grad_fn] if tensor.grad_fn is not None else []
-    visited, leaves = set(stack), []
-    while stack:
-        node = stack.pop()
-        if (leaf := getattr(node, "variable", None)) is not None:
-            leaves.append(leaf)
-        for following, _ in node.next_functions:
-            if following is not None and following not in visited:
-                visited.add(following)
-                stack.append(following)
-    return leaves
 
 
 def tolerance(model: nn.Module) -> float:

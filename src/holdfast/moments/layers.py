@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from holdfast.moments.calls import tensors_in
+from holdfast.moments.graph import leaves_of
 from holdfast.tensors import trainable_parameters
 
 CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
@@ -154,7 +155,7 @@ class LayerWatch(TorchFunctionMode):
             use.final = any(result is tensor for tensor in found)
             self._record(use)
         self._pending.clear()
-        for parameter in _reached(found):
+        for parameter in leaves_of(found):
             name = self._names.get(id(parameter))
             if name is not None and name not in self.seen and name not in self.elsewhere:
                 self.elsewhere[name] = {"a function that cannot be watched"}
@@ -175,18 +176,3 @@ def _consumes(func: Any, result: Any) -> bool:
         return False
     results = result if isinstance(result, tuple | list) else (result,)
     return any(isinstance(value, Tensor) and not isinstance(value, nn.Parameter) for value in results)
-
-
-def _reached(outputs: list[Tensor]) -> list[Tensor]:
-    """The leaves that the outputs depend on, as far as a graph was built."""
-    stack = [tensor.grad_fn for tensor in outputs if tensor.grad_fn is not None]
-    visited, leaves = set(stack), []
-    while stack:
-        node = stack.pop()
-        if (leaf := getattr(node, "variable", None)) is not None:
-            leaves.append(leaf)
-        for following, _ in node.next_functions:
-            if following is not None and following not in visited:
-                visited.add(following)
-                stack.append(following)
-    return leaves
