@@ -27,12 +27,18 @@ class Method:
         label: as it is read.
         settings: values that are tried, the one chosen on validation data; a single one is not tuned.
         what: what the setting is.
+        of_gpt: the values for the GPT, whose examples are blocks of tokens; none: the same.
     """
 
     name: str
     label: str
     settings: tuple[float, ...]
     what: str
+    of_gpt: tuple[float, ...] = ()
+
+    def settings_for(self, story: str) -> tuple[float, ...]:
+        """The values that a story tries."""
+        return self.of_gpt if story == "gpt" and self.of_gpt else self.settings
 
 
 METHODS: dict[str, Method] = {
@@ -45,9 +51,9 @@ METHODS: dict[str, Method] = {
         Method("replay-1", "replay, 1% old data", (0.01,), "share"),
         Method("replay-10", "replay, 10% old data", (0.1,), "share"),
         Method("average", "average with the old model", (0.25, 0.5, 0.75), "share of the new"),
-        Method("ewc", "EWC, Fisher", (300.0, 1e3, 3e3, 1e4), "strength"),
+        Method("ewc", "EWC, Fisher", (300.0, 1e3, 3e3, 1e4), "strength", of_gpt=(1.0, 10.0, 100.0, 1e3)),
         Method("ewc-budget", "EWC, budget", (0.05,), "nats"),
-        Method("wva", "WVA, Fisher", (1e5, 3e5, 1e6, 3e6), "strength"),
+        Method("wva", "WVA, Fisher", (1e5, 3e5, 1e6, 3e6), "strength", of_gpt=(1e3, 1e4, 1e5, 1e6)),
     )
 }
 

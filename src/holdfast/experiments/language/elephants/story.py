@@ -101,7 +101,9 @@ def carry_out(
 
 def tuning(story: str, method: Method, size: str) -> list[Trial]:
     """The trials by which a setting is chosen; of plain and the untuned ones too, for the curve."""
-    return [Trial(story, method.name, setting, TUNING_SEED, size, tuning=True) for setting in method.settings]
+    return [
+        Trial(story, method.name, setting, TUNING_SEED, size, tuning=True) for setting in method.settings_for(story)
+    ]
 
 
 def reported(story: str, method: str, setting: float, size: str, seeds: Sequence[int]) -> list[Trial]:
@@ -114,8 +116,9 @@ def choose(story: str, method: Method, size: str, found: Mapping[Trial, Found]) 
 
     Enough is `NEEDED`; where none does, the one that learns the most.
     """
-    if len(method.settings) == 1:
-        return method.settings[0]
+    settings = method.settings_for(story)
+    if len(settings) == 1:
+        return settings[0]
     plain = found[tuning(story, METHODS["plain"], size)[0]]
     trials = tuning(story, method, size)
     enough = [trial for trial in trials if _learns_enough(story, found[trial], plain)]
