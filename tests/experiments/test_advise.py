@@ -24,7 +24,7 @@ def small(**changes: object) -> Workload:
     generator = torch.Generator().manual_seed(0)
     batches = [(torch.rand(8, 6, generator=generator), torch.arange(8) % 4) for _ in range(3)]
     setting = Setting(((0, 1, 2, 3),) * 2, mask="task", scenario="task", input_shape=(6,))
-    return Workload("small", mlp(6, (50,), 4), **{"batches": batches, "setting": setting, **changes})
+    return Workload("small", **{"model": mlp(6, (50,), 4), "batches": batches, "setting": setting, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +42,13 @@ def test_memory_is_that_of_the_tensors(advice):
     assert held["er"] == 20 * (6 * 4 + 8)
     assert held["der"] == 20 * (6 * 4 + 8 + 4 * 4)
     assert held["hat"] == 50 * 4
+
+
+def test_what_half_precision_rounds_away_takes_memory_too():
+    halved = [(inputs.bfloat16(), targets) for inputs, targets in small().batches]
+    work = small(model=mlp(6, (50,), 4).bfloat16(), batches=halved)
+    (cost,) = advise(work, methods=["ewc-fisher"], rounds=1).costs
+    assert cost.held_bytes == (4 + 2 + 2) * NUM  # importance in float32, anchors, and what is kept of pulls
 
 
 def test_every_method_is_measured(advice):

@@ -240,8 +240,8 @@ def _cost(
         closing = _seconds(trained.close, trained.device)
     except HoldfastError as error:
         return Cost(method.name, lacking=str(error)), []
-    held = trained.held_bytes()
     trained.steps()
+    held = trained.held_bytes()  # with what only a step adds, such as what half precision rounds away of a pull
     if trained.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(trained.device)
     taken, beside = [], []
