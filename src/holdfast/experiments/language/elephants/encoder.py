@@ -14,7 +14,7 @@ import torch
 
 from holdfast.errors import DataFileError
 from holdfast.experiments.language.batches import Example, batches, classes_of, examples
-from holdfast.experiments.language.elephants.methods import Start, learn_with
+from holdfast.experiments.language.elephants.methods import HOLDING, Start, learn_with
 from holdfast.experiments.language.elephants.trial import Found, Trial, Watch
 from holdfast.experiments.language.encoders import SentenceClassifier, SentenceEncoder
 from holdfast.experiments.language.learning import Old, Pace, shuffled
@@ -162,7 +162,7 @@ class Encoder:
                 f"(before {before[shown]['value']:.4f}), accuracy "
                 + ", ".join(f"{found[shown]['value']:.4f}" for found in steps[-1]["accuracy"])
             )
-            if number + 1 < len(TASKS) and not trial.tuning and trial.method in ("ewc", "ewc-budget", "wva"):
+            if number + 1 < len(TASKS) and not trial.tuning and trial.method in HOLDING:
                 held = (*held, (self._of_intents(model, task, seed), copies(all_parameters(bare))))
         return {"before": before, "after": steps, "seconds": round(time.monotonic() - begin, 1)}
 

@@ -28,6 +28,7 @@ class Method:
         settings: values that are tried, the one chosen on validation data; a single one is not tuned.
         what: what the setting is.
         of_gpt: the values for the GPT, whose examples are blocks of tokens; none: the same.
+        like: a method whose choice it takes over; it has no values of its own.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Method:
     settings: tuple[float, ...]
     what: str
     of_gpt: tuple[float, ...] = ()
+    like: str = ""
 
     def settings_for(self, story: str) -> tuple[float, ...]:
         """The values that a story tries."""
@@ -52,10 +54,14 @@ METHODS: dict[str, Method] = {
         Method("replay-10", "replay, 10% old data", (0.1,), "share"),
         Method("average", "average with the old model", (0.25, 0.5, 0.75), "share of the new"),
         Method("ewc", "EWC, Fisher", (300.0, 1e3, 3e3, 1e4), "strength", of_gpt=(1.0, 10.0, 100.0, 1e3)),
+        Method("ewc-8bit", "EWC, 8-bit importances, bfloat16 anchors", (), "strength", like="ewc"),
         Method("ewc-budget", "EWC, budget", (0.05,), "nats"),
         Method("wva", "WVA, Fisher", (1e5, 3e5, 1e6, 3e6), "strength", of_gpt=(1e3, 1e4, 1e5, 1e6)),
     )
 }
+
+HOLDING = ("ewc", "ewc-8bit", "ewc-budget", "wva")
+"""The methods that hold what an importance says."""
 
 
 @dataclass(frozen=True)
@@ -102,8 +108,9 @@ def learn_with(method: str, setting: float, start: Start, stream: Any, pace: Pac
         if start.old is None:
             raise OptionError(f"{method}: there are no old data.")
         old = start.old(setting)
-    elif method == "ewc":
-        keeper = _retained(EWC(model.base, strength=setting, accumulate="per_task", log_every=0), start)
+    elif method in ("ewc", "ewc-8bit"):
+        forms: dict[str, Any] = {"importance_dtype": "int8", "anchor_dtype": "bfloat16"} if method == "ewc-8bit" else {}
+        keeper = _retained(EWC(model.base, strength=setting, accumulate="per_task", log_every=0, **forms), start)
     elif method == "ewc-budget":
         keeper = _retained(EWC(model.base, budget=setting, accumulate="per_task", log_every=0), start)
     elif method == "wva":

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 from holdfast.experiments.canvas import FONT, GRID, INK, axes_at, new_figure, write_picture
-from holdfast.experiments.language.elephants.methods import METHODS
+from holdfast.experiments.language.elephants.methods import HOLDING, METHODS
 from holdfast.experiments.language.elephants.story import Answer, estimate, kept_share, old_and_new
 from holdfast.experiments.reproduce.pictures import COLOURS, MARKERS, bare, head
 from holdfast.files import write_text
@@ -61,7 +61,7 @@ def conclusions(answer: Answer) -> list[str]:
     plain = answer.reported("plain")
     told = []
     for method in answer.chosen:
-        if method not in ("ewc", "ewc-budget", "wva"):
+        if method not in HOLDING:
             continue
         found = answer.reported(method)
         lost = estimate([kept_share(answer.story, one, base) for one, base in zip(found, plain)])
@@ -90,7 +90,7 @@ def draw(answer: Answer, path: Path) -> Path:
     width, height = 5.2, 3.8
     figure = new_figure(0.85 + width + 2.4, height + 1.25)
     axes = axes_at(figure, 0.85, 0.6, width, height)
-    for number, method in enumerate(answer.chosen):
+    for number, method in enumerate(method for method in answer.chosen if not METHODS[method].like):
         places = sorted(
             (trial.setting, old_and_new(answer.story, found, "validation"))
             for trial, found in answer.found.items()

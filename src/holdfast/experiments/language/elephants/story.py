@@ -12,13 +12,13 @@ import torch
 from holdfast.errors import UnknownNameError
 from holdfast.experiments.language.elephants.encoder import Encoder
 from holdfast.experiments.language.elephants.gpt import Gpt
-from holdfast.experiments.language.elephants.methods import METHODS, Method
+from holdfast.experiments.language.elephants.methods import HOLDING, METHODS, Method
 from holdfast.experiments.language.elephants.trial import Found, Trial, Watch, do_all
 from holdfast.experiments.tables import Estimate
 
 TUNING_SEED = 9
 
-CENTRAL = ("plain", "ewc", "ewc-budget", "wva")
+CENTRAL = ("plain", *HOLDING)
 """The methods that the story is about; the others are their rivals."""
 
 NEEDED = {"encoder": 0.97, "gpt": 1.05}
@@ -82,7 +82,8 @@ def carry_out(
     for method in methods or ():
         if method not in METHODS:
             raise UnknownNameError("method", method, METHODS)
-    asked = [method for method in METHODS.values() if methods is None or method.name in {"plain", *methods}]
+    needed = {"plain", *(methods or METHODS), *(METHODS[method].like for method in methods or ())}
+    asked = [method for method in METHODS.values() if method.name in needed]
     asked = [method for method in asked if name == "encoder" or method.name != "frozen"]  # a GPT has no head of its own
     folder = work / name / size
     folder.mkdir(parents=True, exist_ok=True)
@@ -116,6 +117,8 @@ def choose(story: str, method: Method, size: str, found: Mapping[Trial, Found]) 
 
     Enough is `NEEDED`; where none does, the one that learns the most.
     """
+    if method.like:
+        return choose(story, METHODS[method.like], size, found)
     settings = method.settings_for(story)
     if len(settings) == 1:
         return settings[0]
