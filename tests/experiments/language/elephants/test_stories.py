@@ -189,7 +189,7 @@ def test_a_setting_is_chosen_that_learns_enough_and_keeps_the_most():
     assert choose("encoder", ewc, "full", known) == 10.0
     known |= dict(zip(tuning("encoder", ewc, "full"), (found(0.75, 0.80), found(0.80, 0.78), found(0.82, 0.70))))
     assert choose("encoder", ewc, "full", known) == 1.0
-    known |= dict(zip(tuning("encoder", METHODS["ewc"], "full"), [found(0.8, 0.9)] * 4))
+    known |= dict(zip(tuning("encoder", METHODS["ewc"], "full"), [found(0.8, 0.9)] * 5))
     assert choose("encoder", METHODS["ewc-8bit"], "full", known) == METHODS["ewc"].settings[0]
 
     def read(english: float, python: float) -> dict[str, Any]:

@@ -53,7 +53,7 @@ METHODS: dict[str, Method] = {
         Method("replay-1", "replay, 1% old data", (0.01,), "share"),
         Method("replay-10", "replay, 10% old data", (0.1,), "share"),
         Method("average", "average with the old model", (0.25, 0.5, 0.75), "share of the new"),
-        Method("ewc", "EWC, Fisher", (300.0, 1e3, 3e3, 1e4), "strength", of_gpt=(1.0, 10.0, 100.0, 1e3)),
+        Method("ewc", "EWC, Fisher", (300.0, 1e3, 3e3, 5e3, 1e4), "strength", of_gpt=(1.0, 10.0, 100.0, 1e3)),
         Method("ewc-8bit", "EWC, 8-bit importances, bfloat16 anchors", (), "strength", like="ewc"),
         Method("ewc-budget", "EWC, budget", (0.05,), "nats"),
         Method("wva", "WVA, Fisher", (1e5, 3e5, 1e6, 3e6), "strength", of_gpt=(1e3, 1e4, 1e5, 1e6)),
