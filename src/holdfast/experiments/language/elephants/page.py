@@ -53,34 +53,28 @@ def write_page(answer: Answer, folder: Path, *, command: str) -> tuple[Path, Pat
 
 def _seeds_of(answer: Answer) -> str:
     central, rivals = (", ".join(map(str, seeds)) for seeds in (answer.seeds, answer.rival_seeds))
-    return f"seeds {central}" + ("" if central == rivals else f"; of the methods that hold nothing {rivals}")
+    return f"seeds {central}" + (
+        "" if central == rivals else f"; of the methods beside EWC, WVA and plain fine-tuning {rivals}"
+    )
 
 
 def conclusions(answer: Answer) -> list[str]:
     """What the figures say of the targets, and of the budget, by arithmetic."""
-    plain = answer.reported("plain")
     told = []
     for method in answer.chosen:
         if method not in HOLDING:
             continue
-        found = answer.reported(method)
-        lost = estimate([kept_share(answer.story, one, base) for one, base in zip(found, plain)])
-        new = estimate([_new_share(answer.story, one, base) for one, base in zip(found, plain)])
-        ratios = (
-            [one.get("predicted_rise", 0.0) or 0.0 for one in found]
-            if answer.story == "gpt"
-            else [one["after"][0]["predicted_rise"] or 0.0 for one in found]
-        )
-        measured = (
-            [one["measured_rise"] for one in found]
-            if answer.story == "gpt"
-            else [one["after"][0]["measured_rise"] for one in found]
-        )
+        pairs = answer.beside_plain(method)
+        lost = estimate([kept_share(answer.story, one, plain) for one, plain in pairs])
+        new = estimate([_new_share(answer.story, one, plain) for one, plain in pairs])
+        steps = [one if answer.story == "gpt" else one["after"][0] for one, _ in pairs]
+        predicted = estimate([step["predicted_rise"] or 0.0 for step in steps])
+        measured = estimate([step["measured_rise"] for step in steps])
         what = "accuracy gained" if answer.story == "encoder" else "new perplexity"
         told.append(
             f"- {METHODS[method].label}: {lost.text(scale=100)}% of plain's loss of the old skill, {what} "
-            f"{new.text(scale=100)}% of plain's. Old loss: predicted rise {estimate(ratios).text(digits=4)}, measured "
-            f"{estimate(measured).text(digits=4)} nats."
+            f"{new.text(scale=100)}% of plain's. Old loss: predicted rise {predicted.text(digits=4)}, measured "
+            f"{measured.text(digits=4)} nats."
         )
     return told
 
