@@ -21,14 +21,17 @@ RESULTS, DIVERGED = "results.json", "diverged.json"
 def committed(folder: Path) -> dict[RunConfig, Outcome]:
     """Every run that the results below a folder hold: `*/results.json`, and `*/runs/*.json` as runs write them.
 
+    Runs of generation, which no recipe asks for, are passed over.
+
     Raises:
         FileFormatError: a file is damaged.
     """
     found: dict[RunConfig, Outcome] = {}
     for path in sorted(folder.glob("*/runs/*.json")):
         result = RunResult.load(path)
-        config = RunConfig.from_dict(result.config)
-        found[config] = Outcome(config, result)
+        if not result.generation:
+            config = RunConfig.from_dict(result.config)
+            found[config] = Outcome(config, result)
     for path in sorted(folder.glob(f"*/{RESULTS}")):
         found |= {outcome.config: outcome for outcome in read_outcomes(path)}
     return found
