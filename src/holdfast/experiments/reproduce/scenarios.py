@@ -57,7 +57,9 @@ def scenarios(size: Size) -> Recipe:
         lines=tuple(lines),
         conclude=_conclude,
         draw=_draw,
-        notes=f"{WHY_CLASS} Its strengths are the protocol's, since there is nothing to choose between.",
+        notes=f"{WHY_CLASS} Its strengths are the protocol's, since there is nothing to choose between. One Adam "
+        "serves all tasks, as in the authors' program. With a new one for each task plain training forgets far less where "
+        "the task is told: 98.2 ± 1.1 over five seeds.",
     )
 
 
