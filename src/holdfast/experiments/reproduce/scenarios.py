@@ -26,6 +26,10 @@ WHY_CLASS = (
     "outputs of all older classes down, and none is there to push them up again. Every image is then taken for one of "
     "the newest classes, a fifth of them rightly. Holding weights cannot change that; replay can."
 )
+ONE_ADAM = (
+    "One Adam serves all tasks, as in the authors' program; with a new one for each, plain training forgets far less "
+    "where the task is told: 98.2 ± 1.1 over five seeds."
+)
 
 
 def scenarios(size: Size) -> Recipe:
@@ -57,9 +61,7 @@ def scenarios(size: Size) -> Recipe:
         lines=tuple(lines),
         conclude=_conclude,
         draw=_draw,
-        notes=f"{WHY_CLASS} Its strengths are the protocol's, since there is nothing to choose between. One Adam "
-        "serves all tasks, as in the authors' program. With a new one for each task plain training forgets far less where "
-        "the task is told: 98.2 ± 1.1 over five seeds.",
+        notes=f"{WHY_CLASS} Its strengths are the protocol's, since there is nothing to choose between. {ONE_ADAM}",
     )
 
 
