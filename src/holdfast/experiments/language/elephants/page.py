@@ -84,7 +84,8 @@ def draw(answer: Answer, path: Path) -> Path:
     width, height = 5.2, 3.8
     figure = new_figure(0.85 + width + 2.4, height + 1.25)
     axes = axes_at(figure, 0.85, 0.6, width, height)
-    for number, method in enumerate(method for method in answer.chosen if not METHODS[method].like):
+    tuned = {trial.method for trial in answer.found if trial.tuning}
+    for number, method in enumerate(method for method in METHODS if method in tuned):
         places = sorted(
             (trial.setting, old_and_new(answer.story, found, "validation"))
             for trial, found in answer.found.items()

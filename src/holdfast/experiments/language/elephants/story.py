@@ -13,7 +13,7 @@ from holdfast.errors import UnknownNameError
 from holdfast.experiments.language.elephants.encoder import Encoder
 from holdfast.experiments.language.elephants.gpt import Gpt
 from holdfast.experiments.language.elephants.methods import METHODS, Method
-from holdfast.experiments.language.elephants.trial import Found, Trial, Watch, do_all
+from holdfast.experiments.language.elephants.trial import Found, Trial, Watch, do_all, known
 from holdfast.experiments.tables import Estimate
 
 TUNING_SEED = 9
@@ -94,7 +94,8 @@ def carry_out(
     folder = work / name / size
     folder.mkdir(parents=True, exist_ok=True)
     teller = Encoder(data_dir, folder, size) if name == "encoder" else Gpt(data_dir, folder, size, device)
-    found = do_all([trial for m in asked for trial in tuning(name, m, size)], teller.do, folder, watch=watch)
+    found = known(folder)
+    found |= do_all([trial for m in asked for trial in tuning(name, m, size)], teller.do, folder, watch=watch)
     chosen = {method.name: choose(name, method, size, found) for method in asked}
     rivals = seeds if rival_seeds is None else rival_seeds
     wanted = [
