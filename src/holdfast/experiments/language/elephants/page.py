@@ -85,7 +85,9 @@ def draw(answer: Answer, path: Path) -> Path:
     figure = new_figure(0.85 + width + 2.4, height + 1.25)
     axes = axes_at(figure, 0.85, 0.6, width, height)
     tuned = {trial.method for trial in answer.found if trial.tuning}
-    for number, method in enumerate(method for method in METHODS if method in tuned):
+    holding = [method for method in METHODS if method in tuned and method in HOLDING]
+    rivals = [method for method in METHODS if method in tuned and method not in HOLDING]
+    for number, method in [*enumerate(holding), *enumerate(rivals)]:
         places = sorted(
             (trial.setting, old_and_new(answer.story, found, "validation"))
             for trial, found in answer.found.items()
@@ -93,14 +95,16 @@ def draw(answer: Answer, path: Path) -> Path:
         )
         old = [_shown(answer.story, value) for _, (value, _) in places]
         new = [_shown(answer.story, value) for _, (_, value) in places]
+        colour = COLOURS[number % len(COLOURS)]
         axes.plot(
             new,
             old,
-            color=COLOURS[number % len(COLOURS)],
+            color=colour,
             marker=MARKERS[number % len(MARKERS)],
-            linestyle="-" if number < len(COLOURS) else "--",
-            linewidth=1.6,
-            markersize=5,
+            markerfacecolor=colour if method in HOLDING else "white",
+            linestyle="-" if method in HOLDING else ":",
+            linewidth=2.0 if method in HOLDING else 1.2,
+            markersize=6,
             label=METHODS[method].label,
         )
     if answer.story == "gpt":
@@ -121,7 +125,13 @@ def draw(answer: Answer, path: Path) -> Path:
     axes.set_xlabel(across, fontsize=FONT, color=INK)
     axes.set_ylabel(up, fontsize=FONT, color=INK)
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=FONT, labelcolor=INK)
-    head(figure, 0.85, height + 0.6, TITLES[answer.story], "validation data, one seed; up and right is better")
+    head(
+        figure,
+        0.85,
+        height + 0.6,
+        TITLES[answer.story],
+        "validation data, one seed; up and right is better; filled: what holds weights",
+    )
     return write_picture(figure, path)
 
 
