@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -18,7 +17,6 @@ from holdfast.experiments.language.measuring import Progress, measure
 from holdfast.experiments.language.models import load_model
 from holdfast.experiments.language.rehearsal import NUM_EXAMPLES, rehearse
 from holdfast.experiments.run import usable_device
-from holdfast.records import Importance
 
 
 def importance_command(options: ImportanceOptions) -> None:
@@ -68,7 +66,7 @@ def importance_command(options: ImportanceOptions) -> None:
         some = list(islice(examples(model, source.rows(), length=options.length, labelled=False), NUM_EXAMPLES))
         rehearsed = rehearse(model, found, some, seed=options.seed)
         say(console, f"rehearsal: rise predicted {rehearsed.predicted:.3g}, measured {rehearsed.measured:.3g} nats")
-        found = Importance(found, replace(found.info, nats_per_unit=rehearsed.nats_per_unit))
+        found = rehearsed.applied_to(found)
     write_importance(path, found, model, data=Path(options.data).name, progress=progress)
     checkpoint.unlink(missing_ok=True)
     told = console_for()

@@ -29,6 +29,7 @@ from holdfast.experiments.language.importance_folder import read_importance, wri
 from holdfast.experiments.language.keeping import Source, keep_and_learn
 from holdfast.experiments.language.measuring import measure
 from holdfast.experiments.language.models import LanguageModel, load_model, revision_of
+from holdfast.experiments.language.rehearsal import Rehearsed
 
 SETTINGS = Settings(steps=12, lr=5e-3, batch_size=8)
 
@@ -37,6 +38,7 @@ def keep(folder: Path, model: LanguageModel, data: Path, **options: Any) -> Path
     """The folder of an importance of the model on these data."""
     source = Source(str(data))
     found, progress = measure(model, lambda: examples(model, source.rows(), length=16, labelled=False), **options)
+    found = Rehearsed(1.0, predicted=0.0, measured=0.0).applied_to(found)
     write_importance(folder, found, model, data=data.name, progress=progress)
     return folder
 
@@ -271,7 +273,10 @@ def test_options_that_have_no_meaning_are_refused(place: Path, tmp_path: Path):
     model = load_model(str(place / "encoder"))
     with pytest.raises(EmptyDataError, match="finetune: the data held no example"):
         fine_tune(model, [], SETTINGS, folder=tmp_path)
-    keeper = keeper_of(model, read_importance(place / "keep", model), Holding(budget=0.1))
+    found = read_importance(place / "keep", model)
+    found = Importance(found, replace(found.info, details={}))
+    with pytest.warns(UserWarning, match="this importance was not rehearsed[.] .* Measure it with"):
+        keeper = keeper_of(model, found, Holding(budget=0.1))
     assert keeper.held.num_tasks == 1
 
 

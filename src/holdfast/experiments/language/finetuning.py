@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch.optim import AdamW
 from holdfast.errors import EmptyDataError, OptionError
 from holdfast.experiments.language.batches import Example, collate
 from holdfast.experiments.language.models import LanguageModel, transformers_library
+from holdfast.experiments.language.rehearsal import REHEARSED
 from holdfast.experiments.language.skills import likelihood_of
 from holdfast.heads.categorical import IGNORED
 from holdfast.memory import AnchorForm, ImportanceForm
@@ -82,7 +84,17 @@ def keeper_of(model: LanguageModel, importance: Importance, holding: Holding) ->
     Raises:
         OptionError: an option of EWC for WVA, WVA without a strength, or options that exclude each other.
         ParameterMismatchError: names or shapes that do not match, all of them listed.
+
+    Warns:
+        UserWarning: a budget over an importance that was not rehearsed.
     """
+    if holding.budget is not None and not importance.info.details.get(REHEARSED):
+        warnings.warn(
+            "finetune: this importance was not rehearsed. It may foresee a thousandth of the real rise of the old "
+            "loss, and a budget then holds too little. Measure it with: holdfast importance --rehearse. Or give a "
+            "strength.",
+            stacklevel=2,
+        )
     free = "error"
     if model.new_head and model.base is model.module:
         bare: Any = model.module

@@ -31,6 +31,9 @@ from holdfast.tensors import all_parameters, copies
 NUM_EXAMPLES = 256
 """Half of them are learned in their made-up form, on the other half the old loss rises."""
 
+REHEARSED = "rehearsed"
+"""Of an importance's details: whether its factor to nats is that of a rehearsal."""
+
 _NUM_CLASSES = 16
 _BATCH = 16
 _NEAR = 1.5
@@ -49,6 +52,11 @@ class Rehearsed:
     nats_per_unit: float
     predicted: float
     measured: float
+
+    def applied_to(self, importance: Importance) -> Importance:
+        """The importance, with the factor that was found."""
+        details = {**importance.info.details, REHEARSED: True}
+        return Importance(importance, replace(importance.info, nats_per_unit=self.nats_per_unit, details=details))
 
 
 def rehearse(

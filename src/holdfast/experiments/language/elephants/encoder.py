@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -107,7 +107,7 @@ class Encoder:
             self.ready, found, pairs[:NUM_EXAMPLES], steps=min(60, PACES[self.size].steps), lr=PACES[self.size].lr
         )
         watch(f"rehearsal: rise predicted {rehearsed.predicted:.3g}, measured {rehearsed.measured:.3g} nats")
-        found = Importance(found, replace(found.info, nats_per_unit=rehearsed.nats_per_unit))
+        found = rehearsed.applied_to(found)
         found.save(folder)
         return found
 

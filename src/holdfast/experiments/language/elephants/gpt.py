@@ -138,7 +138,7 @@ class Gpt:
             self.ready, found, blocks[:NUM_EXAMPLES], steps=min(60, self.sizes.python.steps), lr=self.sizes.python.lr
         )
         watch(f"rehearsal: rise predicted {rehearsed.predicted:.3g}, measured {rehearsed.measured:.3g} nats")
-        found = Importance(found, replace(found.info, nats_per_unit=rehearsed.nats_per_unit))
+        found = rehearsed.applied_to(found)
         found.save(folder)
         return found
 
