@@ -61,7 +61,7 @@ class VAE(nn.Module):
     def optimizers(self) -> tuple[Optimizer, ...]:
         """Adam with torch's own constants."""
         self._seen = False
-        return (Adam(self.parameters(), lr=self.lr),)
+        return (Adam(self.parameters(), lr=self.lr, fused=True),)
 
     def negative_bound(self, inputs: Tensor, classes: Tensor | None = None) -> Tensor:
         """[B]: the negative evidence bound of each example, in nats, at one draw of z."""

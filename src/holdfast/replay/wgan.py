@@ -89,7 +89,8 @@ class WGAN(nn.Module):
     def optimizers(self) -> tuple[Optimizer, ...]:
         """Adam of the generator, and of the critic."""
         self._seen = False
-        return tuple(Adam(part.parameters(), lr=self.lr, betas=(0.0, 0.9)) for part in (self.generator, self.critic))
+        parts = self.generator, self.critic
+        return tuple(Adam(part.parameters(), lr=self.lr, betas=(0.0, 0.9), fused=True) for part in parts)
 
     def compile_networks(self, backend: str = "inductor") -> None:
         """Let `torch.compile` have both networks; the gradient penalty, which it cannot differentiate, goes without."""

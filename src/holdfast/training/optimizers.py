@@ -16,12 +16,16 @@ Schedule = Literal["constant", "cosine"]
 def build_optimizer(
     name: OptimizerName, parameters: Iterable[nn.Parameter], *, lr: float, weight_decay: float = 0.0
 ) -> Optimizer:
-    """A torch optimizer by name; momentum and Nesterov with 0.9, Adam with torch's own constants."""
+    """A torch optimizer by name; momentum and Nesterov with 0.9, Adam with torch's own constants.
+
+    Adam goes over weights and moments once (`fused`): where nets are as small as in these experiments, torch's
+    default takes as long for its step as forward and backward pass together.
+    """
     match name:
         case "adam":
-            return Adam(parameters, lr=lr, weight_decay=weight_decay)
+            return Adam(parameters, lr=lr, weight_decay=weight_decay, fused=True)
         case "adamw":
-            return AdamW(parameters, lr=lr, weight_decay=weight_decay)
+            return AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True)
         case _:
             momentum = 0.0 if name == "sgd" else 0.9
             return SGD(parameters, lr=lr, momentum=momentum, nesterov=name == "nesterov", weight_decay=weight_decay)

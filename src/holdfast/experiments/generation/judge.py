@@ -46,7 +46,7 @@ def train_judge(examples: Examples, *, epochs: int, num_classes: int, seed: int 
     """A judge trained on examples by Adam with a cosine rate and batches of 64; on their device."""
     device = examples.inputs.device
     net = judge_net(examples.inputs.shape[-1], num_classes, seed=seed).to(device).train()
-    optimizer = Adam(net.parameters(), lr=lr)
+    optimizer = Adam(net.parameters(), lr=lr, fused=True)
     total = epochs * math.ceil(len(examples) / 64)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total)
     random = torch.Generator().manual_seed(seed)

@@ -164,7 +164,7 @@ class Scholarly:
         """New optimizers."""
         self._classes = tuple(classes)
         self.optimizers = self.gan.optimizers()
-        self._solver_optimizer = Adam(self.solver.parameters(), lr=1e-3)
+        self._solver_optimizer = Adam(self.solver.parameters(), lr=1e-3, fused=True)
 
     def fit(self, images: Tensor, classes: Tensor) -> Tensor:
         """One iteration of the generator on the whole batch, and a step of the solver on a part of it."""
