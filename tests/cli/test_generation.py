@@ -15,7 +15,7 @@ def _quick(monkeypatch):
 
 
 def test_a_run_and_its_pictures(tmp_path, capsys):
-    typed = [*TYPED, "--method", "mergan-ra", "--alignment", "0.1", "--output", str(tmp_path)]
+    typed = [*TYPED, "--method", "mergan-ra", "--alignment", "0.1", "--output", str(tmp_path), "--tensorboard"]
     assert main(typed) == 0
     said = capsys.readouterr().out
     assert "digits-generation, MeRGAN RA" in said
@@ -24,6 +24,8 @@ def test_a_run_and_its_pictures(tmp_path, capsys):
     assert "Fréchet distance" in said
     (folder,) = (path for path in tmp_path.iterdir() if path.name != "judges")
     assert {path.name for path in (folder / "plots").iterdir()} == {"tasks.png", "classes.png"}
+    (events,) = folder.glob("events.out.tfevents.*")
+    assert events.stat().st_size > 500
     (folder / "plots" / "tasks.png").unlink()
     assert main(typed) == 0
     assert "finished before: read back" in capsys.readouterr().out

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -11,6 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from holdfast.cli.console import say
+from holdfast.experiments.run import Watch
+from holdfast.experiments.tensorboard import TensorBoard
 
 SILENT_SECONDS = 20.0
 """Where there is no terminal, an epoch is told of only when nothing was told for so long."""
@@ -150,6 +154,30 @@ class SweepWatcher(_Lines):
             self._bar.update(self._lines[event["run"]], completed=completed, told=told)
         elif self._is_silent:
             self._say(f"{event['run']}: {told}")
+
+
+@contextmanager
+def watched(console: Console, label: str, *, event_files: Path | None = None) -> Iterator[Watch]:
+    """What one run is to be handed as `watch`: it shows the events, and writes TensorBoard's files where asked.
+
+    Args:
+        console: where to show them.
+        label: of the run.
+        event_files: folder of TensorBoard's files; None: none are written.
+
+    Raises:
+        OptionError: tensorboard is not installed.
+    """
+    with ExitStack() as stack:
+        watches: list[Watch] = [stack.enter_context(Watcher(console, label))]
+        if event_files is not None:
+            watches.append(stack.enter_context(TensorBoard(event_files)))
+
+        def watch(event: Mapping[str, Any]) -> None:
+            for each in watches:
+                each(event)
+
+        yield watch
 
 
 def _progress(console: Console) -> Progress:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -13,7 +10,7 @@ from holdfast.cli.console import console_for, say, warnings_told
 from holdfast.cli.generation import run_generation_command
 from holdfast.cli.idle import hopeless, idle_settings
 from holdfast.cli.options import RunOptions, settings
-from holdfast.cli.progress import Watcher
+from holdfast.cli.progress import watched
 from holdfast.cli.tables import matrix_table, names_tables, rosenbrock_table, summary_table
 from holdfast.errors import OptionError, UnknownNameError
 from holdfast.experiments.canvas import check_matplotlib
@@ -22,8 +19,7 @@ from holdfast.experiments.generation import GENERATION_STREAMS
 from holdfast.experiments.groups import group_results, setting_text
 from holdfast.experiments.plots import accuracy_curves, accuracy_matrices
 from holdfast.experiments.results import RunResult
-from holdfast.experiments.run import Watch, run
-from holdfast.experiments.tensorboard import TensorBoard
+from holdfast.experiments.run import run
 from holdfast.methods import METHODS
 from holdfast.streams import STREAMS
 
@@ -55,16 +51,7 @@ def _run(options: RunOptions, console: Console) -> None:
     folder = Path(options.output) / config.name
     finished = (folder / "result.json").exists()
     say(console, (f"{options.stream}, {label}", "bold"), f", seed {options.seed}  ", (str(folder), "dim"))
-    with ExitStack() as stack:
-        stack.enter_context(warnings_told(console))
-        watches: list[Watch] = [stack.enter_context(Watcher(console, label))]
-        if options.tensorboard:
-            watches.append(stack.enter_context(TensorBoard(folder)))
-
-        def watch(event: Mapping[str, Any]) -> None:
-            for each in watches:
-                each(event)
-
+    with warnings_told(console), watched(console, label, event_files=folder if options.tensorboard else None) as watch:
         result = run(config, output=options.output, device=options.device, data_dir=options.data_dir, watch=watch)
     if finished:
         console.print("This run was finished before: read back, not trained again.")

@@ -77,16 +77,23 @@ def versions() -> dict[str, str]:
     return {"holdfast": __version__, "torch": torch.__version__, "python": platform.python_version()}
 
 
+def check_same(folder: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    """Check that what a folder holds was done with the settings at hand.
+
+    Raises:
+        RunMismatchError: it was not; every difference is named.
+    """
+    names = sorted({*there, *here})
+    differing = [name for name in names if there.get(name) != here.get(name)]
+    if differing:
+        pairs = ", ".join(f"{name} {there.get(name)!r} there, {here.get(name)!r} here" for name in differing)
+        raise RunMismatchError(
+            f"{folder} belongs to another configuration: {pairs}. Choose another --output, or delete the folder."
+        )
+
+
 def _check_same(written: Path, config: Settings) -> None:
     content = read_json(written).get("config")
     if not isinstance(content, dict):
         raise FileFormatError(f"{written} holds no configuration: damaged. Delete the folder to start again.")
-    wanted = config.to_dict()
-    names = sorted(set(content) | set(wanted))
-    differing = [name for name in names if content.get(name) != wanted.get(name)]
-    if differing:
-        pairs = ", ".join(f"{name} {content.get(name)!r} there, {wanted.get(name)!r} here" for name in differing)
-        raise RunMismatchError(
-            f"{written.parent} belongs to another configuration: {pairs}. "
-            "Choose another --output, or delete the folder."
-        )
+    check_same(written.parent, content, config.to_dict())

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 class TensorBoard:
     """Writes the events of one run as TensorBoard's event files. A context manager; hand it to `run` as `watch`.
 
-    Against the number of epochs of all tasks: `loss/train`. Against the number of tasks learned: `accuracy/average` and
-    `accuracy/task_01`, ... on test data, `validation/average`, `seconds/importance`, and what the keeper says, as text.
+    Against the number of epochs of all tasks, or of iterations where images are generated: `loss/train`. Against the
+    number of tasks learned: `accuracy/average` and `accuracy/task_01`, ... on test data, `validation/average`,
+    `seconds/importance`, and what the keeper says, as text.
     Where a killed run goes on, what it had told of the epochs that are done again is hidden.
 
     Args:

@@ -206,6 +206,7 @@ class _Run:
                 "average_accuracy": sum(progress.test[-1][: t + 1]) / (t + 1),
                 "frechet": progress.frechet[-1],
                 "seconds": self._seconds(),
+                "seconds_importance": seconds,
                 "keeper": "",
             }
         )

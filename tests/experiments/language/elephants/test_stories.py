@@ -11,14 +11,14 @@ import torch
 from tests.experiments.language import tiny
 
 from holdfast.cli import main
-from holdfast.errors import DataFileError, NotFiniteError, OptionError, UnknownNameError
+from holdfast.errors import DataFileError, NotFiniteError, OptionError, RunMismatchError, UnknownNameError
 from holdfast.experiments.language.batches import examples
 from holdfast.experiments.language.elephants import encoder, gpt, story
 from holdfast.experiments.language.elephants.encoder import Encoder
 from holdfast.experiments.language.elephants.gpt import Gpt
 from holdfast.experiments.language.elephants.methods import METHODS, Learned, Method, Start, learn_with
 from holdfast.experiments.language.elephants.story import carry_out, choose, tuning
-from holdfast.experiments.language.elephants.trial import Trial, do_all
+from holdfast.experiments.language.elephants.trial import Trial, do_all, known
 from holdfast.experiments.language.learning import Old, Pace, learn, shuffled
 from holdfast.experiments.language.measuring import measure
 from holdfast.experiments.language.models import LanguageModel, load_model
@@ -214,10 +214,23 @@ def test_trials_are_shared_between_processes(tmp_path: Path):
                 trials,
                 lambda trial, watch: do(trial, watch) if trial.seed == 1 else next(iter(())),
                 tmp_path,
+                settings={},
                 watch=str,
             )
-    assert do_all(trials, do, tmp_path, watch=str).keys() == set(trials)
+    assert do_all(trials, do, tmp_path, settings={}, watch=str).keys() == set(trials)
     assert [trial.seed for trial in done] == [1, 0, 2]
+
+
+def test_trials_of_other_settings_are_not_mixed_in(tmp_path: Path):
+    trials = [Trial("gpt", "plain", 0.0, 0)]
+    do_all(trials, lambda trial, watch: {}, tmp_path, settings={"steps": 10}, watch=str)
+    assert known(tmp_path, {"steps": 10}).keys() == set(trials)
+    for read in (
+        lambda: known(tmp_path, {"steps": 20}),
+        lambda: do_all(trials, lambda trial, watch: {}, tmp_path, settings={"steps": 20}, watch=str),
+    ):
+        with pytest.raises(RunMismatchError, match="steps 10 there, 20 here. Choose another --output"):
+            read()
 
 
 def test_training_that_diverges_stops(tmp_path: Path):

@@ -58,6 +58,17 @@ class Encoder:
     model: str = MODEL
     _before: dict[str, Any] = field(default_factory=dict, repr=False)
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What all trials share, as JSON values."""
+        return {
+            "model": self.model,
+            "pace": asdict(PACES[self.size]),
+            "pairs": MEASURED_PAIRS[self.size],
+            "sentences": MEASURED_SENTENCES[self.size],
+            "evaluated": EVALUATED[self.size],
+        }
+
     @cached_property
     def ready(self) -> LanguageModel:
         """The encoder as it comes."""

@@ -87,6 +87,11 @@ class Gpt:
     device: str | torch.device = "cpu"
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """What all trials share, as JSON values."""
+        return asdict(self.sizes)
+
+    @property
     def sizes(self) -> Size:
         """The figures of the size."""
         return SIZES[self.size]

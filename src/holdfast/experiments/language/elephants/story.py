@@ -84,6 +84,7 @@ def carry_out(
 
     Raises:
         UnknownNameError: no such method.
+        RunMismatchError: the folder's trials were done with other settings.
     """
     for method in methods or ():
         if method not in METHODS:
@@ -94,8 +95,10 @@ def carry_out(
     folder = work / name / size
     folder.mkdir(parents=True, exist_ok=True)
     teller = Encoder(data_dir, folder, size) if name == "encoder" else Gpt(data_dir, folder, size, device)
-    found = known(folder)
-    found |= do_all([trial for m in asked for trial in tuning(name, m, size)], teller.do, folder, watch=watch)
+    settings = teller.settings
+    found = known(folder, settings)
+    trials = [trial for method in asked for trial in tuning(name, method, size)]
+    found |= do_all(trials, teller.do, folder, settings=settings, watch=watch)
     chosen = {method.name: choose(name, method, size, found) for method in asked}
     rivals = seeds if rival_seeds is None else rival_seeds
     wanted = [
@@ -103,7 +106,7 @@ def carry_out(
         for method in asked
         for trial in reported(name, method.name, chosen[method.name], size, seeds if method.name in CENTRAL else rivals)
     ]
-    found |= do_all(wanted, teller.do, folder, watch=watch)
+    found |= do_all(wanted, teller.do, folder, settings=settings, watch=watch)
     return Answer(name, size, found, chosen, tuple(seeds), tuple(rivals))
 
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from holdfast.experiments.folder import versions
+from holdfast.experiments.folder import check_same, versions
 from holdfast.experiments.lock import locked
 from holdfast.files import read_json, write_json
 
@@ -50,7 +50,12 @@ class _BusyError(Exception):
 
 
 def do_all(
-    trials: Iterable[Trial], do: Callable[[Trial, Watch], Found], folder: Path, *, watch: Watch
+    trials: Iterable[Trial],
+    do: Callable[[Trial, Watch], Found],
+    folder: Path,
+    *,
+    settings: Mapping[str, Any],
+    watch: Watch,
 ) -> dict[Trial, Found]:
     """Do what is missing, and return what is known; several processes on one folder share the work.
 
@@ -58,7 +63,11 @@ def do_all(
         trials: in order.
         do: carries one out.
         folder: of the files.
+        settings: what all trials share, as JSON values; kept in each file.
         watch: told a line of each trial.
+
+    Raises:
+        RunMismatchError: a file is of other settings.
     """
     found: dict[Trial, Found] = {}
     left = list(dict.fromkeys(trials))
@@ -70,11 +79,17 @@ def do_all(
                 with locked(folder / f"{trial.name}.lock", waiting=_busy):
                     if not path.exists():
                         watch(f"{trial.name} ...")
-                        write_json(path, {"trial": asdict(trial), **do(trial, watch), "versions": versions()})
+                        content = {
+                            "trial": asdict(trial),
+                            "settings": settings,
+                            **do(trial, watch),
+                            "versions": versions(),
+                        }
+                        write_json(path, content)
             except _BusyError:
                 busy.append(trial)
                 continue
-            found[trial] = read_json(path)
+            found[trial] = _read(path, settings)
         if len(busy) == len(left):  # all that is left is under way elsewhere: wait for the first
             path = folder / f"{busy[0].name}.lock"
             with locked(path):
@@ -83,14 +98,24 @@ def do_all(
     return found
 
 
-def known(folder: Path) -> dict[Trial, Found]:
-    """Every trial that is done in a folder."""
+def known(folder: Path, settings: Mapping[str, Any]) -> dict[Trial, Found]:
+    """Every trial that is done in a folder.
+
+    Raises:
+        RunMismatchError: one is of other settings.
+    """
     found = {}
     for path in sorted(folder.glob("*.json")):
-        content: Mapping[str, Any] = read_json(path)
+        content = _read(path, settings)
         if "trial" in content:
-            found[Trial(**content["trial"])] = dict(content)
+            found[Trial(**content["trial"])] = content
     return found
+
+
+def _read(path: Path, settings: Mapping[str, Any]) -> Found:
+    content: Found = read_json(path)
+    check_same(path.parent, content.get("settings", settings), settings)
+    return content
 
 
 def _busy() -> None:
