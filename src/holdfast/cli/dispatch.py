@@ -7,12 +7,27 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from holdfast.cli.options import COMMANDS
+from holdfast.cli.language_options import ElephantsOptions, EvaluateOptions, FinetuneOptions, ImportanceOptions
+from holdfast.cli.options import AdviseOptions, DemoOptions, ReportOptions, ReproduceOptions, RunOptions, SweepOptions
 from holdfast.cli.parsing import parse, show_help
 from holdfast.errors import HoldfastError, UnknownNameError
 from holdfast.version import __version__
 
 INTERRUPTED = 130
+
+COMMANDS: dict[str, type] = {
+    "demo": DemoOptions,
+    "run": RunOptions,
+    "sweep": SweepOptions,
+    "report": ReportOptions,
+    "reproduce": ReproduceOptions,
+    "importance": ImportanceOptions,
+    "finetune": FinetuneOptions,
+    "evaluate": EvaluateOptions,
+    "elephants": ElephantsOptions,
+    "advise": AdviseOptions,
+}
+"""Every command, and the record of its options."""
 
 
 def dispatch(argv: Sequence[str]) -> int:

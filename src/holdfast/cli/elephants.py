@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from holdfast.cli.console import console_for, say, warnings_told
-from holdfast.cli.options import ElephantsOptions
+from holdfast.cli.language_options import ElephantsOptions
 from holdfast.cli.tables import new_table
 from holdfast.errors import DataFileError, OptionError
 from holdfast.experiments.canvas import check_matplotlib

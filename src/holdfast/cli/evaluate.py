@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from holdfast.cli.console import console_for, say
-from holdfast.cli.options import EvaluateOptions, check_closed, columns_of
+from holdfast.cli.language_options import EvaluateOptions, check_closed, columns_of
 from holdfast.experiments.language.batches import batches, examples
 from holdfast.experiments.language.keeping import Source, task_for
 from holdfast.experiments.language.models import load_model

@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 
 from holdfast.cli.console import console_for, say, warnings_told
-from holdfast.cli.options import FinetuneOptions, check_closed, columns_of
+from holdfast.cli.language_options import FinetuneOptions, check_closed, columns_of
 from holdfast.cli.tables import new_table
 from holdfast.errors import OptionError
 from holdfast.experiments.language.finetuning import Holding, Settings

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from holdfast.cli.console import console_for, say, warnings_told
-from holdfast.cli.options import ImportanceOptions, check_closed, columns_of
+from holdfast.cli.language_options import ImportanceOptions, check_closed, columns_of
 from holdfast.errors import OptionError
 from holdfast.experiments.language.batches import examples
 from holdfast.experiments.language.importance_folder import write_importance

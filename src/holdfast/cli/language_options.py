@@ -1,0 +1,182 @@
+"""The options of the language models' commands."""
+
+# The annotations are made when this module is imported:
+# pyright: reportInvalidTypeForm=false
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal, get_args
+
+from tyro.conf import Positional, arg
+
+from holdfast.cli.options import Device, Output, Quiet
+from holdfast.cli.values import option
+from holdfast.errors import UnknownNameError
+from holdfast.experiments.language.finetuning import HoldMethod
+from holdfast.experiments.language.measuring import Kind
+from holdfast.experiments.language.models import Task
+from holdfast.experiments.language.rows import Columns
+from holdfast.memory import AnchorForm, ImportanceForm
+
+Dtype = Literal["float32", "bfloat16"]
+_LanguageModel = Annotated[
+    Positional[str],
+    arg(
+        metavar="MODEL",
+        help="folder of a transformers model, an installed package that carries one, or its name on the hub",
+        help_behavior_hint="",
+    ),
+]
+_Data = Annotated[
+    Positional[str],
+    arg(
+        metavar="DATA",
+        help="text, .jsonl, .csv or .parquet file, a folder of such files, or a name of the datasets library",
+        help_behavior_hint="",
+    ),
+]
+_Task = option("task", Task, "left out: what the model was made for and the data look like")
+_Text = option("text", tuple[str, ...], "column of the text, or the two columns of a pair (left out: the usual names)")
+_Label = option("label", str, "column of the label (left out: the usual names)")
+_Split = option("split", str, "of a name of the datasets library (default: train)")
+_Length = option("length", int, "tokens of an example at most, and of a block of a causal model (default: 128)")
+_Dtype = option("dtype", Dtype, "of the weights (default: float32)")
+
+
+@dataclass(frozen=True)
+class ImportanceOptions:
+    """Measure what the skill of a ready language model rests on, as a folder to keep or share; killed, it goes on."""
+
+    model: _LanguageModel
+    data: _Data
+    output: Annotated[option("output", str, "folder to write"), arg(aliases=("-o",))] = None
+    kind: option("kind", Kind, "Fisher with labels sampled, exact or empirical; MAS; signal (default: sampled)") = (
+        "sampled"
+    )
+    examples: option("examples", int, "measure on so many at most (left out: all)") = None
+    tolerance: option("tolerance", float, "stop when the relative error is below this, such as 0.1") = None
+    calibrate: Annotated[
+        bool, arg(help="measure how many nats a unit of mas or signal is, as a budget needs it", help_behavior_hint="")
+    ] = False
+    rehearse: Annotated[
+        bool,
+        arg(
+            help="learn a made-up task, and see how many nats a unit is worth along such a path", help_behavior_hint=""
+        ),
+    ] = False
+    task: _Task = None
+    text: _Text = ()
+    label: _Label = None
+    split: _Split = "train"
+    length: _Length = 128
+    batch_size: option("batch_size", int, "examples at once; halved where memory is short (default: 8)") = 8
+    dtype: _Dtype = "float32"
+    seed: option("seed", int, "of the labels drawn (default: 0)") = 0
+    device: Device = "cpu"
+    quiet: Quiet = False
+
+
+@dataclass(frozen=True)
+class FinetuneOptions:
+    """Fine-tune a language model without losing the skill that an importance folder holds."""
+
+    model: _LanguageModel
+    data: _Data
+    keep: option("keep", str, "folder that holdfast importance wrote") = None
+    method: option("method", HoldMethod, "ewc pulls weights back, wva slows them down (default: ewc)") = "ewc"
+    budget: option("budget", float, "nats by which the old loss may rise; ewc alone") = None
+    strength: option("strength", float, "in place of a budget") = None
+    importance_dtype: option("importance_dtype", ImportanceForm, "form in which the importance is held") = None
+    anchor_dtype: option("anchor_dtype", AnchorForm, "form in which the anchors are held; ewc alone") = None
+    anchors: option(
+        "anchors", str, "safetensors of MODEL's own weights, read in place of anchors in memory; ewc alone"
+    ) = None
+    every: option("every", int, "steps from one pull to the next (default: 1); ewc with a strength alone") = None
+    offload: option("offload", Literal["cpu"], "keep importance and anchors in the computer's memory") = None
+    output: Annotated[
+        option("output", str, "folder of the fine-tuned model (default: runs/finetuned)"), arg(aliases=("-o",))
+    ] = "runs/finetuned"
+    old_data: option("old_data", str, "data for the old skill, in any of the forms of DATA") = None
+    test_data: option("test_data", str, "data for the new skill (left out: every tenth example of DATA)") = None
+    compare: Annotated[bool, arg(help="fine-tune plainly too, and show it beside", help_behavior_hint="")] = False
+    epochs: option("epochs", float, "over the data (default: 1)") = 1.0
+    steps: option("steps", int, "so many steps in place of epochs") = None
+    lr: option("lr", float, "learning rate; ten times as much for a new head (default: 5e-5)") = 5e-5
+    batch_size: option("batch_size", int, "examples a batch (default: 16)") = 16
+    accumulate: option("accumulate", int, "batches that make one step together (default: 1)") = 1
+    save_every: option("save_every", int, "steps between checkpoints, from which the same command goes on") = None
+    checkpointing: Annotated[
+        bool, arg(help="compute activations again in the backward pass, for less memory", help_behavior_hint="")
+    ] = False
+    task: _Task = None
+    text: _Text = ()
+    label: _Label = None
+    split: _Split = "train"
+    length: _Length = 128
+    dtype: _Dtype = "float32"
+    seed: option("seed", int, "of data order, dropout and a new head (default: 0)") = 0
+    device: Device = "cpu"
+    quiet: Quiet = False
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """Perplexity, accuracy or rank correlation of similarities of a language model on data."""
+
+    model: _LanguageModel
+    data: _Data
+    task: _Task = None
+    text: _Text = ()
+    label: _Label = None
+    split: _Split = "train"
+    length: _Length = 128
+    batch_size: option("batch_size", int, "examples at once (default: 32)") = 32
+    device: Device = "cpu"
+
+
+@dataclass(frozen=True)
+class ElephantsOptions:
+    """Ready models that learn something new, with every method; when interrupted, the same command goes on."""
+
+    story: Annotated[
+        Positional[Literal["encoder", "gpt"]],
+        arg(
+            metavar="{encoder,gpt}",
+            help="a sentence encoder that learns intents, or a small GPT of English that learns Python",
+            help_behavior_hint="",
+        ),
+    ]
+    size: option("size", Literal["full", "quick", "large"], "large: 17 million weights, for a GPU; gpt alone") = "full"
+    seeds: option("seeds", tuple[int, ...], "of what is reported (default: 0 1 2)") = (0, 1, 2)
+    rival_seeds: option(
+        "rival_seeds", tuple[int, ...], "likewise, of all but plain, ewc, ewc-budget and wva (left out: the same)"
+    ) = None
+    methods: option("methods", tuple[str, ...], "left out: all") = None
+    output: Output = "runs"
+    results: option("results", str, "folder of table and pictures (default: OUTPUT/elephants)") = None
+    data_dir: option("data_dir", str, "folder with text/ (left out: HOLDFAST_DATA)") = None
+    device: Device = "cpu"
+    quiet: Quiet = False
+
+
+def check_closed(options: ImportanceOptions | FinetuneOptions | EvaluateOptions) -> None:
+    """Raise `UnknownNameError` where a closed choice is none of its values."""
+    choices = {
+        "kind": Kind,
+        "method": HoldMethod,
+        "task": Task,
+        "dtype": Dtype,
+        "importance_dtype": ImportanceForm,
+        "anchor_dtype": AnchorForm,
+        "offload": Literal["cpu"],
+    }
+    for name, kind in choices.items():
+        value = getattr(options, name, None)
+        if value is not None and value not in get_args(kind):
+            raise UnknownNameError(name, value, get_args(kind))
+
+
+def columns_of(options: ImportanceOptions | FinetuneOptions | EvaluateOptions) -> Columns:
+    """The columns that were named."""
+    return Columns(tuple(options.text), options.label)
