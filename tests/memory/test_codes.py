@@ -21,6 +21,7 @@ from holdfast.memory.codes import (
     decode_importance,
     encode_anchor,
     encode_importance,
+    scales_of,
     to_bfloat16,
 )
 
@@ -43,11 +44,13 @@ def importances(draw) -> Tensor:
 
 
 def coded(values: Tensor, noise: torch.Generator | None = None) -> Tensor:
-    return decode_importance(*encode_importance(values, noise), out=torch.empty_like(values))
+    codes, exponents = encode_importance(values, noise)
+    return decode_importance(codes, scales_of(exponents, of=codes), out=torch.empty_like(values))
 
 
 def anchored(values: Tensor) -> Tensor:
-    return decode_anchor(*encode_anchor(values), out=torch.empty_like(values))
+    codes, exponents = encode_anchor(values)
+    return decode_anchor(codes, scales_of(exponents, of=codes), out=torch.empty_like(values))
 
 
 def of_blocks(values: Tensor) -> Tensor:

@@ -60,10 +60,10 @@ def encode_importance(values: Tensor, noise: torch.Generator | None = None) -> t
     return codes.mul_(values > 0).to(torch.uint8), exponents.to(torch.uint8)
 
 
-def decode_importance(codes: Tensor, exponents: Tensor, *, out: Tensor) -> Tensor:
-    """The importances of `encode_importance`, into `out`, float32 [n], contiguous."""
+def decode_importance(codes: Tensor, scales: Tensor, *, out: Tensor) -> Tensor:
+    """The importances of `encode_importance`, into `out`, float32 [n], contiguous; `scales` as `scales_of` gives."""
     out.view(torch.int32).copy_(codes).bitwise_left_shift_(20)  # (1 + f/8) 2^(e - 127)
-    return _scale(out.mul_(2.0**96), _powers(exponents, -96))  # in two factors, as 2^k may be too large
+    return _scale(out.mul_(2.0**96), scales)  # in two factors, as 2^k may be too large
 
 
 def encode_anchor(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -74,9 +74,14 @@ def encode_anchor(values: Tensor) -> tuple[Tensor, Tensor]:
     return (values / steps).round_().clamp_(-32767, 32767).to(torch.int16), exponents.to(torch.uint8)
 
 
-def decode_anchor(codes: Tensor, exponents: Tensor, *, out: Tensor) -> Tensor:
-    """The anchors of `encode_anchor`, into `out`, float32 [n], contiguous."""
-    return _scale(out.copy_(codes), _powers(exponents, -141))
+def decode_anchor(codes: Tensor, scales: Tensor, *, out: Tensor) -> Tensor:
+    """The anchors of `encode_anchor`, into `out`, float32 [n], contiguous; `scales` as `scales_of` gives."""
+    return _scale(out.copy_(codes), scales)
+
+
+def scales_of(exponents: Tensor, *, of: Tensor) -> Tensor:
+    """What decoding multiplies every block by: float32 [n / 256, rounded up], for codes of the dtype of `of`."""
+    return _powers(exponents, -96 if of.dtype == torch.uint8 else -141)
 
 
 def are_exponents(exponents: Tensor, *, of: Tensor) -> bool:
@@ -113,8 +118,10 @@ def _powers(exponents: Tensor, offset: int) -> Tensor:
 
 def _scale(values: Tensor, scales: Tensor) -> Tensor:
     """Every block times its scale, in place."""
-    full = len(values) // BLOCK
-    values[: full * BLOCK].view(full, BLOCK).mul_(scales[:full].unsqueeze(1))
-    if full < len(scales):
-        values[full * BLOCK :].mul_(scales[full])
+    rest = len(values) % BLOCK
+    if rest == 0:
+        values.view(-1, BLOCK).mul_(scales.unsqueeze(1))
+    else:
+        values[:-rest].view(-1, BLOCK).mul_(scales[:-1].unsqueeze(1))
+        values[-rest:].mul_(scales[-1])
     return values

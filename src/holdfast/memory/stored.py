@@ -25,13 +25,21 @@ PIECE = 2**20
 """Weights read at once where no step waits for them: 4 MB in float32."""
 
 
-class Stored(Protocol):
-    """Entries of one weight, or of a flat piece of it, in a form that is no tensor of them."""
+class Readable(Protocol):
+    """Entries that can be read."""
 
     @property
     def shape(self) -> torch.Size:
         """Of the entries."""
         ...
+
+    def read(self, out: Tensor) -> Tensor:
+        """The entries into `out`, contiguous, of any floating dtype and on any device."""
+        ...
+
+
+class Stored(Readable, Protocol):
+    """Entries of one weight, or of a flat piece of it, in a form that is no tensor of them."""
 
     @property
     def device(self) -> torch.device:
@@ -45,10 +53,6 @@ class Stored(Protocol):
 
     def pieces(self, size: int) -> Iterator[Stored]:
         """Successive pieces of the flattened entries."""
-        ...
-
-    def read(self, out: Tensor) -> Tensor:
-        """The entries into `out`, contiguous, of any floating dtype and on any device."""
         ...
 
     def to(self, device: torch.device) -> Stored:
@@ -98,19 +102,49 @@ class Blocks:
         """Successive pieces of so many entries, a multiple of 256: views of this one."""
         return map(Blocks, _slices(self.codes, size), _slices(self.exponents, size // codes.BLOCK))
 
+    def readings(self, size: int) -> Iterator[Scaled]:
+        """The same, to be read alone."""
+        return map(Scaled, _slices(self.codes, size), _slices(self._scales, size // codes.BLOCK))
+
     def read(self, out: Tensor) -> Tensor:
-        """The entries into `out`; decoded there, so that it is the codes that travel."""
-        moved, exponents = (_moved(part, out.device) for part in (self.codes.reshape(-1), self.exponents))
-        decode = codes.decode_importance if moved.dtype == torch.uint8 else codes.decode_anchor
-        if out.dtype == torch.float32:
-            decode(moved, exponents, out=out.view(-1))
-            return out
-        wide = decode(moved, exponents, out=torch.empty(out.numel(), device=out.device))
-        return out.copy_(wide.view(out.shape))
+        """The entries into `out`."""
+        return Scaled(self.codes.reshape(-1), self._scales).read(out)
+
+    @property
+    def _scales(self) -> Tensor:
+        return codes.scales_of(self.exponents, of=self.codes)
 
     def to(self, device: torch.device) -> Blocks:
         """On another device."""
         return Blocks(self.codes.to(device), self.exponents.to(device))
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Scaled:
+    """`Blocks` to be read, flat: the exponents of a whole tensor's blocks became scales at once.
+
+    Attributes:
+        codes: uint8 or int16.
+        scales: of `codes.scales_of`.
+    """
+
+    codes: Tensor
+    scales: Tensor
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of the entries."""
+        return self.codes.shape
+
+    def read(self, out: Tensor) -> Tensor:
+        """The entries into `out`; decoded there, so that it is the codes that travel."""
+        moved, scales = _moved(self.codes, out.device), _moved(self.scales, out.device)
+        decode = codes.decode_importance if moved.dtype == torch.uint8 else codes.decode_anchor
+        if out.dtype == torch.float32:
+            decode(moved, scales, out=out.view(-1))
+            return out
+        wide = decode(moved, scales, out=torch.empty(out.numel(), device=out.device))
+        return out.copy_(wide.view(out.shape))
 
 
 def pieces(held: Held, size: int) -> Iterator[Held]:
@@ -121,12 +155,17 @@ def pieces(held: Held, size: int) -> Iterator[Held]:
     return _slices(held, size) if isinstance(held, Tensor) else held.pieces(size)
 
 
-def is_ready(held: Held, *, dtype: torch.dtype, device: torch.device) -> TypeGuard[Tensor]:
+def readings(held: Held, size: int) -> Iterator[Tensor | Readable]:
+    """As `pieces`, to be read alone, and sooner."""
+    return held.readings(size) if isinstance(held, Blocks) else pieces(held, size)
+
+
+def is_ready(held: Tensor | Readable, *, dtype: torch.dtype, device: torch.device) -> TypeGuard[Tensor]:
     """Whether it is a tensor as it is asked for."""
     return isinstance(held, Tensor) and held.dtype == dtype and held.device == device
 
 
-def read(held: Held, *, dtype: torch.dtype, device: torch.device, out: Tensor | None = None) -> Tensor:
+def read(held: Tensor | Readable, *, dtype: torch.dtype, device: torch.device, out: Tensor | None = None) -> Tensor:
     """The entries as a tensor.
 
     Args:
@@ -149,7 +188,7 @@ def side_by_side(weight: Tensor, importance: Held, anchor: Held) -> Iterator[tup
     """A weight, its importance in float32 and its anchor in the weight's dtype, piece after piece on its device."""
     dense = isinstance(importance, Tensor) and isinstance(anchor, Tensor)
     size = PIECE if dense else PIECE // 16  # a row to read into has to be small beside what is saved by the form
-    columns = weight.reshape(-1).split(size), pieces(importance, size), pieces(anchor, size)
+    columns = weight.reshape(-1).split(size), readings(importance, size), readings(anchor, size)
     for part, omega, end in zip(*columns, strict=True):
         read_there = partial(read, device=weight.device)
         yield part, read_there(omega, dtype=torch.float32), read_there(end, dtype=weight.dtype)
@@ -202,8 +241,11 @@ def from_tensors(tensors: Mapping[str, Tensor], exponents: Mapping[str, Tensor],
 
 def _slices(tensor: Tensor, size: int) -> Iterator[Tensor]:
     flat = tensor.reshape(-1)
-    return (flat[start : start + size] for start in range(0, len(flat), size))
+    total = flat.numel()
+    return (flat.narrow(0, start, min(size, total - start)) for start in range(0, total, size))
 
 
 def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+    if tensor.device == device:
+        return tensor
     return tensor.to(device, non_blocking=device.type == "cuda")  # back to the CPU it would be read too early

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from holdfast.memory.stored import Held, is_ready, pieces, read
+from holdfast.memory.stored import Held, Readable, is_ready, pieces, read, readings
 from holdfast.retention.rounding import round_, widened
 from holdfast.steps import Increment, Kept, Metric, RootMetric, metric_values
 from holdfast.tensors import chunks, local
@@ -24,7 +24,7 @@ from holdfast.tensors import chunks, local
 BLOCK = 2**18
 """Weights in a block, 1 MB in float32: fewer cost more calls, more fall out of the cache."""
 
-READ_BLOCK = 2**16
+READ_BLOCK = 2**17
 """The same where importance or anchor is read into memory of its own beside it; a multiple of 256."""
 
 READ_BLOCK_CUDA = 2**22
@@ -34,7 +34,9 @@ WIDE_BLOCK_CUDA = 2**24
 """The same of weights of half precision, which a pull widens: 64 MB in float32."""
 
 
-Piece = tuple[Any, Held | None, Held, Any]
+Reading = Tensor | Readable
+
+Piece = tuple[Any, Reading | None, Reading, Any]
 """Of a weight, a tensor, with its anchor, importance and residual, a tensor or None."""
 
 
@@ -158,9 +160,9 @@ class Part:
         return [(i, size, list(self._cut(i, size)) if self._is_ready(i) else None) for i, size in sizes]
 
     def _cut(self, index: int, size: int) -> Iterator[Piece]:
-        anchors = pieces(self.anchors[index], size) if self.anchors else repeat(None)
+        anchors = readings(self.anchors[index], size) if self.anchors else repeat(None)
         residuals = pieces(self.residuals[index], size) if self.residuals else repeat(None)
-        return zip(pieces(self.weights[index], size), anchors, pieces(self.importance[index], size), residuals)
+        return zip(pieces(self.weights[index], size), anchors, readings(self.importance[index], size), residuals)
 
     @cached_property
     def _together(self) -> list[tuple[list[int], Part, Block | None]]:
@@ -201,15 +203,17 @@ def _is_cut(weight: Tensor) -> bool:
     return weight.is_cpu and weight.is_contiguous()
 
 
-def _as_importance(held: Held, weight: Tensor, rows: dict[int, Tensor] | None = None) -> Tensor:
+def _as_importance(held: Reading, weight: Tensor, rows: dict[int, Tensor] | None = None) -> Tensor:
     return _as_tensor(held, weight, dtype=torch.float32, row=0, rows=rows)
 
 
-def _as_anchor(held: Held, weight: Tensor, rows: dict[int, Tensor] | None = None) -> Tensor:
+def _as_anchor(held: Reading, weight: Tensor, rows: dict[int, Tensor] | None = None) -> Tensor:
     return _as_tensor(held, weight, dtype=weight.dtype, row=1, rows=rows)
 
 
-def _as_tensor(held: Held, weight: Tensor, *, dtype: torch.dtype, row: int, rows: dict[int, Tensor] | None) -> Tensor:
+def _as_tensor(
+    held: Reading, weight: Tensor, *, dtype: torch.dtype, row: int, rows: dict[int, Tensor] | None
+) -> Tensor:
     """What is held of a weight, where it is; read into a row that is used again, or without rows into new memory."""
     if is_ready(held, dtype=dtype, device=weight.device):
         return held

@@ -61,7 +61,16 @@ class Size:
 
 
 SIZES = {
-    "full": Size(192, 4, 4096, Pace(1500, 1e-3, batch_size=16), Pace(400, 5e-4, batch_size=16), 1024, 200, 8_000_000),
+    "full": Size(
+        192,
+        4,
+        4096,
+        Pace(2000, 2e-3, batch_size=16, precision="bfloat16"),
+        Pace(300, 1e-3, batch_size=16, precision="bfloat16"),
+        1024,
+        200,
+        8_000_000,
+    ),
     "quick": Size(64, 2, 512, Pace(60, 2e-3, batch_size=8), Pace(30, 1e-3, batch_size=8), 64, 16, 300_000),
     "large": Size(
         384, 8, 8192, Pace(6000, 6e-4, batch_size=64), Pace(1500, 3e-4, batch_size=64), 2048, 400, 12_000_000
@@ -122,13 +131,17 @@ class Gpt:
 
     @cached_property
     def ready(self) -> LanguageModel:
-        """The model that reads English; trained once, and kept."""
+        """The model that reads English."""
+        return load_model(str(self.prepared()), task="causal-lm", device=self.device)
+
+    def prepared(self, watch: Watch = lambda _: None) -> Path:
+        """The folder of the model that reads English, which is trained once."""
         folder = self.work / f"gpt-{self.size}"
         with locked(self.work / f"gpt-{self.size}.lock"):
             if not folder.exists():
                 with new_folder(folder) as fresh:
-                    self._train(fresh)
-        return load_model(str(folder), task="causal-lm", device=self.device)
+                    self._train(fresh, watch)
+        return folder
 
     def importance(self, watch: Watch) -> Importance:
         """What English rests on: the sampled Fisher information of blocks of tokens; measured once."""
@@ -157,14 +170,20 @@ class Gpt:
             for part, text in parts.items()
         }
 
+    @cached_property
+    def before(self) -> dict[str, dict[str, Any]]:
+        """The perplexities of the model that reads English."""
+        return self._perplexities(self.ready)
+
     def do(self, trial: Trial, watch: Watch) -> Found:
         """Carry a trial out."""
+        self.prepared(watch)
         begin = time.monotonic()
         ready = self.ready
         bare = deepcopy(ready.base)
         model = replace(ready, module=bare, base=bare)
         importance = self.importance(watch)
-        before = self._perplexities(ready)
+        before = self.before
         torch.manual_seed(trial.seed)
         pace = self.sizes.python
         stream = shuffled(model, self.blocks["python", "train"], size=pace.batch_size, seed=trial.seed)
@@ -203,7 +222,7 @@ class Gpt:
             for language in ("english", "python")
         }
 
-    def _train(self, folder: Path) -> None:
+    def _train(self, folder: Path, watch: Watch) -> None:
         transformers, sizes = transformers_library(), self.sizes
         tokenizer = self._tokenizer(transformers)
         torch.manual_seed(0)
@@ -222,7 +241,12 @@ class Gpt:
         module: Any = transformers.GPT2LMHeadModel(config).to(self.device)
         model = LanguageModel(folder.name, folder, "causal-lm", module, module, tokenizer, "")
         blocks = list(examples(model, [Row((self.english["train"],))], length=LENGTH, labelled=False))
-        learn(model, shuffled(model, blocks, size=sizes.english.batch_size, seed=0), sizes.english)
+        learn(
+            model,
+            shuffled(model, blocks, size=sizes.english.batch_size, seed=0),
+            sizes.english,
+            watch=lambda step, loss: watch(f"English: step {step} of {sizes.english.steps}, loss {loss:.3f}"),
+        )
         model.save(folder)
 
     def _tokenizer(self, transformers: Any) -> Any:
