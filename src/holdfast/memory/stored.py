@@ -25,6 +25,10 @@ PIECE = 2**20
 """Weights read at once where no step waits for them: 4 MB in float32."""
 
 
+_SCALED_TOGETHER = 16
+"""Pieces whose scales are computed at once: fewer cost more calls, more cost memory."""
+
+
 class Readable(Protocol):
     """Entries that can be read."""
 
@@ -104,7 +108,8 @@ class Blocks:
 
     def readings(self, size: int) -> Iterator[Scaled]:
         """The same, to be read alone."""
-        return map(Scaled, _slices(self.codes, size), _slices(self._scales, size // codes.BLOCK))
+        for some in self.pieces(_SCALED_TOGETHER * size):
+            yield from map(Scaled, _slices(some.codes, size), _slices(some._scales, size // codes.BLOCK))
 
     def read(self, out: Tensor) -> Tensor:
         """The entries into `out`."""
@@ -121,7 +126,7 @@ class Blocks:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Scaled:
-    """`Blocks` to be read, flat: the exponents of a whole tensor's blocks became scales at once.
+    """`Blocks` to be read, flat: the exponents of many blocks became scales at once.
 
     Attributes:
         codes: uint8 or int16.
