@@ -41,9 +41,10 @@ def elephants_command(options: ElephantsOptions) -> None:
         )
     folder = Path(options.results) if options.results else work / options.story / options.size
     command = f"holdfast elephants {options.story}" + (f" --size {options.size}" if options.size != "full" else "")
+    blank = ElephantsOptions(options.story)
     for name in ("seeds", "rival_seeds", "methods"):
         given = getattr(options, name)
-        if given and given != ElephantsOptions.__dataclass_fields__[name].default:
+        if given and given != getattr(blank, name):
             command += f" --{name.replace('_', '-')} {' '.join(map(str, given))}"
     page, picture = write_page(answer, folder, command=command)
     told = console_for()

@@ -45,11 +45,22 @@ _Dtype = option("dtype", Dtype, "of the weights (default: float32)")
 
 
 @dataclass(frozen=True)
-class ImportanceOptions:
-    """Measure what the skill of a ready language model rests on, as a folder to keep or share; killed, it goes on."""
+class _OnData:
+    """A model, and data with the columns that are read."""
 
     model: _LanguageModel
     data: _Data
+    task: _Task = None
+    text: _Text = ()
+    label: _Label = None
+    split: _Split = "train"
+    length: _Length = 128
+
+
+@dataclass(frozen=True)
+class ImportanceOptions(_OnData):
+    """Measure what the skill of a ready language model rests on, as a folder to keep or share; killed, it goes on."""
+
     output: Annotated[option("output", str, "folder to write"), arg(aliases=("-o",))] = None
     kind: option("kind", Kind, "Fisher with labels sampled, exact or empirical; MAS; signal (default: sampled)") = (
         "sampled"
@@ -65,11 +76,6 @@ class ImportanceOptions:
             help="learn a made-up task, and see how many nats a unit is worth along such a path", help_behavior_hint=""
         ),
     ] = False
-    task: _Task = None
-    text: _Text = ()
-    label: _Label = None
-    split: _Split = "train"
-    length: _Length = 128
     batch_size: option("batch_size", int, "examples at once; halved where memory is short (default: 8)") = 8
     dtype: _Dtype = "float32"
     seed: option("seed", int, "of the labels drawn (default: 0)") = 0
@@ -78,11 +84,9 @@ class ImportanceOptions:
 
 
 @dataclass(frozen=True)
-class FinetuneOptions:
+class FinetuneOptions(_OnData):
     """Fine-tune a language model without losing the skill that an importance folder holds."""
 
-    model: _LanguageModel
-    data: _Data
     keep: option("keep", str, "folder that holdfast importance wrote") = None
     method: option("method", HoldMethod, "ewc pulls weights back, wva slows them down (default: ewc)") = "ewc"
     budget: option("budget", float, "nats by which the old loss may rise; ewc alone") = None
@@ -109,11 +113,6 @@ class FinetuneOptions:
     checkpointing: Annotated[
         bool, arg(help="compute activations again in the backward pass, for less memory", help_behavior_hint="")
     ] = False
-    task: _Task = None
-    text: _Text = ()
-    label: _Label = None
-    split: _Split = "train"
-    length: _Length = 128
     dtype: _Dtype = "float32"
     seed: option("seed", int, "of data order, dropout and a new head (default: 0)") = 0
     device: Device = "cpu"
@@ -121,16 +120,9 @@ class FinetuneOptions:
 
 
 @dataclass(frozen=True)
-class EvaluateOptions:
+class EvaluateOptions(_OnData):
     """Perplexity, accuracy or rank correlation of similarities of a language model on data."""
 
-    model: _LanguageModel
-    data: _Data
-    task: _Task = None
-    text: _Text = ()
-    label: _Label = None
-    split: _Split = "train"
-    length: _Length = 128
     batch_size: option("batch_size", int, "examples at once (default: 32)") = 32
     device: Device = "cpu"
 

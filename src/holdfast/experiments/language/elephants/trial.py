@@ -114,7 +114,7 @@ def known(folder: Path, settings: Mapping[str, Any]) -> dict[Trial, Found]:
 
 def _read(path: Path, settings: Mapping[str, Any]) -> Found:
     content: Found = read_json(path)
-    check_same(path.parent, content.get("settings", settings), settings)
+    check_same(path.parent, content.get("settings", {}), settings)
     return content
 
 
