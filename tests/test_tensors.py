@@ -13,10 +13,12 @@ from holdfast.tensors import (
     canonical_name,
     chunks,
     copies,
+    prefixed,
     ranks,
     spearman,
     sum_of,
     trainable_parameters,
+    under,
     unwrap,
 )
 
@@ -58,6 +60,15 @@ def test_a_compiled_part_keeps_its_name():
     model[0] = torch.compile(model[0], backend="eager")  # pyright: ignore
     assert list(trainable_parameters(model)) == names
     assert canonical_name("a._fsdp_wrapped_module.b._checkpoint_wrapped_module.weight") == "a.b.weight"
+
+
+def test_maps_go_into_one_and_come_out_again():
+    first, second = {"a": torch.zeros(1), "b/c": torch.ones(1)}, {"a": torch.ones(2)}
+    together = prefixed("x", first) | prefixed("xy", second)
+    assert list(together) == ["x/a", "x/b/c", "xy/a"]
+    assert under("x", together) == first
+    assert under("xy", together) == second
+    assert under("y", together) == {}
 
 
 def test_copies_share_no_memory():

@@ -174,6 +174,17 @@ def copies(tensors: TensorMap) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
 
+def prefixed(prefix: str, tensors: TensorMap) -> dict[str, Tensor]:
+    """The same tensors as "prefix/name", so that several maps make one."""
+    return {f"{prefix}/{name}": tensor for name, tensor in tensors.items()}
+
+
+def under(prefix: str, tensors: TensorMap) -> dict[str, Tensor]:
+    """Of many maps in one the map that `prefixed` put there."""
+    start = f"{prefix}/"
+    return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
+
+
 def chunks(tensors: Sequence[Tensor], *, limit: int = CHUNK_BYTES) -> Iterator[slice]:
     """Slices of `tensors` of at most `limit` bytes each, never mixing devices or dtypes.
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from holdfast.errors import FileFormatError
 from holdfast.files import read_state, write_state
 from holdfast.methods import Learner
+from holdfast.tensors import prefixed, under
 from holdfast.training import load_optimizer_state, optimizer_state
 
 
@@ -49,11 +50,9 @@ def save(path: Path, progress: Progress, *, model: nn.Module, optimizer: Optimiz
     Raises:
         OutputError: it cannot be written; the one before is then kept.
     """
-    tensors: dict[str, Tensor] = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
     of_optimizer, told = optimizer_state(optimizer)
-    tensors |= {f"optimizer/{name}": tensor for name, tensor in of_optimizer.items()}
     held, notes = learner.state()
-    tensors |= {f"learner/{name}": tensor for name, tensor in held.items()}
+    tensors = prefixed("model", model.state_dict()) | prefixed("optimizer", of_optimizer) | prefixed("learner", held)
     content = {"progress": asdict(progress), **told, "learner": notes}
     write_state(path, tensors, content)
 
@@ -65,14 +64,10 @@ def load(path: Path, *, model: nn.Module, optimizer: Optimizer, learner: Learner
         FileFormatError: the file is damaged, or does not match them.
     """
     tensors, notes = read_state(path)
-
-    def under(prefix: str) -> dict[str, Tensor]:
-        return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
     try:
-        load_optimizer_state(optimizer, under("optimizer/"), notes)
-        model.load_state_dict(under("model/"))
-        learner.load_state(under("learner/"), notes["learner"])
+        load_optimizer_state(optimizer, under("optimizer", tensors), notes)
+        model.load_state_dict(under("model", tensors))
+        learner.load_state(under("learner", tensors), notes["learner"])
         return Progress(**notes["progress"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         why = " ".join(str(error).split())  # torch says it in several lines

@@ -31,6 +31,7 @@ from holdfast.replay import (
 )
 from holdfast.retention import EWC, WVA
 from holdfast.streams import Examples
+from holdfast.tensors import prefixed, under
 from holdfast.training import Losses, load_optimizer_state, optimizer_state
 
 HELD_LATENTS = 1000
@@ -124,50 +125,41 @@ class DGR(Learner):
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Of the generator and its optimizers, of the frozen scholar, and of what holds them."""
-        tensors: dict[str, Tensor] = {}
         notes: dict[str, Any] = {"task": self._task, "frozen": self.scholar is not None}
-
-        def add(prefix: str, found: Mapping[str, Tensor]) -> None:
-            tensors.update({f"{prefix}/{name}": tensor for name, tensor in found.items()})
-
         held, notes["holding"] = self.holding.state()
-        add("holding", held)
+        tensors = prefixed("holding", held)
         if self.generator is not None:
-            add("generator", self.generator.state_dict())
+            tensors |= prefixed("generator", self.generator.state_dict())
             states = [optimizer_state(optimizer) for optimizer in self.optimizers]
             for index, (found, _) in enumerate(states):
-                add(f"optimizer{index}", found)
+                tensors |= prefixed(f"optimizer{index}", found)
             notes["optimizers"] = [told for _, told in states]
             tensors["fitted"] = self._fitted
         if self.scholar is not None:
-            add("old-solver", self.scholar.solver.state_dict())
+            tensors |= prefixed("old-solver", self.scholar.solver.state_dict())
             if self.scholar.generator is not None:
-                add("old-generator", self.scholar.generator.state_dict())
+                tensors |= prefixed("old-generator", self.scholar.generator.state_dict())
         if self.keeper is not None:
             found, notes["keeper"] = self.keeper.state()
-            add("keeper", found)
+            tensors |= prefixed("keeper", found)
         return tensors, notes
 
     def load_state(self, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
         """Go on from what `state` gave."""
-
-        def under(prefix: str) -> dict[str, Tensor]:
-            return {n.removeprefix(f"{prefix}/"): t for n, t in tensors.items() if n.startswith(f"{prefix}/")}
-
-        self.holding.load_state(under("holding"), notes["holding"])
+        self.holding.load_state(under("holding", tensors), notes["holding"])
         if notes["frozen"]:
             self._freeze()
             assert self.scholar is not None
-            self.scholar.solver.load_state_dict(under("old-solver"))
+            self.scholar.solver.load_state_dict(under("old-solver", tensors))
             if self.scholar.generator is not None:
-                self.scholar.generator.load_state_dict(under("old-generator"))
+                self.scholar.generator.load_state_dict(under("old-generator", tensors))
         self._start(notes["task"])
         if self.keeper is not None:
-            self.keeper.load_state(under("keeper"), notes["keeper"])
+            self.keeper.load_state(under("keeper", tensors), notes["keeper"])
         if self.generator is not None:
-            self.generator.load_state_dict(under("generator"))
+            self.generator.load_state_dict(under("generator", tensors))
             for index, (optimizer, told) in enumerate(zip(self.optimizers, notes["optimizers"])):
-                load_optimizer_state(optimizer, under(f"optimizer{index}"), told)
+                load_optimizer_state(optimizer, under(f"optimizer{index}", tensors), told)
             self._fitted = tensors["fitted"]
 
     @property

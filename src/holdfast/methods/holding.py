@@ -20,6 +20,7 @@ from holdfast.methods.registry import Method
 from holdfast.records import Importance
 from holdfast.retention import EWC, WVA, Keeper
 from holdfast.streams import Examples
+from holdfast.tensors import prefixed, under
 from holdfast.training import Losses, task_loss
 
 
@@ -90,20 +91,18 @@ class Holding(Learner):
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Of the keeper and of SI's path."""
         held, kept = self.keeper.state()
-        tensors, notes = {f"keeper/{name}": tensor for name, tensor in held.items()}, {"keeper": kept}
+        tensors, notes = prefixed("keeper", held), {"keeper": kept}
         if self.path is not None:
             state = self.path.state_dict()
             notes["path"] = state["num_steps"]
-            tensors |= {f"path/{name}": tensor for name, tensor in state["tensors"].items()}
+            tensors |= prefixed("path", state["tensors"])
         return tensors, notes
 
     def load_state(self, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
         """Go on from what `state` gave."""
-        held = {n.removeprefix("keeper/"): t for n, t in tensors.items() if n.startswith("keeper/")}
-        self.keeper.load_state(held, notes["keeper"])
+        self.keeper.load_state(under("keeper", tensors), notes["keeper"])
         if self.path is not None:
-            path = {n.removeprefix("path/"): t for n, t in tensors.items() if n.startswith("path/")}
-            self.path.load_state_dict({"num_steps": notes["path"], "tensors": path})
+            self.path.load_state_dict({"num_steps": notes["path"], "tensors": under("path", tensors)})
 
 
 def _of_columns(importance: Importance, classes: tuple[int, ...] | None) -> Importance:

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from holdfast.replay.generators import check_alive, drawn_classes, frozen
 from holdfast.replay.wgan import WGAN, Alignment
+from holdfast.tensors import prefixed, under
 
 
 class MemoryReplayGAN:
@@ -84,9 +85,9 @@ class MemoryReplayGAN:
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Of both generators and their critics, for a checkpoint; the optimizers' states are the caller's."""
-        tensors = {f"gan/{name}": tensor for name, tensor in self.gan.state_dict().items()}
+        tensors = prefixed("gan", self.gan.state_dict())
         if self._previous is not None:
-            tensors |= {f"previous/{name}": tensor for name, tensor in self._previous.state_dict().items()}
+            tensors |= prefixed("previous", self._previous.state_dict())
         return tensors, {"classes": self.classes, "past": self.past}
 
     def load_state(self, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
@@ -94,8 +95,8 @@ class MemoryReplayGAN:
         self.past = tuple(notes["past"])
         if self.past:
             self._previous = frozen(self.gan)
-            self._previous.load_state_dict(_under("previous/", tensors))
-        self.gan.load_state_dict(_under("gan/", tensors))
+            self._previous.load_state_dict(under("previous", tensors))
+        self.gan.load_state_dict(under("gan", tensors))
         self.open_task(notes["classes"])
 
     def _with_past(self, images: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
@@ -110,7 +111,3 @@ class MemoryReplayGAN:
 def num_new(n: int, *, new: int, past: int) -> int:
     """How many of n examples are of the new classes, if every class has the same share: at least one."""
     return max(1, round(n * new / (new + past)))
-
-
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -16,6 +16,7 @@ from holdfast.importance import fisher
 from holdfast.replay import WGAN, MemoryReplayGAN, Scholar, check_alive, frozen, replay_heads
 from holdfast.replay.mergan import num_new
 from holdfast.retention import EWC
+from holdfast.tensors import prefixed, under
 
 _POOL = 2
 """A scholar looks for the images of a class among so many times as many as are wanted of all classes."""
@@ -126,14 +127,14 @@ class Conditional:
         tensors, notes = self.memory.state()
         if self._keeper is not None:
             held, notes["keeper"] = self._keeper.state()
-            tensors |= {f"keeper/{name}": tensor for name, tensor in held.items()}
+            tensors |= prefixed("keeper", held)
         return tensors, notes
 
     def load_state(self, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
         """Go on from what `state` gave."""
         self.memory.load_state(tensors, notes)
         if self._keeper is not None:
-            self._keeper.load_state(_under("keeper/", tensors), notes["keeper"])
+            self._keeper.load_state(under("keeper", tensors), notes["keeper"])
             self._keeper.detach().attach(self.memory.optimizers[0])
 
 
@@ -206,7 +207,7 @@ class Scholarly:
         parts = {"gan": self.gan, "solver": self.solver}
         if self._scholar is not None:
             parts |= {"old-gan": self._scholar.generator, "old-solver": self._scholar.solver}
-        tensors = {f"{part}/{name}": t for part, module in parts.items() for name, t in module.state_dict().items()}
+        tensors = {name: t for part, module in parts.items() for name, t in prefixed(part, module.state_dict()).items()}
         return tensors, {"classes": self._classes, "past": self._past}
 
     def load_state(self, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
@@ -214,12 +215,8 @@ class Scholarly:
         self._past = tuple(notes["past"])
         if self._past:
             self._scholar = Scholar(frozen(self.solver), generator := frozen(self.gan))
-            self._scholar.solver.load_state_dict(_under("old-solver/", tensors))
-            generator.load_state_dict(_under("old-gan/", tensors))
-        self.gan.load_state_dict(_under("gan/", tensors))
-        self.solver.load_state_dict(_under("solver/", tensors))
+            self._scholar.solver.load_state_dict(under("old-solver", tensors))
+            generator.load_state_dict(under("old-gan", tensors))
+        self.gan.load_state_dict(under("gan", tensors))
+        self.solver.load_state_dict(under("solver", tensors))
         self.open_task(notes["classes"])
-
-
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

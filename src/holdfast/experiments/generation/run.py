@@ -24,6 +24,7 @@ from holdfast.experiments.run import Watch, seed_of, usable_device
 from holdfast.files import read_state, write_state
 from holdfast.replay import check_alive
 from holdfast.streams import Examples, Task, digits, mnist, split
+from holdfast.tensors import prefixed, under
 from holdfast.training import load_optimizer_state, optimizer_state
 
 CHECKPOINT_SECONDS = 10.0
@@ -241,11 +242,11 @@ class _Run:
     def _save(self) -> None:
         self._seconds()
         tensors, notes = self.drawing.state()
-        tensors = {f"drawing/{name}": tensor for name, tensor in tensors.items()}
+        tensors = prefixed("drawing", tensors)
         told = []
         for index, optimizer in enumerate(self.drawing.all_optimizers):
             found, note = optimizer_state(optimizer)
-            tensors |= {f"optimizer{index}/{name}": tensor for name, tensor in found.items()}
+            tensors |= prefixed(f"optimizer{index}", found)
             told.append(note)
         if self.shown:
             tensors["shown"] = torch.stack(self.shown)
@@ -255,14 +256,10 @@ class _Run:
 
     def _load(self) -> None:
         tensors, notes = read_state(self.folder.checkpoint)
-
-        def under(prefix: str) -> dict[str, Tensor]:
-            return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
         try:
-            self.drawing.load_state(under("drawing/"), notes["drawing"])
+            self.drawing.load_state(under("drawing", tensors), notes["drawing"])
             for index, (optimizer, told) in enumerate(zip(self.drawing.all_optimizers, notes["optimizers"])):
-                load_optimizer_state(optimizer, under(f"optimizer{index}/"), told)
+                load_optimizer_state(optimizer, under(f"optimizer{index}", tensors), told)
             self.progress = GenerationProgress(**notes["progress"])
             self.shown = list(tensors["shown"]) if "shown" in tensors else []
         except (KeyError, TypeError, ValueError, RuntimeError) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -12,16 +13,22 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-from holdfast.errors import EmptyDataError, NotFiniteError
+from holdfast.errors import EmptyDataError, FileFormatError, NotFiniteError
 from holdfast.experiments.language.batches import Batch, Example, collate
 from holdfast.experiments.language.models import LanguageModel
 from holdfast.experiments.language.skills import likelihood_of
+from holdfast.files import read_state, write_state
 from holdfast.heads.batches import batch_to
 from holdfast.heads.categorical import IGNORED
 from holdfast.retention import EWC, WVA
+from holdfast.tensors import prefixed, under
+from holdfast.training import load_optimizer_state, optimizer_state
 
 _WINDOW = 16
 """So many batches are made of texts in the order of their length, against padding."""
+
+_SAVED_EVERY = 100
+"""Steps from one checkpoint to the next."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +72,7 @@ def learn(
     *,
     keeper: EWC | WVA | None = None,
     old: Old | None = None,
+    checkpoint: Path | None = None,
     watch: Callable[[int, float], None] | None = None,
 ) -> None:
     """Train with AdamW without decay, gradients clipped to length 1.
@@ -75,10 +83,13 @@ def learn(
         pace: steps and rates.
         keeper: attached meanwhile.
         old: mixed in, one batch after every so many new ones.
+        checkpoint: file that is written every 100 steps of plain training, from which the same call goes on, to the
+            same bits on the CPU; removed at the end. None: none.
         watch: told of every 50th step and its loss.
 
     Raises:
         NotFiniteError: the loss is not finite any more.
+        FileFormatError: the checkpoint is damaged.
     """
     optimizer = AdamW(_groups(model, pace), weight_decay=0.0, fused=True)
     warm = max(1, pace.steps // 20)
@@ -86,9 +97,14 @@ def learn(
     if keeper is not None:
         keeper.attach(optimizer)
     every = round(1 / old.share) if old is not None and old.share > 0 else 0
+    begin = 0
+    if checkpoint is not None and checkpoint.exists():
+        begin = schedule.last_epoch = _load(checkpoint, model, optimizer)
+        for _ in range(begin):
+            next(stream)
     try:
         model.module.train()
-        for step in range(pace.steps):
+        for step in range(begin, pace.steps):
             loss = _step(model, optimizer, next(stream), pace)
             if not math.isfinite(loss):
                 raise NotFiniteError(
@@ -97,12 +113,16 @@ def learn(
             if old is not None and every and step % every == every // 2:
                 _step(old.model, optimizer, next(old.stream), pace)
             schedule.step()
+            if checkpoint is not None and (step + 1) % _SAVED_EVERY == 0:
+                _save(checkpoint, model, optimizer, step + 1)
             if watch is not None and step % 50 == 0:
                 watch(step, loss)
     finally:
         model.module.eval()
         if keeper is not None:
             keeper.detach()
+    if checkpoint is not None:
+        checkpoint.unlink(missing_ok=True)
 
 
 def mean_loss(outputs: object, batch: Batch, model: LanguageModel) -> Tensor:
@@ -137,6 +157,25 @@ def _groups(model: LanguageModel, pace: Pace) -> list[dict[str, object]]:
     groups = [{"params": [p for p in trained if id(p) in base], "lr": pace.lr}]
     groups += [{"params": [p for p in trained if id(p) not in base], "lr": pace.head_lr or pace.lr}]
     return [group for group in groups if group["params"]]
+
+
+def _save(path: Path, model: LanguageModel, optimizer: AdamW, done: int) -> None:
+    of_optimizer, notes = optimizer_state(optimizer)
+    tensors = prefixed("model", model.module.state_dict()) | prefixed("optimizer", of_optimizer)
+    write_state(path, {**tensors, "random": torch.get_rng_state()}, {**notes, "done": done})
+
+
+def _load(path: Path, model: LanguageModel, optimizer: AdamW) -> int:
+    """Go on from a checkpoint; the number of steps done."""
+    tensors, notes = read_state(path)
+    try:
+        model.module.load_state_dict(under("model", tensors))
+        load_optimizer_state(optimizer, under("optimizer", tensors), notes)
+        torch.set_rng_state(tensors["random"])
+        return int(notes["done"])
+    except (KeyError, ValueError, RuntimeError) as error:
+        why = " ".join(str(error).split())
+        raise FileFormatError(f"{path} does not fit this training ({why}). Delete it to start again.") from error
 
 
 def _step(model: LanguageModel, optimizer: AdamW, batch: Batch, pace: Pace) -> float:

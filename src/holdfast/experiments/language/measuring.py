@@ -25,7 +25,7 @@ from holdfast.importance.calibration import measured_nats_per_unit
 from holdfast.moments.calls import Call
 from holdfast.moments.state import measuring
 from holdfast.records import Importance, ImportanceInfo
-from holdfast.tensors import trainable_parameters, unwrap
+from holdfast.tensors import prefixed, trainable_parameters, under, unwrap
 
 Kind = Literal["sampled", "exact", "empirical", "mas", "signal"]
 
@@ -218,12 +218,10 @@ class _State:
                 f"{path} is of a measurement with another {', '.join(changed)}. Delete it to begin anew, or give the "
                 "same command to go on."
             )
-        groups = Groups(tensors.pop("groups"), notes["counts"])
-        totals = {name.removeprefix("totals/"): tensor for name, tensor in tensors.items()}
-        return cls(totals, groups, notes["seen"], notes["part"], notes["seconds"])
+        groups = Groups(tensors["groups"], notes["counts"])
+        return cls(under("totals", tensors), groups, notes["seen"], notes["part"], notes["seconds"])
 
     def write(self, path: Path, key: Mapping[str, Any]) -> None:
-        tensors = {f"totals/{name}": tensor for name, tensor in self.totals.items()}
         notes = {
             "seen": self.seen,
             "part": self.part,
@@ -231,7 +229,7 @@ class _State:
             "counts": self.groups.counts,
             "key": key,
         }
-        write_state(path, {**tensors, "groups": self.groups.sums}, notes)
+        write_state(path, {**prefixed("totals", self.totals), "groups": self.groups.sums}, notes)
 
     def add(self, part: Mapping[str, Tensor], size: int) -> None:
         """Add the means over a part's examples."""

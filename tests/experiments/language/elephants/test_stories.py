@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,15 @@ import torch
 from tests.experiments.language import tiny
 
 from holdfast.cli import main
-from holdfast.errors import DataFileError, NotFiniteError, OptionError, RunMismatchError, UnknownNameError
+from holdfast.errors import (
+    DataFileError,
+    FileFormatError,
+    NotFiniteError,
+    OptionError,
+    RunMismatchError,
+    UnknownNameError,
+)
+from holdfast.experiments.language import learning
 from holdfast.experiments.language.batches import examples
 from holdfast.experiments.language.elephants import encoder, gpt, story
 from holdfast.experiments.language.elephants.encoder import Encoder
@@ -24,6 +33,7 @@ from holdfast.experiments.language.measuring import measure
 from holdfast.experiments.language.models import LanguageModel, load_model
 from holdfast.experiments.language.rows import read_rows
 from holdfast.experiments.lock import locked
+from holdfast.files import write_state
 from holdfast.tensors import all_parameters, copies
 
 
@@ -241,6 +251,33 @@ def test_training_that_diverges_stops(tmp_path: Path):
     importance, _ = measure(load_model(str(tmp_path / "causal")), lambda: iter(found))
     with pytest.raises(OptionError, match="replay-1: there are no old data"):
         learn_with("replay-1", 0.01, Start(model, ((importance, {}),)), iter(()), Pace(1, 1e-3))
+
+
+def test_training_goes_on_where_it_was_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(learning, "_SAVED_EVERY", 5)
+    folder = tiny.causal(tmp_path / "causal")
+    text = tiny.prose(tmp_path / "a.txt")
+
+    def learned(checkpoint: Path | None, *, killed_at: int | None = None) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        model = load_model(str(folder))
+        found = list(examples(model, read_rows(str(text)), length=16, labelled=False))
+        batches = shuffled(model, found, size=4, seed=0)
+        stream = batches if killed_at is None else itertools.islice(batches, killed_at)
+        learn(model, stream, Pace(18, 1e-2), checkpoint=checkpoint)
+        return copies(all_parameters(model.base))
+
+    checkpoint = tmp_path / "half.safetensors"
+    whole = learned(None)
+    with pytest.raises(StopIteration):
+        learned(checkpoint, killed_at=13)
+    assert checkpoint.exists()
+    resumed = learned(checkpoint)
+    assert all(torch.equal(resumed[name], value) for name, value in whole.items())
+    assert not checkpoint.exists()
+    write_state(checkpoint, {"model/other": torch.zeros(1)}, {"done": 5})
+    with pytest.raises(FileFormatError, match=r"half.safetensors does not fit this training .* Delete it"):
+        learned(checkpoint)
 
 
 def test_what_is_not_there_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):

@@ -20,7 +20,7 @@ from holdfast.experiments.language.encoders import SentenceClassifier, SentenceE
 from holdfast.experiments.language.learning import Old, Pace, shuffled
 from holdfast.experiments.language.measuring import measure
 from holdfast.experiments.language.models import LanguageModel, load_model
-from holdfast.experiments.language.rehearsal import NUM_EXAMPLES, rehearse
+from holdfast.experiments.language.rehearsal import NUM_EXAMPLES, Rehearsed, rehearse
 from holdfast.experiments.language.rows import read_rows
 from holdfast.experiments.language.skills import Skill, evaluate
 from holdfast.files import existing_folder
@@ -114,11 +114,8 @@ class Encoder:
             num_examples=MEASURED_PAIRS[self.size],
             watch=lambda progress: watch(f"importance: {progress.text}"),
         )
-        rehearsed = rehearse(
-            self.ready, found, pairs[:NUM_EXAMPLES], steps=min(60, PACES[self.size].steps), lr=PACES[self.size].lr
-        )
-        watch(f"rehearsal: rise predicted {rehearsed.predicted:.3g}, measured {rehearsed.measured:.3g} nats")
-        found = rehearsed.applied_to(found)
+        found, rehearsal = self._rehearsed(self.ready, found, pairs)
+        watch(f"rehearsal: rise predicted {rehearsal.predicted:.3g}, measured {rehearsal.measured:.3g} nats")
         found.save(folder)
         return found
 
@@ -174,7 +171,8 @@ class Encoder:
                 + ", ".join(f"{found[shown]['value']:.4f}" for found in steps[-1]["accuracy"])
             )
             if number + 1 < len(TASKS) and not trial.tuning and trial.method in HOLDING:
-                held = (*held, (self._of_intents(model, task, seed), copies(all_parameters(bare))))
+                importance = self._of_intents(model, task, seed, rehearsed=trial.method == "ewc-budget")
+                held = (*held, (importance, copies(all_parameters(bare))))
         return {"before": before, "after": steps, "seconds": round(time.monotonic() - begin, 1)}
 
     def _over(self, bare: Any) -> LanguageModel:
@@ -186,13 +184,21 @@ class Encoder:
     def _similarity(self, bare: Any, part: str) -> dict[str, Any]:
         return _skill(self._over(bare), self.pairs(part))
 
-    def _of_intents(self, model: LanguageModel, task: str, seed: int) -> Importance:
+    def _of_intents(self, model: LanguageModel, task: str, seed: int, *, rehearsed: bool) -> Importance:
         found = self.sentences(model, task, "train")
         order = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed)).tolist()
         chosen = [found[number] for number in order[: MEASURED_SENTENCES[self.size]]]
         importance, _ = measure(model, lambda: iter(chosen), kind="sampled", seed=seed)
         model.module.requires_grad_(True)
-        return importance
+        return self._rehearsed(model, importance, chosen)[0] if rehearsed else importance
+
+    def _rehearsed(
+        self, model: LanguageModel, importance: Importance, data: Sequence[Example]
+    ) -> tuple[Importance, Rehearsed]:
+        """The importance in nats of what a budget is worth, and how that was found."""
+        pace = PACES[self.size]
+        found = rehearse(model, importance, data[:NUM_EXAMPLES], steps=min(60, pace.steps), lr=pace.lr)
+        return found.applied_to(importance), found
 
     def _intents(self, task: str, part: str) -> Path:
         folder = self.data_dir / "text" / task / _INTENTS.get(part, part)

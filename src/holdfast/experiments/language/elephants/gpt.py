@@ -245,6 +245,7 @@ class Gpt:
             model,
             shuffled(model, blocks, size=sizes.english.batch_size, seed=0),
             sizes.english,
+            checkpoint=self.work / f"gpt-{self.size}.checkpoint",
             watch=lambda step, loss: watch(f"English: step {step} of {sizes.english.steps}, loss {loss:.3f}"),
         )
         model.save(folder)
