@@ -25,8 +25,8 @@ def positive(size: int, seed: int = 0) -> Tensor:
 
 def factors(seed: int = 0) -> dict[str, KroneckerFactors]:
     return {
-        "0.weight": KroneckerFactors(positive(5, seed), positive(3, seed + 1), (3, 2, 2), "0.bias"),
-        "3.weight": KroneckerFactors(positive(12, seed + 2), positive(2, seed + 3), (2, 12)),
+        "0.weight": KroneckerFactors(positive(5, seed), positive(3, seed + 1), shape=(3, 2, 2), bias="0.bias"),
+        "3.weight": KroneckerFactors(positive(12, seed + 2), positive(2, seed + 3), shape=(2, 12)),
     }
 
 
@@ -128,13 +128,13 @@ def test_factors_that_are_none(change, fault):
 
 def test_rounding_is_no_fault():
     x = torch.randn(40, 3)  # of rank 3: about half of the zero eigenvalues come out negative
-    low = KroneckerFactors(x @ x.T + 1e-6 * torch.randn(40, 40).triu(), torch.zeros(2, 2), (2, 40))
+    low = KroneckerFactors(x @ x.T + 1e-6 * torch.randn(40, 40).triu(), torch.zeros(2, 2), shape=(2, 40))
     found = FactoredImportance({"w": low}, {}, INFO)["w"]
     assert torch.equal(found.inputs, found.inputs.T)
 
 
 def test_shapes_that_do_not_fit_the_layer():
-    bad = {"w": KroneckerFactors(positive(4), positive(3), (3, 4), "b")}
+    bad = {"w": KroneckerFactors(positive(4), positive(3), shape=(3, 4), bias="b")}
     with pytest.raises(
         ParameterMismatchError,
         match=r"'w', a weight of \(3, 4\) with bias, has factors \(4, 4\) and \(3, 3\), expected \(5, 5\) and \(3, 3\)",

@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from holdfast.files import (
     write_tensors,
     write_text,
 )
+from holdfast.layers import LayerForm, read_form
 from holdfast.records import Importance, ImportanceInfo, check_names
 
 _ROUNDING = 1e-5
@@ -28,7 +29,7 @@ _ROUNDING = 1e-5
 
 
 @dataclass(frozen=True)
-class KroneckerFactors:
+class KroneckerFactors(LayerForm):
     """The curvature A (x) G of one layer, whose weight and bias are one matrix W [out, in (+1)].
 
     For a displacement D of that matrix the quadratic form is sum D * (G D A), twice the predicted rise.
@@ -37,19 +38,11 @@ class KroneckerFactors:
         inputs: A, float32 [n, n], n the inputs of one output unit (for a convolution channels times kernel size, in
             the order of the flattened weight) and, where there is a bias, one more at the end that is always 1.
         outputs: G, float32 [out, out].
-        shape: of the weight, [out, in] or [out, channels, *kernel].
-        bias: name of the bias parameter, or None.
+        shape, bias, inputs_first: of the layer, as `LayerForm` says.
     """
 
     inputs: Tensor
     outputs: Tensor
-    shape: tuple[int, ...]
-    bias: str | None = None
-
-    @property
-    def matrix_shape(self) -> tuple[int, int]:
-        """[out, in (+1)]: of the layer's weight and bias as one matrix."""
-        return self.shape[0], math.prod(self.shape[1:]) + (self.bias is not None)
 
     def to(self, device: torch.device | str) -> KroneckerFactors:
         """The same on another device."""
@@ -120,7 +113,7 @@ class FactoredImportance(Mapping[str, KroneckerFactors]):
     def __add__(self, other: FactoredImportance) -> FactoredImportance:
         """Layer by layer, see above; layers and parameters in only one of the two keep their value."""
         wrong = [
-            name for name in self if name in other and _form(self[name]) != _form(other[name])
+            name for name in self if name in other and self[name].form != other[name].form
         ]  # the diagonals check themselves
         mixed = sorted(
             (set(self.parameter_names()) & set(other.diagonal)) | (set(other.parameter_names()) & set(self.diagonal))
@@ -161,9 +154,7 @@ class FactoredImportance(Mapping[str, KroneckerFactors]):
         values: dict[str, Tensor] = {}
         for name, f in self.items():
             table = torch.outer(f.outputs.diagonal(), f.inputs.diagonal()).clamp(min=0)
-            values[name] = (table if f.bias is None else table[:, :-1]).reshape(f.shape)
-            if f.bias is not None:
-                values[f.bias] = table[:, -1]
+            values |= zip(f.names(name), f.split(table))
         return Importance({**values, **self.diagonal}, self.info)
 
     def correlation(self, other: Importance | FactoredImportance) -> dict[str, float]:
@@ -178,7 +169,7 @@ class FactoredImportance(Mapping[str, KroneckerFactors]):
         """
         tensors = {f"{name}/inputs": f.inputs for name, f in self.items()}
         tensors |= {f"{name}/outputs": f.outputs for name, f in self.items()}
-        layers = {name: {"shape": list(f.shape), "bias": f.bias} for name, f in self.items()}
+        layers = {name: f.form for name, f in self.items()}
         with new_folder(path) as folder:
             files = write_tensors(folder, "factors", tensors) | write_tensors(folder, "importance", self.diagonal)
             content = {**asdict(self.info), "factors": layers, "files": files}
@@ -207,30 +198,16 @@ class FactoredImportance(Mapping[str, KroneckerFactors]):
         return found
 
 
-class _Shaped(Protocol):
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-    @property
-    def bias(self) -> str | None: ...
-
-
 def check_factored_names(importance: FactoredImportance, model: nn.Module, *, where: str) -> None:
     """Raise `ParameterMismatchError` naming every entry that has no parameter of its name and shape in `model`."""
     check_names({**shapes_of(importance), **importance.diagonal}, model, where=where)
 
 
-def shapes_of(factors: Mapping[str, _Shaped]) -> dict[str, Tensor]:
+def shapes_of(factors: Mapping[str, LayerForm]) -> dict[str, Tensor]:
     """Name -> a zero of the parameter's shape that takes no memory, for every parameter in a factored layer."""
     zero = torch.zeros(())
     found = {name: zero.expand(f.shape) for name, f in factors.items()}
-    return found | {f.bias: zero.expand(f.shape[0]) for f in factors.values() if f.bias is not None}
-
-
-def layer_matrix(weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """[out, in (+1)]: a layer's weight, flattened, and its bias as the last column; a copy."""
-    flat = weight.reshape(len(weight), -1)
-    return flat.clone() if bias is None else torch.cat([flat, bias.unsqueeze(1)], dim=1)
+    return found | {f.bias: zero.expand(f.matrix_shape[0]) for f in factors.values() if f.bias is not None}
 
 
 def _check_shapes(factors: Mapping[str, KroneckerFactors], where: str) -> None:
@@ -279,10 +256,6 @@ def _symmetric(matrix: Tensor) -> Tensor:
     return matrix if torch.equal(matrix, matrix.T) else (matrix + matrix.T) / 2
 
 
-def _form(f: KroneckerFactors) -> tuple[tuple[int, ...], str | None]:
-    return tuple(f.shape), f.bias
-
-
 def _joined(a: KroneckerFactors, b: KroneckerFactors) -> KroneckerFactors:
     """The product with the partial traces of A_a (x) G_a + A_b (x) G_b."""
     total = a.trace() + b.trace()
@@ -298,12 +271,9 @@ def _from_tensors(layers: Any, tensors: Mapping[str, Tensor], *, where: str) -> 
     if {f"{name}/{part}" for name in known for part in ("inputs", "outputs")} != set(tensors):
         raise FileFormatError(f"{where}: 'factors' does not list the layers of factors.safetensors. Save it again.")
     factors = {}
-    for name, layer in known.items():
-        shape, bias = (layer.get("shape"), layer.get("bias")) if isinstance(layer, dict) else (None, None)
-        sizes = shape if isinstance(shape, list) else []
-        if len(sizes) < 2 or not all(isinstance(n, int) and n > 0 for n in sizes) or not isinstance(bias, str | None):
-            raise FileFormatError(f"{where}: 'shape' or 'bias' of {name!r} is damaged ({layer!r}). Save it again.")
-        factors[name] = KroneckerFactors(tensors[f"{name}/inputs"], tensors[f"{name}/outputs"], tuple(sizes), bias)
+    for name, described in known.items():
+        form = read_form(described, name=name, where=where)
+        factors[name] = KroneckerFactors(tensors[f"{name}/inputs"], tensors[f"{name}/outputs"], **form)
     return factors
 
 

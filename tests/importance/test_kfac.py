@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import hypothesis
 import hypothesis.strategies as st
@@ -13,7 +14,7 @@ from tests.moments.test_state import assert_same, snapshot
 from tests.moments.zoo import ZOO, Apply, build
 from torch import Tensor, nn
 
-from holdfast import FactoredImportance, fisher, kfac
+from holdfast import EWC, FactoredImportance, fisher, kfac
 from holdfast.errors import (
     BatchError,
     CoupledExamplesError,
@@ -49,6 +50,68 @@ def close(found: FactoredImportance, expected: FactoredImportance, *, rtol: floa
     for name, value in found.diagonal.items():
         other = expected.diagonal[name]
         torch.testing.assert_close(value, other, rtol=rtol, atol=rtol * float(other.abs().max()))
+
+
+class Transposed(nn.Module):
+    """Two layers with their inputs first, as the GPT-2 family has them, or the same as Linear layers."""
+
+    def __init__(self, *, inputs_first: bool) -> None:
+        super().__init__()
+        Conv1D = pytest.importorskip("transformers.pytorch_utils").Conv1D
+        torch.manual_seed(1)
+        self.first, self.last = nn.Linear(5, 6), nn.Linear(6, 3)
+        if inputs_first:
+            for name, layer in list(self.named_children()):
+                other = Conv1D(layer.out_features, layer.in_features)
+                with torch.no_grad():
+                    other.weight.copy_(layer.weight.T)
+                    other.bias.copy_(layer.bias)
+                setattr(self, name, other)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(x).tanh())
+
+
+@pytest.mark.parametrize("shape", [(5,), (4, 5)])
+def test_layers_with_their_inputs_first(tmp_path: Path, shape: tuple[int, ...]):
+    linear, transposed = (Transposed(inputs_first=first) for first in (False, True))
+    data = [(torch.randn(16, *shape), torch.randint(0, 3, (16, *shape[:-1])))]
+    expected, found = kfac(linear, data), kfac(transposed, data)
+    assert list(found) == list(expected) == ["first.weight", "last.weight"]
+    assert not found.diagonal
+    for name, f in found.items():
+        assert f.inputs_first
+        assert f.matrix_shape == expected[name].matrix_shape
+        torch.testing.assert_close(f.inputs, expected[name].inputs)
+        torch.testing.assert_close(f.outputs, expected[name].outputs)
+    found.save(tmp_path / "kfac")
+    loaded = FactoredImportance.load(tmp_path / "kfac", model=transposed)
+    for name, diagonal in expected.to_diagonal().items():
+        own = loaded.to_diagonal()[name]
+        torch.testing.assert_close(own.T if own.ndim == 2 else own, diagonal)
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam])
+def test_they_are_held_as_linear_layers_are(optimizer: type[torch.optim.Optimizer]):
+    data = [(torch.randn(16, 5), torch.randint(0, 3, (16,)))]
+    ends, rises = [], []
+    for first in (False, True):
+        model = Transposed(inputs_first=first)
+        keeper = EWC(model, strength=10.0, accumulate="per_task").retain(kfac(model, data))
+        steps = optimizer(model.parameters(), lr=0.1)  # type: ignore[call-arg]
+        keeper.attach(steps)
+        for repeat in range(10):
+            if repeat == 5:
+                keeper.retain(kfac(model, data))
+            F.cross_entropy(model(data[0][0]), (data[0][1] + 1) % 3).backward()
+            steps.step()
+            steps.zero_grad()
+        rises.append(keeper.predicted_rise())
+        ends.append([p.detach().T if first and p.ndim == 2 else p.detach() for p in model.parameters()])
+    assert rises[0] > 0
+    assert rises[0] == pytest.approx(rises[1], rel=1e-3)
+    for a, b in zip(*ends):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
 def by_hand(model: nn.Module, x: Tensor, layers: dict[str, nn.Module], *, reduce=None) -> dict[str, tuple[Tensor, ...]]:

@@ -20,7 +20,7 @@ def positive(size: int, seed: int, rank: int | None = None) -> Tensor:
 
 
 def factors(seed: int = 0) -> KroneckerFactors:
-    return KroneckerFactors(positive(IN + 1, seed), positive(OUT, seed + 100), (OUT, IN), "b")
+    return KroneckerFactors(positive(IN + 1, seed), positive(OUT, seed + 100), shape=(OUT, IN), bias="b")
 
 
 def product(f: KroneckerFactors) -> Tensor:
@@ -53,7 +53,7 @@ def test_one_task_is_exact():
 
 def test_a_task_of_the_same_eigenvectors_is_exact():
     f = factors()
-    other = KroneckerFactors(f.inputs @ f.inputs, torch.linalg.inv(f.outputs).contiguous(), f.shape, f.bias)
+    other = KroneckerFactors(f.inputs @ f.inputs, torch.linalg.inv(f.outputs).contiguous(), shape=f.shape, bias=f.bias)
     layer, _ = merged(merged(None, f)[0], other, keep=0.5, add=2.0)
     expected = 0.5 * product(f) + 2 * product(other)
     torch.testing.assert_close(dense(layer), expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
@@ -76,10 +76,10 @@ def test_after_any_number_of_tasks_the_partial_traces_are_those_of_the_sum():
 
 
 def test_rounding_is_no_curvature():
-    low = KroneckerFactors(positive(IN + 1, 0, rank=2), positive(OUT, 1, rank=1), (OUT, IN), "b")
+    low = KroneckerFactors(positive(IN + 1, 0, rank=2), positive(OUT, 1, rank=1), shape=(OUT, IN), bias="b")
     layer, _ = merged(None, low)
     assert int((layer.spectrum > 0).sum()) == 2
-    nothing = KroneckerFactors(torch.zeros(IN + 1, IN + 1), torch.zeros(OUT, OUT), (OUT, IN), "b")
+    nothing = KroneckerFactors(torch.zeros(IN + 1, IN + 1), torch.zeros(OUT, OUT), shape=(OUT, IN), bias="b")
     assert not merged(None, nothing)[0].spectrum.any()
     torch.testing.assert_close(dense(merged(layer, nothing)[0]), dense(layer), rtol=1e-4, atol=1e-4)
 

@@ -94,6 +94,6 @@ def factored_of(model: nn.Module, *, seed: int = 0, scale: float = 1.0, rank: in
             out, inputs = layer.weight.shape
             prefix = f"{name}." if name else ""
             factors[f"{prefix}weight"] = KroneckerFactors(
-                positive(inputs + 1), scale * positive(out), (out, inputs), f"{prefix}bias"
+                positive(inputs + 1), scale * positive(out), shape=(out, inputs), bias=f"{prefix}bias"
             )
     return FactoredImportance(factors, {}, ImportanceInfo("kfac-exact", 8, nats_per_unit=1.0))

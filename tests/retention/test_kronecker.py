@@ -27,12 +27,14 @@ from torch.optim.lr_scheduler import ExponentialLR
 
 from holdfast import EWC, WVA, Decayed, FactoredImportance, ImportanceInfo, KroneckerFactors, kfac
 from holdfast.errors import FileFormatError, OptionError, ParameterMismatchError, StateError
-from holdfast.factored import layer_matrix
+from holdfast.layers import LayerForm
 from holdfast.memory.kronecker import HeldLayer, merged
 from holdfast.retention.kronecker import layer_pull, share_of_spectrum
 
 every_optimizer = pytest.mark.parametrize("optimizer", PLAIN)
 OUT, IN = 3, 4
+
+layer_matrix = LayerForm(shape=(OUT, IN), bias="b").join
 
 
 # --- the step as a function
@@ -41,7 +43,7 @@ OUT, IN = 3, 4
 def held_layer(seed: int = 0, *, rank: int | None = None) -> HeldLayer:
     generator = torch.Generator().manual_seed(seed)
     A, G = (torch.randn(size, rank or size, generator=generator) for size in (IN + 1, OUT))
-    return merged(None, KroneckerFactors(A @ A.T, G @ G.T, (OUT, IN), "b"))[0].to(dtype=torch.float64)
+    return merged(None, KroneckerFactors(A @ A.T, G @ G.T, shape=(OUT, IN), bias="b"))[0].to(dtype=torch.float64)
 
 
 def dense(layer: HeldLayer) -> Tensor:

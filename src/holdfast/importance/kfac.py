@@ -47,11 +47,12 @@ def kfac(
     KFC's rule: exact where gradients at different positions are uncorrelated and alike. For one example without
     positions A (x) G is the Fisher itself. Curvature between layers is left out.
 
-    Factored are layers that are exactly `nn.Linear`, or `nn.Conv1d/2d/3d` with groups=1, called once in a forward pass,
-    with a weight of their own. Everything else (norms, embeddings, attention's in_proj, raw and tied parameters, layers
-    called twice, grouped and transposed convolutions) has the diagonal that `fisher` gives. Each layer is checked on
-    the first batch: where the sum of g a^T is not the gradient, as for a weight that a function uses besides its layer,
-    it has the diagonal as well, and a warning names it.
+    Factored are layers that are exactly `nn.Linear`, transformers' `Conv1D` (that of GPT-2: a Linear with its weight
+    transposed), or `nn.Conv1d/2d/3d` with groups=1, called once in a forward pass, with a weight of their own.
+    Everything else (norms, embeddings, attention's in_proj, raw and tied parameters, layers called twice, grouped and
+    transposed convolutions) has the diagonal that `fisher` gives. Each layer is checked on the first batch: where the
+    sum of g a^T is not the gradient, as for a weight that a function uses besides its layer, it has the diagonal as
+    well, and a warning names it.
 
     Args:
         model: any module. Left exactly as it was: mode, gradients, buffers, hooks, random state.
@@ -104,7 +105,7 @@ def kfac(
         rest: MomentSums | None = None
         for batch in data_pass:
             factors.add(batch.call, lambda outputs, batch=batch: rows(outputs, batch))
-            with _frozen(model, [name for layer in factors.layers for name in layer.names]):
+            with _frozen(model, [name for layer in factors.layers for name in layer.names(layer.weight)]):
                 if rest is None:
                     _warn_of(factors, model)
                     rest = MomentSums(model, phi="square", where=where, chunk_bytes=chunk_bytes)
@@ -118,7 +119,7 @@ def kfac(
             nats_per_unit=1.0,
             details={"num_draws": num_draws, "seed": seed} if kind == "sampled" else {},
         )
-        return FactoredImportance(_means(factors), diagonal, diagonal.info)
+        return FactoredImportance(_means(factors, model), diagonal, diagonal.info)
 
 
 def _add_rest(rest: MomentSums, batch: Batch, rows: Rows) -> None:
@@ -126,15 +127,14 @@ def _add_rest(rest: MomentSums, batch: Batch, rows: Rows) -> None:
         rest.add(batch.call, lambda outputs: rows(outputs, batch))
 
 
-def _means(sums: KroneckerSums) -> dict[str, KroneckerFactors]:
-    found = {}
+def _means(sums: KroneckerSums, model: nn.Module) -> dict[str, KroneckerFactors]:
+    found, parameters = {}, trainable_parameters(model)
     for layer in sums.layers:
-        shape = tuple(layer.module.weight.shape)
-        width = layer.module.weight[0].numel() + (layer.bias is not None)
-        zeros = layer.module.weight.new_zeros
+        out, width = layer.matrix_shape
+        zeros = parameters[layer.weight].new_zeros
         inputs = sums.inputs.get(layer.weight, zeros(width, width)) / sums.num_examples
-        outputs = sums.outputs.get(layer.weight, zeros(shape[0], shape[0])) / sums.num_examples
-        found[layer.weight] = KroneckerFactors(inputs, outputs, shape, layer.bias)
+        outputs = sums.outputs.get(layer.weight, zeros(out, out)) / sums.num_examples
+        found[layer.weight] = KroneckerFactors(inputs, outputs, **layer.form)
     return found
 
 

@@ -11,16 +11,16 @@ true sum after any number of tasks, and costs what one task costs.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from holdfast.errors import FileFormatError, NotFiniteError
-from holdfast.factored import KroneckerFactors, layer_matrix
+from holdfast.factored import KroneckerFactors
+from holdfast.layers import LayerForm, read_form
 from holdfast.tensors import TensorMap, sum_of
 
 _SMALLEST = 1e-6
@@ -33,22 +33,19 @@ _PARTS = ("inputs_basis", "outputs_basis", "spectrum")
 
 
 @dataclass(frozen=True)
-class HeldLayer:
+class HeldLayer(LayerForm):
     """The curvature held of one layer, whose weight and bias are one matrix [out, in (+1)].
 
     Attributes:
         inputs_basis: U_A, float32 [n, n], orthogonal; a direction a column.
         outputs_basis: U_G, float32 [out, out], likewise.
         spectrum: S, float32 [out, n], >= 0: the curvature along each pair of directions.
-        shape: of the weight.
-        bias: name of the bias parameter, or None.
+        shape, bias, inputs_first: of the layer, as `LayerForm` says.
     """
 
     inputs_basis: Tensor
     outputs_basis: Tensor
     spectrum: Tensor
-    shape: tuple[int, ...]
-    bias: str | None
 
     def coordinates(self, matrix: Tensor) -> Tensor:
         """U_G^T W U_A: a displacement [out, n] of the layer in the common basis."""
@@ -57,12 +54,6 @@ class HeldLayer:
     def matrix(self, coordinates: Tensor) -> Tensor:
         """The inverse of `coordinates`."""
         return self.outputs_basis @ coordinates @ self.inputs_basis.T
-
-    def split(self, matrix: Tensor) -> list[Tensor]:
-        """The weight, and the bias where there is one, inside a matrix [out, n]; views."""
-        if self.bias is None:
-            return [matrix.reshape(self.shape)]
-        return [matrix[:, :-1].reshape(self.shape), matrix[:, -1]]
 
     def rise(self, displacement: Tensor) -> Tensor:
         """1/2 sum D * K(D) >= 0 for a displacement D [out, n]; a scalar, differentiable."""
@@ -75,7 +66,7 @@ class HeldLayer:
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> HeldLayer:
         """The same on another device or in another dtype."""
         moved = (getattr(self, part).to(device=device, dtype=dtype) for part in _PARTS)
-        return HeldLayer(*moved, shape=self.shape, bias=self.bias)
+        return HeldLayer(*moved, **self.form)
 
 
 def merged(
@@ -109,12 +100,12 @@ def merged(
     device = new.inputs.device
     # contiguous: products of other strides round otherwise, and files keep no strides
     parts = (part.to(device, torch.float32).contiguous() for part in (inputs_basis, outputs_basis, spectrum))
-    return HeldLayer(*parts, shape=tuple(new.shape), bias=new.bias), own.to(device, torch.float32)
+    return HeldLayer(*parts, **new.form), own.to(device, torch.float32)
 
 
 def scaled(held: HeldLayer, factor: float) -> HeldLayer:
     """What is held of factor * K."""
-    return HeldLayer(held.inputs_basis, held.outputs_basis, factor * held.spectrum, held.shape, held.bias)
+    return replace(held, spectrum=factor * held.spectrum)
 
 
 def join_layers(
@@ -139,8 +130,8 @@ def collapse_layers(
     for name, (layer, own) in layers.items():
         if name not in held:
             continue
-        names = [name] if layer.bias is None else [name, layer.bias]
-        theta, mean = (layer_matrix(*(tensors[n].float() for n in names)) for tensors in (anchors, means))
+        names = layer.names(name)
+        theta, mean = (layer.join(*(tensors[n].float() for n in names)) for tensors in (anchors, means))
         way = layer.coordinates(theta - mean)
         part = torch.zeros_like(way) if own is None else own
         share = torch.where(layer.spectrum > 0, part / layer.spectrum, torch.ones_like(part))
@@ -153,7 +144,7 @@ def collapse_layers(
 
 def layers_to_json(layers: Mapping[str, HeldLayer]) -> dict[str, Any]:
     """The fields that are no tensors, as JSON values."""
-    return {name: {"shape": list(layer.shape), "bias": layer.bias} for name, layer in layers.items()}
+    return {name: layer.form for name, layer in layers.items()}
 
 
 def layers_to_tensors(layers: Mapping[str, HeldLayer]) -> dict[str, Tensor]:
@@ -173,19 +164,17 @@ def layers_from(described: Any, tensors: Mapping[str, Tensor], *, where: str) ->
         raise FileFormatError(f"{where}: 'factors' does not list the layers of factors.safetensors. Save it again.")
     layers = {}
     for name, entry in known.items():
-        shape, bias = (entry.get("shape"), entry.get("bias")) if isinstance(entry, dict) else (None, None)
-        sizes = shape if isinstance(shape, list) else []
-        if len(sizes) < 2 or not all(isinstance(n, int) and n > 0 for n in sizes) or not isinstance(bias, str | None):
-            raise FileFormatError(f"{where}: 'shape' or 'bias' of {name!r} is damaged ({entry!r}). Save it again.")
+        form = read_form(entry, name=name, where=where)
         parts = [tensors[f"{name}/{part}"] for part in _PARTS]
-        out, n = sizes[0], math.prod(sizes[1:]) + (bias is not None)
+        out, n = LayerForm(**form).matrix_shape
         if [tuple(part.shape) for part in parts] != [(n, n), (out, out), (out, n)]:
+            shape = list(form["shape"])
             raise FileFormatError(f"{where}: the tensors of {name!r} do not fit its shape {shape}. Save it again.")
         if not all(torch.isfinite(part).all() for part in parts) or (parts[2] < 0).any():
             raise NotFiniteError(
                 f"{where}: the factors of {name!r} hold entries that are not finite, or negative ones."
             )
-        layers[name] = HeldLayer(*parts, shape=tuple(sizes), bias=bias)
+        layers[name] = HeldLayer(*parts, **form)
     return layers
 
 

@@ -25,6 +25,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils._pytree import tree_map_only
 
 from holdfast.errors import LossShapeError, NotFiniteError, UnsupportedLayerError
+from holdfast.layers import LayerForm
 from holdfast.moments.calls import Call
 from holdfast.moments.gradients import (
     Scores,
@@ -43,23 +44,17 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @dataclass(frozen=True)
-class Layer:
+class Layer(LayerForm):
     """A layer whose weight, and bias where it is trained, form one block.
 
     Attributes:
-        module: a plain `nn.Linear`, or a plain convolution with one group.
+        module: a plain `nn.Linear`, a transformers `Conv1D`, or a plain convolution with one group.
         weight: the weight's name.
-        bias: the bias's name; None without one, or with a frozen one.
+        shape, bias, inputs_first: as `LayerForm` says; a frozen bias is none.
     """
 
-    module: nn.Linear | Convolution
+    module: nn.Module
     weight: str
-    bias: str | None
-
-    @property
-    def names(self) -> list[str]:
-        """Of its parameters."""
-        return [self.weight] if self.bias is None else [self.weight, self.bias]
 
 
 @dataclass
@@ -73,10 +68,11 @@ class _Use:
 class KroneckerSums:
     """Sums over examples for the factors of every layer that can have them, batch after batch.
 
-    A layer has factors if it is exactly an `nn.Linear`, or an `nn.Conv1d/2d/3d` with one group, and its weight and bias
-    belong to it alone. Besides, each is checked on the first batch: it is called once, with as many positions for each
-    example; and for a random linear function of the outputs the sum of g a^T is the ordinary gradient of weight and
-    bias, so that a weight used by a function besides its layer is never silently wrong.
+    A layer has factors if it is exactly an `nn.Linear`, a transformers `Conv1D` (a Linear with its weight transposed),
+    or an `nn.Conv1d/2d/3d` with one group, and its weight and bias belong to it alone. Besides, each is checked on the
+    first batch: it is called once, with as many positions for each example; and for a random linear function of the
+    outputs the sum of g a^T is the ordinary gradient of weight and bias, so that a weight used by a function besides
+    its layer is never silently wrong.
 
     Args:
         model: in evaluation mode (see `measuring`).
@@ -157,11 +153,11 @@ class KroneckerSums:
     def _inputs(self, layer: Layer, x: Tensor) -> Iterator[Tensor]:
         """The inputs [rows, in (+1)] of one call, examples and positions in one axis; for images in chunks."""
         module = layer.module
-        if isinstance(module, nn.Linear):
-            yield _with_one(_wide(x.detach()).reshape(-1, module.in_features), layer.bias)
+        if not isinstance(module, Convolution):
+            yield _with_one(_wide(x.detach()).flatten(0, -2), layer.bias)
             return
-        x = x if x.ndim == module.weight.ndim else x.unsqueeze(0)
-        size = math.prod(module.weight.shape[1:]) * math.prod(x.shape[2:]) * 8
+        x = x if x.ndim == len(layer.shape) else x.unsqueeze(0)
+        size = math.prod(layer.shape[1:]) * math.prod(x.shape[2:]) * 8
         chunk = max(1, self._chunk_bytes // max(size, 1))
         for some in x.detach().split(chunk):
             yield _with_one(patches(_wide(some), module).flatten(0, 1), layer.bias)
@@ -191,7 +187,7 @@ class KroneckerSums:
             found = expected
         wrong = mismatches(found, expected, rtol=tolerance(self._model))
         for layer in list(self.layers):
-            if missed := [name for name in layer.names if name in wrong]:
+            if missed := [name for name in layer.names(layer.weight) if name in wrong]:
                 self._decline(layer, f"the sum over its calls is not the gradient of {missed[0]!r}")
         self._proven = True
 
@@ -201,19 +197,16 @@ class KroneckerSums:
             rows = scores(call(unwrap(self._model)))
         found: dict[str, Tensor] = {}
         for layer in self.layers:
-            shape, total = layer.module.weight.shape, None
+            total = None
             for use in uses[layer.weight]:
                 if use.edge is not None and rows.requires_grad:
                     (g,) = torch.autograd.grad(rows.sum(), [use.edge], allow_unused=True, retain_graph=True)
                     if g is not None:
                         total = _product(_positions(layer, g), torch.cat(list(self._inputs(layer, use.input))))
-            if total is None:
-                continue
-            found[layer.weight] = (total if layer.bias is None else total[:, :-1]).reshape(shape)
-            if layer.bias is not None:
-                found[layer.bias] = total[:, -1]
+            if total is not None:
+                found |= zip(layer.names(layer.weight), layer.split(total))
         empty = zeros(self._model)
-        return {name: found.get(name, empty[name]) for layer in self.layers for name in layer.names}
+        return {name: found.get(name, empty[name]) for layer in self.layers for name in layer.names(layer.weight)}
 
     def _decline(self, layer: Layer, reason: str) -> None:
         self.layers.remove(layer)
@@ -246,12 +239,20 @@ def _layers_of(model: nn.Module) -> list[Layer]:
     layers = []
     for module in unwrap(model).modules():
         plain = type(module) is nn.Linear or (type(module) in _CONVOLUTIONS and getattr(module, "groups", 0) == 1)
-        if plain and id(module.weight) in names:
-            bias = names.get(id(module.bias)) if module.bias is not None else None
-            shared = homes[id(module.weight)] > 1 or (bias is not None and homes[id(module.bias)] > 1)
-            if not shared:
-                layers.append(Layer(module, names[id(module.weight)], bias))  # pyright: ignore[reportArgumentType]
+        weight, bias = module._parameters.get("weight"), module._parameters.get("bias")
+        if weight is None or id(weight) not in names or not (plain or _is_transposed(module)):
+            continue
+        bias_name = names.get(id(bias))
+        if homes[id(weight)] == 1 and (bias_name is None or homes[id(bias)] == 1):
+            shape = tuple(weight.shape)
+            found = Layer(module, names[id(weight)], shape=shape, bias=bias_name, inputs_first=_is_transposed(module))
+            layers.append(found)
     return layers
+
+
+def _is_transposed(module: nn.Module) -> bool:
+    """Whether it is the `Conv1D` of transformers, which the GPT-2 family has in place of `nn.Linear`."""
+    return f"{type(module).__module__}.{type(module).__qualname__}" == "transformers.pytorch_utils.Conv1D"
 
 
 @contextmanager
@@ -262,7 +263,7 @@ def _recorded(layers: list[Layer]) -> Iterator[dict[str, list[_Use]]]:
     def recorder(layer: Layer) -> Callable[..., Tensor | None]:
         def record(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
             edge = get_gradient_edge(output) if output.requires_grad else None
-            uses[layer.weight].append(_Use((args[0] if args else kwargs["input"]).detach(), edge))
+            uses[layer.weight].append(_Use((args[0] if args else next(iter(kwargs.values()))).detach(), edge))
             # a change in place of a view, as of a Linear layer's output for sequences, would leave its edge behind
             return output.clone() if output._is_view() else None
 
@@ -278,10 +279,10 @@ def _recorded(layers: list[Layer]) -> Iterator[dict[str, list[_Use]]]:
 
 def _positions(layer: Layer, g: Tensor) -> Tensor:
     """[rows, out]: gradients at the outputs, examples and positions in one axis, in the order of the inputs."""
-    if isinstance(layer.module, nn.Linear):
-        return _wide(g).reshape(-1, layer.module.out_features)
-    g = g if g.ndim == layer.module.weight.ndim else g.unsqueeze(0)
-    return _wide(g).flatten(2).transpose(1, 2).reshape(-1, layer.module.out_channels)
+    if not isinstance(layer.module, Convolution):
+        return _wide(g).flatten(0, -2)
+    g = g if g.ndim == len(layer.shape) else g.unsqueeze(0)
+    return _wide(g).flatten(2).transpose(1, 2).flatten(0, 1)
 
 
 def _product(g: Tensor, a: Tensor) -> Tensor:

@@ -28,7 +28,6 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from holdfast.errors import StateError
-from holdfast.factored import layer_matrix
 from holdfast.memory import HeldLayer
 from holdfast.retention.plan import LayerPart, apart_message
 from holdfast.steps import UserMetric, metric_values, step_metrics
@@ -97,4 +96,4 @@ def layer_metric(optimizer: Optimizer, part: LayerPart, *, user_metric: UserMetr
         metric[0] if isinstance(metric, list) else torch.full_like(p, metric)
         for p, metric in zip(part.parameters, found, strict=True)
     ]
-    return layer_matrix(*(metric.to(part.anchor.dtype) for metric in whole))
+    return part.layer.join(*(metric.to(part.anchor.dtype) for metric in whole))

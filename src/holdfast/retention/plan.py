@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from holdfast.errors import OptionError, ParameterMismatchError, StateError
-from holdfast.factored import layer_matrix, shapes_of
+from holdfast.factored import shapes_of
 from holdfast.memory import Forms, HeldLayer, Retained
 from holdfast.memory.stored import Held, read
 from holdfast.records import check_shapes
@@ -46,7 +46,7 @@ class LayerPart:
 
     def distance(self) -> Tensor:
         """Where the weights are, from the anchor: [out, n]."""
-        return layer_matrix(*self.values()).sub_(self.anchor)
+        return self.layer.join(*self.values()).sub_(self.anchor)
 
     def stepped(self, *, where: str) -> bool:
         """Whether the optimizer moves the layer in this step.
@@ -162,14 +162,14 @@ class Plan:
         groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
         layers = []
         for name, layer in held.factors.items():
-            names = [name] if layer.bias is None else [name, layer.bias]
+            names = layer.names(name)
             found = [parameters[n] for n in names if n in parameters and id(parameters[n]) in groups]
             if not found:
                 continue
             if len(found) < len(names):
                 raise StateError(apart_message(name, self._where))
             weight, dtype = found[0], wide_dtype(found[0])
-            anchor = layer_matrix(*(read(held.anchors[n], dtype=dtype, device=weight.device) for n in names))
+            anchor = layer.join(*(read(held.anchors[n], dtype=dtype, device=weight.device) for n in names))
             moved = layer.to(weight.device, dtype)
             residuals = [self._residual(n, p) for n, p in zip(names, found, strict=True)]
             layers.append(LayerPart(name, [groups[id(p)] for p in found], found, moved, anchor, residuals))

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from holdfast.factored import layer_matrix
 from holdfast.memory import HeldLayer
 from holdfast.memory.stored import HeldMap, read, side_by_side
 from holdfast.tensors import TensorMap, local, sum_of, wide_dtype
@@ -32,7 +31,6 @@ def weights_rise(
 
 def layer_rise(name: str, layer: HeldLayer, weights: TensorMap, anchors: HeldMap) -> Tensor:
     """Of a layer held by Kronecker factors, by the name of its weight; zero-dimensional, with its gradient."""
-    names = [name] if layer.bias is None else [name, layer.bias]
     device, dtype = weights[name].device, wide_dtype(weights[name])
-    distances = [weights[n].to(dtype) - read(anchors[n], dtype=dtype, device=device) for n in names]
-    return layer.to(device, dtype).rise(layer_matrix(*distances))
+    distances = [weights[n].to(dtype) - read(anchors[n], dtype=dtype, device=device) for n in layer.names(name)]
+    return layer.to(device, dtype).rise(layer.join(*distances))
