@@ -171,17 +171,39 @@ def test_the_gpt_story_is_told_too(quick: Path, tmp_path: Path, capsys: pytest.C
         "1",
         "--methods",
         "replay-10",
+        "ewc-kfac",
         "--output",
         str(tmp_path),
     ]
     assert main([*asked, "--data-dir", str(quick)]) == 0
     page = (tmp_path / "elephants" / "gpt" / "quick" / "report.md").read_text()
     assert "| replay, 10% old data | share 0.1 |" in page
+    assert "| EWC, Kronecker factors | strength" in page
     assert "±" in page
     found = Gpt(quick, tmp_path / "elephants" / "gpt" / "quick", "quick")
     assert found.english["train"]
     assert found.python["test"]
     assert not set(found.python["train"].splitlines()[:50]) == set(found.python["test"].splitlines()[:50])
+
+
+def test_kronecker_factors_hold_a_gpt(quick: Path, tmp_path: Path):
+    told = Gpt(quick, tmp_path, "quick")
+    lengths = []
+    for strength in (1e-6, 1e6):
+        model = load_model(str(told.prepared()), task="causal-lm")
+        before = copies(all_parameters(model.base))
+        held = ((told.importance(lambda _: None), before),)
+        start = Start(model, held, factors=lambda: told.factors(lambda _: None))
+        stream = shuffled(model, told.blocks["python", "train"], size=4, seed=0)
+        learn_with("ewc-kfac", strength, start, stream, Pace(8, 3e-3))
+        after = all_parameters(model.base)
+        lengths.append(float(sum((after[name].detach() - before[name]).square().sum() for name in before)) ** 0.5)
+    assert 0 < lengths[1] < 0.5 * lengths[0]
+    factors = told.factors(lambda _: None)
+    assert "transformer.h.0.mlp.c_fc.weight" in factors
+    assert "transformer.wte.weight" in factors.diagonal
+    with pytest.raises(OptionError, match="ewc-kfac: there are no Kronecker factors"):
+        learn_with("ewc-kfac", 1.0, replace(start, factors=None), iter(()), Pace(1, 1e-3))
 
 
 def test_a_setting_is_chosen_that_learns_enough_and_keeps_the_most():

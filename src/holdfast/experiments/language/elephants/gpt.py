@@ -23,9 +23,11 @@ from holdfast.experiments.language.measuring import measure
 from holdfast.experiments.language.models import LanguageModel, load_model, transformers_library
 from holdfast.experiments.language.rehearsal import NUM_EXAMPLES, rehearse
 from holdfast.experiments.language.rows import Row
-from holdfast.experiments.language.skills import evaluate
+from holdfast.experiments.language.skills import evaluate, likelihood_of
 from holdfast.experiments.lock import locked
+from holdfast.factored import FactoredImportance
 from holdfast.files import existing_folder, new_folder
+from holdfast.importance import kfac
 from holdfast.records import Importance
 from holdfast.tensors import all_parameters, copies
 
@@ -160,6 +162,16 @@ class Gpt:
         found.save(folder)
         return found
 
+    def factors(self, watch: Watch) -> FactoredImportance:
+        """The same with Kronecker factors of its layers; measured once."""
+        folder = self.work / f"factors-gpt-{self.size}"
+        if not folder.exists():
+            watch("Kronecker factors ...")
+            blocks = _spread(self.blocks["english", "train"], self.sizes.measured)
+            ready = self.ready
+            kfac(ready.module, batches(ready, blocks, 8), kind="sampled", loss=likelihood_of(ready.task)).save(folder)
+        return FactoredImportance.load(existing_folder(folder)).to(self.device)
+
     @cached_property
     def blocks(self) -> dict[tuple[str, str], list[Example]]:
         """Blocks of tokens, by language and part."""
@@ -188,7 +200,8 @@ class Gpt:
         pace = self.sizes.python
         stream = shuffled(model, self.blocks["python", "train"], size=pace.batch_size, seed=trial.seed)
         old = shuffled(model, self.blocks["english", "train"], size=pace.batch_size, seed=trial.seed)
-        start = Start(model, ((importance, copies(all_parameters(bare))),), lambda share: Old(model, old, share))
+        held = ((importance, copies(all_parameters(bare))),)
+        start = Start(model, held, lambda share: Old(model, old, share), lambda: self.factors(watch))
         learned = learn_with(
             trial.method,
             trial.setting,

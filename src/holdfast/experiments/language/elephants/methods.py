@@ -12,6 +12,7 @@ from torch import Tensor
 from holdfast.errors import OptionError
 from holdfast.experiments.language.learning import Old, Pace, learn
 from holdfast.experiments.language.models import LanguageModel
+from holdfast.factored import FactoredImportance
 from holdfast.importance import uniform
 from holdfast.records import Importance
 from holdfast.retention import EWC, WVA
@@ -29,6 +30,7 @@ class Method:
         what: what the setting is.
         of_gpt: the values for the GPT, whose examples are blocks of tokens; none: the same.
         like: a method whose choice it takes over; it has no values of its own.
+        stories: in which it takes part.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Method:
     what: str
     of_gpt: tuple[float, ...] = ()
     like: str = ""
+    stories: tuple[str, ...] = ("encoder", "gpt")
 
     def settings_for(self, story: str) -> tuple[float, ...]:
         """The values that a story tries."""
@@ -47,21 +50,26 @@ METHODS: dict[str, Method] = {
     method.name: method
     for method in (
         Method("plain", "plain fine-tuning", (0.0,), ""),
-        Method("frozen", "base frozen, head alone", (0.0,), ""),
+        Method("frozen", "base frozen, head alone", (0.0,), "", stories=("encoder",)),  # a GPT's head is its own
         Method("l2", "L2 to the start", (1e-3, 1e-2, 1e-1), "strength"),
         Method("lora", "LoRA, rank 8", (1e-3, 3e-3), "learning rate"),
         Method("replay-1", "replay, 1% old data", (0.01,), "share"),
         Method("replay-10", "replay, 10% old data", (0.1,), "share"),
         Method("average", "average with the old model", (0.25, 0.5, 0.75), "share of the new"),
-        Method("ewc", "EWC, Fisher", (300.0, 1e3, 3e3, 5e3, 1e4), "strength", of_gpt=(1.0, 10.0, 100.0, 1e3)),
+        Method("ewc", "EWC, Fisher", (300.0, 1e3, 3e3, 5e3, 1e4), "strength", of_gpt=(0.01, 0.03, 0.1, 0.3)),
         Method("ewc-8bit", "EWC, 8-bit importances, bfloat16 anchors", (), "strength", like="ewc"),
+        Method("ewc-kfac", "EWC, Kronecker factors", (3e-3, 1e-2, 3e-2, 1e-1), "strength", stories=("gpt",)),
         Method("ewc-budget", "EWC, budget", (0.05,), "nats"),
-        Method("wva", "WVA, Fisher", (1e5, 3e5, 1e6, 3e6), "strength", of_gpt=(1e3, 1e4, 1e5, 1e6)),
+        Method("wva", "WVA, Fisher", (1e5, 3e5, 1e6, 3e6), "strength", of_gpt=(10.0, 100.0, 1e3, 1e4)),
     )
 }
 
-HOLDING = ("ewc", "ewc-8bit", "ewc-budget", "wva")
+HOLDING = ("ewc", "ewc-8bit", "ewc-kfac", "ewc-budget", "wva")
 """The methods that hold what an importance says."""
+
+
+_KFAC_EVERY = 4
+"""Steps between pulls of whole layers, which cost several times a pull of single weights."""
 
 
 @dataclass(frozen=True)
@@ -72,11 +80,13 @@ class Start:
         model: to be trained.
         held: importances of what is to be kept, each with the weights it was measured at.
         old: makes old data to mix in at a share, None where there is nothing old.
+        factors: gives the Kronecker factors of what is to be kept, measured at the weights of `model`.
     """
 
     model: LanguageModel
     held: tuple[tuple[Importance, Mapping[str, Tensor]], ...]
     old: Callable[[float], Old] | None = None
+    factors: Callable[[], FactoredImportance] | None = None
 
 
 @dataclass(frozen=True)
@@ -111,6 +121,10 @@ def learn_with(method: str, setting: float, start: Start, stream: Any, pace: Pac
     elif method in ("ewc", "ewc-8bit"):
         forms: dict[str, Any] = {"importance_dtype": "int8", "anchor_dtype": "bfloat16"} if method == "ewc-8bit" else {}
         keeper = _retained(EWC(model.base, strength=setting, accumulate="per_task", log_every=0, **forms), start)
+    elif method == "ewc-kfac":
+        if start.factors is None:
+            raise OptionError(f"{method}: there are no Kronecker factors.")
+        keeper = EWC(model.base, strength=setting, every=_KFAC_EVERY, log_every=0).retain(start.factors())
     elif method == "ewc-budget":
         keeper = _retained(EWC(model.base, budget=setting, accumulate="per_task", log_every=0), start)
     elif method == "wva":

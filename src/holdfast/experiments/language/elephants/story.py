@@ -18,7 +18,7 @@ from holdfast.experiments.tables import Estimate
 
 TUNING_SEED = 9
 
-CENTRAL = ("plain", "ewc", "ewc-budget", "wva")
+CENTRAL = ("plain", "ewc", "ewc-kfac", "ewc-budget", "wva")
 """The methods that the story is about; the others may be reported under fewer seeds."""
 
 NEEDED = {"encoder": 0.97, "gpt": 1.05}
@@ -90,8 +90,7 @@ def carry_out(
         if method not in METHODS:
             raise UnknownNameError("method", method, METHODS)
     needed = {"plain", *(methods or METHODS), *(METHODS[method].like for method in methods or ())}
-    asked = [method for method in METHODS.values() if method.name in needed]
-    asked = [method for method in asked if name == "encoder" or method.name != "frozen"]  # a GPT has no head of its own
+    asked = [method for method in METHODS.values() if method.name in needed and name in method.stories]
     folder = work / name / size
     folder.mkdir(parents=True, exist_ok=True)
     teller = Encoder(data_dir, folder, size) if name == "encoder" else Gpt(data_dir, folder, size, device)
