@@ -144,6 +144,10 @@ class FactoredImportance(Mapping[str, KroneckerFactors]):
 
     __rmul__ = __mul__
 
+    def with_info(self, **changes: Any) -> FactoredImportance:
+        """The same, its `info` changed in these fields."""
+        return FactoredImportance(self, self.diagonal, replace(self.info, **changes))
+
     def to(self, device: torch.device | str) -> FactoredImportance:
         """The same on another device."""
         moved = {name: f.to(device) for name, f in self.items()}
@@ -167,12 +171,10 @@ class FactoredImportance(Mapping[str, KroneckerFactors]):
         Raises:
             OutputError: if it cannot be written; a folder that stood there before is then unchanged.
         """
-        tensors = {f"{name}/inputs": f.inputs for name, f in self.items()}
-        tensors |= {f"{name}/outputs": f.outputs for name, f in self.items()}
-        layers = {name: f.form for name, f in self.items()}
+        tensors, described = factors_to_tensors(self)
         with new_folder(path) as folder:
             files = write_tensors(folder, "factors", tensors) | write_tensors(folder, "importance", self.diagonal)
-            content = {**asdict(self.info), "factors": layers, "files": files}
+            content = {**asdict(self.info), "factors": described, "files": files}
             write_description(folder / "importance_config.json", content)
             write_text(folder / "README.md", _card(self))
 
@@ -191,11 +193,24 @@ class FactoredImportance(Mapping[str, KroneckerFactors]):
         if "factors" not in content:
             raise FileFormatError(f"{config}: it holds no Kronecker factors. Load it with hf.Importance.load.")
         tensors = read_tensors(folder, "factors", content.get("files", {}))
-        factors = _from_tensors(content["factors"], tensors, where=str(config))
+        factors = factors_from(content["factors"], tensors, where=str(config))
         found = cls(factors, read_tensors(folder, "importance", content["files"]), info)
         if model is not None:
             check_factored_names(found, model, where=f"FactoredImportance.load({str(path)!r})")
         return found
+
+
+AnyImportance = Importance | FactoredImportance
+
+
+def load_importance(path: str | os.PathLike[str], *, model: nn.Module | None = None) -> AnyImportance:
+    """Read a folder that `Importance.save` or `FactoredImportance.save` wrote.
+
+    Raises:
+        FileFormatError, ParameterMismatchError: as the classes' own `load`.
+    """
+    is_factored = "factors" in read_description(existing_folder(path) / "importance_config.json")
+    return (FactoredImportance if is_factored else Importance).load(path, model=model)
 
 
 def check_factored_names(importance: FactoredImportance, model: nn.Module, *, where: str) -> None:
@@ -266,7 +281,19 @@ def _joined(a: KroneckerFactors, b: KroneckerFactors) -> KroneckerFactors:
     return replace(a, inputs=(inputs / inputs.trace()).float(), outputs=(outputs / outputs.trace() * total).float())
 
 
-def _from_tensors(layers: Any, tensors: Mapping[str, Tensor], *, where: str) -> dict[str, KroneckerFactors]:
+def factors_to_tensors(factors: Mapping[str, KroneckerFactors]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Factors as tensors by "weight/inputs" and "weight/outputs", and the forms of their layers as JSON values."""
+    tensors = {f"{name}/inputs": f.inputs for name, f in factors.items()}
+    tensors |= {f"{name}/outputs": f.outputs for name, f in factors.items()}
+    return tensors, {name: f.form for name, f in factors.items()}
+
+
+def factors_from(layers: Any, tensors: Mapping[str, Tensor], *, where: str) -> dict[str, KroneckerFactors]:
+    """What `factors_to_tensors` was given.
+
+    Raises:
+        FileFormatError: the two do not fit each other.
+    """
     known = layers if isinstance(layers, dict) else {}
     if {f"{name}/{part}" for name in known for part in ("inputs", "outputs")} != set(tensors):
         raise FileFormatError(f"{where}: 'factors' does not list the layers of factors.safetensors. Save it again.")

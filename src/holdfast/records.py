@@ -140,6 +140,10 @@ class Importance(Mapping[str, Tensor]):
 
     __rmul__ = __mul__
 
+    def with_info(self, **changes: Any) -> Importance:
+        """The same, its `info` changed in these fields."""
+        return Importance(self, replace(self.info, **changes))
+
     def to(self, device: torch.device | str) -> Importance:
         """The same on another device."""
         return Importance({name: value.to(device) for name, value in self.items()}, self.info)

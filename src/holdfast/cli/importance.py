@@ -17,6 +17,7 @@ from holdfast.experiments.language.measuring import Progress, measure
 from holdfast.experiments.language.models import load_model
 from holdfast.experiments.language.rehearsal import NUM_EXAMPLES, rehearse
 from holdfast.experiments.run import usable_device
+from holdfast.records import Importance
 
 
 def importance_command(options: ImportanceOptions) -> None:
@@ -24,6 +25,8 @@ def importance_command(options: ImportanceOptions) -> None:
     check_closed(options)
     if options.output is None:
         raise OptionError("importance: where to? Give -o DIR.")
+    if options.rehearse and options.kind == "kfac":
+        raise OptionError("importance: --rehearse is for a budget, which Kronecker factors cannot keep. Leave it out.")
     console = console_for(quiet=options.quiet)
     path = Path(options.output)
     if path.is_file():
@@ -62,7 +65,7 @@ def importance_command(options: ImportanceOptions) -> None:
             identity=identity,
             watch=tell,
         )
-    if options.rehearse:
+    if options.rehearse and isinstance(found, Importance):
         some = list(islice(examples(model, source.rows(), length=options.length, labelled=False), NUM_EXAMPLES))
         rehearsed = rehearse(model, found, some, seed=options.seed)
         say(console, f"rehearsal: rise predicted {rehearsed.predicted:.3g}, measured {rehearsed.measured:.3g} nats")
@@ -71,5 +74,5 @@ def importance_command(options: ImportanceOptions) -> None:
     checkpoint.unlink(missing_ok=True)
     told = console_for()
     say(told, f"{progress.text}, {progress.seconds:.0f} s")
-    say(told, f"{sum(value.numel() for value in found.values()):,} weights, {found.info.kind}, in {found.info.unit}")
+    say(told, f"{found}, in {found.info.unit}")
     say(told, f"written to {path}")

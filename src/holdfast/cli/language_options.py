@@ -62,7 +62,7 @@ class ImportanceOptions(_OnData):
     """Measure what the skill of a ready language model rests on, as a folder to keep or share; killed, it goes on."""
 
     output: Annotated[option("output", str, "folder to write"), arg(aliases=("-o",))] = None
-    kind: option("kind", Kind, "Fisher with labels sampled, exact or empirical; MAS; signal (default: sampled)") = (
+    kind: option("kind", Kind, "Fisher, labels sampled, exact or empirical; kfac; mas; signal (default: sampled)") = (
         "sampled"
     )
     examples: option("examples", int, "measure on so many at most (left out: all)") = None

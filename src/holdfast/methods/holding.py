@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from holdfast.errors import OptionError
-from holdfast.factored import FactoredImportance
+from holdfast.factored import AnyImportance
 from holdfast.heads import Categorical
 from holdfast.importance import fisher, kfac, mas, signal, taylor, uniform
 from holdfast.importance.path import SynapticIntelligence
@@ -59,9 +59,7 @@ class Holding(Learner):
         """Is it on, and does it work?"""
         return str(self.keeper.report())
 
-    def _importance(
-        self, examples: Examples, classes: tuple[int, ...] | None, task: int
-    ) -> Importance | FactoredImportance:
+    def _importance(self, examples: Examples, classes: tuple[int, ...] | None, task: int) -> AnyImportance:
         options, model, loss = self.options, self.model, Categorical(classes)
         calibrate = options.budget is not None  # a budget is in nats
         measured = {"calibrate": True, "loss": loss} if calibrate else {}

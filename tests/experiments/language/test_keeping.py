@@ -102,6 +102,37 @@ def test_wva_holds_too(place: Path, tmp_path: Path):
     assert kept.measured_rise is None
 
 
+def test_kronecker_factors_hold_too(place: Path, tmp_path: Path):
+    folder = keep(tmp_path / "keep", load_model(str(place / "encoder")), tiny.prose(tmp_path / "a.txt"), kind="kfac")
+    card = (folder / "README.md").read_text()
+    assert "| kfac-sampled |" in card
+    assert "--method ewc --strength 0.1" in card
+    assert 'hf.FactoredImportance.load("THIS-FOLDER", model=model)' in card
+    options: dict[str, Any] = {"old_data": Source(str(place / "pairs.csv")), "settings": replace(SETTINGS, steps=40)}
+    kept = learn(place, tmp_path / "out", keep=folder, strength=1e4, compare=True, **options)
+    moved = {way: abs(kept.old[way].loss - kept.old["before"].loss) for way in ("held", "plain")}
+    assert moved["held"] < moved["plain"] / 3
+    assert kept.new["held"].value > kept.new["before"].value
+
+
+def test_a_classifiers_own_head_is_left_free(tmp_path: Path):
+    """A classifier that gets new classes: what is held of it is its base."""
+    folder = tiny.classifier(tmp_path / "classifier")
+    keep(tmp_path / "keep", load_model(str(folder)), tiny.prose(tmp_path / "prose.txt"), kind="kfac")
+    data = Source(str(tiny.intents(tmp_path / "intents.jsonl")))
+    before = dict(load_model(str(folder)).base.named_parameters())
+    moved = []
+    for strength in (1e-9, 1e12):
+        output = tmp_path / f"{strength:g}"
+        given: dict[str, Any] = {"settings": SETTINGS, "holding": Holding(strength=strength), "length": 16}
+        keep_and_learn(str(folder), data, keep=tmp_path / "keep", output=output, **given)
+        after = dict(load_model(str(output)).base.named_parameters())
+        assert after["classifier.weight"].shape[0] == 3
+        name = "bert.encoder.layer.0.output.dense.weight"
+        moved.append(float((after[name] - before[name]).detach().norm()))
+    assert moved[1] < 0.9 * moved[0]
+
+
 def test_a_causal_model_learns_on(tmp_path: Path):
     model = load_model(str(tiny.causal(tmp_path / "causal")))
     prose = tiny.prose(tmp_path / "prose.txt")
@@ -257,6 +288,11 @@ def test_options_that_have_no_meaning_are_refused(place: Path, tmp_path: Path):
         learn(place, tmp_path / "out", method="wva")
     with pytest.raises(OptionError, match="--method wva needs --strength and takes no --every, --anchor-dtype:"):
         learn(place, tmp_path / "out", method="wva", strength=1.0, every=2, anchor_dtype="int16")
+    prose = tiny.prose(tmp_path / "a.txt")
+    factors = keep(tmp_path / "factors", load_model(str(place / "encoder")), prose, kind="kfac")
+    for options in ({"budget": 0.1}, {"method": "wva", "strength": 1.0}):
+        with pytest.raises(OptionError, match="neither --budget nor --method wva can hold. Give --method ewc"):
+            learn(place, tmp_path / "out", keep=factors, **options)
     with pytest.raises(OptionError, match="its skill is|holds no pairs of texts. Give --old-data two texts"):
         learn(place, tmp_path / "out", strength=1.0, old_data=Source(str(place / "intents.jsonl")))
     (tmp_path / "plain.jsonl").write_text('{"text": "a card"}\n')

@@ -11,7 +11,14 @@ import torch
 from tests.experiments.language import tiny
 
 import holdfast as hf
-from holdfast.errors import BatchError, EmptyDataError, MemoryShortageError, OptionError, RunMismatchError
+from holdfast.errors import (
+    BatchError,
+    EmptyDataError,
+    MemoryShortageError,
+    OptionError,
+    RunMismatchError,
+    UnsupportedLayerError,
+)
 from holdfast.experiments.language import measuring
 from holdfast.experiments.language.batches import Example, batches, collate, examples
 from holdfast.experiments.language.measuring import Progress, measure
@@ -49,6 +56,47 @@ def test_every_kind_is_measured(encoder: LanguageModel, pairs: list[Example], ki
     found, _ = measure(encoder, stream(pairs), kind=kind, num_examples=70)
     assert found.info.num_examples == 70
     assert sum(float(value.sum()) for value in found.values()) > 0
+
+
+def test_kronecker_factors_of_the_parts_are_those_of_the_whole(tmp_path: Path):
+    causal = load_model(str(tiny.causal(tmp_path / "causal")))
+    path = str(tiny.prose(tmp_path / "prose.txt", lines=400))
+    found = list(examples(causal, read_rows(path), length=16, labelled=False))[:100]
+    options: dict[str, Any] = {"kind": "kfac", "checkpoint": tmp_path / "state", "checkpoint_seconds": 0.0}
+    with pytest.raises(Killed):
+        measure(causal, cut(found, 90), **options)
+    factored, progress = measure(causal, stream(found), **options)
+    assert isinstance(factored, hf.FactoredImportance)
+    assert (factored.info.kind, factored.info.num_examples, progress.num_examples) == ("kfac-sampled", 100, 100)
+    one, _ = measure(causal, stream(found), kind="kfac")
+    assert isinstance(one, hf.FactoredImportance)
+    loss = likelihood_of("causal-lm")
+    parts = [
+        hf.kfac(causal.module, batches(causal, some, 8), kind="sampled", loss=loss, seed=seed)
+        for seed, some in enumerate((found[:64], found[64:]))
+    ]
+    name = "transformer.h.0.mlp.c_fc.weight"
+    f, whole, a, b = (each[name] for each in (factored, one, *parts))
+    assert f.inputs_first
+    assert torch.equal(f.inputs, whole.inputs)
+    torch.testing.assert_close(f.inputs, 0.64 * a.inputs + 0.36 * b.inputs)
+    torch.testing.assert_close(f.outputs, 0.64 * a.outputs + 0.36 * b.outputs)
+    embedding = "transformer.wte.weight"
+    expected = 0.64 * parts[0].diagonal[embedding] + 0.36 * parts[1].diagonal[embedding]
+    torch.testing.assert_close(factored.diagonal[embedding], expected)
+
+
+def test_of_an_encoder_they_bear_the_names_of_its_own_model(
+    encoder: LanguageModel, pairs: list[Example], tmp_path: Path
+):
+    single = list(examples(encoder, read_rows(str(tiny.prose(tmp_path / "a.txt"))), length=16, labelled=False))
+    found, _ = measure(encoder, stream(single), kind="kfac")
+    assert isinstance(found, hf.FactoredImportance)
+    weight = "encoder.layer.0.output.dense.weight"
+    assert found[weight].bias == "encoder.layer.0.output.dense.bias"
+    hf.EWC(encoder.base).retain(found)
+    with pytest.raises(UnsupportedLayerError, match="both texts of a pair. Give single texts, or another --kind"):
+        measure(encoder, stream(pairs), kind="kfac")
 
 
 def test_the_stated_error_is_the_real_one(encoder: LanguageModel, pairs: list[Example]):

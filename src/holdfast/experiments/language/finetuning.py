@@ -17,6 +17,7 @@ from holdfast.experiments.language.batches import Example, collate
 from holdfast.experiments.language.models import LanguageModel, transformers_library
 from holdfast.experiments.language.rehearsal import REHEARSED
 from holdfast.experiments.language.skills import likelihood_of
+from holdfast.factored import AnyImportance, FactoredImportance
 from holdfast.heads.categorical import IGNORED
 from holdfast.memory import AnchorForm, ImportanceForm
 from holdfast.records import Importance
@@ -78,7 +79,7 @@ class Holding:
     offload: Literal["cpu"] | None = None
 
 
-def keeper_of(model: LanguageModel, importance: Importance, holding: Holding) -> EWC | WVA:
+def keeper_of(model: LanguageModel, importance: AnyImportance, holding: Holding) -> EWC | WVA:
     """A keeper that holds what `importance` says at the model's present weights; a new head is free.
 
     Raises:
@@ -88,6 +89,11 @@ def keeper_of(model: LanguageModel, importance: Importance, holding: Holding) ->
     Warns:
         UserWarning: a budget over an importance that was not rehearsed.
     """
+    if isinstance(importance, FactoredImportance) and (holding.method != "ewc" or holding.budget is not None):
+        raise OptionError(
+            "finetune: this importance has Kronecker factors, which neither --budget nor --method wva can hold. Give "
+            "--method ewc --strength S, or measure another --kind."
+        )
     if holding.budget is not None and not importance.info.details.get(REHEARSED):
         warnings.warn(
             "finetune: this importance was not rehearsed. It may foresee a thousandth of the real rise of the old "
@@ -99,7 +105,7 @@ def keeper_of(model: LanguageModel, importance: Importance, holding: Holding) ->
     if model.new_head and model.base is model.module:
         bare: Any = model.module
         held = {f"{bare.base_model_prefix}.{name}" for name, _ in bare.base_model.named_parameters()}
-        importance = Importance({name: value for name, value in importance.items() if name in held}, importance.info)
+        importance = _among(importance, held)
         free = "free"
     options: dict[str, Any] = {
         entry.name: value
@@ -113,6 +119,15 @@ def keeper_of(model: LanguageModel, importance: Importance, holding: Holding) ->
         takes = f" and takes no {', '.join(foreign)}: it keeps no anchors" if foreign else ""
         raise OptionError(f"finetune: --method wva needs --strength{takes}.")
     return WVA(model.base, new_parameters=free, **options).retain(importance)
+
+
+def _among(importance: AnyImportance, names: set[str]) -> AnyImportance:
+    """What is said of these parameters."""
+    if not isinstance(importance, FactoredImportance):
+        return Importance({name: value for name, value in importance.items() if name in names}, importance.info)
+    factors = {name: f for name, f in importance.items() if name in names}
+    diagonal = {name: value for name, value in importance.diagonal.items() if name in names}
+    return FactoredImportance(factors, diagonal, importance.info)
 
 
 def fine_tune(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
@@ -11,12 +10,12 @@ from torch import Tensor
 from holdfast.errors import ModelMismatchError
 from holdfast.experiments.language.measuring import Progress
 from holdfast.experiments.language.models import LanguageModel, tokenizer_hash
+from holdfast.factored import AnyImportance, FactoredImportance, load_importance
 from holdfast.files import new_folder, write_text
-from holdfast.records import Importance, check_names
 
 
 def write_importance(
-    path: Path, importance: Importance, model: LanguageModel, *, data: str, progress: Progress
+    path: Path, importance: AnyImportance, model: LanguageModel, *, data: str, progress: Progress
 ) -> None:
     """Write the folder, whole or not at all.
 
@@ -40,13 +39,13 @@ def write_importance(
         "seconds": round(progress.seconds, 1),
         "relative_error": progress.error,
     }
-    described = Importance(importance, replace(importance.info, details=details))
+    described = importance.with_info(details=details)
     with new_folder(path) as folder:
         described.save(folder)
         write_text(folder / "README.md", card(described, progress))
 
 
-def read_importance(path: str | Path, model: LanguageModel) -> Importance:
+def read_importance(path: str | Path, model: LanguageModel) -> AnyImportance:
     """The importance in a folder, if it is one of this very model.
 
     Raises:
@@ -54,9 +53,8 @@ def read_importance(path: str | Path, model: LanguageModel) -> Importance:
         ModelMismatchError: it was measured on other weights, or with another tokenizer.
         ParameterMismatchError: names or shapes do not match.
     """
-    importance = Importance.load(path)
+    importance = load_importance(path, model=model.base)
     named = {key: importance.info.details.get(key) for key in ("base_model", "base_revision", "tokenizer")}
-    check_names(importance, model.base, where=str(path))
     if named["tokenizer"] not in (None, tokenizer_hash(model.tokenizer)):
         raise ModelMismatchError(
             f"{path} was measured with another tokenizer ({_short(named['tokenizer'])}) than that of {model.name} "
@@ -71,11 +69,14 @@ def read_importance(path: str | Path, model: LanguageModel) -> Importance:
     return importance
 
 
-def card(importance: Importance, progress: Progress) -> str:
+def card(importance: AnyImportance, progress: Progress) -> str:
     """The model card."""
     info = importance.info
     told = info.details
-    weights = sum(value.numel() for value in importance.values())
+    is_factored = isinstance(importance, FactoredImportance)
+    held = "--strength 0.1" if is_factored else "--budget 0.05"
+    diagonal = importance.to_diagonal() if is_factored else importance
+    weights = sum(value.numel() for value in diagonal.values())
     nats = "unknown" if info.nats_per_unit is None else f"{info.nats_per_unit:g}"
     return f"""# What {told["base_model"]} needs for its skill
 
@@ -96,18 +97,18 @@ How much each of its {weights:,} weights matters, measured with holdfast {info.l
 
 Fine-tune the model without losing the skill:
 
-    holdfast finetune {told["base_model"]} NEW-DATA --keep THIS-FOLDER --method ewc --budget 0.05
+    holdfast finetune {told["base_model"]} NEW-DATA --keep THIS-FOLDER --method ewc {held}
 
 or in a loop of your own, on the part of the model that it names:
 
-    importance = hf.Importance.load("THIS-FOLDER", model=model)
-    keeper = hf.EWC(model, budget=0.05).attach(optimizer).retain(importance)
+    importance = hf.{type(importance).__name__}.load("THIS-FOLDER", model=model)
+    keeper = hf.EWC(model, {held.removeprefix("--").replace(" ", "=")}).attach(optimizer).retain(importance)
 
 Where the importance is, {info.model}'s parameters by their share of the sum:
 
 | parameters | weights | share |
 | --- | --- | --- |
-{_shares(importance)}
+{_shares(diagonal)}
 """
 
 

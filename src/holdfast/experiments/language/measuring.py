@@ -14,20 +14,21 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from holdfast.errors import EmptyDataError, MemoryShortageError, OptionError, RunMismatchError
+from holdfast.errors import EmptyDataError, MemoryShortageError, OptionError, RunMismatchError, UnsupportedLayerError
 from holdfast.experiments.language.batches import Batch, Example, batches
 from holdfast.experiments.language.models import LanguageModel
 from holdfast.experiments.language.skills import likelihood_of
+from holdfast.factored import AnyImportance, FactoredImportance, factors_from, factors_to_tensors
 from holdfast.files import read_state, write_state
 from holdfast.heads.batches import model_inputs
-from holdfast.importance import fisher, mas, signal
+from holdfast.importance import fisher, kfac, mas, signal
 from holdfast.importance.calibration import measured_nats_per_unit
 from holdfast.moments.calls import Call
 from holdfast.moments.state import measuring
 from holdfast.records import Importance, ImportanceInfo
-from holdfast.tensors import prefixed, trainable_parameters, under, unwrap
+from holdfast.tensors import prefixed, under, unwrap
 
-Kind = Literal["sampled", "exact", "empirical", "mas", "signal"]
+Kind = Literal["sampled", "exact", "empirical", "mas", "signal", "kfac"]
 
 PART = 64
 """Examples that are measured together before the sums are added up, and may be written down."""
@@ -78,17 +79,15 @@ class Groups:
     sum_k (n_k/n)^2 (m_k - m)^2 K/(K - 1); its root, over all weights, over |m| is the relative error.
     """
 
-    sums: Tensor
+    sums: Tensor = field(default_factory=lambda: torch.zeros(_GROUPS, 0))
     counts: list[int] = field(default_factory=lambda: [0] * _GROUPS)
-
-    @classmethod
-    def of(cls, totals: Mapping[str, Tensor]) -> Groups:
-        """Empty ones for weights like these."""
-        return cls(torch.zeros(_GROUPS, len(_watched(totals))))
 
     def add(self, part: int, found: Mapping[str, Tensor], size: int) -> None:
         """Add what a part of so many examples gave, means over them."""
-        self.sums[part % _GROUPS] += size * _watched(found)
+        watched = _watched(found)
+        if not self.sums.numel():
+            self.sums = torch.zeros(_GROUPS, len(watched))
+        self.sums[part % _GROUPS] += size * watched
         self.counts[part % _GROUPS] += size
 
     def compare(self) -> tuple[float, float] | None:
@@ -125,7 +124,7 @@ def measure(
     identity: Mapping[str, Any] | None = None,
     checkpoint_seconds: float = 30.0,
     watch: Watch | None = None,
-) -> tuple[Importance, Progress]:
+) -> tuple[AnyImportance, Progress]:
     """The importance of the weights of `model.base`, under their own names.
 
     The data are measured in parts of 64 examples, each with labels drawn under a seed of its own, and the parts' sums
@@ -135,7 +134,8 @@ def measure(
     Args:
         model: what is measured.
         data: makes the stream of examples anew.
-        kind: "sampled", "exact" or "empirical" Fisher; "mas"; "signal", which leaves embeddings and norms at zero.
+        kind: "sampled", "exact" or "empirical" Fisher; "mas"; "signal", which leaves embeddings and norms at zero;
+            "kfac", the sampled Fisher with Kronecker factors of its layers.
         num_examples: stop after so many.
         tolerance: stop when the relative error is below this, after at least four parts.
         batch_size: examples that go through the model together; halved where memory does not do.
@@ -147,26 +147,25 @@ def measure(
         watch: told of the progress after each part.
 
     Returns:
-        The importance, and how far it got.
+        The importance, with "kfac" a `FactoredImportance`; and how far it got.
 
     Raises:
         EmptyDataError: no example.
         MemoryShortageError: not even one example alone fits.
         OptionError: MAS of single sentences, whose embeddings all have length one.
+        UnsupportedLayerError: "kfac" of a model in which no layer can have factors, such as an encoder of pairs.
         RunMismatchError: the checkpoint is of another measurement.
 
-    Cost: a float32 copy of the weights on the model's device, and one for the running sums in the computer's memory.
+    Cost: a float32 copy of the weights on the model's device, and one for the running sums in the computer's memory;
+    with "kfac" the factors' size in place of the weights'.
     """
     if num_examples is not None and num_examples < 1:
         raise OptionError(f"importance: --examples is {num_examples}; expected a whole number >= 1.")
     key = {"kind": kind, "seed": seed, **(identity or {})}
-    names = list(trainable_parameters(model.base))
     if model.base is not model.module:
         model.module.requires_grad_(False)  # a head is not part of what is measured
         model.base.requires_grad_(True)
-    state = (
-        _State.start(names, model) if checkpoint is None or not checkpoint.exists() else _State.read(checkpoint, key)
-    )
+    state = _State() if checkpoint is None or not checkpoint.exists() else _State.read(checkpoint, key)
     limit = math.inf if num_examples is None else num_examples
     stream = islice(data(), state.seen, None)
     written = start = time.monotonic()
@@ -177,7 +176,7 @@ def measure(
         if not part:
             break
         found, size = _with_room(partial(_measure_part, model, part, kind, seed + state.part), size)
-        state.add({name: found[model.prefix + name] for name in names}, len(part))
+        state.add(_of_base(found, model.prefix), len(part))
         state.seconds = earlier + time.monotonic() - start
         if checkpoint is not None and time.monotonic() - written >= checkpoint_seconds:
             state.write(checkpoint, key)
@@ -186,28 +185,31 @@ def measure(
             watch(state.progress())
     if state.seen == 0:
         raise EmptyDataError("importance: the data held no example.")
-    importance = _importance(model, state, kind, seed)
-    if sample:
-        nats = _nats_per_unit(model, importance, sample, seed)
-        importance = Importance(importance, replace(importance.info, nats_per_unit=nats))
+    importance = state.mean(_info(model, state.seen, kind, seed))
+    if sample and isinstance(importance, Importance):
+        importance = importance.with_info(nats_per_unit=_nats_per_unit(model, importance, sample, seed))
     return importance, state.progress()
 
 
 @dataclass
 class _State:
-    """Sums over the examples so far."""
+    """Sums over the examples so far.
 
-    totals: dict[str, Tensor]
-    groups: Groups
+    Attributes:
+        totals: of the diagonal, by name.
+        factors: of Kronecker factors, as `factors_to_tensors` names them.
+        layers: the forms of the layers that have factors.
+        groups: for the convergence.
+        seen, part, seconds: examples and parts so far, and the time they took.
+    """
+
+    totals: dict[str, Tensor] = field(default_factory=dict)
+    factors: dict[str, Tensor] = field(default_factory=dict)
+    layers: dict[str, Any] = field(default_factory=dict)
+    groups: Groups = field(default_factory=Groups)
     seen: int = 0
     part: int = 0
     seconds: float = 0.0
-
-    @classmethod
-    def start(cls, names: list[str], model: LanguageModel) -> _State:
-        parameters = trainable_parameters(model.base)
-        totals = {name: torch.zeros(parameters[name].shape) for name in names}
-        return cls(totals, Groups.of(totals))
 
     @classmethod
     def read(cls, path: Path, key: Mapping[str, Any]) -> _State:
@@ -219,7 +221,8 @@ class _State:
                 "same command to go on."
             )
         groups = Groups(tensors["groups"], notes["counts"])
-        return cls(under("totals", tensors), groups, notes["seen"], notes["part"], notes["seconds"])
+        sums = under("totals", tensors), under("factors", tensors), notes["layers"]
+        return cls(*sums, groups, notes["seen"], notes["part"], notes["seconds"])
 
     def write(self, path: Path, key: Mapping[str, Any]) -> None:
         notes = {
@@ -227,24 +230,66 @@ class _State:
             "part": self.part,
             "seconds": self.seconds,
             "counts": self.groups.counts,
+            "layers": self.layers,
             "key": key,
         }
-        write_state(path, {**prefixed("totals", self.totals), "groups": self.groups.sums}, notes)
+        tensors = prefixed("totals", self.totals) | prefixed("factors", self.factors)
+        write_state(path, tensors | {"groups": self.groups.sums}, notes)
 
-    def add(self, part: Mapping[str, Tensor], size: int) -> None:
-        """Add the means over a part's examples."""
-        for name, value in part.items():
-            self.totals[name].add_(value.cpu(), alpha=size)
-        self.groups.add(self.part, part, size)
+    def add(self, found: AnyImportance, size: int) -> None:
+        """Add the means over a part's examples.
+
+        Raises:
+            UnsupportedLayerError: other layers than before have factors.
+        """
+        is_factored = isinstance(found, FactoredImportance)
+        diagonal = found.diagonal if is_factored else found
+        factors, layers = factors_to_tensors(found if is_factored else {})
+        if self.seen and layers.keys() != self.layers.keys():
+            changed = ", ".join(map(repr, sorted(layers.keys() ^ self.layers.keys())))
+            raise UnsupportedLayerError(
+                f"importance: {changed} can have Kronecker factors on some of the data only. Measure --kind sampled."
+            )
+        self.layers = layers
+        for totals, values in ((self.totals, diagonal), (self.factors, factors)):
+            for name, value in values.items():
+                total = totals.setdefault(name, torch.zeros(value.shape))
+                total.add_(value.cpu(), alpha=size)
+        self.groups.add(self.part, _diagonal(found), size)
         self.seen += size
         self.part += 1
+
+    def mean(self, info: ImportanceInfo) -> AnyImportance:
+        """Over all examples; the sums are gone then."""
+        diagonal, factors = ({n: s.div_(self.seen) for n, s in sums.items()} for sums in (self.totals, self.factors))
+        if not self.layers:
+            return Importance(diagonal, info)
+        return FactoredImportance(factors_from(self.layers, factors, where="importance"), diagonal, info)
 
     def progress(self) -> Progress:
         error, agreement = self.groups.compare() or (None, None)
         return Progress(self.seen, error, agreement, self.seconds)
 
 
-def _measure_part(model: LanguageModel, part: list[Example], kind: Kind, seed: int, size: int) -> Importance:
+def _diagonal(importance: AnyImportance) -> Importance:
+    return importance.to_diagonal() if isinstance(importance, FactoredImportance) else importance
+
+
+def _of_base(found: AnyImportance, prefix: str) -> AnyImportance:
+    """What was measured of the whole model, under the names of its base."""
+    if not prefix:
+        return found
+
+    def own(name: str) -> str:
+        return name.removeprefix(prefix)
+
+    if not isinstance(found, FactoredImportance):
+        return Importance({own(name): value for name, value in found.items()}, found.info)
+    factors = {own(name): replace(f, bias=None if f.bias is None else own(f.bias)) for name, f in found.items()}
+    return FactoredImportance(factors, {own(name): value for name, value in found.diagonal.items()}, found.info)
+
+
+def _measure_part(model: LanguageModel, part: list[Example], kind: Kind, seed: int, size: int) -> AnyImportance:
     """The mean over the examples of a part, `size` of them at a time."""
     data: Iterable[Batch] = batches(model, part, size)
     if kind == "mas":
@@ -256,10 +301,18 @@ def _measure_part(model: LanguageModel, part: list[Example], kind: Kind, seed: i
         return mas(model.module, data)
     if kind == "signal":
         return signal(model.module, data, others="zero")
+    if kind == "kfac":
+        found = kfac(model.module, data, kind="sampled", loss=likelihood_of(model.task), seed=seed)
+        if not found:
+            raise UnsupportedLayerError(
+                "importance: no layer can have Kronecker factors; an encoder calls each for both texts of a pair. Give "
+                "single texts, or another --kind."
+            )
+        return found
     return fisher(model.module, data, kind=kind, loss=likelihood_of(model.task), seed=seed)
 
 
-def _with_room(work: Callable[[int], Importance], size: int) -> tuple[Importance, int]:
+def _with_room(work: Callable[[int], AnyImportance], size: int) -> tuple[AnyImportance, int]:
     """The work's result, and the size at which memory sufficed: `size`, or what is left of it after halving.
 
     Raises:
@@ -283,18 +336,17 @@ def _with_room(work: Callable[[int], Importance], size: int) -> tuple[Importance
         size //= 2
 
 
-def _importance(model: LanguageModel, state: _State, kind: Kind, seed: int) -> Importance:
-    is_fisher = kind in ("sampled", "exact", "empirical")
-    info = ImportanceInfo(
-        kind=f"fisher-{kind}" if is_fisher else kind,
-        num_examples=state.seen,
+def _info(model: LanguageModel, seen: int, kind: Kind, seed: int) -> ImportanceInfo:
+    is_fisher = kind not in ("mas", "signal")
+    return ImportanceInfo(
+        kind="kfac-sampled" if kind == "kfac" else f"fisher-{kind}" if is_fisher else kind,
+        num_examples=seen,
         loss=likelihood_of(model.task).name if is_fisher else None,
         unit={"mas": "output^2/weight", "signal": "output"}.get(kind, "nats/weight^2"),
         model=type(unwrap(model.base)).__name__,
         nats_per_unit=1.0 if is_fisher else None,
-        details={"seed": seed} if kind == "sampled" else {},
+        details={"seed": seed} if kind in ("sampled", "kfac") else {},
     )
-    return Importance({name: total.div_(state.seen) for name, total in state.totals.items()}, info)
 
 
 def _first_batches(model: LanguageModel, data: Callable[[], Iterator[Example]]) -> list[Batch]:

@@ -56,7 +56,7 @@ class Rehearsed:
     def applied_to(self, importance: Importance) -> Importance:
         """The importance, with the factor that was found."""
         details = {**importance.info.details, REHEARSED: True}
-        return Importance(importance, replace(importance.info, nats_per_unit=self.nats_per_unit, details=details))
+        return importance.with_info(nats_per_unit=self.nats_per_unit, details=details)
 
 
 def rehearse(
@@ -109,7 +109,7 @@ def rehearse(
         for _ in range(rounds):
             _give_back(model, before)
             pupil, task = _made_up(model, learned, seed)
-            unit = Importance(importance, replace(importance.info, nats_per_unit=1.0))
+            unit = importance.with_info(nats_per_unit=1.0)
             keeper = EWC(model.base, budget=budget / factor, log_every=0).retain(unit)
             learn(pupil, shuffled(pupil, task, size=_BATCH, seed=seed), Pace(steps, lr, 10 * lr), keeper=keeper)
             predicted, rise = keeper.predicted_rise(), _loss(model, answers) - start

@@ -114,6 +114,7 @@ class Encoder:
             num_examples=MEASURED_PAIRS[self.size],
             watch=lambda progress: watch(f"importance: {progress.text}"),
         )
+        assert isinstance(found, Importance)
         found, rehearsal = self._rehearsed(self.ready, found, pairs)
         watch(f"rehearsal: rise predicted {rehearsal.predicted:.3g}, measured {rehearsal.measured:.3g} nats")
         found.save(folder)
@@ -189,6 +190,7 @@ class Encoder:
         order = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed)).tolist()
         chosen = [found[number] for number in order[: MEASURED_SENTENCES[self.size]]]
         importance, _ = measure(model, lambda: iter(chosen), kind="sampled", seed=seed)
+        assert isinstance(importance, Importance)
         model.module.requires_grad_(True)
         return self._rehearsed(model, importance, chosen)[0] if rehearsed else importance
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,14 @@ from holdfast.experiments.language.batches import Example, batches, examples
 from holdfast.experiments.language.elephants.methods import Start, learn_with
 from holdfast.experiments.language.elephants.trial import Found, Trial, Watch
 from holdfast.experiments.language.learning import Old, Pace, learn, shuffled
-from holdfast.experiments.language.measuring import measure
+from holdfast.experiments.language.measuring import Progress, measure
 from holdfast.experiments.language.models import LanguageModel, load_model, transformers_library
 from holdfast.experiments.language.rehearsal import NUM_EXAMPLES, rehearse
 from holdfast.experiments.language.rows import Row
-from holdfast.experiments.language.skills import evaluate, likelihood_of
+from holdfast.experiments.language.skills import evaluate
 from holdfast.experiments.lock import locked
 from holdfast.factored import FactoredImportance
 from holdfast.files import existing_folder, new_folder
-from holdfast.importance import kfac
 from holdfast.records import Importance
 from holdfast.tensors import all_parameters, copies
 
@@ -151,9 +150,8 @@ class Gpt:
         if folder.exists():
             return Importance.load(existing_folder(folder)).to(self.device)
         blocks = _spread(self.blocks["english", "train"], self.sizes.measured)
-        found, _ = measure(
-            self.ready, lambda: iter(blocks), watch=lambda progress: watch(f"importance: {progress.text}")
-        )
+        found, _ = measure(self.ready, lambda: iter(blocks), watch=partial(_tell, watch, "importance"))
+        assert isinstance(found, Importance)
         rehearsed = rehearse(
             self.ready, found, blocks[:NUM_EXAMPLES], steps=min(60, self.sizes.python.steps), lr=self.sizes.python.lr
         )
@@ -166,10 +164,9 @@ class Gpt:
         """The same with Kronecker factors of its layers; measured once."""
         folder = self.work / f"factors-gpt-{self.size}"
         if not folder.exists():
-            watch("Kronecker factors ...")
             blocks = _spread(self.blocks["english", "train"], self.sizes.measured)
-            ready = self.ready
-            kfac(ready.module, batches(ready, blocks, 8), kind="sampled", loss=likelihood_of(ready.task)).save(folder)
+            told = partial(_tell, watch, "Kronecker factors")
+            measure(self.ready, lambda: iter(blocks), kind="kfac", watch=told)[0].save(folder)
         return FactoredImportance.load(existing_folder(folder)).to(self.device)
 
     @cached_property
@@ -280,6 +277,10 @@ class Gpt:
         return transformers.PreTrainedTokenizerFast(
             tokenizer_object=bare._tokenizer, eos_token="<|endoftext|>", bos_token="<|endoftext|>"
         )
+
+
+def _tell(watch: Watch, what: str, progress: Progress) -> None:
+    watch(f"{what}: {progress.text}")
 
 
 def _parts(texts: Sequence[str]) -> dict[str, str]:
