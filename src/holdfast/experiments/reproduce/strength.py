@@ -13,7 +13,7 @@ from holdfast.experiments.reproduce.verdict import above, equal, not_below, stan
 from holdfast.experiments.results import RunResult
 from holdfast.experiments.tables import Estimate
 
-_GRIDS = {"ewc-fisher": (*FACTORS, 30.0), "wva-signal": FACTORS, "wva-fisher": FACTORS}
+_GRIDS = {"ewc-fisher": (*FACTORS, 30.0), "wva-signal": (*FACTORS, 30.0), "wva-fisher": (*FACTORS, 30.0, 100.0)}
 _LABELS = {"ewc-fisher": "EWC Fisher", "wva-signal": "WVA signal", "wva-fisher": "WVA Fisher"}
 _TRIALS = {
     "ewc-mas": (0.1, 1, 10),
