@@ -1,4 +1,4 @@
-"""A sweep of strengths and seeds on two processes, separate and batched, against the same runs one after another.
+"""A sweep of strengths and seeds: on two processes, separate and batched, against the same runs one after another.
 
 The net and protocol of permuted MNIST, cut to two tasks of one epoch. What two cores can do at best is half the sum of
 the single-thread runs. On a machine with other things to do the processor's time tells more than the time on the wall:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from pathlib import Path
 
 from holdfast.experiments.reproduce.attenuation import FACTORS
@@ -93,14 +94,22 @@ def _find_best(findings: Findings) -> str:
         lost = {t: findings.paired(winners[t], top, lambda r, t=t: r.average_accuracy[t - 1]) for t in winners}
         worst = max(lost, key=lambda t: lost[t].mean)
         keeps = equal(lost[worst])
-        courses = ", ".join(f"{_strength(answer)} after {t}" for t, answer in winners.items())
+        courses = ", ".join(
+            f"{strength} after {_tasks(list(ts))}"
+            for strength, ts in groupby(winners, key=lambda t: _strength(winners[t]))
+        )
         told.append(
             f"{label}: best at {_strength(top)} with {percent(top.of(final))}%. By validation data the best is "
-            f"{courses} tasks; keeping {_strength(top)} throughout costs at most {points(lost[worst])} points, after "
+            f"{courses}; keeping {_strength(top)} throughout costs at most {points(lost[worst])} points, after "
             f"{worst} tasks: that it does not depend on the number of tasks "
             f"{stand_text(keeps)}."
         )
     return " ".join(told)
+
+
+def _tasks(numbers: list[int]) -> str:
+    first, last = numbers[0], numbers[-1]
+    return f"{first} tasks" if first == last else f"{first} to {last} tasks"
 
 
 def _best_after(answers: list[Answer], num_tasks: int) -> Answer:
