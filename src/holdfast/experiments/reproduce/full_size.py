@@ -50,8 +50,8 @@ def full_size(size: Size) -> Recipe:
         conclude=_conclude,
         draw=_draw,
         notes="A well-known framework's published reproductions of EWC and SI reach 83% where the papers say 94 and "
-        "95. Nothing was chosen here: the strengths are the paper's for SI, and for EWC carried over from small nets. A pull "
-        "on layers this wide costs twelve steps: K-FAC pulls at every 25th, as hard as at all of them together.",
+        "95. Nothing was chosen here: the strengths are the paper's for SI, and for EWC carried over from small nets. "
+        "A pull on layers this wide costs twelve steps: K-FAC pulls at every 25th, as hard as at all of them together.",
     )
 
 
