@@ -17,11 +17,11 @@ from holdfast.experiments.tables import Estimate
 _GRIDS = {"ewc-fisher": (*FACTORS, 30.0), "wva-signal": (*FACTORS, 30.0), "wva-fisher": (*FACTORS, 30.0, 100.0)}
 _LABELS = {"ewc-fisher": "EWC Fisher", "wva-signal": "WVA signal", "wva-fisher": "WVA Fisher"}
 _TRIALS = {
-    "ewc-mas": (0.1, 1, 10),
-    "ewc-si": (0.1, 1, 10),
+    "ewc-mas": (0.1, 1, 10, 100),
+    "ewc-si": (0.1, 1, 10, 100, 1000),
     "ewc-signal": (0.1, 1, 10),
     "ewc-taylor": (0.1, 1, 10),
-    "wva-mas": (0.1, 1, 10, 100),
+    "wva-mas": (0.1, 1, 10, 100, 1000),
     "wva-si": (0.1, 1, 10, 100),
     "wva-taylor": (0.1, 1, 10, 100),
 }
