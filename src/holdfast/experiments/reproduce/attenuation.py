@@ -39,11 +39,11 @@ def increments(size: Size) -> Recipe:
     for optimizer in _OPTIMIZERS:
         for kind in ("increments", "gradients"):
             base = wva(size, optimizer, attenuate=kind)
-            shared = optimizer == "Adam" and kind == "increments"  # the strengths that A 3 runs anyhow
+            shared = optimizer != "momentum" and kind == "increments"  # the strengths that A 3 runs anyhow
             lines.append(
                 Line(
                     label=f"{optimizer}, {kind}",
-                    candidates=(base,) if optimizer == "SGD" else around(base, FACTORS if shared else (0.1, 1, 10)),
+                    candidates=around(base, FACTORS if shared else (0.1, 1, 10, 100)),
                     seeds=seeds,
                     trial_seeds=seeds if shared else (9,),
                     trial_tasks=None if shared else tasks,
