@@ -41,7 +41,7 @@ def test_what_follows_a_choice_is_counted_at_most():
 
 def test_shared_runs_count_once():
     together = [recipe_named("strength", FULL), recipe_named("attenuation", FULL)]
-    assert cost(together, {}).to_do == 57 + 60 - 15
+    assert cost(together, {}).to_do == 57 + 72 - 15
 
 
 def test_measurements_count_as_runs():

@@ -21,14 +21,12 @@ _OPTIMIZERS: dict[str, dict[str, Any]] = {
     "momentum": {"optimizer": "momentum", "lr": 0.02},  # as far as SGD at 0.2 goes: lr / (1 - 0.9)
     "Adam": {"optimizer": "adam", "lr": 1e-3},
 }
-ADAM_FACTOR = 10.0
-"""Under Adam all weights move alike, important or not, so that WVA must be stronger to hold as much."""
+_GRIDS = {"SGD": FACTORS, "Adam": (*FACTORS, 30.0, 100.0)}
 
 
 def wva(size: Size, optimizer: str, **settings: Any) -> RunConfig:
-    """WVA on signal, of a strength that suits the optimizer."""
-    config = size.config("permuted", "wva-signal", **_OPTIMIZERS[optimizer], **settings)
-    return around(config, (ADAM_FACTOR,))[0] if optimizer == "Adam" else config
+    """WVA on signal under an optimizer."""
+    return size.config("permuted", "wva-signal", **_OPTIMIZERS[optimizer], **settings)
 
 
 def increments(size: Size) -> Recipe:
@@ -68,7 +66,7 @@ def attenuation(size: Size) -> Recipe:
         Line(label=f"{optimizer}, {kind}, strength {config.strength:g}", candidates=(config,), seeds=size.num_seeds(3))
         for optimizer in ("SGD", "Adam")
         for kind in ("hyperbolic", "exponential")
-        for config in around(wva(size, optimizer, attenuation=kind), FACTORS)
+        for config in around(wva(size, optimizer, attenuation=kind), _GRIDS[optimizer])
     ]
     return Recipe(
         name="attenuation",
