@@ -17,7 +17,7 @@ PULLS: dict[str, dict[str, Any]] = {
     "clipped": {"pull": "penalty", "clip": 1.0},
 }
 NETS: dict[str, dict[str, Any]] = {"convolution": {}, "attention": {"num_tasks": 5}}
-STRENGTHS = (10.0, 100.0, 1000.0)
+STRENGTHS = (1.0, 10.0, 100.0, 1000.0)
 
 
 def nets(size: Size) -> Recipe:
