@@ -14,16 +14,20 @@ from holdfast.experiments.reproduce.verdict import above, equal, not_below, stan
 from holdfast.experiments.results import RunResult
 from holdfast.experiments.tables import Estimate
 
-_GRIDS = {"ewc-fisher": (*FACTORS, 30.0), "wva-signal": (*FACTORS, 30.0), "wva-fisher": (*FACTORS, 30.0, 100.0)}
+_GRIDS = {
+    "ewc-fisher": (*FACTORS, 30.0),
+    "wva-signal": (*FACTORS, 30.0),
+    "wva-fisher": (1 / 300, 1 / 100, 1 / 30, 1 / 10, 1 / 3, 1.0, 10 / 3),
+}
 _LABELS = {"ewc-fisher": "EWC Fisher", "wva-signal": "WVA signal", "wva-fisher": "WVA Fisher"}
 _TRIALS = {
     "ewc-mas": (0.1, 1, 10, 100),
     "ewc-si": (0.1, 1, 10, 100, 1000),
     "ewc-signal": (0.1, 1, 10),
     "ewc-taylor": (0.1, 1, 10),
-    "wva-mas": (0.1, 1, 10, 100, 1000),
-    "wva-si": (0.1, 1, 10, 100),
-    "wva-taylor": (0.1, 1, 10, 100),
+    "wva-mas": (1e-4, 1e-3, 0.01, 0.1, 1),
+    "wva-si": (0.01, 0.1, 1, 10),
+    "wva-taylor": (0.01, 0.1, 1, 10),
 }
 _IMPORTANCES = {"fisher": "Fisher", "mas": "MAS", "si": "SI", "signal": "signal", "taylor": "Taylor"}
 
