@@ -63,6 +63,7 @@ def read_form(described: Any, *, name: str, where: str) -> dict[str, Any]:
     shape, bias, inputs_first = found.get("shape"), found.get("bias"), found.get("inputs_first", False)
     sizes = shape if isinstance(shape, list | tuple) else []
     whole = len(sizes) >= 2 and all(isinstance(n, int) and n > 0 for n in sizes)
-    if not whole or not isinstance(bias, str | None) or inputs_first not in (False, len(sizes) == 2):
+    laid_out = isinstance(inputs_first, bool) and (len(sizes) == 2 or not inputs_first)
+    if not (whole and laid_out and isinstance(bias, str | None)):
         raise FileFormatError(f"{where}: 'shape' or 'bias' of {name!r} is damaged ({described!r}). Save it again.")
     return {"shape": tuple(sizes), "bias": bias, "inputs_first": inputs_first}

@@ -142,7 +142,9 @@ class ElephantsOptions:
     size: option("size", Literal["full", "quick", "large"], "large: 17 million weights, for a GPU; gpt alone") = "full"
     seeds: option("seeds", tuple[int, ...], "of what is reported (default: 0 1 2)") = (0, 1, 2)
     rival_seeds: option(
-        "rival_seeds", tuple[int, ...], "likewise, of all but plain, ewc, ewc-budget and wva (left out: the same)"
+        "rival_seeds",
+        tuple[int, ...],
+        "likewise, of all but plain, ewc, ewc-kfac, ewc-budget and wva (left out: the same)",
     ) = None
     methods: option("methods", tuple[str, ...], "left out: all") = None
     output: Output = "runs"

@@ -154,7 +154,7 @@ class KroneckerSums:
         """The inputs [rows, in (+1)] of one call, examples and positions in one axis; for images in chunks."""
         module = layer.module
         if not isinstance(module, Convolution):
-            yield _with_one(_wide(x.detach()).flatten(0, -2), layer.bias)
+            yield _with_one(_wide(x.detach()).reshape(-1, x.shape[-1]), layer.bias)
             return
         x = x if x.ndim == len(layer.shape) else x.unsqueeze(0)
         size = math.prod(layer.shape[1:]) * math.prod(x.shape[2:]) * 8
@@ -280,7 +280,7 @@ def _recorded(layers: list[Layer]) -> Iterator[dict[str, list[_Use]]]:
 def _positions(layer: Layer, g: Tensor) -> Tensor:
     """[rows, out]: gradients at the outputs, examples and positions in one axis, in the order of the inputs."""
     if not isinstance(layer.module, Convolution):
-        return _wide(g).flatten(0, -2)
+        return _wide(g).reshape(-1, g.shape[-1])
     g = g if g.ndim == len(layer.shape) else g.unsqueeze(0)
     return _wide(g).flatten(2).transpose(1, 2).flatten(0, 1)
 
