@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -99,7 +99,7 @@ def learn(
     every = round(1 / old.share) if old is not None and old.share > 0 else 0
     begin = 0
     if checkpoint is not None and checkpoint.exists():
-        begin = schedule.last_epoch = _load(checkpoint, model, optimizer)
+        begin = schedule.last_epoch = _load(checkpoint, model, optimizer, pace)
         for _ in range(begin):
             next(stream)
     try:
@@ -114,7 +114,7 @@ def learn(
                 _step(old.model, optimizer, next(old.stream), pace)
             schedule.step()
             if checkpoint is not None and (step + 1) % _SAVED_EVERY == 0:
-                _save(checkpoint, model, optimizer, step + 1)
+                _save(checkpoint, model, optimizer, pace, step + 1)
             if watch is not None and step % 50 == 0:
                 watch(step, loss)
     finally:
@@ -159,16 +159,18 @@ def _groups(model: LanguageModel, pace: Pace) -> list[dict[str, object]]:
     return [group for group in groups if group["params"]]
 
 
-def _save(path: Path, model: LanguageModel, optimizer: AdamW, done: int) -> None:
+def _save(path: Path, model: LanguageModel, optimizer: AdamW, pace: Pace, done: int) -> None:
     of_optimizer, notes = optimizer_state(optimizer)
     tensors = prefixed("model", model.module.state_dict()) | prefixed("optimizer", of_optimizer)
-    write_state(path, {**tensors, "random": torch.get_rng_state()}, {**notes, "done": done})
+    write_state(path, {**tensors, "random": torch.get_rng_state()}, {**notes, "pace": asdict(pace), "done": done})
 
 
-def _load(path: Path, model: LanguageModel, optimizer: AdamW) -> int:
+def _load(path: Path, model: LanguageModel, optimizer: AdamW, pace: Pace) -> int:
     """Go on from a checkpoint; the number of steps done."""
     tensors, notes = read_state(path)
     try:
+        if notes["pace"] != asdict(pace):
+            raise ValueError(f"it is at another pace, {notes['pace']}")
         model.module.load_state_dict(under("model", tensors))
         load_optimizer_state(optimizer, under("optimizer", tensors), notes)
         torch.set_rng_state(tensors["random"])

@@ -297,7 +297,7 @@ def test_training_goes_on_where_it_was_killed(tmp_path: Path, monkeypatch: pytes
     resumed = learned(checkpoint)
     assert all(torch.equal(resumed[name], value) for name, value in whole.items())
     assert not checkpoint.exists()
-    write_state(checkpoint, {"model/other": torch.zeros(1)}, {"done": 5})
+    write_state(checkpoint, {"model/other": torch.zeros(1)}, {"done": 5, "pace": {}})
     with pytest.raises(FileFormatError, match=r"half.safetensors does not fit this training .* Delete it"):
         learned(checkpoint)
 

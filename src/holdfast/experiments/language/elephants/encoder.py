@@ -14,13 +14,12 @@ import torch
 
 from holdfast.errors import DataFileError
 from holdfast.experiments.language.batches import Example, batches, classes_of, examples
-from holdfast.experiments.language.elephants.methods import HOLDING, Start, learn_with
+from holdfast.experiments.language.elephants.methods import HOLDING, Start, learn_with, rehearsed
 from holdfast.experiments.language.elephants.trial import Found, Trial, Watch
 from holdfast.experiments.language.encoders import SentenceClassifier, SentenceEncoder
 from holdfast.experiments.language.learning import Old, Pace, shuffled
 from holdfast.experiments.language.measuring import measure
 from holdfast.experiments.language.models import LanguageModel, load_model
-from holdfast.experiments.language.rehearsal import NUM_EXAMPLES, Rehearsed, rehearse
 from holdfast.experiments.language.rows import read_rows
 from holdfast.experiments.language.skills import Skill, evaluate
 from holdfast.files import existing_folder
@@ -115,8 +114,7 @@ class Encoder:
             watch=lambda progress: watch(f"importance: {progress.text}"),
         )
         assert isinstance(found, Importance)
-        found, rehearsal = self._rehearsed(self.ready, found, pairs)
-        watch(f"rehearsal: rise predicted {rehearsal.predicted:.3g}, measured {rehearsal.measured:.3g} nats")
+        found = rehearsed(self.ready, found, pairs, PACES[self.size], watch=watch)
         found.save(folder)
         return found
 
@@ -172,7 +170,7 @@ class Encoder:
                 + ", ".join(f"{found[shown]['value']:.4f}" for found in steps[-1]["accuracy"])
             )
             if number + 1 < len(TASKS) and not trial.tuning and trial.method in HOLDING:
-                importance = self._of_intents(model, task, seed, rehearsed=trial.method == "ewc-budget")
+                importance = self._of_intents(model, task, seed, budget=trial.method == "ewc-budget", watch=watch)
                 held = (*held, (importance, copies(all_parameters(bare))))
         return {"before": before, "after": steps, "seconds": round(time.monotonic() - begin, 1)}
 
@@ -185,22 +183,14 @@ class Encoder:
     def _similarity(self, bare: Any, part: str) -> dict[str, Any]:
         return _skill(self._over(bare), self.pairs(part))
 
-    def _of_intents(self, model: LanguageModel, task: str, seed: int, *, rehearsed: bool) -> Importance:
+    def _of_intents(self, model: LanguageModel, task: str, seed: int, *, budget: bool, watch: Watch) -> Importance:
         found = self.sentences(model, task, "train")
         order = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed)).tolist()
         chosen = [found[number] for number in order[: MEASURED_SENTENCES[self.size]]]
         importance, _ = measure(model, lambda: iter(chosen), kind="sampled", seed=seed)
         assert isinstance(importance, Importance)
         model.module.requires_grad_(True)
-        return self._rehearsed(model, importance, chosen)[0] if rehearsed else importance
-
-    def _rehearsed(
-        self, model: LanguageModel, importance: Importance, data: Sequence[Example]
-    ) -> tuple[Importance, Rehearsed]:
-        """The importance in nats of what a budget is worth, and how that was found."""
-        pace = PACES[self.size]
-        found = rehearse(model, importance, data[:NUM_EXAMPLES], steps=min(60, pace.steps), lr=pace.lr)
-        return found.applied_to(importance), found
+        return rehearsed(model, importance, chosen, PACES[self.size], watch=watch) if budget else importance
 
     def _intents(self, task: str, part: str) -> Path:
         folder = self.data_dir / "text" / task / _INTENTS.get(part, part)

@@ -16,12 +16,11 @@ import torch
 
 from holdfast.errors import DataFileError
 from holdfast.experiments.language.batches import Example, batches, examples
-from holdfast.experiments.language.elephants.methods import Start, learn_with
+from holdfast.experiments.language.elephants.methods import Start, learn_with, rehearsed
 from holdfast.experiments.language.elephants.trial import Found, Trial, Watch
 from holdfast.experiments.language.learning import Old, Pace, learn, shuffled
 from holdfast.experiments.language.measuring import Progress, measure
 from holdfast.experiments.language.models import LanguageModel, load_model, transformers_library
-from holdfast.experiments.language.rehearsal import NUM_EXAMPLES, rehearse
 from holdfast.experiments.language.rows import Row
 from holdfast.experiments.language.skills import evaluate
 from holdfast.experiments.lock import locked
@@ -152,11 +151,7 @@ class Gpt:
         blocks = _spread(self.blocks["english", "train"], self.sizes.measured)
         found, _ = measure(self.ready, lambda: iter(blocks), watch=partial(_tell, watch, "importance"))
         assert isinstance(found, Importance)
-        rehearsed = rehearse(
-            self.ready, found, blocks[:NUM_EXAMPLES], steps=min(60, self.sizes.python.steps), lr=self.sizes.python.lr
-        )
-        watch(f"rehearsal: rise predicted {rehearsed.predicted:.3g}, measured {rehearsed.measured:.3g} nats")
-        found = rehearsed.applied_to(found)
+        found = rehearsed(self.ready, found, blocks, self.sizes.python, watch=watch)
         found.save(folder)
         return found
 

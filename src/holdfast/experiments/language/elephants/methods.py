@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,8 +10,11 @@ import torch
 from torch import Tensor
 
 from holdfast.errors import OptionError
+from holdfast.experiments.language.batches import Example
+from holdfast.experiments.language.elephants.trial import Watch
 from holdfast.experiments.language.learning import Old, Pace, learn
 from holdfast.experiments.language.models import LanguageModel
+from holdfast.experiments.language.rehearsal import NUM_EXAMPLES, rehearse
 from holdfast.factored import FactoredImportance
 from holdfast.importance import uniform
 from holdfast.records import Importance
@@ -136,6 +139,15 @@ def learn_with(method: str, setting: float, start: Start, stream: Any, pace: Pac
             for name, parameter in all_parameters(model.base).items():
                 parameter.lerp_(before[name], 1 - setting)
     return Learned(predicted_rise(start.held, model))
+
+
+def rehearsed(
+    model: LanguageModel, importance: Importance, data: Sequence[Example], pace: Pace, *, watch: Watch
+) -> Importance:
+    """The importance with the factor that a rehearsal finds at this pace."""
+    found = rehearse(model, importance, data[:NUM_EXAMPLES], steps=min(60, pace.steps), lr=pace.lr)
+    watch(f"rehearsal: rise predicted {found.predicted:.3g}, measured {found.measured:.3g} nats")
+    return found.applied_to(importance)
 
 
 def predicted_rise(held: tuple[tuple[Importance, Mapping[str, Tensor]], ...], model: LanguageModel) -> float | None:
