@@ -53,7 +53,7 @@ def nets(size: Size) -> Recipe:
         draw=_draw,
         notes="One epoch a task, importances on 500 images; attention, which costs five times as much, learns five "
         "tasks. Textbook: the pull is added to the gradients. Clipped: the penalty is added to the loss, and gradients "
-        "are scaled down to a norm of 1.",
+        "are scaled down to a norm of 1, those of the task among them, which the implicit pull leaves alone.",
     )
 
 
@@ -80,8 +80,8 @@ def _clipped(findings: Findings, clipped: list[Answer], implicit: Answer) -> str
         return "With clipping it diverged too."
     top, strongest = best(alive), alive[-1]
     return (
-        f"With clipping it reaches {percent(top.of(final))}% at its best, the implicit pull lying "
-        f"{points(findings.paired(implicit, top))} points above, and learns each new task to "
+        f"With clipping it reaches {percent(top.of(final))}% at its best (implicit less clipped: "
+        f"{points(findings.paired(implicit, top))} points), and learns each new task to "
         f"{percent(strongest.of(lambda result: result.learning_accuracy))}% at the greatest strength."
     )
 

@@ -99,9 +99,10 @@ def curves(
     width, height = 4.8, 3.2
     figure = new_figure(0.8 + width + 0.75 + 0.075 * max(len(line.label) for line in series), height + 1.25)
     axes = axes_at(figure, 0.8, 0.6, width, height)
-    known = [value.mean for line in series for value in line.values if value is not None]
-    low = max(0.0, np.floor(20 * min(known) - 0.4) / 20) if known else 0.0
-    high = min(1.0, np.ceil(20 * max(known)) / 20) if known else 1.0
+    known = [value for line in series for value in line.values if value is not None]
+    ends = [value.mean + sign * (value.half_width or 0.0) for value in known for sign in (-1, 1)]
+    low = max(0.0, np.floor(20 * min(ends) - 0.4) / 20) if ends else 0.0
+    high = min(1.0, np.ceil(20 * max(ends)) / 20) if ends else 1.0
     for number, line in enumerate(series):
         _draw_series(axes, line, (colours or {}).get(line.label, number), floor=low)
     axes.set_ylim(low - 0.015 * (high - low), max(high, low + 0.05))
