@@ -15,6 +15,7 @@ def test_work_grows_with_epochs_tasks_and_past_data():
     assert work(replace(one, epochs=8)) == 2 * work(one)
     assert work(replace(one, num_tasks=5)) == work(one) / 2
     assert work(configure("permuted-mnist", "joint")) == 5.5 * work(one)
+    assert work(configure("split-mnist", "dgr")) > 4 * work(configure("split-mnist", "none"))
 
 
 def test_nothing_done_is_told_from_stored_figures():
