@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -279,6 +279,7 @@ def test_training_goes_on_where_it_was_killed(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(learning, "_SAVED_EVERY", 5)
     folder = tiny.causal(tmp_path / "causal")
     text = tiny.prose(tmp_path / "a.txt")
+    pace = Pace(18, 1e-2)
 
     def learned(checkpoint: Path | None, *, killed_at: int | None = None) -> dict[str, torch.Tensor]:
         torch.manual_seed(0)
@@ -286,7 +287,7 @@ def test_training_goes_on_where_it_was_killed(tmp_path: Path, monkeypatch: pytes
         found = list(examples(model, read_rows(str(text)), length=16, labelled=False))
         batches = shuffled(model, found, size=4, seed=0)
         stream = batches if killed_at is None else itertools.islice(batches, killed_at)
-        learn(model, stream, Pace(18, 1e-2), checkpoint=checkpoint)
+        learn(model, stream, pace, checkpoint=checkpoint)
         return copies(all_parameters(model.base))
 
     checkpoint = tmp_path / "half.safetensors"
@@ -297,9 +298,10 @@ def test_training_goes_on_where_it_was_killed(tmp_path: Path, monkeypatch: pytes
     resumed = learned(checkpoint)
     assert all(torch.equal(resumed[name], value) for name, value in whole.items())
     assert not checkpoint.exists()
-    write_state(checkpoint, {"model/other": torch.zeros(1)}, {"done": 5, "pace": {}})
-    with pytest.raises(FileFormatError, match=r"half.safetensors does not fit this training .* Delete it"):
-        learned(checkpoint)
+    for told, why in ((asdict(pace), "Missing key"), (asdict(Pace(18, 1e-3)), "it is at another pace")):
+        write_state(checkpoint, {"model/other": torch.zeros(1)}, {"done": 5, "pace": told})
+        with pytest.raises(FileFormatError, match=rf"half.safetensors does not fit this training .*{why}.* Delete it"):
+            learned(checkpoint)
 
 
 def test_what_is_not_there_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
