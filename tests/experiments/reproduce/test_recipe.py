@@ -15,7 +15,12 @@ BASE = configure("permuted-digits", "ewc-fisher", strength=10.0)
 
 
 def line(**changes: object) -> Line:
-    settings = {"label": "it", "candidates": around(BASE, (0.1, 1, 10)), "seeds": (0, 1), "trial_tasks": 2}
+    settings = {
+        "label": "it",
+        "candidates": around(BASE, (0.1, 1, 10)),
+        "seeds": (0, 1),
+        "trial_settings": {"num_tasks": 2},
+    }
     return Line(**{**settings, **changes})
 
 

@@ -44,7 +44,7 @@ def increments(size: Size) -> Recipe:
                     candidates=around(base, FACTORS if shared else (0.1, 1, 10, 100)),
                     seeds=seeds,
                     trial_seeds=seeds if shared else (9,),
-                    trial_tasks=None if shared else tasks,
+                    trial_settings={} if shared else {"num_tasks": tasks},
                 )
             )
     return Recipe(

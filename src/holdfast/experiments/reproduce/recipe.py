@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -73,7 +73,7 @@ class Line:
         candidates: configurations; their own seeds are ignored.
         seeds: under which the chosen one is reported.
         trial_seeds: under which the candidates are compared.
-        trial_tasks: on so many tasks; None: on all.
+        trial_settings: of the trials, above the candidate's own, such as fewer tasks.
         published: the figure to compare with.
         section: the rows of one section stand together.
     """
@@ -82,14 +82,13 @@ class Line:
     candidates: tuple[RunConfig, ...]
     seeds: tuple[int, ...]
     trial_seeds: tuple[int, ...] = (9,)
-    trial_tasks: int | None = None
+    trial_settings: Mapping[str, Any] = field(default_factory=dict)
     published: Published | None = None
     section: str = ""
 
     def trial(self, candidate: RunConfig) -> list[RunConfig]:
         """The runs by which a candidate is judged."""
-        tasks = candidate.num_tasks if self.trial_tasks is None else self.trial_tasks
-        return [replace(candidate, seed=seed, num_tasks=tasks) for seed in self.trial_seeds]
+        return [replace(candidate, **{**self.trial_settings, "seed": seed}) for seed in self.trial_seeds]
 
     def trials(self) -> list[RunConfig]:
         """All that must be run before there is a choice; nothing where there is one candidate."""

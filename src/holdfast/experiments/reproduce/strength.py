@@ -71,7 +71,7 @@ def importances(size: Size) -> Recipe:
                     candidates=around(size.config("permuted", method), _GRIDS.get(method) or _TRIALS[method]),
                     seeds=seeds,
                     trial_seeds=seeds if shared else (9,),
-                    trial_tasks=None if shared or size.name == "quick" else 5,
+                    trial_settings={} if shared or size.name == "quick" else {"num_tasks": 5},
                     section=mechanism.upper(),
                 )
             )
