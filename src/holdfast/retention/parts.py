@@ -24,7 +24,7 @@ from holdfast.tensors import chunks, local
 BLOCK = 2**18
 """Weights in a block, 1 MB in float32: fewer cost more calls, more fall out of the cache."""
 
-READ_BLOCK = 2**17
+READ_BLOCK = 3 * 2**15
 """The same where importance or anchor is read into memory of its own beside it; a multiple of 256."""
 
 READ_BLOCK_CUDA = 2**22
