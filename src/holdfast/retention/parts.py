@@ -25,7 +25,7 @@ BLOCK = 2**18
 """Weights in a block, 1 MB in float32: fewer cost more calls, more fall out of the cache."""
 
 READ_BLOCK = 3 * 2**15
-"""The same where importance or anchor is read into memory of its own beside it; a multiple of 256."""
+"""The same where importance or anchor is read into memory of its own, which is kept small; a multiple of 256."""
 
 READ_BLOCK_CUDA = 2**22
 """The same on an accelerator, 16 MB in float32."""
