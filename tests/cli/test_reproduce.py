@@ -58,7 +58,10 @@ def test_a_dry_run_lists_what_would_be_run(tmp_path: Path, capsys: pytest.Captur
 
 def test_from_results_nothing_is_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main(asked(tmp_path, "strength", "--from-results")) == 2
-    assert "strength: nothing of it is done. Do it with: holdfast reproduce strength" in capsys.readouterr().err
+    assert (
+        "strength: nothing of what it reports is done. Do it with: holdfast reproduce strength"
+        in capsys.readouterr().err
+    )
     fill(tmp_path, "strength")
     assert main(asked(tmp_path, "strength", "--from-results")) == 0
 

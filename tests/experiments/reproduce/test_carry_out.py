@@ -126,7 +126,9 @@ def test_measurements_are_kept_as_they_are_made(tmp_path: Path):
 
 
 def test_of_nothing_there_is_no_answer(tmp_path: Path):
-    with pytest.raises(OptionError, match="small: nothing of it is done. Do it with: holdfast reproduce small"):
+    with pytest.raises(
+        OptionError, match="small: nothing of what it reports is done. Do it with: holdfast reproduce small"
+    ):
         answer(small(), {}, {}, results=tmp_path, command="")
 
 

@@ -110,12 +110,14 @@ def answer(recipe: Recipe, found: Found, measured: Mapping[int, Any], *, results
     """Write a recipe's compact file of results, its pictures and its page into `results`/its name.
 
     Raises:
-        OptionError: nothing of it is done, or matplotlib is not installed.
+        OptionError: nothing of what it reports is done, or matplotlib is not installed.
         OutputError: the folder cannot be written.
     """
     findings = Findings(recipe, found, measured)
-    if not findings.outcomes and not measured:
-        raise OptionError(f"{recipe.name}: nothing of it is done. Do it with: holdfast reproduce {recipe.name}")
+    if not measured and not any(answer.outcomes for answer in findings.answers):
+        raise OptionError(
+            f"{recipe.name}: nothing of what it reports is done. Do it with: holdfast reproduce {recipe.name}"
+        )
     folder = results / recipe.name
     date = _date(findings, folder)
     head = {**_head(recipe), "command": command, "date": date}

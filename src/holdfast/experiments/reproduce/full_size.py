@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,32 +20,33 @@ _TRAINING: dict[str, Any] = {
     "batch_size": 256,
     "epochs": 20,
 }
-_SI: dict[str, Any] = {"damping": 0.1}
-_METHODS: tuple[tuple[str, str, tuple[float, ...], dict[str, Any], Published | None], ...] = (
-    ("EWC K-FAC", "ewc-kfac", (30.0, 300.0, 3000.0), {"schedule": "constant", "pull_every": 25}, None),
-    ("SI", "ewc-si", (0.2, 1.0, 5.0), _SI, Published(0.971, source=_ZENKE)),
-    ("SI, the paper's strength", "ewc-si", (0.2,), _SI, Published(0.971, source=_ZENKE)),  # their c is half: 0.1
-    ("EWC Fisher", "ewc-fisher", (10.0, 30.0, 100.0, 1000.0), {}, None),
-    ("plain", "none", (), {}, None),
-)
+_PAPER = Published(0.971, source=_ZENKE)
+
+
+_METHODS: dict[str, tuple[str, Sequence[Mapping[str, Any]], Published | None]] = {
+    "EWC K-FAC": ("ewc-kfac", [{"strength": 30.0, "pull_every": 25, "schedule": "constant"}], None),
+    "SI": ("ewc-si", [{"strength": 5.0, "schedule": "cosine"}], _PAPER),
+    "SI, the paper's strength": ("ewc-si", [{"strength": 0.2}], _PAPER),  # their c is half: 0.1
+    "EWC Fisher": ("ewc-fisher", [{"strength": 300.0}], None),
+    "plain": ("none", [{}], None),
+}
+"""What is tried of each; SI has the paper's damping, 0.1."""
 
 
 def full_size(size: Size) -> Recipe:
     """The recipe."""
     full = size.name == "full"
     training = _TRAINING if full else {**_TRAINING, "hidden": (200, 200)}
-    lines = []
-    for label, method, strengths, settings, published in _METHODS:
-        bare = size.config("permuted", method, **training, **settings)
-        lines.append(
-            Line(
-                label=label,
-                candidates=tuple(replace(bare, strength=strength) for strength in strengths) or (bare,),
-                seeds=size.num_seeds(1),
-                trial_settings={"hidden": (400, 400)} if full else {},
-                published=published,
-            )
+    lines = tuple(
+        Line(
+            label=label,
+            candidates=tuple(size.config("permuted", method, **training, **settings) for settings in tried),
+            seeds=size.num_seeds(1),
+            trial_seeds=size.num_seeds(1)[:1],
+            published=published,
         )
+        for label, (method, tried, published) in _METHODS.items()
+    )
     return Recipe(
         name="full-size",
         title="Permuted MNIST at full size",
@@ -53,12 +54,14 @@ def full_size(size: Size) -> Recipe:
         source=_ZENKE,
         claim="SI keeps 97.1%, about as EWC does.",
         size=size,
-        lines=tuple(lines),
+        lines=lines,
         conclude=_conclude,
         draw=_draw,
         notes="A well-known framework's published reproductions of EWC and SI reach 83% where the papers say 94 and "
-        "95. Strengths were compared on a net with hidden layers of 400. A pull on layers this wide costs twelve "
-        "steps: K-FAC pulls at every 25th, as hard as at all of them together.",
+        "95. There was no grid at this size. On layers of 400, on validation data, the best strengths of 1, 3, 10, 30, "
+        "300, 3000 for K-FAC and 10, 30, 100, 1000 for EWC were 1 and 30; here K-FAC at 1 lost its first task, so that "
+        "both are stronger: the best strength grows with the width. A pull on layers this wide costs twelve steps: "
+        "K-FAC pulls at every 25th, as hard as at all of them together.",
     )
 
 
