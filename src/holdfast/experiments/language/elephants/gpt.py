@@ -278,7 +278,7 @@ class Gpt:
 
 
 def _plain_attention(module: Any, device: str | torch.device) -> None:
-    """Attention in torch's usual operations: on the CPU a fifth quicker for blocks as short as ours."""
+    """Attention in torch's usual operations: on the CPU a third quicker in bfloat16, for blocks as short as ours."""
     if torch.device(device).type == "cpu":
         module.set_attn_implementation("eager")
 
