@@ -114,7 +114,7 @@ class Encoder:
             watch=lambda progress: watch(f"importance: {progress.text}"),
         )
         assert isinstance(found, Importance)
-        found = rehearsed(self.ready, found, pairs, PACES[self.size], watch=watch)
+        found = rehearsed("encoder", self.ready, found, pairs, PACES[self.size], watch=watch)
         found.save(folder)
         return found
 
@@ -190,7 +190,7 @@ class Encoder:
         importance, _ = measure(model, lambda: iter(chosen), kind="sampled", seed=seed)
         assert isinstance(importance, Importance)
         model.module.requires_grad_(True)
-        return rehearsed(model, importance, chosen, PACES[self.size], watch=watch) if budget else importance
+        return rehearsed("encoder", model, importance, chosen, PACES[self.size], watch=watch) if budget else importance
 
     def _intents(self, task: str, part: str) -> Path:
         folder = self.data_dir / "text" / task / _INTENTS.get(part, part)

@@ -66,8 +66,8 @@ SIZES = {
         4,
         4096,
         Pace(2000, 2e-3, batch_size=16, precision="bfloat16"),
-        Pace(300, 1e-3, batch_size=16, precision="bfloat16"),
-        1024,
+        Pace(2000, 3e-3, batch_size=8, precision="bfloat16"),
+        4096,
         200,
         8_000_000,
     ),
@@ -153,7 +153,7 @@ class Gpt:
         blocks = _spread(self.blocks["english", "train"], self.sizes.measured)
         found, _ = measure(self.ready, lambda: iter(blocks), watch=partial(_tell, watch, "importance"))
         assert isinstance(found, Importance)
-        found = rehearsed(self.ready, found, blocks, self.sizes.python, watch=watch)
+        found = rehearsed("gpt", self.ready, found, blocks, self.sizes.python, watch=watch)
         found.save(folder)
         return found
 
