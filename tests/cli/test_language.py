@@ -35,6 +35,8 @@ def test_an_importance_is_measured_kept_and_used(place: Path, tmp_path: Path, ca
                 "--examples",
                 "130",
                 "--rehearse",
+                "--rehearse-budget",
+                "0.02",
             ]
         )
         == 0
@@ -77,6 +79,10 @@ def test_an_importance_is_measured_kept_and_used(place: Path, tmp_path: Path, ca
         (("importance", "{model}", "nothing.csv", "-o", "{out}"), "no such file or folder"),
         (("importance", "{pairs}", "{pairs}", "-o", "{out}"), "no config.json in it"),
         (("importance", "{model}", "{pairs}", "-o", "{out}", "--label", "mark"), "no column 'mark'"),
+        (
+            ("importance", "{model}", "{pairs}", "-o", "{out}", "--rehearse", "--rehearse-budget", "0"),
+            "--rehearse-budget is 0.0; expected nats above 0",
+        ),
         (("finetune", "{model}", "{intents}"), "finetune: what is to be kept? Give --keep DIR"),
         (("finetune", "{model}", "{intents}", "--keep", "{out}"), "needs --budget, such as 0.05 nats, or --strength"),
         (("finetune", "{model}", "{intents}", "--keep", "{out}", "--budget", "1"), "out: no such folder"),

@@ -27,6 +27,10 @@ def importance_command(options: ImportanceOptions) -> None:
         raise OptionError("importance: where to? Give -o DIR.")
     if options.rehearse and options.kind == "kfac":
         raise OptionError("importance: --rehearse is for a budget, which Kronecker factors cannot keep. Leave it out.")
+    if options.rehearse and not options.rehearse_budget > 0:
+        raise OptionError(
+            f"importance: --rehearse-budget is {options.rehearse_budget}; expected nats above 0, such as 0.05."
+        )
     console = console_for(quiet=options.quiet)
     path = Path(options.output)
     if path.is_file():
@@ -67,7 +71,7 @@ def importance_command(options: ImportanceOptions) -> None:
         )
     if options.rehearse and isinstance(found, Importance):
         some = list(islice(examples(model, source.rows(), length=options.length, labelled=False), NUM_EXAMPLES))
-        rehearsed = rehearse(model, found, some, seed=options.seed)
+        rehearsed = rehearse(model, found, some, budget=options.rehearse_budget, seed=options.seed)
         say(console, f"rehearsal: rise predicted {rehearsed.predicted:.3g}, measured {rehearsed.measured:.3g} nats")
         found = rehearsed.applied_to(found)
     write_importance(path, found, model, data=Path(options.data).name, progress=progress)

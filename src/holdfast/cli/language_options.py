@@ -76,6 +76,9 @@ class ImportanceOptions(_OnData):
             help="learn a made-up task, and see how many nats a unit is worth along such a path", help_behavior_hint=""
         ),
     ] = False
+    rehearse_budget: option("rehearse_budget", float, "nats; the made-up task is learned under it (default: 0.05)") = (
+        0.05
+    )
     batch_size: option("batch_size", int, "examples at once; halved where memory is short (default: 8)") = 8
     dtype: _Dtype = "float32"
     seed: option("seed", int, "of the labels drawn (default: 0)") = 0

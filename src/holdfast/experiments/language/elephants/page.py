@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 from holdfast.experiments.canvas import FONT, GRID, INK, axes_at, new_figure, write_picture
 from holdfast.experiments.language.elephants.methods import HOLDING, METHODS
@@ -108,10 +109,7 @@ def draw(answer: Answer, path: Path) -> Path:
             label=METHODS[method].label,
         )
     if answer.story == "gpt":
-        axes.set_xscale("log")
-        axes.set_yscale("log")
-        axes.invert_xaxis()
-        axes.invert_yaxis()
+        _by_factors(axes)
     axes.grid(color=GRID, linewidth=0.8, which="both")
     bare(axes, ("left", "bottom"))
     across, up = (
@@ -133,6 +131,20 @@ def draw(answer: Answer, path: Path) -> Path:
         "validation data, one seed; up and right is better; filled: what holds weights",
     )
     return write_picture(figure, path)
+
+
+def _by_factors(axes: Any) -> None:
+    """Both axes logarithmic and downwards, with round numbers where a log scale would have powers of ten."""
+    from matplotlib.ticker import MaxNLocator, NullLocator
+
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.invert_xaxis()
+    axes.invert_yaxis()
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(9, steps=[1, 2, 5, 10]))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_locator(NullLocator())
 
 
 def _encoder_rows(answer: Answer) -> list[list[str]]:
