@@ -70,7 +70,8 @@ def importance_command(options: ImportanceOptions) -> None:
             watch=tell,
         )
     if options.rehearse and isinstance(found, Importance):
-        some = list(islice(examples(model, source.rows(), length=options.length, labelled=False), NUM_EXAMPLES))
+        shown = examples(model, source.rows(), length=options.length, labelled=False)
+        some = list(islice(shown, NUM_EXAMPLES[model.task]))
         rehearsed = rehearse(model, found, some, budget=options.rehearse_budget, seed=options.seed)
         say(console, f"rehearsal: rise predicted {rehearsed.predicted:.3g}, measured {rehearsed.measured:.3g} nats")
         found = rehearsed.applied_to(found)

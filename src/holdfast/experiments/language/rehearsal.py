@@ -28,8 +28,10 @@ from holdfast.records import Importance
 from holdfast.retention import EWC
 from holdfast.tensors import all_parameters, copies
 
-NUM_EXAMPLES = 256
-"""Half of them are learned in their made-up form, on the other half the old loss rises."""
+NUM_EXAMPLES = {"similarity": 1024, "classification": 1024, "causal-lm": 256}
+"""Enough for 60 steps that repeat little, by task: half are learned in their made-up form, on the other half the old
+loss rises. What is repeated is learned by heart, and the factor grows: of the sentence encoder 8,800 on 256 pairs,
+5,800 on 1024. A causal model's examples are blocks of many tokens."""
 
 REHEARSED = "rehearsed"
 """Of an importance's details: whether its factor to nats is that of a rehearsal."""
@@ -90,7 +92,7 @@ def rehearse(
     Raises:
         OptionError: too few examples.
 
-    Cost: `rounds` times `steps` steps on 16 examples, and the memory of a held fine-tuning.
+    Cost: `rounds` times `steps` steps on 16 examples, and a look at half of `data`; the memory of a held fine-tuning.
     """
     if len(data) < 2 * _BATCH:
         raise OptionError(

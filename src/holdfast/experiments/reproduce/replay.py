@@ -24,12 +24,12 @@ _QUICK = {"epochs": 100}
 
 def dgr(size: Size) -> Recipe:
     """The recipe of the three scenarios."""
-    seeds = size.num_seeds(5)
+    seeds = {"task": size.num_seeds(5), "domain": size.num_seeds(5), "class": size.num_seeds(10)}
     lines = [
         Line(
             label=f"{label}, {scenario}",
             candidates=(_sized(size).config("split", method, scenario=scenario),),
-            seeds=seeds,
+            seeds=seeds[scenario],
             published=Published(figures[number], source=_AUTHORS),
             section=f"{scenario}-incremental",
         )
@@ -37,7 +37,7 @@ def dgr(size: Size) -> Recipe:
         for method, (label, figures) in _PUBLISHED.items()
     ]
     told = _sized(size).config("split", "dgr-distilled", scenario="class", generator="cvae")
-    lines.append(Line(label=CONDITIONAL, candidates=(told,), seeds=seeds, section="class-incremental"))
+    lines.append(Line(label=CONDITIONAL, candidates=(told,), seeds=seeds["class"], section="class-incremental"))
     return Recipe(
         name="dgr",
         title="Deep Generative Replay: three scenarios of split MNIST",

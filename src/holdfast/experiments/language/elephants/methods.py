@@ -54,16 +54,16 @@ METHODS: dict[str, Method] = {
     for method in (
         Method("plain", "plain fine-tuning", (0.0,), ""),
         Method("frozen", "base frozen, head alone", (0.0,), "", stories=("encoder",)),  # a GPT's head is its own
-        Method("l2", "L2 to the start", (1e-3, 1e-2, 1e-1), "strength", of_gpt=(1e-2, 1e-1)),
-        Method("lora", "LoRA, rank 8", (1e-3, 3e-3), "learning rate"),
+        Method("l2", "L2 to the start", (1e-3, 1e-2, 1e-1), "strength", of_gpt=(1e-4, 1e-3, 1e-2, 1e-1)),
+        Method("lora", "LoRA, rank 8", (1e-3, 3e-3), "learning rate", of_gpt=(1e-3, 3e-3, 1e-2)),
         Method("replay-1", "replay, 1% old data", (0.01,), "share"),
         Method("replay-10", "replay, 10% old data", (0.1,), "share"),
-        Method("average", "average with the old model", (0.25, 0.5, 0.75), "share of the new", of_gpt=(0.5,)),
+        Method("average", "average with the old model", (0.25, 0.5, 0.75), "share of the new", of_gpt=(0.5, 0.9)),
         Method("ewc", "EWC, Fisher", (300.0, 1e3, 3e3, 5e3, 1e4), "strength", of_gpt=(3e-3, 1e-2, 3e-2)),
         Method("ewc-8bit", "EWC, 8-bit importances, bfloat16 anchors", (), "strength", like="ewc"),
         Method("ewc-kfac", "EWC, Kronecker factors", (3e-3, 1e-2, 1.5e-2), "strength", stories=("gpt",)),
         Method("ewc-budget", "EWC, budget", (0.05,), "nats", of_gpt=(64.0,)),  # half a nat for each token of a block
-        Method("wva", "WVA, Fisher", (1e5, 3e5, 1e6, 3e6), "strength", of_gpt=(100.0, 1e3)),
+        Method("wva", "WVA, Fisher", (1e5, 3e5, 1e6, 3e6), "strength", of_gpt=(10.0, 100.0, 1e3)),
     )
 }
 
@@ -150,7 +150,8 @@ def rehearsed(
 ) -> Importance:
     """The importance with the factor that a rehearsal finds at this pace, under the budget that the story tries."""
     (budget,) = METHODS["ewc-budget"].settings_for(story)
-    found = rehearse(model, importance, data[:NUM_EXAMPLES], budget=budget, steps=min(60, pace.steps), lr=pace.lr)
+    some = data[: NUM_EXAMPLES[model.task]]
+    found = rehearse(model, importance, some, budget=budget, steps=min(60, pace.steps), lr=pace.lr)
     watch(f"rehearsal: rise predicted {found.predicted:.3g}, measured {found.measured:.3g} nats")
     return found.applied_to(importance)
 
