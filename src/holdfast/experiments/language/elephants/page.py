@@ -134,15 +134,15 @@ def draw(answer: Answer, path: Path) -> Path:
 
 
 def _by_factors(axes: Any) -> None:
-    """Both axes logarithmic and downwards, with round numbers where a log scale would have powers of ten."""
-    from matplotlib.ticker import MaxNLocator, NullLocator
+    """Both axes logarithmic and downwards, with round numbers between the powers of ten."""
+    from matplotlib.ticker import LogLocator, NullLocator
 
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.invert_xaxis()
     axes.invert_yaxis()
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(MaxNLocator(9, steps=[1, 2, 5, 10]))
+        axis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7), numticks=99))
         axis.set_major_formatter("{x:g}")
         axis.set_minor_locator(NullLocator())
 
