@@ -71,7 +71,8 @@ def _picture(
     cells: Tensor, grid: Sequence[int], rows: Sequence[str], columns: Sequence[str], path: Path, *, title: str
 ) -> Path:
     down, across = grid[0] * CELL, grid[1] * CELL
-    figure = new_figure(across + 1.2, down + 0.75)
+    height = down + (0.75 if columns else 0.5)
+    figure = new_figure(across + 1.2, height)
     axes = axes_at(figure, 1.0, 0.12, across, down)
     ink = np.ma.masked_invalid(1 - cells.to(torch.float32).numpy())
     axes.imshow(ink, cmap="gray", vmin=0, vmax=1, extent=(0, grid[1], grid[0], 0), aspect="auto")
@@ -83,5 +84,5 @@ def _picture(
     for side in axes.spines.values():
         side.set_color(MUTED)
         side.set_linewidth(0.5)
-    figure.text(1.0 / (across + 1.2), 1 - 0.2 / (down + 0.75), title, fontsize=FONT, color=INK)
+    figure.text(1.0 / (across + 1.2), 1 - 0.2 / height, title, fontsize=FONT, color=INK)
     return write_picture(figure, path)
