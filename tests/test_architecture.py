@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -105,6 +106,18 @@ def test_nothing_is_pickled():
 )
 def test_the_search_for_pickles_finds_one(code: str, what: str):
     assert what in {name for _, name in pickles(ast.parse(code))}
+
+
+def test_no_text_sends_a_user_to_another_project():
+    """On PyPI `holdfast` is somebody else's: what we tell people to install is `torch-holdfast`."""
+    found = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for path in [*sources(), *ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "pyproject.toml"]
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+        if re.search(r"pip install [\"'`]*holdfast|[\"']holdfast\[", line)
+    ]
+    assert sources()
+    assert not found, "say torch-holdfast in " + ", ".join(found)
 
 
 def test_public_names_are_those_agreed():

@@ -136,7 +136,7 @@ def test_the_remedy_for_a_mistyped_option_works(tmp_path: Path, capsys: pytest.C
 def test_without_the_extra_of_the_command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.setitem(sys.modules, "tyro", None)
     line = refusal(capsys, "demo")
-    assert line.endswith('needs tyro, which is not installed: pip install "holdfast[cli]"\n')
+    assert line.endswith('needs tyro, which is not installed: pip install "torch-holdfast[cli]"\n')
 
 
 def test_without_the_extra_of_the_pictures(
@@ -144,7 +144,7 @@ def test_without_the_extra_of_the_pictures(
 ):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     for argv in (["report", tmp_path], ["run", "rosenbrock", "--output", tmp_path / "new"]):
-        assert refusal(capsys, *argv).endswith('Install it with: pip install "holdfast[plots]"\n')
+        assert refusal(capsys, *argv).endswith('Install it with: pip install "torch-holdfast[plots]"\n')
     assert not list(tmp_path.iterdir())
 
 

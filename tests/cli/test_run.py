@@ -52,7 +52,7 @@ def test_without_tensorboard_nothing_is_trained(
 ):
     monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
     monkeypatch.setitem(sys.modules, "tensorboard", None)
-    assert 'pip install "holdfast[tensorboard]"' in refusal(capsys, [*tiny(tmp_path, "none"), "--tensorboard"])
+    assert 'pip install "torch-holdfast[tensorboard]"' in refusal(capsys, [*tiny(tmp_path, "none"), "--tensorboard"])
     assert not list(tmp_path.iterdir())
 
 

@@ -65,7 +65,7 @@ def test_every_setting_is_checked_before_the_first_run(tmp_path: Path):
 
 def test_no_matplotlib_is_said_before_the_first_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
-    with pytest.raises(OptionError, match=r"pip install \"holdfast\[plots\]\""):
+    with pytest.raises(OptionError, match=r"pip install \"torch-holdfast\[plots\]\""):
         demo(output=tmp_path)
     assert not list(tmp_path.iterdir())
 

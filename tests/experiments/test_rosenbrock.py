@@ -101,5 +101,5 @@ def test_a_place_that_cannot_be_written(tmp_path: Path):
 
 def test_no_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
-    with pytest.raises(OptionError, match=r"pip install \"holdfast\[plots\]\""):
+    with pytest.raises(OptionError, match=r"pip install \"torch-holdfast\[plots\]\""):
         rosenbrock(output=tmp_path)

@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         import tyro  # noqa: F401
     except ImportError as error:
         print(
-            f'holdfast: the command line needs {error.name}, which is not installed: pip install "holdfast[cli]"',
+            f'holdfast: the command line needs {error.name}, which is not installed: pip install "torch-holdfast[cli]"',
             file=sys.stderr,
         )
         return 2

@@ -36,7 +36,7 @@ class TensorBoard:
         except ImportError as error:
             raise OptionError(
                 "event files are written with tensorboard, which is not installed. Install it with: "
-                'pip install "holdfast[tensorboard]"'
+                'pip install "torch-holdfast[tensorboard]"'
             ) from error
         self._folder = Path(folder)
         self._writer: SummaryWriter | None = None

@@ -119,7 +119,7 @@ def _language_model(
     except ImportError as error:
         raise OptionError(
             f"advise: {folder} is a folder, which is read with transformers, and that is not installed. "
-            'Install it with: pip install "holdfast[transformers]"'
+            'Install it with: pip install "torch-holdfast[transformers]"'
         ) from error
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(folder)

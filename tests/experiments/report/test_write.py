@@ -93,9 +93,9 @@ def test_no_runs(tmp_path: Path):
 @pytest.mark.parametrize(
     ("package", "said"),
     [
-        ("matplotlib", r"pip install \"holdfast\[plots\]\""),
-        ("jinja2", r"not installed: jinja2\. .*pip install \"holdfast\[report\]\""),
-        ("pyarrow", r"not installed: pyarrow\. .*pip install \"holdfast\[report\]\""),
+        ("matplotlib", r"pip install \"torch-holdfast\[plots\]\""),
+        ("jinja2", r"not installed: jinja2\. .*pip install \"torch-holdfast\[report\]\""),
+        ("pyarrow", r"not installed: pyarrow\. .*pip install \"torch-holdfast\[report\]\""),
     ],
 )
 def test_a_missing_package_is_said_before_anything_is_read(

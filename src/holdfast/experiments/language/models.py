@@ -73,7 +73,7 @@ def transformers_library() -> Any:
         import transformers
     except ImportError as error:
         raise OptionError(
-            'Language models need transformers, which is not installed: pip install "holdfast[transformers]"'
+            'Language models need transformers, which is not installed: pip install "torch-holdfast[transformers]"'
         ) from error
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()

@@ -155,7 +155,7 @@ def _parquet(path: Path, columns: Columns) -> Iterator[Row]:
         from pyarrow import parquet
     except ImportError as error:
         raise OptionError(
-            f'{path}: Parquet needs pyarrow, which is not installed: pip install "holdfast[report]"'
+            f'{path}: Parquet needs pyarrow, which is not installed: pip install "torch-holdfast[report]"'
         ) from error
     try:
         with parquet.ParquetFile(path) as file:

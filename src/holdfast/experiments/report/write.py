@@ -97,7 +97,7 @@ def check_packages() -> None:
     if missing:
         raise OptionError(
             f"reports are written with jinja2 and pyarrow; not installed: {', '.join(missing)}. "
-            'Install what is missing with: pip install "holdfast[report]"'
+            'Install what is missing with: pip install "torch-holdfast[report]"'
         )
 
 

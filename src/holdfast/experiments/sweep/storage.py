@@ -52,7 +52,7 @@ def _opened(url: str) -> optuna.storages.RDBStorage:
                 raise OptionError(
                     f"storage {_without_password(url)} cannot be used: {_first_line(error)} Expected an address such "
                     "as sqlite:///sweep.db or postgresql+psycopg://user:password@host/database, its driver installed "
-                    '(pip install "holdfast[postgres]").'
+                    '(pip install "torch-holdfast[postgres]").'
                 ) from error
             time.sleep(0.1 * attempt)
     raise AssertionError
