@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from pathlib import Path
 
 from holdfast import files
+from holdfast.files.manifest import write_manifest
 
 
 def fill(path, text="new", *, names=("text",), **options):
@@ -14,6 +16,12 @@ def fill(path, text="new", *, names=("text",), **options):
         for name in names:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text(text)
+
+
+def edit(path: Path, **changes) -> None:
+    """Change entries of a JSON file in a saved folder, and its digest in the manifest with them."""
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    write_manifest(path.parent)
 
 
 def listing(root: Path) -> dict[str, str]:
