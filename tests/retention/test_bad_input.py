@@ -271,8 +271,9 @@ def test_damaged_folders(tmp_path, file, how):
         ({"options": 1}, "'held', 'options' or 'progress' is missing or damaged"),
         ({"progress": []}, "'held', 'options' or 'progress' is missing or damaged"),
         (
-            {"held": {"constant": "no"}},
-            "no number stands for constant, start, num_tasks, first_examples, nats_per_unit, la",
+            {"held": {"constant": "no", "num_tasks": True, "nats_per_unit": -1}},
+            r"'held' is damaged: constant is 'no', expected a finite number >= 0; start is 'missing', expected .*"
+            "num_tasks is True, expected a whole number >= 0; .* nats_per_unit is -1, expected a finite number >= 0, or null",
         ),
         ({"options": {"strenght": 1.0}}, "unknown options of EWC: strenght"),
     ],

@@ -34,7 +34,12 @@ EXTRA = ("pulls", "residuals")
 """Tensors that beside `held` decide the steps to come."""
 
 _PARTS = ("importance", "importance_exponents", "anchors", "anchors_exponents", "factors")
-_NUMBERS = ("constant", "start", "num_tasks", "first_examples", "nats_per_unit", "largest")
+_NUMBERS = {
+    **dict.fromkeys(("constant", "start", "largest"), "a finite number >= 0"),
+    **dict.fromkeys(("num_tasks", "first_examples"), "a whole number >= 0"),
+    "nats_per_unit": "a finite number >= 0, or null",
+}
+"""The fields of `Retained` that are no tensors, and what they must be."""
 
 
 def save(
@@ -109,9 +114,9 @@ def _read(
         raise FileFormatError(
             f"{config}: 'held', 'options' or 'progress' is missing or damaged. Save the keeper again."
         )
-    wrong = [name for name in _NUMBERS if not isinstance(numbers.get(name, "missing"), int | float | None)]
-    if wrong:
-        raise FileFormatError(f"{config}: no number stands for {', '.join(wrong)}. Save the keeper again.")
+    check_numbers(numbers, where=str(config))
+    if not isinstance(options.get("anchors"), str | None):
+        raise FileFormatError(f"{config}: 'anchors' is {options['anchors']!r}; expected a path. Save the keeper again.")
     importance = _read_held(saved, "importance")
     check_importance_values({n: v for n, v in importance.items() if isinstance(v, Tensor)}, where=str(saved.path))
     held = Retained(importance=importance, **{name: numbers[name] for name in _NUMBERS})
@@ -152,6 +157,25 @@ def from_state(
     anchors |= references_from(notes.get("references"), None, where=where)
     factors = layers_from(notes.get("factors", {}), parts["factors"], where=where)
     return Retained(importance, anchors, **notes["held"], factors=factors), {part: parts[part] for part in EXTRA}
+
+
+def check_numbers(numbers: Mapping[str, Any], *, where: str) -> None:
+    """Raise `FileFormatError` unless every field of `Retained` that is no tensor is a number that it can be."""
+    wrong = [
+        f"{name} is {numbers.get(name, 'missing')!r:.40}, expected {expected}"
+        for name, expected in _NUMBERS.items()
+        if not _is(numbers.get(name, "missing"), expected)
+    ]
+    if wrong:
+        raise FileFormatError(f"{where}: 'held' is damaged: {'; '.join(wrong)}. Save the keeper again.")
+
+
+def _is(value: object, expected: str) -> bool:
+    if value is None:
+        return expected.endswith("null")
+    if isinstance(value, bool) or not isinstance(value, int if "whole" in expected else int | float):
+        return False
+    return 0 <= value < math.inf
 
 
 def numbers_of(held: Retained) -> dict[str, Any]:
