@@ -36,7 +36,7 @@ def test_results_are_those_of_separate_runs_in_the_order_asked_for(one_by_one, t
     ]
     for config in CONFIGS:
         assert_same(outcome(config, tmp_path), outcome(config, one_by_one))
-        assert not (tmp_path / config.name / ".lock").exists()
+        assert not (tmp_path / config.name / ".holdfast-lock").exists()
 
 
 @pytest.mark.parametrize("jobs", [1, 2])

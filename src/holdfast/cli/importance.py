@@ -11,12 +11,13 @@ from holdfast.cli.console import console_for, say, warnings_told
 from holdfast.cli.language_options import ImportanceOptions, check_closed, columns_of
 from holdfast.errors import OptionError
 from holdfast.experiments.language.batches import examples
-from holdfast.experiments.language.importance_folder import write_importance
+from holdfast.experiments.language.importance_folder import importance_names, write_importance
 from holdfast.experiments.language.keeping import Source, task_for
-from holdfast.experiments.language.measuring import Progress, measure
+from holdfast.experiments.language.measuring import MEASURING, Progress, measure
 from holdfast.experiments.language.models import load_model
 from holdfast.experiments.language.rehearsal import NUM_EXAMPLES, rehearse
 from holdfast.experiments.run import usable_device
+from holdfast.files import check_output
 from holdfast.records import Importance
 
 
@@ -33,14 +34,13 @@ def importance_command(options: ImportanceOptions) -> None:
         )
     console = console_for(quiet=options.quiet)
     path = Path(options.output)
-    if path.is_file():
-        raise OptionError(f"importance: {path} is a file; a folder is to be written there. Give another -o.")
+    check_output(path, reading=[options.model, options.data], names=importance_names(options.kind))
     device, dtype = usable_device(options.device), getattr(torch, options.dtype)
     source = Source(options.data, columns_of(options), options.split)
     ready = load_model(options.model, device=device, dtype=dtype)
     task = options.task or task_for(ready, source)
     model = ready if task == ready.task else load_model(options.model, task=task, device=device, dtype=dtype)
-    checkpoint = path.with_name(f".{path.name}.measuring.safetensors")
+    checkpoint = path / MEASURING
     labelled = options.kind == "empirical"
     identity = {
         "model": model.revision,

@@ -1,6 +1,6 @@
 """What is on disk: folders with a manifest, safetensors and JSON; no pickle, and nothing of a user's is replaced."""
 
-from holdfast.files.checks import check_files, check_output
+from holdfast.files.checks import check_files, check_output, holds
 from holdfast.files.door import new_folder
 from holdfast.files.manifest import FORMAT_VERSION, MANIFEST
 from holdfast.files.plain import opened, read_bytes, read_json, replacing, write_bytes, write_json, write_text
@@ -14,6 +14,7 @@ __all__ = [
     "Saved",
     "check_files",
     "check_output",
+    "holds",
     "is_saved",
     "new_folder",
     "opened",

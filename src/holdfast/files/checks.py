@@ -8,6 +8,7 @@ from pathlib import Path
 
 from holdfast.errors import FileFormatError, OutputError
 from holdfast.files.manifest import listed
+from holdfast.files.plain import read_json
 
 COMMIT = ".holdfast-commit"
 """The folder inside a folder of ours whose files are moving up."""
@@ -95,6 +96,14 @@ def check_files(
             f"{', '.join(foreign)} stands there already and was not written by holdfast; nothing was written. "
             "Move it away, or give another place."
         )
+
+
+def holds(path: Path, keys: Iterable[str]) -> bool:
+    """Whether a file is a JSON object that has all these keys, by which a file of ours is known."""
+    try:
+        return read_json(path).keys() >= set(keys)
+    except FileFormatError:
+        return False
 
 
 def check_place(folder: Path, *, told: str | os.PathLike[str]) -> None:

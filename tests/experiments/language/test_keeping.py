@@ -213,8 +213,8 @@ def test_training_goes_on_from_its_checkpoint(place: Path, tmp_path: Path):
     learn(place, tmp_path / "whole", strength=10.0, settings=settings)
     with pytest.raises(Killed):
         learn(place, tmp_path / "out", strength=10.0, settings=settings, watch=kill)
-    assert not (tmp_path / "out").exists()
-    assert [path.name for path in (tmp_path / ".out.training").iterdir()] == ["checkpoint-10"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [".holdfast-training"]
+    assert [path.name for path in (tmp_path / "out" / ".holdfast-training" / "held").iterdir()] == ["checkpoint-10"]
     learn(place, tmp_path / "out", strength=10.0, settings=settings)
     assert revision_of(tmp_path / "out") == revision_of(tmp_path / "whole")
 

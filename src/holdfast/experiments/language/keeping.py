@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from shutil import rmtree
 from typing import Any
 
 import torch
@@ -14,13 +13,18 @@ from torch import nn
 
 from holdfast.errors import OptionError
 from holdfast.experiments.language.batches import Example, batches, classes_of, examples
+from holdfast.experiments.language.checkpoints import checkpoints
 from holdfast.experiments.language.encoders import SentenceEncoder
 from holdfast.experiments.language.finetuning import Holding, Settings, fine_tune, keeper_of
 from holdfast.experiments.language.importance_folder import read_importance
 from holdfast.experiments.language.models import LanguageModel, Task, load_model
 from holdfast.experiments.language.rows import Columns, Row, read_rows
 from holdfast.experiments.language.skills import Skill, evaluate
-from holdfast.files import new_folder, write_json
+from holdfast.files import check_output, new_folder, write_json
+
+KEPT = "kept_and_learned.json"
+_NAMES = (KEPT, "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+"""Of files that are written in any case."""
 
 _HELD_OUT = 10
 """Every so many-th example measures the new skill, where no test data are given."""
@@ -119,8 +123,12 @@ def keep_and_learn(
         watch: told ("held" or "plain", logs).
 
     Raises:
+        OutputError: `output` may not be written, see `holdfast.files.check_output`, or is read from.
         HoldfastError: see `load_model`, `read_importance`, `keeper_of` and `fine_tune`; nothing is written then.
     """
+    others = [source.path for source in (data, old_data, test_data) if source is not None]
+    reading = [name, *others, keep, *([] if holding.anchors is None else [holding.anchors])]
+    check_output(output, reading=reading, names=_NAMES)
     given = {"device": device, **({} if dtype is None else {"dtype": dtype})}
     ready = load_model(name, **given)
     importance = read_importance(keep, ready)
@@ -148,23 +156,24 @@ def keep_and_learn(
         return evaluate(learned, batches(learned, tested, settings.batch_size))
 
     old, new = {"before": old_skill(model)}, {"before": new_skill(model)}
-    checkpoints = output.with_name(f".{output.name}.training")
-    fine_tune(model, found, settings, folder=checkpoints, keeper=keeper, watch=_for(watch, "held"))
-    old["held"], new["held"] = old_skill(model), new_skill(model)
-    if plain_model is not None:
-        plain_settings = replace(settings, save_every=None)
-        plain_folder = checkpoints.with_name(f"{checkpoints.name}.plain")
-        fine_tune(plain_model, found, plain_settings, folder=plain_folder, watch=_for(watch, "plain"))
-        old["plain"], new["plain"] = old_skill(plain_model), new_skill(plain_model)
-    report = keeper.report()
-    kept = Kept(
-        {way: skill for way, skill in old.items() if skill is not None}, new, report.predicted_rise, str(report), output
-    )
-    with new_folder(output) as folder:
-        model.save(folder)
-        write_json(folder / "kept_and_learned.json", to_dict(kept))
-    rmtree(checkpoints, ignore_errors=True)
-    rmtree(checkpoints.with_name(f"{checkpoints.name}.plain"), ignore_errors=True)
+    with checkpoints(output) as training:
+        fine_tune(model, found, settings, folder=training / "held", keeper=keeper, watch=_for(watch, "held"))
+        old["held"], new["held"] = old_skill(model), new_skill(model)
+        if plain_model is not None:
+            plain_settings = replace(settings, save_every=None)
+            fine_tune(plain_model, found, plain_settings, folder=training / "plain", watch=_for(watch, "plain"))
+            old["plain"], new["plain"] = old_skill(plain_model), new_skill(plain_model)
+        report = keeper.report()
+        kept = Kept(
+            {way: skill for way, skill in old.items() if skill is not None},
+            new,
+            report.predicted_rise,
+            str(report),
+            output,
+        )
+        with new_folder(output, reading=reading) as folder:
+            model.save(folder)
+            write_json(folder / KEPT, to_dict(kept))
     return kept
 
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from holdfast.errors import FileFormatError, ModelMismatchError, OptionError
 from holdfast.experiments.language.encoders import SentenceClassifier, SentenceEncoder
-from holdfast.files import read_json, read_state, write_json, write_state
+from holdfast.files import new_folder, read_json, read_state, write_json, write_state
 
 Task = Literal["causal-lm", "classification", "similarity"]
 
@@ -53,14 +53,19 @@ class LanguageModel:
         """What stands before a name of `base` in the names of `module`."""
         return "" if self.base is self.module else "encoder."
 
-    def save(self, folder: Path) -> None:
-        """Write weights, configuration and tokenizer as transformers reads them, and beside them the head."""
-        bare: Any = self.base
-        bare.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
-        if isinstance(self.module, SentenceClassifier):
-            write_state(folder / f"{_HEAD}.safetensors", self.module.head.state_dict(), {})
-            write_json(folder / f"{_HEAD}.json", {"labels": list(self.labels)})
+    def save(self, path: Path) -> None:
+        """Write weights, configuration and tokenizer as transformers reads them, and beside them the head.
+
+        Raises:
+            OutputError: as `holdfast.files.new_folder`, or the model itself was read from there.
+        """
+        with new_folder(path, reading=[self.folder]) as folder:
+            bare: Any = self.base
+            bare.save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)
+            if isinstance(self.module, SentenceClassifier):
+                write_state(folder / f"{_HEAD}.safetensors", self.module.head.state_dict(), {})
+                write_json(folder / f"{_HEAD}.json", {"labels": list(self.labels)})
 
 
 def transformers_library() -> Any:
