@@ -260,11 +260,18 @@ def test_a_storage_that_cannot_be_used(tmp_path):
 
 def test_a_place_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match=r"cannot write the folder .*file: .*\. Choose another --output\."):
+    with pytest.raises(OutputError, match=r"cannot write .*sweep-permuted-digits.json: .*file: that is no folder\."):
         sweep(SPACE, output=tmp_path / "file")
+    with (
+        pytest.raises(OutputError, match=r"cannot write the folder .*file: .*\. Choose another --output\."),
+        storage_at("sqlite:///:memory:", folder=tmp_path / "file"),
+    ):
+        pass
 
 
 def test_without_optuna(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "holdfast.experiments.sweep.board", None)
-    with pytest.raises(OptionError, match=r'a sweep needs .*, not installed here: pip install "holdfast\[sweep\]"'):
+    with pytest.raises(
+        OptionError, match=r'a sweep needs .*, not installed here: pip install "torch-holdfast\[sweep\]"'
+    ):
         sweep(SPACE, output=tmp_path)
