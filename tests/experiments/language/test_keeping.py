@@ -24,6 +24,7 @@ from holdfast.errors import (
     OptionError,
     OutputError,
     ParameterMismatchError,
+    RunMismatchError,
 )
 from holdfast.experiments.language import keeping
 from holdfast.experiments.language.batches import examples
@@ -219,6 +220,12 @@ def test_training_goes_on_from_its_checkpoint(place: Path, tmp_path: Path):
         learn(place, tmp_path / "out", strength=10.0, settings=settings, watch=kill)
     assert [path.name for path in (tmp_path / "out").iterdir()] == [".holdfast-training"]
     assert [path.name for path in (tmp_path / "out" / ".holdfast-training" / "held").iterdir()] == ["checkpoint-10"]
+    before = listing(tmp_path / "out")
+    with pytest.raises(
+        RunMismatchError, match=r"training is of a training with another lr, strength. Give the same command to go on"
+    ):
+        learn(place, tmp_path / "out", strength=1.0, settings=replace(settings, lr=1e-3))
+    assert listing(tmp_path / "out") == before
     learn(place, tmp_path / "out", strength=10.0, settings=settings)
     assert revision_of(tmp_path / "out") == revision_of(tmp_path / "whole")
 

@@ -156,7 +156,17 @@ def keep_and_learn(
         return evaluate(learned, batches(learned, tested, settings.batch_size))
 
     old, new = {"before": old_skill(model)}, {"before": new_skill(model)}
-    with checkpoints(output) as training:
+    identity = {
+        "model": model.revision,
+        "data": data.path,
+        "task": asked,
+        "length": length,
+        "dtype": str(dtype),
+        "keep": str(keep),
+        **asdict(settings),
+        **asdict(holding),
+    }
+    with checkpoints(output, identity) as training:
         fine_tune(model, found, settings, folder=training / "held", keeper=keeper, watch=_for(watch, "held"))
         old["held"], new["held"] = old_skill(model), new_skill(model)
         if plain_model is not None:
