@@ -107,6 +107,15 @@ def test_what_others_put_into_a_run_stays(tmp_path):
     assert listing(tmp_path) == before
 
 
+def test_a_finished_run_is_found_also_where_nothing_can_be_written(tmp_path, monkeypatch):
+    RunFolder(tmp_path, CONFIG).open()
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(OutputError, match="there is no permission to write there"):
+        RunFolder(tmp_path, CONFIG)
+    (tmp_path / "result.json").write_text("{}")
+    assert RunFolder(tmp_path, CONFIG).result.exists()
+
+
 @pytest.mark.parametrize("name", ["plots", "checkpoint"])
 def test_a_file_in_place_of_a_folder_of_the_run_is_refused(tmp_path, name):
     RunFolder(tmp_path, CONFIG).open()

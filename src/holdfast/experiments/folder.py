@@ -44,7 +44,8 @@ class RunFolder:
         self._events = path / "metrics.jsonl"
         self._written = path / "config.json"
         self._config = config
-        check_output(path, is_ours=lambda _: self._written.exists() or self.result.exists())
+        if not self.result.exists():  # else it is read back
+            check_output(path, is_ours=lambda _: self._written.exists())
         for folder in (self.checkpoint.parent, self.plots):
             if os.path.lexists(folder) and not folder.is_dir():
                 raise OutputError(f"{folder} is no folder; the run writes into one there. Move it away.")
