@@ -374,7 +374,7 @@ class TestResume:
 
         def broken(*args: Any, **kwargs: Any) -> Any:
             nonlocal count
-            count += any(".state.safetensors" in str(arg) for arg in args)
+            count += any("state.safetensors" in str(arg) for arg in args)
             if count == write:
                 if where == "writing":
                     Path(args[1]).write_bytes(b"half of it")

@@ -9,6 +9,7 @@ import torch
 from tests.experiments.generation.small import killed_at, poison, quick_judge, small, tensors_of
 
 from holdfast.errors import CollapseError, FileFormatError, NotFiniteError, RunMismatchError
+from holdfast.experiments.folder import RunFolder
 from holdfast.experiments.generation import GENERATION_METHODS
 from holdfast.experiments.generation import run as run_module
 from holdfast.experiments.generation.config import configure_generation
@@ -76,7 +77,8 @@ class TestRun:
         config = small()
         assert killed_at(4, config, tmp_path)
         other = small(width=6)
-        (tmp_path / other.name / "checkpoint").mkdir(parents=True)
+        RunFolder(tmp_path / other.name, other).open()
+        (tmp_path / other.name / "checkpoint").mkdir()
         path = tmp_path / config.name / "checkpoint" / "state.safetensors"
         path.rename(tmp_path / other.name / "checkpoint" / "state.safetensors")
         with pytest.raises(FileFormatError, match="does not fit this run .*Delete it to start the run again"):
