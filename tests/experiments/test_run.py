@@ -369,12 +369,12 @@ class TestResume:
         config = tiny("ewc-si", fresh_optimizer=False)
         run(config, output=tmp_path / "whole")
         name = "save_file" if where == "writing" else "replace"
-        place: Any = sys.modules["holdfast.files"] if where == "writing" else Path
+        place: Any = sys.modules["holdfast.files.tensors"] if where == "writing" else Path
         real, count = getattr(place, name), 0
 
         def broken(*args: Any, **kwargs: Any) -> Any:
             nonlocal count
-            count += any(".state.safetensors" in str(arg) for arg in args)
+            count += any("-state.safetensors" in str(arg) for arg in args)
             if count == write:
                 if where == "writing":
                     Path(args[1]).write_bytes(b"half of it")
@@ -383,7 +383,7 @@ class TestResume:
 
         with monkeypatch.context() as patched:
             patched.setattr(place, name, broken)
-            patched.setattr("holdfast.files._remove", lambda path: None)  # a kill does not clean up
+            patched.setattr("holdfast.files.plain._discard", lambda path: None)  # a kill does not clean up
             with pytest.raises(Killed):
                 run(config, output=tmp_path / "killed")
         folder = tmp_path / "killed" / config.name / "checkpoint"
