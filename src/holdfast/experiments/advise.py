@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from holdfast.errors import HoldfastError
 from holdfast.heads.batches import batch_size, model_inputs
 from holdfast.heads.likelihoods import Categorical
-from holdfast.methods import METHODS, Learner, Method, MethodOptions, Moment, Setting, build_learner
+from holdfast.methods import METHODS, Learner, Method, MethodOptions, Moment, Setting, build_learner, method_named
 from holdfast.replay import Buffer
 from holdfast.streams import Examples
 from holdfast.training import Losses, OptimizerName, build_optimizer
@@ -138,16 +138,21 @@ def advise(
             examples: the exact one of a language model takes a pass for every word and position.
         watch: called with each method's name before it is measured.
 
+    Raises:
+        UnknownNameError: there is no such method, optimizer or option; before anything is measured.
+
     Cost: two copies of the model; for each method `rounds` + 3 passes over the batches, and its importance twice.
     """
+    names = [name for name in METHODS if name not in ("joint", "cumulative")] if methods is None else methods
+    chosen = [method_named(name) for name in names]
     settings = {"strength": 1.0, "fisher": "exact" if workload.examples else "sampled", **(options or {})}
     plain = _Trained(METHODS["none"], workload, optimizer, settings)
     plain.steps()
     seconds, costs = [], []
-    for name in methods if methods is not None else [name for name in METHODS if name not in ("joint", "cumulative")]:
+    for method in chosen:
         if watch is not None:
-            watch(name)
-        cost, beside = _cost(METHODS[name], workload, plain, optimizer, settings, rounds, num_examples)
+            watch(method.name)
+        cost, beside = _cost(method, workload, plain, optimizer, settings, rounds, num_examples)
         costs.append(cost)
         seconds += beside
     trainable = [p for p in workload.model.parameters() if p.requires_grad]

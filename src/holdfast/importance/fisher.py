@@ -9,10 +9,11 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from holdfast.choices import check_choice
 from holdfast.errors import NotFiniteError, OptionError
 from holdfast.heads.likelihoods import OWN, Categorical, Likelihood, check_per_example, resolve_likelihood
 from holdfast.importance.gathering import gathered
-from holdfast.importance.measure import Batch, DataPass, check_choice
+from holdfast.importance.measure import Batch, DataPass
 from holdfast.moments.calls import tensors_in
 from holdfast.moments.gradients import gradient, zeros
 from holdfast.moments.per_example import CHUNK_BYTES

@@ -9,11 +9,12 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
+from holdfast.choices import check_choice
 from holdfast.errors import OptionError
 from holdfast.factored import FactoredImportance, KroneckerFactors
 from holdfast.heads.likelihoods import Likelihood, resolve_likelihood
 from holdfast.importance.fisher import Rows
-from holdfast.importance.measure import Batch, DataPass, check_choice
+from holdfast.importance.measure import Batch, DataPass
 from holdfast.moments.kronecker import KroneckerSums
 from holdfast.moments.per_example import CHUNK_BYTES
 from holdfast.moments.state import measuring

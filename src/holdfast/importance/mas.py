@@ -8,12 +8,13 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
+from holdfast.choices import check_choice
 from holdfast.errors import OptionError
 from holdfast.heads.likelihoods import Likelihood, logits_of
 from holdfast.importance.gathering import gathered
 from holdfast.importance.layerwise import Others
 from holdfast.importance.local_mas import local_sums
-from holdfast.importance.measure import DataPass, calibration_likelihood, check_choice
+from holdfast.importance.measure import DataPass, calibration_likelihood
 from holdfast.moments.gradients import gradient, zeros
 from holdfast.moments.per_example import CHUNK_BYTES
 from holdfast.moments.state import measuring

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from holdfast.errors import BatchError, EmptyDataError, OptionError, UnknownNameError
+from holdfast.errors import BatchError, EmptyDataError, OptionError
 from holdfast.heads.batches import batch_size, batch_to, model_inputs, slice_batch
 from holdfast.heads.likelihoods import Likelihood, resolve_likelihood
 from holdfast.importance.calibration import CALIBRATION_EXAMPLES, measured_nats_per_unit
@@ -136,12 +136,6 @@ class DataPass:
         sample = [(batch.call, batch.content) for batch in self._sample]
         measured = measured_nats_per_unit(self._model, importance, sample, self._likelihood, seed=self._seed)
         return Importance(importance, replace(info, nats_per_unit=measured))
-
-
-def check_choice(what: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raise `UnknownNameError`, with the nearest choice, unless the value is one of them."""
-    if value not in choices:
-        raise UnknownNameError(what, str(value), choices)
 
 
 def calibration_likelihood(loss: Any, calibrate: bool, *, where: str) -> Likelihood | None:

@@ -7,9 +7,10 @@ from typing import Any, get_args
 
 from torch import Tensor, nn
 
+from holdfast.choices import check_choice
 from holdfast.heads.likelihoods import Likelihood
 from holdfast.importance.layerwise import Others, watched_forward
-from holdfast.importance.measure import DataPass, calibration_likelihood, check_choice
+from holdfast.importance.measure import DataPass, calibration_likelihood
 from holdfast.importance.signal_sums import UNIT, BiasSignal, SignalSums
 from holdfast.moments.state import measuring
 from holdfast.records import Importance

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
+from holdfast.choices import check_choice
 from holdfast.errors import StateError
 from holdfast.importance.layerwise import Others, check_elsewhere
-from holdfast.importance.measure import check_choice
 from holdfast.importance.signal_sums import UNIT, BiasSignal, SignalSums
 from holdfast.moments.layers import LayerWatch
 from holdfast.records import Importance, ImportanceInfo

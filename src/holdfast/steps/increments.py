@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import repeat
-from typing import Any
+from typing import Any, assert_never
 
 import torch
 from torch import Tensor, nn
@@ -42,8 +42,10 @@ def can_recompute(optimizer: Optimizer, group: Mapping[str, Any], parameter: nn.
             if group["nesterov"]:
                 return parameter.device.type == "cpu" and not group["foreach"] and not group["fused"]
             return not group["fused"]
-        case _:
+        case "other":
             return False
+        case unknown:
+            assert_never(unknown)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, assert_never
 
 import torch
 from torch import Tensor, nn
@@ -93,8 +93,10 @@ def step_metrics(
             return [_momentum_metric(lr, group["momentum"], group["dampening"])] * len(parameters)
         case "adam":
             return list(adam_metrics(group, [optimizer.state[p] for p in parameters]))
-        case _:
+        case "sgd" | "other":
             return [1 / lr] * len(parameters)
+        case unknown:
+            assert_never(unknown)
 
 
 def metric_values(metrics: Sequence[Metric], weights: Sequence[Tensor]) -> float | list[Tensor]:
