@@ -17,7 +17,7 @@ from holdfast.importance.calibration import CALIBRATION_EXAMPLES, measured_nats_
 from holdfast.moments.calls import Call
 from holdfast.moments.coupling import check_independent
 from holdfast.records import Importance, ImportanceInfo
-from holdfast.tensors import trainable_parameters, unwrap
+from holdfast.tensors import check_real, trainable_parameters, unwrap
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,7 @@ class DataPass:
                 f"{where}: {type(unwrap(model)).__name__} has no trainable parameters. Call requires_grad_(True) on "
                 "those to be measured."
             )
+        check_real(trainable_parameters(model), where=where)
         _check_is_many(data, where)
         self._model, self._data, self._where = model, data, where
         self._limit, self._progress = num_examples, progress

@@ -258,7 +258,7 @@ class EWC(Keeper):
                 self._pull_measured(wide, strength, meter=self._meter)
             block.round_back(wide)
         for part in plan.layers(optimizer, self.held) if strength > 0 else ():
-            if part.stepped(where=self.mechanism):
+            if part.stepped(plan.gradients, where=self.mechanism):
                 self._hold_layer(optimizer, part, strength)
 
     def _hold_layer(self, optimizer: Optimizer, part: LayerPart, strength: float) -> None:
@@ -289,7 +289,7 @@ class EWC(Keeper):
         """Every protected weight that this step moved, with its metric."""
         for part in plan.parts(optimizer, self.held):
             metrics = step_metrics(optimizer, part.group, part.parameters, user_metric=self.metric)
-            moved = self._increments(optimizer, part) if self._meter is not None else []
+            moved = self._increments(optimizer, part, plan.gradients) if self._meter is not None else []
             yield from part.blocks(metrics=metrics, increments=moved)
 
     def _pull_measured(self, block: Block, strength: float, *, meter: Meter) -> None:
@@ -351,12 +351,14 @@ class EWC(Keeper):
     def _go_on(self, progress: Mapping[str, Any]) -> None:
         super()._go_on(progress)
         self._multiplier = progress["multiplier"]
-        if self.held.factors:
+
+    def _check_taken(self, held: Retained) -> None:
+        if held.factors:
             check_holds_factors("EWC.load", budget=self.budget, pull=self.pull)
-        if self.budget is not None and self.held.num_tasks and self.held.nats_per_unit != 1:
+        if self.budget is not None and held.num_tasks and held.nats_per_unit != 1:
             raise OptionError(
                 f"EWC.load: a budget is in nats, and the importance that was saved is not (nats_per_unit is "
-                f"{self.held.nats_per_unit}). Load it with a strength, or retain again under a budget."
+                f"{held.nats_per_unit}). Load it with a strength, or retain again under a budget."
             )
 
     def _rise_for_report(self) -> float | None:

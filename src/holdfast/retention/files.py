@@ -38,6 +38,9 @@ EXTRA = ("pulls", "residuals")
 """Tensors that beside `held` decide the steps to come."""
 
 _PARTS = ("importance", "importance_exponents", "anchors", "anchors_exponents", "factors")
+PARTS = (*_PARTS, *EXTRA)
+"""What the tensors of a state are of."""
+
 _NUMBERS = ("constant", "start", "num_tasks", "first_examples", "nats_per_unit", "largest")
 
 

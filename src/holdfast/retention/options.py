@@ -42,6 +42,8 @@ def check_implicit(pull: str, *, budget: float | None, every: int) -> None:
 
 def check_on_disk(path: str | os.PathLike[str], forms: Forms, accumulate: Accumulate) -> None:
     """Raise `OptionError` where anchors in a checkpoint contradict another option of EWC."""
+    if not isinstance(path, str | os.PathLike):
+        raise OptionError(f"EWC: anchors is {path!r}; expected the path of a safetensors checkpoint, or None.")
     if forms.anchors != "float32":
         raise OptionError(
             f"EWC: anchor_dtype={forms.anchors!r} is a form in memory, and anchors={os.fspath(path)!r} are on disk as "
@@ -87,3 +89,21 @@ def in_nats(importance: Importance) -> Importance:
             "strength."
         )
     return importance if importance.info.nats_per_unit == 1 else importance * importance.info.nats_per_unit
+
+
+def own_weights_warning(kind: str, key: str | None = None) -> str:
+    """What to say of an optimizer that keeps weights beside the model's, in its state under `key` if known."""
+    state = "" if key is None else f", in its state under {key!r},"
+    return (
+        f"{kind} keeps weights of its own beside the model's{state} and goes on from them. They are not held: what it "
+        "saves or returns to is not what the keeper holds. Train with an optimizer that keeps none, such as AdamW."
+    )
+
+
+def unheld_warning(where: str, kinds: str) -> str:
+    """What to say where weights have moved and were not held; `kinds`: the attached optimizers."""
+    return (
+        f"{where}: the weights have moved since the last backward pass, and not by a step() that could be held "
+        f"(attached: {kinds}). Nothing holds them. Attach the optimizer whose step() moves them: the one within, where "
+        "another takes the steps by hand, and every one that trains the model."
+    )

@@ -145,7 +145,7 @@ class WVA(Keeper):
             return
         assert self.strength is not None
         for part in plan.parts(optimizer, self.held):
-            for rounded in part.blocks(increments=self._increments(optimizer, part)):
+            for rounded in part.blocks(increments=self._increments(optimizer, part, plan.gradients)):
                 block = rounded.wide()
                 if self._meter is not None:
                     moved, shares = block.moved(), self._shares(block.importance)

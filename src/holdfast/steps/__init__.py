@@ -3,8 +3,10 @@
 from holdfast.steps.hooks import StepHooks, bare_optimizer
 from holdfast.steps.increments import Increment, Kept, can_recompute, step_increments
 from holdfast.steps.metric import Metric, RootMetric, UserMetric, metric_values, step_metrics, update_rule
+from holdfast.steps.own_weights import Copies, weights_of_wrapper
 
 __all__ = [
+    "Copies",
     "Increment",
     "Kept",
     "Metric",
@@ -17,4 +19,5 @@ __all__ = [
     "step_increments",
     "step_metrics",
     "update_rule",
+    "weights_of_wrapper",
 ]
