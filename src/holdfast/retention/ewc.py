@@ -25,13 +25,22 @@ from holdfast.retention.force import pull_shares
 from holdfast.retention.keeper import Keeper, NewParameters
 from holdfast.retention.kronecker import layer_metric, layer_pull
 from holdfast.retention.meter import Meter
-from holdfast.retention.options import check_holds_factors, check_implicit, check_on_disk, chosen_forms, in_nats
+from holdfast.retention.options import (
+    check_holds_factors,
+    check_implicit,
+    check_on_disk,
+    chosen_forms,
+    in_nats,
+    is_unsteady,
+    no_rate,
+    unsteady_warning,
+)
 from holdfast.retention.parts import Block
 from holdfast.retention.plan import LayerPart, Plan
 from holdfast.retention.rise import layer_rise, weights_rise
 from holdfast.retention.rounding import round_
 from holdfast.retention.textbook import add_to_gradients, penalty
-from holdfast.steps import UserMetric, step_metrics, update_rule
+from holdfast.steps import UserMetric, step_metrics, unknown_rate, update_rule
 from holdfast.tensors import all_parameters, local, sum_of, tied_names
 
 Pull = Literal["implicit", "gradient", "penalty"]
@@ -243,7 +252,7 @@ class EWC(Keeper):
             self._penalties_seen[optimizer] = self._num_penalties
         if self.pull != "implicit":
             return
-        if (self._num_steps + 1) % self.every:
+        if (plan.num_steps + 1) % self.every:
             return
         strength = self._budget_multiplier(optimizer, plan) if self.budget is not None else self.strength
         assert strength is not None
@@ -280,10 +289,10 @@ class EWC(Keeper):
             else:
                 round_(parameter.detach(), residual, value.add_(change))
 
-    def _measures(self) -> bool:
-        if self.log_every == 0 or (self._num_steps + 1) % self.every:
+    def _measures(self, plan: Plan) -> bool:
+        if self.log_every == 0 or (plan.num_steps + 1) % self.every:
             return False
-        return (self._num_steps // self.every) % max(1, self.log_every // self.every) == 0
+        return (plan.num_steps // self.every) % max(1, self.log_every // self.every) == 0
 
     def _blocks(self, optimizer: Optimizer, plan: Plan) -> Iterator[Block]:
         """Every protected weight that this step moved, with its metric."""
@@ -373,6 +382,11 @@ class EWC(Keeper):
             raise OptionError(f'EWC: an infinite strength needs pull="implicit"; pull is {self.pull!r}.')
 
     def _check_optimizer(self, optimizer: Optimizer) -> None:
+        if self.metric is None and self.pull == "implicit" and (found := unknown_rate(optimizer)) is not None:
+            remedy = "Pass metric=, such as lambda group, parameter, state: 1 / 1e-3 for steps of about 1e-3. Or: "
+            raise OptionError(no_rate("EWC", type(optimizer).__name__, found, remedy=remedy))
+        if self.pull == "implicit" and is_unsteady(optimizer):
+            self._warn(unsteady_warning(others='pull="gradient", which LBFGS minimises beside the loss, '))
         if self.metric is None and self.pull == "implicit" and update_rule(optimizer) == "other":
             self._warn(
                 f"{type(optimizer).__name__} is no optimizer whose metric is known: its plain learning rate is taken, "

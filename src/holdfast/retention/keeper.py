@@ -176,6 +176,7 @@ class Keeper(ABC):
             forms=self.forms,
             where=self.mechanism,
             residuals=self._holdings.residuals if self._changes_weights() else None,
+            num_steps=self._num_steps,
         )
         copies = Copies(bare, trained if kind is None else [])
         hooks = StepHooks(
@@ -251,7 +252,7 @@ class Keeper(ABC):
             weighting=self.weighting,
             references=self._references,
         )
-        self._num_steps = 0
+        self._count_from(0)
         self._pinned = self._pull_ratio = None
         self._retained()
         self._watch.start()
@@ -408,8 +409,8 @@ class Keeper(ABC):
         """Whether every step needs to know the optimizer's increments, not only measured ones."""
         return False
 
-    def _measures(self) -> bool:
-        """Whether the coming step is measured."""
+    def _measures(self, plan: Plan) -> bool:
+        """Whether the coming step of the plan's optimizer is measured."""
         return self.log_every > 0 and self._num_steps % self.log_every == 0
 
     def _accepted(self, importance: Importance) -> Importance:
@@ -445,8 +446,13 @@ class Keeper(ABC):
 
     def _go_on(self, progress: Mapping[str, Any]) -> None:
         """Take up what `_progress` gave and `check_progress` accepted; `held` is in place."""
-        self._num_steps = progress["num_steps"]
+        self._count_from(progress["num_steps"])
         self._pinned, self._pull_ratio = progress["pinned"], progress["pull_ratio"]
+
+    def _count_from(self, num_steps: int) -> None:
+        self._num_steps = num_steps
+        for _, plan in self._hooks:
+            plan.num_steps = num_steps
 
     def _rise_for_report(self) -> float | None:
         return None
@@ -464,7 +470,7 @@ class Keeper(ABC):
         plan.gradients = {}
         if (key := copies.found()) is not None:
             warnings.warn(f"{self.mechanism}: {own_weights_warning(type(optimizer).__name__, key)}", stacklevel=2)
-        measured = self._measures()
+        measured = self._measures(plan)
         self._meter = Meter(self._holdings.sum_of) if measured else None
         parts = plan.all_parts(optimizer, self.held)
         if measured or self._needs_increments():
@@ -495,6 +501,7 @@ class Keeper(ABC):
         self._watch.after_step(held=plan.moves)
         plan.gradients = {}
         self._num_steps += 1
+        plan.num_steps += 1
         self._snapshots = {}
         if self._meter is not None:
             self._pinned, self._pull_ratio = self._meter.read()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from torch.optim import LBFGS, Optimizer
+
 from holdfast.errors import OptionError
 from holdfast.memory import Accumulate, Forms
 from holdfast.records import Importance
@@ -106,4 +108,26 @@ def unheld_warning(where: str, kinds: str) -> str:
         f"{where}: the weights have moved since the last backward pass, and not by a step() that could be held "
         f"(attached: {kinds}). Nothing holds them. Attach the optimizer whose step() moves them: the one within, where "
         "another takes the steps by hand, and every one that trains the model."
+    )
+
+
+def is_unsteady(optimizer: Optimizer) -> bool:
+    """Whether it is LBFGS without a line search, which pulls after its steps make diverge."""
+    return isinstance(optimizer, LBFGS) and all(group["line_search_fn"] is None for group in optimizer.param_groups)
+
+
+def unsteady_warning(*, others: str) -> str:
+    """What to say then; `others`: what the mechanism offers besides, or nothing."""
+    return (
+        "LBFGS without a line search is not stable here: it takes what is pulled back after its steps for curvature of "
+        f'the loss, and the weights may grow without bound. Use {others}LBFGS with line_search_fn="strong_wolfe", '
+        "which stays bounded and may stop short of the balance between old and new, or another optimizer."
+    )
+
+
+def no_rate(where: str, kind: str, found: str, *, remedy: str) -> str:
+    """What to say of an optimizer whose groups have no learning rate, where the metric of its steps is needed."""
+    return (
+        f"{where}: the parameter groups of this {kind} have no learning rate to take the metric of its steps from "
+        f"({found}). {remedy}Give the optimizer a learning rate (Adafactor: lr=1e-3, relative_step=False)."
     )

@@ -69,8 +69,10 @@ class Plan:
         forms: in which and where importance and anchors are held.
         where: for messages.
         residuals: by name, of parameters of half precision, filled with what is missing; None where no pull is rounded.
+        num_steps: to count on from.
 
     Attributes:
+        num_steps: of this optimizer, held since the last task was closed.
         gradients: id -> gradient of the held parameters as they were just before the step, for an optimizer that lets
             go of them within.
     """
@@ -83,11 +85,13 @@ class Plan:
         forms: Forms,
         where: str,
         residuals: dict[str, Tensor] | None = None,
+        num_steps: int = 0,
     ) -> None:
         self._model, self._new_parameters, self._forms, self._where = model, new_parameters, forms, where
         self._residuals = residuals
         self._key: object = None
         self._held: Retained | None = None
+        self.num_steps = num_steps
         self.gradients: dict[int, Tensor] = {}
         self._parts: list[Part] = []
         self._layers: list[LayerPart] = []
