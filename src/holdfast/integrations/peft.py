@@ -337,17 +337,18 @@ def _check_others(model: nn.Module, importance: Importance, layers: Sequence[Ada
     free = [name for name in trained if any(importance[w].any() for w in _weights_of(name, importance, same))]
     if free:
         raise ParameterMismatchError(
-            f"LoraEWC: {len(free)} parameters outside of the adapters are trained, would not be held and have an "
-            f"importance: {', '.join(map(repr, free))}. Leave them out of modules_to_save, bias and other adapters, or "
-            "freeze them; to train them all the same, leave them out of the importance."
+            f"LoraEWC: {len(free)} of the parameters that are trained have an importance, and would not be held, as they "
+            f"are outside of the adapters: {', '.join(map(repr, free))}. Leave them out of modules_to_save, bias and "
+            "other adapters, or freeze them; to train them all the same, leave them out of the importance."
         )
 
 
 def _weights_of(name: str, importance: Importance, same: Mapping[str, str]) -> list[str]:
     """The measured parameters that a trained one is, or changes as a part of their module; `same`: of tied weights."""
     pieces = _bare_name(name).split(".")
-    weights = [".".join((*pieces[:count], "weight")) for count in range(1, len(pieces))]
-    return [first for weight in (".".join(pieces), *weights) if (first := same.get(weight, weight)) in importance]
+    leaf = pieces[-1] if pieces[-1] in ("weight", "bias") else "weight"
+    above = [".".join((*pieces[:count], leaf)) for count in range(1, len(pieces) - 1)]
+    return [first for weight in (".".join(pieces), *above) if (first := same.get(weight, weight)) in importance]
 
 
 def _bare_name(name: str) -> str:

@@ -34,13 +34,16 @@ def weights_of_wrapper(optimizer: Any, bare: Optimizer) -> str | None:
         bare: the optimizer inside it.
     """
     parameters = [p for group in bare.param_groups for p in group["params"]]
+    found = None
     for outer in _wrappers(optimizer, bare):
         state = getattr(outer, "state", None)
         own = isinstance(state, Mapping) and state is not bare.state
         if own and any(_of_shape(state.get(p, {}), p) for p in parameters[:_COMPARED]):
-            return type(outer).__name__
+            found = type(outer).__name__
         if hasattr(outer, "alpha") and hasattr(outer, "k"):  # Lookahead's rate and period
-            return type(outer).__name__
+            found = type(outer).__name__
+    if found is not None:
+        return found
     switches = callable(getattr(bare, "train", None)) and callable(getattr(bare, "eval", None))
     return type(bare).__name__ if switches else None
 
