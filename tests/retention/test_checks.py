@@ -167,7 +167,7 @@ def test_tensors_beside_what_is_held(part):
 def test_weights_that_would_be_no_anchors(build, bad, form):
     model = build()
     keeper = EWC(model, anchor_dtype=form)
-    name, parameter = list(model.named_parameters())[0]
+    name, parameter = next(iter(model.named_parameters()))
     good = parameter.detach().clone()
     parameter.data.view(-1)[1] = bad
     held = keeper.held

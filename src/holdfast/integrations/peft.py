@@ -337,9 +337,9 @@ def _check_others(model: nn.Module, importance: Importance, layers: Sequence[Ada
     free = [name for name in trained if any(importance[w].any() for w in _weights_of(name, importance, same))]
     if free:
         raise ParameterMismatchError(
-            f"LoraEWC: {len(free)} of the parameters that are trained have an importance, and would not be held, as they "
-            f"are outside of the adapters: {', '.join(map(repr, free))}. Leave them out of modules_to_save, bias and "
-            "other adapters, or freeze them; to train them all the same, leave them out of the importance."
+            f"LoraEWC: {len(free)} of the parameters that are trained have an importance, and would not be held, as "
+            f"they are outside of the adapters: {', '.join(map(repr, free))}. Leave them out of modules_to_save, bias "
+            "and other adapters, or freeze them; to train them all the same, leave them out of the importance."
         )
 
 
