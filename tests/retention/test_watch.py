@@ -287,6 +287,19 @@ def test_what_a_user_does_to_the_weights_between_steps_is_not_minded(kind, tmp_p
 
 
 @both
+def test_before_a_task_is_retained_nothing_is_held_and_nothing_told(kind):
+    model = perceptron()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    keeper = kind(model, strength=1.0).attach(optimizer)
+    other = kind(model, strength=1.0).retain(uniform(model))
+    empty = keeper.state()
+    for state in (empty, other.state(), empty):
+        keeper.load_state(*state)
+        train(model, optimizer, plain, 20)
+        keeper.report()
+
+
+@both
 def test_nothing_is_watched_after_some_steps_and_nothing_stays_on_the_model(kind):
     model = perceptron()
     optimizer = SGD(model.parameters(), lr=0.01)

@@ -380,7 +380,10 @@ class Keeper(ABC):
         taken = self._holdings.checked(held, extra, anchored=self._has_anchors, where=where, in_form=in_form)
         self._holdings.take(taken)
         self._go_on(progress)
-        self._watch.start()
+        if held.num_tasks:
+            self._watch.start()
+        else:
+            self._watch.stop()
 
     # --- what a mechanism defines
 

@@ -52,7 +52,7 @@ class Watch:
 
     def start(self) -> None:
         """Watch from now on, for some steps."""
-        self._stop()
+        self.stop()
         self._steps_left = _STEPS
         for parameter in [p for p in self._parameters if p.requires_grad]:
             # a hook of the parameter itself would leave an empty table of hooks on it
@@ -62,7 +62,7 @@ class Watch:
 
     def remove(self) -> None:
         """Leave the parameters as they were, and forget them."""
-        self._stop()
+        self.stop()
         self._parameters.clear()
 
     def before_step(self) -> None:
@@ -80,17 +80,17 @@ class Watch:
         self._noted.clear()
         unmoved, self._unmoved = self._unmoved, {}
         if not held and any(not _same(before, some_entries(p)) for p, before in unmoved.items()):
-            self._stop()
+            self.stop()
             self._found()
         if self._handles:
             self._steps_left -= 1
             if self._steps_left <= 0:
-                self._stop()
+                self.stop()
 
     def compare(self) -> None:
         """Report weights that have moved since the first backward pass after the last step."""
         if not self._in_step and any(not _same(before, some_entries(p)) for p, (_, before) in self._noted.items()):
-            self._stop()
+            self.stop()
             self._found()
 
     def _after_backward(self, parameter: nn.Parameter) -> None:
@@ -101,7 +101,8 @@ class Watch:
         if passes and passes % _PASSES == 0:
             self.compare()
 
-    def _stop(self) -> None:
+    def stop(self) -> None:
+        """Watch no more, until the next `start`."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
