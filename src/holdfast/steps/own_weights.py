@@ -37,8 +37,8 @@ def weights_of_wrapper(optimizer: Any, bare: Optimizer) -> str | None:
     found = None
     for outer in _wrappers(optimizer, bare):
         state = getattr(outer, "state", None)
-        own = isinstance(state, Mapping) and state is not bare.state
-        if own and any(_of_shape(state.get(p, {}), p) for p in parameters[:_COMPARED]):
+        own = state if isinstance(state, Mapping) and state is not bare.state else {}
+        if any(_of_shape(own.get(p, {}), p) for p in parameters[:_COMPARED]):
             found = type(outer).__name__
         if hasattr(outer, "alpha") and hasattr(outer, "k"):  # Lookahead's rate and period
             found = type(outer).__name__
