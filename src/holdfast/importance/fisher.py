@@ -81,6 +81,7 @@ def fisher(
         NotFiniteError: a loss or a gradient is NaN or infinite.
         OptionError: a `loss` function with "exact" or "sampled"; num_draws < 1; top_k < 1, or with another loss.
         UnknownNameError: no such kind or loss.
+        UnsupportedLayerError: a parameter is complex, or of another dtype that importances have no meaning for.
 
     Cost: one forward pass and, for C classes, exact: C - 1 backward passes (Linear layers without positions: one weight
     gradient for all of them); with top_k: top_k + 1; sampled: `num_draws`; empirical and batched: one. A parameter that

@@ -17,7 +17,7 @@ from holdfast.importance.calibration import CALIBRATION_EXAMPLES, measured_nats_
 from holdfast.moments.calls import Call
 from holdfast.moments.coupling import check_independent
 from holdfast.records import Importance, ImportanceInfo
-from holdfast.tensors import trainable_parameters, unwrap
+from holdfast.tensors import check_real, trainable_parameters, unwrap
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,8 @@ class DataPass:
                 f"{where}: {type(unwrap(model)).__name__} has no trainable parameters. Call requires_grad_(True) on "
                 "those to be measured."
             )
+        check_real(trainable_parameters(model), where=where)
+        _warn_of_quantised(model, where)
         _check_is_many(data, where)
         self._model, self._data, self._where = model, data, where
         self._limit, self._progress = num_examples, progress
@@ -154,4 +156,17 @@ def _check_is_many(data: Any, where: str) -> None:
     if pair or isinstance(data, Mapping | Tensor):
         raise BatchError(
             f"{where}: data is one batch (a {type(data).__name__}), expected an iterable of batches. Pass [batch]."
+        )
+
+
+def _warn_of_quantised(model: nn.Module, where: str) -> None:
+    """Warn where weights are packed into whole numbers and cannot be measured; not where adapters learn beside them."""
+    bare = unwrap(model)
+    packed = [name for name, p in bare.named_parameters() if not (p.is_floating_point() or p.is_complex())]
+    if packed and not any(".base_layer." in f".{name}" for name in packed):
+        kept = len(trainable_parameters(model))
+        warnings.warn(
+            f"{where}: {len(packed)} parameters are quantised and cannot be measured, such as {packed[0]!r}; the "
+            f"importance is of the {kept} others alone. Measure it on the model before it is quantised.",
+            stacklevel=4,
         )

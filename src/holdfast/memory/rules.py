@@ -18,8 +18,8 @@ class Decayed:
     gamma: float
 
     def __post_init__(self) -> None:
-        if not 0 <= self.gamma <= 1:
-            raise OptionError(f"Decayed: gamma is {self.gamma}; expected a number from 0 (forget) to 1 (sum).")
+        if not (isinstance(self.gamma, int | float) and 0 <= self.gamma <= 1):
+            raise OptionError(f"Decayed: gamma is {self.gamma!r}; expected a number from 0 (forget) to 1 (sum).")
 
 
 Accumulate = Literal["sum", "mean", "max", "per_task"] | Decayed

@@ -34,6 +34,9 @@ EXTRA = ("pulls", "residuals")
 """Tensors that beside `held` decide the steps to come."""
 
 _PARTS = ("importance", "importance_exponents", "anchors", "anchors_exponents", "factors")
+PARTS = (*_PARTS, *EXTRA)
+"""What the tensors of a state are of."""
+
 _NUMBERS = {
     **dict.fromkeys(("constant", "start", "largest"), "a finite number >= 0"),
     **dict.fromkeys(("num_tasks", "first_examples"), "a whole number >= 0"),
@@ -148,7 +151,7 @@ def from_state(
     Raises:
         FileFormatError: codes without their exponents, or a checkpoint with anchors that is gone or another.
     """
-    parts: dict[str, dict[str, Tensor]] = {part: {} for part in (*_PARTS, *EXTRA)}
+    parts: dict[str, dict[str, Tensor]] = {part: {} for part in PARTS}
     for key, tensor in tensors.items():
         part, _, name = key.partition("/")
         parts[part][name] = tensor

@@ -71,6 +71,16 @@ def _update_rule_of(kind: type[Optimizer]) -> UpdateRule:
     return "other"
 
 
+def unknown_rate(optimizer: Optimizer) -> str | None:
+    """How a parameter group says that it has no learning rate of its own, such as "lr=None"; None if each has one."""
+    for group in optimizer.param_groups:
+        if "lr" not in group:
+            return "no lr"
+        if not isinstance(group["lr"], int | float | Tensor):
+            return f"lr={group['lr']!r}"
+    return None
+
+
 def step_metrics(
     optimizer: Optimizer,
     group: Mapping[str, Any],
