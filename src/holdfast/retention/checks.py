@@ -15,9 +15,14 @@ from holdfast.records import check_importance_values
 from holdfast.tensors import TensorMap
 
 _AGAIN = "Save the keeper again, or take an older copy."
-_WHOLE = ("num_tasks", "first_examples")
-_REAL = ("constant", "start", "largest")
-_NUMBERS = (*_WHOLE, *_REAL, "nats_per_unit")
+
+NUMBERS = {
+    **dict.fromkeys(("num_tasks", "first_examples"), "a whole number >= 0"),
+    **dict.fromkeys(("constant", "start"), "a finite number"),
+    "largest": "a finite number >= 0",
+    "nats_per_unit": "a finite number >= 0, or null",
+}
+"""The fields of `Retained` that are no tensors, and what they must be."""
 
 
 def check_finite(tensors: TensorMap, *, where: str, what: str, remedy: str) -> None:
@@ -60,10 +65,21 @@ def check_notes(tensors: Iterable[str], notes: Any, *, parts: Iterable[str], whe
     for part in ("held", "progress"):
         if not isinstance(notes, Mapping) or not isinstance(notes.get(part), Mapping):
             raise FileFormatError(f"{where}: the notes have no {part!r}, or it is damaged. {_AGAIN}")
-    if set(notes["held"]) != set(_NUMBERS):
-        raise FileFormatError(
-            f"{where}: 'held' has {', '.join(map(str, notes['held']))}; expected {', '.join(_NUMBERS)}. {_AGAIN}"
-        )
+    check_numbers(notes["held"], where=where)
+    if more := sorted(set(notes["held"]) - set(NUMBERS)):
+        raise FileFormatError(f"{where}: 'held' has {', '.join(map(repr, more))}, which no keeper holds. {_AGAIN}")
+
+
+def check_numbers(numbers: Mapping[str, Any], *, where: str) -> None:
+    """Raise `FileFormatError` unless every field of `Retained` that is no tensor is a number that it can be."""
+    found = {name: numbers.get(name, "missing") for name in NUMBERS}
+    wrong = [
+        f"{name} is {value!r:.40}, expected {NUMBERS[name]}"
+        for name, value in found.items()
+        if not _is_in_range(value, NUMBERS[name])
+    ]
+    if wrong:
+        raise FileFormatError(f"{where}: 'held' is damaged: {'; '.join(wrong)}. {_AGAIN}")
 
 
 def check_retained(held: Retained, *, anchored: bool, where: str) -> None:
@@ -80,10 +96,7 @@ def check_retained(held: Retained, *, anchored: bool, where: str) -> None:
 
     Cost: one pass over what is in memory as tensors; codes of fewer bits are finite by their form.
     """
-    numbers = {name: getattr(held, name) for name in _NUMBERS}
-    wrong = [f"{name}={value!r}" for name, value in numbers.items() if not _is_in_range(name, value)]
-    if wrong:
-        raise FileFormatError(f"{where}: {', '.join(wrong)} cannot be held. {_AGAIN}")
+    check_numbers({name: getattr(held, name) for name in NUMBERS}, where=where)
     check_importance_values({n: v for n, v in held.importance.items() if isinstance(v, Tensor)}, where=where)
     anchors = {name: value for name, value in held.anchors.items() if isinstance(value, Tensor)}
     check_finite(anchors, where=where, what="anchors", remedy=_AGAIN)
@@ -131,12 +144,12 @@ def _is_progress(name: str, value: Any) -> bool:
             return _is_count(value, whole=False)
 
 
-def _is_in_range(name: str, value: Any) -> bool:
-    if name == "nats_per_unit":
-        return value is None or (_is_number(value) and math.isfinite(value))
-    if name in _WHOLE:
-        return _is_count(value, whole=True)
-    return _is_number(value) and math.isfinite(value) and (name != "largest" or value >= 0)
+def _is_in_range(value: Any, expected: str) -> bool:
+    if value is None:
+        return expected.endswith("null")
+    if ">= 0" in expected:
+        return _is_count(value, whole="whole" in expected)
+    return _is_number(value) and math.isfinite(value)
 
 
 def _is_count(value: Any, *, whole: bool) -> bool:
