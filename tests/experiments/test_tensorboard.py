@@ -96,7 +96,7 @@ def test_no_tensorboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     with pytest.raises(
-        OptionError, match=r'not installed. Install it with: pip install "torch-holdfast\[tensorboard\]"'
+        OptionError, match=r'Install it with: pip install "torch-holdfast\[tensorboard\]"'
     ):
         TensorBoard(tmp_path)
 
