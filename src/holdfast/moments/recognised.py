@@ -220,5 +220,7 @@ HANDLERS: dict[Any, Callable[..., Any]] = {
 }
 """From a function to what calls `Interception.use` for it, or returns NotImplemented to let it run as it is."""
 
-COMPOSITES: frozenset[Any] = frozenset({F.multi_head_attention_forward, torch.autograd.grad, torch.autograd.backward})
+COMPOSITES: frozenset[Any] = frozenset(
+    {F.multi_head_attention_forward, torch.autograd.grad, torch.autograd.backward, Tensor.backward}
+)
 """Python functions that consume parameters through other functions; backward passes, where they meet checkpoints."""
