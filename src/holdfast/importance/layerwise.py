@@ -26,17 +26,22 @@ def watched_forward(
     others: Others,
     where: str,
     first: bool,
-) -> None:
+    graph: bool = False,
+) -> bool:
     """Run the model on a batch and record its layers; on the first batch also look for parameters used out of sight.
+
+    Returns:
+        Whether the forward pass takes gradients itself: later batches need `graph=True` then.
 
     Raises:
         UnsupportedLayerError: with `others="error"`, parameters are used by something else than these layers.
     """
     watch = LayerWatch(model, record, activations=activations)
-    with torch.set_grad_enabled(first), watch:
+    with torch.set_grad_enabled(first or graph), watch:
         outputs = call(unwrap(model))
     watch.finish(outputs)
     check_elsewhere(watch.elsewhere, others=others, where=where)
+    return watch.differentiates
 
 
 def check_elsewhere(elsewhere: Mapping[str, Set[str]], *, others: Others, where: str) -> None:

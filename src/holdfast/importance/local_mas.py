@@ -22,12 +22,12 @@ def local_sums(model: nn.Module, data_pass: DataPass, *, others: Others, chunk_b
         UnsupportedLayerError: a parameter is used elsewhere and `others="error"`, or a layer's first axis does not hold
             the examples.
     """
-    totals = zeros(model)
+    totals, graph = zeros(model), False
     for batch in data_pass:
         size, first = batch.call.size, data_pass.seen == batch.call.size
         record = partial(_add, totals, size, chunk_bytes)
-        watched_forward(
-            model, batch.call, record, activations=True, others=others, where="mas(local=True)", first=first
+        graph = watched_forward(
+            model, batch.call, record, activations=True, others=others, where="mas(local=True)", first=first, graph=graph
         )
     return totals
 

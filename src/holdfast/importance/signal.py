@@ -70,10 +70,11 @@ def signal(
         model, data, where="signal", num_examples=num_examples, progress=progress, calibration=likelihood, seed=seed
     )
     sums = SignalSums(model, bias)
+    graph = False
     with measuring(model):
         for batch in data_pass:
             first = data_pass.seen == batch.call.size
-            watched_forward(
+            graph = watched_forward(
                 model,
                 batch.call,
                 sums.add,
@@ -81,5 +82,6 @@ def signal(
                 others=others,
                 where="signal",
                 first=first,
+                graph=graph,
             )
         return data_pass.importance(sums.values(), kind="signal", unit=UNIT, details={"bias": bias, "others": others})
