@@ -38,6 +38,7 @@ def by_hand(model: nn.Module, call: Call, phi: str) -> dict[str, Tensor]:
     for b in range(call.size):
         for k in range(K):
             score = scores(call.examples(b, b + 1)(model))[k, 0]
+            model.zero_grad()  # of what the forward pass may have added
             score.backward()  # reentrant checkpoints refuse autograd.grad
             for name, parameter in named.items():
                 if parameter.grad is not None:
@@ -56,8 +57,7 @@ def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], *, rtol:
 
 
 def by_route(route: Route, model: nn.Module, call: Call, phi: str) -> dict[str, Tensor]:
-    with torch.no_grad():
-        at_outputs = OutputGradients(call(model), call.size, scores)
+    at_outputs = OutputGradients(call(model), call.size, scores)
     names = {name for name, p in model.named_parameters() if p.requires_grad}
     return route(model, call, at_outputs, phi=phi, names=names)
 
