@@ -224,29 +224,46 @@ def shifts() -> nn.Module:
     return Tuned(lambda: nn.Sequential(Shift(), nn.Sigmoid()), only="by")
 
 
-ENERGY = tuple(f"energy.{number}.{kind}" for number in (0, 2) for kind in ("weight", "bias"))
-INNER_NET = tuple(f"inner.{number}.{kind}" for number in (0, 2) for kind in ("weight", "bias"))
+def within_checkpoints() -> nn.Module:
+    """Everything that is trained lies inside reentrant checkpoints, as LoRA has it."""
+    model = Within()
+    model.head.requires_grad_(False)
+    return model
+
+
+class Within(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(D, D), nn.Linear(D, D), nn.Linear(D, C)
+        self.scale = nn.Parameter(torch.rand(D) + 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.requires_grad_()
+        x = checkpoint(lambda x: self.a(x).tanh() / self.scale, x, use_reentrant=True)
+        return self.head(checkpoint(lambda x: self.b(x).tanh(), x, use_reentrant=True))
+
+
+ENERGY = ("energy.0.weight", "energy.0.bias", "energy.2.weight")
+TRANSFORMED = ("inner.0.weight", "inner.0.bias", "inner.2.weight")
+NETWORK = (*TRANSFORMED, "inner.2.bias")
+HEAD = ("head.weight", "head.bias")
 
 INNER: dict[str, tuple[Callable[[], nn.Module], str, tuple[str, ...], str]] = {
     "hamiltonian": (Hamiltonian, "flat", ENERGY, "oracle_sums"),
     "hamiltonian without a guard": (lambda: Hamiltonian(guard=False), "flat", ENERGY, "oracle_sums"),
-    "second derivatives": (Residual, "flat", tuple(name.replace("inner", "u") for name in INNER_NET), "oracle_sums"),
-    "adapting": (Adapting, "flat", ("body.weight", "body.bias", "head.weight", "head.bias"), "oracle_sums"),
-    "adapting by torch.func": (AdaptingByFunc, "flat", ("head.weight", "head.bias"), "per_example_sums"),
+    "second derivatives": (Residual, "flat", tuple(name.replace("inner", "u") for name in NETWORK), "oracle_sums"),
+    "adapting": (Adapting, "flat", ("body.weight", "body.bias", *HEAD), "per_example_sums"),
+    "adapting by torch.func": (AdaptingByFunc, "flat", HEAD, "per_example_sums"),
     "settling": (Settling, "sequence", ("pull.weight", "pull.bias"), "oracle_sums"),
     "checkpointed forces": (lambda: Checkpointed(reentrant=False), "flat", ENERGY, "oracle_sums"),
     "reentrant forces": (lambda: Checkpointed(reentrant=True), "flat", ENERGY, "oracle_sums"),
     **{
-        function.__name__: (lambda function=function: ByTransform(function), "flat", INNER_NET, route)
-        for function, route in (
-            (pushed, "per_example_sums"),
-            (jacobian, "per_example_sums"),
-            (curvature, "per_example_sums"),
-            (mapped, "per_example_sums"),
-            (dual, "oracle_sums"),
-            (functional, "oracle_sums"),
-        )
+        function.__name__: (lambda function=function: ByTransform(function), "flat", TRANSFORMED, "per_example_sums")
+        for function in (pushed, jacobian, curvature, dual)
     },
+    "mapped": (lambda: ByTransform(mapped), "flat", NETWORK, "per_example_sums"),
+    "functional": (lambda: ByTransform(functional), "flat", TRANSFORMED, "oracle_sums"),
+    "within reentrant checkpoints": (within_checkpoints, "flat", ("scale",), "oracle_sums"),
     "spiking": (Spiking, "sequence", (), ""),
     "biases": (biases, "flat", (), ""),
     "norm bias": (norm_bias, "sequence", (), ""),
