@@ -61,7 +61,9 @@ class Adapting(nn.Module):
     def _one(self, h: Tensor) -> Tensor:
         weight, bias = self.head.weight, self.head.bias
         loss = F.linear(h.tanh(), weight, bias).square().sum()
-        fast = [p - 0.1 * g for p, g in zip((weight, bias), torch.autograd.grad(loss, (weight, bias), create_graph=True))]
+        fast = [
+            p - 0.1 * g for p, g in zip((weight, bias), torch.autograd.grad(loss, (weight, bias), create_graph=True))
+        ]
         return F.linear(h, *fast)
 
 

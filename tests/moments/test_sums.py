@@ -103,7 +103,9 @@ def test_float32_sums_are_close_to_float64(name: str):
     assert relative(sums.totals, expected) < 1e-5
 
 
-@pytest.mark.parametrize("name", [name for name in ZOO if ZOO[name][3] != "oracle_sums" and not name.startswith("Conv")])
+@pytest.mark.parametrize(
+    "name", [name for name in ZOO if ZOO[name][3] != "oracle_sums" and not name.startswith("Conv")]
+)
 def test_autocast_sums_are_those_of_one_example_at_a_time_under_autocast(name: str):
     model, call = build(name)
     single = Call(tuple(x.float() if x.is_floating_point() else x for x in call.args), {}, call.size)

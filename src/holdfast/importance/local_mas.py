@@ -28,7 +28,14 @@ def local_sums(model: nn.Module, data_pass: DataPass, *, others: Others, chunk_b
         size, first = batch.call.size, data_pass.seen == batch.call.size
         record = partial(_add, totals, size, chunk_bytes)
         graph = watched_forward(
-            model, batch.call, record, activations=True, others=others, where="mas(local=True)", first=first, graph=graph
+            model,
+            batch.call,
+            record,
+            activations=True,
+            others=others,
+            where="mas(local=True)",
+            first=first,
+            graph=graph,
         )
     return totals
 

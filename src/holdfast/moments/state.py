@@ -34,7 +34,9 @@ def measuring(model: nn.Module) -> Iterator[None]:
         (p, p.requires_grad, p.grad, p._backward_hooks, p._post_accumulate_grad_hooks)  # pyright: ignore
         for p in parameters
     ]
-    members = [(held, dict(held)) for module in plain for held in (module._parameters, module._buffers, module._modules)]
+    members = [
+        (held, dict(held)) for module in plain for held in (module._parameters, module._buffers, module._modules)
+    ]
     buffers = [(module, dict(module._buffers.items())) for module in modules]
     values = {id(b): (b, b.detach().clone()) for _, found in buffers for b in found.values() if b is not None}
     written = CopyOnWrite(parameters)

@@ -26,6 +26,11 @@ class CopyOnWrite(TorchDispatchMode):
         self._by_memory.pop(0, None)
         self._copies: dict[int, tuple[Tensor, Tensor]] = {}
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """False: the base class would import the whole of torch._dynamo, some seconds, to keep it away."""
+        return False
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:

@@ -162,7 +162,9 @@ def fine_tune(
     try:
         arguments = _arguments(transformers, settings, folder, cpu=next(model.module.parameters()).device.type == "cpu")
     except ImportError as error:
-        raise OptionError('finetune: the Trainer needs accelerate: pip install "torch-holdfast[transformers]"') from error
+        raise OptionError(
+            'finetune: the Trainer needs accelerate: pip install "torch-holdfast[transformers]"'
+        ) from error
     trainer = transformers.Trainer(
         model=model.module,
         args=arguments,
