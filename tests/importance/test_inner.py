@@ -12,7 +12,7 @@ from tests.moments.zoo import build
 from torch import Tensor, nn
 
 import holdfast as hf
-from holdfast.errors import UnsupportedLayerError
+from holdfast.errors import OptionError, UnsupportedLayerError
 from holdfast.moments.calls import Call
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*one example at a time", "ignore:kfac. in .* have the diagonal")
@@ -232,3 +232,33 @@ def test_a_step_that_lacks_a_gradient_does_not_pass_unnoticed():
     expected = gradients(net, Call((x,), {}, 4), lambda o, _: o.square().sum() / 2, torch.square)
     found = hf.fisher(net, [(x, torch.zeros(4, 3).double())], kind="empirical", loss="gaussian")
     assert_close(found, expected)
+
+
+def test_lazy_modules_are_refused_until_they_have_shapes():
+    model = nn.Sequential(nn.LazyLinear(3))
+    data = [(torch.randn(4, 5), torch.randint(0, 3, (4,)))]
+    with pytest.raises(
+        OptionError, match=r"fisher: 2 tensors of Sequential have no shape yet: '0.weight', '0.bias'. Call"
+    ):
+        hf.fisher(model, data)
+    model(data[0][0])
+    hf.fisher(model, data)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("half", [False, True])
+def test_torchscript(half: bool):
+    plain = nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+    model = torch.jit.script(plain)
+    model = nn.Sequential(model, nn.Linear(3, 3).double()) if half else model
+    model.train()
+    x, targets = torch.randn(4, 6).double(), torch.randn(4, 3).double()
+    expected = gradients(model, Call((x,), {}, 4), nll(targets), torch.square)
+    assert_close(hf.fisher(model, [(x, targets)], kind="empirical", loss="gaussian"), expected)
+    assert hf.kfac(model, [(x, targets)], loss="gaussian").info.num_examples == 4
+    for refused in (lambda: hf.signal(model, [(x, targets)]), lambda: hf.mas(model, [(x, targets)], local=True)):
+        with pytest.raises(UnsupportedLayerError, match=r"no layer can be seen inside TorchScript: '0'"):
+            refused()
+    with pytest.raises(UnsupportedLayerError, match="SignalRecorder: no layer can be seen inside TorchScript"):
+        hf.SignalRecorder(model)
+    assert model.training

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -14,7 +15,7 @@ D, C = 6, 3
 
 
 def network(*sizes: int) -> nn.Sequential:
-    layers = [nn.Linear(a, b) for a, b in zip(sizes, sizes[1:])]
+    layers = [nn.Linear(a, b) for a, b in itertools.pairwise(sizes)]
     return nn.Sequential(*(step for layer in layers for step in (layer, nn.Tanh())))[:-1]
 
 

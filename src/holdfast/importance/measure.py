@@ -162,8 +162,8 @@ def _check_has_shapes(model: nn.Module, where: str) -> None:
     lazy = [name for name, tensor in (*bare.named_parameters(), *bare.named_buffers()) if is_lazy(tensor)]
     if lazy:
         raise OptionError(
-            f"{where}: {len(lazy)} tensors of {type(bare).__name__} have no shape yet: {', '.join(map(repr, lazy[:8]))}. "
-            "Call the model once on a batch, so that its lazy modules see their inputs."
+            f"{where}: {len(lazy)} tensors of {type(bare).__name__} have no shape yet: "
+            f"{', '.join(map(repr, lazy[:8]))}. Call the model once on a batch, so that its lazy modules see their inputs."
         )
 
 

@@ -129,8 +129,8 @@ class KroneckerSums:
             )
         if hidden := [name for name, calls in uses.items() if any(use.hidden for use in calls)]:
             raise UnsupportedLayerError(
-                f"{self._where}: the layer of {hidden[0]!r} is called inside a transform of torch.func, which hides its "
-                "inputs, and was not for the first batch. Put a batch first for which it is, or use fisher."
+                f"{self._where}: the layer of {hidden[0]!r} is called inside a transform of torch.func, which hides "
+                "its inputs, and was not for the first batch. Put a batch first for which it is, or use fisher."
             )
         rows = scores(outputs)
         if rows.ndim != 2 or rows.shape[1] != call.size:

@@ -19,8 +19,8 @@ def measuring(model: nn.Module) -> Iterator[None]:
     """Put a model in evaluation mode, and give everything back at the end, also after an error.
 
     Given back: every training flag and other attribute of a module, as far as it is replaced and not changed in place;
-    `requires_grad`, `.grad` (the same objects, which nothing is added to meanwhile), parameters and buffers (objects and
-    values; of parameters those that the first forward pass changes), gradient hooks of parameters and backward hooks of
+    `requires_grad`, `.grad` (the same objects, which nothing is added to), parameters and buffers (objects and values;
+    of parameters those that the first forward pass changes), gradient hooks of parameters and backward hooks of
     modules, which are silent meanwhile, and the random state of the CPU and of the model's CUDA devices. Gradients are
     enabled inside, whatever the caller's mode; modules under `torch.compile` run uncompiled.
     """
@@ -34,7 +34,7 @@ def measuring(model: nn.Module) -> Iterator[None]:
         (p, p.requires_grad, p.grad, p._backward_hooks, p._post_accumulate_grad_hooks)  # pyright: ignore
         for p in parameters
     ]
-    members = [
+    members: list[tuple[dict[str, Any], dict[str, Any]]] = [
         (held, dict(held)) for module in plain for held in (module._parameters, module._buffers, module._modules)
     ]
     buffers = [(module, dict(module._buffers.items())) for module in modules]
