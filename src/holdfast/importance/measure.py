@@ -163,7 +163,7 @@ def _check_has_shapes(model: nn.Module, where: str) -> None:
     if lazy:
         raise OptionError(
             f"{where}: {len(lazy)} tensors of {type(bare).__name__} have no shape yet: "
-            f"{', '.join(map(repr, lazy[:8]))}. Call the model once on a batch, so that its lazy modules see their inputs."
+            f"{', '.join(map(repr, lazy[:8]))}. Call the model once on a batch, which its lazy modules wait for."
         )
 
 
