@@ -52,7 +52,9 @@ def measuring(model: nn.Module) -> Iterator[None]:
                 module._backward_hooks, module._backward_pre_hooks = OrderedDict(), OrderedDict()
             for parameter in parameters:
                 parameter.grad = None
-                parameter._backward_hooks = parameter._post_accumulate_grad_hooks = None  # pyright: ignore
+                parameter._backward_hooks = None
+                if parameter._post_accumulate_grad_hooks:  # pyright: ignore
+                    parameter._post_accumulate_grad_hooks = OrderedDict()  # pyright: ignore
             if isinstance(unwrap(model), torch.jit.ScriptModule):  # which has no hooks
                 written.copy()
             else:
@@ -71,7 +73,8 @@ def measuring(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(requires_grad)
             parameter.grad = grad
             parameter._backward_hooks = hooks
-            parameter._post_accumulate_grad_hooks = late_hooks  # pyright: ignore
+            if late_hooks:
+                parameter._post_accumulate_grad_hooks = late_hooks  # pyright: ignore
         written.restore()
         with torch.no_grad():
             for buffer, value in values.values():
