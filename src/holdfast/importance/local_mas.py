@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import vjp, vmap
 
 from holdfast.errors import UnsupportedLayerError
-from holdfast.importance.layerwise import Others, watched_forward
+from holdfast.importance.layerwise import Others, check_watchable, watched_forward
 from holdfast.importance.measure import DataPass
 from holdfast.moments.gradients import zeros
 from holdfast.moments.layers import LayerUse
@@ -22,12 +22,20 @@ def local_sums(model: nn.Module, data_pass: DataPass, *, others: Others, chunk_b
         UnsupportedLayerError: a parameter is used elsewhere and `others="error"`, or a layer's first axis does not hold
             the examples.
     """
-    totals = zeros(model)
+    check_watchable(model, where="mas(local=True)")
+    totals, graph = zeros(model), False
     for batch in data_pass:
         size, first = batch.call.size, data_pass.seen == batch.call.size
         record = partial(_add, totals, size, chunk_bytes)
-        watched_forward(
-            model, batch.call, record, activations=True, others=others, where="mas(local=True)", first=first
+        graph = watched_forward(
+            model,
+            batch.call,
+            record,
+            activations=True,
+            others=others,
+            where="mas(local=True)",
+            first=first,
+            graph=graph,
         )
     return totals
 

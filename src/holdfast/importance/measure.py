@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from tqdm import tqdm
 
 from holdfast.errors import BatchError, EmptyDataError, OptionError
@@ -67,6 +68,7 @@ class DataPass:
     ) -> None:
         if num_examples is not None and num_examples < 1:
             raise OptionError(f"{where}: num_examples={num_examples}, expected a whole number >= 1, or None for all.")
+        _check_has_shapes(model, where)
         if not trainable_parameters(model):
             raise OptionError(
                 f"{where}: {type(unwrap(model)).__name__} has no trainable parameters. Call requires_grad_(True) on "
@@ -149,6 +151,16 @@ def calibration_likelihood(loss: Any, calibrate: bool, *, where: str) -> Likelih
             )
         return None
     return resolve_likelihood(loss, where=where)
+
+
+def _check_has_shapes(model: nn.Module, where: str) -> None:
+    bare = unwrap(model)
+    lazy = [name for name, tensor in (*bare.named_parameters(), *bare.named_buffers()) if is_lazy(tensor)]
+    if lazy:
+        raise OptionError(
+            f"{where}: {len(lazy)} tensors of {type(bare).__name__} have no shape yet: "
+            f"{', '.join(map(repr, lazy[:8]))}. Call the model once on a batch, which its lazy modules wait for."
+        )
 
 
 def _check_is_many(data: Any, where: str) -> None:

@@ -121,10 +121,9 @@ class Collector:
     def end(self) -> None:
         """All backward passes are over."""
         for use, (x, G) in self._spread.items():
-            A = PHI[self._phi](wide(x))
             weight, bias = use.spots
             if weight is not None:
-                add_outer(weight.place.of(self._totals[weight.place.name]), G, A)
+                add_outer(weight.place.of(self._totals[weight.place.name]), G, PHI[self._phi](wide(x)))
             if bias is not None:
                 bias.place.of(self._totals[bias.place.name]).add_(G.sum(dim=0))
         self._spread.clear()

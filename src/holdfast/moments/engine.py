@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from holdfast.moments.gradients import (
     tolerance,
     zeros,
 )
+from holdfast.moments.graph import is_reentrant, nodes_of
 from holdfast.moments.intercept import Key, tracked_parameters
 from holdfast.moments.layout import Layout
 from holdfast.moments.shared import overlap
@@ -43,6 +44,7 @@ class Engine:
     together and alone, which shows where the examples are in each use; then for a random linear function of the
     outputs, each example with weights of its own, the signed sum of the gradients must be the ordinary gradient. A
     parameter for which it is not is missed, and so is one that an ordinary gradient reaches in spite of the covers.
+    Uses through which the forward pass itself runs backward passes, as for the forces of an energy, are not covered.
 
     Args:
         model: in evaluation mode.
@@ -63,6 +65,7 @@ class Engine:
         self._parameters = list(trainable_parameters(model).values())
         self._tracked = tracked_parameters(model)
         self._layouts: dict[Key, Layout | None] = {}
+        self._differentiated: set[Key] = set()
         self._proofs: dict[Signature, Proof] = {}
         self.bytes_per_example = 0
         self._by_grad = True  # torch.autograd.grad, unless the model has reentrant checkpoints
@@ -99,10 +102,10 @@ class Engine:
         found = tensors_in(outputs)
         ends = [(end, found[place]) for end, place in enumerate(at_outputs.used) if found[place].requires_grad]
         reached: set[str] = set()
-        within = covering if proof.runs_again else nullcontext()
         for k, row in enumerate(_rows(at_outputs, keep=bool(proof.missed)) if ends else ()):
             gradients, last = [row[end] for end, _ in ends], k + 1 == at_outputs.num_rows
-            reached |= self._pull(within, [tensor for _, tensor in ends], gradients, retain=not last).keys()
+            tensors = [tensor for _, tensor in ends]
+            reached |= self._pull(covering, tensors, gradients, runs_again=proof.runs_again, retain=not last).keys()
             collector.end_row()
         collector.end()
         if not all(use.received for use in covering.covered):
@@ -117,9 +120,20 @@ class Engine:
         return at_outputs, proof.missed
 
     def _forward(self, call: Call, collector: Collector) -> tuple[Covering, Any]:
-        covering = Covering(self._tracked, self._layouts, call.size, collector.receive)
-        with covering:
-            return covering, call(unwrap(self._model))
+        """A forward pass with covers, made anew without those through which it turns out to differentiate itself."""
+        while True:
+            covering = Covering(self._tracked, self._layouts, call.size, collector.receive)
+            try:
+                with covering:
+                    outputs = call(unwrap(self._model))
+            except Exception:  # of the model, perhaps because a cover had no gradient for its weight
+                if not covering.passes.inner:
+                    raise
+                outputs = None
+            if not covering.passes.inner:
+                return covering, outputs
+            self._differentiated |= covering.passes.inner
+            self._layouts |= dict.fromkeys(self._differentiated)
 
     def _prove(self, call: Call) -> None:
         """Find the layouts of all uses, and compare what comes out with the ordinary gradient.
@@ -135,7 +149,7 @@ class Engine:
         except ValueError:  # what batch norm says to one example alone
             check_independent(self._model, call, where=self._where)
             raise
-        self._layouts |= seen.layouts
+        self._layouts |= {**seen.layouts, **dict.fromkeys(self._differentiated)}
         self.bytes_per_example = max(self.bytes_per_example, seen.bytes_per_example)
         few = few.examples(0, 2)
 
@@ -165,19 +179,21 @@ class Engine:
         collector = Collector(totals, phi="signed", size=few.size, chunk_bytes=self._chunk_bytes)
         covering, outputs = self._forward(few, collector)
         signature, total = tuple(covering.signature), scores(outputs).sum()
-        reached = self._pull(covering, [total], [None]) if total.requires_grad else {}
+        self._by_grad = self._by_grad and not is_reentrant([total])
+        reached = self._pull(covering, [total], [None], runs_again=True) if total.requires_grad else {}
         return signature, collector, totals, reached, len(covering.signature) > len(signature)
 
     def _pull(
         self,
-        within: AbstractContextManager[Any],
+        covering: Covering,
         outputs: Sequence[Tensor],
         gradients: Sequence[Tensor | None],
         *,
+        runs_again: bool,
         retain: bool = False,
     ) -> dict[str, Tensor]:
         """A backward pass; returns the ordinary gradients that came through, which no cover took."""
-        with within:
+        with covering.passes.collecting(), covering if runs_again else nullcontext():
             found = pulled(outputs, gradients, self._parameters, by_grad=self._by_grad, retain=retain)
         return {name: value for name, value in zip(self._names, found) if value is not None}
 
@@ -194,13 +210,6 @@ def _rows(at_outputs: OutputGradients, *, keep: bool) -> Iterator[Sequence[Tenso
 
 def _check_received(outputs: Sequence[Tensor]) -> None:
     """Every covered use that the outputs depend on must have received its gradient."""
-    stack = [output.grad_fn for output in outputs if output.grad_fn is not None]
-    visited = set(stack)
-    while stack:
-        node = stack.pop()
+    for node in nodes_of(outputs):
         use = getattr(node, "use", None)
         assert not isinstance(use, Use) or use.received, use
-        for following, _ in node.next_functions:
-            if following is not None and following not in visited:
-                visited.add(following)
-                stack.append(following)

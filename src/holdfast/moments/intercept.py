@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from holdfast.moments.operations import Embedding, Operation
 from holdfast.moments.recognised import COMPOSITES, HANDLERS
+from holdfast.moments.transforms import transformed
 from holdfast.tensors import trainable_parameters
 
 
@@ -120,12 +121,12 @@ class Interception(TorchFunctionMode):
         tracked = self.tracked
         handler = HANDLERS.get(func)
         if handler is not None:
-            if any(id(value) in tracked for value in (*args, *kwargs.values())):
+            if any(id(value) in tracked for value in (*args, *kwargs.values())) and not transformed():
                 found = handler(self, *args, **kwargs)
                 return func(*args, **kwargs) if found is NotImplemented else found
         elif args and id(args[0]) in tracked:
             result = func(*args, **kwargs)
-            if func is not Tensor.detach:
+            if func is not Tensor.detach and not transformed():
                 self._track_views(tracked[id(args[0])], result)
             return result
         elif func in COMPOSITES:

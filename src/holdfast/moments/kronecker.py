@@ -37,6 +37,7 @@ from holdfast.moments.gradients import (
     tolerance,
     zeros,
 )
+from holdfast.moments.transforms import transformed
 from holdfast.tensors import trainable_parameters, unwrap
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -59,10 +60,11 @@ class Layer(LayerForm):
 
 @dataclass
 class _Use:
-    """One call of a layer: its input, and the place of its output in the graph."""
+    """One call of a layer: its input, and the place of its output in the graph; neither if a transform hides them."""
 
     input: Tensor
     edge: GradientEdge | None
+    hidden: bool = False
 
 
 class KroneckerSums:
@@ -125,6 +127,11 @@ class KroneckerSums:
                 f"{self._where}: the layer of {name!r} is called {number} times for a batch, and was called once for "
                 "the first. Put a batch first for which it is called as often, or use fisher."
             )
+        if hidden := [name for name, calls in uses.items() if any(use.hidden for use in calls)]:
+            raise UnsupportedLayerError(
+                f"{self._where}: the layer of {hidden[0]!r} is called inside a transform of torch.func, which hides "
+                "its inputs, and was not for the first batch. Put a batch first for which it is, or use fisher."
+            )
         rows = scores(outputs)
         if rows.ndim != 2 or rows.shape[1] != call.size:
             raise LossShapeError(
@@ -173,6 +180,8 @@ class KroneckerSums:
             shapes, doubled = ([u.input.numel() for u in uses[layer.weight]] for uses in (first, second))
             if len(shapes) > 1:
                 self.layers.remove(layer)
+            elif any(use.hidden for use in first[layer.weight]):
+                self._decline(layer, "it is called inside a transform of torch.func, which hides its inputs")
             elif doubled != [2 * size for size in shapes]:
                 self._decline(layer, "its inputs do not grow with the number of examples")
         scores = partial(random_scores, call.size)
@@ -239,7 +248,8 @@ def _layers_of(model: nn.Module) -> list[Layer]:
     layers = []
     for module in unwrap(model).modules():
         plain = type(module) is nn.Linear or (type(module) in _CONVOLUTIONS and getattr(module, "groups", 0) == 1)
-        weight, bias = module._parameters.get("weight"), module._parameters.get("bias")
+        own = dict(module._parameters.items())  # no dict in a scripted module
+        weight, bias = own.get("weight"), own.get("bias")
         if weight is None or id(weight) not in names or not (plain or _is_transposed(module)):
             continue
         bias_name = names.get(id(bias))
@@ -262,6 +272,9 @@ def _recorded(layers: list[Layer]) -> Iterator[dict[str, list[_Use]]]:
 
     def recorder(layer: Layer) -> Callable[..., Tensor | None]:
         def record(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
+            if transformed():
+                uses[layer.weight].append(_Use(torch.empty(0), None, hidden=True))
+                return None
             edge = get_gradient_edge(output) if output.requires_grad else None
             uses[layer.weight].append(_Use((args[0] if args else next(iter(kwargs.values()))).detach(), edge))
             # a change in place of a view, as of a Linear layer's output for sequences, would leave its edge behind

@@ -104,9 +104,9 @@ class MomentSums:
             except RouteDeclinedError:
                 self._engine = None
         if at_outputs is None:
-            with torch.no_grad():
-                outputs = call(unwrap(self._model))
-            at_outputs, self.missed = OutputGradients(outputs, call.size, checked), frozenset(self.totals)
+            # with a graph, although none is needed: a forward pass may take gradients itself
+            at_outputs = OutputGradients(call(unwrap(self._model)), call.size, checked)
+            self.missed = frozenset(self.totals)
         if self.missed and at_outputs.used:
             self._add_missed(call, at_outputs)
         self.num_examples += call.size
@@ -126,8 +126,7 @@ class MomentSums:
 
     def _prove(self, call: Call) -> None:
         scores = partial(random_scores, call.size)
-        with torch.no_grad():
-            at_outputs = OutputGradients(call(unwrap(self._model)), call.size, scores)
+        at_outputs = OutputGradients(call(unwrap(self._model)), call.size, scores)
         found = self._fallbacks[0](self._model, call, at_outputs, phi="signed", names=self.missed)
         ordinary = gradient(self._model, call, scores)
         expected = {name: ordinary[name] for name in self.missed}
