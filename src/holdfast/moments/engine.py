@@ -53,7 +53,8 @@ class Engine:
         by_token: whether every position of a use counts as an example of its own, where that makes sense.
 
     Attributes:
-        bytes_per_example: the most that went through the recognised uses in a study; 0 before the first.
+        bytes_per_example: the most that one took in a study: inputs, and what every function made of them; 0 before the
+            first.
     """
 
     def __init__(self, model: nn.Module, *, phi: Phi, chunk_bytes: int, where: str, by_token: bool = False) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from holdfast.moments.calls import Call
 from holdfast.moments.coupling import floats_in, is_each_alone
@@ -37,7 +38,7 @@ class Study:
             these must agree; None where there is no single place.
         outputs: floating-point outputs of the model for the examples together.
         independent: whether they are those of each of the examples alone, as far as these can be compared.
-        bytes_per_example: what goes through the recognised uses.
+        bytes_per_example: the inputs, and what every function of the model makes of them, frozen layers included.
     """
 
     layouts: Mapping[Key, Layout | None]
@@ -62,8 +63,9 @@ def study(model: nn.Module, few: Call, *, tracked: Mapping[int, Tracked], rtol: 
 
     Cost: one forward pass of these examples, and one of each of them.
     """
-    together, outputs = _recorded(model, few, tracked)
-    records, singles = zip(*(_recorded(model, few.examples(b, b + 1), tracked) for b in range(few.size)))
+    (together, num_bytes), outputs = _recorded(model, few, tracked)
+    recorded = [_recorded(model, few.examples(b, b + 1), tracked) for b in range(few.size)]
+    records, singles = [record for (record, _), _ in recorded], [found for _, found in recorded]
     layouts: dict[Key, Layout | None] = {}
     for key, uses in together.items():
         found: set[Layout | None] = set()
@@ -75,7 +77,7 @@ def study(model: nn.Module, few: Call, *, tracked: Mapping[int, Tracked], rtol: 
                     layout = layout if inner == layout else None
                 found.add(layout)
         layouts[key] = found.pop() if len(found) == 1 else None
-    num_bytes = sum(x.nbytes + out.nbytes for uses in together.values() for x, out, _ in uses)
+    num_bytes += sum(leaf.nbytes for leaf in tree_leaves((few.args, few.kwargs)) if isinstance(leaf, Tensor))
     return Study(
         layouts,
         outputs,
@@ -87,18 +89,31 @@ def study(model: nn.Module, few: Call, *, tracked: Mapping[int, Tracked], rtol: 
 Record = dict[Key, list[tuple[Tensor, Tensor, bool]]]
 
 
-def _recorded(model: nn.Module, call: Call, tracked: Mapping[int, Tracked]) -> tuple[Record, list[Tensor]]:
+def _recorded(
+    model: nn.Module, call: Call, tracked: Mapping[int, Tracked]
+) -> tuple[tuple[Record, int], list[Tensor]]:
     with _Recorder(tracked) as recorder:
         outputs = call(unwrap(model))
-    return recorder.uses, floats_in(outputs)
+    return (recorder.uses, recorder.num_bytes), floats_in(outputs)
 
 
 class _Recorder(Interception):
-    """Notes what goes in and out of every recognised use, in order."""
+    """Notes what goes in and out of every recognised use, in order, and how much memory all functions fill."""
 
     def __init__(self, parameters: Mapping[int, Tracked]) -> None:
         super().__init__(parameters)
         self.uses: Record = {}
+        self.num_bytes = 0
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """What the function returns, its bytes counted."""
+        result = super().__torch_function__(func, types, args, kwargs)
+        for tensor in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(tensor, Tensor) and not tensor._is_view() and not any(tensor is value for value in args):
+                self.num_bytes += tensor.nbytes
+        return result
 
     def use(self, operation: Operation, x: Tensor, *weights: Tensor | None) -> Tensor:
         """The result, noted."""

@@ -28,7 +28,7 @@ from holdfast.moments.oracle import oracle_sums
 from holdfast.moments.per_example import CHUNK_BYTES, per_example_sums
 from holdfast.tensors import unwrap
 
-_TOGETHER_BYTES = 2**23
+TOGETHER_BYTES = 2**23
 """Examples go together as long as their activations stay in the processor's cache, and cost no memory to speak of."""
 
 Route = Callable[..., dict[str, Tensor]]
@@ -63,6 +63,7 @@ class MomentSums:
         self, model: nn.Module, *, phi: Phi, where: str, chunk_bytes: int = CHUNK_BYTES, per: Per = "sequence"
     ) -> None:
         self._model, self._phi, self._where = model, phi, where
+        self._together_bytes = min(TOGETHER_BYTES, chunk_bytes)
         by_token = per == "token"
         self._engine: Engine | None = Engine(model, phi=phi, chunk_bytes=chunk_bytes, where=where, by_token=by_token)
         self._fallbacks: list[Route] = [partial(per_example_sums, chunk_bytes=chunk_bytes), oracle_sums]
@@ -79,10 +80,10 @@ class MomentSums:
 
     @property
     def room(self) -> int:
-        """How many examples go together well; 0 where nothing is known, or gained."""
+        """How many examples like those studied go together well; 0 where nothing is known, or gained."""
         if self._engine is None or self.missed or not self._engine.bytes_per_example:
             return 0
-        return _TOGETHER_BYTES // self._engine.bytes_per_example
+        return self._together_bytes // self._engine.bytes_per_example
 
     def add(self, call: Call, scores: Scores) -> None:
         """Add a batch.
