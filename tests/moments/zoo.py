@@ -340,7 +340,7 @@ ZOO: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], tuple[str, .
     "gpt, equal positions": (lambda: gpt(lambda n: torch.zeros(n, dtype=torch.long)), tokens, NOTHING, ""),
     "checkpoints": (lambda: checkpointed(False), sequence, NOTHING, ""),
     "reentrant checkpoints": (lambda: checkpointed(True), sequence, NOTHING, ""),
-    "one example at a time": (uneven_use, flat, ("a.weight", "a.bias"), "per_example_sums"),
+    "one example at a time": (uneven_use, flat, NOTHING, ""),
     "lstm": (lstm, sequence, LSTM, "oracle_sums"),
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,12 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from holdfast.moments.arrangement import CHOICES, Along, worked_along
 from holdfast.moments.intercept import Interception, Key, Tracked
-from holdfast.moments.layout import UNBATCHED, Layout
-from holdfast.moments.operations import Affine, Operation
+from holdfast.moments.layout import RAGGED, UNBATCHED, Layout
+from holdfast.moments.operations import Affine, Embedding, Operation
+from holdfast.moments.ragged import row_axes
+from holdfast.moments.transforms import transformed
 
 Signature = tuple[tuple[Key, Layout | None], ...]
 """All recognised uses of parameters of a forward pass, in order, with the layout of those that were covered."""
+
+Choices = tuple[str, ...]
+"""The numbers of the data that Python was told in a forward pass, in order."""
 
 
 @dataclass
@@ -48,7 +54,8 @@ class Use:
         key: what it shares with the same use in another batch.
         operation: what it is.
         spots: for each weight what is known of it; None where it is frozen or missing.
-        layout: where the examples are.
+        layout: where the examples are; `RAGGED` where that is no layout.
+        moved: whether the data may have moved the examples to other places than the layout says.
         passes: whose backward pass it is that comes by.
         receive: called as receive(use, g, x, weights) each time a backward pass of ours comes by. Of what it does not
             need, x where the first weight is frozen and weights always, it may read shape, dtype and device alone.
@@ -59,6 +66,7 @@ class Use:
     operation: Operation
     spots: Sequence[Tracked | None]
     layout: Layout
+    moved: bool
     passes: Passes
     receive: Receive
     received: int = 0
@@ -107,24 +115,36 @@ class Covering(Interception):
     Args:
         parameters: those that are tracked.
         layouts: what is known.
+        choices: numbers of the data that Python was told in a forward pass for which the layouts held, and every
+            beginning of these.
         size: examples in the batch.
         receive: where the gradients of covered uses go.
 
     Attributes:
         signature: what was met so far, also where no graph is built: a reentrant checkpoint covers it later.
-        unknown: a use was met that is not among the layouts, or does not fit its own.
+        missing: what was met that is not among the layouts, or does not fit its own.
         covered: the uses that were covered.
+        moved: whether a function was met after which the examples may be anywhere.
+        by_rows: whether it was one that arranges rows, rather than a number that Python was told.
+        chosen: the numbers that Python was told.
         passes: whose backward passes come by them.
     """
 
     def __init__(
-        self, parameters: Mapping[int, Tracked], layouts: Mapping[Key, Layout | None], size: int, receive: Receive
+        self,
+        parameters: Mapping[int, Tracked],
+        layouts: Mapping[Key, Layout | None],
+        choices: Set[Choices],
+        size: int,
+        receive: Receive,
     ) -> None:
         super().__init__(parameters)
-        self._layouts, self._size, self._receive = layouts, size, receive
+        self._layouts, self._choices, self._size, self._receive = layouts, choices, size, receive
         self.signature: list[tuple[Key, Layout | None]] = []
-        self.unknown = False
+        self.missing: set[Key] = set()
         self.covered: list[Use] = []
+        self.moved = self.by_rows = False
+        self.chosen: Choices = ()
         self.passes = Passes()
 
     def use(self, operation: Operation, x: Tensor, *weights: Tensor | None) -> Tensor:
@@ -133,7 +153,7 @@ class Covering(Interception):
             self.tracked.get(id(weight)) if weight is not None and weight.requires_grad else None for weight in weights
         ]
         key = self.key(operation, x, *weights)
-        layout = self._layouts.get(key)
+        layout = self._layouts.get(key, RAGGED)
         if layout == UNBATCHED:
             self.signature.append((key, layout))
             out = operation.forward(x, *weights)
@@ -141,18 +161,50 @@ class Covering(Interception):
                 self.look_up(operation, out, x, weights[0])
             return out
         if key not in self._layouts or (layout is not None and not self._fits(operation, layout, x, weights)):
-            self.unknown = True
-            layout = None
+            self.missing.add(key)
+            layout = RAGGED
         if any(weight is not None and spot is None and weight.requires_grad for weight, spot in zip(weights, spots)):
             layout = None  # a weight that was computed from parameters: its gradient must flow on
+        if layout == RAGGED and not self._has_rows(operation, x, weights):
+            layout = None
         self.signature.append((key, layout))
         if layout is None or not torch.is_grad_enabled():
             return operation.forward(x, *weights)
-        use = Use(key, operation, spots, layout, self.passes, self._receive)
+        use = Use(key, operation, spots, layout, self.moved or layout == RAGGED, self.passes, self._receive)
         self.covered.append(use)
         return Covered.apply(use, x, *weights)  # pyright: ignore
 
+    def other(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What a function returns that may arrange rows as the data say; noted if it may."""
+        if func not in CHOICES:
+            self.by_rows = self.by_rows or transformed() or self._moves(func, worked_along(func, args, kwargs))
+            self.moved = self.moved or self.by_rows
+            return func(*args, **kwargs)
+        result = func(*args, **kwargs)
+        self.chosen += (repr(result),)
+        self.moved = self.moved or self.chosen not in self._choices
+        return result
+
+    def _moves(self, func: Any, operands: list[Along] | None) -> bool:
+        """Whether examples may be elsewhere afterwards: where they are along the axes that it works along."""
+        if operands is None:
+            return True
+        for number, operand in enumerate(operands):
+            key = self.along_key(func, operand, number)
+            layout = self._layouts.get(key)
+            if key not in self._layouts:
+                self.missing.add(key)
+            if layout == UNBATCHED and not operand.picks:
+                continue
+            if layout is None or layout == UNBATCHED or not layout.fits(operand.tensor, self._size):
+                return True
+            if layout.axis in operand.axes and not (layout == Layout(0) and operand.counts(self._size)):
+                return True
+        return False
+
     def _fits(self, operation: Operation, layout: Layout, x: Tensor, weights: Sequence[Tensor | None]) -> bool:
+        if layout == RAGGED:
+            return True
         if not isinstance(operation, Affine):
             return layout.fits(x, self._size)
         shapes = [(*weight.shape, *[1] * operation.trailing) for weight in weights if weight is not None]
@@ -160,3 +212,10 @@ class Covering(Interception):
         places = [layout.axis - len(shape) + len(own) for own in shapes]
         apart = all(place < 0 or own[place] == 1 for place, own in zip(places, shapes))
         return apart and layout.fits(torch.empty(shape, device="meta"), self._size)
+
+    @staticmethod
+    def _has_rows(operation: Operation, x: Tensor, weights: Sequence[Tensor | None]) -> bool:
+        ndim = x.ndim + isinstance(operation, Embedding)
+        if isinstance(operation, Affine):
+            ndim = max(ndim, *(weight.ndim + operation.trailing for weight in weights if weight is not None))
+        return row_axes(operation, ndim, weights) > 0

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from holdfast.errors import StateError
+from holdfast.moments.attribution import Attribution
 from holdfast.moments.calls import Call, tensors_in
 from holdfast.moments.collector import Collector, Proof
 from holdfast.moments.coupling import check_independent, floats_in
-from holdfast.moments.covered import Covering, Signature, Use
+from holdfast.moments.covered import Choices, Covering, Signature, Use
 from holdfast.moments.gradients import (
     OutputGradients,
     Phi,
@@ -27,7 +31,7 @@ from holdfast.moments.gradients import (
     zeros,
 )
 from holdfast.moments.intercept import Key, tracked_parameters
-from holdfast.moments.layout import Layout
+from holdfast.moments.layout import RAGGED, Layout
 from holdfast.moments.shared import overlap
 from holdfast.moments.study import few_examples, study
 from holdfast.tensors import trainable_parameters, unwrap
@@ -66,7 +70,10 @@ class Engine:
         self._tracked = tracked_parameters(model)
         self._layouts: dict[Key, Layout | None] = {}
         self._differentiated: set[Key] = set()
+        self._choices: set[Choices] = set()
         self._proofs: dict[Signature, Proof] = {}
+        self._saw_one = False
+        self._varies = False  # which parameters are used depends on the data
         self.bytes_per_example = 0
         self._by_grad = True  # torch.autograd.grad, unless the model has reentrant checkpoints
 
@@ -88,19 +95,27 @@ class Engine:
         collector = Collector(
             totals, phi=self._phi, size=call.size, chunk_bytes=self._chunk_bytes, tokens=self._by_token
         )
-        if not self._proofs:
+        if not self._proofs or (self._saw_one and call.size > 1):  # two copies of one example tell little
+            self._layouts, self._proofs, self._saw_one = {}, {}, call.size == 1
             self._prove(call)
         covering, outputs = self._forward(call, collector)
-        if tuple(covering.signature) not in self._proofs or covering.unknown:
-            self._prove(call)
-            covering, outputs = self._forward(call, collector)
+        if tuple(covering.signature) not in self._proofs or covering.missing:
+            if covering.missing or not self._varies:
+                self._prove(call)
+                covering, outputs = self._forward(call, collector)
+                self._layouts |= {key: None if key[0] == "along" else RAGGED for key in covering.missing}
             if tuple(covering.signature) not in self._proofs:
-                raise RouteDeclinedError("how it uses its parameters depends on the number of examples")
-        proof = collector.proof = self._proofs[tuple(covering.signature)]
+                self._varies = True
+                self._compare(call)
+            if tuple(covering.signature) not in self._proofs:
+                raise RouteDeclinedError("how it uses its parameters changes from one call to the next")
+        proof = self._proofs[tuple(covering.signature)]
         at_outputs = OutputGradients(outputs, call.size, scores)
         collector.num_rows = at_outputs.num_rows
         found = tensors_in(outputs)
         ends = [(end, found[place]) for end, place in enumerate(at_outputs.used) if found[place].requires_grad]
+        failed = self._attribute(covering, collector, at_outputs, ends, proof)
+        proof = collector.proof = replace(proof, missed=proof.missed | failed)
         reached: set[str] = set()
         for k, row in enumerate(_rows(at_outputs, keep=bool(proof.missed)) if ends else ()):
             gradients, last = [row[end] for end, _ in ends], k + 1 == at_outputs.num_rows
@@ -122,7 +137,7 @@ class Engine:
     def _forward(self, call: Call, collector: Collector) -> tuple[Covering, Any]:
         """A forward pass with covers, made anew without those through which it turns out to differentiate itself."""
         while True:
-            covering = Covering(self._tracked, self._layouts, call.size, collector.receive)
+            covering = Covering(self._tracked, self._layouts, self._choices, call.size, collector.receive)
             try:
                 with covering:
                     outputs = call(unwrap(self._model))
@@ -143,23 +158,36 @@ class Engine:
 
         Cost: two forward passes of a few examples; of two examples, two forward and backward passes.
         """
-        few, again, rtol = few_examples(call), [], tolerance(self._model)
+        few, rtol = few_examples(call), tolerance(self._model)
         try:
             seen = study(self._model, few, tracked=self._tracked, rtol=rtol)
         except ValueError:  # what batch norm says to one example alone
             check_independent(self._model, call, where=self._where)
             raise
-        self._layouts |= {**seen.layouts, **dict.fromkeys(self._differentiated)}
+        for key, layout in seen.layouts.items():  # what was ragged once may look like a layout by chance
+            if self._layouts.get(key, layout) not in (RAGGED, None):
+                self._layouts[key] = layout
+            self._layouts.setdefault(key, layout)
+        self._layouts |= dict.fromkeys(self._differentiated)
+        self._choices |= seen.choices
         self.bytes_per_example = max(self.bytes_per_example, seen.bytes_per_example)
-        few = few.examples(0, 2)
+        again = self._compare(few.examples(0, 2))
+        if not seen.independent or not seen.has(again, rtol=rtol):
+            check_independent(self._model, call, where=self._where)
+
+    def _compare(self, few: Call) -> list[Tensor]:
+        """Compare the signed sums of a few examples with the ordinary gradient, and keep what comes out as a proof.
+
+        Returns:
+            The floating-point outputs.
+        """
+        again: list[list[Tensor]] = []
 
         def scores(outputs: Any) -> Tensor:
             again.append(floats_in(outputs))
             return random_scores(few.size, outputs)
 
         expected = gradient(self._model, few, scores)
-        if not seen.independent or not seen.has(again[0], rtol=rtol):
-            check_independent(self._model, call, where=self._where)
         try:
             signature, collector, totals, reached, runs_again = self._signed(few, scores)
         except RuntimeError as error:
@@ -167,10 +195,59 @@ class Engine:
                 raise
             self._by_grad = False
             signature, collector, totals, reached, runs_again = self._signed(few, scores)
-        missed = {*reached, *mismatches({**totals, **reached}, expected, rtol=rtol)}
+        missed = {*reached, *mismatches({**totals, **reached}, expected, rtol=tolerance(self._model))}
         used_more = (name for name, places in collector.met.items() if len(places) > 1)
         shared = frozenset(name for name in used_more if overlap(collector.met[name], totals[name]))
         self._proofs[signature] = Proof(frozenset(missed), shared, runs_again)
+        return again[0]
+
+    def _attribute(
+        self,
+        covering: Covering,
+        collector: Collector,
+        at_outputs: OutputGradients,
+        ends: Sequence[tuple[int, Tensor]],
+        proof: Proof,
+    ) -> set[str]:
+        """Find out to which example each row of the moved uses belongs.
+
+        Returns:
+            The names of the parameters of which it cannot be told, because rows are of several examples.
+
+        Cost: two backward passes without weight gradients for up to 64 examples, three for up to 4,096, as far down as
+        moved uses are; nothing where there is none.
+        """
+        moved = [use for use in covering.covered if use.moved]
+        if not moved or not ends:
+            return set()
+        if not self._by_grad:
+            raise RouteDeclinedError("the data decide on the places of its examples inside reentrant checkpoints")
+        names = {use: {spot.place.name for spot in use.spots if spot is not None} for use in moved}
+        chosen = set().union(*names.values())
+        outputs = [output for _, output in ends]
+        dtypes = [at_outputs.dtype, *(tensor.dtype for tensor in (*outputs, *self._parameters))]
+        attribution = collector.attribution = Attribution(collector.size, dtypes=dtypes, rtol=tolerance(self._model))
+        factors = torch.empty(at_outputs.num_rows, 1).uniform_(0.5, 1.5, generator=torch.Generator().manual_seed(0))
+        device = outputs[0].device
+        for weights in attribution.weights(device):
+            gradients = at_outputs.combined(factors.to(device) * weights if len(factors) > 1 else weights.unsqueeze(0))
+            some = [gradients[end] for end, _ in ends]
+            self._pull(covering, outputs, some, runs_again=proof.runs_again, retain=True, names=chosen)
+        collector.attribution, found = None, attribution.examples()
+        failed: set[str] = set()
+        as_laid_out = not covering.by_rows
+        for use in covering.covered:
+            use.received = 0
+        for use, examples in found.items():
+            if examples is None:
+                failed |= names[use]
+                self._layouts[use.key] = None
+            elif not attribution.lies(use, examples):
+                collector.examples[use] = examples
+                as_laid_out = as_laid_out and use.layout == RAGGED
+        if as_laid_out and not failed:
+            self._choices |= set(itertools.accumulate(((each,) for each in covering.chosen), initial=()))
+        return failed
 
     def _signed(
         self, few: Call, scores: Scores
@@ -190,11 +267,13 @@ class Engine:
         *,
         runs_again: bool,
         retain: bool = False,
+        names: Set[str] | None = None,
     ) -> dict[str, Tensor]:
         """A backward pass; returns the ordinary gradients that came through, which no cover took."""
         with covering.passes.collecting(), covering if runs_again else nullcontext():
-            found = pulled(outputs, gradients, self._parameters, by_grad=self._by_grad, retain=retain)
-        return {name: value for name, value in zip(self._names, found) if value is not None}
+            chosen = [(n, p) for n, p in zip(self._names, self._parameters) if names is None or n in names]
+            found = pulled(outputs, gradients, [p for _, p in chosen], by_grad=self._by_grad, retain=retain)
+        return {name: value for (name, _), value in zip(chosen, found) if value is not None}
 
 
 def _rows(at_outputs: OutputGradients, *, keep: bool) -> Iterator[Sequence[Tensor]]:

@@ -121,6 +121,7 @@ class OutputGradients:
     Attributes:
         used: places, among `tensors_in(outputs)`, of the tensors that the scores depend on; each [B, ...].
         num_rows: K.
+        dtype: of the scores.
 
     Raises:
         BatchError: the scores read a tensor whose first axis does not hold the examples.
@@ -143,12 +144,24 @@ class OutputGradients:
                 f"outputs: the loss reads a tensor of shape {wrong[0]} for a batch of {size} examples, expected "
                 "the examples on its first axis. Return per-example outputs from the model, not means."
             )
+        self.dtype = self._scores.dtype
         self.bytes_per_row = sum(leaf.nbytes for leaf in self._leaves)
 
     def row(self, k: int, *, last: bool = False) -> tuple[Tensor, ...]:
         """For each used output the gradient [B, ...] of row k; `last` frees what the scores keep."""
         return torch.autograd.grad(
             self._scores[k].sum(), self._leaves, allow_unused=True, materialize_grads=True, retain_graph=not last
+        )
+
+    def combined(self, weights: Tensor) -> tuple[Tensor, ...]:
+        """For each used output the gradient [B, ...] of the sum of all scores times `weights` [K, B]."""
+        return torch.autograd.grad(
+            self._scores,
+            self._leaves,
+            weights.to(self._scores),
+            allow_unused=True,
+            materialize_grads=True,
+            retain_graph=True,
         )
 
     def rows(self, start: int, stop: int) -> list[Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,11 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from holdfast.moments.arrangement import CHOICES, worked_along
 from holdfast.moments.calls import Call
 from holdfast.moments.coupling import floats_in, is_each_alone
+from holdfast.moments.covered import Choices
 from holdfast.moments.intercept import Interception, Key, Tracked
-from holdfast.moments.layout import Layout, equal, find_layout
+from holdfast.moments.layout import RAGGED, Layout, equal, find_layout
 from holdfast.moments.operations import Operation
+from holdfast.moments.transforms import transformed
 from holdfast.tensors import unwrap
 
 NUM_STUDIED = 3
@@ -35,15 +39,19 @@ class Study:
 
     Attributes:
         layouts: for every recognised use of a parameter where the examples are in its output, and in its input where
-            these must agree; None where there is no single place.
+            these must agree; `RAGGED` where there is no single place. For every operand of a function that works along
+            axes where they are in that; None where there is no single place.
         outputs: floating-point outputs of the model for the examples together.
         independent: whether they are those of each of the examples alone, as far as these can be compared.
+        choices: numbers of the data that Python was told for the examples together and for each alone, the same for
+            all, and every beginning of these.
         bytes_per_example: the inputs, and what every function of the model makes of them, frozen layers included.
     """
 
     layouts: Mapping[Key, Layout | None]
     outputs: list[Tensor]
     independent: bool
+    choices: frozenset[Choices]
     bytes_per_example: int
 
     def has(self, again: Sequence[Tensor], *, rtol: float) -> bool:
@@ -63,11 +71,11 @@ def study(model: nn.Module, few: Call, *, tracked: Mapping[int, Tracked], rtol: 
 
     Cost: one forward pass of these examples, and one of each of them.
     """
-    (together, num_bytes), outputs = _recorded(model, few, tracked)
+    together, outputs = _recorded(model, few, tracked)
     recorded = [_recorded(model, few.examples(b, b + 1), tracked) for b in range(few.size)]
-    records, singles = [record for (record, _), _ in recorded], [found for _, found in recorded]
+    records, singles = [alone.uses for alone, _ in recorded], [found for _, found in recorded]
     layouts: dict[Key, Layout | None] = {}
-    for key, uses in together.items():
+    for key, uses in together.uses.items():
         found: set[Layout | None] = set()
         if all(len(record.get(key, ())) == len(uses) for record in records):
             for number, (x, out, same) in enumerate(uses):
@@ -76,12 +84,14 @@ def study(model: nn.Module, few: Call, *, tracked: Mapping[int, Tracked], rtol: 
                     inner = find_layout(x, [record[key][number][0] for record in records], rtol=rtol)
                     layout = layout if inner == layout else None
                 found.add(layout)
-        layouts[key] = found.pop() if len(found) == 1 else None
-    num_bytes += sum(leaf.nbytes for leaf in tree_leaves((few.args, few.kwargs)) if isinstance(leaf, Tensor))
+        layout = found.pop() if len(found) == 1 else None
+        layouts[key] = RAGGED if layout is None and key[0] != "along" else layout
+    num_bytes = together.num_bytes + sum(leaf.nbytes for leaf in tree_leaves((few.args, few.kwargs)) if isinstance(leaf, Tensor))
     return Study(
         layouts,
         outputs,
         independent=is_each_alone(outputs, singles, rtol=rtol),
+        choices=_common([together.chosen, *(alone.chosen for alone, _ in recorded)]),
         bytes_per_example=num_bytes // few.size,
     )
 
@@ -89,12 +99,16 @@ def study(model: nn.Module, few: Call, *, tracked: Mapping[int, Tracked], rtol: 
 Record = dict[Key, list[tuple[Tensor, Tensor, bool]]]
 
 
-def _recorded(
-    model: nn.Module, call: Call, tracked: Mapping[int, Tracked]
-) -> tuple[tuple[Record, int], list[Tensor]]:
+def _recorded(model: nn.Module, call: Call, tracked: Mapping[int, Tracked]) -> tuple[_Recorder, list[Tensor]]:
     with _Recorder(tracked) as recorder:
         outputs = call(unwrap(model))
-    return (recorder.uses, recorder.num_bytes), floats_in(outputs)
+    return recorder, floats_in(outputs)
+
+
+def _common(choices: Sequence[Choices]) -> frozenset[Choices]:
+    """Every beginning that all have in common."""
+    shared = itertools.takewhile(lambda each: len(set(each)) == 1, zip(*choices))
+    return frozenset(itertools.accumulate(((each[0],) for each in shared), initial=()))
 
 
 class _Recorder(Interception):
@@ -104,6 +118,7 @@ class _Recorder(Interception):
         super().__init__(parameters)
         self.uses: Record = {}
         self.num_bytes = 0
+        self.chosen: Choices = ()
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -115,8 +130,19 @@ class _Recorder(Interception):
                 self.num_bytes += tensor.nbytes
         return result
 
+    def other(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What a function returns, with its operands, or the number that it tells Python, noted."""
+        if not transformed():
+            for number, operand in enumerate(worked_along(func, args, kwargs) or ()):
+                tensor = operand.tensor.detach().clone()  # which the function may change in place
+                self.uses.setdefault(self.along_key(func, operand, number), []).append((tensor, tensor, False))
+        result = func(*args, **kwargs)
+        if func in CHOICES:
+            self.chosen += (repr(result),)
+        return result
+
     def use(self, operation: Operation, x: Tensor, *weights: Tensor | None) -> Tensor:
-        """The result, noted."""
+        """The result of a recognised operation, noted."""
         out = operation.forward(x, *weights)
         use = (x.detach(), out.detach(), operation.same_layout)
         self.uses.setdefault(self.key(operation, x, *weights), []).append(use)
