@@ -212,46 +212,49 @@ ALONG |= dict.fromkeys(
     (Tensor.new_zeros, Tensor.new_ones, Tensor.new_full, Tensor.new_empty), lambda _, *a, **k: _made(*a, **k)
 )
 
-_ARITHMETIC = """add sub subtract rsub mul multiply div divide true_divide truediv floordiv floor_divide fmod remainder mod
-pow abs absolute neg negative pos exp exp2 expm1 log log2 log10 log1p sqrt rsqrt square reciprocal sign sgn floor ceil
-round trunc frac clamp clamp_min clamp_max clip sin cos tan asin acos atan atan2 sinh cosh tanh asinh acosh atanh erf erfc
-erfinv lgamma digamma sigmoid logit relu lerp addcmul addcdiv hypot sinc nan_to_num maximum minimum fmax fmin logaddexp
-logaddexp2 xlogy heaviside softplus i0 expit rad2deg deg2rad ldexp copysign softmax log_softmax logsigmoid"""
-_LOGIC = """eq ne lt le gt ge and or xor invert not logical_and logical_or logical_not logical_xor bitwise_and bitwise_or
-bitwise_not bitwise_xor isnan isinf isfinite isclose masked_fill lshift rshift isneginf isposinf isin"""
-_ACTIVATIONS = """gelu silu mish elu selu celu leaky_relu relu6 prelu rrelu hardtanh hardsigmoid hardswish softsign tanhshrink
+_ARITHMETIC = """
+add sub subtract rsub mul multiply div divide true_divide truediv floordiv floor_divide fmod remainder mod pow abs
+absolute neg negative pos exp exp2 expm1 log log2 log10 log1p sqrt rsqrt square reciprocal sign sgn floor ceil round
+trunc frac clamp clamp_min clamp_max clip sin cos tan asin acos atan atan2 sinh cosh tanh asinh acosh atanh erf erfc
+erfinv lgamma digamma sigmoid logit relu lerp addcmul addcdiv hypot sinc nan_to_num maximum minimum fmax fmin
+logaddexp logaddexp2 xlogy heaviside softplus i0 expit rad2deg deg2rad ldexp copysign softmax log_softmax logsigmoid
+"""
+_LOGIC = """
+eq ne lt le gt ge and or xor invert not logical_and logical_or logical_not logical_xor bitwise_and bitwise_or
+bitwise_not bitwise_xor isnan isinf isfinite isclose masked_fill lshift rshift isneginf isposinf isin
+"""
+_ACTIVATIONS = """
+gelu silu mish elu selu celu leaky_relu relu6 prelu rrelu hardtanh hardsigmoid hardswish softsign tanhshrink
 softshrink hardshrink threshold glu softmin dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout
 feature_alpha_dropout normalize cosine_similarity pairwise_distance one_hot scaled_dot_product_attention
-multi_head_attention_forward"""
-_LAYERS = """linear bilinear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d layer_norm rms_norm
-group_norm batch_norm instance_norm local_response_norm avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d
-adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d
-lp_pool1d lp_pool2d interpolate upsample pixel_shuffle pixel_unshuffle channel_shuffle grid_sample affine_grid pad fold
-constant_pad_nd lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell boolean_dispatch _max_pool1d
-_max_pool2d _max_pool3d max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices"""
-_SHAPES = """view_as reshape_as expand_as flatten squeeze unsqueeze transpose swapaxes swapdims t permute movedim moveaxis
+multi_head_attention_forward
+"""
+_LAYERS = """
+linear bilinear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d layer_norm rms_norm group_norm
+batch_norm instance_norm local_response_norm avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d
+adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d
+adaptive_max_pool3d lp_pool1d lp_pool2d interpolate upsample pixel_shuffle pixel_unshuffle channel_shuffle grid_sample
+affine_grid pad fold constant_pad_nd lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell
+boolean_dispatch _max_pool1d _max_pool2d _max_pool3d max_pool1d_with_indices max_pool2d_with_indices
+max_pool3d_with_indices
+"""
+_SHAPES = """
+view_as reshape_as expand_as flatten squeeze unsqueeze transpose swapaxes swapdims t permute movedim moveaxis
 contiguous cat concat concatenate stack hstack vstack dstack unbind iter select diagonal diag_embed tril triu meshgrid
 broadcast_to broadcast_tensors split_with_sizes real imag view_as_real view_as_complex adjoint ravel outer rot90 numel
-as_tensor tensor scalar_tensor"""
-_MAKING = """clone detach to type type_as float double half bfloat16 int long short bool byte char cpu cuda copy zero fill
+as_tensor tensor scalar_tensor
+"""
+_MAKING = """
+clone detach to type type_as float double half bfloat16 int long short bool byte char cpu cuda copy zero fill
 zeros_like ones_like full_like empty_like rand_like randn_like requires_grad retain_grad register_hook cross_entropy
-nll_loss mse_loss l1_loss smooth_l1_loss huber_loss binary_cross_entropy binary_cross_entropy_with_logits kl_div"""
-_READING = """size dim ndimension nelement len stride storage_offset is_contiguous is_floating_point is_complex element_size
+nll_loss mse_loss l1_loss smooth_l1_loss huber_loss binary_cross_entropy binary_cross_entropy_with_logits kl_div
+"""
+_READING = """
+size dim ndimension nelement len stride storage_offset is_contiguous is_floating_point is_complex element_size
 data_ptr get_device is_tensor is_signed hash repr str format deepcopy result_type promote_types can_cast finfo
-is_inference is_same_size untyped_storage is_shared is_pinned has_names __torch_function__ _is_view"""
+is_inference is_same_size untyped_storage is_shared is_pinned has_names __torch_function__ _is_view
+"""
 _MODES = (torch.is_grad_enabled, torch._C._set_grad_enabled, torch.is_autocast_enabled)
-
-PLAIN: frozenset[Any] = frozenset(
-    {
-        *(function for names in (_ARITHMETIC, _LOGIC, _ACTIVATIONS, _LAYERS) for function in _functions(names)),
-        *(function for names in (_SHAPES, _MAKING, _READING) for function in _functions(names)),
-        *(found.__get__ for found in vars(torch._C.TensorBase).values() if hasattr(found, "__get__")),
-        *(found.__get__ for found in vars(Tensor).values() if isinstance(found, property)),
-        Tensor.requires_grad.__set__,  # pyright: ignore[reportAttributeAccessIssue]
-        *_MODES,
-    }
-) - set(ALONG)
-"""Functions whose results have their entries where shapes say, whatever the data."""
 
 CHOICES: frozenset[Any] = frozenset(
     {
@@ -262,9 +265,21 @@ CHOICES: frozenset[Any] = frozenset(
 )
 """Functions that tell Python a number of the data."""
 
+PLAIN: frozenset[Any] = frozenset(
+    {
+        *(function for names in (_ARITHMETIC, _LOGIC, _ACTIVATIONS, _LAYERS) for function in _functions(names)),
+        *(function for names in (_SHAPES, _MAKING, _READING) for function in _functions(names)),
+        *(found.__get__ for found in vars(torch._C.TensorBase).values() if hasattr(found, "__get__")),
+        *(found.__get__ for found in vars(Tensor).values() if isinstance(found, property)),
+        Tensor.requires_grad.__set__,  # pyright: ignore[reportAttributeAccessIssue]
+        *_MODES,
+    }
+) - set(ALONG) - CHOICES
+"""Functions whose results have their entries where shapes say, whatever the data."""
+
 
 def worked_along(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Along] | None:
-    """The operands of a function that is not plain and the axes that it works along; None where rows may go anywhere."""
+    """What a function that is not plain works along; None where it may put rows anywhere."""
     rule = ALONG.get(function)
     try:
         return None if rule is None else rule(*args, **kwargs)

@@ -16,8 +16,8 @@ from holdfast.moments.kernels.contribution import Contribution
 from holdfast.moments.kernels.embedding import Lookups
 from holdfast.moments.kernels.linear import add_outer
 from holdfast.moments.layout import RAGGED, Layout
-from holdfast.moments.operations import Linear, by_token, wide
-from holdfast.moments.ragged import ragged_contributions, row_axes
+from holdfast.moments.operations import Convolution, Linear, by_token, wide
+from holdfast.moments.ragged import ragged_contributions, row_axes, row_examples
 from holdfast.moments.shared import Part, add_shared
 
 
@@ -113,19 +113,23 @@ class Collector:
     ) -> list[Contribution | None]:
         examples = self.examples.get(use)
         if examples is None and use.layout == RAGGED:
-            assert self._phi == "signed" or not any(wanted), use
+            assert self._phi == "signed" or self.size == 1 or not any(wanted), use
             axes = row_axes(use.operation, g.ndim, weights)
             examples = torch.zeros(g.shape[:axes].numel(), dtype=torch.long, device=g.device)
+        if examples is None and isinstance(use.operation, Convolution) and use.layout.order != "alone":
+            examples = row_examples(use.layout, g.shape[:1], self.size).to(g.device)
         if examples is None:
             return use.operation.contributions(g, x, weights, wanted, use.layout, self.size)
-        return ragged_contributions(
-            use.operation, g, x, weights, wanted, examples=examples, size=self.size
-        )
+        return ragged_contributions(use.operation, g, x, weights, wanted, examples=examples, size=self.size)
 
     def _can_spread(self, use: Use, names: Sequence[str | None], g: Tensor) -> bool:
         """Of a Linear layer without positions only phi(G) is summed over the rows: phi(g a) = phi(g) phi(a)."""
         simple = isinstance(use.operation, Linear) and use.layout.axis == 0 and g.shape[:-1] == (self.size,)
-        return simple and use not in self.examples and not any(name in self.proof.shared or name in self.proof.missed for name in names)
+        return (
+            simple
+            and use not in self.examples
+            and not any(name in self.proof.shared or name in self.proof.missed for name in names)
+        )
 
     def _add_spread(self, use: Use, g: Tensor) -> None:
         _, total = self._spread[use]

@@ -10,18 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from holdfast.moments.arrangement import CHOICES, Along, worked_along
-from holdfast.moments.intercept import Interception, Key, Tracked
+from holdfast.moments.intercept import Key, Tracked
 from holdfast.moments.layout import RAGGED, UNBATCHED, Layout
 from holdfast.moments.operations import Affine, Embedding, Operation
 from holdfast.moments.ragged import row_axes
-from holdfast.moments.transforms import transformed
+from holdfast.moments.watching import Choices, Watching
 
 Signature = tuple[tuple[Key, Layout | None], ...]
 """All recognised uses of parameters of a forward pass, in order, with the layout of those that were covered."""
-
-Choices = tuple[str, ...]
-"""The numbers of the data that Python was told in a forward pass, in order."""
 
 
 @dataclass
@@ -109,24 +105,19 @@ class Covered(torch.autograd.Function):
         return None, below, *[None] * len(weights)
 
 
-class Covering(Interception):
+class Covering(Watching):
     """Covers every recognised use of a parameter whose layout is known; the others run as they are.
 
     Args:
         parameters: those that are tracked.
         layouts: what is known.
-        choices: numbers of the data that Python was told in a forward pass for which the layouts held, and every
-            beginning of these.
+        choices: likewise, as `Watching` has it.
         size: examples in the batch.
         receive: where the gradients of covered uses go.
 
     Attributes:
         signature: what was met so far, also where no graph is built: a reentrant checkpoint covers it later.
-        missing: what was met that is not among the layouts, or does not fit its own.
         covered: the uses that were covered.
-        moved: whether a function was met after which the examples may be anywhere.
-        by_rows: whether it was one that arranges rows, rather than a number that Python was told.
-        chosen: the numbers that Python was told.
         passes: whose backward passes come by them.
     """
 
@@ -138,13 +129,10 @@ class Covering(Interception):
         size: int,
         receive: Receive,
     ) -> None:
-        super().__init__(parameters)
-        self._layouts, self._choices, self._size, self._receive = layouts, choices, size, receive
+        super().__init__(parameters, layouts, choices, size)
+        self._receive = receive
         self.signature: list[tuple[Key, Layout | None]] = []
-        self.missing: set[Key] = set()
         self.covered: list[Use] = []
-        self.moved = self.by_rows = False
-        self.chosen: Choices = ()
         self.passes = Passes()
 
     def use(self, operation: Operation, x: Tensor, *weights: Tensor | None) -> Tensor:
@@ -173,34 +161,6 @@ class Covering(Interception):
         use = Use(key, operation, spots, layout, self.moved or layout == RAGGED, self.passes, self._receive)
         self.covered.append(use)
         return Covered.apply(use, x, *weights)  # pyright: ignore
-
-    def other(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """What a function returns that may arrange rows as the data say; noted if it may."""
-        if func not in CHOICES:
-            self.by_rows = self.by_rows or transformed() or self._moves(func, worked_along(func, args, kwargs))
-            self.moved = self.moved or self.by_rows
-            return func(*args, **kwargs)
-        result = func(*args, **kwargs)
-        self.chosen += (repr(result),)
-        self.moved = self.moved or self.chosen not in self._choices
-        return result
-
-    def _moves(self, func: Any, operands: list[Along] | None) -> bool:
-        """Whether examples may be elsewhere afterwards: where they are along the axes that it works along."""
-        if operands is None:
-            return True
-        for number, operand in enumerate(operands):
-            key = self.along_key(func, operand, number)
-            layout = self._layouts.get(key)
-            if key not in self._layouts:
-                self.missing.add(key)
-            if layout == UNBATCHED and not operand.picks:
-                continue
-            if layout is None or layout == UNBATCHED or not layout.fits(operand.tensor, self._size):
-                return True
-            if layout.axis in operand.axes and not (layout == Layout(0) and operand.counts(self._size)):
-                return True
-        return False
 
     def _fits(self, operation: Operation, layout: Layout, x: Tensor, weights: Sequence[Tensor | None]) -> bool:
         if layout == RAGGED:

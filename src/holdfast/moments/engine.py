@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import nullcontext
 from dataclasses import replace
@@ -10,14 +10,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from holdfast.errors import StateError
 from holdfast.moments.attribution import Attribution
 from holdfast.moments.calls import Call, tensors_in
 from holdfast.moments.collector import Collector, Proof
 from holdfast.moments.coupling import check_independent, floats_in
-from holdfast.moments.covered import Choices, Covering, Signature, Use
+from holdfast.moments.covered import Covering, Signature, Use
 from holdfast.moments.gradients import (
+    LengthsVaryError,
     OutputGradients,
     Phi,
     RouteDeclinedError,
@@ -34,10 +36,15 @@ from holdfast.moments.intercept import Key, tracked_parameters
 from holdfast.moments.layout import RAGGED, Layout
 from holdfast.moments.shared import overlap
 from holdfast.moments.study import few_examples, study
+from holdfast.moments.watching import Choices, beginnings
 from holdfast.tensors import trainable_parameters, unwrap
 
 _ROW_BYTES = 2**24
 """Gradients at the outputs, of as many rows of scores as go into this, are taken at once."""
+
+
+_TRIALS = 4
+"""Batches whose first examples are studied because the batch has something that an earlier one had not."""
 
 
 class Engine:
@@ -72,6 +79,8 @@ class Engine:
         self._differentiated: set[Key] = set()
         self._choices: set[Choices] = set()
         self._proofs: dict[Signature, Proof] = {}
+        self._trials: Counter[Key] = Counter()
+        self._shapes: dict[int, torch.Size] = {}
         self._saw_one = False
         self._varies = False  # which parameters are used depends on the data
         self.bytes_per_example = 0
@@ -90,6 +99,7 @@ class Engine:
 
         Raises:
             RouteDeclinedError: the model cannot be run this way; nothing was added.
+            LengthsVaryError: outputs are as long as the longest example; nothing was added.
             StateError: a parameter that was measured so far is used in a way that cannot be seen.
         """
         collector = Collector(
@@ -103,7 +113,7 @@ class Engine:
             if covering.missing or not self._varies:
                 self._prove(call)
                 covering, outputs = self._forward(call, collector)
-                self._layouts |= {key: None if key[0] == "along" else RAGGED for key in covering.missing}
+                self._give_up(covering.missing)
             if tuple(covering.signature) not in self._proofs:
                 self._varies = True
                 self._compare(call)
@@ -114,6 +124,8 @@ class Engine:
         collector.num_rows = at_outputs.num_rows
         found = tensors_in(outputs)
         ends = [(end, found[place]) for end, place in enumerate(at_outputs.used) if found[place].requires_grad]
+        if covering.resized and call.size > 1 and self._vary(call, outputs, at_outputs.used):
+            raise LengthsVaryError([tensor.shape for tensor in tensors_in(outputs)])
         failed = self._attribute(covering, collector, at_outputs, ends, proof)
         proof = collector.proof = replace(proof, missed=proof.missed | failed)
         reached: set[str] = set()
@@ -175,6 +187,32 @@ class Engine:
         if not seen.independent or not seen.has(again, rtol=rtol):
             check_independent(self._model, call, where=self._where)
 
+    def _vary(self, call: Call, outputs: Any, used: Sequence[int]) -> bool:
+        """Whether an output of an example alone has another shape than in the batch, where that can be at all."""
+        found = tensors_in(outputs)
+        inputs = [leaf for leaf in tree_leaves((call.args, call.kwargs)) if isinstance(leaf, Tensor)]
+        lengths = {length for leaf in inputs for length in leaf.shape[1:2]}
+        changing = []
+        for place in used:
+            shape = found[place].shape[1:]
+            as_before = self._shapes.setdefault(place, shape) == shape
+            if len(shape) > 1 or (len(shape) == 1 and (not as_before or shape[0] in lengths)):
+                changing.append(place)
+        for b in range(call.size if changing else 0):
+            one = tensors_in(call.examples(b, b + 1)(unwrap(self._model)))
+            if any(one[place].shape[1:] != found[place].shape[1:] for place in changing):
+                return True
+        return False
+
+    def _give_up(self, missing: Set[Key]) -> None:
+        """Of a use that a few examples do not show nothing is known; of an operand not at the first trials either."""
+        self._trials.update(missing)
+        for key in missing:
+            if key[0] != "along":
+                self._layouts[key] = RAGGED
+            elif self._trials[key] == _TRIALS:
+                self._layouts[key] = None
+
     def _compare(self, few: Call) -> list[Tensor]:
         """Compare the signed sums of a few examples with the ordinary gradient, and keep what comes out as a proof.
 
@@ -218,7 +256,7 @@ class Engine:
         moved uses are; nothing where there is none.
         """
         moved = [use for use in covering.covered if use.moved]
-        if not moved or not ends:
+        if not moved or not ends or collector.size == 1:
             return set()
         if not self._by_grad:
             raise RouteDeclinedError("the data decide on the places of its examples inside reentrant checkpoints")
@@ -246,7 +284,7 @@ class Engine:
                 collector.examples[use] = examples
                 as_laid_out = as_laid_out and use.layout == RAGGED
         if as_laid_out and not failed:
-            self._choices |= set(itertools.accumulate(((each,) for each in covering.chosen), initial=()))
+            self._choices |= beginnings(covering.chosen)
         return failed
 
     def _signed(

@@ -27,6 +27,18 @@ class RouteDeclinedError(Exception):
     """A route cannot measure this model or batch; never seen by the user, another route is taken."""
 
 
+class LengthsVaryError(Exception):
+    """Outputs are as long as the longest example of a batch; never seen by the user, the examples are run alone.
+
+    Args:
+        shapes: of the outputs for the batch.
+    """
+
+    def __init__(self, shapes: Sequence[torch.Size]) -> None:
+        super().__init__("the outputs of an example alone have another shape than in a batch")
+        self.shapes = shapes
+
+
 def accumulator_dtype(parameter: Tensor) -> torch.dtype:
     """float64 for float64 parameters, else float32: squares of gradients under half precision would underflow."""
     return torch.float64 if parameter.dtype == torch.float64 else torch.float32
@@ -122,12 +134,14 @@ class OutputGradients:
         used: places, among `tensors_in(outputs)`, of the tensors that the scores depend on; each [B, ...].
         num_rows: K.
         dtype: of the scores.
+        shapes: of all tensors of the outputs.
 
     Raises:
         BatchError: the scores read a tensor whose first axis does not hold the examples.
     """
 
     def __init__(self, outputs: Any, size: int, scores: Scores) -> None:
+        self.shapes = [tensor.shape for tensor in tensors_in(outputs)]
         leaves = [tensor.detach().requires_grad_(tensor.is_floating_point()) for tensor in tensors_in(outputs)]
         places = [place for place, leaf in enumerate(leaves) if leaf.requires_grad]
         with torch.enable_grad():

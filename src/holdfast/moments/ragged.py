@@ -55,6 +55,8 @@ def ragged_contributions(
         examples: [rows], the example of each row of the output; -1 for a row that does not count.
         size: B.
     """
+    if not any(wanted):
+        return [None] * len(weights)
     if isinstance(operation, Embedding):
         x = x.unsqueeze(-1)
     if isinstance(operation, Affine):

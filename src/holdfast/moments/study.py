@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,11 +13,11 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from holdfast.moments.arrangement import CHOICES, worked_along
 from holdfast.moments.calls import Call
 from holdfast.moments.coupling import floats_in, is_each_alone
-from holdfast.moments.covered import Choices
 from holdfast.moments.intercept import Interception, Key, Tracked
 from holdfast.moments.layout import RAGGED, Layout, equal, find_layout
 from holdfast.moments.operations import Operation
 from holdfast.moments.transforms import transformed
+from holdfast.moments.watching import Choices, beginnings
 from holdfast.tensors import unwrap
 
 NUM_STUDIED = 3
@@ -43,8 +42,7 @@ class Study:
             axes where they are in that; None where there is no single place.
         outputs: floating-point outputs of the model for the examples together.
         independent: whether they are those of each of the examples alone, as far as these can be compared.
-        choices: numbers of the data that Python was told for the examples together and for each alone, the same for
-            all, and every beginning of these.
+        choices: numbers of the data that Python was told for the examples together, and every beginning of these.
         bytes_per_example: the inputs, and what every function of the model makes of them, frozen layers included.
     """
 
@@ -86,12 +84,14 @@ def study(model: nn.Module, few: Call, *, tracked: Mapping[int, Tracked], rtol: 
                 found.add(layout)
         layout = found.pop() if len(found) == 1 else None
         layouts[key] = RAGGED if layout is None and key[0] != "along" else layout
-    num_bytes = together.num_bytes + sum(leaf.nbytes for leaf in tree_leaves((few.args, few.kwargs)) if isinstance(leaf, Tensor))
+    num_bytes = together.num_bytes + sum(
+        leaf.nbytes for leaf in tree_leaves((few.args, few.kwargs)) if isinstance(leaf, Tensor)
+    )
     return Study(
         layouts,
         outputs,
         independent=is_each_alone(outputs, singles, rtol=rtol),
-        choices=_common([together.chosen, *(alone.chosen for alone, _ in recorded)]),
+        choices=frozenset(beginnings(together.chosen)),
         bytes_per_example=num_bytes // few.size,
     )
 
@@ -103,12 +103,6 @@ def _recorded(model: nn.Module, call: Call, tracked: Mapping[int, Tracked]) -> t
     with _Recorder(tracked) as recorder:
         outputs = call(unwrap(model))
     return recorder, floats_in(outputs)
-
-
-def _common(choices: Sequence[Choices]) -> frozenset[Choices]:
-    """Every beginning that all have in common."""
-    shared = itertools.takewhile(lambda each: len(set(each)) == 1, zip(*choices))
-    return frozenset(itertools.accumulate(((each[0],) for each in shared), initial=()))
 
 
 class _Recorder(Interception):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal
 
@@ -14,6 +14,7 @@ from holdfast.errors import LossShapeError, NotFiniteError
 from holdfast.moments.calls import Call
 from holdfast.moments.engine import Engine
 from holdfast.moments.gradients import (
+    LengthsVaryError,
     OutputGradients,
     Phi,
     RouteDeclinedError,
@@ -33,6 +34,9 @@ TOGETHER_BYTES = 2**23
 
 Route = Callable[..., dict[str, Tensor]]
 Per = Literal["sequence", "token"]
+
+Alone = Callable[[int, Sequence[torch.Size]], Scores]
+"""From the number of an example in its batch, and the shapes of the outputs for that batch, to its scores alone."""
 
 
 class MomentSums:
@@ -85,18 +89,28 @@ class MomentSums:
             return 0
         return self._together_bytes // self._engine.bytes_per_example
 
-    def add(self, call: Call, scores: Scores) -> None:
+    def add(self, call: Call, scores: Scores, *, alone: Alone | None = None) -> None:
         """Add a batch.
 
         Args:
             call: B examples.
             scores: outputs -> [K, B]; K scores an example.
+            alone: the scores of single examples, for models whose outputs are as long as the longest example of a
+                batch: these are run one example at a time, so that nothing depends on the others' lengths. None: they
+                are `scores`.
 
         Raises:
             LossShapeError: the scores are not [K, B].
             NotFiniteError: a score is NaN or infinite.
             CoupledExamplesError: the outputs for an example depend on the others, or on chance.
         """
+        try:
+            self._add(call, scores)
+        except LengthsVaryError as error:
+            for b in range(call.size):
+                self._add(call.examples(b, b + 1), scores if alone is None else alone(b, error.shapes))
+
+    def _add(self, call: Call, scores: Scores) -> None:
         checked = partial(_checked, scores, call.size, self._where)
         at_outputs = None
         if self._engine is not None:
