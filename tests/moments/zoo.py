@@ -268,6 +268,16 @@ def uneven_use() -> nn.Module:
     return Apply(lambda self, x: torch.stack([self.a(one[None])[0] for one in x]), a=nn.Linear(D, C))
 
 
+def frames() -> nn.Module:
+    """A convolution and norms over the frames of each example, as of a video."""
+
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        h = self.norm(self.conv(x.flatten(0, 1).unsqueeze(1))).relu()
+        return self.head(h.unflatten(0, x.shape[:2]).mean(1).flatten(1))
+
+    return Apply(forward, conv=nn.Conv2d(1, 2, 3), norm=nn.GroupNorm(1, 2), head=nn.Linear(8, C))
+
+
 def flat() -> Tensor:
     return torch.randn(B, D)
 
@@ -331,6 +341,7 @@ ZOO: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], tuple[str, .
     "Conv3d": (lambda: convolutions("Conv3d"), volume, NOTHING, ""),
     "ConvTranspose1d": (lambda: convolutions("ConvTranspose1d"), sequence, NOTHING, ""),
     "ConvTranspose3d": (lambda: convolutions("ConvTranspose3d"), volume, NOTHING, ""),
+    "frames": (frames, image, NOTHING, ""),
     "shared convolution": (shared_convolution, image, NOTHING, ""),
     "tied": (tied, tokens, NOTHING, ""),
     "tied by function": (tied_by_function, tokens, NOTHING, ""),

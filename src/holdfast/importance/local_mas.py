@@ -38,7 +38,7 @@ def local_sums(model: nn.Module, data_pass: DataPass, *, others: Others, chunk_b
         (uses, graph), known = places.run(batch.call, partial(forward, batch.call))
         if known:
             for use in uses:
-                _add(totals, size, chunk_bytes, use)
+                _add(totals, size if size > 1 else None, chunk_bytes, use)
             continue
         for b in range(size):  # alone all rows of a layer are the example's own
             for use in forward(batch.call.examples(b, b + 1))[0]:

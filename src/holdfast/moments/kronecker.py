@@ -168,7 +168,7 @@ class KroneckerSums:
         for k, row in enumerate(rows if rows.requires_grad and edges else ()):
             found = torch.autograd.grad(row.sum(), edges, allow_unused=True, retain_graph=k + 1 < len(rows))
             for (layer, _), g in zip(called, found):
-                if g is not None:
+                if g is not None and g.numel():
                     g = _positions(layer, g)
                     num_positions = len(g) / call.size
                     _add_to(self.outputs, layer.weight, _product(g, g) / num_positions)
