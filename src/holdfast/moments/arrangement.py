@@ -265,17 +265,30 @@ CHOICES: frozenset[Any] = frozenset(
 )
 """Functions that tell Python a number of the data."""
 
-PLAIN: frozenset[Any] = frozenset(
-    {
-        *(function for names in (_ARITHMETIC, _LOGIC, _ACTIVATIONS, _LAYERS) for function in _functions(names)),
-        *(function for names in (_SHAPES, _MAKING, _READING) for function in _functions(names)),
-        *(found.__get__ for found in vars(torch._C.TensorBase).values() if hasattr(found, "__get__")),
-        *(found.__get__ for found in vars(Tensor).values() if isinstance(found, property)),
-        Tensor.requires_grad.__set__,  # pyright: ignore[reportAttributeAccessIssue]
-        *_MODES,
-    }
-) - set(ALONG) - CHOICES
+PLAIN: frozenset[Any] = (
+    frozenset(
+        {
+            *(function for names in (_ARITHMETIC, _LOGIC, _ACTIVATIONS, _LAYERS) for function in _functions(names)),
+            *(function for names in (_SHAPES, _MAKING, _READING) for function in _functions(names)),
+            *(found.__get__ for found in vars(torch._C.TensorBase).values() if hasattr(found, "__get__")),
+            *(found.__get__ for found in vars(Tensor).values() if isinstance(found, property)),
+            Tensor.requires_grad.__set__,  # pyright: ignore[reportAttributeAccessIssue]
+            *_MODES,
+        }
+    )
+    - set(ALONG)
+    - CHOICES
+)
 """Functions whose results have their entries where shapes say, whatever the data."""
+
+
+_OPERATIONS = """
+index index_select gather nonzero masked_select take take_along_dim scatter scatter_add index_add index_put
+_index_put_impl_ index_copy sort argsort topk repeat_interleave _unique2 unique_dim unique_consecutive bincount
+masked_scatter _pack_padded_sequence _local_scalar_dense
+"""
+HIDDEN: frozenset[str] = frozenset(_OPERATIONS.split())
+"""Operations behind functions that arrange rows or tell numbers, for what runs where no function is seen."""
 
 
 def worked_along(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Along] | None:

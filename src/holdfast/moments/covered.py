@@ -114,6 +114,7 @@ class Covering(Watching):
         choices: likewise, as `Watching` has it.
         size: examples in the batch.
         receive: where the gradients of covered uses go.
+        hidden: likewise.
 
     Attributes:
         signature: what was met so far, also where no graph is built: a reentrant checkpoint covers it later.
@@ -128,8 +129,10 @@ class Covering(Watching):
         choices: Set[Choices],
         size: int,
         receive: Receive,
+        *,
+        hidden: bool = False,
     ) -> None:
-        super().__init__(parameters, layouts, choices, size)
+        super().__init__(parameters, layouts, choices, size, hidden=hidden)
         self._receive = receive
         self.signature: list[tuple[Key, Layout | None]] = []
         self.covered: list[Use] = []

@@ -81,6 +81,7 @@ class Engine:
         self._proofs: dict[Signature, Proof] = {}
         self._trials: Counter[Key] = Counter()
         self._shapes: dict[int, torch.Size] = {}
+        self._hidden = False  # functions that cannot be seen arrange rows
         self._saw_one = False
         self._varies = False  # which parameters are used depends on the data
         self.bytes_per_example = 0
@@ -149,7 +150,8 @@ class Engine:
     def _forward(self, call: Call, collector: Collector) -> tuple[Covering, Any]:
         """A forward pass with covers, made anew without those through which it turns out to differentiate itself."""
         while True:
-            covering = Covering(self._tracked, self._layouts, self._choices, call.size, collector.receive)
+            known, receive = (self._tracked, self._layouts, self._choices), collector.receive
+            covering = Covering(*known, call.size, receive, hidden=self._hidden)
             try:
                 with covering:
                     outputs = call(unwrap(self._model))
@@ -182,6 +184,7 @@ class Engine:
             self._layouts.setdefault(key, layout)
         self._layouts |= dict.fromkeys(self._differentiated)
         self._choices |= seen.choices
+        self._hidden = self._hidden or seen.hidden
         self.bytes_per_example = max(self.bytes_per_example, seen.bytes_per_example)
         again = self._compare(few.examples(0, 2))
         if not seen.independent or not seen.has(again, rtol=rtol):

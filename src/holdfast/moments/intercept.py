@@ -127,7 +127,8 @@ class Interception(TorchFunctionMode):
                 if found is not NotImplemented:
                     return found
         elif args and id(args[0]) in tracked:
-            result = func(*args, **kwargs)
+            look = func not in PLAIN and tracked[id(args[0])].rows is not None
+            result = self.other(func, args, kwargs) if look else func(*args, **kwargs)
             if func is not Tensor.detach and not transformed():
                 self._track_views(tracked[id(args[0])], result)
             return result

@@ -31,6 +31,7 @@ class Places:
         self._model, self._trials = model, _TRIALS
         self._layouts: dict[Key, Layout | None] = {}
         self._choices: set[Choices] = set()
+        self._hidden = self._studied = False
 
     def run(self, call: Call, forward: Callable[[Watching], T]) -> tuple[T, bool]:
         """A forward pass, and whether all its layers had the examples where shapes say.
@@ -41,14 +42,21 @@ class Places:
 
         Cost: a study of a few examples for the first batches that have something new.
         """
+        if not self._studied and call.size > 1:
+            self._study(call)
         while True:
-            watching = Watching({}, self._layouts, self._choices, call.size)
+            watching = Watching({}, self._layouts, self._choices, call.size, hidden=self._hidden)
             with watching:
                 found = forward(watching)
             unknown = watching.missing or (watching.moved and not watching.by_rows)
             if call.size == 1 or not watching.late or not unknown or not self._trials:
                 return found, call.size == 1 or not watching.late
             self._trials -= 1
-            seen = study(self._model, few_examples(call), tracked={}, rtol=tolerance(self._model))
-            self._layouts |= seen.layouts
-            self._choices |= seen.choices
+            self._study(call)
+
+    def _study(self, call: Call) -> None:
+        self._studied = True
+        seen = study(self._model, few_examples(call), tracked={}, rtol=tolerance(self._model))
+        self._layouts |= seen.layouts
+        self._choices |= seen.choices
+        self._hidden = self._hidden or seen.hidden

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from holdfast.moments.arrangement import CHOICES, worked_along
+from holdfast.moments.arrangement import CHOICES, HIDDEN, worked_along
 from holdfast.moments.calls import Call
 from holdfast.moments.coupling import floats_in, is_each_alone
 from holdfast.moments.intercept import Interception, Key, Tracked
@@ -43,6 +44,7 @@ class Study:
         outputs: floating-point outputs of the model for the examples together.
         independent: whether they are those of each of the examples alone, as far as these can be compared.
         choices: numbers of the data that Python was told for the examples together, and every beginning of these.
+        hidden: whether rows were arranged, or numbers told, by functions that cannot be seen.
         bytes_per_example: the inputs, and what every function of the model makes of them, frozen layers included.
     """
 
@@ -50,6 +52,7 @@ class Study:
     outputs: list[Tensor]
     independent: bool
     choices: frozenset[Choices]
+    hidden: bool
     bytes_per_example: int
 
     def has(self, again: Sequence[Tensor], *, rtol: float) -> bool:
@@ -92,6 +95,7 @@ def study(model: nn.Module, few: Call, *, tracked: Mapping[int, Tracked], rtol: 
         outputs,
         independent=is_each_alone(outputs, singles, rtol=rtol),
         choices=frozenset(beginnings(together.chosen)),
+        hidden=together.hidden.found,
         bytes_per_example=num_bytes // few.size,
     )
 
@@ -100,9 +104,27 @@ Record = dict[Key, list[tuple[Tensor, Tensor, bool]]]
 
 
 def _recorded(model: nn.Module, call: Call, tracked: Mapping[int, Tracked]) -> tuple[_Recorder, list[Tensor]]:
-    with _Recorder(tracked) as recorder:
+    recorder = _Recorder(tracked)
+    with recorder, recorder.hidden:
         outputs = call(unwrap(model))
     return recorder, floats_in(outputs)
+
+
+class _Hidden(TorchDispatchMode):
+    """Notices operations that arrange rows and that no function was seen to call, as inside TorchScript."""
+
+    def __init__(self, recorder: _Recorder) -> None:
+        super().__init__()
+        self._recorder = recorder
+        self.found = False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """What the operation returns."""
+        if not self._recorder.visible and func.overloadpacket.__name__ in HIDDEN:
+            self.found = True
+        return func(*args, **(kwargs or {}))
 
 
 class _Recorder(Interception):
@@ -113,14 +135,25 @@ class _Recorder(Interception):
         self.uses: Record = {}
         self.num_bytes = 0
         self.chosen: Choices = ()
+        self.hidden = _Hidden(self)
+        self._visible = False
+
+    @property
+    def visible(self) -> bool:
+        """Whether a function that was seen is at work."""
+        return self._visible
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """What the function returns, its bytes counted."""
-        result = super().__torch_function__(func, types, args, kwargs)
+        outside, self._visible = not self._visible, True
+        try:
+            result = super().__torch_function__(func, types, args, kwargs)
+        finally:
+            self._visible = not outside
         for tensor in result if isinstance(result, tuple | list) else (result,):
-            if isinstance(tensor, Tensor) and not tensor._is_view() and not any(tensor is value for value in args):
+            if isinstance(tensor, Tensor) and not any(_share(tensor, value) for value in args):
                 self.num_bytes += tensor.nbytes
         return result
 
@@ -143,3 +176,11 @@ class _Recorder(Interception):
         if weights[0] is not None:
             self.look_up(operation, out, x, weights[0])
         return out
+
+
+def _share(tensor: Tensor, other: Any) -> bool:
+    """Whether a result is an argument or a view of one."""
+    if not isinstance(other, Tensor) or other is tensor:
+        return other is tensor
+    plain = all(each.layout == torch.strided and not transformed() for each in (tensor, other))
+    return plain and tensor.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()

@@ -23,6 +23,7 @@ class Watching(Interception):
         choices: numbers of the data that Python was told in a forward pass for which the layouts held, and every
             beginning of these.
         size: examples in the batch.
+        hidden: whether something that cannot be seen may move them.
 
     Attributes:
         missing: what was met that is not among the layouts, or does not fit its own.
@@ -34,12 +35,19 @@ class Watching(Interception):
     """
 
     def __init__(
-        self, parameters: Mapping[int, Tracked], layouts: Mapping[Key, Layout | None], choices: Set[Choices], size: int
+        self,
+        parameters: Mapping[int, Tracked],
+        layouts: Mapping[Key, Layout | None],
+        choices: Set[Choices],
+        size: int,
+        *,
+        hidden: bool = False,
     ) -> None:
         super().__init__(parameters)
         self._layouts, self._choices, self._size = layouts, choices, size
         self.missing: set[Key] = set()
-        self.moved = self.by_rows = self.resized = self.late = False
+        self.moved = self.by_rows = self.resized = hidden
+        self.late = False
         self.chosen: Choices = ()
 
     def meet(self) -> None:
