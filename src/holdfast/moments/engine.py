@@ -267,6 +267,8 @@ class Engine:
         chosen = set().union(*names.values())
         outputs = [output for _, output in ends]
         dtypes = [at_outputs.dtype, *(tensor.dtype for tensor in (*outputs, *self._parameters))]
+        if torch.is_autocast_enabled(outputs[0].device.type):
+            dtypes.append(torch.get_autocast_dtype(outputs[0].device.type))
         attribution = collector.attribution = Attribution(collector.size, dtypes=dtypes, rtol=tolerance(self._model))
         factors = torch.empty(at_outputs.num_rows, 1).uniform_(0.5, 1.5, generator=torch.Generator().manual_seed(0))
         device = outputs[0].device
