@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from tests.moments.inner import INNER
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -353,6 +354,12 @@ ZOO: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], tuple[str, .
     "reentrant checkpoints": (lambda: checkpointed(True), sequence, NOTHING, ""),
     "one example at a time": (uneven_use, flat, NOTHING, ""),
     "lstm": (lstm, sequence, LSTM, "oracle_sums"),
+}
+
+
+ZOO |= {
+    name: (model, {"flat": flat, "sequence": sequence}[inputs], missed, route)
+    for name, (model, inputs, missed, route) in INNER.items()
 }
 
 

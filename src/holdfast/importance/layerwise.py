@@ -47,6 +47,17 @@ def watched_forward(
     return watch.differentiates
 
 
+def check_watchable(model: nn.Module, *, where: str) -> None:
+    """Raise `UnsupportedLayerError` where a part of the model is TorchScript, of which no function can be seen."""
+    scripted = [name for name, module in unwrap(model).named_modules() if isinstance(module, torch.jit.ScriptModule)]
+    if scripted:
+        named = ", ".join(repr(name) for name in scripted if name) or type(unwrap(model)).__name__
+        raise UnsupportedLayerError(
+            f"{where}: no layer can be seen inside TorchScript: {named}. Measure the model before it is scripted or "
+            "traced (its parameters keep their names), or use another estimator, such as fisher."
+        )
+
+
 def check_elsewhere(elsewhere: Mapping[str, Set[str]], *, others: Others, where: str) -> None:
     """Raise `UnsupportedLayerError` listing every parameter that a function other than a layer consumed."""
     if others == "zero" or not elsewhere:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import vjp, vmap
 
 from holdfast.errors import UnsupportedLayerError
-from holdfast.importance.layerwise import Others, watched_forward
+from holdfast.importance.layerwise import Others, check_watchable, watched_forward
 from holdfast.importance.measure import DataPass
 from holdfast.moments.calls import Call
 from holdfast.moments.gradients import zeros
@@ -25,6 +25,7 @@ def local_sums(model: nn.Module, data_pass: DataPass, *, others: Others, chunk_b
         UnsupportedLayerError: a parameter is used elsewhere and `others="error"`, or a layer's first axis does not hold
             the examples.
     """
+    check_watchable(model, where="mas(local=True)")
     totals, graph, places = zeros(model), False, Places(model)
     for batch in data_pass:
         size, first = batch.call.size, data_pass.seen == batch.call.size

@@ -8,7 +8,7 @@ from typing import Any, get_args
 from torch import Tensor, nn
 
 from holdfast.heads.likelihoods import Likelihood
-from holdfast.importance.layerwise import Others, watched_forward
+from holdfast.importance.layerwise import Others, check_watchable, watched_forward
 from holdfast.importance.measure import DataPass, calibration_likelihood, check_choice
 from holdfast.importance.signal_sums import UNIT, BiasSignal, SignalSums
 from holdfast.moments.state import measuring
@@ -65,6 +65,7 @@ def signal(
     """
     check_choice("bias of signal", bias, get_args(BiasSignal))
     check_choice("value of others", others, get_args(Others))
+    check_watchable(model, where="signal")
     likelihood = calibration_likelihood(loss, calibrate, where="signal")
     data_pass = DataPass(
         model, data, where="signal", num_examples=num_examples, progress=progress, calibration=likelihood, seed=seed

@@ -32,6 +32,7 @@ from holdfast.moments.gradients import (
     tolerance,
     zeros,
 )
+from holdfast.moments.graph import is_reentrant, nodes_of
 from holdfast.moments.intercept import Key, tracked_parameters
 from holdfast.moments.layout import RAGGED, Layout
 from holdfast.moments.shared import overlap
@@ -299,6 +300,7 @@ class Engine:
         collector = Collector(totals, phi="signed", size=few.size, chunk_bytes=self._chunk_bytes)
         covering, outputs = self._forward(few, collector)
         signature, total = tuple(covering.signature), scores(outputs).sum()
+        self._by_grad = self._by_grad and not is_reentrant([total])
         reached = self._pull(covering, [total], [None], runs_again=True) if total.requires_grad else {}
         return signature, collector, totals, reached, len(covering.signature) > len(signature)
 
@@ -331,13 +333,6 @@ def _rows(at_outputs: OutputGradients, *, keep: bool) -> Iterator[Sequence[Tenso
 
 def _check_received(outputs: Sequence[Tensor]) -> None:
     """Every covered use that the outputs depend on must have received its gradient."""
-    stack = [output.grad_fn for output in outputs if output.grad_fn is not None]
-    visited = set(stack)
-    while stack:
-        node = stack.pop()
+    for node in nodes_of(outputs):
         use = getattr(node, "use", None)
         assert not isinstance(use, Use) or use.received, use
-        for following, _ in node.next_functions:
-            if following is not None and following not in visited:
-                visited.add(following)
-                stack.append(following)

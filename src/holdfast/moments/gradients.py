@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from holdfast.errors import BatchError
 from holdfast.moments.calls import Call, tensors_in, with_tensors
-from holdfast.moments.graph import leaves_of
+from holdfast.moments.graph import is_reentrant, leaves_of
 from holdfast.tensors import TensorMap, trainable_parameters, unwrap
 
 Scores = Callable[[Any], Tensor]
@@ -57,6 +57,7 @@ def gradient(model: nn.Module, call: Call, scores: Scores) -> dict[str, Tensor]:
         total = scores(call(unwrap(model))).sum()
         if not total.requires_grad:
             break
+        by_grad = by_grad and not is_reentrant([total])
         try:
             found = pulled([total], [None], list(parameters.values()), by_grad=by_grad)
         except RuntimeError as error:

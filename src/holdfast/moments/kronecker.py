@@ -264,7 +264,8 @@ def _layers_of(model: nn.Module) -> list[Layer]:
     layers = []
     for module in unwrap(model).modules():
         plain = type(module) is nn.Linear or (type(module) in _CONVOLUTIONS and getattr(module, "groups", 0) == 1)
-        weight, bias = module._parameters.get("weight"), module._parameters.get("bias")
+        own = dict(module._parameters.items())  # no dict in a scripted module
+        weight, bias = own.get("weight"), own.get("bias")
         if weight is None or id(weight) not in names or not (plain or _is_transposed(module)):
             continue
         bias_name = names.get(id(bias))

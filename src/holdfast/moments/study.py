@@ -95,7 +95,7 @@ def study(model: nn.Module, few: Call, *, tracked: Mapping[int, Tracked], rtol: 
         outputs,
         independent=is_each_alone(outputs, singles, rtol=rtol),
         choices=frozenset(beginnings(together.chosen)),
-        hidden=together.hidden.found,
+        hidden=any(recorder.hidden.found for recorder in (together, *(alone for alone, _ in recorded))),
         bytes_per_example=num_bytes // few.size,
     )
 
@@ -182,5 +182,7 @@ def _share(tensor: Tensor, other: Any) -> bool:
     """Whether a result is an argument or a view of one."""
     if not isinstance(other, Tensor) or other is tensor:
         return other is tensor
-    plain = all(each.layout == torch.strided and not transformed() for each in (tensor, other))
-    return plain and tensor.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+    try:
+        return tensor.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+    except (NotImplementedError, RuntimeError):  # of sparse tensors, and inside a transform
+        return False
