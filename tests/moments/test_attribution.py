@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from tests.moments.ragged_zoo import RAGGED, batch, pooled, there
-from tests.moments.test_sums import assert_close, by_hand, scores
+from tests.moments.test_sums import assert_close, by_hand, relative, scores
 from tests.moments.zoo import ZOO, Apply, build
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -151,3 +151,26 @@ def test_rows_chosen_inside_torchscript():
         sums.add(call, scores)
         expected = {name: value + expected[name] for name, value in by_hand(model, call, "square").items()}
     assert_close(sums.totals, expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["Bert", "GPT2"])
+def test_language_models_with_padding_take_one_backward_pass_once_it_is_known(
+    kind: str, attributions: list[Attribution]
+):
+    transformers = pytest.importorskip("transformers")
+    options = {"Bert": {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}}
+    options["GPT2"] = {"n_embd": 8, "n_layer": 1, "n_head": 2, "pad_token_id": 0}
+    config = getattr(transformers, f"{kind}Config")(vocab_size=11, **options[kind])
+    model = getattr(transformers, f"{kind}ForSequenceClassification")(config).double().eval()
+    sums = MomentSums(model, phi="square", where="test")
+    expected = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    for lengths in ([6, 6, 6, 6], [6, 3, 2, 6], [6, 6, 6, 2], [1, 2, 3, 4]):
+        ids, sizes = batch(lengths)[0]
+        call = Call(
+            (), {"input_ids": ids.clamp(min=1) * there(ids, sizes), "attention_mask": there(ids, sizes).long()}, 4
+        )
+        sums.add(call, scores)
+        expected = {name: value + expected[name] for name, value in by_hand(model, call, "square").items()}
+    assert not sums.missed
+    assert len(attributions) <= 1
+    assert relative(sums.totals, expected) < 1e-9

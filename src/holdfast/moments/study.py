@@ -70,7 +70,8 @@ def study(model: nn.Module, few: Call, *, tracked: Mapping[int, Tracked], rtol: 
         tracked: the model's parameters, as `tracked_parameters` finds them.
         rtol: rounding, relative to the largest value.
 
-    Cost: one forward pass of these examples, and one of each of them.
+    Cost: one forward pass of these examples, and one of each of them. Where some make the model take another branch
+    alone than together, those that do not are run once more.
     """
     together, outputs = _recorded(model, few, tracked)
     recorded = [_recorded(model, few.examples(b, b + 1), tracked) for b in range(few.size)]
@@ -85,8 +86,14 @@ def study(model: nn.Module, few: Call, *, tracked: Mapping[int, Tracked], rtol: 
                     inner = find_layout(x, [record[key][number][0] for record in records], rtol=rtol)
                     layout = layout if inner == layout else None
                 found.add(layout)
+        elif key[0] == "along":  # some examples alone take another way: another batch may tell
+            continue
         layout = found.pop() if len(found) == 1 else None
         layouts[key] = RAGGED if layout is None and key[0] != "along" else layout
+    alike = [b for b, (alone, _) in enumerate(recorded) if alone.chosen == together.chosen]
+    if 1 < len(alike) < few.size:
+        some = study(model, _picked(few, alike), tracked=tracked, rtol=rtol).layouts
+        layouts |= {key: layout for key, layout in some.items() if key not in layouts}
     num_bytes = together.num_bytes + sum(
         leaf.nbytes for leaf in tree_leaves((few.args, few.kwargs)) if isinstance(leaf, Tensor)
     )
@@ -98,6 +105,11 @@ def study(model: nn.Module, few: Call, *, tracked: Mapping[int, Tracked], rtol: 
         hidden=any(recorder.hidden.found for recorder in (together, *(alone for alone, _ in recorded))),
         bytes_per_example=num_bytes // few.size,
     )
+
+
+def _picked(call: Call, examples: Sequence[int]) -> Call:
+    args, kwargs = tree_map_only(Tensor, lambda tensor: tensor[list(examples)], (call.args, call.kwargs))
+    return Call(args, kwargs, len(examples))
 
 
 Record = dict[Key, list[tuple[Tensor, Tensor, bool]]]
