@@ -255,7 +255,7 @@ INNER: dict[str, tuple[Callable[[], nn.Module], str, tuple[str, ...], str]] = {
     "hamiltonian": (Hamiltonian, "flat", ENERGY, "oracle_sums"),
     "hamiltonian without a guard": (lambda: Hamiltonian(guard=False), "flat", ENERGY, "oracle_sums"),
     "second derivatives": (Residual, "flat", tuple(name.replace("inner", "u") for name in NETWORK), "oracle_sums"),
-    "adapting": (Adapting, "flat", ("body.weight", "body.bias", *HEAD), "per_example_sums"),
+    "adapting": (Adapting, "flat", HEAD, "per_example_sums"),
     "adapting by torch.func": (AdaptingByFunc, "flat", HEAD, "per_example_sums"),
     "settling": (Settling, "sequence", ("pull.weight", "pull.bias"), "oracle_sums"),
     "checkpointed forces": (lambda: Checkpointed(reentrant=False), "flat", ENERGY, "oracle_sums"),

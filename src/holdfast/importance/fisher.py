@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from holdfast.choices import check_choice
 from holdfast.errors import NotFiniteError, OptionError
 from holdfast.heads.likelihoods import OWN, Categorical, Likelihood, check_per_example, resolve_likelihood
+from holdfast.importance.alone import alone
 from holdfast.importance.gathering import gathered
 from holdfast.importance.measure import Batch, DataPass
 from holdfast.moments.calls import tensors_in
@@ -129,7 +130,7 @@ def fisher(
             rows = Rows(likelihood, kind, num_draws, top_k, seed)
             sums = MomentSums(model, phi="square", where=where, chunk_bytes=chunk_bytes, per=per)
             for batch in gathered(data_pass, lambda: sums.room if type(likelihood) in OWN else 0):
-                sums.add(batch.call, lambda outputs, batch=batch: rows(outputs, batch))
+                sums.add(batch.call, lambda outputs, batch=batch: rows(outputs, batch), alone=alone(rows, batch))
             values = {name: total / sums.num_examples for name, total in sums.totals.items()}
         return data_pass.importance(
             values,

@@ -13,6 +13,7 @@ from holdfast.choices import check_choice
 from holdfast.errors import OptionError
 from holdfast.factored import FactoredImportance, KroneckerFactors
 from holdfast.heads.likelihoods import Likelihood, resolve_likelihood
+from holdfast.importance.alone import alone
 from holdfast.importance.fisher import Rows
 from holdfast.importance.measure import Batch, DataPass
 from holdfast.moments.kronecker import KroneckerSums
@@ -105,7 +106,7 @@ def kfac(
         rows, again = (Rows(likelihood, kind, num_draws, None, seed) for _ in range(2))
         rest: MomentSums | None = None
         for batch in data_pass:
-            factors.add(batch.call, lambda outputs, batch=batch: rows(outputs, batch))
+            factors.add(batch.call, lambda outputs, batch=batch: rows(outputs, batch), alone=alone(rows, batch))
             with _frozen(model, [name for layer in factors.layers for name in layer.names(layer.weight)]):
                 if rest is None:
                     _warn_of(factors, model)
@@ -125,7 +126,7 @@ def kfac(
 
 def _add_rest(rest: MomentSums, batch: Batch, rows: Rows) -> None:
     if rest.totals:
-        rest.add(batch.call, lambda outputs: rows(outputs, batch))
+        rest.add(batch.call, lambda outputs: rows(outputs, batch), alone=alone(rows, batch))
 
 
 def _means(sums: KroneckerSums, model: nn.Module) -> dict[str, KroneckerFactors]:

@@ -27,8 +27,11 @@ def watched_forward(
     where: str,
     first: bool,
     graph: bool = False,
+    meet: Callable[[], None] | None = None,
 ) -> bool:
     """Run the model on a batch and record its layers; on the first batch also look for parameters used out of sight.
+
+    `meet` is called at every layer as it comes, where `record` may have to wait for the activation.
 
     Returns:
         Whether the forward pass takes gradients itself: later batches need `graph=True` then.
@@ -36,7 +39,7 @@ def watched_forward(
     Raises:
         UnsupportedLayerError: with `others="error"`, parameters are used by something else than these layers.
     """
-    watch = LayerWatch(model, record, activations=activations)
+    watch = LayerWatch(model, record, activations=activations, meet=meet)
     with torch.set_grad_enabled(first or graph), watch:
         outputs = call(unwrap(model))
     watch.finish(outputs)

@@ -8,9 +8,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from holdfast.heads.likelihoods import OWN, Likelihood, resolve_likelihood
+from holdfast.importance.alone import alone
 from holdfast.importance.fisher import per_example_nll
 from holdfast.importance.gathering import gathered
-from holdfast.importance.measure import DataPass
+from holdfast.importance.measure import Batch, DataPass
 from holdfast.moments.per_example import CHUNK_BYTES
 from holdfast.moments.state import measuring
 from holdfast.moments.sums import MomentSums
@@ -68,10 +69,14 @@ def taylor(
         seed=seed,
         check=False,
     )
+
+    def scores(outputs: Any, batch: Batch) -> Tensor:
+        return per_example_nll(likelihood, outputs, batch).unsqueeze(0)
+
     with measuring(model):
         sums = MomentSums(model, phi="abs", where="taylor", chunk_bytes=chunk_bytes)
         for batch in gathered(data_pass, lambda: sums.room if type(likelihood) in OWN else 0):
-            sums.add(batch.call, lambda outputs, batch=batch: per_example_nll(likelihood, outputs, batch).unsqueeze(0))
+            sums.add(batch.call, lambda outputs, batch=batch: scores(outputs, batch), alone=alone(scores, batch))
         weights = trainable_parameters(model)
         values = {name: weights[name].detach().abs() * total / sums.num_examples for name, total in sums.totals.items()}
         return data_pass.importance(values, kind="taylor", loss=likelihood.name, unit="nats")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from holdfast.moments.intercept import Interception, Key, Tracked
-from holdfast.moments.layout import UNBATCHED, Layout
-from holdfast.moments.operations import Affine, Operation
+from holdfast.moments.intercept import Key, Tracked
+from holdfast.moments.layout import RAGGED, UNBATCHED, Layout
+from holdfast.moments.operations import Affine, Embedding, Operation
+from holdfast.moments.ragged import row_axes
+from holdfast.moments.watching import Choices, Watching
 
 Signature = tuple[tuple[Key, Layout | None], ...]
 """All recognised uses of parameters of a forward pass, in order, with the layout of those that were covered."""
@@ -48,7 +50,8 @@ class Use:
         key: what it shares with the same use in another batch.
         operation: what it is.
         spots: for each weight what is known of it; None where it is frozen or missing.
-        layout: where the examples are.
+        layout: where the examples are; `RAGGED` where that is no layout.
+        moved: whether the data may have moved the examples to other places than the layout says.
         passes: whose backward pass it is that comes by.
         receive: called as receive(use, g, x, weights) each time a backward pass of ours comes by. Of what it does not
             need, x where the first weight is frozen and weights always, it may read shape, dtype and device alone.
@@ -59,6 +62,7 @@ class Use:
     operation: Operation
     spots: Sequence[Tracked | None]
     layout: Layout
+    moved: bool
     passes: Passes
     receive: Receive
     received: int = 0
@@ -101,29 +105,36 @@ class Covered(torch.autograd.Function):
         return None, below, *[None] * len(weights)
 
 
-class Covering(Interception):
+class Covering(Watching):
     """Covers every recognised use of a parameter whose layout is known; the others run as they are.
 
     Args:
         parameters: those that are tracked.
         layouts: what is known.
+        choices: likewise, as `Watching` has it.
         size: examples in the batch.
         receive: where the gradients of covered uses go.
+        hidden: likewise.
 
     Attributes:
         signature: what was met so far, also where no graph is built: a reentrant checkpoint covers it later.
-        unknown: a use was met that is not among the layouts, or does not fit its own.
         covered: the uses that were covered.
         passes: whose backward passes come by them.
     """
 
     def __init__(
-        self, parameters: Mapping[int, Tracked], layouts: Mapping[Key, Layout | None], size: int, receive: Receive
+        self,
+        parameters: Mapping[int, Tracked],
+        layouts: Mapping[Key, Layout | None],
+        choices: Set[Choices],
+        size: int,
+        receive: Receive,
+        *,
+        hidden: bool = False,
     ) -> None:
-        super().__init__(parameters)
-        self._layouts, self._size, self._receive = layouts, size, receive
+        super().__init__(parameters, layouts, choices, size, hidden=hidden)
+        self._receive = receive
         self.signature: list[tuple[Key, Layout | None]] = []
-        self.unknown = False
         self.covered: list[Use] = []
         self.passes = Passes()
 
@@ -133,7 +144,7 @@ class Covering(Interception):
             self.tracked.get(id(weight)) if weight is not None and weight.requires_grad else None for weight in weights
         ]
         key = self.key(operation, x, *weights)
-        layout = self._layouts.get(key)
+        layout = self._layouts.get(key, RAGGED)
         if layout == UNBATCHED:
             self.signature.append((key, layout))
             out = operation.forward(x, *weights)
@@ -141,18 +152,22 @@ class Covering(Interception):
                 self.look_up(operation, out, x, weights[0])
             return out
         if key not in self._layouts or (layout is not None and not self._fits(operation, layout, x, weights)):
-            self.unknown = True
-            layout = None
+            self.missing.add(key)
+            layout = RAGGED
         if any(weight is not None and spot is None and weight.requires_grad for weight, spot in zip(weights, spots)):
             layout = None  # a weight that was computed from parameters: its gradient must flow on
+        if layout == RAGGED and not self._has_rows(operation, x, weights):
+            layout = None
         self.signature.append((key, layout))
         if layout is None or not torch.is_grad_enabled():
             return operation.forward(x, *weights)
-        use = Use(key, operation, spots, layout, self.passes, self._receive)
+        use = Use(key, operation, spots, layout, self.moved or layout == RAGGED, self.passes, self._receive)
         self.covered.append(use)
         return Covered.apply(use, x, *weights)  # pyright: ignore
 
     def _fits(self, operation: Operation, layout: Layout, x: Tensor, weights: Sequence[Tensor | None]) -> bool:
+        if layout == RAGGED:
+            return True
         if not isinstance(operation, Affine):
             return layout.fits(x, self._size)
         shapes = [(*weight.shape, *[1] * operation.trailing) for weight in weights if weight is not None]
@@ -160,3 +175,10 @@ class Covering(Interception):
         places = [layout.axis - len(shape) + len(own) for own in shapes]
         apart = all(place < 0 or own[place] == 1 for place, own in zip(places, shapes))
         return apart and layout.fits(torch.empty(shape, device="meta"), self._size)
+
+    @staticmethod
+    def _has_rows(operation: Operation, x: Tensor, weights: Sequence[Tensor | None]) -> bool:
+        ndim = x.ndim + isinstance(operation, Embedding)
+        if isinstance(operation, Affine):
+            ndim = max(ndim, *(weight.ndim + operation.trailing for weight in weights if weight is not None))
+        return row_axes(operation, ndim, weights) > 0

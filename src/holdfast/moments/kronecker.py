@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_map_only
 
 from holdfast.errors import LossShapeError, NotFiniteError, UnsupportedLayerError
 from holdfast.layers import LayerForm
-from holdfast.moments.calls import Call
+from holdfast.moments.calls import Call, tensors_in
 from holdfast.moments.gradients import (
     Scores,
     accumulator_dtype,
@@ -37,7 +37,10 @@ from holdfast.moments.gradients import (
     tolerance,
     zeros,
 )
+from holdfast.moments.places import Places
+from holdfast.moments.sums import Alone
 from holdfast.moments.transforms import transformed
+from holdfast.moments.watching import Watching
 from holdfast.tensors import trainable_parameters, unwrap
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -92,18 +95,21 @@ class KroneckerSums:
     def __init__(self, model: nn.Module, *, where: str, chunk_bytes: int) -> None:
         self._model, self._where, self._chunk_bytes = model, where, chunk_bytes
         self._proven = False
+        self._places = Places(model)
         self.layers = _layers_of(model)
         self.declined: dict[str, str] = {}
         self.inputs: dict[str, Tensor] = {}
         self.outputs: dict[str, Tensor] = {}
         self.num_examples = 0
 
-    def add(self, call: Call, scores: Scores) -> None:
+    def add(self, call: Call, scores: Scores, *, alone: Alone | None = None) -> None:
         """Add a batch.
 
         Args:
             call: B examples.
             scores: outputs -> [K, B]; K scores an example.
+            alone: the scores of single examples. Where the data decide how many positions an example has, the examples
+                are run one at a time, as each has its own number of them. None: they are `scores`.
 
         Raises:
             LossShapeError: the scores are not [K, B].
@@ -114,12 +120,22 @@ class KroneckerSums:
         """
         if not self._proven:
             self._prove(call)
-        self._add(call, scores)
+        (uses, outputs), known = self._places.run(call, partial(self._forward, call))
+        if known:
+            self._add(call, scores, uses, outputs)
+        else:
+            shapes = [tensor.shape for tensor in tensors_in(outputs)]
+            for b in range(call.size):
+                one = call.examples(b, b + 1)
+                self._add(one, scores if alone is None else alone(b, shapes), *self._forward(one))
         self.num_examples += call.size
 
-    def _add(self, call: Call, scores: Scores) -> None:
-        with _recorded(self.layers) as uses:
+    def _forward(self, call: Call, watching: Watching | None = None) -> tuple[dict[str, list[_Use]], Any]:
+        with _recorded(self.layers, watching) as uses:
             outputs = call(unwrap(self._model))
+        return uses, outputs
+
+    def _add(self, call: Call, scores: Scores, uses: dict[str, list[_Use]], outputs: Any) -> None:
         often = {name: len(calls) for name, calls in uses.items() if len(calls) > 1}
         if often:
             name, number = next(iter(often.items()))
@@ -152,7 +168,7 @@ class KroneckerSums:
         for k, row in enumerate(rows if rows.requires_grad and edges else ()):
             found = torch.autograd.grad(row.sum(), edges, allow_unused=True, retain_graph=k + 1 < len(rows))
             for (layer, _), g in zip(called, found):
-                if g is not None:
+                if g is not None and g.numel():
                     g = _positions(layer, g)
                     num_positions = len(g) / call.size
                     _add_to(self.outputs, layer.weight, _product(g, g) / num_positions)
@@ -266,12 +282,14 @@ def _is_transposed(module: nn.Module) -> bool:
 
 
 @contextmanager
-def _recorded(layers: list[Layer]) -> Iterator[dict[str, list[_Use]]]:
+def _recorded(layers: list[Layer], watching: Watching | None = None) -> Iterator[dict[str, list[_Use]]]:
     """Collects each layer's input and the place of its output in the graph, before anything changes it in place."""
     uses: dict[str, list[_Use]] = {layer.weight: [] for layer in layers}
 
     def recorder(layer: Layer) -> Callable[..., Tensor | None]:
         def record(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
+            if watching is not None:
+                watching.meet()
             if transformed():
                 uses[layer.weight].append(_Use(torch.empty(0), None, hidden=True))
                 return None

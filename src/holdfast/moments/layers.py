@@ -97,6 +97,7 @@ class LayerWatch(TorchFunctionMode):
         record: called once for each use of a layer: at once, or with `activations` when its activation is known.
         activations: whether to look for the activation that consumes each output. Keeps a copy of inputs and outputs
             until then.
+        meet: called at each use of a layer as it comes.
 
     Attributes:
         elsewhere: name -> names of the functions other than layers that consumed this parameter.
@@ -104,8 +105,16 @@ class LayerWatch(TorchFunctionMode):
         differentiates: whether the forward pass ran a backward pass, for which it needs a graph.
     """
 
-    def __init__(self, model: nn.Module, record: Callable[[LayerUse], None], *, activations: bool) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        record: Callable[[LayerUse], None],
+        *,
+        activations: bool,
+        meet: Callable[[], None] | None = None,
+    ) -> None:
         super().__init__()
+        self._meet = meet
         self._names = {id(parameter): name for name, parameter in trainable_parameters(model).items()}
         self._record, self._activations = record, activations
         self._pending: dict[int, tuple[Tensor, LayerUse]] = {}
@@ -145,6 +154,8 @@ class LayerWatch(TorchFunctionMode):
         names = {name for name in (weight_name, bias_name) if name is not None}
         self.seen |= names
         if names:
+            if self._meet is not None:
+                self._meet()
             output = result.detach()
             use = LayerUse(func, weight_name, bias_name, x.detach(), kernel.detach(), (args[3:], named), output)
             if self._activations:
