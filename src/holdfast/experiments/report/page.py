@@ -114,7 +114,6 @@ def html_page(sections: Sequence[Section], *, places: Mapping[int, Path], pictur
         pictures: names of the files beside the page.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
 
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
@@ -133,8 +132,8 @@ def html_page(sections: Sequence[Section], *, places: Mapping[int, Path], pictur
     styles = environment.get_template("styles.css").render(views=views)
     return environment.get_template("page.html").render(
         views=views,
-        script=Markup(script),
-        styles=Markup(styles),
+        script=script,
+        styles=styles,
         script_hash=content_hash(script),
         styles_hash=content_hash(styles),
         columns=COLUMNS,
