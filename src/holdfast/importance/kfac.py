@@ -13,6 +13,7 @@ from holdfast.errors import OptionError
 from holdfast.factored import FactoredImportance, KroneckerFactors
 from holdfast.heads.likelihoods import Likelihood, resolve_likelihood
 from holdfast.importance.fisher import Rows
+from holdfast.importance.loss import MeasuredLoss
 from holdfast.importance.measure import Batch, DataPass, check_choice
 from holdfast.moments.kronecker import KroneckerSums
 from holdfast.moments.per_example import CHUNK_BYTES
@@ -90,7 +91,7 @@ def kfac(
     """
     where = "kfac"
     check_choice("kind of kfac", kind, get_args(KfacKind))
-    likelihood = resolve_likelihood(loss, where=where)
+    measured = MeasuredLoss(resolve_likelihood(loss, where=where), model, where=where)
     if num_draws < 1:
         raise OptionError(f"{where}: num_draws={num_draws}, expected a whole number >= 1.")
     if num_draws > 1 and kind != "sampled":
@@ -98,10 +99,12 @@ def kfac(
             f'{where}: num_draws={num_draws} has no effect with kind="{kind}"; it belongs to kind="sampled".',
             stacklevel=2,
         )
-    data_pass = DataPass(model, data, where=where, num_examples=num_examples, progress=progress, seed=seed)
+    data_pass = DataPass(
+        model, data, where=where, num_examples=num_examples, progress=progress, loss=measured, seed=seed
+    )
     with measuring(model):
         factors = KroneckerSums(model, where=where, chunk_bytes=chunk_bytes)
-        rows, again = (Rows(likelihood, kind, num_draws, None, seed) for _ in range(2))
+        rows, again = (Rows(measured, kind, num_draws, None, seed) for _ in range(2))
         rest: MomentSums | None = None
         for batch in data_pass:
             factors.add(batch.call, lambda outputs, batch=batch: rows(outputs, batch))
@@ -114,7 +117,7 @@ def kfac(
         diagonal = data_pass.importance(
             {name: total / data_pass.seen for name, total in rest.totals.items()},
             kind=f"kfac-{kind}",
-            loss=likelihood.name,
+            loss=measured.name,
             unit="nats/weight^2",
             nats_per_unit=1.0,
             details={"num_draws": num_draws, "seed": seed} if kind == "sampled" else {},
