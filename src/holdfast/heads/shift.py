@@ -78,8 +78,7 @@ def shift_of(likelihood: Categorical, model: nn.Module, batch: Any) -> Shift | N
         None where the batch shows nothing: its targets are no sequences [B, T], or all of them are -100.
     """
     targets = targets_of(batch)
-    counts = targets != IGNORED
-    if targets.ndim != 2 or not bool(counts.any()):
+    if targets.ndim != 2 or not bool((targets != IGNORED).any()):
         return None
     if likelihood.causal is not None:
         return Shift(likelihood.causal, "caller", f"loss=Categorical(causal={likelihood.causal})")
@@ -89,7 +88,7 @@ def shift_of(likelihood: Categorical, model: nn.Module, batch: Any) -> Shift | N
         same = ids is not None and isinstance(batch, Mapping) and num_other_labels(batch) == 0
         words = "equal its input_ids" if same else "are not its input_ids"
         return Shift(same, "labels", f"the labels of the first batch {words}")
-    if own.causal and ids is not None and _is_shifted_already(targets, ids, counts):
+    if own.causal and ids is not None and _is_shifted_already(targets, ids):
         return Shift(False, "labels", "the labels are shifted already: each is the next of the input tokens")
     return own
 
@@ -160,11 +159,12 @@ def _input_ids(batch: Any) -> Tensor | None:
     return inputs if isinstance(inputs, Tensor) and not inputs.is_floating_point() else None
 
 
-def _is_shifted_already(targets: Tensor, ids: Tensor, counts: Tensor) -> bool:
+def _is_shifted_already(targets: Tensor, ids: Tensor) -> bool:
     """Whether more labels equal the next input token than the own one, and most of them do.
 
     Not all need to: the last label of a text may be an end that the inputs lack.
     """
-    counts, labels = counts[:, :-1], targets[:, :-1]
+    labels = targets[:, :-1]
+    counts = labels != IGNORED
     own, following = ((counts & (labels == tokens)).sum() for tokens in (ids[:, :-1], ids[:, 1:]))
     return bool((following > own) & (2 * following > counts.sum()))

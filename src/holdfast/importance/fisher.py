@@ -56,6 +56,9 @@ def fisher(
         kind: see above.
         loss: "categorical" (default), "gaussian", "bernoulli", a `Likelihood`, or a function of (outputs, batch) that
             returns one negative log-likelihood per example, shape [B], in nats (for "empirical" and "batched" only).
+            Such a function is called on parts of a batch too, to see that it gives an example alone what it gives it in
+            company. Whether the targets of sequences are shifted, as those of causal language models are, is decided
+            once (see `Categorical`) and stands in `info.details`.
         num_draws: labels drawn for each example, with `kind="sampled"`.
         top_k: with `kind="exact"` and a categorical loss of many classes: only so many, the most probable, are taken
             exactly, and one draw stands for the others. Unbiased, in top_k + 1 backward passes. On 1,197 digits of ten
@@ -76,8 +79,9 @@ def fisher(
 
     Raises:
         LossShapeError: the loss returns a mean, or anything else than [B].
-        CoupledExamplesError: the model mixes its examples.
-        EmptyDataError, BatchError: the data cannot be used.
+        CoupledExamplesError: the model mixes its examples, or a `loss` function does.
+        EmptyDataError, BatchError: the data cannot be used, or labels contradict what the first batch said about the
+            shift (see `Categorical`).
         NotFiniteError: a loss or a gradient is NaN or infinite.
         OptionError: a `loss` function with "exact" or "sampled"; num_draws < 1; top_k < 1, or with another loss.
         UnknownNameError: no such kind or loss.

@@ -61,7 +61,7 @@ def kfac(
         kind: "exact" takes all labels c with their probability; "sampled" draws `num_draws` labels for each x from the
             model; "empirical" takes the label in the data.
         loss: "categorical" (default), "gaussian", "bernoulli", a `Likelihood`, or a function of (outputs, batch) that
-            returns one negative log-likelihood per example, shape [B], in nats (for "empirical" only).
+            returns one negative log-likelihood per example, shape [B], in nats (for "empirical" only). See `fisher`.
         num_draws: labels drawn for each example, with `kind="sampled"`.
         num_examples: measure on the first so many examples; None for all.
         seed: of the draws, from a generator of their own.
@@ -74,8 +74,9 @@ def kfac(
 
     Raises:
         LossShapeError: the loss returns a mean, or anything else than [B].
-        CoupledExamplesError: the model mixes its examples.
-        EmptyDataError, BatchError: the data cannot be used.
+        CoupledExamplesError: the model mixes its examples, or a `loss` function does.
+        EmptyDataError, BatchError: the data cannot be used, or labels contradict what the first batch said about the
+            shift (see `Categorical`).
         NotFiniteError: a loss or a gradient is NaN or infinite.
         UnsupportedLayerError: a layer is called once in the first batch, and more often in another.
         OptionError: a `loss` function with "exact" or "sampled"; num_draws < 1.

@@ -20,6 +20,7 @@ Score = Callable[[Any, Any], Tensor]
 
 _FEW = 8
 _ALONE = 3
+_EVERY = 16
 _MASKED = 1e4
 """Outputs from here on say that something cannot be, such as the logit of a masked class."""
 
@@ -35,23 +36,23 @@ class LossCheck:
     """Compares the loss of a few examples together with that of each alone, on the same outputs of the model.
 
     On the first batch of more than one example, and on the first of every new form: no gradient of the loss of some
-    examples may reach the outputs of others, and values may differ by rounding only. On every other batch one example,
-    the next each time, is compared by its value. Where the loss gives another value when it is called again, only
-    gradients can be looked at, and a warning says so.
+    examples may reach the outputs of others, and values may differ by rounding only. On the 2nd, 4th and 8th batch and
+    on every 16th one example, the next each time, is compared by its value. Where the loss gives another value when it
+    is called again, only gradients can be looked at, and a warning says so.
 
     Args:
         model: whose parameters' dtype says how much rounding explains.
         where: the estimator, for messages.
 
     Cost: about seven calls of the loss on at most eight examples, and two of its backward passes to the outputs; then
-    one call a batch on one example. No pass through the model.
+    one call on one example for 16 batches. No pass through the model.
     """
 
     def __init__(self, model: nn.Module, *, where: str) -> None:
         self._model, self._where = model, where
         self._seen: set[Any] = set()
         self._comparable = True
-        self._turn = 0
+        self._count = self._turn = 0
 
     @torch.no_grad()
     def __call__(self, score: Score, found: Any, outputs: Any, batch: Any, *, draws: bool = False) -> None:
@@ -71,18 +72,22 @@ class LossCheck:
         if size < 2 or not isinstance(found, Tensor) or found.ndim not in (1, 2) or found.shape[-1] != size:
             return  # whoever asked for the scores says what is wrong with their shape
         form = _form(outputs, batch)
+        is_new = form not in self._seen
+        self._count += 1
+        due = self._comparable and not draws and (self._count % _EVERY == 0 or self._count & (self._count - 1) == 0)
+        if not (is_new or due):
+            return
+        reason = None
         devices = {t.device for t in tensors_in(outputs) if t.device.type == "cuda"}
         with torch.random.fork_rng(devices=list(devices)), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch, about shapes that broadcast where one example is alone
             part = _Part(score, outputs, batch, size)
-            if form not in self._seen:
+            if is_new:
                 reason = self._look_closely(part, _values(found), draws=draws)
                 self._seen.add(form)
             else:
-                reason = None
-                if self._comparable and not draws:
-                    self._turn = 0 if has_opaque_entries(batch) else (self._turn + 1) % size
-                    self._compare(part, _values(found), self._turn, self._turn + 1)
+                self._turn = 0 if has_opaque_entries(batch) else (self._turn + 1) % size
+                self._compare(part, _values(found), self._turn, self._turn + 1)
         if reason is not None:
             warnings.warn(f"{self._where}: {reason}", stacklevel=2)
 
@@ -181,23 +186,27 @@ class _Part:
     Attributes:
         size: how many examples.
         batch: their part of it.
-        leaves: the floating-point tensors in the outputs.
+        leaves: the floating-point tensors in the outputs that hold the examples on their first axis.
         failure: what the loss said when it could not be called.
     """
 
-    def __init__(self, score: Score, outputs: Any, batch: Any, size: int) -> None:
+    def __init__(
+        self, score: Score, outputs: Any, batch: Any, size: int, *, by_example: list[bool] | None = None
+    ) -> None:
         self.size, self.batch, self.failure = size, batch, ""
         self._score = score
         self._tensors = [tensor.detach() for tensor in tensors_in(outputs)]
         self._outputs = with_tensors(outputs, self._tensors)
-        self.leaves = [tensor for tensor in self._tensors if tensor.is_floating_point()]
+        self._by_example = [t.ndim > 0 and len(t) == size for t in self._tensors] if by_example is None else by_example
+        self.leaves = [t for t, its in zip(self._tensors, self._by_example) if its and t.is_floating_point()]
 
     def of(self, start: int, stop: int, *, content: Any = None) -> _Part:
         """Examples `start` to `stop`; `content` is their part of the batch where it is known."""
-        tensors = [t[start:stop] if t.ndim and len(t) == self.size else t for t in self._tensors]
+        tensors = [t[start:stop] if its else t for t, its in zip(self._tensors, self._by_example)]
         if content is None:
             content = next(readings(self.batch, start, stop))
-        return _Part(self._score, with_tensors(self._outputs, tensors), content, stop - start)
+        outputs, size = with_tensors(self._outputs, tensors), stop - start
+        return _Part(self._score, outputs, content, size, by_example=self._by_example)
 
     def values(self) -> Tensor | None:
         """[B]: one value for each example; None where the loss cannot be called on these alone."""
@@ -215,8 +224,9 @@ class _Part:
 
     def reached(self, start: int, stop: int) -> int | None:
         """An example outside `start` to `stop` whose outputs the losses of those inside depend on, or None."""
-        tensors = [t.clone().requires_grad_() if t.is_floating_point() else t for t in self._tensors]
-        leaves = [t for t in tensors if t.requires_grad and t.ndim and len(t) == self.size]
+        wanted = {id(leaf) for leaf in self.leaves}
+        tensors = [t.clone().requires_grad_() if id(t) in wanted else t for t in self._tensors]
+        leaves = [t for t in tensors if t.requires_grad]
         with torch.enable_grad():
             found = self._score(with_tensors(self._outputs, tensors), self.batch)[..., start:stop]
             if not (found.requires_grad and leaves):
@@ -244,7 +254,7 @@ def _form(outputs: Any, batch: Any) -> Any:
     """What two batches have in common that a loss reads in the same way."""
     leaves, spec = tree_flatten(batch)
     kinds = tuple((leaf.dtype, leaf.ndim) if isinstance(leaf, Tensor) else type(leaf) for leaf in leaves)
-    return str(spec), kinds, tuple((tensor.dtype, tensor.ndim) for tensor in tensors_in(outputs))
+    return spec, kinds, tuple((tensor.dtype, tensor.ndim) for tensor in tensors_in(outputs))
 
 
 def _span(start: int, stop: int) -> str:
