@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from holdfast.errors import OptionError
+from holdfast.errors import HoldfastError, OptionError
+from holdfast.heads.batches import batch_size
 from holdfast.heads.likelihoods import OWN, Categorical, Likelihood
 from holdfast.heads.shift import Shift, check_shift, shift_of
 from holdfast.importance.loss_check import LossCheck
@@ -33,6 +34,7 @@ class MeasuredLoss:
     def __init__(self, likelihood: Likelihood, model: nn.Module, *, where: str) -> None:
         self._likelihood, self._model, self._where = likelihood, model, where
         self._shift: Shift | None = None
+        self._has_compared = False
         self.is_own = type(likelihood) in OWN
         self._check = None if self.is_own else LossCheck(model, where=where)
 
@@ -78,12 +80,14 @@ class MeasuredLoss:
         likelihood = self._decided(batch)
 
         def drawn(outputs: Any, batch: Any) -> Tensor:
-            device = None if generator is None else generator.device
-            fresh = None if device is None else torch.Generator(device).manual_seed(0)
+            fresh = None if generator is None else torch.Generator(generator.device).manual_seed(0)
             return likelihood.sampled(outputs, batch, generator=fresh)
 
         found = likelihood.sampled(outputs, batch, generator=generator)
         self._examine(drawn, found, outputs, batch, draws=True)
+        if not (self.is_own or self._has_compared):
+            self._has_compared = batch_size(batch) > 1
+            self._compare_at_labels(likelihood, outputs, batch)
         return found
 
     def top_scores(self, outputs: Any, batch: Any, *, top_k: int, generator: torch.Generator | None) -> Tensor:
@@ -98,7 +102,14 @@ class MeasuredLoss:
             raise OptionError(
                 f'{self._where}: top_k={top_k} with loss="{self.name}", expected loss="categorical". Drop top_k.'
             )
-        return likelihood.top_scores(outputs, batch, top_k=top_k, generator=generator)
+
+        def scores(outputs: Any, batch: Any) -> Tensor:
+            fresh = None if generator is None else torch.Generator(generator.device).manual_seed(0)
+            return likelihood.top_scores(outputs, batch, top_k=top_k, generator=fresh)
+
+        found = likelihood.top_scores(outputs, batch, top_k=top_k, generator=generator)
+        self._examine(scores, found, outputs, batch, draws=True)
+        return found
 
     def _decided(self, batch: Any) -> Likelihood:
         if not isinstance(self._likelihood, Categorical):
@@ -110,6 +121,14 @@ class MeasuredLoss:
         if self._shift is not None:
             self._likelihood = replace(self._likelihood, causal=self._shift.causal)
         return self._likelihood
+
+    def _compare_at_labels(self, likelihood: Likelihood, outputs: Any, batch: Any) -> None:
+        """Check the values that a likelihood of the user's gives at the labels: those at drawn ones never repeat."""
+        try:
+            found = likelihood.nll(outputs, batch)
+        except (HoldfastError, RuntimeError, TypeError, ValueError, LookupError, NotImplementedError):
+            return  # the data may have no labels
+        self._examine(likelihood.nll, found, outputs, batch)
 
     def _examine(
         self,
