@@ -136,7 +136,7 @@ class LossCheck:
             alone = part.of(start, stop, content=content)
             values = alone.values()
             if values is None:
-                part.failure = alone.failure
+                part.failure = part.failure or alone.failure
                 continue
             if self._agree(alone, values, expected):
                 return True
