@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from holdfast.errors import HoldfastError
 from holdfast.heads.batches import batch_size, model_inputs
 from holdfast.heads.likelihoods import Categorical
+from holdfast.heads.shift import decided
 from holdfast.methods import METHODS, Learner, Method, MethodOptions, Moment, Setting, build_learner, method_named
 from holdfast.replay import Buffer
 from holdfast.streams import Examples
@@ -184,6 +185,8 @@ class _Trained:
         )
         self.device = next(self.learner.model.parameters()).device
         self._optimizer_name: OptimizerName = optimizer
+        pairs = workload.examples is not None  # their loss is the learner's
+        self._likelihood = Categorical() if pairs else decided(Categorical(), self.learner.model, workload.batches[0])
         self.open(0)
         self._columns = _columns(workload, self.device)
 
@@ -221,7 +224,7 @@ class _Trained:
         if self.workload.examples is not None:
             return self.learner.loss(batch[0], batch[1], self._columns)
         args, kwargs = model_inputs(batch)
-        return Categorical().nll(self.learner.model(*args, **kwargs), batch).mean(), None
+        return self._likelihood.nll(self.learner.model(*args, **kwargs), batch).mean(), None
 
 
 def _cost(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,8 +13,9 @@ from tqdm import tqdm
 
 from holdfast.errors import BatchError, EmptyDataError, OptionError
 from holdfast.heads.batches import batch_size, batch_to, model_inputs, slice_batch
-from holdfast.heads.likelihoods import Likelihood, resolve_likelihood
+from holdfast.heads.likelihoods import resolve_likelihood
 from holdfast.importance.calibration import CALIBRATION_EXAMPLES, measured_nats_per_unit
+from holdfast.importance.loss import MeasuredLoss
 from holdfast.moments.calls import Call
 from holdfast.moments.coupling import check_independent
 from holdfast.records import Importance, ImportanceInfo
@@ -46,7 +47,8 @@ class DataPass:
         where: the estimator, for messages.
         num_examples: stop after so many; None for all.
         progress: whether to show a progress bar.
-        calibration: the likelihood in whose nats the importance is to be calibrated; None for no calibration.
+        loss: what is measured, or in whose nats the importance is to be calibrated; None where there is none.
+        calibrate: whether to calibrate the importance.
         seed: of the perturbations of the calibration.
         check: whether to check the examples.
 
@@ -62,7 +64,8 @@ class DataPass:
         where: str,
         num_examples: int | None = None,
         progress: bool = False,
-        calibration: Likelihood | None = None,
+        loss: MeasuredLoss | None = None,
+        calibrate: bool = False,
         seed: int = 0,
         check: bool = True,
     ) -> None:
@@ -79,7 +82,7 @@ class DataPass:
         _check_is_many(data, where)
         self._model, self._data, self._where = model, data, where
         self._limit, self._progress = num_examples, progress
-        self._likelihood, self._seed, self._check = calibration, seed, check
+        self._loss, self._calibrate, self._seed, self._check = loss, calibrate, seed, check
         self._sample: list[Batch] = []
         self.seen = 0
 
@@ -98,7 +101,7 @@ class DataPass:
             batch = Batch(content, Call(args, kwargs, size))
             if self.seen == 0 and self._check:
                 check_independent(self._model, batch.call, where=self._where)
-            if self._likelihood is not None and self.seen < CALIBRATION_EXAMPLES:
+            if self._calibrate and self.seen < CALIBRATION_EXAMPLES:
                 self._sample.append(batch)
             self.seen += size
             yield batch
@@ -125,6 +128,11 @@ class DataPass:
         Raises:
             NotFiniteError: a value is NaN or infinite.
         """
+        if self._loss is not None and self._calibrate:
+            sample = [(batch.call, batch.content) for batch in self._sample]
+            unscaled = Importance(values, ImportanceInfo(kind, self.seen))
+            nats_per_unit = measured_nats_per_unit(self._model, unscaled, sample, self._loss, seed=self._seed)
+        decided = {} if self._loss is None else self._loss.details
         info = ImportanceInfo(
             kind=kind,
             num_examples=self.seen,
@@ -132,25 +140,20 @@ class DataPass:
             unit=unit,
             model=type(unwrap(self._model)).__name__,
             nats_per_unit=nats_per_unit,
-            details=dict(details or {}),
+            details={**(details or {}), **decided},
         )
-        importance = Importance(values, info)
-        if self._likelihood is None:
-            return importance
-        sample = [(batch.call, batch.content) for batch in self._sample]
-        measured = measured_nats_per_unit(self._model, importance, sample, self._likelihood, seed=self._seed)
-        return Importance(importance, replace(info, nats_per_unit=measured))
+        return Importance(values, info)
 
 
-def calibration_likelihood(loss: Any, calibrate: bool, *, where: str) -> Likelihood | None:
-    """The likelihood for the calibration of an estimator that needs none itself; None without calibration."""
+def calibration_loss(loss: Any, model: nn.Module, *, calibrate: bool, where: str) -> MeasuredLoss | None:
+    """The loss for the calibration of an estimator that needs none itself; None without calibration."""
     if not calibrate:
         if loss is not None:
             warnings.warn(
                 f"{where}: loss= has no effect without calibrate=True: {where} is not measured on a loss.", stacklevel=3
             )
         return None
-    return resolve_likelihood(loss, where=where)
+    return MeasuredLoss(resolve_likelihood(loss, where=where), model, where=where)
 
 
 def _check_has_shapes(model: nn.Module, where: str) -> None:

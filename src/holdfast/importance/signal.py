@@ -9,13 +9,8 @@ from torch import Tensor, nn
 
 from holdfast.choices import check_choice
 from holdfast.heads.likelihoods import Likelihood
-<<<<<<< HEAD
-from holdfast.importance.layerwise import Others, watched_forward
-from holdfast.importance.measure import DataPass, calibration_likelihood
-=======
 from holdfast.importance.layerwise import Others, check_watchable, watched_forward
-from holdfast.importance.measure import DataPass, calibration_likelihood
->>>>>>> engine-a
+from holdfast.importance.measure import DataPass, calibration_loss
 from holdfast.importance.signal_sums import UNIT, BiasSignal, SignalSums
 from holdfast.moments.state import measuring
 from holdfast.records import Importance
@@ -72,9 +67,16 @@ def signal(
     check_choice("bias of signal", bias, get_args(BiasSignal))
     check_choice("value of others", others, get_args(Others))
     check_watchable(model, where="signal")
-    likelihood = calibration_likelihood(loss, calibrate, where="signal")
+    measured = calibration_loss(loss, model, calibrate=calibrate, where="signal")
     data_pass = DataPass(
-        model, data, where="signal", num_examples=num_examples, progress=progress, calibration=likelihood, seed=seed
+        model,
+        data,
+        where="signal",
+        num_examples=num_examples,
+        progress=progress,
+        loss=measured,
+        calibrate=calibrate,
+        seed=seed,
     )
     sums = SignalSums(model, bias)
     graph = False

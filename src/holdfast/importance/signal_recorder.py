@@ -12,11 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from holdfast.choices import check_choice
 from holdfast.errors import StateError
-<<<<<<< HEAD
-from holdfast.importance.layerwise import Others, check_elsewhere
-=======
 from holdfast.importance.layerwise import Others, check_elsewhere, check_watchable
->>>>>>> engine-a
 from holdfast.importance.signal_sums import UNIT, BiasSignal, SignalSums
 from holdfast.moments.layers import LayerWatch
 from holdfast.records import Importance, ImportanceInfo

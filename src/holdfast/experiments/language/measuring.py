@@ -338,6 +338,8 @@ def _with_room(work: Callable[[int], AnyImportance], size: int) -> tuple[AnyImpo
 
 def _info(model: LanguageModel, seen: int, kind: Kind, seed: int) -> ImportanceInfo:
     is_fisher = kind not in ("mas", "signal")
+    seeded = {"seed": seed} if kind in ("sampled", "kfac") else {}
+    shifted = {"causal": True, "causal_by": f"task {model.task}"} if is_fisher and model.task == "causal-lm" else {}
     return ImportanceInfo(
         kind="kfac-sampled" if kind == "kfac" else f"fisher-{kind}" if is_fisher else kind,
         num_examples=seen,
@@ -345,7 +347,7 @@ def _info(model: LanguageModel, seen: int, kind: Kind, seed: int) -> ImportanceI
         unit={"mas": "output^2/weight", "signal": "output"}.get(kind, "nats/weight^2"),
         model=type(unwrap(model.base)).__name__,
         nats_per_unit=1.0 if is_fisher else None,
-        details={"seed": seed} if kind in ("sampled", "kfac") else {},
+        details={**seeded, **shifted},
     )
 
 
