@@ -122,7 +122,7 @@ def test_backward_hooks_of_modules_are_silent_and_come_back():
         model(torch.ones(1, 3)).sum().backward()
     assert not seen
     assert model[0].weight.grad is None
-    model(torch.ones(1, 3)).sum().backward()
+    model(torch.ones(1, 3, requires_grad=True)).sum().backward()
     assert len(seen) == 3
 
 
