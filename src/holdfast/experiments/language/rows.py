@@ -8,7 +8,7 @@ from pathlib import Path
 
 from holdfast.errors import DataFileError, EmptyDataError, OptionError
 from holdfast.experiments.language.forms.arrow import SAVED, arrow_table, named_table, parquet_table, saved_tables
-from holdfast.experiments.language.forms.columns import Chosen, Columns, Label, Row, choose, row_of
+from holdfast.experiments.language.forms.columns import DECLINED, Chosen, Columns, Label, Row, choose, row_of
 from holdfast.experiments.language.forms.folders import ALL, FAMILIES, Found, files_in, split_named
 from holdfast.experiments.language.forms.json_files import json_table, lines_table
 from holdfast.experiments.language.forms.opened import COMPRESSED, opened, suffix_of
@@ -16,7 +16,7 @@ from holdfast.experiments.language.forms.separated import separated_table
 from holdfast.experiments.language.forms.table import Table
 from holdfast.experiments.language.forms.text import INTENTS, intents_table, text_table
 
-__all__ = ["Columns", "Label", "Reading", "Row", "Rows", "read_rows"]
+__all__ = ["DECLINED", "Columns", "Label", "Reading", "Row", "Rows", "read_rows"]
 
 _Reader = Callable[[Path, Columns, str], Table]
 _READERS: Mapping[str, _Reader] = {

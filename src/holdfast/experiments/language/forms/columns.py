@@ -6,12 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any, Literal
+from typing import Any
 
 from holdfast.errors import BatchError, OptionError
 
 Label = str | int | float
-Unlabelled = Literal["no column", "several columns", "empty", "declined"]
+DECLINED = "declined"
+"""Why there is no label: the data say themselves that the example has none, as -1 does."""
 
 PAIRS = (("sentence1", "sentence2"), ("text1", "text2"), ("question1", "question2"), ("premise", "hypothesis"))
 TEXTS = ("text", "sentence", "content", "query", "utterance")
@@ -74,7 +75,7 @@ class Row:
         label: as the data have it; None where there is none.
         ends: whether a document ends here; a language model reads on over rows that do not.
         where: the file and the place in it, for an error's text.
-        unlabelled: why there is no label; "declined": the data say themselves that this example has none, as -1 does.
+        unlabelled: why there is no label: `DECLINED`, or in words; empty where there is one, or no column of labels.
         number: of the class in the data's own list of classes, where they have one.
     """
 
@@ -82,7 +83,7 @@ class Row:
     label: Label | None = None
     ends: bool = True
     where: str = field(default="", compare=False)
-    unlabelled: Unlabelled | None = field(default=None, compare=False)
+    unlabelled: str = field(default="", compare=False)
     number: int | None = field(default=None, compare=False)
 
 
@@ -151,13 +152,14 @@ def row_of(
     """
     texts = tuple(_text(entry.get(name), name, where) for name in chosen.text)
     if chosen.label is None:
-        return Row(texts, where=where, unlabelled="several columns" if chosen.candidates else "no column")
+        several = " or ".join(map(repr, chosen.candidates))
+        return Row(texts, where=where, unlabelled=f"which column is it, {several}?" if several else "")
     value = entry.get(chosen.label)
     is_inference = tuple(name.strip().lower() for name in chosen.text) == _INFERENCE
     if (classes and value == -1) or (is_inference and str(value).strip() in _NONE_AGREED):
-        return Row(texts, where=where, unlabelled="declined")
+        return Row(texts, where=where, unlabelled=DECLINED)
     if _is_empty(value):
-        return Row(texts, where=where, unlabelled="empty")
+        return Row(texts, where=where, unlabelled=f"{chosen.label!r} is empty")
     if classes:
         if not isinstance(value, int) or not 0 <= value < len(classes):
             raise BatchError(f"{where}: {chosen.label!r} is {_short(value)}; expected a class, 0..{len(classes) - 1}.")
