@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -159,8 +159,8 @@ def measure(
         UnsupportedLayerError: "kfac" of a model in which no layer can have factors, such as an encoder of pairs.
         RunMismatchError: the checkpoint is of another measurement.
 
-    Cost: what was drawn is held; a float32 copy of the weights on the model's device, and one for the running sums in the computer's memory;
-    with "kfac" the factors' size in place of the weights'.
+    Cost: a float32 copy of the weights on the model's device, and one for the running sums in the computer's memory;
+    with "kfac" the factors' size in place of the weights'. The rows that were drawn are held.
     """
     if num_examples is not None and num_examples < 1:
         raise OptionError(f"importance: --examples is {num_examples}; expected a whole number >= 1.")

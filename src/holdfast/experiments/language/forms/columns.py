@@ -91,7 +91,7 @@ def choose(names: Sequence[str], asked: Columns, *, where: str) -> Chosen:
     """The columns to read, those asked for or those with a usual name; upper and lower case are the same.
 
     Raises:
-        OptionError: a column that was asked for is not there; no column, or more than one, could be the text; chat data.
+        OptionError: a column that was asked for is not there; none, or more than one, could be the text; chat data.
     """
     shown = ", ".join(map(repr, names))
     by_name = {name.strip().lower(): name for name in reversed(names)} | {name: name for name in names}
@@ -173,7 +173,8 @@ def row_of(
 def _text(value: Any, name: str, where: str) -> str:
     if not isinstance(value, str):
         raise BatchError(
-            f"{where}: {name!r} is {_short(value)}; expected a text. Delete the row, or name another column with --text."
+            f"{where}: {name!r} is {_short(value)}; expected a text. Delete the row, or name another column with "
+            "--text."
         )
     return value
 

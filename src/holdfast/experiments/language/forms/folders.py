@@ -104,10 +104,10 @@ def _of_split(folder: Path, files: Sequence[Path], split: str, left_out: dict[st
         return Found(files, None, _frozen(left_out))
     if split == ALL:
         return Found(files, ALL, _frozen(left_out))
+    shown = ", ".join(repr(name) for name in splits if name) or "none by their names"
     if "train" not in splits and None in splits:
         splits["train"] = splits.pop(None)
     if asked not in splits:
-        shown = ", ".join(repr(name) for name in splits if name) or "none by their names"
         raise DataFileError(
             f"{folder}: no file of the split {split!r} in it; found {shown}. Choose one with --split, or --split all."
         )

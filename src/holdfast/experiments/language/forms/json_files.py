@@ -166,6 +166,6 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _object(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise DataFileError(
-            f"{where} is a JSON {type(value).__name__}; expected an object, such as {{\"text\": ..., \"label\": ...}}."
+            f'{where} is a JSON {type(value).__name__}; expected an object, such as {{"text": ..., "label": ...}}.'
         )
     return value

@@ -97,7 +97,6 @@ def pyarrow_library(path: Path) -> Any:
         import pyarrow
     except ImportError as error:
         raise OptionError(
-            f"{path}: {path.suffix} needs pyarrow, which is not installed: "
-            'pip install "torch-holdfast[transformers]"'
+            f'{path}: {path.suffix} needs pyarrow, which is not installed: pip install "torch-holdfast[transformers]"'
         ) from error
     return pyarrow

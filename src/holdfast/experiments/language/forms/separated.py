@@ -52,7 +52,7 @@ class _Form:
 
 
 def separated_table(path: Path, asked: Columns) -> Table:
-    """A table of separated values; it is read once from end to end, to know its numbers from its texts.
+    """A table of separated values; it is read once from end to end, to tell its numbers from its texts.
 
     Args:
         path: of the file.
@@ -75,14 +75,7 @@ def separated_table(path: Path, asked: Columns) -> Table:
     repeated = sorted({name for name in names if name and names.count(name) > 1})
     if repeated:
         raise OptionError(f"{path}: 2 columns are named {repeated[0]!r}. Rename one in the first line.")
-    form = _Form(delimiter, delimiter != "\t", has_header, names)
-    try:
-        num_rows, numbers = _survey(path, form)
-    except DataFileError:
-        if delimiter != "\t":
-            raise
-        form = _Form(delimiter, True, has_header, names)  # with tabs or line ends between quotation marks
-        num_rows, numbers = _survey(path, form)
+    form, num_rows, numbers = _form(path, delimiter, names, has_header=has_header)
 
     def entries() -> Entries:
         for number, cells in _rows(path, form):
@@ -90,6 +83,29 @@ def separated_table(path: Path, asked: Columns) -> Table:
 
     told = f"{_NAMES[delimiter]}, {'with' if has_header else 'without'} a header"
     return Table(told, entries, names, num_rows, numbers=numbers)
+
+
+def _form(
+    path: Path, delimiter: str, names: tuple[str, ...], *, has_header: bool
+) -> tuple[_Form, int, dict[str, type]]:
+    """How the file is written, and what a reading of it all shows; between tabs quotation marks may mean nothing."""
+    found: list[tuple[_Form, int, dict[str, type]]] = []
+    errors: list[DataFileError] = []
+    for quoted in (True,) if delimiter != "\t" else (False, True):
+        form = _Form(delimiter, quoted, has_header, names)
+        try:
+            found.append((form, *_survey(path, form)))
+        except DataFileError as error:
+            errors.append(error)
+    if not found:
+        raise errors[0]
+    if len({num_rows for _, num_rows, _ in found}) > 1:
+        counts = " or ".join(str(num_rows) for _, num_rows, _ in found)
+        raise OptionError(
+            f"{path}: its quotation marks can be read as part of the texts or around cells with line ends, as {counts} "
+            "rows. Write it as .csv or .jsonl."
+        )
+    return found[0]
 
 
 def _delimiter(sample: str, path: Path) -> str:
@@ -175,9 +191,8 @@ def _may_be_header(texts: Sequence[str], labels: Sequence[str]) -> bool:
         return False
     mean = sum(len(text.split()) for text in texts[1:]) / len(texts[1:])
     few = len(texts[0].split())
-    return few <= _FEW_WORDS and few * _MANY <= mean and texts[0] not in texts[1:] and labels[:1] != labels[1:2] and (
-        not labels or labels[0] not in labels[1:]
-    )
+    once = texts[0] not in texts[1:] and (not labels or labels[0] not in labels[1:])
+    return once and few <= _FEW_WORDS and few * _MANY <= mean
 
 
 def _rows(path: Path, form: _Form) -> Iterator[tuple[int, list[str]]]:
@@ -228,8 +243,9 @@ def _survey(path: Path, form: _Form) -> tuple[int, dict[str, type]]:
     """How many rows, and which columns are numbers throughout, empty cells aside."""
     kinds: list[type | None] = [int] * len(form.names)
     filled = [False] * len(form.names)
-    number = 0
-    for number, cells in _rows(path, form):
+    num_rows = 0
+    for _, cells in _rows(path, form):
+        num_rows += 1
         for place, cell in enumerate(cells):
             if kinds[place] is None or not cell.strip():
                 continue
@@ -239,6 +255,6 @@ def _survey(path: Path, form: _Form) -> tuple[int, dict[str, type]]:
                 kinds[place] = None
             elif match.group(2) or match.group(3):
                 kinds[place] = float
-    return number, {
+    return num_rows, {
         name: kind for name, kind, is_filled in zip(form.names, kinds, filled) if is_filled and kind is not None
     }

@@ -36,9 +36,7 @@ def intents_table(path: Path) -> Table:
         with opened(each) as lines:
             counts.append(sum(1 for _ in lines))
     if counts[0] != counts[1]:
-        raise DataFileError(
-            f"{path.parent}: {INTENTS} has {counts[0]} lines and label {counts[1]}; expected as many."
-        )
+        raise DataFileError(f"{path.parent}: {INTENTS} has {counts[0]} lines and label {counts[1]}; expected as many.")
 
     def entries() -> Entries:
         with opened(path) as texts, opened(labels_path) as labels:
