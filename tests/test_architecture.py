@@ -19,7 +19,7 @@ PUBLIC_NAMES = Path(__file__).with_name("public_names.txt")
 
 CORE = {"torch", "numpy", "safetensors", "tqdm"}
 EXTRAS = {"tyro", "rich", "matplotlib", "jinja2", "pyarrow", "tensorboard", "optuna", "sqlalchemy"}
-EXTRAS |= {"transformers", "tokenizers", "accelerate", "lightning", "peft"}
+EXTRAS |= {"transformers", "tokenizers", "accelerate", "lightning", "peft", "datasets"}
 NEVER_WITH_HOLDFAST = EXTRAS | {"pandas", "sklearn"}
 MAY_USE_EXTRAS = {"cli", "experiments", "integrations"}
 COMES_WITH_TORCH = {path: {"triton"} for path in ("moments/kernels/fused.py", "retention/fused.py")}  # on CUDA, lazily

@@ -32,14 +32,14 @@ _Data = Annotated[
     Positional[str],
     arg(
         metavar="DATA",
-        help="text, .jsonl, .csv or .parquet file, a folder of such files, or a name of the datasets library",
+        help="file of text, JSON, CSV or Parquet, a folder of such files, or a name of the datasets library",
         help_behavior_hint="",
     ),
 ]
 _Task = option("task", Task, "left out: what the model was made for and the data look like")
 _Text = option("text", tuple[str, ...], "column of the text, or the two columns of a pair (left out: the usual names)")
 _Label = option("label", str, "column of the label (left out: the usual names)")
-_Split = option("split", str, "of a name of the datasets library (default: train)")
+_Split = option("split", str, "of a folder or a name of the datasets library; all: every file (default: train)")
 _Length = option("length", int, "tokens of an example at most, and of a block of a causal model (default: 128)")
 _Dtype = option("dtype", Dtype, "of the weights (default: float32)")
 
@@ -65,7 +65,7 @@ class ImportanceOptions(_OnData):
     kind: option("kind", Kind, "Fisher, labels sampled, exact or empirical; kfac; mas; signal (default: sampled)") = (
         "sampled"
     )
-    examples: option("examples", int, "measure on so many at most (left out: all)") = None
+    examples: option("examples", int, "measure on so many, drawn from all (left out: all)") = None
     tolerance: option("tolerance", float, "stop when the relative error is below this, such as 0.1") = None
     calibrate: Annotated[
         bool, arg(help="measure how many nats a unit of mas or signal is, as a budget needs it", help_behavior_hint="")
@@ -81,7 +81,7 @@ class ImportanceOptions(_OnData):
     )
     batch_size: option("batch_size", int, "examples at once; halved where memory is short (default: 8)") = 8
     dtype: _Dtype = "float32"
-    seed: option("seed", int, "of the labels drawn (default: 0)") = 0
+    seed: option("seed", int, "of the examples and labels drawn (default: 0)") = 0
     device: Device = "cpu"
     quiet: Quiet = False
 
