@@ -6,7 +6,7 @@ import csv
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from itertools import chain
 from pathlib import Path
@@ -31,11 +31,13 @@ class Row:
         texts: one, or the two of a pair.
         label: as the data have it; None where there is none.
         ends: whether a document ends here; a language model reads on over rows that do not.
+        columns: of a table, those that the texts and the label come from.
     """
 
     texts: tuple[str, ...]
     label: Label | None = None
     ends: bool = True
+    columns: tuple[str, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True)
@@ -221,7 +223,8 @@ def row_of(entry: Mapping[str, Any], columns: Columns, *, where: str) -> Row:
     if wrong:
         raise BatchError(f"{where}: {wrong[0]!r} is {entry[wrong[0]]!r}; expected a text.")
     label = columns.label or next((name for name in LABELS if name in entry and name not in names), None)
-    return Row(texts, None if label is None else _number(entry[label]))
+    read = (*names, *([] if label is None else [label]))
+    return Row(texts, None if label is None else _number(entry[label]), columns=read)
 
 
 def _number(value: Any) -> Label | None:

@@ -1,0 +1,208 @@
+"""What a command is about to do with a model and data: the task, the head, and what the model will see of the data."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+from holdfast.errors import BatchError, OptionError
+from holdfast.experiments.language.batches import Example, examples
+from holdfast.experiments.language.models import LanguageModel, Task, free_name
+from holdfast.experiments.language.rows import Row
+from holdfast.experiments.language.sources import Source
+
+_SHOWN = 160
+"""Characters of a sample."""
+_PARTS = ("train", "valid", "validation", "dev", "test")
+_PLAIN = re.compile(r"LABEL_\d+")
+
+
+def choose_task(
+    model: LanguageModel, source: Source, *, asked: Task | None, learns: bool, labelled: bool
+) -> tuple[Task, str]:
+    """The task, and in words why it is this one.
+
+    A model stays what it was made for. An encoder has several uses: with two texts in a row it is similarity, and where
+    it learns labels of single texts it becomes a classifier.
+
+    Args:
+        model: as it was loaded, for its own task.
+        source: the data.
+        asked: by the user; None: what model and data make of it.
+        learns: whether the data are learned, so that a head may be new; else a skill is looked at that is there.
+        labelled: whether labels are read, but of a causal model.
+
+    Raises:
+        OptionError: the data cannot serve the task.
+    """
+    row = source.first()
+    task, why = _chosen(model, row, asked=asked, learns=learns)
+    if row is not None:
+        _check_serves(model, source, row, task, labelled=labelled, learns=learns)
+    return task, why
+
+
+def _chosen(model: LanguageModel, row: Row | None, *, asked: Task | None, learns: bool) -> tuple[Task, str]:
+    if asked is not None:
+        return asked, "as --task says"
+    own = f"{model.name} was made for it"
+    if row is None or model.base is model.module:
+        return model.task, own
+    if len(row.texts) == 2:
+        return "similarity", "the rows hold two texts"
+    if learns and row.label is not None and model.task == "similarity":
+        return "classification", "the rows hold one text and its label; an encoder gets a head for labels"
+    return model.task, own
+
+
+def _check_serves(model: LanguageModel, source: Source, row: Row, task: Task, *, labelled: bool, learns: bool) -> None:
+    texts = f"{len(row.texts)} text{'s' * (len(row.texts) > 1)}"
+    found = f"{source.path} has {texts} and {'a' if row.label is not None else 'no'} label"
+    if task == "similarity" and labelled and (len(row.texts) != 2 or row.label is None):
+        trained = "fine-tune it on labelled data first" if not model.heads else f"give --head {next(iter(model.heads))}"
+        classes = "" if learns or len(row.texts) != 1 or row.label is None else f"; for classes {trained}"
+        raise OptionError(
+            f"similarity needs two texts and a number in each row, and {found}. Name the columns with --text and "
+            f"--label{classes}."
+        )
+    if task != "similarity" and len(row.texts) != 1:
+        raise OptionError(f"{task} needs one text in each row, and {found}. Name its column with --text.")
+    if task == "classification" and labelled and row.label is None:
+        raise OptionError(
+            f"classification needs a label in each row, and {found} that is known. Name its column with --label."
+        )
+
+
+def head_for(model: LanguageModel, labels: Sequence[str], source: Source, *, asked: str | None) -> tuple[str, bool]:
+    """The name of the head that learns these labels, and whether it is new.
+
+    Args:
+        model: a classifier, or an encoder that becomes one.
+        labels: of the data.
+        source: the data, after which a new head is called.
+        asked: name of the head by the user; None: a head whose labels are these or include them, else a new one.
+
+    Raises:
+        OptionError: the head that was asked for has other labels.
+    """
+    known = model.head_labels
+    if asked is None:
+        fitting = next((name for name, own in known.items() if fits(own, labels)), None)
+        return (fitting, False) if fitting is not None else (free_name(_named_after(source), known), True)
+    if not re.fullmatch(r"[\w.-]+", asked) or asked.startswith("."):
+        raise OptionError(f"--head is {asked!r}; expected a name of letters, digits, '-', '_' and '.'.")
+    if asked in known and not fits(known[asked], labels):
+        foreign = [label for label in labels if label not in known[asked]]
+        raise OptionError(
+            f"the head {asked!r} of {model.name} has the classes {listed(known[asked])}, and {source.path} has "
+            f"{listed(foreign)} beside. Give the new head another name, or leave out --head."
+        )
+    return asked, asked not in known
+
+
+def fits(own: Sequence[str], labels: Iterable[str]) -> bool:
+    """Whether a head of these classes is one for the labels: they are among them, or numbers of unnamed ones."""
+    labels = list(labels)
+    numbered = all(_PLAIN.fullmatch(name) for name in own) and {str(n) for n in range(len(own))} >= set(labels)
+    return bool(labels) and (set(labels) <= set(own) or numbered)
+
+
+def known_labels(model: LanguageModel, rows: Iterable[Row], *, where: str) -> Iterator[Row]:
+    """The same rows, each looked at whether its label is one of the classifier's; of other models all of them.
+
+    Raises:
+        BatchError: it is none; the head that has it is named.
+    """
+    for row in rows:
+        if model.task == "classification" and row.label is not None and not _is_class(row.label, model.labels):
+            others = [name for name, labels in model.head_labels.items() if str(row.label) in labels]
+            remedy = f"Its head {others[0]!r} has it: --head {others[0]}." if others else "Give data that have these."
+            raise BatchError(
+                f"{where}: label {row.label!r} is none of the {len(model.labels)} classes of {model.name}"
+                f"{f', head {model.head!r}' if model.head else ''} ({listed(model.labels)}). {remedy}"
+            )
+        yield row
+
+
+def plan(
+    model: LanguageModel,
+    source: Source,
+    *,
+    why: str,
+    length: int,
+    labelled: bool,
+    rows: str = "",
+) -> list[str]:
+    """What is about to be done, in lines: task, head, data with columns and split, rows, and a sample.
+
+    Args:
+        model: for the task.
+        source: the data.
+        why: the reason for the task.
+        length: tokens of an example at most.
+        labelled: whether labels are read.
+        rows: how many rows there are or will be read, and in what order, in words; empty where nothing is known.
+    """
+    lines = [f"task: {model.task} ({why})"]
+    if model.task == "classification":
+        kept = [f"{name!r}" for name in model.heads]
+        beside = f"; kept beside it: {', '.join(kept)}" if kept else ""
+        state = "new" if model.new_head else "as it is"
+        lines.append(f"head: {model.head!r}, {state}, {len(model.labels)} classes ({listed(model.labels)}){beside}")
+    shown = next(iter(examples(model, islice(source.rows(), 1000), length=length, labelled=labelled)), None)
+    lines.append(f"data: {source.path}{_columns(model, source, labelled=labelled)}")
+    if rows:
+        lines.append(f"rows: {rows}")
+    if shown is not None:
+        lines.append(f"sample: {sample(model, shown)}")
+    return lines
+
+
+def sample(model: LanguageModel, example: Example) -> str:
+    """What the model sees of an example: its tokens, read back as text, and the label by its name."""
+    texts = [shortened(repr(model.tokenizer.decode(tokens))) for tokens in example.tokens]
+    counts = " and ".join(str(len(tokens)) for tokens in example.tokens)
+    told = f"{' and '.join(texts)} ({counts} tokens)"
+    if example.target is None:
+        return told
+    if model.task == "classification":
+        return f"{told}, label {model.labels[int(example.target)]!r}"
+    return f"{told}, similarity {example.target:.2f} of 1"
+
+
+def listed(labels: Sequence[str], most: int = 4) -> str:
+    """The first of the labels."""
+    return ", ".join(map(repr, labels[:most])) + (", ..." if len(labels) > most else "")
+
+
+def shortened(text: str) -> str:
+    """At most `_SHOWN` characters."""
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
+
+
+def _columns(model: LanguageModel, source: Source, *, labelled: bool) -> str:
+    row = source.first()
+    told = ""
+    if row is not None and row.columns:
+        texts = " and ".join(map(repr, row.columns[: len(row.texts)]))
+        told += f"; text: column{'s' * (len(row.texts) > 1)} {texts}"
+        for label in row.columns[len(row.texts) :]:
+            unread = "" if labelled and model.task != "causal-lm" else ", which is not read"
+            told += f"; label: column {label!r}{unread}"
+            if unread and model.task == "causal-lm":
+                told += " (--task classification makes a classifier)"
+    return told if Path(source.path).exists() else f"{told}; split {source.split}"
+
+
+def _named_after(source: Source) -> str:
+    """A name for a head by where its data are: of `banking77/train` "banking77", of `intents.jsonl` "intents"."""
+    path = Path(source.path)
+    pieces = [piece for piece in (path.name.split(".")[0], path.resolve().parent.name) if piece]
+    name = next((piece for piece in pieces if piece not in _PARTS), "new")
+    return re.sub(r"[^\w-]+", "-", name).strip("-") or "new"
+
+
+def _is_class(label: object, names: Sequence[str]) -> bool:
+    return str(label) in names or (isinstance(label, int) and 0 <= label < len(names))
