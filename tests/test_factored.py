@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tests.files.folders import edit
 from torch import Tensor, nn
 
 from holdfast import FactoredImportance, Importance, ImportanceInfo, KroneckerFactors
@@ -153,6 +154,7 @@ def test_saved_and_loaded(tmp_path):
     assert sorted(p.name for p in (tmp_path / "f").iterdir()) == [
         "README.md",
         "factors.safetensors",
+        "holdfast.json",
         "importance.safetensors",
         "importance_config.json",
     ]
@@ -210,8 +212,7 @@ def test_damaged_tensors(tmp_path, name):
 )
 def test_an_edited_description(tmp_path, change, message):
     importance().save(tmp_path / "f")
-    path = tmp_path / "f" / "importance_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    edit(tmp_path / "f" / "importance_config.json", **change)
     with pytest.raises(FileFormatError, match=message):
         FactoredImportance.load(tmp_path / "f")
 
@@ -219,8 +220,8 @@ def test_an_edited_description(tmp_path, change, message):
 def test_an_edited_shape_is_an_error(tmp_path):
     importance().save(tmp_path / "f")
     path = tmp_path / "f" / "importance_config.json"
-    content = json.loads(path.read_text())
-    content["factors"]["0.weight"]["shape"] = [3, 2, 3]
-    path.write_text(json.dumps(content))
+    described = json.loads(path.read_text())["factors"]
+    described["0.weight"]["shape"] = [3, 2, 3]
+    edit(path, factors=described)
     with pytest.raises(ParameterMismatchError, match="'0.weight', a weight of"):
         FactoredImportance.load(tmp_path / "f")

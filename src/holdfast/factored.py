@@ -12,17 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.errors import FileFormatError, NotFiniteError, ParameterMismatchError
-from holdfast.files import (
-    existing_folder,
-    new_folder,
-    read_description,
-    read_tensors,
-    write_description,
-    write_tensors,
-    write_text,
-)
+from holdfast.files import Saved, new_folder, read_folder, write_description, write_tensors, write_text
 from holdfast.layers import LayerForm, read_form
-from holdfast.records import Importance, ImportanceInfo, check_names
+from holdfast.records import DESCRIPTION, Importance, ImportanceInfo, check_names
 
 _ROUNDING = 1e-5
 """How far a factor may be from symmetric and positive, relative to its norm: the rounding of float32 sums."""
@@ -169,13 +161,13 @@ class FactoredImportance(Mapping[str, KroneckerFactors]):
         """Write the folder `path`: `factors.safetensors`, `importance.safetensors` (the diagonal), config, `README.md`.
 
         Raises:
-            OutputError: if it cannot be written; a folder that stood there before is then unchanged.
+            OutputError: if it cannot be written, or holds what holdfast did not write; it is then unchanged.
         """
         tensors, described = factors_to_tensors(self)
         with new_folder(path) as folder:
-            files = write_tensors(folder, "factors", tensors) | write_tensors(folder, "importance", self.diagonal)
-            content = {**asdict(self.info), "factors": described, "files": files}
-            write_description(folder / "importance_config.json", content)
+            write_tensors(folder, "factors", tensors)
+            write_tensors(folder, "importance", self.diagonal)
+            write_description(folder / DESCRIPTION, {**asdict(self.info), "factors": described})
             write_text(folder / "README.md", _card(self))
 
     @classmethod
@@ -186,18 +178,19 @@ class FactoredImportance(Mapping[str, KroneckerFactors]):
             FileFormatError: a missing, truncated, edited or wrong-version file, or a folder without factors.
             ParameterMismatchError: names or shapes that do not match `model`.
         """
-        folder = existing_folder(path)
-        config = folder / "importance_config.json"
-        content = read_description(config)
-        info = ImportanceInfo.from_dict(content, where=str(config))
-        if "factors" not in content:
-            raise FileFormatError(f"{config}: it holds no Kronecker factors. Load it with hf.Importance.load.")
-        tensors = read_tensors(folder, "factors", content.get("files", {}))
-        factors = factors_from(content["factors"], tensors, where=str(config))
-        found = cls(factors, read_tensors(folder, "importance", content["files"]), info)
+        found = read_folder(path, cls._saved)
         if model is not None:
             check_factored_names(found, model, where=f"FactoredImportance.load({str(path)!r})")
         return found
+
+    @classmethod
+    def _saved(cls, saved: Saved) -> FactoredImportance:
+        config, content = str(saved.path / DESCRIPTION), saved.description(DESCRIPTION)
+        info = ImportanceInfo.from_dict(content, where=config)
+        if "factors" not in content:
+            raise FileFormatError(f"{config}: it holds no Kronecker factors. Load it with hf.Importance.load.")
+        factors = factors_from(content["factors"], saved.tensors("factors"), where=config)
+        return cls(factors, saved.tensors("importance"), info)
 
 
 AnyImportance = Importance | FactoredImportance
@@ -209,7 +202,7 @@ def load_importance(path: str | os.PathLike[str], *, model: nn.Module | None = N
     Raises:
         FileFormatError, ParameterMismatchError: as the classes' own `load`.
     """
-    is_factored = "factors" in read_description(existing_folder(path) / "importance_config.json")
+    is_factored = read_folder(path, lambda saved: "factors" in saved.description(DESCRIPTION))
     return (FactoredImportance if is_factored else Importance).load(path, model=model)
 
 

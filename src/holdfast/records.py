@@ -12,19 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.errors import FileFormatError, NotFiniteError, OptionError, ParameterMismatchError
-from holdfast.files import (
-    existing_folder,
-    new_folder,
-    read_description,
-    read_tensors,
-    write_description,
-    write_tensors,
-    write_text,
-)
+from holdfast.files import Saved, new_folder, read_folder, write_description, write_tensors, write_text
 from holdfast.tensors import all_parameters, local, spearman, trainable_parameters, unwrap
 from holdfast.version import __version__
 
 Detail = str | int | float | bool | None
+
+DESCRIPTION = "importance_config.json"
+"""Where a saved importance says how it was made."""
 
 
 @dataclass(frozen=True)
@@ -159,11 +154,11 @@ class Importance(Mapping[str, Tensor]):
         """Write the folder `path`: `importance.safetensors`, `importance_config.json`, `README.md`.
 
         Raises:
-            OutputError: if it cannot be written; a folder that stood there before is then unchanged.
+            OutputError: if it cannot be written, or holds what holdfast did not write; it is then unchanged.
         """
         with new_folder(path) as folder:
-            files = write_tensors(folder, "importance", self)
-            write_description(folder / "importance_config.json", {**asdict(self.info), "files": files})
+            write_tensors(folder, "importance", self)
+            write_description(folder / DESCRIPTION, asdict(self.info))
             write_text(folder / "README.md", _card(self))
 
     @classmethod
@@ -174,15 +169,18 @@ class Importance(Mapping[str, Tensor]):
             FileFormatError: a missing, truncated, edited or wrong-version file.
             ParameterMismatchError: names or shapes that do not match `model`.
         """
-        folder = existing_folder(path)
-        content = read_description(folder / "importance_config.json")
-        info = ImportanceInfo.from_dict(content, where=str(folder / "importance_config.json"))
-        if "factors" in content:
-            raise FileFormatError(f"{folder} holds Kronecker factors. Load it with hf.FactoredImportance.load.")
-        importance = cls(read_tensors(folder, "importance", content.get("files", {})), info)
+        importance = read_folder(path, cls._saved)
         if model is not None:
             check_names(importance, model, where=f"Importance.load({str(path)!r})")
         return importance
+
+    @classmethod
+    def _saved(cls, saved: Saved) -> Importance:
+        content = saved.description(DESCRIPTION)
+        info = ImportanceInfo.from_dict(content, where=str(saved.path / DESCRIPTION))
+        if "factors" in content:
+            raise FileFormatError(f"{saved.path} holds Kronecker factors. Load it with hf.FactoredImportance.load.")
+        return cls(saved.tensors("importance"), info)
 
 
 def check_importance_values(values: Mapping[str, Tensor], *, where: str) -> None:

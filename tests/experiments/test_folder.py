@@ -53,7 +53,10 @@ def test_what_a_killed_session_left_is_swept_out(tmp_path):
     folder = RunFolder(tmp_path, CONFIG)
     folder.open()
     folder.checkpoint.parent.mkdir()
-    left = [tmp_path / ".result.json.123.new", folder.checkpoint.parent / ".state.safetensors.123.new"]
+    left = [
+        tmp_path / ".holdfast-result.json.123.new",
+        folder.checkpoint.parent / ".holdfast-state.safetensors.123.new",
+    ]
     for path in left:
         path.write_text("half")
     folder.open()

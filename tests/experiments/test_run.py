@@ -387,9 +387,9 @@ class TestResume:
             with pytest.raises(Killed):
                 run(config, output=tmp_path / "killed")
         folder = tmp_path / "killed" / config.name / "checkpoint"
-        assert list(folder.glob(".*.new"))
+        assert list(folder.glob(".holdfast-*.new"))
         run(config, output=tmp_path / "killed")
-        assert not list(folder.glob(".*.new"))
+        assert not list(folder.glob(".holdfast-*.new"))
         assert_same(outcome(config, tmp_path / "killed"), outcome(config, tmp_path / "whole"))
 
     def test_killed_before_the_result_was_written(self, tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from tests.files.folders import edit
 from tests.retention.loops import batches, importance_of, network, same, train, weights_of
 from torch import nn
 from torch.optim import SGD
@@ -211,7 +212,7 @@ def test_options_and_what_is_held_come_back(tmp_path, options):
     assert same(dict(loaded.held.importance), dict(keeper.held.importance))
     assert same(dict(loaded.held.anchors), dict(keeper.held.anchors))
     assert {p.name for p in (tmp_path / "skills").iterdir()} == {
-        "importance.safetensors", "anchors.safetensors", "keeper_config.json", "README.md",
+        "importance.safetensors", "anchors.safetensors", "keeper_config.json", "README.md", "holdfast.json",
     }  # fmt: skip
     text = (tmp_path / "skills" / "keeper_config.json").read_text()
     json.loads(text, parse_constant=pytest.fail)  # Infinity is no JSON
@@ -264,24 +265,22 @@ def test_damaged_folders(tmp_path, file, how):
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"format_version": 2}, "format_version is 2; this holdfast reads version 1"),
+        ({"format_version": 3}, "format_version is 3; this holdfast reads version 1 and 2"),
         ({"mechanism": "WVA"}, r"this keeper is 'WVA', to be loaded as 'EWC'. Use hf.WVA.load"),
         ({"held": None}, "'held', 'options' or 'progress' is missing or damaged"),
         ({"options": 1}, "'held', 'options' or 'progress' is missing or damaged"),
         ({"progress": []}, "'held', 'options' or 'progress' is missing or damaged"),
         (
-            {"held": {"constant": "no"}},
-            "no number stands for constant, start, num_tasks, first_examples, nats_per_unit, la",
+            {"held": {"constant": "no", "num_tasks": True, "nats_per_unit": -1}},
+            r"'held' is damaged: constant is 'no', expected a finite number >= 0; start is 'missing', expected .*"
+            "num_tasks is True, expected a whole number >= 0; .* nats_per_unit is -1, expected a finite number >= 0, or null",
         ),
         ({"options": {"strenght": 1.0}}, "unknown options of EWC: strenght"),
-        ({"files": {}}, "its description names no importance.safetensors"),
-        ({"files": "x"}, "'files' in its description is 'x', no list of files"),
     ],
 )
 def test_edited_configurations(tmp_path, changes, text):
     saved(EWC, tmp_path / "skills")
-    path = tmp_path / "skills" / "keeper_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    edit(tmp_path / "skills" / "keeper_config.json", **changes)
     with pytest.raises(FileFormatError, match=text):
         EWC.load(tmp_path / "skills", network())
 
@@ -292,7 +291,7 @@ def test_another_mechanisms_folder(tmp_path):
         EWC.load(tmp_path / "skills", network())
     WVA.load(tmp_path / "skills", network())
     importance_of(network()).save(tmp_path / "importance")
-    with pytest.raises(FileFormatError, match="keeper_config.json cannot be read: No such file"):
+    with pytest.raises(FileFormatError, match="keeper_config.json is not among the files that holdfast saved"):
         EWC.load(tmp_path / "importance", network())
 
 

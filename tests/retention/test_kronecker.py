@@ -10,6 +10,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from tests.files.folders import edit
 from tests.optimizers import PLAIN
 from tests.retention.loops import (
     batches,
@@ -624,9 +625,9 @@ def test_damaged_files(name, tmp_path):
 def test_an_edited_description(tmp_path):
     two_tasks("sgd", 10.0)[0].save(tmp_path / "skills")
     path = tmp_path / "skills" / "keeper_config.json"
-    content = json.loads(path.read_text())
-    content["factors"].pop("0.weight")
-    path.write_text(json.dumps(content))
+    described = json.loads(path.read_text())["factors"]
+    described.pop("0.weight")
+    edit(path, factors=described)
     with pytest.raises(FileFormatError, match="'factors' does not list the layers"):
         EWC.load(tmp_path / "skills", network())
 
@@ -644,6 +645,7 @@ def test_what_a_diagonal_keeper_saves_is_unchanged(tmp_path):
     assert sorted(p.name for p in (tmp_path / "skills").iterdir()) == [
         "README.md",
         "anchors.safetensors",
+        "holdfast.json",
         "importance.safetensors",
         "keeper_config.json",
     ]

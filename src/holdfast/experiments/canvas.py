@@ -34,7 +34,8 @@ def check_matplotlib() -> None:
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise OptionError(
-            'pictures are drawn with matplotlib, which is not installed. Install it with: pip install "torch-holdfast[plots]"'
+            "pictures are drawn with matplotlib, which is not installed. Install it with: "
+            'pip install "torch-holdfast[plots]"'
         ) from error
 
 

@@ -51,7 +51,7 @@ class RunFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            for stale in (*self.path.glob(".*.new"), *self.checkpoint.parent.glob(".*.new")):
+            for stale in (*self.path.glob(".holdfast-*.new"), *self.checkpoint.parent.glob(".holdfast-*.new")):
                 stale.unlink()
         except OSError as error:
             raise OutputError(f"cannot write the run folder {self.path}: {error}. Choose another --output.") from error

@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.errors import FileFormatError
-from holdfast.files import (
-    existing_folder,
-    new_folder,
-    read_description,
-    read_tensors,
-    write_description,
-    write_tensors,
-    write_text,
-)
+from holdfast.files import Saved, new_folder, read_folder, write_description, write_tensors, write_text
 from holdfast.memory import Accumulate, Decayed, Forms, Retained
 from holdfast.memory.kronecker import layers_from, layers_to_json, layers_to_tensors
 from holdfast.memory.reference import Reference, references_from, references_to_json
@@ -34,11 +27,19 @@ from holdfast.records import check_importance_values
 from holdfast.tensors import TensorMap, shard, whole_on_first
 from holdfast.version import __version__
 
+DESCRIPTION = "keeper_config.json"
+"""Where a saved keeper says what it is."""
+
 EXTRA = ("pulls", "residuals")
 """Tensors that beside `held` decide the steps to come."""
 
 _PARTS = ("importance", "importance_exponents", "anchors", "anchors_exponents", "factors")
-_NUMBERS = ("constant", "start", "num_tasks", "first_examples", "nats_per_unit", "largest")
+_NUMBERS = {
+    **dict.fromkeys(("constant", "start", "largest"), "a finite number >= 0"),
+    **dict.fromkeys(("num_tasks", "first_examples"), "a whole number >= 0"),
+    "nats_per_unit": "a finite number >= 0, or null",
+}
+"""The fields of `Retained` that are no tensors, and what they must be."""
 
 
 def save(
@@ -52,16 +53,17 @@ def save(
     model: nn.Module,
 ) -> None:
     """Write a keeper's folder, whole or not at all."""
-    with new_folder(path) as folder:
-        digests = _write_held(folder, "importance", held.importance)
+    read = {anchor.file.path for anchor in held.anchors.values() if isinstance(anchor, Reference)}
+    with new_folder(path, reading=read) as folder:
+        _write_held(folder, "importance", held.importance)
         on_disk, in_memory = _apart(held.anchors)
         if in_memory:
-            digests |= _write_held(folder, "anchors", in_memory)
+            _write_held(folder, "anchors", in_memory)
         if held.factors:
-            digests |= write_tensors(folder, "factors", layers_to_tensors(held.factors))
+            write_tensors(folder, "factors", layers_to_tensors(held.factors))
         for part, tensors in extra.items():
             if tensors:
-                digests |= write_tensors(folder, part, tensors)
+                write_tensors(folder, part, tensors)
         content = {
             "mechanism": mechanism,
             "library_version": __version__,
@@ -71,9 +73,8 @@ def save(
             "held": numbers_of(held),
             **({"factors": layers_to_json(held.factors)} if held.factors else {}),
             **({"references": references_to_json(on_disk)} if on_disk else {}),
-            "files": digests,
         }
-        write_description(folder / "keeper_config.json", content)
+        write_description(folder / DESCRIPTION, content)
         write_text(folder / "README.md", _card(content, held))
 
 
@@ -96,9 +97,13 @@ def load(
         FileFormatError: a missing, truncated, edited or wrong-version file, or another mechanism's folder.
         NotFiniteError: an importance with entries that are not finite numbers >= 0.
     """
-    folder = existing_folder(path)
-    config = folder / "keeper_config.json"
-    content = read_description(config)
+    return read_folder(path, partial(_read, mechanism=mechanism, anchors=anchors, checkpoint=checkpoint))
+
+
+def _read(
+    saved: Saved, *, mechanism: str, anchors: bool, checkpoint: str | os.PathLike[str] | None
+) -> tuple[Retained, dict[str, Any], dict[str, Any], dict[str, dict[str, Tensor]]]:
+    config, content = saved.path / DESCRIPTION, saved.description(DESCRIPTION)
     if content.get("mechanism") != mechanism:
         raise FileFormatError(
             f"{config}: this keeper is {content.get('mechanism')!r}, to be loaded as {mechanism!r}. "
@@ -109,21 +114,19 @@ def load(
         raise FileFormatError(
             f"{config}: 'held', 'options' or 'progress' is missing or damaged. Save the keeper again."
         )
-    wrong = [name for name in _NUMBERS if not isinstance(numbers.get(name, "missing"), int | float | None)]
-    if wrong:
-        raise FileFormatError(f"{config}: no number stands for {', '.join(wrong)}. Save the keeper again.")
-    digests = content.get("files", {})
-    importance = _read_held(folder, "importance", digests)
-    check_importance_values({n: v for n, v in importance.items() if isinstance(v, Tensor)}, where=str(folder))
+    check_numbers(numbers, where=str(config))
+    if not isinstance(options.get("anchors"), str | None):
+        raise FileFormatError(f"{config}: 'anchors' is {options['anchors']!r}; expected a path. Save the keeper again.")
+    importance = _read_held(saved, "importance")
+    check_importance_values({n: v for n, v in importance.items() if isinstance(v, Tensor)}, where=str(saved.path))
     held = Retained(importance=importance, **{name: numbers[name] for name in _NUMBERS})
     if anchors and held.num_tasks:
         on_disk = references_from(content.get("references"), checkpoint, where=str(config))
-        in_memory = {} if on_disk and not _has(digests, "anchors") else _read_held(folder, "anchors", digests)
+        in_memory = {} if on_disk and not saved.has("anchors") else _read_held(saved, "anchors")
         held = replace(held, anchors={**in_memory, **on_disk})
     if "factors" in content:
-        tensors = read_tensors(folder, "factors", digests)
-        held = replace(held, factors=layers_from(content["factors"], tensors, where=str(config)))
-    extra = {part: read_tensors(folder, part, digests) if _has(digests, part) else {} for part in EXTRA}
+        held = replace(held, factors=layers_from(content["factors"], saved.tensors("factors"), where=str(config)))
+    extra = {part: saved.tensors(part) if saved.has(part) else {} for part in EXTRA}
     return held, {name: _from_json(value) for name, value in options.items()}, progress, extra
 
 
@@ -154,6 +157,25 @@ def from_state(
     anchors |= references_from(notes.get("references"), None, where=where)
     factors = layers_from(notes.get("factors", {}), parts["factors"], where=where)
     return Retained(importance, anchors, **notes["held"], factors=factors), {part: parts[part] for part in EXTRA}
+
+
+def check_numbers(numbers: Mapping[str, Any], *, where: str) -> None:
+    """Raise `FileFormatError` unless every field of `Retained` that is no tensor is a number that it can be."""
+    wrong = [
+        f"{name} is {numbers.get(name, 'missing')!r:.40}, expected {expected}"
+        for name, expected in _NUMBERS.items()
+        if not _is(numbers.get(name, "missing"), expected)
+    ]
+    if wrong:
+        raise FileFormatError(f"{where}: 'held' is damaged: {'; '.join(wrong)}. Save the keeper again.")
+
+
+def _is(value: object, expected: str) -> bool:
+    if value is None:
+        return expected.endswith("null")
+    if isinstance(value, bool) or not isinstance(value, int if "whole" in expected else int | float):
+        return False
+    return 0 <= value < math.inf
 
 
 def numbers_of(held: Retained) -> dict[str, Any]:
@@ -194,21 +216,17 @@ def _each(act: Callable[[Tensor, Tensor], Tensor], held: HeldMap, parameters: Te
     return {n: act(wide(v, parameters[n]), parameters[n]) if n in parameters else v for n, v in held.items()}
 
 
-def _write_held(folder: Path, stem: str, held: HeldMap) -> dict[str, str]:
+def _write_held(folder: Path, stem: str, held: HeldMap) -> None:
     tensors, exponents = to_tensors(held)
-    digests = write_tensors(folder, stem, tensors)
-    return digests | write_tensors(folder, f"{stem}_exponents", exponents) if exponents else digests
+    write_tensors(folder, stem, tensors)
+    if exponents:
+        write_tensors(folder, f"{stem}_exponents", exponents)
 
 
-def _read_held(folder: Path, stem: str, digests: Mapping[str, str]) -> dict[str, Held]:
-    tensors, beside = read_tensors(folder, stem, digests), f"{stem}_exponents"
-    exponents = read_tensors(folder, beside, digests) if _has(digests, beside) else {}
-    return from_tensors(tensors, exponents, where=str(folder / f"{stem}.safetensors"))
-
-
-def _has(digests: Mapping[str, str], stem: str) -> bool:
-    """Whether there are files of this stem: one, or shards."""
-    return any(file == f"{stem}.safetensors" or file.startswith(f"{stem}-") for file in digests)
+def _read_held(saved: Saved, stem: str) -> dict[str, Held]:
+    tensors, beside = saved.tensors(stem), f"{stem}_exponents"
+    exponents = saved.tensors(beside) if saved.has(beside) else {}
+    return from_tensors(tensors, exponents, where=str(saved.path / f"{stem}.safetensors"))
 
 
 def _apart(anchors: HeldMap) -> tuple[dict[str, Reference], dict[str, Held]]:

@@ -54,7 +54,7 @@ def download(path: Path, *, mirrors: Sequence[str], sha256: Collection[str]) -> 
 @contextmanager
 def _placed(path: Path) -> Iterator[BinaryIO]:
     """A temporary file beside `path`, renamed to it when the block ends without an exception."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
+    temporary = path.with_name(f".holdfast-{path.name}.{os.getpid()}.new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:

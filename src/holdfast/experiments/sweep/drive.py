@@ -66,7 +66,9 @@ def sweep(
     try:
         from holdfast.experiments.sweep.board import boards_of
     except ImportError as error:
-        raise OptionError(f'a sweep needs {error.name}, not installed here: pip install "torch-holdfast[sweep]"') from error
+        raise OptionError(
+            f'a sweep needs {error.name}, not installed here: pip install "torch-holdfast[sweep]"'
+        ) from error
     folder = Path(output)
     drive = _Drive(space, watch, device=device)
     with (

@@ -22,7 +22,6 @@ from holdfast.experiments.language.measuring import measure
 from holdfast.experiments.language.models import LanguageModel, load_model
 from holdfast.experiments.language.rows import read_rows
 from holdfast.experiments.language.skills import Skill, evaluate
-from holdfast.files import existing_folder
 from holdfast.records import Importance
 from holdfast.tensors import all_parameters, copies
 
@@ -104,7 +103,7 @@ class Encoder:
         """What similarity rests on: the Fisher information of a Gaussian around the cosine, exact; measured once."""
         folder = self.work / f"importance-{self.size}"
         if folder.exists():
-            return Importance.load(existing_folder(folder))
+            return Importance.load(folder)
         pairs = self.pairs("train")
         found, _ = measure(
             self.ready,

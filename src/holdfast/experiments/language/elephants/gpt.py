@@ -25,7 +25,7 @@ from holdfast.experiments.language.rows import Row
 from holdfast.experiments.language.skills import evaluate
 from holdfast.experiments.lock import locked
 from holdfast.factored import FactoredImportance
-from holdfast.files import existing_folder, new_folder
+from holdfast.files import new_folder
 from holdfast.records import Importance
 from holdfast.tensors import all_parameters, copies
 
@@ -149,7 +149,7 @@ class Gpt:
         """What English rests on: the sampled Fisher information of blocks of tokens; measured once."""
         folder = self.work / f"importance-gpt-{self.size}"
         if folder.exists():
-            return Importance.load(existing_folder(folder)).to(self.device)
+            return Importance.load(folder).to(self.device)
         blocks = _spread(self.blocks["english", "train"], self.sizes.measured)
         found, _ = measure(self.ready, lambda: iter(blocks), watch=partial(_tell, watch, "importance"))
         assert isinstance(found, Importance)
@@ -164,7 +164,7 @@ class Gpt:
             blocks = _spread(self.blocks["english", "train"], self.sizes.measured)
             told = partial(_tell, watch, "Kronecker factors")
             measure(self.ready, lambda: iter(blocks), kind="kfac", watch=told)[0].save(folder)
-        return FactoredImportance.load(existing_folder(folder)).to(self.device)
+        return FactoredImportance.load(folder).to(self.device)
 
     @cached_property
     def blocks(self) -> dict[tuple[str, str], list[Example]]:

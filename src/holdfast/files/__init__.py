@@ -1,0 +1,28 @@
+"""What is on disk: folders with a manifest, safetensors and JSON; no pickle, and nothing of a user's is replaced."""
+
+from holdfast.files.door import check_output, new_folder
+from holdfast.files.manifest import FORMAT_VERSION, MANIFEST
+from holdfast.files.plain import opened, read_bytes, read_json, replacing, write_bytes, write_json, write_text
+from holdfast.files.saved import Saved, read_folder, write_description
+from holdfast.files.tensors import SHARD_BYTES, read_state, write_state, write_tensors
+
+__all__ = [
+    "FORMAT_VERSION",
+    "MANIFEST",
+    "SHARD_BYTES",
+    "Saved",
+    "check_output",
+    "new_folder",
+    "opened",
+    "read_bytes",
+    "read_folder",
+    "read_json",
+    "read_state",
+    "replacing",
+    "write_bytes",
+    "write_description",
+    "write_json",
+    "write_state",
+    "write_tensors",
+    "write_text",
+]

@@ -1,0 +1,144 @@
+"""Tensors on disk: safetensors files, whole or in shards, and checkpoints of tensors with notes. No pickle."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from io import BufferedReader
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from holdfast.errors import FileFormatError, OutputError
+from holdfast.files.plain import opened, replacing, write_json
+
+SHARD_BYTES = 5 * 10**9
+
+
+def write_tensors(folder: Path, stem: str, tensors: Mapping[str, Tensor], *, limit: int = SHARD_BYTES) -> None:
+    """Write tensors as `stem.safetensors`, or as numbered shards of at most `limit` bytes with an index."""
+    shards: list[dict[str, Tensor]] = [{}]
+    size = 0
+    for name, tensor in tensors.items():
+        if shards[-1] and size + tensor.nbytes > limit:
+            shards.append({})
+            size = 0
+        shards[-1][name] = tensor
+        size += tensor.nbytes
+    if len(shards) == 1:
+        names = [f"{stem}.safetensors"]
+    else:
+        names = [f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
+        weight_map = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
+        total = sum(tensor.nbytes for tensor in tensors.values())
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        write_json(folder / f"{stem}.safetensors.index.json", index)
+    for file, shard in zip(names, shards, strict=True):
+        _save(shard, folder / file, metadata={"format": "pt"})
+
+
+def read_tensors(path: Path, digest: str) -> dict[str, Tensor]:
+    """The tensors of one safetensors file whose sha256 is known.
+
+    Raises:
+        FileFormatError: it is missing, truncated, edited, no safetensors file, or replaced while it was read.
+    """
+    with opened(path) as file:
+        found = sha256_of(file)
+        if found != digest:
+            raise FileFormatError(
+                f"{path} is damaged, truncated or edited: its sha256 is {found[:12]}..., "
+                f"the folder's manifest says {digest[:12]}.... Save or copy the folder again."
+            )
+        try:
+            tensors = load_file(path)
+            same = os.path.samestat(os.fstat(file.fileno()), path.stat())
+        except SafetensorError as error:
+            raise FileFormatError(f"{path} is no valid safetensors file: {error}.") from error
+        except OSError as error:
+            raise FileFormatError(f"{path} cannot be read: {error.strerror or error}.") from error
+    if not same:  # another save came between the two looks at it
+        raise FileFormatError(f"{path} was replaced while it was read. Read it again.")
+    return tensors
+
+
+def sha256_of(file: BufferedReader) -> str:
+    """The sha256 of an open file, in hexadecimal digits."""
+    return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_state(path: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
+    """Write tensors and JSON notes as one safetensors file with a digest, whole or not at all: a checkpoint.
+
+    Raises:
+        OutputError: if the file cannot be written.
+    """
+    plain, told = _plain(tensors), json.dumps(notes)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error}. Choose a folder that can be written.") from error
+    with replacing(path) as temporary:
+        _save(plain, temporary, metadata={"notes": told, "sha256": _digest(plain, told)})
+
+
+def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `write_state` wrote: tensors and notes.
+
+    Raises:
+        FileFormatError: if the file is truncated, edited or no checkpoint.
+    """
+    try:
+        with opened(path), safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            told, digest = metadata["notes"], metadata["sha256"]
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        if _digest(tensors, told) != digest:
+            raise ValueError("its digest is another: damaged or edited")
+        notes = json.loads(told)
+        if not isinstance(notes, dict):
+            raise ValueError(f"its notes are a JSON {type(notes).__name__}")
+    except KeyError as error:
+        raise FileFormatError(f"{path} is no readable checkpoint (no {error}). Delete it to start again.") from error
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise FileFormatError(f"{path} is no readable checkpoint ({error}). Delete it to start again.") from error
+    return tensors, notes
+
+
+def _digest(tensors: Mapping[str, Tensor], notes: str) -> str:
+    """The sha256 of notes and of each tensor's name, dtype, shape and bytes."""
+    digest = hashlib.sha256(notes.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        if tensor.numel():
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _save(tensors: Mapping[str, Tensor], path: Path, *, metadata: dict[str, str]) -> None:
+    """Write a safetensors file with the mode that files of this user have; safetensors itself makes it private."""
+    path.touch()
+    mode = path.stat().st_mode
+    try:
+        save_file(_plain(tensors), path, metadata=metadata)
+    except SafetensorError as error:  # so it reports a full disk or a missing folder
+        raise OSError(str(error)) from error
+    path.chmod(mode)
+
+
+def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """On the CPU, contiguous, and each with memory of its own (tied weights in a state dict share theirs)."""
+    plain: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().to("cpu").contiguous()
+        plain[name] = tensor.clone() if tensor.data_ptr() in seen else tensor
+        seen.add(tensor.data_ptr())
+    return plain

@@ -1,0 +1,230 @@
+"""Random damages to what holdfast has saved, of every kind, and what loading says to them.
+
+A kind of folder is made once, copied and damaged. Then loading must either refuse it with one line, or give what was
+saved: anything else (another value, a raw exception, a file waited for without end) is a fault. Nothing is changed by
+loading.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tests.files.folders import listing
+
+from holdfast.errors import HoldfastError
+from holdfast.files.manifest import MANIFEST, write_manifest
+
+SECONDS = 20
+"""A load that takes longer waits for something."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of folder.
+
+    Attributes:
+        name: of the kind.
+        make: fills the folder it is given, which does not exist.
+        load: what is read of it, as values that `print_of` takes.
+    """
+
+    name: str
+    make: Callable[[Path], None]
+    load: Callable[[Path], Any]
+
+
+def print_of(value: Any) -> str:
+    """A digest of nested values, to compare what two loads gave."""
+    if isinstance(value, torch.Tensor):
+        plain = value.detach().cpu().contiguous()
+        digest = hashlib.sha256(plain.reshape(-1).view(torch.uint8).numpy().tobytes() if plain.numel() else b"")
+        return f"{plain.dtype} {tuple(plain.shape)} {digest.hexdigest()}"
+    if isinstance(value, dict):
+        return repr({str(key): print_of(entry) for key, entry in sorted(value.items(), key=lambda pair: str(pair[0]))})
+    if isinstance(value, list | tuple):
+        return repr([print_of(entry) for entry in value])
+    return repr(value)
+
+
+class HangsError(Exception):
+    """A load that did not end."""
+
+
+@contextmanager
+def limited(seconds: int) -> Iterator[None]:
+    """Raise `HangsError` in the block when it takes too long."""
+
+    def stop(*_: Any) -> None:
+        raise HangsError
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def fault_of(kind: Kind, folder: Path, right: str, *, signed: bool = False) -> str | None:
+    """What is wrong in how a damaged folder is loaded; None where it is refused or gives what was saved.
+
+    Where an edit was signed with new digests, what it says may be loaded, if it can be.
+    """
+    before = listing(folder)
+    try:
+        with limited(SECONDS):
+            found = print_of(kind.load(folder))
+    except HoldfastError as error:
+        said = str(error)
+        if "\n" in said or not 10 < len(said) < 1500:
+            return f"refused in {said.count(chr(10)) + 1} lines of {len(said)} characters: {said[:300]!r}"
+        found = right
+    except HangsError:
+        return "hangs"
+    except BaseException as error:
+        return f"raw {type(error).__name__}: {str(error)[:200]!r}"
+    if listing(folder) != before:
+        return "loading changed the folder"
+    return None if found == right or signed else "loaded, and not what was saved"
+
+
+# --- damages
+
+
+def damage(folder: Path, dice: random.Random) -> str:
+    """Damage one file of a folder, or an entry of a JSON file with the digests made anew; says how."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    texts = [path for path in files if path.suffix in (".json", ".jsonl") and path.name != MANIFEST]
+    if texts and dice.random() < 0.4:
+        path = dice.choice(texts)
+        how = _change_json(path, dice)
+        if (folder / MANIFEST).exists() and dice.random() < 0.7:
+            write_manifest(folder)
+            how += ", and signed"
+        return f"{path.relative_to(folder)}: {how}"
+    path = dice.choice(files)
+    name, act = dice.choice(sorted(_OF_FILES.items()))
+    act(path, dice)
+    return f"{path.relative_to(folder)}: {name}"
+
+
+def _change_json(path: Path, dice: random.Random) -> str:
+    lines = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
+    number = dice.randrange(len(lines))
+    content = json.loads(lines[number])
+    spots = list(_spots(content))
+    if not spots:
+        return "empty, left as it is"
+    holder, key = dice.choice(spots)
+    was, kind = holder[key], dice.choice(sorted(_VALUES))
+    holder[key] = _VALUES[kind](was)
+    if kind == "gone":
+        del holder[key]
+    lines[number] = json.dumps(content)
+    path.write_text("\n".join(lines) + "\n")
+    return f"{key!r} was {str(was)[:40]!r}, now {kind}"
+
+
+def _spots(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Every place in nested JSON: what holds it, and its key there."""
+    entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, entry in entries:
+        yield value, key
+        yield from _spots(entry)
+
+
+_VALUES: dict[str, Callable[[Any], Any]] = {
+    "gone": lambda was: was,
+    "null": lambda was: None,
+    "a text": lambda was: "x",
+    "an empty text": lambda was: "",
+    "true": lambda was: True,
+    "a list": lambda was: [1, "a"],
+    "an object": lambda was: {"a": [1]},
+    "a fraction": lambda was: 0.5,
+    "minus one": lambda was: -1,
+    "large": lambda was: 10**30,
+    "not a number": lambda was: float("nan"),
+    "infinite": lambda was: float("inf"),
+    "in a list": lambda was: [was],
+}
+
+
+def _flip(path: Path, dice: random.Random) -> None:
+    content = bytearray(path.read_bytes())
+    if content:
+        content[dice.randrange(len(content))] ^= 1 << dice.randrange(8)
+    path.write_bytes(content)
+
+
+def _folder(path: Path, dice: random.Random) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def _pipe(path: Path, dice: random.Random) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def _swap(path: Path, dice: random.Random) -> None:
+    other = dice.choice(sorted(p for p in path.parent.iterdir() if p.is_file()))
+    mine, theirs = path.read_bytes(), other.read_bytes()
+    path.write_bytes(theirs)
+    other.write_bytes(mine)
+
+
+def _link(path: Path, dice: random.Random) -> None:
+    path.unlink()
+    path.symlink_to("nowhere")
+
+
+def _write(make: Callable[[bytes, random.Random], bytes]) -> Callable[[Path, random.Random], None]:
+    return lambda path, dice: path.write_bytes(make(path.read_bytes(), dice)) and None
+
+
+_OF_FILES: dict[str, Callable[[Path, random.Random], None]] = {
+    "a bit flipped": _flip,
+    "truncated": _write(lambda content, dice: content[: dice.randrange(len(content) + 1)]),
+    "longer": _write(lambda content, dice: content + dice.randbytes(dice.randrange(1, 40))),
+    "empty": _write(lambda content, dice: b""),
+    "noise": _write(lambda content, dice: dice.randbytes(len(content))),
+    "zeros": _write(lambda content, dice: bytes(len(content))),
+    "nested": _write(lambda content, dice: b"[" * 50_000 + b"]" * 50_000),
+    "a list": _write(lambda content, dice: b"[1, 2]"),
+    "missing": lambda path, dice: path.unlink(),
+    "a folder": _folder,
+    "a pipe": _pipe,
+    "another's": _swap,
+    "a dangling link": _link,
+}
+
+
+def faults(kind: Kind, work: Path, *, times: int, seed: int) -> list[str]:
+    """What went wrong in so many damages of one kind of folder."""
+    whole = work / kind.name / "whole"
+    whole.parent.mkdir(parents=True)
+    kind.make(whole)
+    right = print_of(kind.load(whole))
+    found = []
+    for number in range(times):
+        dice = random.Random(f"{kind.name} {seed} {number}")
+        copy = work / kind.name / "copy"
+        shutil.copytree(whole, copy, symlinks=True)
+        how = damage(copy, dice)
+        if (fault := fault_of(kind, copy, right, signed=how.endswith("signed"))) is not None:
+            found.append(f"{kind.name} {number}: {how}: {fault}")
+        shutil.rmtree(copy)
+    return found

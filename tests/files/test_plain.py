@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from holdfast import files
+from holdfast.errors import FileFormatError, OutputError
+
+
+def test_json_comes_back_and_errors_are_told(tmp_path):
+    path = tmp_path / "x.json"
+    files.write_json(path, {"a": "é", "b": [1.5, None]})
+    assert files.read_json(path) == {"a": "é", "b": [1.5, None]}
+    path.write_text('{"a": ')
+    with pytest.raises(FileFormatError, match=r"x.json is no valid JSON \(.*\): truncated or edited. Save it again"):
+        files.read_json(path)
+    path.write_bytes(b"\xff\xfe{}")
+    with pytest.raises(FileFormatError, match="is no valid JSON"):
+        files.read_json(path)
+    path.write_text("[1]")
+    with pytest.raises(FileFormatError, match="holds a JSON list; expected an object"):
+        files.read_json(path)
+    with pytest.raises(FileFormatError, match="y.json cannot be read: No such file"):
+        files.read_json(tmp_path / "y.json")
+
+
+def test_json_that_python_cannot_take_in_is_refused(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text('{"a": ' + "[" * 100_000 + "]" * 100_000 + "}")
+    with pytest.raises(FileFormatError, match="is JSON nested too deeply: edited. Save it again"):
+        files.read_json(path)
+    path.write_text('{"a": ' + "9" * 10_000 + "}")
+    with pytest.raises(FileFormatError, match="is no valid JSON"):
+        files.read_json(path)
+
+
+def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "pipe", tmp_path / "folder", "/dev/zero"):
+        with pytest.raises(FileFormatError, match=r"is no regular file \(a folder, a pipe or a device\)"):
+            files.read_json(type(tmp_path)(path))
+    with pytest.raises(FileFormatError, match="cannot be read"):
+        files.read_json(tmp_path / "a\0b")
+
+
+def test_text_that_cannot_be_written(tmp_path):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OutputError, match="cannot write .*folder: .* Choose a place that can be written"):
+        files.write_text(tmp_path / "folder", "x")
+    assert [p.name for p in tmp_path.iterdir()] == ["folder"]
