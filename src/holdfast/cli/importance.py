@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -12,7 +11,7 @@ from holdfast.cli.console import console_for, say, warnings_told
 from holdfast.cli.language_options import ImportanceOptions, check_closed, columns_of
 from holdfast.cli.progress import Stages
 from holdfast.errors import OptionError
-from holdfast.experiments.language.batches import Example, examples
+from holdfast.experiments.language.batches import Example, drawn, examples
 from holdfast.experiments.language.choosing import choose_task, known_labels, plan
 from holdfast.experiments.language.importance_folder import write_importance
 from holdfast.experiments.language.measuring import Progress, measure
@@ -65,7 +64,7 @@ def importance_command(options: ImportanceOptions) -> None:
             stages.say(f"{progress.text}, {progress.seconds:.0f} s")
             stages("measuring", progress.num_examples, options.examples)
 
-        def read() -> Iterator[Example]:
+        def read() -> Iterable[Example]:
             rows = known_labels(model, source.rows(), where=source.path) if labelled else source.rows()
             return examples(model, rows, length=options.length, labelled=labelled)
 
@@ -84,7 +83,7 @@ def importance_command(options: ImportanceOptions) -> None:
         )
         if options.rehearse and isinstance(found, Importance):
             shown = examples(model, source.rows(), length=options.length, labelled=False)
-            some = list(islice(shown, NUM_EXAMPLES[model.task]))
+            some = list(drawn(shown, NUM_EXAMPLES[model.task], seed=options.seed))
             rehearsed = rehearse(
                 model, found, some, budget=options.rehearse_budget, seed=options.seed, on_progress=stages
             )
@@ -99,6 +98,9 @@ def importance_command(options: ImportanceOptions) -> None:
 
 
 def _rows(options: ImportanceOptions) -> str:
-    """How many rows are read, in words."""
-    until = f" or until the relative error is below {options.tolerance:g}" if options.tolerance else ""
-    return f"read as a stream, {f'{options.examples:,} examples at most' if options.examples else 'all of them'}{until}"
+    """Which examples are measured, in words."""
+    if options.examples is None and options.tolerance is None:
+        return "all, in their order"
+    count = f"{options.examples:,} at most" if options.examples else "as many as it takes"
+    until = f", until the relative error is below {options.tolerance:g}" if options.tolerance else ""
+    return f"{count}, drawn in random order from all of the data under seed {options.seed}{until}"

@@ -10,13 +10,14 @@ from pathlib import Path
 from holdfast.errors import BatchError, OptionError
 from holdfast.experiments.language.batches import Example, examples
 from holdfast.experiments.language.models import LanguageModel, Task, free_name
-from holdfast.experiments.language.rows import Row
+from holdfast.experiments.language.rows import DECLINED, Row
 from holdfast.experiments.language.sources import Source
 
 _SHOWN = 160
 """Characters of a sample."""
+_LOOKED_AT = 1000
+"""Rows from which the sample is made."""
 _PARTS = ("train", "valid", "validation", "dev", "test")
-_PLAIN = re.compile(r"LABEL_\d+")
 
 
 def choose_task(
@@ -52,27 +53,30 @@ def _chosen(model: LanguageModel, row: Row | None, *, asked: Task | None, learns
         return model.task, own
     if len(row.texts) == 2:
         return "similarity", "the rows hold two texts"
-    if learns and row.label is not None and model.task == "similarity":
+    if learns and _has_label(row) and model.task == "similarity":
         return "classification", "the rows hold one text and its label; an encoder gets a head for labels"
     return model.task, own
 
 
 def _check_serves(model: LanguageModel, source: Source, row: Row, task: Task, *, labelled: bool, learns: bool) -> None:
     texts = f"{len(row.texts)} text{'s' * (len(row.texts) > 1)}"
-    found = f"{source.path} has {texts} and {'a' if row.label is not None else 'no'} label"
-    if task == "similarity" and labelled and (len(row.texts) != 2 or row.label is None):
+    why = f" ({row.unlabelled})" if row.unlabelled and not _has_label(row) else ""
+    found = f"{source.path} has {texts} and {'a' if _has_label(row) else 'no'} label{why}"
+    if task == "similarity" and labelled and (len(row.texts) != 2 or not _has_label(row)):
         trained = "fine-tune it on labelled data first" if not model.heads else f"give --head {next(iter(model.heads))}"
-        classes = "" if learns or len(row.texts) != 1 or row.label is None else f"; for classes {trained}"
+        classes = "" if learns or len(row.texts) != 1 or not _has_label(row) else f"; for classes {trained}"
         raise OptionError(
             f"similarity needs two texts and a number in each row, and {found}. Name the columns with --text and "
             f"--label{classes}."
         )
     if task != "similarity" and len(row.texts) != 1:
         raise OptionError(f"{task} needs one text in each row, and {found}. Name its column with --text.")
-    if task == "classification" and labelled and row.label is None:
-        raise OptionError(
-            f"classification needs a label in each row, and {found} that is known. Name its column with --label."
-        )
+    if task == "classification" and labelled and not _has_label(row):
+        raise OptionError(f"classification needs a label in each row, and {found}. Name its column with --label.")
+
+
+def _has_label(row: Row) -> bool:
+    return row.label is not None or row.unlabelled == DECLINED
 
 
 def head_for(model: LanguageModel, labels: Sequence[str], source: Source, *, asked: str | None) -> tuple[str, bool]:
@@ -93,7 +97,7 @@ def head_for(model: LanguageModel, labels: Sequence[str], source: Source, *, ask
         return (fitting, False) if fitting is not None else (free_name(_named_after(source), known), True)
     if not re.fullmatch(r"[\w.-]+", asked) or asked.startswith("."):
         raise OptionError(f"--head is {asked!r}; expected a name of letters, digits, '-', '_' and '.'.")
-    if asked in known and not fits(known[asked], labels):
+    if asked in known and not fits(known[asked], labels, by_number=True):
         foreign = [label for label in labels if label not in known[asked]]
         raise OptionError(
             f"the head {asked!r} of {model.name} has the classes {listed(known[asked])}, and {source.path} has "
@@ -102,11 +106,23 @@ def head_for(model: LanguageModel, labels: Sequence[str], source: Source, *, ask
     return asked, asked not in known
 
 
-def fits(own: Sequence[str], labels: Iterable[str]) -> bool:
-    """Whether a head of these classes is one for the labels: they are among them, or numbers of unnamed ones."""
-    labels = list(labels)
-    numbered = all(_PLAIN.fullmatch(name) for name in own) and {str(n) for n in range(len(own))} >= set(labels)
-    return bool(labels) and (set(labels) <= set(own) or numbered)
+def fits(own: Sequence[str], labels: Iterable[str], *, by_number: bool = False) -> bool:
+    """Whether a head of these classes is one for the labels: they are among them, or numbers of unnamed ones.
+
+    Args:
+        own: classes of the head.
+        labels: of the data.
+        by_number: whether unnamed classes are those of any labels that are not more of them.
+    """
+    labels = set(labels)
+    if is_unnamed(own) and ({str(n) for n in range(len(own))} >= labels or (by_number and len(labels) <= len(own))):
+        return True
+    return bool(labels) and labels <= set(own)
+
+
+def is_unnamed(own: Sequence[str]) -> bool:
+    """Whether classes have no names but those that transformers makes up: LABEL_0, LABEL_1, ..."""
+    return all(name == f"LABEL_{number}" for number, name in enumerate(own))
 
 
 def known_labels(model: LanguageModel, rows: Iterable[Row], *, where: str) -> Iterator[Row]:
@@ -116,7 +132,7 @@ def known_labels(model: LanguageModel, rows: Iterable[Row], *, where: str) -> It
         BatchError: it is none; the head that has it is named.
     """
     for row in rows:
-        if model.task == "classification" and row.label is not None and not _is_class(row.label, model.labels):
+        if model.task == "classification" and row.label is not None and not _is_class(row, model.labels):
             others = [name for name, labels in model.head_labels.items() if str(row.label) in labels]
             remedy = f"Its head {others[0]!r} has it: --head {others[0]}." if others else "Give data that have these."
             raise BatchError(
@@ -151,10 +167,12 @@ def plan(
         beside = f"; kept beside it: {', '.join(kept)}" if kept else ""
         state = "new" if model.new_head else "as it is"
         lines.append(f"head: {model.head!r}, {state}, {len(model.labels)} classes ({listed(model.labels)}){beside}")
-    shown = next(iter(examples(model, islice(source.rows(), 1000), length=length, labelled=labelled)), None)
-    lines.append(f"data: {source.path}{_columns(model, source, labelled=labelled)}")
+    found = source.rows()
+    shown = next(iter(examples(model, islice(found, _LOOKED_AT), length=length, labelled=labelled)), None)
+    reading = found.describe()
+    lines.append(f"data: {reading}{_unread(model, reading.label, labelled=labelled)}")
     if rows:
-        lines.append(f"rows: {rows}")
+        lines.append(f"examples: {rows}")
     if shown is not None:
         lines.append(f"sample: {sample(model, shown)}")
     return lines
@@ -182,18 +200,12 @@ def shortened(text: str) -> str:
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
 
 
-def _columns(model: LanguageModel, source: Source, *, labelled: bool) -> str:
-    row = source.first()
-    told = ""
-    if row is not None and row.columns:
-        texts = " and ".join(map(repr, row.columns[: len(row.texts)]))
-        told += f"; text: column{'s' * (len(row.texts) > 1)} {texts}"
-        for label in row.columns[len(row.texts) :]:
-            unread = "" if labelled and model.task != "causal-lm" else ", which is not read"
-            told += f"; label: column {label!r}{unread}"
-            if unread and model.task == "causal-lm":
-                told += " (--task classification makes a classifier)"
-    return told if Path(source.path).exists() else f"{told}; split {source.split}"
+def _unread(model: LanguageModel, label: str | None, *, labelled: bool) -> str:
+    """That the labels are not read, where there are some."""
+    if label is None or (labelled and model.task != "causal-lm"):
+        return ""
+    hint = " (--task classification makes a classifier)" if model.task == "causal-lm" else ""
+    return f"; the labels are not read{hint}"
 
 
 def _named_after(source: Source) -> str:
@@ -204,5 +216,7 @@ def _named_after(source: Source) -> str:
     return re.sub(r"[^\w-]+", "-", name).strip("-") or "new"
 
 
-def _is_class(label: object, names: Sequence[str]) -> bool:
-    return str(label) in names or (isinstance(label, int) and 0 <= label < len(names))
+def _is_class(row: Row, names: Sequence[str]) -> bool:
+    number = row.number if is_unnamed(names) else None
+    number = row.label if isinstance(row.label, int) else number
+    return str(row.label) in names or (number is not None and 0 <= number < len(names))

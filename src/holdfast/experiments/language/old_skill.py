@@ -41,7 +41,9 @@ class OldSkill:
             labels = classes_of(source.rows())
             known = ready.head_labels
             order = [str(name) for name in (measured, *known) if name in known]
-            fitting = next((name for name in order if fits(known[name], labels)), None)
+            by_name = [name for name in order if fits(known[name], labels)]
+            by_number = [name for name in order if fits(known[name], labels, by_number=True)]
+            fitting = next(iter(by_name + by_number), None)
             if fitting is None:
                 told = "; ".join(f"{name!r}: {listed(own)}" for name, own in known.items())
                 raise OptionError(

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from holdfast.experiments.language.rows import Columns, Row, read_rows
+from holdfast.experiments.language.rows import Columns, Row, Rows, read_rows
 
 
 @dataclass(frozen=True)
@@ -15,15 +14,15 @@ class Source:
     Attributes:
         path: see `read_rows`.
         columns: of a table.
-        split: of a `datasets` name.
+        split: which one of data that have several.
     """
 
     path: str
     columns: Columns = field(default_factory=Columns)
     split: str = "train"
 
-    def rows(self) -> Iterator[Row]:
-        """The stream of rows, from the beginning."""
+    def rows(self) -> Rows:
+        """The stream of rows, which can be read again and again."""
         return read_rows(self.path, columns=self.columns, split=self.split)
 
     def first(self) -> Row | None:
