@@ -30,7 +30,7 @@ def evaluate_command(options: EvaluateOptions) -> None:
         found = list(counted(found, stages, f"reading {source.path}"))
         unit = "block" if model.task == "causal-lm" else "example"
         told = f"{len(found):,} {'blocks of tokens' if unit == 'block' else 'rows'}"
-        for line in plan(model, source, why=why, length=options.length, labelled=True, rows=told):
+        for line in plan(model, source, why=why, length=options.length, labelled=True, examples_read=told):
             say(console, line)
         ticked = batches(model, found, options.batch_size)
         skill = evaluate(model, counted(ticked, stages, "evaluating", total=len(found), by=options.batch_size))

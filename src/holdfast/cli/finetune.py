@@ -44,7 +44,7 @@ def finetune_command(options: FinetuneOptions) -> None:
                 stages.say(line)
 
         def tell(way: str, logs: Mapping[str, Any]) -> None:
-            rise = f", predicted rise {logs['predicted_rise']:.4g} nats" if "predicted_rise" in logs else ""
+            rise = f", predicted rise {logs['predicted_rise']:.4g}" if "predicted_rise" in logs else ""
             stages.say(f"{way}: step {logs['step']}/{logs['steps']}, loss {logs['loss']:.4g}{rise}")
 
         kept = keep_and_learn(

@@ -44,7 +44,7 @@ def importance_command(options: ImportanceOptions) -> None:
     task, why = choose_task(model, source, asked=options.task, learns=False, labelled=labelled)
     if task != model.task:
         model = load_model(options.model, task=task, head=options.head, device=device, dtype=dtype)
-    for line in plan(model, source, why=why, length=options.length, labelled=labelled, rows=_rows(options)):
+    for line in plan(model, source, why=why, length=options.length, labelled=labelled, examples_read=_read(options)):
         say(console, line)
     checkpoint = path.with_name(f".{path.name}.measuring.safetensors")
     identity = {
@@ -97,7 +97,7 @@ def importance_command(options: ImportanceOptions) -> None:
     say(told, f"written to {path}")
 
 
-def _rows(options: ImportanceOptions) -> str:
+def _read(options: ImportanceOptions) -> str:
     """Which examples are measured, in words."""
     if options.examples is None and options.tolerance is None:
         return "all, in their order"

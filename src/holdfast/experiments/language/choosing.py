@@ -149,9 +149,9 @@ def plan(
     why: str,
     length: int,
     labelled: bool,
-    rows: str = "",
+    examples_read: str,
 ) -> list[str]:
-    """What is about to be done, in lines: task, head, data with columns and split, rows, and a sample.
+    """What is about to be done, in lines: task, head, data with columns and split, examples, and a sample.
 
     Args:
         model: for the task.
@@ -159,7 +159,7 @@ def plan(
         why: the reason for the task.
         length: tokens of an example at most.
         labelled: whether labels are read.
-        rows: how many rows there are or will be read, and in what order, in words; empty where nothing is known.
+        examples_read: how many examples are read, and in what order, in words.
     """
     lines = [f"task: {model.task} ({why})"]
     if model.task == "classification":
@@ -171,8 +171,7 @@ def plan(
     shown = next(iter(examples(model, islice(found, _LOOKED_AT), length=length, labelled=labelled)), None)
     reading = found.describe()
     lines.append(f"data: {reading}{_unread(model, reading.label, labelled=labelled)}")
-    if rows:
-        lines.append(f"examples: {rows}")
+    lines.append(f"examples: {examples_read}")
     if shown is not None:
         lines.append(f"sample: {sample(model, shown)}")
     return lines

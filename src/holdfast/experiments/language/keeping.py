@@ -117,14 +117,14 @@ def keep_and_learn(
                 f"finetune: {data.path} holds {total} {unit}; expected at least {_HELD_OUT}, every tenth of which "
                 "measures the new skill. Give more, or --test-data."
             )
-        rows = f"{total:,} {unit}, of which every tenth measures the new skill; in a new order each epoch"
+        told = f"{total:,} {unit}, of which every tenth measures the new skill; in a new order each epoch"
     else:
         tested = read(test_data, "test data")
-        rows = f"{len(found):,} {unit}, in a new order each epoch; the new skill on {len(tested):,} of {test_data.path}"
+        told = f"{len(found):,} {unit}, in a new order each epoch; the new skill on {len(tested):,} of {test_data.path}"
     old_length = old_length if isinstance(old_length, int) else length
     remembered = [] if old is None else old.examples(model, old_length, on_progress)
     if on_plan is not None:
-        lines = plan(model, data, why=why, length=length, labelled=True, rows=rows)
+        lines = plan(model, data, why=why, length=length, labelled=True, examples_read=told)
         on_plan([*lines, *([] if old is None else [old.told(model, remembered)])])
     plain_model = deepcopy(model) if compare else None
 
@@ -159,7 +159,7 @@ def keep_and_learn(
         plain_folder=None if plain_model is None else output / PLAIN,
         rise_unit=report.rise_unit,
         method=holding.method,
-        is_budget=holding.budget is not None,
+        strength=holding.strength,
         old_head="" if old is None else old.head,
         new_head=model.head,
         kept_heads=tuple(model.heads),

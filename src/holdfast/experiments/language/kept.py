@@ -30,7 +30,7 @@ class Kept:
         plain_folder: of the model that was fine-tuned plainly; None where there is none.
         rise_unit: "nats", or the importance's own unit where its factor to nats is not known.
         method: what held the model.
-        is_budget: whether it held to a budget.
+        strength: of it; None under a budget.
         old_head: the name of the head by which the old skill was measured; empty where there is none.
         new_head: likewise of the new skill.
         kept_heads: the names of all other heads in the folder.
@@ -44,7 +44,7 @@ class Kept:
     plain_folder: Path | None = None
     rise_unit: str = "nats"
     method: HoldMethod = "ewc"
-    is_budget: bool = False
+    strength: float | None = None
     old_head: str = ""
     new_head: str = ""
     kept_heads: tuple[str, ...] = ()
@@ -126,12 +126,12 @@ def _foreseen(kept: Kept) -> str:
 
 def _remedy(kept: Kept) -> str:
     other = "or hold whole layers (holdfast importance --kind kfac, with --strength)"
-    if kept.is_budget:
+    if kept.strength is None:
         return (
             "Fine-tune again with a smaller --budget, with an importance that was rehearsed at it on old data "
             f"(holdfast importance --rehearse --rehearse-budget), {other}."
         )
     return (
-        f"Fine-tune again with a larger --strength, {other}, or give a --budget over an importance that was rehearsed "
+        f"Fine-tune again with a larger --strength (now {kept.strength:g}), {other}, or give a --budget over an importance that was rehearsed "
         "on old data (holdfast importance --rehearse)."
     )

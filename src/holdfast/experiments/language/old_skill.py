@@ -37,7 +37,7 @@ class OldSkill:
                     f"finetune: the old skill of {ready.name} is similarity, and {source.path} holds no pairs of "
                     "texts. Give --old-data two texts and their similarity in each row."
                 )
-        elif ready.head_labels and asked == "classification":
+        elif ready.head_labels and (asked == "classification" or self._of_encoder):
             labels = classes_of(source.rows())
             known = ready.head_labels
             order = [str(name) for name in (measured, *known) if name in known]
