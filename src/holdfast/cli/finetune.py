@@ -83,13 +83,15 @@ def _show(kept: Kept, console: Console) -> None:
     table = new_table("kept and learned")
     table.add_column("")
     for title in ("before", "after, held", "after, plain"):
-        table.add_column(title, justify="right", overflow="fold")
+        table.add_column(title, justify="right")
     for name, skills, head in (("old skill", kept.old, kept.old_head), ("new skill", kept.new, kept.new_head)):
         if skills:
             measure = skills["before"].measure
             cells = [skills[way].text if way in skills else "" for way in ("before", "held", "plain")]
             table.add_row(f"{name}: {measure}{f', head {head!r}' if head else ''}", *cells)
-    table.add_row("folder", "", str(kept.folder), str(kept.plain_folder or ""))
+    name = kept.folder.name
+    plain = "" if kept.plain_folder is None else f"{name}/{kept.plain_folder.name}"
+    table.add_row("saved in", "", name, plain)
     console.print(table)
     say(console, kept.report)
     say(console, f"written to {kept.folder}{_heads(kept)}")

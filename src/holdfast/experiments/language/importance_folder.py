@@ -118,7 +118,7 @@ How much each of its {weights:,} weights matters, measured with holdfast {info.l
 
 Fine-tune the model without losing the skill:
 
-    holdfast finetune {told["base_model"]} NEW-DATA --keep THIS-FOLDER --method ewc {held}
+    holdfast finetune {_public(Path(model.name))} NEW-DATA --keep {_public(folder)} --method ewc {held}
 
 or in a loop of your own. The importance names the weights of the model as transformers loads it:
 
