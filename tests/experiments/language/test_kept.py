@@ -49,7 +49,12 @@ def test_a_rise_far_above_the_forecast_is_shouted_with_the_remedy():
         "layers (holdfast importance --kind kfac, with --strength), or give a --budget over an importance that was "
         "rehearsed on old data (holdfast importance --rehearse)."
     )
-    assert "with a smaller --budget, with an importance that was rehearsed" in verdict(kept(skill(2.0, 3.1, 4.0)))
+    assert "with a smaller --budget, with an importance that was rehearsed" in verdict(
+        kept(skill(2.0, 3.1, 4.0), budget=0.1)
+    )
+    assert not kept(skill(2.0, 3.1, 4.0), budget=0.5).is_far_above  # the user has allowed it
+    assert kept(skill(2.0, 3.1, 4.0), budget=0.05).is_far_above
+    assert "foreseen was a rise of 0.1 nats, allowed one of 0.5" in verdict(kept(skill(2.0, 3.1, 4.0), budget=0.5))
     assert not kept(skill(-8.0, 2.2, 13.0)).is_far_above  # noise
     assert not kept(skill(1.2, 2.3, 3.2)).is_far_above
     assert kept(skill(2.0, 3.1, 4.0), predicted=0.0).is_far_above

@@ -160,6 +160,7 @@ def keep_and_learn(
         rise_unit=report.rise_unit,
         method=holding.method,
         strength=holding.strength,
+        budget=holding.budget,
         old_head="" if old is None else old.head,
         new_head=model.head,
         kept_heads=tuple(model.heads),

@@ -31,6 +31,7 @@ class Kept:
         rise_unit: "nats", or the importance's own unit where its factor to nats is not known.
         method: what held the model.
         strength: of it; None under a budget.
+        budget: in nats, the rise that was allowed; None under a strength.
         old_head: the name of the head by which the old skill was measured; empty where there is none.
         new_head: likewise of the new skill.
         kept_heads: the names of all other heads in the folder.
@@ -45,6 +46,7 @@ class Kept:
     rise_unit: str = "nats"
     method: HoldMethod = "ewc"
     strength: float | None = None
+    budget: float | None = None
     old_head: str = ""
     new_head: str = ""
     kept_heads: tuple[str, ...] = ()
@@ -69,11 +71,14 @@ class Kept:
 
     @property
     def is_far_above(self) -> bool:
-        """Whether the old loss rose by more than three times the forecast, and by more than twice the noise."""
+        """Whether the old loss rose by more than twice the noise, and by more than three times the forecast.
+
+        Under a budget by more than three times the budget, where that is more: so much the user has allowed.
+        """
         rise, error = self.measured_rise, self.rise_error
         if rise is None or error is None or self.forecast is None:
             return False
-        return rise > _FAR * self.forecast and rise > _NOISE * error
+        return rise > _FAR * max(self.forecast, self.budget or 0.0) and rise > _NOISE * error
 
 
 def to_dict(kept: Kept) -> dict[str, Any]:
@@ -121,7 +126,8 @@ def _foreseen(kept: Kept) -> str:
             f"foreseen was a rise of {kept.predicted_rise:.4g} {kept.rise_unit}, which cannot be held against nats "
             "(measure the importance with --calibrate or --rehearse)"
         )
-    return f"foreseen was a rise of {kept.forecast:.4g} nats"
+    allowed = "" if kept.budget is None else f", allowed one of {kept.budget:g}"
+    return f"foreseen was a rise of {kept.forecast:.4g} nats{allowed}"
 
 
 def _remedy(kept: Kept) -> str:
