@@ -85,7 +85,7 @@ def to_dict(kept: Kept) -> dict[str, Any]:
     """As JSON values."""
 
     def skills(found: Mapping[str, Skill]) -> dict[str, Any]:
-        return {way: {k: v for k, v in vars(skill).items() if k != "losses"} for way, skill in found.items()}
+        return {way: skill.figures for way, skill in found.items()}
 
     return {
         "old": skills(kept.old),
@@ -138,6 +138,6 @@ def _remedy(kept: Kept) -> str:
             f"(holdfast importance --rehearse --rehearse-budget), {other}."
         )
     return (
-        f"Fine-tune again with a larger --strength (now {kept.strength:g}), {other}, or give a --budget over an importance that was rehearsed "
-        "on old data (holdfast importance --rehearse)."
+        f"Fine-tune again with a larger --strength (now {kept.strength:g}), {other}, or give a --budget over an "
+        "importance that was rehearsed on old data (holdfast importance --rehearse)."
     )

@@ -42,6 +42,11 @@ class Skill:
     losses: Tensor = field(default_factory=lambda: torch.zeros(0), repr=False, compare=False)
 
     @property
+    def figures(self) -> dict[str, str | float | int]:
+        """All but the examples' own losses, as JSON values."""
+        return {name: value for name, value in vars(self).items() if name != "losses"}
+
+    @property
     def text(self) -> str:
         """The value for people."""
         return f"{self.value:.2f}" if self.measure == "perplexity" else f"{self.value:.4f}"
