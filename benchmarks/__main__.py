@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import holding, importance, loop, step, sweep
-from benchmarks.tables import content_of, keep, markdown
+from benchmarks.tables import check_tables, content_of, keep, markdown
 from benchmarks.workloads import WORKLOADS
 
 BENCHMARKS = {"loop": loop, "importance": importance, "step": step, "holding": holding, "sweep": sweep}
@@ -38,12 +38,15 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     chosen = BENCHMARKS if not options.names or "all" in options.names else dict.fromkeys(options.names)
+    is_kept = options.output is not None or not options.quick
+    if is_kept:
+        check_tables(options.output or RESULTS, list(chosen))
     for name in chosen:
         about = BENCHMARKS[name].__doc__ or ""
         for part in BENCHMARKS[name].measure(quick=options.quick, workloads=options.workloads):
             content = content_of(part, quick=options.quick)
             print(markdown(content), flush=True)
-            if options.output is not None or not options.quick:
+            if is_kept:
                 keep(options.output or RESULTS, name, about=about, part=part.name, content=content)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from benchmarks.timing import Spread
-from holdfast.files import write_text
+from holdfast.files import check_files, holds, write_text
 from holdfast.version import __version__
 
 
@@ -67,9 +67,16 @@ def content_of(part: Part, *, quick: bool) -> dict[str, Any]:
     }
 
 
+def check_tables(folder: Path, names: Sequence[str]) -> None:
+    """Raise `OutputError` where somebody else's files have the names of tables that are about to be measured."""
+    paths = [folder / f"{name}{suffix}" for name in names for suffix in (".json", ".md")]
+    check_files(paths, is_ours=lambda path: holds(path.with_suffix(".json"), ("title", "parts")))
+
+
 def keep(folder: Path, name: str, *, about: str, part: str, content: Mapping[str, Any]) -> None:
     """Put the part into NAME.json, in place of the one of its name, and write NAME.md anew."""
     path = folder / f"{name}.json"
+    check_tables(folder, [name])
     folder.mkdir(parents=True, exist_ok=True)
     parts = json.loads(path.read_text(encoding="utf-8"))["parts"] if path.exists() else {}
     parts[part] = dict(content)

@@ -65,4 +65,4 @@ def test_a_damaged_run(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 def test_an_unwritable_output(runs: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["report", str(runs), "--output", str(runs / "0" / "result.json")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"holdfast: cannot write {runs / '0' / 'result.json'}")
+    assert line.startswith(f"holdfast: {runs / '0' / 'result.json'} is a file; a folder is to be written there")

@@ -171,8 +171,8 @@ def refusal(capsys: pytest.CaptureFixture[str], argv: list[str]) -> str:
 def test_an_unwritable_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "file").write_text("")
     line = refusal(capsys, tiny(tmp_path / "file", "none"))
-    assert line.startswith(f"holdfast: cannot write the run folder {tmp_path}/file/permuted-digits-none-0-")
-    assert line.endswith("Choose another --output.")
+    assert line.startswith(f"holdfast: cannot write {tmp_path}/file/permuted-digits-none-0-")
+    assert line.endswith("file: that is no folder. Choose a folder that can be written.")
 
 
 def test_a_folder_of_another_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

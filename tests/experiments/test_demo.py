@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.files.folders import listing
 
 from holdfast.errors import OptionError, OutputError, UnknownNameError
-from holdfast.experiments.demo import METHODS, demo
+from holdfast.experiments.config import configure
+from holdfast.experiments.demo import METHODS, STREAM, demo
 from holdfast.methods import METHODS as KNOWN
 
 TINY = {"num_tasks": 2, "epochs": 1, "hidden": (8,)}
@@ -30,6 +32,18 @@ def test_tiny(tmp_path: Path):
     runs = [event for event in events if event["event"] == "run"]
     assert [(event["number"], event["of"]) for event in runs] == [(n, len(METHODS)) for n in range(len(METHODS))]
     assert [event["event"] for event in events[:3]] == ["run", "start", "epoch"]
+
+
+def test_a_folder_of_somebody_elses_is_refused_before_any_run(tmp_path: Path):
+    name = configure(STREAM, "none", **TINY).name
+    for place in ("demo", name):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "accuracy.png").write_text("precious")
+        before = listing(tmp_path)
+        with pytest.raises(OutputError, match=r"holds what holdfast did not write \(accuracy.png\)"):
+            demo(output=tmp_path, methods=["joint", "none"], settings=TINY)
+        assert listing(tmp_path) == before
+        (tmp_path / place / "accuracy.png").unlink()
 
 
 def test_again_it_reads_back(tmp_path: Path):

@@ -1,6 +1,7 @@
 import json
 
 import pytest
+from tests.files.folders import listing
 
 from holdfast.errors import FileFormatError, OutputError, RunMismatchError
 from holdfast.experiments.config import configure
@@ -71,13 +72,13 @@ def test_the_folder_of_another_configuration(tmp_path):
         RunFolder(tmp_path, other)
     assert str(caught.value) == (
         f"{tmp_path} belongs to another configuration: lr 0.1 there, 0.3 here, method 'none' there, 'ewc-fisher' here, "
-        "strength None there, 15.0 here. Choose another --output, or delete the folder."
+        "strength None there, 15.0 here. Choose another --output, or move the folder away."
     )
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("{", "is no valid JSON"), ("{}", "holds no configuration: damaged. Delete the folder to start again.")],
+    [("{", "is no valid JSON"), ("{}", "holds no configuration: damaged. Move the folder away to start again.")],
 )
 def test_a_damaged_configuration(tmp_path, text, message):
     (tmp_path / "config.json").write_text(text)
@@ -85,10 +86,52 @@ def test_a_damaged_configuration(tmp_path, text, message):
         RunFolder(tmp_path, CONFIG)
 
 
+@pytest.mark.parametrize("name", ["notes.txt", "metrics.jsonl", "plots/accuracy.png", "checkpoint/state.safetensors"])
+def test_a_folder_that_holds_no_run_is_refused(tmp_path, name):
+    (tmp_path / "run" / name).parent.mkdir(parents=True)
+    (tmp_path / "run" / name).write_text("precious")
+    before = listing(tmp_path)
+    with pytest.raises(OutputError, match="holds what holdfast did not write .* Give a new or an empty folder"):
+        RunFolder(tmp_path / "run", CONFIG)
+    assert listing(tmp_path) == before
+
+
+def test_what_others_put_into_a_run_stays(tmp_path):
+    folder = RunFolder(tmp_path / "run", CONFIG)
+    folder.open()
+    for name in ("notes.txt", "plots/mine.png", ".mine.new", ".holdfast-folder.new/mine"):
+        (folder.path / name).parent.mkdir(exist_ok=True)
+        (folder.path / name).write_text("precious")
+    before = listing(tmp_path)
+    RunFolder(tmp_path / "run", CONFIG).open()
+    assert listing(tmp_path) == before
+
+
+def test_a_finished_run_is_found_also_where_nothing_can_be_written(tmp_path, monkeypatch):
+    RunFolder(tmp_path, CONFIG).open()
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(OutputError, match="there is no permission to write there"):
+        RunFolder(tmp_path, CONFIG)
+    (tmp_path / "result.json").write_text("{}")
+    assert RunFolder(tmp_path, CONFIG).result.exists()
+
+
+@pytest.mark.parametrize("name", ["plots", "checkpoint"])
+def test_a_file_in_place_of_a_folder_of_the_run_is_refused(tmp_path, name):
+    RunFolder(tmp_path, CONFIG).open()
+    (tmp_path / name).write_text("precious")
+    with pytest.raises(OutputError, match=rf"{name} is no folder; the run writes into one there. Move it away"):
+        RunFolder(tmp_path, CONFIG)
+
+
 def test_a_place_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match=r"cannot write the run folder .*run: .*Choose another --output."):
-        RunFolder(tmp_path / "file" / "run", CONFIG).open()
+    with pytest.raises(OutputError, match=r"cannot write .*run: .*file: that is no folder. Choose a folder"):
+        RunFolder(tmp_path / "file" / "run", CONFIG)
+    late = RunFolder(tmp_path / "late", CONFIG)
+    (tmp_path / "late").write_text("")
+    with pytest.raises(OutputError, match=r"cannot write the run folder .*late: .*Choose another --output."):
+        late.open()
     folder = RunFolder(tmp_path / "run", CONFIG)
     folder.open()
     (folder.path / "metrics.jsonl").mkdir()

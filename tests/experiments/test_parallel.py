@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 from tests.experiments.tiny import Killed, assert_same, events, outcome, tiny
+from tests.files.folders import listing
 
-from holdfast.errors import FailedRunsError, OptionError
+from holdfast.errors import FailedRunsError, OptionError, OutputError
 from holdfast.experiments import pool
 from holdfast.experiments.parallel import run_all
 from holdfast.experiments.pool import Job, pool_of
@@ -36,7 +37,7 @@ def test_results_are_those_of_separate_runs_in_the_order_asked_for(one_by_one, t
     ]
     for config in CONFIGS:
         assert_same(outcome(config, tmp_path), outcome(config, one_by_one))
-        assert not (tmp_path / config.name / ".lock").exists()
+        assert not (tmp_path / config.name / ".holdfast-lock").exists()
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
@@ -51,6 +52,15 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path, jobs):
     assert ends[bad.name]["event"] == "failed"
     assert sorted(event["number"] for event in ends.values()) == [1, 2, 3]
     assert all((tmp_path / config.name / "result.json").exists() for config in (CONFIGS[0], warned))
+
+
+def test_a_folder_of_somebody_elses_is_refused_before_any_run(tmp_path):
+    (tmp_path / CONFIGS[1].name).mkdir()
+    (tmp_path / CONFIGS[1].name / "precious").write_text("x")
+    before = listing(tmp_path)
+    with pytest.raises(OutputError, match=r"holds what holdfast did not write \(precious\)"):
+        run_all(CONFIGS, output=tmp_path)
+    assert listing(tmp_path) == before
 
 
 def test_what_is_finished_is_read_back(one_by_one):

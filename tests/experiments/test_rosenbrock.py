@@ -95,7 +95,7 @@ def test_bad_options(tmp_path: Path):
 
 def test_a_place_that_cannot_be_written(tmp_path: Path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match=r"cannot write .*rosenbrock: .*Choose another --output"):
+    with pytest.raises(OutputError, match=r"cannot write .*rosenbrock: .*file: that is no folder. Choose a folder"):
         rosenbrock(output=tmp_path / "file")
 
 

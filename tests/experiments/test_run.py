@@ -500,7 +500,7 @@ class TestErrors:
 
     def test_an_output_that_cannot_be_written(self, tmp_path):
         (tmp_path / "file").write_text("")
-        with pytest.raises(OutputError, match=r"cannot write .*Choose another --output."):
+        with pytest.raises(OutputError, match=r"cannot write .*file: that is no folder. Choose a folder"):
             run(tiny("none"), output=tmp_path / "file")
 
     def test_a_damaged_checkpoint(self, tmp_path):

@@ -91,7 +91,7 @@ def test_killed_it_goes_on(whole, tmp_path, number):
             torch.testing.assert_close(ours[name], expected[name], rtol=1e-4, atol=1e-6)
         kinds = [event["event"] for event in events(config, tmp_path) if event["event"] != "start"]
         assert kinds == ["epoch", "epoch", "task"] * 3 + ["done"]
-        assert not (tmp_path / config.name / ".lock").exists()
+        assert not (tmp_path / config.name / ".holdfast-lock").exists()
 
 
 def test_runs_that_were_begun_separately_join_where_they_are(whole, tmp_path):

@@ -14,10 +14,11 @@ from holdfast.cli.console import console_for, say, warnings_told
 from holdfast.cli.options import AdviseOptions
 from holdfast.cli.tables import new_table
 from holdfast.experiments.advise import Advice, advise
+from holdfast.experiments.canvas import make_folder
 from holdfast.experiments.groups import method_label
 from holdfast.experiments.run import usable_device
-from holdfast.experiments.workloads import workload
-from holdfast.files import write_json
+from holdfast.experiments.workloads import workload, workload_name
+from holdfast.files import check_files, holds, write_json
 from holdfast.methods import method_named
 
 
@@ -25,6 +26,9 @@ def advise_command(options: AdviseOptions) -> None:
     """Measure, and show what was found."""
     console = console_for(quiet=options.quiet)
     names = None if options.methods is None else [method_named(name).name for name in options.methods]
+    name = re.sub(r"[^\w.-]+", "-", workload_name(options.model, stream=options.stream))
+    path = Path(options.output) / "advice" / f"{name}.json"
+    check_files([path], is_ours=_is_advice)
     asked = workload(
         options.model,
         stream=options.stream,
@@ -45,11 +49,14 @@ def advise_command(options: AdviseOptions) -> None:
             watch=lambda name: status.update(f"measuring {name} ..."),
         )
     _show(found, console_for())
-    name = re.sub(r"[^\w.-]+", "-", found.model)
-    path = Path(options.output) / "advice" / f"{name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    check_files([path], is_ours=_is_advice)
+    make_folder(path.parent)
     write_json(path, found.to_dict())
     say(console_for(), f"\nwritten to {path}")
+
+
+def _is_advice(path: Path) -> bool:
+    return holds(path, ("model", "optimizer", "costs"))
 
 
 def _show(found: Advice, console: Console) -> None:

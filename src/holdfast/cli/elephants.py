@@ -10,7 +10,7 @@ from holdfast.cli.language_options import ElephantsOptions
 from holdfast.cli.tables import new_table
 from holdfast.errors import DataFileError, OptionError
 from holdfast.experiments.canvas import check_matplotlib
-from holdfast.experiments.language.elephants.page import TITLES, conclusions, rows, write_page
+from holdfast.experiments.language.elephants.page import TITLES, check_page, conclusions, rows, write_page
 from holdfast.experiments.language.elephants.story import carry_out
 from holdfast.experiments.run import usable_device
 
@@ -27,6 +27,8 @@ def elephants_command(options: ElephantsOptions) -> None:
         raise OptionError("elephants: encoder has no size large; expected full or quick.")
     check_matplotlib()
     work = Path(options.output) / "elephants"
+    folder = Path(options.results) if options.results else work / options.story / options.size
+    check_page(options.story, folder)
     with warnings_told(console):
         answer = carry_out(
             options.story,
@@ -39,7 +41,6 @@ def elephants_command(options: ElephantsOptions) -> None:
             device=usable_device(options.device),
             watch=lambda text: say(console, text),
         )
-    folder = Path(options.results) if options.results else work / options.story / options.size
     command = f"holdfast elephants {options.story}" + (f" --size {options.size}" if options.size != "full" else "")
     blank = ElephantsOptions(options.story)
     for name in ("seeds", "rival_seeds", "methods"):

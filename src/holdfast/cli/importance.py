@@ -13,12 +13,13 @@ from holdfast.cli.progress import Stages
 from holdfast.errors import OptionError
 from holdfast.experiments.language.batches import Example, drawn, examples
 from holdfast.experiments.language.choosing import choose_task, known_labels, plan
-from holdfast.experiments.language.importance_folder import write_importance
-from holdfast.experiments.language.measuring import Progress, measure
+from holdfast.experiments.language.importance_folder import importance_names, write_importance
+from holdfast.experiments.language.measuring import MEASURING, Progress, measure
 from holdfast.experiments.language.models import load_model
 from holdfast.experiments.language.rehearsal import NUM_EXAMPLES, rehearse
 from holdfast.experiments.language.sources import Source
 from holdfast.experiments.run import usable_device
+from holdfast.files import check_output
 from holdfast.records import Importance
 
 
@@ -35,8 +36,7 @@ def importance_command(options: ImportanceOptions) -> None:
         )
     console = console_for(quiet=options.quiet)
     path = Path(options.output)
-    if path.is_file():
-        raise OptionError(f"importance: {path} is a file; a folder is to be written there. Give another -o.")
+    check_output(path, reading=[options.model, options.data], names=importance_names(options.kind))
     device, dtype = usable_device(options.device), getattr(torch, options.dtype)
     source = Source(options.data, columns_of(options), options.split)
     model = load_model(options.model, head=options.head, device=device, dtype=dtype)
@@ -46,7 +46,7 @@ def importance_command(options: ImportanceOptions) -> None:
         model = load_model(options.model, task=task, head=options.head, device=device, dtype=dtype)
     for line in plan(model, source, why=why, length=options.length, labelled=labelled, examples_read=_read(options)):
         say(console, line)
-    checkpoint = path.with_name(f".{path.name}.measuring.safetensors")
+    checkpoint = path / MEASURING
     identity = {
         "model": model.revision,
         "task": model.task,

@@ -18,6 +18,7 @@ from holdfast.experiments.reproduce import FULL, QUICK, RECIPES, Recipe, recipe_
 from holdfast.experiments.reproduce.carry_out import Answered, answer, known, measure, train
 from holdfast.experiments.reproduce.cost import cost
 from holdfast.experiments.reproduce.page import cells, conclusion
+from holdfast.experiments.reproduce.store import check_results
 
 
 def reproduce_command(options: ReproduceOptions) -> None:
@@ -35,6 +36,9 @@ def reproduce_command(options: ReproduceOptions) -> None:
     recipes = [recipe_named(name, size) for name in names]
     output = Path(options.output)
     results = Path(options.results or (output / "quick" if options.quick else "docs/results"))
+    if not options.dry_run:
+        for recipe in recipes:
+            check_results(results / recipe.name)
     found = known(recipes, output=output, results=results)
     measured = {recipe.name: measure(recipe, results=results, kept_only=True) for recipe in recipes}
     for recipe in recipes:

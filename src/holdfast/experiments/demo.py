@@ -10,11 +10,13 @@ from typing import Any
 
 from holdfast.experiments.canvas import check_matplotlib
 from holdfast.experiments.config import configure
+from holdfast.experiments.folder import RunFolder
 from holdfast.experiments.groups import group_results
 from holdfast.experiments.plots import accuracy_curves, accuracy_matrices
 from holdfast.experiments.pool import one_thread
 from holdfast.experiments.results import RunResult
 from holdfast.experiments.run import Watch, run
+from holdfast.files import check_output, new_folder
 
 STREAM = "permuted-digits"
 METHODS = ("none", "ewc-fisher", "ewc-mas", "ewc-si", "ewc-signal", "ewc-taylor", "wva-fisher", "ewc-kfac", "joint")
@@ -60,10 +62,14 @@ def demo(
 
     Raises:
         OptionError: matplotlib is not installed, or an unknown setting.
-        OutputError: `output` cannot be written.
+        OutputError: `output` cannot be written, or a folder that is needed in it is not ours.
     """
     check_matplotlib()
+    folder = Path(output) / "demo"
+    check_output(folder, names=("accuracy.png", "matrix.png"))
     configs = [configure(STREAM, method, seed=seed, **(settings or {})) for method in methods]
+    for config in configs:
+        RunFolder(Path(output) / config.name, config)
     results = []
     with one_thread():
         for number, config in enumerate(configs):
@@ -71,9 +77,7 @@ def demo(
                 watch({"event": "run", "method": config.method, "number": number, "of": len(configs)})
             results.append(run(config, output=output, device=device, watch=watch))
     groups = group_results(results)
-    folder = Path(output) / "demo"
-    return Demo(
-        results=results,
-        accuracy=accuracy_curves(groups, folder / "accuracy.png"),
-        matrix=accuracy_matrices(groups, folder / "matrix.png"),
-    )
+    with new_folder(folder) as fresh:
+        accuracy = accuracy_curves(groups, fresh / "accuracy.png").name
+        matrix = accuracy_matrices(groups, fresh / "matrix.png").name
+    return Demo(results=results, accuracy=folder / accuracy, matrix=folder / matrix)

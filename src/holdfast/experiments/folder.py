@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, Protocol
 import torch
 
 from holdfast.errors import FileFormatError, OutputError, RunMismatchError
-from holdfast.files import read_json, write_json, write_text
+from holdfast.files import check_output, read_json, write_json, write_text
 from holdfast.version import __version__
 
 
@@ -26,7 +27,10 @@ class Settings(Protocol):
 class RunFolder:
     """The folder `path` of one run, checked at construction where it exists; nothing is written before `open`.
 
+    It is known as ours by the configuration in it. The run's own files are then replaced, and all others stay.
+
     Raises:
+        OutputError: it cannot be written, or it holds something and no run; see `holdfast.files.check_output`.
         RunMismatchError: it belongs to another configuration.
         FileFormatError: its configuration is damaged.
     """
@@ -34,12 +38,17 @@ class RunFolder:
     def __init__(self, path: Path, config: Settings) -> None:
         self.path = path
         self.result = path / "result.json"
-        self.lock = path / ".lock"
+        self.lock = path / ".holdfast-lock"
         self.checkpoint = path / "checkpoint" / "state.safetensors"
         self.plots = path / "plots"
         self._events = path / "metrics.jsonl"
         self._written = path / "config.json"
         self._config = config
+        if not self.result.exists():  # else it is read back
+            check_output(path, is_ours=lambda _: self._written.exists())
+        for folder in (self.checkpoint.parent, self.plots):
+            if os.path.lexists(folder) and not folder.is_dir():
+                raise OutputError(f"{folder} is no folder; the run writes into one there. Move it away.")
         if self._written.exists():
             _check_same(self._written, config)
 
@@ -52,7 +61,8 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             for stale in (*self.path.glob(".holdfast-*.new"), *self.checkpoint.parent.glob(".holdfast-*.new")):
-                stale.unlink()
+                if stale.is_file():
+                    stale.unlink()
         except OSError as error:
             raise OutputError(f"cannot write the run folder {self.path}: {error}. Choose another --output.") from error
         if not self._written.exists():
@@ -88,12 +98,12 @@ def check_same(folder: Path, there: Mapping[str, Any], here: Mapping[str, Any]) 
     if differing:
         pairs = ", ".join(f"{name} {there.get(name)!r} there, {here.get(name)!r} here" for name in differing)
         raise RunMismatchError(
-            f"{folder} belongs to another configuration: {pairs}. Choose another --output, or delete the folder."
+            f"{folder} belongs to another configuration: {pairs}. Choose another --output, or move the folder away."
         )
 
 
 def _check_same(written: Path, config: Settings) -> None:
     content = read_json(written).get("config")
     if not isinstance(content, dict):
-        raise FileFormatError(f"{written} holds no configuration: damaged. Delete the folder to start again.")
+        raise FileFormatError(f"{written} holds no configuration: damaged. Move the folder away to start again.")
     check_same(written.parent, content, config.to_dict())

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
-from holdfast.errors import FailedRunsError
+from holdfast.errors import FailedRunsError, FileFormatError, RunMismatchError
 from holdfast.experiments.config import RunConfig
+from holdfast.experiments.folder import RunFolder
 from holdfast.experiments.pool import Job, pool_of
 from holdfast.experiments.results import RunResult
 from holdfast.experiments.run import Watch
@@ -39,6 +42,7 @@ def run_all(
     Raises:
         FailedRunsError: some failed; raised when all others are finished.
         OptionError: jobs is below 1.
+        OutputError: one of the folders holds something and no run; raised before any work.
     """
     wanted = {config.name: config for config in configs}
     found: dict[str, RunResult] = {}
@@ -48,6 +52,9 @@ def run_all(
         if watch is not None:
             watch(event)
 
+    for config in wanted.values():
+        with suppress(RunMismatchError, FileFormatError):  # told as the run's own failure
+            RunFolder(Path(output) / config.name, config)
     with pool_of(min(jobs, max(len(wanted), 1)), output=output, device=device, data_dir=data_dir, watch=told) as pool:
         for config in wanted.values():
             pool.submit(Job((config,)))

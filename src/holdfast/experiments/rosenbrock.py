@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from holdfast.errors import NotFiniteError, OptionError, OutputError
+from holdfast.errors import NotFiniteError, OptionError
 from holdfast.experiments.canvas import check_matplotlib
 from holdfast.experiments.rosenbrock_picture import draw
-from holdfast.files import write_json
+from holdfast.files import check_output, new_folder, write_json
 from holdfast.records import Importance, ImportanceInfo
 from holdfast.retention import EWC
 
@@ -144,24 +144,24 @@ def rosenbrock(
     Raises:
         OptionError: matplotlib is not installed, or an option is out of its range.
         NotFiniteError: training diverged.
-        OutputError: `output` cannot be written.
+        OutputError: the folder may not be written; see `holdfast.files.check_output`.
     """
     check_matplotlib()
     _check(steps, lr)
-    folder = _folder(output)
+    folder = Path(output) / "rosenbrock"
+    check_output(folder, names=("rosenbrock.png", "rosenbrock.json"))
     first = _descend(Plane(START), task_1, steps=steps, lr=lr)
     anchor = first[-1]
     importance = curvature(anchor)
     told = (None, *strengths)
     paths = [_second(anchor, importance, strength, steps=steps, lr=lr) for strength in told]
-    picture = draw(
-        paths, folder / "rosenbrock.png", tasks=(task_1, task_2), anchor=anchor, importance=importance, first=first
-    )
-    data = folder / "rosenbrock.json"
     settings = {"steps": steps, "lr": lr, "steepness": STEEPNESS, "start": START}
     content = {"anchor": anchor, "importance": importance, "first": first, "paths": [asdict(path) for path in paths]}
-    write_json(data, {"settings": settings, **content})
-    return Rosenbrock(anchor, importance, first, paths, picture, data)
+    points = {"anchor": anchor, "importance": importance, "first": first}
+    with new_folder(folder) as fresh:
+        draw(paths, fresh / "rosenbrock.png", tasks=(task_1, task_2), **points)
+        write_json(fresh / "rosenbrock.json", {"settings": settings, **content})
+    return Rosenbrock(anchor, importance, first, paths, folder / "rosenbrock.png", folder / "rosenbrock.json")
 
 
 def _second(anchor: Point, importance: Point, strength: float | None, *, steps: int, lr: float) -> Path2D:
@@ -204,12 +204,3 @@ def _check(steps: int, lr: float) -> None:
         raise OptionError(f"rosenbrock: steps is {steps!r}; expected a whole number >= 1.")
     if not (math.isfinite(lr) and lr > 0):
         raise OptionError(f"rosenbrock: lr is {lr!r}; expected a finite number above 0.")
-
-
-def _folder(output: str | os.PathLike[str]) -> Path:
-    folder = Path(output) / "rosenbrock"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot write {folder}: {error}. Choose another --output.") from error
-    return folder

@@ -24,6 +24,13 @@ from holdfast.training import NetName, build_net
 _MASKS: Mapping[str, Mask] = {"task": "task", "domain": "all", "class": "seen"}
 
 
+def workload_name(model: str, *, stream: str) -> str:
+    """What the workload of these options is called, before it is built."""
+    if model in get_args(NetName):
+        return f"{model} on {stream}"
+    return Path(model).name if Path(model).is_dir() else model
+
+
 def workload(
     model: str,
     *,
@@ -81,7 +88,7 @@ def _net(
         tuple(map(tuple, stream.task_classes)), mask=mask, scenario=stream.scenario, input_shape=stream.input_shape
     )
     classes = active_classes(mask, stream.task_classes, 0)
-    return Workload(f"{name} on {stream_name}", net, list(batches), setting, classes)
+    return Workload(workload_name(name, stream=stream_name), net, list(batches), setting, classes)
 
 
 def _of_function(text: str, num_batches: int, device: str | torch.device) -> Workload:

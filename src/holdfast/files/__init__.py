@@ -1,9 +1,10 @@
 """What is on disk: folders with a manifest, safetensors and JSON; no pickle, and nothing of a user's is replaced."""
 
-from holdfast.files.door import check_output, new_folder
+from holdfast.files.checks import check_files, check_output, holds
+from holdfast.files.door import new_folder
 from holdfast.files.manifest import FORMAT_VERSION, MANIFEST
 from holdfast.files.plain import opened, read_bytes, read_json, replacing, write_bytes, write_json, write_text
-from holdfast.files.saved import Saved, read_folder, write_description
+from holdfast.files.saved import Saved, is_saved, read_folder, write_description
 from holdfast.files.tensors import SHARD_BYTES, read_state, write_state, write_tensors
 
 __all__ = [
@@ -11,7 +12,10 @@ __all__ = [
     "MANIFEST",
     "SHARD_BYTES",
     "Saved",
+    "check_files",
     "check_output",
+    "holds",
+    "is_saved",
     "new_folder",
     "opened",
     "read_bytes",

@@ -14,7 +14,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from holdfast.errors import FileFormatError, OutputError
+from holdfast.errors import HoldfastError, OutputError
+from holdfast.files.checks import COMMIT, check_free, check_output, is_within, ours_in
 from holdfast.files.manifest import MANIFEST, listed, write_manifest
 
 try:
@@ -27,46 +28,7 @@ try:
 except ImportError:  # Windows, where two processes must not write into one folder at the same time
     _HAS_LOCKS = False
 
-COMMIT = ".holdfast-commit"
 _STAGING = ".holdfast-new-"
-_HIDDEN = ".holdfast-"
-_SYSTEM = {"lost+found", ".DS_Store"}
-"""What a system puts into folders that count as empty."""
-
-
-def check_output(path: str | os.PathLike[str], *, reading: Iterable[str | os.PathLike[str]] = ()) -> Path:
-    """Refuse a folder that holdfast may not write into, before any work is done.
-
-    Args:
-        path: of the folder, which need not exist; links are followed.
-        reading: files and folders that the work at hand reads.
-
-    Returns:
-        Where the folder really is.
-
-    Raises:
-        OutputError: it is a file, the working directory or above it, a repository, read from, or holds something and
-            was not written by holdfast.
-    """
-    try:
-        target = Path(path).resolve()
-        is_folder, is_there = target.is_dir(), os.path.lexists(target)
-    except (OSError, RuntimeError, ValueError) as error:  # links in a circle, a NUL
-        raise OutputError(f"cannot write {path}: {error}. Choose a folder that can be written.") from error
-    if is_there and not is_folder:
-        raise OutputError(f"{path} is a file; a folder is to be written there. Give another path.")
-    here = Path.cwd()
-    if target == here or target in here.parents:
-        above = "the working directory" if target == here else "above the working directory"
-        raise OutputError(f"{path} is {above}; nothing is saved over it. Give a folder of its own.")
-    for source in map(Path, reading):
-        found = source.resolve()
-        if target == found or target in found.parents:
-            raise OutputError(f"{path} is read from ({source}), so that nothing is saved over it. Give another folder.")
-    if os.path.lexists(target / ".git"):
-        raise OutputError(f"{path} contains .git: a repository is not written over. Give a folder of its own.")
-    _listed(target)
-    return target
 
 
 @contextmanager
@@ -99,7 +61,7 @@ def new_folder(path: str | os.PathLike[str], *, reading: Iterable[str | os.PathL
             finally:
                 shutil.rmtree(fresh, ignore_errors=True)
     except OSError as error:
-        if isinstance(error, OutputError):
+        if isinstance(error, HoldfastError):
             raise
         raise OutputError(f"cannot write {path}: {error}. Choose a folder that can be written.") from error
     finally:
@@ -118,42 +80,9 @@ def _missing(target: Path) -> list[Path]:
     return made
 
 
-def _listed(target: Path) -> set[str]:
-    """The files in a folder that may be replaced.
-
-    Raises:
-        OutputError: there is something, and the folder is not ours.
-    """
-    if not target.is_dir():
-        return set()
-    try:
-        entries = {entry.name for entry in target.iterdir()}
-        others = sorted(name for name in entries - _SYSTEM if not name.startswith(_HIDDEN))
-        staged = listed(target / COMMIT) or set()
-        found = listed(target)
-    except FileFormatError as error:
-        raise OutputError(f"{target} is not written over, for it cannot be told what is ours in it: {error}") from error
-    except OSError as error:
-        raise OutputError(f"cannot write {target}: {error}. Choose a folder that can be written.") from error
-    if found is None and set(others) - {name.partition("/")[0] for name in staged}:
-        shown = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
-        raise OutputError(
-            f"{target} holds what holdfast did not write ({shown}), and is left as it is. Give a new or an empty "
-            "folder, or one that holdfast wrote."
-        )
-    return (found or set()) | staged
-
-
 def _commit(target: Path, fresh: Path) -> None:
     """Make what was written to a temporary folder the content of `target`."""
-    names, ours = write_manifest(fresh), _listed(target)
-    taken = sorted(name for name in names if name not in ours and os.path.lexists(target / name))
-    taken += [name for name in names if not _is_within(target, name)]
-    if taken:
-        raise OutputError(
-            f"{target}: {', '.join(taken)} stands there already and was not written by holdfast; nothing was saved. "
-            "Move it away, or give another folder."
-        )
+    check_free(target, write_manifest(fresh), ours_in(target))
     fresh.rename(target / COMMIT)
     _finish(target)
 
@@ -165,22 +94,20 @@ def _finish(target: Path) -> None:
     if new is None:
         shutil.rmtree(commit, ignore_errors=True)  # its manifest is the last to move: all others have
         return
-    for name in (listed(target) or set()) - {MANIFEST}:
-        if (name not in new or (commit / name).exists()) and _is_within(target, name):
-            (target / name).unlink(missing_ok=True)
-            _remove_empty(target, (target / name).parent)
+    old = (listed(target) or set()) - {MANIFEST}
+    check_free(target, [name for name in new - {MANIFEST} if (commit / name).exists()], old)
+    for name in old:
+        path = target / name
+        gone = name not in new or (commit / name).exists()
+        if gone and is_within(target, name) and (path.is_file() or path.is_symlink()):
+            path.unlink()
+            _remove_empty(target, path.parent)
     for name in sorted(new - {MANIFEST}):
         if (commit / name).exists():
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             (commit / name).replace(target / name)
     (commit / MANIFEST).replace(target / MANIFEST)
     shutil.rmtree(commit)
-
-
-def _is_within(target: Path, name: str) -> bool:
-    """Whether the folder that a listed file is in lies in the target, and not behind a link that leads out of it."""
-    parent = (target / name).parent.resolve()
-    return parent == target or target in parent.parents
 
 
 def _remove_empty(target: Path, folder: Path) -> None:

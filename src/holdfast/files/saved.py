@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from holdfast.errors import FileFormatError, HoldfastError
-from holdfast.files.door import COMMIT
+from holdfast.files.checks import COMMIT
 from holdfast.files.manifest import (
     FORMAT_VERSION,
     MANIFEST,
@@ -158,6 +158,15 @@ def read_folder(path: str | os.PathLike[str], read: Callable[[Saved], T]) -> T:
                 raise
             time.sleep(0.01)
     raise AssertionError("the last try returns or raises")
+
+
+def is_saved(path: str | os.PathLike[str]) -> bool:
+    """Whether a folder holds a save, whole; one that is being written for the first time does not."""
+    try:
+        Saved.at(path)
+    except FileFormatError:
+        return False
+    return True
 
 
 def write_description(path: Path, content: Mapping[str, Any]) -> None:

@@ -286,7 +286,7 @@ class Keeper(ABC):
         any sharding or none. Of any other model, one process alone calls it.
 
         Raises:
-            OutputError: if it cannot be written.
+            OutputError: if it cannot be written, or holds what holdfast did not write; it is then unchanged.
         """
         self._watch.compare()
         held, extra = self._holdings.whole()

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from tests.experiments.language import tiny
+from tests.files.folders import listing
 
 from holdfast import Importance
 from holdfast.errors import (
@@ -20,8 +21,11 @@ from holdfast.errors import (
     HoldfastError,
     ModelMismatchError,
     OptionError,
+    OutputError,
     ParameterMismatchError,
+    RunMismatchError,
 )
+from holdfast.experiments.language import keeping
 from holdfast.experiments.language.batches import examples
 from holdfast.experiments.language.finetuning import Holding, Settings, fine_tune, keeper_of
 from holdfast.experiments.language.importance_folder import read_importance, write_importance
@@ -29,6 +33,7 @@ from holdfast.experiments.language.keeping import Source, keep_and_learn
 from holdfast.experiments.language.measuring import measure
 from holdfast.experiments.language.models import LanguageModel, load_model, revision_of
 from holdfast.experiments.language.rehearsal import Rehearsed
+from holdfast.experiments.lock import locked
 
 SETTINGS = Settings(steps=12, lr=5e-3, batch_size=8)
 
@@ -213,10 +218,76 @@ def test_training_goes_on_from_its_checkpoint(place: Path, tmp_path: Path):
     learn(place, tmp_path / "whole", strength=10.0, settings=settings)
     with pytest.raises(Killed):
         learn(place, tmp_path / "out", strength=10.0, settings=settings, watch=kill)
-    assert not (tmp_path / "out").exists()
-    assert [path.name for path in (tmp_path / ".out.training").iterdir()] == ["checkpoint-10"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [".holdfast-training"]
+    assert [path.name for path in (tmp_path / "out" / ".holdfast-training" / "held").iterdir()] == ["checkpoint-10"]
+    before = listing(tmp_path / "out")
+    with pytest.raises(
+        RunMismatchError, match=r"training is of a training with another lr, strength. Give the same command to go on"
+    ):
+        learn(place, tmp_path / "out", strength=1.0, settings=replace(settings, lr=1e-3))
+    assert listing(tmp_path / "out") == before
     learn(place, tmp_path / "out", strength=10.0, settings=settings)
     assert revision_of(tmp_path / "out") == revision_of(tmp_path / "whole")
+
+
+def test_folders_of_others_beside_the_output_survive(place: Path, tmp_path: Path):
+    for name in (".out.training", ".out.training.plain", ".out.old", "out.training"):
+        (tmp_path / name / "checkpoint-1").mkdir(parents=True)
+        (tmp_path / name / "checkpoint-1" / "precious").write_text("x")
+    before = listing(tmp_path)
+    learn(place, tmp_path / "out", strength=1.0, settings=replace(SETTINGS, steps=2, save_every=1))
+    assert before.items() <= listing(tmp_path).items()
+    assert not [name for name in listing(tmp_path / "out") if name.startswith(".")]
+
+
+def test_an_output_that_may_not_be_written_is_refused_before_any_work(place: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(keeping, "load_model", None)
+    before = listing(place)
+    given: dict[str, Any] = {"strength": 1.0}
+    for name, options in (
+        ("encoder", {}),
+        ("keep", {}),
+        ("", {}),
+        ("encoder", {"anchors": str(place / "encoder" / "model.safetensors")}),
+        ("more", {"old_data": Source(str(place / "more" / "pairs.csv"))}),
+        ("more", {"test_data": Source(str(place / "more"))}),
+    ):
+        with pytest.raises(OutputError, match="is read from"):
+            learn(place, place / name, **given, **options)
+    assert listing(place) == before
+
+
+def test_two_trainings_do_not_share_an_output(place: Path, tmp_path: Path):
+    with locked(tmp_path / "out" / ".holdfast-training.lock"):
+        before = listing(tmp_path)
+        with pytest.raises(OutputError, match="out: another process trains for it now. Wait for that, or give another"):
+            learn(place, tmp_path / "out", strength=1.0)
+        assert listing(tmp_path) == before
+    learn(place, tmp_path / "out", strength=1.0, settings=replace(SETTINGS, steps=2))
+
+
+def test_a_training_that_fails_leaves_nothing(place: Path, tmp_path: Path):
+    class Broken(Exception):
+        pass
+
+    def fail(way: str, logs: Mapping[str, Any]) -> None:
+        raise Broken
+
+    with pytest.raises(Broken):
+        learn(place, tmp_path / "deep" / "out", strength=1.0, settings=replace(SETTINGS, steps=20), watch=fail)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_finished_training_is_repeated_in_its_own_output(place: Path, tmp_path: Path):
+    options: dict[str, Any] = {"strength": 1.0, "compare": True, "settings": replace(SETTINGS, save_every=5)}
+    learn(place, tmp_path / "out", **options)
+    first = listing(tmp_path / "out")
+    (tmp_path / "out" / "notes.md").write_text("precious")
+    learn(place, tmp_path / "out", **options)
+    assert (tmp_path / "out" / "notes.md").read_text() == "precious"
+    assert listing(tmp_path / "out").keys() == {*first, "notes.md"}
+    assert listing(tmp_path / "out")["model.safetensors"] == first["model.safetensors"]
 
 
 def test_activations_computed_again_change_nothing(place: Path, tmp_path: Path):

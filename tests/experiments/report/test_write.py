@@ -25,7 +25,8 @@ def test_a_page_with_its_pictures_and_tables(tmp_path: Path):
     assert found.num_runs == 3
     assert [(row.label, row.num_seeds) for row in found.rows] == [("EWC Fisher", 2), ("plain", 1)]
     written = {path for path in found.path.parent.rglob("*") if path.is_file()}
-    assert written == {found.path, found.markdown, *found.pictures, *found.tables}
+    manifest = found.path.with_name("holdfast.json")
+    assert written == {found.path, found.markdown, *found.pictures, *found.tables, manifest}
     assert {path.suffix for path in found.pictures} == {".png", ".svg"}
     assert {path.suffix for path in found.tables} == {".csv", ".parquet"}
     assert found.path.stat().st_size < 100_000
@@ -84,6 +85,18 @@ def test_the_same_folder_twice_counts_once(tmp_path: Path):
     assert report([runs, runs], tmp_path / "page").num_runs == 1
 
 
+def test_a_report_is_replaced_whole_and_nothing_else(tmp_path: Path):
+    first = write_report([result(), result(stream="split-mnist", scenario="task")], tmp_path / "page")
+    for name in ("mine.png", "tables/mine.csv"):
+        (tmp_path / "page" / name).write_text("precious")
+    second = write_report([result()], tmp_path / "page")
+    stale = {path for path in first.pictures if "split-mnist" in path.name}
+    assert len(stale) == 8
+    assert not any(path.exists() for path in stale)
+    assert all(path.is_file() for path in (*second.pictures, *second.tables))
+    assert (tmp_path / "page" / "mine.png").read_text() == (tmp_path / "page" / "tables" / "mine.csv").read_text()
+
+
 def test_no_runs(tmp_path: Path):
     with pytest.raises(FileFormatError, match=r"no finished run below .*there is no result.json"):
         report([tmp_path], tmp_path / "page")
@@ -109,6 +122,6 @@ def test_a_missing_package_is_said_before_anything_is_read(
 def test_a_folder_that_cannot_be_written(tmp_path: Path):
     runs = save(tmp_path / "runs", result())
     (tmp_path / "page").write_text("")
-    with pytest.raises(OutputError, match="cannot write"):
+    with pytest.raises(OutputError, match="page is a file; a folder is to be written there"):
         report([runs], tmp_path / "page")
     report([runs], tmp_path / "another")

@@ -260,8 +260,13 @@ def test_a_storage_that_cannot_be_used(tmp_path):
 
 def test_a_place_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match=r"cannot write the folder .*file: .*\. Choose another --output\."):
+    with pytest.raises(OutputError, match=r"cannot write .*sweep-permuted-digits.json: .*file: that is no folder\."):
         sweep(SPACE, output=tmp_path / "file")
+    with (
+        pytest.raises(OutputError, match=r"cannot write the folder .*file: .*\. Choose another --output\."),
+        storage_at("sqlite:///:memory:", folder=tmp_path / "file"),
+    ):
+        pass
 
 
 def test_without_optuna(tmp_path, monkeypatch):

@@ -9,11 +9,17 @@ from torch import Tensor
 
 from holdfast.errors import ModelMismatchError
 from holdfast.experiments.language.heads import read_heads
-from holdfast.experiments.language.measuring import Progress
+from holdfast.experiments.language.measuring import Kind, Progress
 from holdfast.experiments.language.models import LanguageModel, package_of, tokenizer_hash
 from holdfast.factored import AnyImportance, FactoredImportance, check_factored_names, load_importance
 from holdfast.files import new_folder, write_text
 from holdfast.records import check_names
+
+
+def importance_names(kind: Kind) -> tuple[str, ...]:
+    """The files that are written in any case, of an importance of this kind."""
+    factors = ("factors.safetensors",) if kind == "kfac" else ()
+    return ("importance.safetensors", *factors, "importance_config.json", "README.md")
 
 
 def write_importance(
@@ -51,7 +57,7 @@ def write_importance(
         **({} if length is None else {"length": length}),
     }
     described = importance.with_info(details=details)
-    with new_folder(path) as folder:
+    with new_folder(path, reading=[model.folder]) as folder:
         described.save(folder)
         write_text(folder / "README.md", card(described, progress, model, folder=path))
 

@@ -7,7 +7,6 @@ from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from shutil import rmtree
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from torch import nn
 
 from holdfast.errors import EmptyDataError
 from holdfast.experiments.language.batches import Example, batches, classes_of, examples
+from holdfast.experiments.language.checkpoints import checkpoints
 from holdfast.experiments.language.choosing import choose_task, head_for, known_labels, plan
 from holdfast.experiments.language.finetuning import Holding, Settings, fine_tune, keeper_of
 from holdfast.experiments.language.importance_folder import read_importance
@@ -24,8 +24,12 @@ from holdfast.experiments.language.old_skill import OldSkill
 from holdfast.experiments.language.skills import Skill, evaluate
 from holdfast.experiments.language.sources import Source
 from holdfast.experiments.language.ticks import OnProgress, counted
-from holdfast.files import new_folder, write_json
+from holdfast.files import check_output, new_folder, write_json
 from holdfast.retention import EWC, WVA
+
+KEPT = "kept_and_learned.json"
+_NAMES = (KEPT, "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+"""Of files that are written in any case."""
 
 _HELD_OUT = 10
 """Every so many-th example measures the new skill, where no test data are given."""
@@ -79,8 +83,12 @@ def keep_and_learn(
         on_progress: called as long work goes on.
 
     Raises:
+        OutputError: `output` may not be written, see `holdfast.files.check_output`, or is read from.
         HoldfastError: see `load_model`, `read_importance`, `keeper_of` and `fine_tune`; nothing is written then.
     """
+    others = [source.path for source in (data, old_data, test_data) if source is not None]
+    reading = [name, *others, keep, *([] if holding.anchors is None else [holding.anchors])]
+    check_output(output, reading=reading, names=_NAMES)
     given = {"device": device, **({} if dtype is None else {"dtype": dtype})}
     ready = load_model(name, **given)
     importance = read_importance(keep, ready)
@@ -140,38 +148,46 @@ def keep_and_learn(
     def train(learned: LanguageModel, way: str, folder: Path, own: Settings, holder: EWC | WVA | None) -> None:
         told = None if watch is None else partial(watch, way)
         step = None if on_progress is None else partial(on_progress, f"training, {way}")
-        fine_tune(learned, found, own, folder=folder, keeper=holder, watch=told, on_step=step)
+        fine_tune(learned, found, own, folder=folder / way, keeper=holder, watch=told, on_step=step)
         judge(learned, way)
 
     judge(model, "before")
-    checkpoints = output.with_name(f".{output.name}.training")
-    plain_checkpoints = checkpoints.with_name(f"{checkpoints.name}.plain")
-    train(model, "held", checkpoints, settings, keeper)
-    if plain_model is not None:
-        train(plain_model, "plain", plain_checkpoints, replace(settings, save_every=None), None)
-    report = keeper.report()
-    kept = Kept(
-        old_skills,
-        new_skills,
-        report.predicted_rise,
-        str(report),
-        output,
-        plain_folder=None if plain_model is None else output / PLAIN,
-        rise_unit=report.rise_unit,
-        method=holding.method,
-        strength=holding.strength,
-        budget=holding.budget,
-        old_head="" if old is None else old.head,
-        new_head=model.head,
-        kept_heads=tuple(model.heads),
-    )
-    with new_folder(output) as folder:
-        model.save(folder)
+    identity = {
+        "model": model.revision,
+        "data": data.path,
+        "task": asked,
+        "head": model.head,
+        "length": length,
+        "dtype": str(dtype),
+        "keep": str(keep),
+        **asdict(settings),
+        **asdict(holding),
+    }
+    with checkpoints(output, identity) as training:
+        train(model, "held", training, settings, keeper)
         if plain_model is not None:
-            plain_model.save(folder / PLAIN)
-        write_json(folder / "kept_and_learned.json", to_dict(kept))
-    rmtree(checkpoints, ignore_errors=True)
-    rmtree(plain_checkpoints, ignore_errors=True)
+            train(plain_model, "plain", training, replace(settings, save_every=None), None)
+        report = keeper.report()
+        kept = Kept(
+            old_skills,
+            new_skills,
+            report.predicted_rise,
+            str(report),
+            output,
+            plain_folder=None if plain_model is None else output / PLAIN,
+            rise_unit=report.rise_unit,
+            method=holding.method,
+            strength=holding.strength,
+            budget=holding.budget,
+            old_head="" if old is None else old.head,
+            new_head=model.head,
+            kept_heads=tuple(model.heads),
+        )
+        with new_folder(output, reading=reading) as folder:
+            model.save(folder)
+            if plain_model is not None:
+                plain_model.save(folder / PLAIN)
+            write_json(folder / KEPT, to_dict(kept))
     return kept
 
 

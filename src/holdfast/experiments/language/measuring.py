@@ -30,6 +30,9 @@ from holdfast.tensors import prefixed, under, unwrap
 
 Kind = Literal["sampled", "exact", "empirical", "mas", "signal", "kfac"]
 
+MEASURING = ".holdfast-measuring.safetensors"
+"""The name of a checkpoint inside the folder that an importance is written to."""
+
 PART = 64
 """Examples that are measured together before the sums are added up, and may be written down."""
 _CALIBRATED = 256

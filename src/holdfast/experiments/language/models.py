@@ -27,7 +27,7 @@ from holdfast.experiments.language.heads import (
     read_heads,
     write_heads,
 )
-from holdfast.files import read_json, read_state, write_json, write_state
+from holdfast.files import new_folder, read_json, read_state, write_json, write_state
 
 Task = Literal["causal-lm", "classification", "similarity"]
 
@@ -118,16 +118,21 @@ class LanguageModel:
         own = {self.head: self.labels} if self.head else {}
         return own | {name: head.labels for name, head in self.heads.items()}
 
-    def save(self, folder: Path) -> None:
-        """Write weights, configuration and tokenizer as transformers reads them, and beside them the heads."""
-        bare: Any = self.base
-        bare.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
-        if isinstance(self.module, SentenceClassifier):
-            write_state(folder / f"{HEAD}.safetensors", self.module.head.state_dict(), {})
-            write_json(folder / f"{HEAD}.json", {"labels": list(self.labels)})
-        if self.head_labels:
-            write_heads(folder, self.head, self.heads)
+    def save(self, path: Path) -> None:
+        """Write weights, configuration and tokenizer as transformers reads them, and beside them the heads.
+
+        Raises:
+            OutputError: as `holdfast.files.new_folder`, or the model itself was read from there.
+        """
+        with new_folder(path, reading=[self.folder]) as folder:
+            bare: Any = self.base
+            bare.save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)
+            if isinstance(self.module, SentenceClassifier):
+                write_state(folder / f"{HEAD}.safetensors", self.module.head.state_dict(), {})
+                write_json(folder / f"{HEAD}.json", {"labels": list(self.labels)})
+            if self.head_labels:
+                write_heads(folder, self.head, self.heads)
 
 
 def transformers_library() -> Any:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from holdfast.errors import OptionError
-from holdfast.experiments.canvas import check_matplotlib, make_folder
+from holdfast.experiments.canvas import check_matplotlib
 from holdfast.experiments.report.content import sections_of
 from holdfast.experiments.report.markdown import markdown_page
 from holdfast.experiments.report.page import html_page
@@ -17,7 +17,9 @@ from holdfast.experiments.report.pictures import write_pictures
 from holdfast.experiments.report.records import write_tables
 from holdfast.experiments.results import RunResult, find_runs
 from holdfast.experiments.tables import Row
-from holdfast.files import write_text
+from holdfast.files import check_output, new_folder, write_text
+
+PAGE, MARKDOWN = "report.html", "report.md"
 
 
 @dataclass(frozen=True)
@@ -48,12 +50,15 @@ def report(folders: Sequence[str | os.PathLike[str]], output: str | os.PathLike[
     configuration has its own row, labelled with the settings that differ; pictures show of each method the strength
     that is best on validation data.
 
+    The folder holds the report alone, and what others put into it: an earlier report in it is replaced whole.
+
     Raises:
         FileFormatError: a folder is missing, holds no finished run, or a damaged one.
         OptionError: a package that reports need is not installed.
-        OutputError: `output` cannot be written.
+        OutputError: `output` may not be written, see `holdfast.files.check_output`, or the runs are in it.
     """
     check_packages()
+    check_output(output, reading=folders, names=(PAGE, MARKDOWN))
     runs = find_runs(folders)
     return write_report([result for _, result in runs], output, places={id(result): path for path, result in runs})
 
@@ -69,18 +74,19 @@ def write_report(
         places: `id` of a result -> its file, beside which a run may have drawn samples.
     """
     check_packages()
-    target, sections = make_folder(Path(output)), sections_of(results)
-    pictures = [path for section in sections for path in write_pictures(section, target)]
-    tables = write_tables(sections, target / "tables")
-    names = [path.relative_to(target).as_posix() for path in (*pictures, *tables)]
-    write_text(target / "report.md", markdown_page(sections, pictures=names))
-    write_text(target / "report.html", html_page(sections, places=places or {}, pictures=names))
+    target, sections = Path(output), sections_of(results)
+    with new_folder(target) as fresh:
+        pictures = [path.relative_to(fresh) for section in sections for path in write_pictures(section, fresh)]
+        tables = [path.relative_to(fresh) for path in write_tables(sections, fresh / "tables")]
+        names = [path.as_posix() for path in (*pictures, *tables)]
+        write_text(fresh / MARKDOWN, markdown_page(sections, pictures=names))
+        write_text(fresh / PAGE, html_page(sections, places=places or {}, pictures=names))
     rows = [row for section in sections for row in section.rows]
     return Report(
-        path=target / "report.html",
-        markdown=target / "report.md",
-        pictures=tuple(pictures),
-        tables=tuple(tables),
+        path=target / PAGE,
+        markdown=target / MARKDOWN,
+        pictures=tuple(target / path for path in pictures),
+        tables=tuple(target / path for path in tables),
         rows=rows,
         num_runs=sum(row.num_seeds for row in rows),
     )

@@ -19,6 +19,7 @@ from holdfast.experiments.reproduce.page import page
 from holdfast.experiments.reproduce.recipe import Found, Recipe, once
 from holdfast.experiments.reproduce.store import (
     RESULTS,
+    check_results,
     committed,
     finished,
     note_divergence,
@@ -97,6 +98,7 @@ def measure(
     path = results / recipe.name / RESULTS
     measured = read_measured(path)
     if recipe.measure is not None and not kept_only:
+        check_results(path.parent)
         for seed in recipe.measure_seeds:
             if seed not in measured:
                 measured[seed] = {"seed": seed, **recipe.measure(seed, data_dir)}
@@ -111,7 +113,7 @@ def answer(recipe: Recipe, found: Found, measured: Mapping[int, Any], *, results
 
     Raises:
         OptionError: nothing of what it reports is done, or matplotlib is not installed.
-        OutputError: the folder cannot be written.
+        OutputError: the folder cannot be written, or holds something and no results of a recipe.
     """
     findings = Findings(recipe, found, measured)
     if not measured and not any(answer.outcomes for answer in findings.answers):
@@ -119,6 +121,7 @@ def answer(recipe: Recipe, found: Found, measured: Mapping[int, Any], *, results
             f"{recipe.name}: nothing of what it reports is done. Do it with: holdfast reproduce {recipe.name}"
         )
     folder = results / recipe.name
+    check_results(folder)
     date = _date(findings, folder)
     head = {**_head(recipe), "command": command, "date": date}
     write_outcomes(folder / RESULTS, head, findings.outcomes, list(measured.values()))

@@ -12,7 +12,7 @@ from holdfast.errors import FileFormatError, OutputError
 from holdfast.experiments.config import RunConfig
 from holdfast.experiments.reproduce.outcome import Outcome
 from holdfast.experiments.results import RunResult, summarise
-from holdfast.files import read_json, write_json, write_text
+from holdfast.files import check_output, holds, read_json, write_json, write_text
 from holdfast.streams import STREAMS
 
 RESULTS, DIVERGED = "results.json", "diverged.json"
@@ -56,6 +56,15 @@ def finished(configs: Iterable[RunConfig], output: Path) -> dict[RunConfig, Outc
 def note_divergence(config: RunConfig, output: Path, message: str) -> None:
     """Write into a run's folder that its training diverged, so that it is not tried again."""
     write_json(output / config.name / DIVERGED, {"diverged": message})
+
+
+def check_results(folder: Path) -> None:
+    """Refuse the folder of a recipe's results, before any work, unless it is new, empty, or holds results of a recipe.
+
+    Raises:
+        OutputError: see `holdfast.files.check_output`.
+    """
+    check_output(folder, is_ours=lambda found: holds(found / RESULTS, ("recipe", "runs", "measured")))
 
 
 def write_outcomes(path: Path, head: Mapping[str, Any], outcomes: Sequence[Outcome], measured: Sequence[Any]) -> None:

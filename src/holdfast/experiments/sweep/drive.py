@@ -16,7 +16,7 @@ from holdfast.experiments.pool import Done, Job, Pool, pool_of
 from holdfast.experiments.results import RunResult
 from holdfast.experiments.run import Watch
 from holdfast.experiments.stacked import why_not_stacked
-from holdfast.experiments.sweep.findings import Findings, write_findings
+from holdfast.experiments.sweep.findings import Findings, check_findings, write_findings
 from holdfast.experiments.sweep.space import Space
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def sweep(
     Raises:
         FailedRunsError: runs failed for another reason than that training diverged; raised when all others are done.
         OptionError: the storage cannot be used, or optuna is not installed.
-        OutputError: `output` cannot be written.
+        OutputError: `output` cannot be written, or files of somebody else's have the names of the sweep's.
     """
     try:
         from holdfast.experiments.sweep.board import boards_of
@@ -70,6 +70,7 @@ def sweep(
             f'a sweep needs {error.name}, not installed here: pip install "torch-holdfast[sweep]"'
         ) from error
     folder = Path(output)
+    check_findings(space, folder)
     drive = _Drive(space, watch, device=device)
     with (
         pool_of(jobs, output=folder, device=device, data_dir=data_dir, watch=drive.watch_run) as pool,

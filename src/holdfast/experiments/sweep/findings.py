@@ -12,7 +12,7 @@ from typing import Any
 from holdfast.experiments.groups import method_label, method_order
 from holdfast.experiments.sweep.space import Choice, Space
 from holdfast.experiments.tables import Estimate
-from holdfast.files import write_json, write_text
+from holdfast.files import check_files, holds, opened, write_json, write_text
 
 
 @dataclass(frozen=True)
@@ -75,11 +75,32 @@ def best_of(found: Sequence[Finding]) -> list[Finding]:
     ]
 
 
+def check_findings(space: Space, output: Path) -> None:
+    """Raise `OutputError` where somebody else's files have the names of those that `write_findings` writes."""
+    check_files([_stem(space, output).with_suffix(suffix) for suffix in (".json", ".csv")], is_ours=_is_findings)
+
+
+def _is_findings(path: Path) -> bool:
+    if path.suffix == ".json":
+        return holds(path, ("stream", "seeds", "settings", "best", "all"))
+    with opened(path) as file:
+        return file.readline().decode(errors="replace").rstrip("\n") == ",".join(_COLUMNS)
+
+
+def _stem(space: Space, output: Path) -> Path:
+    return output / f"sweep-{space.stream}"
+
+
 def write_findings(found: Sequence[Finding], *, space: Space, output: Path) -> Findings:
-    """Write sweep-STREAM.json and .csv, each whole or not at all; test accuracies stand at the best alone."""
+    """Write sweep-STREAM.json and .csv, each whole or not at all; test accuracies stand at the best alone.
+
+    Raises:
+        OutputError: files that holdfast did not write have these names, or they cannot be written.
+    """
     ordered = tuple(sorted(found, key=_order))
     best = best_of(ordered)
-    stem = output / f"sweep-{space.stream}"
+    check_findings(space, output)
+    stem = _stem(space, output)
     content = {
         "stream": space.stream,
         "seeds": list(space.seeds),

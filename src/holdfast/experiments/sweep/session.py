@@ -70,7 +70,7 @@ class Session:
 @contextmanager
 def living(ledgers: Sequence[Ledger], *, folder: Path) -> Iterator[Session]:
     """A session that beats in all ledgers for the length of the block; its lock file stands in `folder`."""
-    lock = folder / f".sweep-{uuid.uuid4().hex[:12]}.lock"
+    lock = folder / f".holdfast-sweep-{uuid.uuid4().hex[:12]}.lock"
     session = Session(lock)
     over = threading.Event()
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import optuna
@@ -12,6 +13,10 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from holdfast.errors import OptionError, OutputError
+from holdfast.files import check_files
+
+DATABASE = "sweep.db"
+"""The name of the storage that no address was given for."""
 
 ATTEMPTS = 5
 """Two processes that make the tables of a new database at once disturb each other; the later one tries again."""
@@ -23,8 +28,10 @@ def storage_at(url: str | None, *, folder: Path) -> Iterator[optuna.storages.RDB
 
     Raises:
         OptionError: the address is none, or nobody answers there.
-        OutputError: the folder cannot be written.
+        OutputError: the folder cannot be written, or `sweep.db` in it is somebody else's.
     """
+    if url is None:
+        check_files([folder / DATABASE], is_ours=_is_study)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -33,13 +40,25 @@ def storage_at(url: str | None, *, folder: Path) -> Iterator[optuna.storages.RDB
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     storage = None
     try:
-        storage = _opened(url or f"sqlite:///{(folder / 'sweep.db').absolute()}")
+        storage = _opened(url or f"sqlite:///{(folder / DATABASE).absolute()}")
         yield storage
     finally:
         if storage is not None:
             storage.remove_session()
             storage.engine.dispose()
         optuna.logging.set_verbosity(before)
+
+
+def _is_study(path: Path) -> bool:
+    """Whether a file is a database that Optuna made, or that it is about to fill."""
+    if path.stat().st_size == 0:
+        return True
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=60)) as database:
+            tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    except sqlite3.Error:
+        return False
+    return not tables or "studies" in tables
 
 
 def _opened(url: str) -> optuna.storages.RDBStorage:

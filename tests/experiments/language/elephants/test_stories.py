@@ -155,7 +155,7 @@ def test_the_encoder_story_is_told_on_one_page(quick: Path, tmp_path: Path, caps
     assert "| plain fine-tuning |  |" in page
     assert "| EWC, budget | nats 0.05 |" in page
     assert (folder / "encoder.png").is_file()
-    assert not list(folder.glob("*.lock"))
+    assert not list(folder.glob(".holdfast-*"))
     assert main([*asked, "--data-dir", str(quick), "--quiet"]) == 0
     assert "step 0" not in capsys.readouterr().out  # all is there already
 
@@ -240,7 +240,9 @@ def test_trials_are_shared_between_processes(tmp_path: Path):
         done.append(trial)
         return {"seed": trial.seed}
 
-    with locked(tmp_path / f"{trials[0].name}.lock"):  # as if another process did the first one, and were killed
+    with locked(
+        tmp_path / f".holdfast-{trials[0].name}.lock"
+    ):  # as if another process did the first one, and were killed
         with pytest.raises(StopIteration):
             do_all(
                 trials,

@@ -22,6 +22,7 @@ from holdfast.experiments.language.measuring import measure
 from holdfast.experiments.language.models import LanguageModel, load_model
 from holdfast.experiments.language.rows import read_rows
 from holdfast.experiments.language.skills import Skill, evaluate
+from holdfast.files import check_output, is_saved
 from holdfast.records import Importance
 from holdfast.tensors import all_parameters, copies
 
@@ -102,8 +103,9 @@ class Encoder:
     def importance(self, watch: Watch) -> Importance:
         """What similarity rests on: the Fisher information of a Gaussian around the cosine, exact; measured once."""
         folder = self.work / f"importance-{self.size}"
-        if folder.exists():
+        if is_saved(folder):
             return Importance.load(folder)
+        check_output(folder)
         pairs = self.pairs("train")
         found, _ = measure(
             self.ready,

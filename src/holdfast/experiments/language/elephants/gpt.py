@@ -25,7 +25,7 @@ from holdfast.experiments.language.rows import Row
 from holdfast.experiments.language.skills import evaluate
 from holdfast.experiments.lock import locked
 from holdfast.factored import FactoredImportance
-from holdfast.files import new_folder
+from holdfast.files import check_output, is_saved
 from holdfast.records import Importance
 from holdfast.tensors import all_parameters, copies
 
@@ -139,17 +139,18 @@ class Gpt:
     def prepared(self, watch: Watch = lambda _: None) -> Path:
         """The folder of the model that reads English, which is trained once."""
         folder = self.work / f"gpt-{self.size}"
-        with locked(self.work / f"gpt-{self.size}.lock"):
-            if not folder.exists():
-                with new_folder(folder) as fresh:
-                    self._train(fresh, watch)
+        with locked(self.work / f".holdfast-gpt-{self.size}.lock"):
+            if not is_saved(folder):
+                check_output(folder)
+                self._trained(watch).save(folder)
         return folder
 
     def importance(self, watch: Watch) -> Importance:
         """What English rests on: the sampled Fisher information of blocks of tokens; measured once."""
         folder = self.work / f"importance-gpt-{self.size}"
-        if folder.exists():
+        if is_saved(folder):
             return Importance.load(folder).to(self.device)
+        check_output(folder)
         blocks = _spread(self.blocks["english", "train"], self.sizes.measured)
         found, _ = measure(self.ready, lambda: iter(blocks), watch=partial(_tell, watch, "importance"))
         assert isinstance(found, Importance)
@@ -160,7 +161,8 @@ class Gpt:
     def factors(self, watch: Watch) -> FactoredImportance:
         """The same with Kronecker factors of its layers; measured once."""
         folder = self.work / f"factors-gpt-{self.size}"
-        if not folder.exists():
+        if not is_saved(folder):
+            check_output(folder)
             blocks = _spread(self.blocks["english", "train"], self.sizes.measured)
             told = partial(_tell, watch, "Kronecker factors")
             measure(self.ready, lambda: iter(blocks), kind="kfac", watch=told)[0].save(folder)
@@ -229,7 +231,7 @@ class Gpt:
             for language in ("english", "python")
         }
 
-    def _train(self, folder: Path, watch: Watch) -> None:
+    def _trained(self, watch: Watch) -> LanguageModel:
         transformers, sizes = transformers_library(), self.sizes
         tokenizer = self._tokenizer(transformers)
         torch.manual_seed(0)
@@ -247,16 +249,16 @@ class Gpt:
         )
         module: Any = transformers.GPT2LMHeadModel(config).to(self.device)
         _plain_attention(module, self.device)
-        model = LanguageModel(folder.name, folder, "causal-lm", module, module, tokenizer, "")
+        model = LanguageModel(f"gpt-{self.size}", self.work, "causal-lm", module, module, tokenizer, "")
         blocks = list(examples(model, [Row((self.english["train"],))], length=LENGTH, labelled=False))
         learn(
             model,
             shuffled(model, blocks, size=sizes.english.batch_size, seed=0),
             sizes.english,
-            checkpoint=self.work / f"gpt-{self.size}.checkpoint",
+            checkpoint=self.work / f".holdfast-gpt-{self.size}.checkpoint",
             watch=lambda step, loss: watch(f"English: step {step} of {sizes.english.steps}, loss {loss:.3f}"),
         )
-        model.save(folder)
+        return model
 
     def _tokenizer(self, transformers: Any) -> Any:
         """Byte-pair tokens of both languages, as a ready model's tokenizer knows more than it was trained on."""

@@ -6,11 +6,13 @@ import math
 from pathlib import Path
 from typing import Any
 
-from holdfast.experiments.canvas import FONT, GRID, INK, axes_at, new_figure, write_picture
+from holdfast.experiments.canvas import FONT, GRID, INK, axes_at, make_folder, new_figure, write_picture
 from holdfast.experiments.language.elephants.methods import HOLDING, METHODS
 from holdfast.experiments.language.elephants.story import Answer, estimate, kept_share, old_and_new
 from holdfast.experiments.reproduce.pictures import COLOURS, MARKERS, bare, head
-from holdfast.files import write_text
+from holdfast.files import check_files, opened, write_text
+
+PAGE = "report.md"
 
 TITLES = {
     "encoder": "A sentence encoder learns intents",
@@ -23,10 +25,29 @@ def rows(answer: Answer) -> list[list[str]]:
     return _encoder_rows(answer) if answer.story == "encoder" else _gpt_rows(answer)
 
 
+def check_page(story: str, folder: Path) -> None:
+    """Raise `OutputError` where somebody else's files have the names of a story's page and picture."""
+    page, picture = folder / PAGE, folder / f"{story}.png"
+
+    def is_ours(path: Path) -> bool:
+        """Known by the page; the picture by the page beside it."""
+        if path == picture and not page.is_file():
+            return False
+        with opened(page) as file:
+            return file.readline().decode(errors="replace").rstrip("\n") == f"# {TITLES[story]}"
+
+    check_files([page, picture], is_ours=is_ours)
+
+
 def write_page(answer: Answer, folder: Path, *, command: str) -> tuple[Path, Path]:
-    """Write `report.md` and the picture; returns their paths."""
-    folder.mkdir(parents=True, exist_ok=True)
-    picture = draw(answer, folder / f"{answer.story}.png")
+    """Write `report.md` and the picture; returns their paths.
+
+    Raises:
+        OutputError: files that holdfast did not write have these names, or they cannot be written.
+    """
+    check_page(answer.story, folder)
+    make_folder(folder)
+    picture = folder / f"{answer.story}.png"
     heading, *lines = rows(answer)
     table = ["| " + " | ".join(heading) + " |", "|" + " --- |" * len(heading)]
     table += ["| " + " | ".join(line) + " |" for line in lines]
@@ -48,8 +69,8 @@ def write_page(answer: Answer, folder: Path, *, command: str) -> tuple[Path, Pat
             "",
         ]
     )
-    write_text(folder / "report.md", text)
-    return folder / "report.md", picture
+    write_text(folder / PAGE, text)  # first, for the picture is known by it
+    return folder / PAGE, draw(answer, picture)
 
 
 def _seeds_of(answer: Answer) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from holdfast.errors import UnknownNameError
+from holdfast.experiments.canvas import make_folder
 from holdfast.experiments.language.elephants.encoder import Encoder
 from holdfast.experiments.language.elephants.gpt import Gpt
 from holdfast.experiments.language.elephants.methods import METHODS, Method
@@ -92,7 +93,7 @@ def carry_out(
     needed = {"plain", *(methods or METHODS), *(METHODS[method].like for method in methods or ())}
     asked = [method for method in METHODS.values() if method.name in needed and name in method.stories]
     folder = work / name / size
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     teller = Encoder(data_dir, folder, size) if name == "encoder" else Gpt(data_dir, folder, size, device)
     settings = teller.settings
     found = known(folder, settings)

@@ -76,7 +76,7 @@ def do_all(
         for trial in left:
             path = folder / f"{trial.name}.json"
             try:
-                with locked(folder / f"{trial.name}.lock", waiting=_busy):
+                with locked(_lock(folder, trial), waiting=_busy):
                     if not path.exists():
                         watch(f"{trial.name} ...")
                         content = {
@@ -91,11 +91,14 @@ def do_all(
                 continue
             found[trial] = _read(path, settings)
         if len(busy) == len(left):  # all that is left is under way elsewhere: wait for the first
-            path = folder / f"{busy[0].name}.lock"
-            with locked(path):
+            with locked(_lock(folder, busy[0])):
                 pass
         left = busy
     return found
+
+
+def _lock(folder: Path, trial: Trial) -> Path:
+    return folder / f".holdfast-{trial.name}.lock"
 
 
 def known(folder: Path, settings: Mapping[str, Any]) -> dict[Trial, Found]:
