@@ -19,7 +19,7 @@ PUBLIC_NAMES = Path(__file__).with_name("public_names.txt")
 
 CORE = {"torch", "numpy", "safetensors", "tqdm"}
 EXTRAS = {"tyro", "rich", "matplotlib", "jinja2", "pyarrow", "tensorboard", "optuna", "sqlalchemy"}
-EXTRAS |= {"transformers", "tokenizers", "accelerate", "lightning", "peft"}
+EXTRAS |= {"transformers", "tokenizers", "accelerate", "lightning", "peft", "datasets"}
 NEVER_WITH_HOLDFAST = EXTRAS | {"pandas", "sklearn"}
 MAY_USE_EXTRAS = {"cli", "experiments", "integrations"}
 COMES_WITH_TORCH = {path: {"triton"} for path in ("moments/kernels/fused.py", "retention/fused.py")}  # on CUDA, lazily
@@ -56,6 +56,47 @@ def pickles(tree: ast.AST) -> Iterator[tuple[int, str]]:
         elif isinstance(node, ast.keyword) and node.arg == "allow_pickle":
             if not (isinstance(node.value, ast.Constant) and node.value.value is False):
                 yield node.value.lineno, "allow_pickle"
+
+
+def open_matches(tree: ast.AST) -> Iterator[int]:
+    """Lines of every `match` on names that does not end by refusing all others.
+
+    Not those on the name of an event: who watches a run passes over the events that it does not show.
+    """
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Match) and ast.unparse(node.subject) != "event['event']":
+            strings = [part for case in node.cases for part in ast.walk(case.pattern) if isinstance(part, ast.Constant)]
+            last = node.cases[-1]
+            refuses = isinstance(last.body[-1], ast.Raise) or ast.unparse(last.body[-1]).startswith("assert_never(")
+            is_any = isinstance(last.pattern, ast.MatchAs) and last.pattern.pattern is None and last.guard is None
+            if any(isinstance(part.value, str) for part in strings) and not (is_any and refuses):
+                yield node.lineno
+
+
+def test_no_last_case_chooses_behaviour():
+    found = [
+        f"{path.relative_to(PACKAGE)}:{line}"
+        for path in sources()
+        for line in open_matches(ast.parse(path.read_text(encoding="utf-8")))
+    ]
+    assert not found, "end with `case _:` and an error, or `assert_never`, in " + ", ".join(found)
+
+
+@pytest.mark.parametrize(
+    ("cases", "is_open"),
+    [
+        ("case 'a': x = 1\n case _: raise ValueError", False),
+        ("case 'a' | 'b': x = 1\n case other: assert_never(other)", False),
+        ("case ['a', rest]: x = 1\n case _: raise ValueError", False),
+        ("case 'a': x = 1", True),
+        ("case 'a': x = 1\n case _: x = 2", True),
+        ("case 'a': x = 1\n case _ if y: raise ValueError", True),
+        ("case 'a': raise ValueError\n case 'b': raise ValueError", True),
+        ("case int(): x = 1\n case _: x = 2", False),
+    ],
+)
+def test_the_search_for_open_matches_finds_them(cases: str, is_open: bool):
+    assert list(open_matches(ast.parse(f"match kind:\n {cases}"))) == [1] * is_open
 
 
 def test_imports_keep_the_contracts():

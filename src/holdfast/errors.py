@@ -27,7 +27,7 @@ class EmptyDataError(HoldfastError, ValueError):
 
 
 class CoupledExamplesError(HoldfastError, ValueError):
-    """The model's output for one example depends on the other examples of the batch."""
+    """The model's output, or the loss, for one example depends on the other examples of the batch."""
 
 
 class NotFiniteError(HoldfastError, ValueError):

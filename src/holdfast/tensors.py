@@ -18,11 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from holdfast.errors import ParameterMismatchError
+from holdfast.errors import ParameterMismatchError, UnsupportedLayerError
 
 TensorMap = Mapping[str, Tensor]
 
 _WRAPPER_PIECES = re.compile(r"(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+
+_REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 CHUNK_BYTES = 64 * 2**20
 """Lists of tensors are walked in chunks of at most this many bytes (or one tensor), which bounds temporaries."""
@@ -56,6 +58,28 @@ def all_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Canonical name -> parameter for every parameter that requires a gradient; tied weights once."""
     return {name: parameter for name, parameter in all_parameters(model).items() if parameter.requires_grad}
+
+
+def check_real(parameters: TensorMap, *, where: str) -> None:
+    """Raise `UnsupportedLayerError` naming every parameter that is not of real numbers in 16 to 64 bits.
+
+    An importance is one real number for each weight, and a complex weight has two parts that matter apart.
+    """
+    strange = {name: p.dtype for name, p in parameters.items() if p.dtype not in _REAL}
+    if not strange:
+        return
+    listed = ", ".join(f"{name!r} ({str(dtype).removeprefix('torch.')})" for name, dtype in strange.items())
+    if any(dtype.is_complex for dtype in strange.values()):
+        remedy = (
+            "Keep complex weights as a real parameter of shape [..., 2], made by torch.view_as_real and seen through "
+            "torch.view_as_complex in forward(), or freeze them with requires_grad_(False)."
+        )
+    else:
+        remedy = "Train them in bfloat16 or float32, or freeze them with requires_grad_(False)."
+    raise UnsupportedLayerError(
+        f"{where}: {len(strange)} of {len(parameters)} trainable parameters hold no real numbers in 16 to 64 bits: "
+        f"{listed}. {remedy}"
+    )
 
 
 def tied_names(model: nn.Module) -> dict[str, list[str]]:
@@ -200,6 +224,13 @@ def chunks(tensors: Sequence[Tensor], *, limit: int = CHUNK_BYTES) -> Iterator[s
         size += tensor.nbytes
     if len(tensors) > start:
         yield slice(start, len(tensors))
+
+
+def some_entries(tensor: Tensor, *, most: int = 16) -> Tensor:
+    """A few entries, spread over the tensor (of a DTensor over this process's shard): a flat copy."""
+    entries = local(tensor.detach())
+    flat = entries.view(-1) if entries.is_contiguous() else entries.flatten()
+    return flat[:: max(1, len(flat) // most)][:most].clone()
 
 
 def sum_of(values: Iterable[Tensor]) -> float:

@@ -10,6 +10,7 @@ import pytest
 
 from holdfast import __version__
 from holdfast.cli import main
+from holdfast.cli.dispatch import COMMANDS
 
 TINY = ["--num-tasks", "2", "--epochs", "1", "--hidden", "8"]
 
@@ -166,3 +167,37 @@ def test_what_is_not_foreseen_shows_its_traceback(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("holdfast.experiments.run.ActiveRun.finish", lambda _: 1 // 0)
     with pytest.raises(ZeroDivisionError):
         main(["run", "permuted-digits", "--method", "none", "--output", str(tmp_path), *TINY])
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_several_processes_are_refused_before_any_work(
+    command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """As torchrun starts them: each would write the same files."""
+    needed = {
+        "run": ["permuted-digits"],
+        "sweep": ["permuted-digits"],
+        "reproduce": ["all"],
+        "elephants": ["gpt"],
+        "advise": ["mlp"],
+        "demo": [],
+        "report": [],
+    }
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    said = refusal(capsys, command, *needed.get(command, ["model", "data"]))
+    assert said == (
+        f"holdfast: {command}: WORLD_SIZE is 2, so 2 processes were started, and each would write the same files. The "
+        f"command line runs as one process: start it without torchrun, as holdfast {command} ...\n"
+    )
+    assert list(tmp_path.iterdir()) == []
+    assert main([command, "--help"]) == 0
+
+
+@pytest.mark.parametrize("size", ["1", "", "many"])
+def test_one_process_is_as_ever(
+    size: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("WORLD_SIZE", size)
+    assert "is missing" in refusal(capsys, "evaluate")
+    assert main(["run", "permuted-digits", "--method", "none", "--output", str(tmp_path), *TINY]) == 0

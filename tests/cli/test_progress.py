@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from holdfast.cli import progress
-from holdfast.cli.progress import Watcher
+from holdfast.cli.progress import Stages, Watcher
 
 EVENTS = [
     {"event": "start", "num_tasks": 2, "resumed": False},
@@ -64,3 +64,29 @@ def test_quiet_shows_nothing():
         for event in EVENTS:
             watcher(event)
     assert text.getvalue() == ""
+
+
+def staged(*, terminal: bool = False, quiet: bool = False) -> str:
+    text = io.StringIO()
+    console = Console(file=text, force_terminal=terminal, width=100, markup=False, highlight=False, quiet=quiet)
+    with Stages(console) as stages:
+        for done in (1, 2):
+            stages("reading", done, None)
+        for done in (1, 2, 3):
+            stages("rehearsal, round 1 of at most 6", done, 3)
+            stages.say(f"step {done}")
+    return text.getvalue()
+
+
+def test_long_work_is_a_moving_line_in_a_terminal():
+    said = staged(terminal=True)
+    assert "rehearsal, round 1 of at most 6" in said
+    assert "3/3" in said
+    assert said.count("step ") == 3
+
+
+def test_long_work_is_told_of_elsewhere_after_a_long_silence(monkeypatch: pytest.MonkeyPatch):
+    assert staged().splitlines() == ["step 1", "step 2", "step 3"]
+    monkeypatch.setattr(progress, "SILENT_SECONDS", -1.0)
+    assert staged().splitlines()[:3] == ["reading: 1", "reading: 2", "rehearsal, round 1 of at most 6: 1/3"]
+    assert staged(quiet=True) == staged(quiet=True, terminal=True) == ""

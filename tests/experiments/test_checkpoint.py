@@ -116,7 +116,7 @@ class TestInterrupted:
         if where == "renaming":
             monkeypatch.setattr(Path, "replace", broken)
         else:
-            monkeypatch.setattr("holdfast.files.save_file", broken)
+            monkeypatch.setattr("holdfast.files.tensors.save_file", broken)
 
     @pytest.mark.parametrize("where", ["renaming", "writing"])
     @pytest.mark.parametrize("error", [Killed(), KeyboardInterrupt(), OSError("no space left on device")], ids=repr)

@@ -160,7 +160,7 @@ def test_a_worker_that_dies_again_and_again_is_a_failed_run(tmp_path, monkeypatc
             for child in _children(os.getpid()):
                 os.kill(int(child), signal.SIGKILL)
 
-    with pytest.raises(FailedRunsError, match=r"worker process died 1 times, .* exit status -9\. Give it more memory"):
+    with pytest.raises(FailedRunsError, match=r"process died 1 time, .* status -9, killed by SIGKILL.*memory"):
         run_all(CONFIGS[:2], output=tmp_path, jobs=2, watch=kill_the_workers)
     run_all(CONFIGS[:2], output=tmp_path)
 

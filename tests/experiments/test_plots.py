@@ -64,7 +64,7 @@ def test_a_place_that_cannot_be_written(draw, tmp_path: Path):
 @pytest.mark.parametrize("draw", DRAWINGS)
 def test_no_matplotlib(draw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
-    with pytest.raises(OptionError, match=r'not installed. Install it with: pip install "holdfast\[plots\]"'):
+    with pytest.raises(OptionError, match=r'not installed. Install it with: pip install "torch-holdfast\[plots\]"'):
         draw(group_results([result()]), tmp_path / "picture.png")
 
 

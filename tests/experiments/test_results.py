@@ -1,4 +1,5 @@
 import json
+import os
 from dataclasses import asdict, replace
 
 import pytest
@@ -20,6 +21,14 @@ RESULT = RunResult(
     versions={"torch": "2"},
     keeper="",
 )
+
+
+def changed(fields: dict) -> str:
+    return json.dumps({**asdict(RESULT), **fields})
+
+
+def nested(depth: int) -> dict:
+    return {"a": nested(depth - 1)} if depth else {}
 
 
 def test_what_follows_from_the_accuracies():
@@ -70,12 +79,58 @@ def test_a_field_of_a_later_version_is_passed_over(tmp_path):
     [
         (json.dumps(asdict(RESULT))[:200], "truncated or edited"),
         ("[]", "holds a JSON list; expected an object"),
-        ("{}", "missing 1[0-9] required"),
-        (json.dumps({**asdict(RESULT), "accuracy_matrix": None}), "is no complete result"),
-        (json.dumps({**asdict(RESULT), "average_accuracy": 0.5}), "is no complete result"),
-        (json.dumps({**asdict(RESULT), "accuracy_matrix": []}), "accuracy_matrix is not square"),
-        (json.dumps({**asdict(RESULT), "accuracy_matrix": MATRIX[:2]}), "accuracy_matrix is not square"),
-        (json.dumps({**asdict(RESULT), "average_accuracy": [0.5]}), "not as long as average_accuracy"),
+        ("{}", "is no complete result: it lacks stream, scenario, method, seed, accuracy_matrix, .*seconds"),
+        (changed({"accuracy_matrix": None}), "is no complete result"),
+        (changed({"average_accuracy": 0.5}), "is no complete result"),
+        (
+            changed({"accuracy_matrix": []}),
+            "accuracy_matrix has 0 entries, expected 3, as many as",
+        ),
+        (changed({"accuracy_matrix": MATRIX[:2]}), "accuracy_matrix has 2 entries, expected 3"),
+        (changed({"accuracy_matrix": [[0.5], *MATRIX[1:]]}), "is not square: row 0 has 1 entries"),
+        (
+            changed({"average_accuracy": [0.5]}),
+            "accuracy_matrix has 3 entries, expected 1, as many as",
+        ),
+        (changed({"average_accuracy": []}), "average_accuracy is empty, expected an entry for"),
+        (changed({"baseline_accuracy": [0.1]}), "baseline_accuracy has 1 entries, expected 3"),
+        (changed({"validation_accuracy": []}), "validation_accuracy has 0 entries, expected 3"),
+        (
+            changed({"accuracy_matrix": [[0.9, "x", 0.1], *MATRIX[1:]]}),
+            r"accuracy_matrix\[0\]\[1\] is 'x', expected a number from 0 to 1",
+        ),
+        (
+            changed({"accuracy_matrix": [[[0.9]], [[]], [{}]]}),
+            r"\[0\]\[0\] is \[0.9\], expected a",
+        ),
+        (changed({"average_accuracy": [0.5, float("nan"), 0.5]}), r"average_accuracy\[1\] is nan"),
+        (
+            changed({"average_accuracy": [0.5, 1.5, 0.5]}),
+            r"average_accuracy\[1\] is 1.5, expected",
+        ),
+        (changed({"forgetting": "0.1"}), "forgetting is '0.1', expected a number from -1 to 1"),
+        (changed({"learning_accuracy": True}), "learning_accuracy is True, expected a number"),
+        (changed({"seconds": -1}), "seconds is -1, expected a number from 0 to"),
+        (changed({"seconds": float("inf")}), "seconds is inf, expected a number from 0 to"),
+        (changed({"seed": 1.5}), "seed is 1.5, expected a whole number from 0 to"),
+        (changed({"seed": 10**30}), "seed is 10+, expected a whole number from 0 to"),
+        (changed({"stream": 3}), "stream is 3, expected a text"),
+        (changed({"method": ["none"]}), r"method is \['none'\], expected a text"),
+        (changed({"method": "\ud800"}), r"method is '\\ud800', expected text of Unicode"),
+        (changed({"config": [1]}), r"config is \[1\], expected an object"),
+        (changed({"config": {"lr": float("nan")}}), r"config\['lr'\] is nan, expected a number"),
+        (changed({"config": {"a": [{"b": 10**30}]}}), r"config\['a'\] is 10+, expected a whole"),
+        (changed({"config": {"\ud800": 1}}), r"a name in config is '\\ud800', expected text of"),
+        (changed({"config": {"strength": "15"}}), "config: strength is '15', expected a number"),
+        (changed({"config": nested(50)}), r"config\['a'\] is nested more than 20 times"),
+        (changed({"versions": {"torch": 2}}), r"versions\['torch'\] is 2, expected a text"),
+        (changed({"keeper": None}), "keeper is None, expected a text"),
+        (changed({"held_bytes": -1}), "held_bytes is -1, expected a whole number from 0"),
+        (
+            changed({"generation": {"judge_accuracy": 2}}),
+            "generation: it lacks frechet_distance, ",
+        ),
+        (changed({"forgetting": 3, "seed": "", "keeper": 4, "stream": 5}), "; .*; and 1 more"),
     ],
 )
 def test_a_damaged_result(tmp_path, text, message):
@@ -84,6 +139,7 @@ def test_a_damaged_result(tmp_path, text, message):
     with pytest.raises(FileFormatError, match=message) as caught:
         RunResult.load(path)
     assert str(path) in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
     assert "Delete it and run the same command again" in str(caught.value)
 
 
@@ -92,7 +148,28 @@ def test_a_missing_result(tmp_path):
         RunResult.load(tmp_path / "result.json")
 
 
+def test_a_folder_of_its_name(tmp_path):
+    (tmp_path / "result.json").mkdir()
+    with pytest.raises(FileFormatError, match=r"result\.json is no complete result \(.*[Dd]irectory|folder") as caught:
+        find_results([tmp_path])
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_whole_numbers_where_fractions_may_be(tmp_path):
+    content = {**asdict(RESULT), "accuracy_matrix": [[1, 0, 0], [1, 1, 0], [1, 1, 1]], "seconds": 2}
+    (tmp_path / "result.json").write_text(json.dumps(content))
+    found = RunResult.load(tmp_path / "result.json")
+    assert {type(value) for row in found.accuracy_matrix for value in row} == {float}
+    assert type(found.seconds) is float
+    assert type(found.seed) is int
+
+
 class TestFind:
+    def test_what_is_neither_a_file_nor_a_folder(self, tmp_path):
+        os.mkfifo(tmp_path / "runs")
+        with pytest.raises(FileFormatError, match="runs is no folder and no file; expected a folder that holds runs"):
+            find_results([tmp_path / "runs"])
+
     def test_every_finished_run_below_in_order(self, tmp_path):
         for number, (method, seed) in enumerate([("none", 3), ("none", 1), ("ewc-si", 2)]):
             folder = tmp_path / "a" / f"run{number}"

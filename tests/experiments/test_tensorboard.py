@@ -95,7 +95,7 @@ def test_nothing_is_written_of_a_run_that_does_not_start(tmp_path: Path):
 def test_no_tensorboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
     monkeypatch.setitem(sys.modules, "tensorboard", None)
-    with pytest.raises(OptionError, match=r'not installed. Install it with: pip install "holdfast\[tensorboard\]"'):
+    with pytest.raises(OptionError, match=r'Install it with: pip install "torch-holdfast\[tensorboard\]"'):
         TensorBoard(tmp_path)
 
 

@@ -1,10 +1,19 @@
 from collections import UserDict, namedtuple
 
+import numpy as np
 import pytest
 import torch
 
 from holdfast.errors import BatchError
-from holdfast.heads.batches import batch_size, batch_to, model_inputs, slice_batch, targets_of
+from holdfast.heads.batches import (
+    batch_size,
+    batch_to,
+    has_opaque_entries,
+    model_inputs,
+    readings,
+    slice_batch,
+    targets_of,
+)
 
 X, Y, Z = torch.arange(12.0).reshape(4, 3), torch.arange(4), torch.arange(4.0)
 Points = namedtuple("Points", ["x", "z"])
@@ -107,3 +116,21 @@ def test_batch_to_moves_every_tensor():
     assert inputs["x"].is_meta
     assert inputs["z"][0].is_meta
     assert targets.is_meta
+
+
+def test_readings_cut_what_has_an_entry_an_example():
+    words, array = ["a", "b", "c", "d"], np.arange(4)
+    batch = {"x": X, "more": [Points(Y, array), (1, 2)], "words": words, "note": "text", "none": None}
+    cut, whole = readings(batch, 1, 3)
+    for found in (cut, whole):
+        assert torch.equal(found["x"], X[1:3])
+        assert torch.equal(found["more"][0].x, Y[1:3])
+        assert found["more"][0].z.tolist() == [1, 2]
+        assert (found["more"][1], found["note"], found["none"]) == ((1, 2), "text", None)
+    assert (cut["words"], whole["words"]) == (["b", "c"], words)
+    assert len(list(readings((X, Y), 0, 1))) == 1  # there is no doubt about tensors
+
+
+def test_opaque_is_what_cannot_be_cut():
+    assert not has_opaque_entries(({"x": X, "words": ["a", None, 1.0, True, b"b"]}, np.arange(4)))
+    assert has_opaque_entries((X, {"inner": [object()]}))

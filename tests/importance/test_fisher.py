@@ -138,7 +138,7 @@ def test_per_token_every_position_is_squared_on_its_own():
         for total, value in zip(expected.values(), torch.autograd.grad(loss, list(model.parameters()))):
             total += value.square() / len(ids)
     close(found, expected)
-    assert found.info.details == {"per": "token"}
+    assert found.info.details["per"] == "token"
     with pytest.warns(UserWarning, match='per="token" has no effect with kind="batched"'):
         fisher(model, [(ids, labels)], kind="batched", per="token")
 

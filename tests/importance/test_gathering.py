@@ -97,4 +97,63 @@ def test_a_loss_of_the_users_own_sees_the_batches_of_the_data():
 
     examples = [(torch.randn(2, 3), torch.randint(4, (2,))) for _ in range(6)]
     hf.fisher(Sizes(), examples, kind="empirical", loss=loss)
-    assert set(seen) == {2}
+    assert set(seen) == {1, 2}  # two, and one alone where the loss is checked
+
+
+class Probe(nn.Module):
+    """A small head on a frozen backbone that fills much memory, and notes how many examples it is called with."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Conv2d(1, channels, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.backbone.requires_grad_(False)
+        self.head, self.seen = nn.Linear(channels, 2), []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(len(x))
+        return self.head(self.backbone(x))
+
+
+def images(side: int, count: int) -> list[tuple[Tensor, Tensor]]:
+    return [(torch.randn(2, 1, side, side), torch.randint(2, (2,))) for _ in range(count)]
+
+
+@pytest.mark.parametrize("measure", [hf.fisher, hf.mas, hf.taylor])
+@pytest.mark.parametrize(("channels", "most"), [(4, 2**23 // (3 * 4 * 4 * 62**2)), (256, 3)])
+def test_what_passes_through_frozen_layers_counts(measure: Any, channels: int, most: int):
+    model = Probe(channels)
+    measure(model, images(64, 20))
+    assert max(model.seen) <= max(3, most)
+    assert channels > 4 or max(model.seen) > 3
+
+
+def test_no_more_go_together_than_chunk_bytes_allow():
+    examples = [(torch.randn(2, 3), torch.randint(4, (2,))) for _ in range(40)]
+    model = Sizes()
+    hf.fisher(model, examples, kind="empirical", chunk_bytes=500)
+    assert 2 < max(model.seen) <= 500 // (4 * (3 + 4))
+
+
+def test_memory_is_taken_as_batches_come():
+    kept = [batch(start, 2) for start in range(0, 20, 2)]
+    joined = next(iter(gathered(iter(kept), lambda: 10_000)))
+    assert joined.call.size == 20
+    assert joined.content[0].untyped_storage().nbytes() <= 4 * joined.content[0].nbytes
+
+
+@pytest.mark.parametrize(("width", "together"), [(2, 16), (4, 8), (32, 2)])
+def test_larger_examples_than_those_measured_have_less_room(width: int, together: int):
+    rooms = iter([0, *[24] * 40])
+    found = [
+        joined.call.size
+        for joined in gathered(
+            iter([batch(0, 2), *(batch(start, 2, width=width) for start in range(0, 16, 2))]), lambda: next(rooms)
+        )
+    ]
+    assert found[0] == 2
+    assert found[1] == together
+
+
+def test_targets_count_as_well():
+    wide = [Batch((x, torch.zeros(2, 2**20)), Call((x,), {}, 2)) for x in torch.zeros(4, 2, 1)]
+    assert [joined.call.size for joined in gathered(iter(wide), lambda: 1000)] == [2, 2, 2, 2]

@@ -15,9 +15,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from tests.integrations.tiny import MODELS, examples_for, gpt2, importance_of, same, stacked, weights_of
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
-from holdfast import EWC, WVA
+from holdfast import EWC, WVA, uniform
+from holdfast.errors import ParameterMismatchError
 from holdfast.integrations.lightning import HoldfastCallback
 
 pytestmark = [
@@ -162,3 +163,59 @@ def test_bfloat16_weights_keep_what_rounding_takes(tmp_path):
     keeper = held("ewc", model)
     fit(model, tmp_path, keeper=keeper, precision="bf16-true")
     assert any(residual.any() for residual in keeper.state()[0].values() if residual.dtype == torch.int16)
+
+
+class Players(LightningModule):
+    """Several networks, each with an optimizer of its own, trained by hand."""
+
+    def __init__(self, *sizes):
+        super().__init__()
+        torch.manual_seed(5)
+        self.automatic_optimization = False
+        self.players = nn.ModuleList(nn.Linear(2, size) for size in sizes)
+
+    def training_step(self, batch, batch_idx):
+        for player, optimizer in zip(self.players, self.optimizers(), strict=True):
+            optimizer.zero_grad()
+            self.manual_backward(player(batch[0]).square().mean())
+            optimizer.step()
+
+    def configure_optimizers(self):
+        return [torch.optim.Adam(player.parameters(), lr=0.1) for player in self.players]
+
+
+def moves(module, folder, keeper):
+    before = [player.weight.detach().clone() for player in module.players]
+    data = DataLoader(TensorDataset(torch.ones(8, 2)), 2)
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        default_root_dir=folder,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[HoldfastCallback(keeper)],
+    )
+    trainer.fit(module, data)
+    return [bool((player.weight - w).abs().max() > 1e-6) for player, w in zip(module.players, before, strict=True)]
+
+
+@pytest.mark.parametrize("mechanism", [partial(EWC, every=1), partial(EWC, every=2), WVA])
+@pytest.mark.parametrize("sizes", [(3, 1), (2, 4, 1)])
+def test_a_keeper_on_one_of_several_players(mechanism, sizes, tmp_path):
+    module = Players(*sizes)
+    keeper = mechanism(module.players[0], strength=math.inf).retain(uniform(module.players[0]))
+    assert moves(module, tmp_path, keeper) == [False] + [True] * (len(sizes) - 1)
+    assert keeper.report().num_steps == 4
+    assert not keeper._hooks
+    module = Players(*sizes)
+    keeper = mechanism(module, strength=math.inf).retain(uniform(module))
+    assert moves(module, tmp_path, keeper) == [False] * len(sizes)
+
+
+def test_a_keeper_on_what_no_optimizer_trains(tmp_path):
+    module = Players(3, 1)
+    other = nn.Linear(2, 2)
+    with pytest.raises(ParameterMismatchError, match="this Adam trains none of the 2 trainable parameters of Linear"):
+        moves(module, tmp_path, EWC(other).retain(uniform(other)))

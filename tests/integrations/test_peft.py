@@ -15,6 +15,7 @@ pytest.importorskip("peft")
 from peft import LoraConfig, get_peft_model
 from tests.integrations.test_transformers import trainer_of
 from tests.integrations.tiny import examples_for, gpt2, importance_of, llama, same, stacked, weights_of
+from tests.strange_optimizers import Lookahead, RelativeSteps, clearing
 
 import holdfast as hf
 from holdfast.errors import OptionError, ParameterMismatchError, StateError, UnsupportedLayerError
@@ -225,3 +226,111 @@ def test_both_factors_are_needed():
     keeper.detach().attach(optimizer).detach()
     assert not optimizer._optimizer_step_pre_hooks
     assert not optimizer._optimizer_step_post_hooks
+
+
+def packed(model, kind):
+    """Base weights in whole numbers of another shape, as bitsandbytes has them; on one side 4 bits in a column."""
+    for name, module in model.named_modules():
+        if hasattr(module, "get_delta_weight"):
+            weight = module.get_base_layer().weight
+            shape = (weight.numel() // 2, 1) if kind == "4 bits" else weight.shape
+            codes = torch.zeros(shape, dtype=torch.uint8 if kind == "4 bits" else torch.int8)
+            module.get_base_layer().weight = nn.Parameter(codes, requires_grad=False)
+    return model
+
+
+@pytest.mark.parametrize("bits", ["4 bits", "8 bits"])
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_quantised_base_is_held_by_the_importance_of_its_weights(kind, bits):
+    whole, importance = adapted(kind)
+    expected = LoraEWC(whole, importance)
+    model = packed(adapted(kind)[0], bits)
+    keeper = LoraEWC(model, importance, strength=1e3)
+    assert keeper.predicted_rise() == expected.predicted_rise() > 0
+    rise = keeper.predicted_rise()
+    keeper.attach(optimizer := torch.optim.SGD(trainable(model), lr=0.01))
+    for parameter in trainable(model):
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    assert keeper.predicted_rise() < 0.5 * rise
+    values = {**importance, (name := next(iter(products(whole)))): torch.ones(2, 2)}
+    with pytest.raises(ParameterMismatchError, match=rf"'{name}' is \(2, 2\), its weight \(\d\d, \d\d\)"):
+        LoraEWC(model, hf.Importance(values, importance.info))
+
+
+OUTSIDE = {
+    "head": ("llama", {"modules_to_save": ["lm_head"]}, "lm_head.modules_to_save.default.weight"),
+    "norm": ("gpt2", {"modules_to_save": ["ln_f"]}, "ln_f.modules_to_save.default.bias"),
+    "biases": ("gpt2", {"bias": "all"}, "c_attn.base_layer.bias"),
+    "own biases": ("gpt2", {"bias": "lora_only"}, "c_attn.base_layer.bias"),
+    "tokens": ("llama", {"trainable_token_indices": [1]}, "embed_tokens.token_adapter.trainable_tokens_delta.default"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*tied:UserWarning", "ignore:.*tie_word_embeddings:UserWarning")
+@pytest.mark.parametrize("what", OUTSIDE)
+def test_what_is_trained_outside_of_the_adapters_is_refused(what):
+    """Unless it is new, frozen, or left out of the importance."""
+    kind, options, name = OUTSIDE[what]
+    model, importance = adapted(kind, **options)
+    with pytest.raises(
+        ParameterMismatchError, match=rf"LoraEWC: \d+ of the parameters that are trained .*{name}'"
+    ) as caught:
+        LoraEWC(model, importance)
+    named = str(caught.value).partition("adapters: ")[2].partition(". Leave")[0].replace("'", "").split(", ")
+    adapters = set(products(model))
+    kept = {n: value for n, value in importance.items() if n in adapters}
+    LoraEWC(model, hf.Importance(kept, importance.info))
+    for parameter_name, parameter in model.named_parameters():
+        if parameter_name in named:
+            parameter.requires_grad_(False)
+    LoraEWC(model, importance)
+
+
+def test_a_new_head_is_free():
+    model, importance = adapted("llama")
+    model.new_head = nn.Linear(4, 2)
+    LoraEWC(model, importance)
+
+
+@pytest.mark.filterwarnings("ignore:.*tied:UserWarning", "ignore:.*tie_word_embeddings:UserWarning")
+def test_an_adapter_on_a_tied_weight_is_refused():
+    base = llama()
+    importance = importance_of(base)
+    model = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj", "lm_head"]))
+    with pytest.raises(
+        UnsupportedLayerError, match=r"'base_model.model.lm_head': the weight is tied .* target_modules"
+    ):
+        LoraEWC(model, importance)
+    base = llama()
+    LoraEWC(get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"])), importance)
+
+
+@pytest.mark.parametrize("start", ["pissa", "olora"])
+def test_adapters_that_begin_as_a_part_of_the_base_weights_are_refused(start):
+    base = nn.Sequential(nn.Linear(5, 4))
+    importance = importance_of(base)
+    model = get_peft_model(base, LoraConfig(r=2, target_modules=["0"], init_lora_weights=start))
+    with pytest.raises(OptionError, match=rf"init_lora_weights='{start}' moves a part .* init_lora_weights=True"):
+        LoraEWC(model, importance)
+    base = nn.Sequential(nn.Linear(5, 4))
+    LoraEWC(get_peft_model(base, LoraConfig(r=2, target_modules=["0"], init_lora_weights=True)), importance)
+
+
+def test_optimizers_whose_steps_are_not_plain():
+    model, importance = adapted()
+    optimizer = RelativeSteps(trainable(model))
+    keeper = LoraEWC(model, importance, strength=1e6)
+    with pytest.raises(
+        OptionError, match=r"LoraEWC: the parameter groups of this RelativeSteps .*lr=None.*Give the opt"
+    ):
+        keeper.attach(optimizer)
+    with pytest.warns(UserWarning, match="LoraEWC: Lookahead keeps weights of its own"):
+        keeper.attach(Lookahead(torch.optim.SGD(trainable(model), lr=0.1))).detach()
+    keeper.attach(optimizer := clearing(torch.optim.SGD)(trainable(model), lr=0.01))
+    start = keeper.predicted_rise()
+    for parameter in trainable(model):
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    assert all(parameter.grad is None for parameter in trainable(model))
+    assert keeper.predicted_rise() < 0.01 * start

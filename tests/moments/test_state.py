@@ -110,3 +110,33 @@ def test_compiled_parts_run_uncompiled():
     assert not calls
     model(torch.ones(2, 3))
     assert calls
+
+
+def test_backward_hooks_of_modules_are_silent_and_come_back():
+    """As those with which Opacus reads what a forward hook of its own kept in training mode."""
+    model, seen = nn.Sequential(nn.Linear(3, 2), nn.ReLU()), []
+    model[0].register_full_backward_hook(lambda *_: seen.append(1))
+    model[1].register_full_backward_pre_hook(lambda *_: seen.append(2))
+    model[0].weight.register_post_accumulate_grad_hook(seen.append)
+    with measuring(model):
+        model(torch.ones(1, 3)).sum().backward()
+    assert not seen
+    assert model[0].weight.grad is None
+    model(torch.ones(1, 3, requires_grad=True)).sum().backward()
+    assert len(seen) == 3
+
+
+def test_attributes_and_gradients_come_back():
+    class Caching(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            self.last = super().forward(input)
+            self.last.sum().backward(retain_graph=True)
+            return self.last
+
+    model = Caching(3, 2)
+    grad = model.weight.grad = torch.ones(2, 3)
+    with measuring(model):
+        model(torch.ones(1, 3))
+    assert not hasattr(model, "last")
+    assert model.weight.grad is grad
+    assert (grad == 1).all()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from tests.moments.inner import INNER
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -268,6 +269,16 @@ def uneven_use() -> nn.Module:
     return Apply(lambda self, x: torch.stack([self.a(one[None])[0] for one in x]), a=nn.Linear(D, C))
 
 
+def frames() -> nn.Module:
+    """A convolution over the frames of each example, as of a video."""
+
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        h = F.softplus(self.conv(x.flatten(0, 1).unsqueeze(1)))
+        return self.head(h.unflatten(0, x.shape[:2]).mean(1).flatten(1))
+
+    return Apply(forward, conv=nn.Conv2d(1, 2, 3), head=nn.Linear(8, C))
+
+
 def flat() -> Tensor:
     return torch.randn(B, D)
 
@@ -331,6 +342,7 @@ ZOO: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], tuple[str, .
     "Conv3d": (lambda: convolutions("Conv3d"), volume, NOTHING, ""),
     "ConvTranspose1d": (lambda: convolutions("ConvTranspose1d"), sequence, NOTHING, ""),
     "ConvTranspose3d": (lambda: convolutions("ConvTranspose3d"), volume, NOTHING, ""),
+    "frames": (frames, image, NOTHING, ""),
     "shared convolution": (shared_convolution, image, NOTHING, ""),
     "tied": (tied, tokens, NOTHING, ""),
     "tied by function": (tied_by_function, tokens, NOTHING, ""),
@@ -340,8 +352,14 @@ ZOO: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], tuple[str, .
     "gpt, equal positions": (lambda: gpt(lambda n: torch.zeros(n, dtype=torch.long)), tokens, NOTHING, ""),
     "checkpoints": (lambda: checkpointed(False), sequence, NOTHING, ""),
     "reentrant checkpoints": (lambda: checkpointed(True), sequence, NOTHING, ""),
-    "one example at a time": (uneven_use, flat, ("a.weight", "a.bias"), "per_example_sums"),
+    "one example at a time": (uneven_use, flat, NOTHING, ""),
     "lstm": (lstm, sequence, LSTM, "oracle_sums"),
+}
+
+
+ZOO |= {
+    name: (model, {"flat": flat, "sequence": sequence}[inputs], missed, route)
+    for name, (model, inputs, missed, route) in INNER.items()
 }
 
 

@@ -272,8 +272,8 @@ def test_damaged_folders(tmp_path, file, how):
         ({"progress": []}, "'held', 'options' or 'progress' is missing or damaged"),
         (
             {"held": {"constant": "no", "num_tasks": True, "nats_per_unit": -1}},
-            r"'held' is damaged: constant is 'no', expected a finite number >= 0; start is 'missing', expected .*"
-            "num_tasks is True, expected a whole number >= 0; .* nats_per_unit is -1, expected a finite number >= 0, or null",
+            r"'held' is damaged: num_tasks is True, expected a whole number >= 0; .*"
+            "constant is 'no', expected a finite number; start is 'missing', .* nats_per_unit is -1, expected a finite",
         ),
         ({"options": {"strenght": 1.0}}, "unknown options of EWC: strenght"),
     ],

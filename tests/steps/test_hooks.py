@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tests.strange_optimizers import Lomo, OldLookahead, Private, Sam, SamAlone
 from torch import nn
 from torch.optim import LBFGS, SGD, Adam
 
@@ -174,3 +175,46 @@ def test_wrappers_are_seen_through():
 def test_what_is_no_optimizer_is_named():
     with pytest.raises(StateError, match=r"attach: expected a torch.optim.Optimizer, found Linear. Pass the optimizer"):
         bare_optimizer(nn.Linear(1, 1))
+
+
+def test_the_optimizer_within_sam_is_the_one_that_steps():
+    weight = nn.Parameter(torch.ones(2))
+    optimizer = Sam([weight], SGD, lr=0.1)
+    assert bare_optimizer(optimizer) is optimizer.inner
+    assert bare_optimizer(Wrapper(optimizer)) is optimizer.inner
+    alone = SamAlone([weight], lr=0.1)
+    assert bare_optimizer(alone) is alone
+
+
+def test_steps_that_call_no_hooks_are_refused():
+    _, optimizer = weight_and_sgd()
+    for outer, name in ((Private(optimizer), "original_optimizer"), (OldLookahead(optimizer), "base")):
+        kind = type(outer).__name__
+        with pytest.raises(
+            StateError, match=rf"no hooks around the steps of this {kind}, .* within: optimizer.{name}\."
+        ):
+            bare_optimizer(outer)
+    outer = OldLookahead(optimizer)
+    outer.base = None
+    with pytest.raises(
+        StateError, match=r"Call super\(\).__init__\(params, defaults\) in its constructor, or attach the"
+    ):
+        bare_optimizer(outer)
+
+
+def test_a_step_within_the_backward_pass_is_refused():
+    with pytest.raises(StateError, match=r"Lomo moves the weights within the backward pass .* such as torch.optim.SGD"):
+        bare_optimizer(Lomo([nn.Parameter(torch.ones(2))], lr=0.1))
+
+
+def test_an_argument_that_is_no_closure_is_left_alone():
+    class Scaled(SGD):
+        def step(self, scale):
+            self.scale = scale
+
+    weight, optimizer = weight_and_sgd(Scaled)
+    recorder = Recorder(optimizer, weight)
+    optimizer.step(2.0)
+    optimizer.step(scale=2.0)
+    assert optimizer.scale == 2.0
+    assert recorder.names == ["before", "gradients", "after"] * 2

@@ -10,7 +10,7 @@ from importlib import import_module
 from holdfast.cli.language_options import ElephantsOptions, EvaluateOptions, FinetuneOptions, ImportanceOptions
 from holdfast.cli.options import AdviseOptions, DemoOptions, ReportOptions, ReproduceOptions, RunOptions, SweepOptions
 from holdfast.cli.parsing import parse, show_help
-from holdfast.errors import HoldfastError, UnknownNameError
+from holdfast.errors import HoldfastError, OptionError, UnknownNameError
 from holdfast.version import __version__
 
 INTERRUPTED = 130
@@ -60,7 +60,18 @@ def _command(argv: Sequence[str]) -> int:
     options = parse(COMMANDS[name], rest, command=name)
     if options is None:
         return 0
+    _check_alone(name)
     # each command imports what it needs, so that --help and a mistyped option answer at once
     module = import_module(f"holdfast.cli.{name}")
     getattr(module, f"{name}_command")(options)
     return 0
+
+
+def _check_alone(name: str) -> None:
+    """Raise where several processes were started, which would do the same work and write to the same place."""
+    size = os.environ.get("WORLD_SIZE", "")
+    if size.isdigit() and int(size) > 1:
+        raise OptionError(
+            f"{name}: WORLD_SIZE is {size}, so {size} processes were started, and each would write the same files. The "
+            f"command line runs as one process: start it without torchrun, as holdfast {name} ..."
+        )

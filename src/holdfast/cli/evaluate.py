@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from holdfast.cli.console import console_for, say
+from holdfast.cli.console import console_for, say, warnings_told
 from holdfast.cli.language_options import EvaluateOptions, check_closed, columns_of
+from holdfast.cli.progress import Stages
 from holdfast.experiments.language.batches import batches, examples
-from holdfast.experiments.language.keeping import Source, task_for
+from holdfast.experiments.language.choosing import choose_task, known_labels, plan
 from holdfast.experiments.language.models import load_model
 from holdfast.experiments.language.skills import evaluate
+from holdfast.experiments.language.sources import Source
+from holdfast.experiments.language.ticks import counted
 from holdfast.experiments.run import usable_device
 
 
@@ -16,14 +19,23 @@ def evaluate_command(options: EvaluateOptions) -> None:
     check_closed(options)
     device = usable_device(options.device)
     source = Source(options.data, columns_of(options), options.split)
-    model = load_model(options.model, device=device)
-    task = options.task or task_for(model, source)
-    model = model if task == model.task else load_model(options.model, task=task, device=device)
-    found = examples(model, source.rows(), length=options.length, labelled=True)
-    skill = evaluate(model, batches(model, found, options.batch_size))
-    unit = "block" if model.task == "causal-lm" else "example"
+    console = console_for()
+    model = load_model(options.model, head=options.head, device=device)
+    task, why = choose_task(model, source, asked=options.task, learns=False, labelled=True)
+    if task != model.task:
+        model = load_model(options.model, task=task, head=options.head, device=device)
+    with warnings_told(console), Stages(console) as stages:
+        rows = known_labels(model, source.rows(), where=source.path)
+        found = examples(model, rows, length=options.length, labelled=True)
+        found = list(counted(found, stages, f"reading {source.path}"))
+        unit = "block" if model.task == "causal-lm" else "example"
+        told = f"{len(found):,} {'blocks of tokens' if unit == 'block' else 'rows'}"
+        for line in plan(model, source, why=why, length=options.length, labelled=True, examples_read=told):
+            say(console, line)
+        ticked = batches(model, found, options.batch_size)
+        skill = evaluate(model, counted(ticked, stages, "evaluating", total=len(found), by=options.batch_size))
     say(
-        console_for(),
+        console,
         f"{options.model}: {skill.measure} {skill.text} on {skill.num_examples} {unit}s, "
         f"{skill.loss:.4f} nats a{'n' * (unit == 'example')} {unit}",
     )

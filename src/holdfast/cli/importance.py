@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from itertools import islice
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 
 from holdfast.cli.console import console_for, say, warnings_told
 from holdfast.cli.language_options import ImportanceOptions, check_closed, columns_of
+from holdfast.cli.progress import Stages
 from holdfast.errors import OptionError
-from holdfast.experiments.language.batches import examples
+from holdfast.experiments.language.batches import Example, drawn, examples
+from holdfast.experiments.language.choosing import choose_task, known_labels, plan
 from holdfast.experiments.language.importance_folder import importance_names, write_importance
-from holdfast.experiments.language.keeping import Source, task_for
 from holdfast.experiments.language.measuring import MEASURING, Progress, measure
 from holdfast.experiments.language.models import load_model
 from holdfast.experiments.language.rehearsal import NUM_EXAMPLES, rehearse
+from holdfast.experiments.language.sources import Source
 from holdfast.experiments.run import usable_device
 from holdfast.files import check_output
 from holdfast.records import Importance
@@ -37,13 +39,18 @@ def importance_command(options: ImportanceOptions) -> None:
     check_output(path, reading=[options.model, options.data], names=importance_names(options.kind))
     device, dtype = usable_device(options.device), getattr(torch, options.dtype)
     source = Source(options.data, columns_of(options), options.split)
-    ready = load_model(options.model, device=device, dtype=dtype)
-    task = options.task or task_for(ready, source)
-    model = ready if task == ready.task else load_model(options.model, task=task, device=device, dtype=dtype)
-    checkpoint = path / MEASURING
+    model = load_model(options.model, head=options.head, device=device, dtype=dtype)
     labelled = options.kind == "empirical"
+    task, why = choose_task(model, source, asked=options.task, learns=False, labelled=labelled)
+    if task != model.task:
+        model = load_model(options.model, task=task, head=options.head, device=device, dtype=dtype)
+    for line in plan(model, source, why=why, length=options.length, labelled=labelled, examples_read=_read(options)):
+        say(console, line)
+    checkpoint = path / MEASURING
     identity = {
         "model": model.revision,
+        "task": model.task,
+        "head": model.head,
         "data": options.data,
         "split": options.split,
         "columns": [*options.text, options.label],
@@ -51,14 +58,19 @@ def importance_command(options: ImportanceOptions) -> None:
     }
     if checkpoint.exists():
         say(console, f"goes on from {checkpoint}")
+    with warnings_told(console), Stages(console) as stages:
 
-    def tell(progress: Progress) -> None:
-        say(console, f"{progress.text}, {progress.seconds:.0f} s")
+        def tell(progress: Progress) -> None:
+            stages.say(f"{progress.text}, {progress.seconds:.0f} s")
+            stages("measuring", progress.num_examples, options.examples)
 
-    with warnings_told(console):
+        def read() -> Iterable[Example]:
+            rows = known_labels(model, source.rows(), where=source.path) if labelled else source.rows()
+            return examples(model, rows, length=options.length, labelled=labelled)
+
         found, progress = measure(
             model,
-            lambda: examples(model, source.rows(), length=options.length, labelled=labelled),
+            read,
             kind=options.kind,
             num_examples=options.examples,
             tolerance=options.tolerance,
@@ -69,15 +81,26 @@ def importance_command(options: ImportanceOptions) -> None:
             identity=identity,
             watch=tell,
         )
-    if options.rehearse and isinstance(found, Importance):
-        shown = examples(model, source.rows(), length=options.length, labelled=False)
-        some = list(islice(shown, NUM_EXAMPLES[model.task]))
-        rehearsed = rehearse(model, found, some, budget=options.rehearse_budget, seed=options.seed)
-        say(console, f"rehearsal: rise predicted {rehearsed.predicted:.3g}, measured {rehearsed.measured:.3g} nats")
-        found = rehearsed.applied_to(found)
-    write_importance(path, found, model, data=Path(options.data).name, progress=progress)
+        if options.rehearse and isinstance(found, Importance):
+            shown = examples(model, source.rows(), length=options.length, labelled=False)
+            some = list(drawn(shown, NUM_EXAMPLES[model.task], seed=options.seed))
+            rehearsed = rehearse(
+                model, found, some, budget=options.rehearse_budget, seed=options.seed, on_progress=stages
+            )
+            stages.say(f"rehearsal: rise predicted {rehearsed.predicted:.3g}, measured {rehearsed.measured:.3g} nats")
+            found = rehearsed.applied_to(found)
+    write_importance(path, found, model, data=Path(options.data).name, progress=progress, length=options.length)
     checkpoint.unlink(missing_ok=True)
     told = console_for()
     say(told, f"{progress.text}, {progress.seconds:.0f} s")
     say(told, f"{found}, in {found.info.unit}")
     say(told, f"written to {path}")
+
+
+def _read(options: ImportanceOptions) -> str:
+    """Which examples are measured, in words."""
+    if options.examples is None and options.tolerance is None:
+        return "all, in their order"
+    count = f"{options.examples:,} at most" if options.examples else "as many as it takes"
+    until = f", until the relative error is below {options.tolerance:g}" if options.tolerance else ""
+    return f"{count}, drawn in random order from all of the data under seed {options.seed}{until}"

@@ -32,14 +32,20 @@ _Data = Annotated[
     Positional[str],
     arg(
         metavar="DATA",
-        help="text, .jsonl, .csv or .parquet file, a folder of such files, or a name of the datasets library",
+        help="file of text, JSON, CSV or Parquet, a folder of such files, or a name of the datasets library",
         help_behavior_hint="",
     ),
 ]
-_Task = option("task", Task, "left out: what the model was made for and the data look like")
+_Task = option("task", Task, "left out: what the model was made for; of an encoder what the data look like")
 _Text = option("text", tuple[str, ...], "column of the text, or the two columns of a pair (left out: the usual names)")
 _Label = option("label", str, "column of the label (left out: the usual names)")
-_Split = option("split", str, "of a name of the datasets library (default: train)")
+_Split = option("split", str, "of a folder or a name of the datasets library; all: every file (default: train)")
+_Head = option(
+    "head",
+    str,
+    "name of the classifier's head (left out: the one that learned last; of finetune the one that has the labels, or "
+    "a new one)",
+)
 _Length = option("length", int, "tokens of an example at most, and of a block of a causal model (default: 128)")
 _Dtype = option("dtype", Dtype, "of the weights (default: float32)")
 
@@ -54,6 +60,7 @@ class _OnData:
     text: _Text = ()
     label: _Label = None
     split: _Split = "train"
+    head: _Head = None
     length: _Length = 128
 
 
@@ -65,7 +72,7 @@ class ImportanceOptions(_OnData):
     kind: option("kind", Kind, "Fisher, labels sampled, exact or empirical; kfac; mas; signal (default: sampled)") = (
         "sampled"
     )
-    examples: option("examples", int, "measure on so many at most (left out: all)") = None
+    examples: option("examples", int, "measure on so many, drawn from all (left out: all)") = None
     tolerance: option("tolerance", float, "stop when the relative error is below this, such as 0.1") = None
     calibrate: Annotated[
         bool, arg(help="measure how many nats a unit of mas or signal is, as a budget needs it", help_behavior_hint="")
@@ -81,7 +88,7 @@ class ImportanceOptions(_OnData):
     )
     batch_size: option("batch_size", int, "examples at once; halved where memory is short (default: 8)") = 8
     dtype: _Dtype = "float32"
-    seed: option("seed", int, "of the labels drawn (default: 0)") = 0
+    seed: option("seed", int, "of the examples and labels drawn (default: 0)") = 0
     device: Device = "cpu"
     quiet: Quiet = False
 
@@ -105,8 +112,13 @@ class FinetuneOptions(_OnData):
         option("output", str, "folder of the fine-tuned model (default: runs/finetuned)"), arg(aliases=("-o",))
     ] = "runs/finetuned"
     old_data: option("old_data", str, "data for the old skill, in any of the forms of DATA") = None
+    old_text: option("old_text", tuple[str, ...], "column or columns of the text in the old data") = ()
+    old_label: option("old_label", str, "column of the label in the old data") = None
+    old_split: option("old_split", str, "split of the old data, where they are of the datasets library") = "train"
     test_data: option("test_data", str, "data for the new skill (left out: every tenth example of DATA)") = None
-    compare: Annotated[bool, arg(help="fine-tune plainly too, and show it beside", help_behavior_hint="")] = False
+    compare: Annotated[
+        bool, arg(help="fine-tune plainly too, show it beside, and keep it in OUTPUT/plain", help_behavior_hint="")
+    ] = False
     epochs: option("epochs", float, "over the data (default: 1)") = 1.0
     steps: option("steps", int, "so many steps in place of epochs") = None
     lr: option("lr", float, "learning rate; ten times as much for a new head (default: 5e-5)") = 5e-5

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -154,6 +154,33 @@ class SweepWatcher(_Lines):
             self._bar.update(self._lines[event["run"]], completed=completed, told=told)
         elif self._is_silent:
             self._say(f"{event['run']}: {told}")
+
+
+class Stages(_Lines):
+    """Shows one piece of long work after the other. A context manager; call it with (work, done, total or None)."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console)
+        self._line: TaskID | None = None
+        self._work: str | None = None
+
+    def __call__(self, work: str, done: int, total: int | None) -> None:
+        """Show how far it is: a moving line in a terminal, elsewhere a line when nothing was told for long."""
+        told = f"{done:,}" if total is None else f"{done:,}/{total:,}"
+        if self._bar is not None:
+            if work != self._work:
+                if self._line is not None:
+                    self._bar.remove_task(self._line)
+                self._line = self._bar.add_task(work, total=total, told="")
+            self._bar.update(cast(TaskID, self._line), completed=done, told=told)
+        elif self._is_silent:
+            self._say(f"{work}: {told}")
+        self._work = work
+
+    def say(self, *parts: str | tuple[str, str]) -> None:
+        """Print one line above."""
+        self._told = time.monotonic()
+        say(self._console, *parts)
 
 
 @contextmanager

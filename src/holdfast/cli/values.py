@@ -57,9 +57,9 @@ def _reader(annotation: Any) -> tuple[str, Callable[[str], Any]]:
         return _reader(get_args(annotation)[0])
     if get_origin(annotation) is Literal:
         return "{" + ",".join(get_args(annotation)) + "}", str
-    return {int: ("INT", _whole), float: ("FLOAT", _number), bool: ("{yes,no}", _yes_or_no)}.get(
-        annotation, ("TEXT", str)
-    )
+    return {int: ("INT", _whole), float: ("FLOAT", _number), bool: ("{yes,no}", _yes_or_no), str: ("TEXT", str)}[
+        annotation
+    ]
 
 
 def _whole(text: str) -> int:

@@ -16,7 +16,8 @@ from torch.optim import Optimizer
 from holdfast.errors import HoldfastError
 from holdfast.heads.batches import batch_size, model_inputs
 from holdfast.heads.likelihoods import Categorical
-from holdfast.methods import METHODS, Learner, Method, MethodOptions, Moment, Setting, build_learner
+from holdfast.heads.shift import decided
+from holdfast.methods import METHODS, Learner, Method, MethodOptions, Moment, Setting, build_learner, method_named
 from holdfast.replay import Buffer
 from holdfast.streams import Examples
 from holdfast.training import Losses, OptimizerName, build_optimizer
@@ -138,16 +139,21 @@ def advise(
             examples: the exact one of a language model takes a pass for every word and position.
         watch: called with each method's name before it is measured.
 
+    Raises:
+        UnknownNameError: there is no such method, optimizer or option; before anything is measured.
+
     Cost: two copies of the model; for each method `rounds` + 3 passes over the batches, and its importance twice.
     """
+    names = [name for name in METHODS if name not in ("joint", "cumulative")] if methods is None else methods
+    chosen = [method_named(name) for name in names]
     settings = {"strength": 1.0, "fisher": "exact" if workload.examples else "sampled", **(options or {})}
     plain = _Trained(METHODS["none"], workload, optimizer, settings)
     plain.steps()
     seconds, costs = [], []
-    for name in methods if methods is not None else [name for name in METHODS if name not in ("joint", "cumulative")]:
+    for method in chosen:
         if watch is not None:
-            watch(name)
-        cost, beside = _cost(METHODS[name], workload, plain, optimizer, settings, rounds, num_examples)
+            watch(method.name)
+        cost, beside = _cost(method, workload, plain, optimizer, settings, rounds, num_examples)
         costs.append(cost)
         seconds += beside
     trainable = [p for p in workload.model.parameters() if p.requires_grad]
@@ -179,6 +185,8 @@ class _Trained:
         )
         self.device = next(self.learner.model.parameters()).device
         self._optimizer_name: OptimizerName = optimizer
+        pairs = workload.examples is not None  # their loss is the learner's
+        self._likelihood = Categorical() if pairs else decided(Categorical(), self.learner.model, workload.batches[0])
         self.open(0)
         self._columns = _columns(workload, self.device)
 
@@ -216,7 +224,7 @@ class _Trained:
         if self.workload.examples is not None:
             return self.learner.loss(batch[0], batch[1], self._columns)
         args, kwargs = model_inputs(batch)
-        return Categorical().nll(self.learner.model(*args, **kwargs), batch).mean(), None
+        return self._likelihood.nll(self.learner.model(*args, **kwargs), batch).mean(), None
 
 
 def _cost(

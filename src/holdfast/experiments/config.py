@@ -7,14 +7,12 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from holdfast.errors import OptionError, UnknownNameError
 from holdfast.experiments.protocols import defaults_of
 from holdfast.heads.masks import Mask, Scenario
 from holdfast.methods import MethodOptions, method_named
-from holdfast.methods.options import GeneratorName
-from holdfast.replay import ReplaySource
 from holdfast.training import NetName, OptimizerName, Schedule
 
 
@@ -79,10 +77,7 @@ class RunConfig(MethodOptions):
             raise OptionError(
                 f"hidden is {self.hidden!r}; expected the units of each hidden layer, such as (300, 150)."
             )
-        for name in _CHOICES:
-            value = getattr(self, name)
-            if value not in _CHOICES[name] and not (value is None and name in _OPTIONAL):
-                raise UnknownNameError(name, str(value), _CHOICES[name])
+        super().__post_init__()
         if method_named(self.method).holds_weights and (self.strength is None) == (self.budget is None):
             raise OptionError(
                 f"method {self.method!r} needs a strength or a budget, one of them; found strength {self.strength!r} "
@@ -146,27 +141,6 @@ def configure(stream: str, method: str, **settings: Any) -> RunConfig:
     return RunConfig.from_dict({**defaults_of(stream, method), **given, "stream": stream, "method": method})
 
 
-_CHOICES = {
-    "net": get_args(NetName),
-    "optimizer": get_args(OptimizerName),
-    "schedule": get_args(Schedule),
-    "scenario": get_args(Scenario),
-    "mask": get_args(Mask),
-    "pull": ("implicit", "gradient", "penalty"),
-    "attenuation": ("hyperbolic", "exponential"),
-    "attenuate": ("increments", "gradients"),
-    "weighting": ("task", "examples"),
-    "fisher": ("exact", "sampled", "empirical", "batched"),
-    "mas_output": ("logits", "softmax"),
-    "signal_bias": ("output", "activation"),
-    "si_gradient": ("before", "after"),
-    "importance_data": ("validation", "train"),
-    "buffer": ("reservoir", "balanced"),
-    "imm": ("mean", "mode"),
-    "replay": get_args(ReplaySource),
-    "generator": get_args(GeneratorName),
-    "hold_generator": ("ewc", "wva"),
-}
 _RANGES = (
     ("seed", int, 0, 2**31 - 1),
     ("num_tasks", int, 1, 1000),

@@ -8,9 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from holdfast.experiments.escaping import one_line
 from holdfast.experiments.generation import GENERATION_METHODS
 from holdfast.experiments.results import RunResult
 from holdfast.methods import METHODS
+
+MOST_OF_LABEL = 300
+"""Letters of a configuration's label."""
 
 _IDENTITY = ("stream", "method", "seed", "scenario")
 
@@ -104,13 +108,13 @@ def setting_text(name: str, value: Any) -> str:
         shown = "-".join(map(str, value))
     else:
         shown = str(value)
-    return f"{name.replace('_', ' ')} {shown}"
+    return f"{one_line(name.replace('_', ' '))} {one_line(shown)}"
 
 
 def method_label(method: str) -> str:
     """The method's label, or the name itself of one that this version does not know."""
     known = METHODS.get(method) or GENERATION_METHODS.get(method)
-    return method if known is None else known.label
+    return one_line(method) if known is None else known.label
 
 
 def method_order(method: str) -> tuple[int, str]:
@@ -131,7 +135,7 @@ def _variants(configurations: Sequence[Sequence[RunResult]]) -> list[Group]:
                 stream=first.stream,
                 scenario=first.scenario,
                 method=first.method,
-                label=", ".join([method_label(first.method), *told]),
+                label=one_line(", ".join([method_label(first.method), *told]), most=MOST_OF_LABEL),
                 variant=variant,
                 num_variants=len(order),
                 settings=settings[i],

@@ -11,6 +11,7 @@ import numpy as np
 
 from holdfast.errors import OptionError
 from holdfast.experiments.canvas import FONT, GRID, INK, MUTED, axes_at, new_figure, write_picture
+from holdfast.experiments.escaping import one_line, picture_text
 from holdfast.experiments.groups import Group
 from holdfast.methods import METHODS
 from holdfast.metrics import confidence_interval
@@ -229,7 +230,9 @@ def name_ends(axes: Axes, ends: Sequence[tuple[Group, float, float, str]], *, ga
             zorder=1,
         )
         ink = stroke(group, palest=0.4)["color"]
-        axes.text(edge + 0.037 * span, place + shift, text, color=ink, fontsize=FONT, va="center", clip_on=False)
+        axes.text(
+            edge + 0.037 * span, place + shift, picture_text(text), color=ink, fontsize=FONT, va="center", clip_on=False
+        )
 
 
 def _draw_matrix(axes: Axes, group: Group, side: float) -> Any:
@@ -249,7 +252,7 @@ def _draw_matrix(axes: Axes, group: Group, side: float) -> Any:
     bare(axes, ())
     title = f"{group.label}  {100 * float(np.mean(matrix[-1])):.1f}"
     fitting = min(FONT, 72 * (side + 0.25) / (0.56 * len(title)))
-    axes.set_title(title, fontsize=fitting, color=INK, loc="left", pad=4)
+    axes.set_title(picture_text(title), fontsize=fitting, color=INK, loc="left", pad=4)
     return image
 
 
@@ -257,7 +260,9 @@ def head(figure: Figure, axes: Axes, title: str, remark: str, *, lift: float = 0
     """A bold title and a muted remark over the figure, flush with the left edge of the axes."""
     up = figure.get_figheight()
     box = axes.get_position()
-    figure.text(box.x0, box.y1 + (0.31 + lift) / up, title, fontsize=FONT + 2, color=INK, fontweight="bold")
+    figure.text(
+        box.x0, box.y1 + (0.31 + lift) / up, picture_text(title), fontsize=FONT + 2, color=INK, fontweight="bold"
+    )
     figure.text(box.x0, box.y1 + (0.12 + lift) / up, remark, fontsize=FONT, color=MUTED)
 
 
@@ -294,7 +299,7 @@ def task_ticks(count: int) -> list[int]:
 
 def title_of(group: Group) -> str:
     """What a picture of groups of one stream and scenario is called."""
-    return f"{group.stream}, {group.scenario}-incremental"
+    return f"{one_line(group.stream)}, {one_line(group.scenario)}-incremental"
 
 
 def seeds_told(groups: Sequence[Group], *, interval: bool = True) -> str:

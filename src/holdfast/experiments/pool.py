@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import os
 import queue
-import subprocess
-import sys
-import threading
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, Self
 
 import torch
 
-import holdfast
 from holdfast.errors import FailedRunsError, HoldfastError, NotFiniteError, OptionError
 from holdfast.experiments.config import RunConfig
 from holdfast.experiments.results import RunResult
 from holdfast.experiments.run import Watch, run
 from holdfast.experiments.stacked import named, train_stacked
+from holdfast.experiments.worker_process import Inbox, WorkerProcess
 from holdfast.streams.catalog import load_images
 
 MOST_DEATHS = 3
@@ -148,6 +144,11 @@ class Performer:
             return dict.fromkeys(job.names, str(error)), type(error).__name__
         return {}, ""
 
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values: what makes the same one in another process."""
+        data_dir = None if self.data_dir is None else os.fspath(self.data_dir)
+        return {"output": os.fspath(self.output), "device": self.device, "data_dir": data_dir}
+
     def done(self, job: Job, failures: Mapping[str, str], kind: str) -> Done:
         """How it ended, with what its folders hold."""
         finished = [config.name for config in job.configs if self._finished(config) and config.name not in failures]
@@ -206,9 +207,9 @@ class _Workers:
     def __init__(self, count: int, perform: Performer, watch: JobWatch | None) -> None:
         self._count, self._perform, self._watch = count, perform, watch
         self._queue: deque[Job] = deque()
-        self._workers: list[_Worker] = []
+        self._workers: list[WorkerProcess] = []
         self._deaths: Counter[Job] = Counter()
-        self._inbox: queue.SimpleQueue[tuple[_Worker, dict[str, Any] | None]] = queue.SimpleQueue()
+        self._inbox: Inbox = queue.SimpleQueue()
 
     def __enter__(self) -> Self:
         return self
@@ -232,8 +233,8 @@ class _Workers:
             job, done = worker.job, None
             if message is None:
                 self._workers.remove(worker)
-                status = worker.end()
-                done = None if job is None else self._died(job, status)
+                how = worker.death()
+                done = None if job is None else self._died(job, how)
             elif job is None:
                 continue
             elif message["event"] == "warning":
@@ -255,66 +256,16 @@ class _Workers:
         while self._queue:
             free = next((worker for worker in self._workers if worker.job is None), None)
             if free is None and len(self._workers) < self._count:
-                free = _Worker(self._perform, self._inbox)
+                free = WorkerProcess(self._perform.to_dict(), self._inbox)
                 self._workers.append(free)
             if free is None:
                 return
             free.take(self._queue.popleft())
 
-    def _died(self, job: Job, status: int) -> Done | None:
+    def _died(self, job: Job, how: str) -> Done | None:
         self._deaths[job] += 1
         if self._deaths[job] < MOST_DEATHS:
             self._queue.appendleft(job)
             return None
-        why = (
-            f"its worker process died {MOST_DEATHS} times, the last time with exit status {status}. Give it more "
-            "memory, or run it alone to see why."
-        )
+        why = f"its worker process died {MOST_DEATHS} time{'s' * (MOST_DEATHS > 1)}, the last time with {how}"
         return self._perform.done(job, dict.fromkeys(job.names, why), "")
-
-
-class _Worker:
-    """One process, `python -m holdfast.experiments.worker`, which reads jobs and writes events as lines of JSON."""
-
-    def __init__(self, perform: Performer, inbox: queue.SimpleQueue[tuple[_Worker, dict[str, Any] | None]]) -> None:
-        self.job: Job | None = None
-        package = str(Path(holdfast.__file__).parents[1])
-        inherited = [path for path in (os.environ.get("PYTHONPATH"),) if path]
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "holdfast.experiments.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([package, *inherited]), "OMP_NUM_THREADS": "1"},
-        )
-        data_dir = None if perform.data_dir is None else os.fspath(perform.data_dir)
-        self.send({"output": os.fspath(perform.output), "device": perform.device, "data_dir": data_dir})
-        self._reader = threading.Thread(target=self._read, args=(inbox,), daemon=True)
-        self._reader.start()
-
-    def take(self, job: Job) -> None:
-        self.job = job
-        self.send({"configs": [config.to_dict() for config in job.configs]})
-
-    def send(self, message: Mapping[str, Any]) -> None:
-        assert self._process.stdin is not None
-        with suppress(OSError):  # it died, which its reader tells
-            self._process.stdin.write(json.dumps(message) + "\n")
-            self._process.stdin.flush()
-
-    def end(self) -> int:
-        """End the process, however busy it is; returns its exit status."""
-        assert self._process.stdin is not None
-        self._process.terminate()
-        with suppress(OSError):
-            self._process.stdin.close()
-        self._reader.join()
-        return self._process.wait()
-
-    def _read(self, inbox: queue.SimpleQueue[tuple[_Worker, dict[str, Any] | None]]) -> None:
-        assert self._process.stdout is not None
-        with self._process.stdout as lines:
-            for line in lines:
-                with suppress(ValueError):  # half a line of a process that was killed
-                    inbox.put((self, json.loads(line)))
-        inbox.put((self, None))

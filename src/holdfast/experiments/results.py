@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict, get_type_hints
 
 from holdfast import metrics
 from holdfast.errors import FileFormatError
+from holdfast.experiments.typed import Amount, Change, Count, Fraction, Within, listed, typed
 from holdfast.files import read_json, write_json
 
 
@@ -46,23 +48,23 @@ class RunResult:
     stream: str
     scenario: str
     method: str
-    seed: int
-    accuracy_matrix: list[list[float]]
-    baseline_accuracy: list[float]
-    average_accuracy: list[float]
-    validation_accuracy: list[float]
-    forgetting: float
-    backward_transfer: float
-    forward_transfer: float
-    learning_accuracy: float
-    seconds: float
-    seconds_training: float = 0.0
-    seconds_importance: float = 0.0
+    seed: Count
+    accuracy_matrix: list[list[Fraction]]
+    baseline_accuracy: list[Fraction]
+    average_accuracy: list[Fraction]
+    validation_accuracy: list[Fraction]
+    forgetting: Change
+    backward_transfer: Change
+    forward_transfer: Change
+    learning_accuracy: Fraction
+    seconds: Amount
+    seconds_training: Amount = 0.0
+    seconds_importance: Amount = 0.0
     config: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     keeper: str = ""
-    num_parameters: int | None = None
-    held_bytes: int | None = None
+    num_parameters: Count | None = None
+    held_bytes: Count | None = None
     generation: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -76,25 +78,67 @@ class RunResult:
 
     @classmethod
     def load(cls, path: Path) -> RunResult:
-        """Read `result.json`.
+        """Read `result.json`; fields that this version does not know are passed over.
 
         Raises:
-            FileFormatError: the file is missing, damaged or lacks a field.
+            FileFormatError: the file is missing or damaged, lacks a field, or a field has another type, range or shape.
         """
         remedy = "Delete it and run the same command again, which finishes from its checkpoint."
-        known = {entry.name for entry in fields(cls)}
+        hints = get_type_hints(cls, include_extras=True)
+        optional = {entry.name for entry in fields(cls) if not _is_required(entry)}
         try:
             content = read_json(path)
-            result = cls(**{name: value for name, value in content.items() if name in known})
-            rows = [len(row) for row in result.accuracy_matrix]
-            whole = rows == [len(rows)] * len(rows) == [len(result.average_accuracy)] * len(rows)
-        except (FileFormatError, TypeError) as error:
+        except FileFormatError as error:
             raise FileFormatError(f"{path} is no complete result ({error}). {remedy}") from error
-        if not rows or not whole:
-            raise FileFormatError(
-                f"{path}: accuracy_matrix is not square, or not as long as average_accuracy. {remedy}"
-            )
-        return result
+        values, mistakes = typed(content, hints, optional=optional)
+        mistakes = mistakes or _misshapen(values)
+        if mistakes:
+            raise FileFormatError(f"{path} is no complete result: {listed(mistakes)}. {remedy}")
+        return cls(**values)
+
+
+_PER_TASK = ("accuracy_matrix", "baseline_accuracy", "validation_accuracy")
+
+
+class _Settings(TypedDict):
+    """Of the settings, those that reports reckon with."""
+
+    strength: Annotated[float, Within(0, math.inf)] | None
+
+
+class _Generation(TypedDict):
+    """What every run that learned to draw found."""
+
+    frechet_distance: list[float]
+    reverse_accuracy: Fraction
+    judge_accuracy: Fraction
+
+
+def _is_required(entry: Field[Any]) -> bool:
+    return entry.default is MISSING and entry.default_factory is MISSING
+
+
+def _misshapen(values: Mapping[str, Any]) -> list[str]:
+    """What does not fit together, in fields that have their types."""
+    num_tasks, matrix = len(values["average_accuracy"]), values["accuracy_matrix"]
+    if num_tasks == 0:
+        return ["average_accuracy is empty, expected an entry for each task"]
+    found = [
+        f"{name} has {len(values[name])} entries, expected {num_tasks}, as many as average_accuracy"
+        for name in _PER_TASK
+        if len(values[name]) != num_tasks
+    ]
+    found += [
+        f"accuracy_matrix is not square: row {t} has {len(row)} entries, expected {len(matrix)}"
+        for t, row in enumerate(matrix)
+        if len(row) != len(matrix)
+    ]
+    _, settings = typed(values.get("config", {}), get_type_hints(_Settings, include_extras=True), optional=["strength"])
+    found += [f"config: {mistake}" for mistake in settings]
+    if generation := values.get("generation"):
+        _, drawn = typed(generation, get_type_hints(_Generation, include_extras=True))
+        found += [f"generation: {mistake}" for mistake in drawn]
+    return found
 
 
 def summarise(
@@ -140,6 +184,8 @@ def find_runs(folders: Sequence[str | os.PathLike[str]]) -> list[tuple[Path, Run
     for folder in map(Path, folders):
         if not folder.exists():
             raise FileFormatError(f"{folder}: no such folder; expected one that holds runs, such as runs/.")
+        if not (folder.is_file() or folder.is_dir()):
+            raise FileFormatError(f"{folder} is no folder and no file; expected a folder that holds runs, or a result.")
         paths = [folder] if folder.is_file() else sorted(folder.rglob("result.json"))
         found += [(path, RunResult.load(path)) for path in paths]
     if not found:

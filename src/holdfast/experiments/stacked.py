@@ -259,9 +259,13 @@ def _dense(held: Held) -> Tensor:
 
 
 def _keeper_of(net: nn.Module, config: RunConfig) -> Keeper:
-    if method_named(config.method).mechanism == "ewc":
-        return EWC(net, strength=1.0, pull=config.pull, every=config.pull_every, log_every=0)
-    return WVA(net, strength=1.0, attenuation=config.attenuation, on=config.attenuate, log_every=0)
+    match method_named(config.method).mechanism:
+        case "ewc":
+            return EWC(net, strength=1.0, pull=config.pull, every=config.pull_every, log_every=0)
+        case "wva":
+            return WVA(net, strength=1.0, attenuation=config.attenuation, on=config.attenuate, log_every=0)
+        case other:
+            raise AssertionError(f"{other} holds no weights: why_not_stacked lets no such method pass")
 
 
 def _mean_losses(logits: Tensor, targets: Tensor, columns: Tensor | None) -> Tensor:

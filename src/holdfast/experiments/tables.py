@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from holdfast.experiments.escaping import markdown_text
 from holdfast.experiments.groups import Group, group_results
 from holdfast.experiments.results import RunResult
 from holdfast.metrics import confidence_interval
@@ -168,5 +169,5 @@ def markdown(found: Sequence[Row]) -> str:
         cells = [column.text(row) for column in COLUMNS]
         if row is winner:
             cells[0] = f"**{cells[0]}**"
-        lines.append(f"| {row.label} | " + " | ".join(cells) + f" | {row.num_seeds} |")
+        lines.append(f"| {markdown_text(row.label)} | " + " | ".join(cells) + f" | {row.num_seeds} |")
     return "\n".join(lines) + "\n"

@@ -1,4 +1,4 @@
-"""A worker process: `python -m holdfast.experiments.worker` does the jobs that it reads, one after the other.
+"""A worker process: `python -P -m holdfast.experiments.worker` does the jobs that it reads, one after the other.
 
 Lines of JSON in: first where runs stand, then {"configs": [...]} for each job, {"stop": true} to stop the one at hand.
 Lines of JSON out: the events of its runs, warnings, and {"event": "ended", "stopped", "failures", "kind"}.

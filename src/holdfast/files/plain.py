@@ -51,8 +51,12 @@ def replacing(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error}. Choose a place that can be written.") from error
     finally:
-        with suppress(OSError):  # also after Ctrl-C; gone already where all went well
-            temporary.unlink()
+        _discard(temporary)  # also after Ctrl-C; gone already where all went well
+
+
+def _discard(path: Path) -> None:
+    with suppress(OSError):
+        path.unlink()
 
 
 @contextmanager

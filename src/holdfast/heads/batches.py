@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -79,6 +80,42 @@ def targets_of(batch: Any) -> Tensor:
 def slice_batch(batch: Any, start: int, stop: int) -> Any:
     """Examples `start` to `stop` (exclusive) of a batch, as views, in a tree of the same form."""
     return _map(lambda tensor: tensor[start:stop], batch)
+
+
+def readings(batch: Any, start: int, stop: int) -> Iterator[Any]:
+    """What examples `start` to `stop` (exclusive) of a batch may be, beside its tensors.
+
+    First with every array, and every list or tuple without tensors in it, that has an entry an example cut as the
+    tensors are. A list may have as many entries as there are examples by chance: then again with such lists whole.
+    """
+    size = batch_size(batch)
+    cut: list[Any] = []
+
+    def entry(value: Any, *, whole: bool) -> Any:
+        if isinstance(value, Tensor) or (isinstance(value, np.ndarray) and value.ndim and len(value) == size):
+            return value[start:stop]
+        if isinstance(value, Mapping):
+            return {key: entry(item, whole=whole) for key, item in value.items()}
+        if not isinstance(value, tuple | list):
+            return value
+        if len(value) == size and next(_tensors(value), None) is None and not hasattr(value, "_fields"):
+            cut.append(value)
+            return value if whole else value[start:stop]
+        items = [entry(item, whole=whole) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+
+    yield entry(batch, whole=False)
+    if cut:
+        yield entry(batch, whole=True)
+
+
+def has_opaque_entries(batch: Any) -> bool:
+    """Whether a batch holds objects of which nobody knows what belongs to which example."""
+    if isinstance(batch, Mapping):
+        return any(map(has_opaque_entries, batch.values()))
+    if isinstance(batch, tuple | list):
+        return any(map(has_opaque_entries, batch))
+    return not isinstance(batch, Tensor | np.ndarray | str | bytes | int | float | complex | None)
 
 
 def batch_to(batch: Any, device: torch.device | str) -> Any:

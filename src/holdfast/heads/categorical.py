@@ -29,9 +29,10 @@ class Categorical:
     Attributes:
         classes: the output columns that take part, the softmax being over them alone; targets keep the numbering of
             the full output. None: all.
-        causal: whether position t predicts the label of position t + 1, as in causal language models. None: told
-            example by example, true where the batch is a mapping whose `labels` equal its `input_ids` wherever they
-            are not -100.
+        causal: whether position t predicts the label of position t + 1, as in causal language models. None: an
+            importance decides it once for all batches, by the model's class and configuration where it is one of
+            Hugging Face's, else by the first batch, and says in `info.details` what was decided. Without a model: true
+            where the batch is a mapping whose `labels` all equal its `input_ids` wherever they are not -100.
         class_axis: the axis of the classes, 1 or -1. None: told from the shapes, an error where both fit.
 
     Raises:
@@ -160,7 +161,7 @@ class Categorical:
                 f"categorical loss: causal=True with targets of shape {list(targets.shape)}, expected [B, T]."
             )
         if self.causal is None and isinstance(ids, Tensor) and targets.ndim == 2 and ids.shape == targets.shape:
-            causal = ((targets == ids) | (targets == IGNORED)).all(dim=1, keepdim=True)
+            causal = ((targets == ids) | (targets == IGNORED)).all()
             return _next(targets).where(causal, targets)
         return _next(targets) if self.causal else targets
 

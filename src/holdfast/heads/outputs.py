@@ -14,7 +14,8 @@ from holdfast.errors import BatchError, LossShapeError
 def logits_of(outputs: Any) -> Tensor:
     """The tensor of predictions in what a model returned.
 
-    That is a tensor itself, `outputs.logits`, `outputs["logits"]`, or the first tensor of a tuple or list.
+    That is a tensor itself, `outputs.logits`, `outputs["logits"]`, or the first tensor of a tuple or list that has an
+    axis, and so can hold examples: of `(loss, logits)` the second.
 
     Raises:
         BatchError: there is none of these.
@@ -26,7 +27,7 @@ def logits_of(outputs: Any) -> Tensor:
         return logits
     if isinstance(outputs, tuple | list):
         for item in outputs:
-            if isinstance(item, Tensor):
+            if isinstance(item, Tensor) and item.ndim:
                 return item
     raise BatchError(
         f"outputs: found a {type(outputs).__name__} without logits. Return a tensor or an object with `logits` "

@@ -118,7 +118,7 @@ def _move(model: nn.Module, weights: Mapping[str, Tensor], direction: Mapping[st
         parameter.copy_(weights[name] + scale * direction[name].to(parameter.dtype))
 
 
-@torch.no_grad()
 def _mean_loss(model: nn.Module, sample: Sample, likelihood: Likelihood) -> float:
-    losses = [likelihood.nll(call(unwrap(model)), batch).double().sum() for call, batch in sample]
+    # with a graph, although none is needed: a forward pass may take gradients itself
+    losses = [likelihood.nll(call(unwrap(model)), batch).detach().double().sum() for call, batch in sample]
     return sum_of(losses) / sum(call.size for call, _ in sample)

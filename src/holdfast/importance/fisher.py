@@ -9,10 +9,13 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from holdfast.choices import check_choice
 from holdfast.errors import NotFiniteError, OptionError
-from holdfast.heads.likelihoods import OWN, Categorical, Likelihood, check_per_example, resolve_likelihood
+from holdfast.heads.likelihoods import Categorical, Likelihood, check_per_example, resolve_likelihood
+from holdfast.importance.alone import alone
 from holdfast.importance.gathering import gathered
-from holdfast.importance.measure import Batch, DataPass, check_choice
+from holdfast.importance.loss import MeasuredLoss
+from holdfast.importance.measure import Batch, DataPass
 from holdfast.moments.calls import tensors_in
 from holdfast.moments.gradients import gradient, zeros
 from holdfast.moments.per_example import CHUNK_BYTES
@@ -55,6 +58,9 @@ def fisher(
         kind: see above.
         loss: "categorical" (default), "gaussian", "bernoulli", a `Likelihood`, or a function of (outputs, batch) that
             returns one negative log-likelihood per example, shape [B], in nats (for "empirical" and "batched" only).
+            Such a function is called on parts of a batch too, to see that it gives an example alone what it gives it in
+            company. Whether the targets of sequences are shifted, as those of causal language models are, is decided
+            once (see `Categorical`) and stands in `info.details`.
         num_draws: labels drawn for each example, with `kind="sampled"`.
         top_k: with `kind="exact"` and a categorical loss of many classes: only so many, the most probable, are taken
             exactly, and one draw stands for the others. Unbiased, in top_k + 1 backward passes. On 1,197 digits of ten
@@ -75,11 +81,13 @@ def fisher(
 
     Raises:
         LossShapeError: the loss returns a mean, or anything else than [B].
-        CoupledExamplesError: the model mixes its examples.
-        EmptyDataError, BatchError: the data cannot be used.
+        CoupledExamplesError: the model mixes its examples, or a `loss` function does.
+        EmptyDataError, BatchError: the data cannot be used, or labels contradict what the first batch said about the
+            shift (see `Categorical`).
         NotFiniteError: a loss or a gradient is NaN or infinite.
         OptionError: a `loss` function with "exact" or "sampled"; num_draws < 1; top_k < 1, or with another loss.
         UnknownNameError: no such kind or loss.
+        UnsupportedLayerError: a parameter is complex, or of another dtype that importances have no meaning for.
 
     Cost: one forward pass and, for C classes, exact: C - 1 backward passes (Linear layers without positions: one weight
     gradient for all of them); with top_k: top_k + 1; sampled: `num_draws`; empirical and batched: one. A parameter that
@@ -107,13 +115,15 @@ def fisher(
         )
     if per == "token" and kind == "batched":
         warnings.warn(f'{where}: per="token" has no effect with kind="batched".', stacklevel=2)
+    measured = MeasuredLoss(likelihood, model, where=where)
     data_pass = DataPass(
         model,
         data,
         where=where,
         num_examples=num_examples,
         progress=progress,
-        calibration=likelihood if calibrate else None,
+        loss=measured,
+        calibrate=calibrate,
         seed=seed,
         check=kind == "batched",
     )
@@ -122,17 +132,17 @@ def fisher(
     details |= {} if per == "sequence" else {"per": per}
     with measuring(model):
         if kind == "batched":
-            values = _squared_batch_gradients(model, data_pass, likelihood)
+            values = _squared_batch_gradients(model, data_pass, measured)
         else:
-            rows = Rows(likelihood, kind, num_draws, top_k, seed)
+            rows = Rows(measured, kind, num_draws, top_k, seed)
             sums = MomentSums(model, phi="square", where=where, chunk_bytes=chunk_bytes, per=per)
-            for batch in gathered(data_pass, lambda: sums.room if type(likelihood) in OWN else 0):
-                sums.add(batch.call, lambda outputs, batch=batch: rows(outputs, batch))
+            for batch in gathered(data_pass, lambda: sums.room if measured.is_own else 0):
+                sums.add(batch.call, lambda outputs, batch=batch: rows(outputs, batch), alone=alone(rows, batch))
             values = {name: total / sums.num_examples for name, total in sums.totals.items()}
         return data_pass.importance(
             values,
             kind=f"fisher-{kind}",
-            loss=likelihood.name,
+            loss=measured.name,
             unit="nats^2/weight^2" if kind == "batched" else "nats/weight^2",
             nats_per_unit=None if kind == "batched" else 1.0,
             details=details,
@@ -142,17 +152,17 @@ def fisher(
 class Rows:
     """Scores [K, B] whose squared gradients, summed over K, are one example's term of the Fisher."""
 
-    def __init__(self, likelihood: Likelihood, kind: FisherKind, num_draws: int, top_k: int | None, seed: int) -> None:
-        self._likelihood, self._kind, self._seed = likelihood, kind, seed
+    def __init__(self, loss: MeasuredLoss, kind: FisherKind, num_draws: int, top_k: int | None, seed: int) -> None:
+        self._loss, self._kind, self._seed = loss, kind, seed
         self._num_draws, self._top_k = num_draws, top_k
         self._generators: dict[torch.device, torch.Generator] = {}
 
     def __call__(self, outputs: Any, batch: Batch) -> Tensor:
         """[K, B]: K scores for each example."""
         if self._kind == "exact" and self._top_k is None:
-            return self._likelihood.exact_scores(outputs, batch.content)
+            return self._loss.exact_scores(outputs, batch.content)
         if self._kind == "empirical":
-            return per_example_nll(self._likelihood, outputs, batch).unsqueeze(0)
+            return per_example_nll(self._loss, outputs, batch).unsqueeze(0)
         found = tensors_in(outputs)
         # no draw can be made from NaN, and on a GPU the attempt is fatal; a sum is quicker than a look at each
         if any(tensor.sum().isnan() and tensor.isnan().any() for tensor in found):
@@ -161,9 +171,9 @@ class Rows:
                 "Look for NaN in the model's weights or the data, or an overflow under half precision."
             )
         generator = self._generator(found[0].device if found else torch.device("cpu"))
-        if self._top_k is not None and isinstance(self._likelihood, Categorical):
-            return self._likelihood.top_scores(outputs, batch.content, top_k=self._top_k, generator=generator)
-        draws = [self._likelihood.sampled(outputs, batch.content, generator=generator) for _ in range(self._num_draws)]
+        if self._top_k is not None:
+            return self._loss.top_scores(outputs, batch.content, top_k=self._top_k, generator=generator)
+        draws = [self._loss.sampled(outputs, batch.content, generator=generator) for _ in range(self._num_draws)]
         return torch.stack(draws) / self._num_draws**0.5
 
     def _generator(self, device: torch.device) -> torch.Generator:

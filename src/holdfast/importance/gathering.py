@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from holdfast.heads.batches import model_inputs
 from holdfast.importance.measure import Batch
 from holdfast.moments.calls import Call
+from holdfast.moments.sums import TOGETHER_BYTES
 
 
 def gathered(batches: Iterable[Batch], room: Callable[[], int]) -> Iterator[Batch]:
@@ -22,16 +24,23 @@ def gathered(batches: Iterable[Batch], room: Callable[[], int]) -> Iterator[Batc
 
     Args:
         batches: of any size; one that holds anything but tensors stays as it is.
-        room: how many examples may go together, asked for each batch.
+        room: how many examples like those given out so far may go together, asked for each batch. Of examples of c
+            times the size it is a share of 1/c^2, as attention takes memory, and never more than `TOGETHER_BYTES`.
     """
     held: _Held | None = None
+    known = 0
     for batch in batches:
         leaves, form = tree_flatten(batch.content)
         size, limit = batch.call.size, room()
+        num_bytes = _bytes_per_example(leaves, size)
+        if num_bytes > known > 0:
+            limit = int(limit * (known / num_bytes) ** 2)
+        limit = min(limit, TOGETHER_BYTES // max(1, num_bytes))
         small = 2 * size <= limit and all(isinstance(leaf, Tensor) for leaf in leaves)
         if held is not None and held.size and not (small and held.takes(leaves, form, size)):
             yield held.batch()
         if not small:
+            known = max(known, num_bytes)
             yield batch
             continue
         if held is None or not held.takes(leaves, form, size):
@@ -41,11 +50,15 @@ def gathered(batches: Iterable[Batch], room: Callable[[], int]) -> Iterator[Batc
         yield held.batch()
 
 
+def _bytes_per_example(leaves: list[Any], size: int) -> int:
+    return sum(leaf.nbytes for leaf in leaves if isinstance(leaf, Tensor)) // size
+
+
 class _Held:
-    """Memory for batches like the first of them."""
+    """Memory for batches like the first of them, made as they come."""
 
     def __init__(self, leaves: list[Tensor], form: TreeSpec, limit: int) -> None:
-        self._leaves = [leaf.new_empty(limit, *leaf.shape[1:], requires_grad=False) for leaf in leaves]
+        self._leaves = [leaf.new_empty(0, *leaf.shape[1:], requires_grad=False) for leaf in leaves]
         self._form, self._limit = form, limit
         self.size = 0
 
@@ -58,6 +71,8 @@ class _Held:
 
     @torch.no_grad()
     def add(self, leaves: list[Tensor], size: int) -> None:
+        if self._leaves and self.size + size > len(self._leaves[0]):
+            self._grow(min(self._limit, 2 * (self.size + size)))
         for own, leaf in zip(self._leaves, leaves):
             own[self.size : self.size + size] = leaf
         self.size += size
@@ -67,3 +82,9 @@ class _Held:
         args, kwargs = model_inputs(content)
         size, self.size = self.size, 0
         return Batch(content, Call(args, kwargs, size))
+
+    def _grow(self, length: int) -> None:
+        larger = [leaf.new_empty(length, *leaf.shape[1:]) for leaf in self._leaves]
+        for new, old in zip(larger, self._leaves):
+            new[: self.size] = old[: self.size]
+        self._leaves = larger

@@ -9,11 +9,14 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
+from holdfast.choices import check_choice
 from holdfast.errors import OptionError
 from holdfast.factored import FactoredImportance, KroneckerFactors
 from holdfast.heads.likelihoods import Likelihood, resolve_likelihood
+from holdfast.importance.alone import alone
 from holdfast.importance.fisher import Rows
-from holdfast.importance.measure import Batch, DataPass, check_choice
+from holdfast.importance.loss import MeasuredLoss
+from holdfast.importance.measure import Batch, DataPass
 from holdfast.moments.kronecker import KroneckerSums
 from holdfast.moments.per_example import CHUNK_BYTES
 from holdfast.moments.state import measuring
@@ -60,7 +63,7 @@ def kfac(
         kind: "exact" takes all labels c with their probability; "sampled" draws `num_draws` labels for each x from the
             model; "empirical" takes the label in the data.
         loss: "categorical" (default), "gaussian", "bernoulli", a `Likelihood`, or a function of (outputs, batch) that
-            returns one negative log-likelihood per example, shape [B], in nats (for "empirical" only).
+            returns one negative log-likelihood per example, shape [B], in nats (for "empirical" only). See `fisher`.
         num_draws: labels drawn for each example, with `kind="sampled"`.
         num_examples: measure on the first so many examples; None for all.
         seed: of the draws, from a generator of their own.
@@ -73,8 +76,9 @@ def kfac(
 
     Raises:
         LossShapeError: the loss returns a mean, or anything else than [B].
-        CoupledExamplesError: the model mixes its examples.
-        EmptyDataError, BatchError: the data cannot be used.
+        CoupledExamplesError: the model mixes its examples, or a `loss` function does.
+        EmptyDataError, BatchError: the data cannot be used, or labels contradict what the first batch said about the
+            shift (see `Categorical`).
         NotFiniteError: a loss or a gradient is NaN or infinite.
         UnsupportedLayerError: a layer is called once in the first batch, and more often in another.
         OptionError: a `loss` function with "exact" or "sampled"; num_draws < 1.
@@ -90,7 +94,7 @@ def kfac(
     """
     where = "kfac"
     check_choice("kind of kfac", kind, get_args(KfacKind))
-    likelihood = resolve_likelihood(loss, where=where)
+    measured = MeasuredLoss(resolve_likelihood(loss, where=where), model, where=where)
     if num_draws < 1:
         raise OptionError(f"{where}: num_draws={num_draws}, expected a whole number >= 1.")
     if num_draws > 1 and kind != "sampled":
@@ -98,13 +102,15 @@ def kfac(
             f'{where}: num_draws={num_draws} has no effect with kind="{kind}"; it belongs to kind="sampled".',
             stacklevel=2,
         )
-    data_pass = DataPass(model, data, where=where, num_examples=num_examples, progress=progress, seed=seed)
+    data_pass = DataPass(
+        model, data, where=where, num_examples=num_examples, progress=progress, loss=measured, seed=seed
+    )
     with measuring(model):
         factors = KroneckerSums(model, where=where, chunk_bytes=chunk_bytes)
-        rows, again = (Rows(likelihood, kind, num_draws, None, seed) for _ in range(2))
+        rows, again = (Rows(measured, kind, num_draws, None, seed) for _ in range(2))
         rest: MomentSums | None = None
         for batch in data_pass:
-            factors.add(batch.call, lambda outputs, batch=batch: rows(outputs, batch))
+            factors.add(batch.call, lambda outputs, batch=batch: rows(outputs, batch), alone=alone(rows, batch))
             with _frozen(model, [name for layer in factors.layers for name in layer.names(layer.weight)]):
                 if rest is None:
                     _warn_of(factors, model)
@@ -114,7 +120,7 @@ def kfac(
         diagonal = data_pass.importance(
             {name: total / data_pass.seen for name, total in rest.totals.items()},
             kind=f"kfac-{kind}",
-            loss=likelihood.name,
+            loss=measured.name,
             unit="nats/weight^2",
             nats_per_unit=1.0,
             details={"num_draws": num_draws, "seed": seed} if kind == "sampled" else {},
@@ -124,7 +130,7 @@ def kfac(
 
 def _add_rest(rest: MomentSums, batch: Batch, rows: Rows) -> None:
     if rest.totals:
-        rest.add(batch.call, lambda outputs: rows(outputs, batch))
+        rest.add(batch.call, lambda outputs: rows(outputs, batch), alone=alone(rows, batch))
 
 
 def _means(sums: KroneckerSums, model: nn.Module) -> dict[str, KroneckerFactors]:

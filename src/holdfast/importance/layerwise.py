@@ -26,17 +26,36 @@ def watched_forward(
     others: Others,
     where: str,
     first: bool,
-) -> None:
+    graph: bool = False,
+    meet: Callable[[], None] | None = None,
+) -> bool:
     """Run the model on a batch and record its layers; on the first batch also look for parameters used out of sight.
+
+    `meet` is called at every layer as it comes, where `record` may have to wait for the activation.
+
+    Returns:
+        Whether the forward pass takes gradients itself: later batches need `graph=True` then.
 
     Raises:
         UnsupportedLayerError: with `others="error"`, parameters are used by something else than these layers.
     """
-    watch = LayerWatch(model, record, activations=activations)
-    with torch.set_grad_enabled(first), watch:
+    watch = LayerWatch(model, record, activations=activations, meet=meet)
+    with torch.set_grad_enabled(first or graph), watch:
         outputs = call(unwrap(model))
     watch.finish(outputs)
     check_elsewhere(watch.elsewhere, others=others, where=where)
+    return watch.differentiates
+
+
+def check_watchable(model: nn.Module, *, where: str) -> None:
+    """Raise `UnsupportedLayerError` where a part of the model is TorchScript, of which no function can be seen."""
+    scripted = [name for name, module in unwrap(model).named_modules() if isinstance(module, torch.jit.ScriptModule)]
+    if scripted:
+        named = ", ".join(repr(name) for name in scripted if name) or type(unwrap(model)).__name__
+        raise UnsupportedLayerError(
+            f"{where}: no layer can be seen inside TorchScript: {named}. Measure the model before it is scripted or "
+            "traced (its parameters keep their names), or use another estimator, such as fisher."
+        )
 
 
 def check_elsewhere(elsewhere: Mapping[str, Set[str]], *, others: Others, where: str) -> None:

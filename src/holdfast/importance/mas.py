@@ -8,12 +8,13 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
+from holdfast.choices import check_choice
 from holdfast.errors import OptionError
 from holdfast.heads.likelihoods import Likelihood, logits_of
 from holdfast.importance.gathering import gathered
 from holdfast.importance.layerwise import Others
 from holdfast.importance.local_mas import local_sums
-from holdfast.importance.measure import DataPass, calibration_likelihood, check_choice
+from holdfast.importance.measure import DataPass, calibration_loss
 from holdfast.moments.gradients import gradient, zeros
 from holdfast.moments.per_example import CHUNK_BYTES
 from holdfast.moments.state import measuring
@@ -98,14 +99,15 @@ def mas(
         )
     if not local and others != "error":
         warnings.warn("mas: others has no effect without local=True: all parameters are measured.", stacklevel=2)
-    likelihood = calibration_likelihood(loss, calibrate, where=where)
+    measured = calibration_loss(loss, model, calibrate=calibrate, where=where)
     data_pass = DataPass(
         model,
         data,
         where=where,
         num_examples=num_examples,
         progress=progress,
-        calibration=likelihood,
+        loss=measured,
+        calibrate=calibrate,
         seed=seed,
         check=batched or local,
     )

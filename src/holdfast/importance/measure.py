@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from tqdm import tqdm
 
-from holdfast.errors import BatchError, EmptyDataError, OptionError, UnknownNameError
+from holdfast.errors import BatchError, EmptyDataError, OptionError
 from holdfast.heads.batches import batch_size, batch_to, model_inputs, slice_batch
-from holdfast.heads.likelihoods import Likelihood, resolve_likelihood
+from holdfast.heads.likelihoods import resolve_likelihood
 from holdfast.importance.calibration import CALIBRATION_EXAMPLES, measured_nats_per_unit
+from holdfast.importance.loss import MeasuredLoss
 from holdfast.moments.calls import Call
 from holdfast.moments.coupling import check_independent
 from holdfast.records import Importance, ImportanceInfo
-from holdfast.tensors import trainable_parameters, unwrap
+from holdfast.tensors import check_real, trainable_parameters, unwrap
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,8 @@ class DataPass:
         where: the estimator, for messages.
         num_examples: stop after so many; None for all.
         progress: whether to show a progress bar.
-        calibration: the likelihood in whose nats the importance is to be calibrated; None for no calibration.
+        loss: what is measured, or in whose nats the importance is to be calibrated; None where there is none.
+        calibrate: whether to calibrate the importance.
         seed: of the perturbations of the calibration.
         check: whether to check the examples.
 
@@ -61,21 +64,25 @@ class DataPass:
         where: str,
         num_examples: int | None = None,
         progress: bool = False,
-        calibration: Likelihood | None = None,
+        loss: MeasuredLoss | None = None,
+        calibrate: bool = False,
         seed: int = 0,
         check: bool = True,
     ) -> None:
         if num_examples is not None and num_examples < 1:
             raise OptionError(f"{where}: num_examples={num_examples}, expected a whole number >= 1, or None for all.")
+        _check_has_shapes(model, where)
         if not trainable_parameters(model):
             raise OptionError(
                 f"{where}: {type(unwrap(model)).__name__} has no trainable parameters. Call requires_grad_(True) on "
                 "those to be measured."
             )
+        check_real(trainable_parameters(model), where=where)
+        _warn_of_quantised(model, where)
         _check_is_many(data, where)
         self._model, self._data, self._where = model, data, where
         self._limit, self._progress = num_examples, progress
-        self._likelihood, self._seed, self._check = calibration, seed, check
+        self._loss, self._calibrate, self._seed, self._check = loss, calibrate, seed, check
         self._sample: list[Batch] = []
         self.seen = 0
 
@@ -94,7 +101,7 @@ class DataPass:
             batch = Batch(content, Call(args, kwargs, size))
             if self.seen == 0 and self._check:
                 check_independent(self._model, batch.call, where=self._where)
-            if self._likelihood is not None and self.seen < CALIBRATION_EXAMPLES:
+            if self._calibrate and self.seen < CALIBRATION_EXAMPLES:
                 self._sample.append(batch)
             self.seen += size
             yield batch
@@ -121,6 +128,11 @@ class DataPass:
         Raises:
             NotFiniteError: a value is NaN or infinite.
         """
+        if self._loss is not None and self._calibrate:
+            sample = [(batch.call, batch.content) for batch in self._sample]
+            unscaled = Importance(values, ImportanceInfo(kind, self.seen))
+            nats_per_unit = measured_nats_per_unit(self._model, unscaled, sample, self._loss, seed=self._seed)
+        decided = {} if self._loss is None else self._loss.details
         info = ImportanceInfo(
             kind=kind,
             num_examples=self.seen,
@@ -128,31 +140,30 @@ class DataPass:
             unit=unit,
             model=type(unwrap(self._model)).__name__,
             nats_per_unit=nats_per_unit,
-            details=dict(details or {}),
+            details={**(details or {}), **decided},
         )
-        importance = Importance(values, info)
-        if self._likelihood is None:
-            return importance
-        sample = [(batch.call, batch.content) for batch in self._sample]
-        measured = measured_nats_per_unit(self._model, importance, sample, self._likelihood, seed=self._seed)
-        return Importance(importance, replace(info, nats_per_unit=measured))
+        return Importance(values, info)
 
 
-def check_choice(what: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raise `UnknownNameError`, with the nearest choice, unless the value is one of them."""
-    if value not in choices:
-        raise UnknownNameError(what, str(value), choices)
-
-
-def calibration_likelihood(loss: Any, calibrate: bool, *, where: str) -> Likelihood | None:
-    """The likelihood for the calibration of an estimator that needs none itself; None without calibration."""
+def calibration_loss(loss: Any, model: nn.Module, *, calibrate: bool, where: str) -> MeasuredLoss | None:
+    """The loss for the calibration of an estimator that needs none itself; None without calibration."""
     if not calibrate:
         if loss is not None:
             warnings.warn(
                 f"{where}: loss= has no effect without calibrate=True: {where} is not measured on a loss.", stacklevel=3
             )
         return None
-    return resolve_likelihood(loss, where=where)
+    return MeasuredLoss(resolve_likelihood(loss, where=where), model, where=where)
+
+
+def _check_has_shapes(model: nn.Module, where: str) -> None:
+    bare = unwrap(model)
+    lazy = [name for name, tensor in (*bare.named_parameters(), *bare.named_buffers()) if is_lazy(tensor)]
+    if lazy:
+        raise OptionError(
+            f"{where}: {len(lazy)} tensors of {type(bare).__name__} have no shape yet: "
+            f"{', '.join(map(repr, lazy[:8]))}. Call the model once on a batch, which its lazy modules wait for."
+        )
 
 
 def _check_is_many(data: Any, where: str) -> None:
@@ -160,4 +171,17 @@ def _check_is_many(data: Any, where: str) -> None:
     if pair or isinstance(data, Mapping | Tensor):
         raise BatchError(
             f"{where}: data is one batch (a {type(data).__name__}), expected an iterable of batches. Pass [batch]."
+        )
+
+
+def _warn_of_quantised(model: nn.Module, where: str) -> None:
+    """Warn where weights are packed into whole numbers and cannot be measured; not where adapters learn beside them."""
+    bare = unwrap(model)
+    packed = [name for name, p in bare.named_parameters() if not (p.is_floating_point() or p.is_complex())]
+    if packed and not any(".base_layer." in f".{name}" for name in packed):
+        kept = len(trainable_parameters(model))
+        warnings.warn(
+            f"{where}: {len(packed)} parameters are quantised and cannot be measured, such as {packed[0]!r}; the "
+            f"importance is of the {kept} others alone. Measure it on the model before it is quantised.",
+            stacklevel=4,
         )

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from holdfast.records import Importance, ImportanceInfo
-from holdfast.tensors import trainable_parameters, unwrap
+from holdfast.tensors import check_real, trainable_parameters, unwrap
 
 
 def uniform(model: nn.Module) -> Importance:
@@ -17,9 +17,11 @@ def uniform(model: nn.Module) -> Importance:
 
     Returns:
         Name -> float32 ones of the parameter's shape, for all trainable parameters, without unit, of 0 examples.
+
+    Raises:
+        UnsupportedLayerError: a parameter is not of real numbers.
     """
-    ones = {
-        name: torch.ones_like(p, dtype=torch.float32, requires_grad=False)
-        for name, p in trainable_parameters(model).items()
-    }
+    parameters = trainable_parameters(model)
+    check_real(parameters, where="uniform")
+    ones = {name: torch.ones_like(p, dtype=torch.float32, requires_grad=False) for name, p in parameters.items()}
     return Importance(ones, ImportanceInfo(kind="uniform", num_examples=0, model=type(unwrap(model)).__name__))

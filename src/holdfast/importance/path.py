@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from holdfast.errors import FileFormatError, OptionError, ParameterMismatchError, StateError
 from holdfast.records import Importance, ImportanceInfo
 from holdfast.steps import StepHooks, bare_optimizer
-from holdfast.tensors import trainable_parameters, unwrap
+from holdfast.tensors import check_real, trainable_parameters, unwrap
 
 
 class SynapticIntelligence:
@@ -36,6 +36,7 @@ class SynapticIntelligence:
 
     Raises:
         OptionError: an option out of its range.
+        UnsupportedLayerError: a parameter is not of real numbers.
 
     Cost: no passes over data; four copies of the weights; three passes over the weights a step. A step made by
     `penalty()` in the loss counts as the task's; use another pull.
@@ -56,6 +57,7 @@ class SynapticIntelligence:
             raise OptionError(f"SynapticIntelligence: damping is {damping!r}; expected a number above 0, such as 0.1.")
         if gradient not in ("before", "after"):
             raise OptionError(f'SynapticIntelligence: gradient is {gradient!r}; expected "before" or "after".')
+        check_real(trainable_parameters(model), where="SynapticIntelligence")
         self.model = model
         self.damping = damping
         self.gradient = gradient
@@ -76,6 +78,7 @@ class SynapticIntelligence:
         if any(hooks.optimizer is bare for hooks in self._hooks):
             raise StateError(f"SynapticIntelligence: already attached to this {type(bare).__name__}.")
         named = trainable_parameters(self.model)
+        check_real(named, where="SynapticIntelligence")
         trained = {id(p) for group in bare.param_groups for p in group["params"]}
         watched = {name: parameter for name, parameter in named.items() if id(parameter) in trained}
         if not watched:

@@ -7,9 +7,10 @@ from typing import Any, get_args
 
 from torch import Tensor, nn
 
+from holdfast.choices import check_choice
 from holdfast.heads.likelihoods import Likelihood
-from holdfast.importance.layerwise import Others, watched_forward
-from holdfast.importance.measure import DataPass, calibration_likelihood, check_choice
+from holdfast.importance.layerwise import Others, check_watchable, watched_forward
+from holdfast.importance.measure import DataPass, calibration_loss
 from holdfast.importance.signal_sums import UNIT, BiasSignal, SignalSums
 from holdfast.moments.state import measuring
 from holdfast.records import Importance
@@ -65,15 +66,24 @@ def signal(
     """
     check_choice("bias of signal", bias, get_args(BiasSignal))
     check_choice("value of others", others, get_args(Others))
-    likelihood = calibration_likelihood(loss, calibrate, where="signal")
+    check_watchable(model, where="signal")
+    measured = calibration_loss(loss, model, calibrate=calibrate, where="signal")
     data_pass = DataPass(
-        model, data, where="signal", num_examples=num_examples, progress=progress, calibration=likelihood, seed=seed
+        model,
+        data,
+        where="signal",
+        num_examples=num_examples,
+        progress=progress,
+        loss=measured,
+        calibrate=calibrate,
+        seed=seed,
     )
     sums = SignalSums(model, bias)
+    graph = False
     with measuring(model):
         for batch in data_pass:
             first = data_pass.seen == batch.call.size
-            watched_forward(
+            graph = watched_forward(
                 model,
                 batch.call,
                 sums.add,
@@ -81,5 +91,6 @@ def signal(
                 others=others,
                 where="signal",
                 first=first,
+                graph=graph,
             )
         return data_pass.importance(sums.values(), kind="signal", unit=UNIT, details={"bias": bias, "others": others})

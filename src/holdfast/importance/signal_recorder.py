@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
+from holdfast.choices import check_choice
 from holdfast.errors import StateError
-from holdfast.importance.layerwise import Others, check_elsewhere
-from holdfast.importance.measure import check_choice
+from holdfast.importance.layerwise import Others, check_elsewhere, check_watchable
 from holdfast.importance.signal_sums import UNIT, BiasSignal, SignalSums
 from holdfast.moments.layers import LayerWatch
 from holdfast.records import Importance, ImportanceInfo
@@ -46,6 +46,7 @@ class SignalRecorder:
     def __init__(self, model: nn.Module, *, bias: BiasSignal = "output", others: Others = "error") -> None:
         check_choice("bias of signal", bias, get_args(BiasSignal))
         check_choice("value of others", others, get_args(Others))
+        check_watchable(model, where="SignalRecorder")
         self._model, self._bias = model, bias
         self._others: Others = others
         self._sums = SignalSums(model, bias)

@@ -7,10 +7,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from holdfast.heads.likelihoods import OWN, Likelihood, resolve_likelihood
+from holdfast.heads.likelihoods import Likelihood, resolve_likelihood
+from holdfast.importance.alone import alone
 from holdfast.importance.fisher import per_example_nll
 from holdfast.importance.gathering import gathered
-from holdfast.importance.measure import DataPass
+from holdfast.importance.loss import MeasuredLoss
+from holdfast.importance.measure import Batch, DataPass
 from holdfast.moments.per_example import CHUNK_BYTES
 from holdfast.moments.state import measuring
 from holdfast.moments.sums import MomentSums
@@ -56,22 +58,26 @@ def taylor(
     Source: Molchanov et al. 2017 (arXiv 1611.06440). Departure: for each weight, where they take feature maps and pool
     over positions, and not normalised by layer.
     """
-    likelihood = resolve_likelihood(loss, where="taylor")
-    calibration = likelihood if calibrate else None
+    measured = MeasuredLoss(resolve_likelihood(loss, where="taylor"), model, where="taylor")
     data_pass = DataPass(
         model,
         data,
         where="taylor",
         num_examples=num_examples,
         progress=progress,
-        calibration=calibration,
+        loss=measured,
+        calibrate=calibrate,
         seed=seed,
         check=False,
     )
+
+    def scores(outputs: Any, batch: Batch) -> Tensor:
+        return per_example_nll(measured, outputs, batch).unsqueeze(0)
+
     with measuring(model):
         sums = MomentSums(model, phi="abs", where="taylor", chunk_bytes=chunk_bytes)
-        for batch in gathered(data_pass, lambda: sums.room if type(likelihood) in OWN else 0):
-            sums.add(batch.call, lambda outputs, batch=batch: per_example_nll(likelihood, outputs, batch).unsqueeze(0))
+        for batch in gathered(data_pass, lambda: sums.room if measured.is_own else 0):
+            sums.add(batch.call, lambda outputs, batch=batch: scores(outputs, batch), alone=alone(scores, batch))
         weights = trainable_parameters(model)
         values = {name: weights[name].detach().abs() * total / sums.num_examples for name, total in sums.totals.items()}
-        return data_pass.importance(values, kind="taylor", loss=likelihood.name, unit="nats")
+        return data_pass.importance(values, kind="taylor", loss=measured.name, unit="nats")

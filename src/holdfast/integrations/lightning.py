@@ -9,6 +9,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from holdfast.integrations.choice import training
 from holdfast.retention import Keeper
 
 
@@ -22,7 +23,8 @@ class HoldfastCallback(Callback):
     was measured (the keeper's own `log_every`).
 
     Args:
-        keeper: over the `LightningModule` or a part of it.
+        keeper: over the `LightningModule` or a part of it, such as the generator of a GAN; optimizers that train
+            none of its parameters are left alone.
 
     Cost: beside the keeper's own two passes over the weights each time it logs.
     """
@@ -31,8 +33,12 @@ class HoldfastCallback(Callback):
         self.keeper = keeper
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Attach the keeper to every optimizer that trains its model."""
-        for optimizer in trainer.optimizers:
+        """Attach the keeper to every optimizer that trains some of its model's parameters.
+
+        Raises:
+            ParameterMismatchError: none does.
+        """
+        for optimizer in training(self.keeper.model, trainer.optimizers):
             self.keeper.attach(optimizer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -18,7 +18,8 @@ infinity is stable where the gradient step is not, and at rest grad L + strength
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -30,11 +31,22 @@ from torch.optim import Optimizer
 from holdfast.errors import OptionError, ParameterMismatchError, StateError, UnsupportedLayerError
 from holdfast.records import Importance
 from holdfast.retention import Report
-from holdfast.steps import StepHooks, bare_optimizer, metric_values, step_metrics
-from holdfast.tensors import sum_of, wide_dtype
+from holdfast.retention.options import no_rate, own_weights_warning
+from holdfast.steps import (
+    StepHooks,
+    bare_optimizer,
+    metric_values,
+    step_metrics,
+    unknown_rate,
+    weights_of_wrapper,
+)
+from holdfast.tensors import sum_of, tied_names, wide_dtype
 
 _SOLVED_AT_ONCE = 2**22
 """Entries of the r x r systems, 16 MB in float32."""
+
+_STARTS_WITHIN = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Of `init_lora_weights`: those that change the base weights."""
 
 _STIFFEST = 1e6
 """Systems are solved as if strength * G were no more than this times M: float32 ends there, and the rest is pinned."""
@@ -67,12 +79,13 @@ class Adapted:
 class LoraEWC:
     """Elastic weight consolidation of a base model whose LoRA adapters learn (see this module).
 
-    The base model is untouched; where its importance is zero the adapter is free. Parameters besides adapters that are
-    trained as well, such as a new head, are not held. Adapters are best in float32, as PEFT makes them.
+    The base model is untouched, in full precision or quantised; where its importance is zero the adapter is free.
+    Parameters besides adapters that are new, such as a head, are trained without being held; those that the importance
+    covers are refused. Adapters are best in float32, as PEFT makes them.
 
     Args:
-        model: a PEFT model with LoRA on linear layers. Adapters that start from a product other than zero (PiSSA and
-            the like) are held to the product zero all the same.
+        model: a PEFT model with LoRA on linear layers, started so that the base weights are what was measured. An
+            adapter that has learned already is held to the product zero, the base model, all the same.
         importance: of the base model's weights under their names there, measured before the adapters were added, or
             loaded. What it says of weights without an adapter is not needed.
         strength: lambda, 0..inf; with Fisher importances N_old/N_new is the Laplace value.
@@ -80,10 +93,13 @@ class LoraEWC:
         log_every: every so many steps the pull is measured, for `report`; 0: never.
 
     Raises:
-        OptionError: a strength or log_every out of its range.
-        ParameterMismatchError: adapted weights without an importance, or of another shape; every one is named.
-        UnsupportedLayerError: adapters of this name on other layers than linear ones, or whose product is not all they
-            add (DoRA).
+        OptionError: a strength or log_every out of its range, or an adapter that was started from a part of the base
+            weights (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA).
+        ParameterMismatchError: adapted weights without an importance, or of another shape, or parameters with an
+            importance that are trained without being held (`modules_to_save`, `bias`, other adapters); every one is
+            named.
+        UnsupportedLayerError: adapters of this name on other layers than linear ones, whose product is not all they add
+            (DoRA), or on a tied weight.
 
     Cost: memory of the importances of the adapted weights (shared with `importance` on its device) and one layer's
     temporaries; each step as many operations as a forward pass of r (r + 1) tokens through the adapted layers, and a
@@ -105,9 +121,11 @@ class LoraEWC:
             raise OptionError(f"LoraEWC: log_every is {log_every!r}; expected a whole number >= 0.")
         self.strength, self.log_every = float(strength), log_every
         self.layers = list(_adapted(model, importance, adapter))
+        _check_others(model, importance, self.layers)
         self._nats_per_unit = importance.info.nats_per_unit
         self._hooks: list[StepHooks] = []
         self._before: dict[nn.Parameter, Tensor] = {}
+        self._moved: set[nn.Parameter] = set()
         self._num_steps = 0
         self._pull_ratio: float | None = None
 
@@ -115,8 +133,9 @@ class LoraEWC:
         """Hold this optimizer's steps back from now on; wrappers are seen through.
 
         Raises:
-            StateError: it is attached to this optimizer already.
+            StateError: it is attached to this optimizer already, or its steps cannot be followed.
             ParameterMismatchError: it does not train both factors of every adapter.
+            OptionError: it has no learning rate to take the metric of its steps from.
         """
         bare = bare_optimizer(optimizer)
         if any(hooks.optimizer is bare for hooks in self._hooks):
@@ -128,8 +147,12 @@ class LoraEWC:
                 f"LoraEWC: this {type(bare).__name__} does not train both factors of the adapters of "
                 f"{', '.join(map(repr, missing))}. Build it from all parameters of the model that require gradients."
             )
+        if (found := unknown_rate(bare)) is not None:
+            raise OptionError(no_rate("LoraEWC", type(bare).__name__, found, remedy=""))
+        if (kind := weights_of_wrapper(optimizer, bare)) is not None:
+            warnings.warn(f"LoraEWC: {own_weights_warning(kind)}", stacklevel=2)
         self.layers = [replace(a, importance=a.importance.to(a.first.device)) for a in self.layers]
-        self._hooks.append(StepHooks(bare, before=self._note, after=self._hold))
+        self._hooks.append(StepHooks(bare, before=self._note, gradients=self._note_gradients, after=self._hold))
         return self
 
     def detach(self) -> Self:
@@ -171,13 +194,18 @@ class LoraEWC:
             factors = (factor for layer in self.layers for factor in (layer.first, layer.second))
             self._before = {factor: factor.detach().clone() for factor in factors}
 
+    def _note_gradients(self, optimizer: Optimizer) -> None:
+        """Which factors this step moves, of an optimizer that lets go of its gradients within too."""
+        factors = (factor for layer in self.layers for factor in (layer.first, layer.second))
+        self._moved = {factor for factor in factors if factor.grad is not None}
+
     @torch.no_grad()
     def _hold(self, optimizer: Optimizer) -> None:
         groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
         steps, pulls = [], []
         for layer in self.layers if self.strength > 0 else ():
             for factor in (layer.second, layer.first):
-                if factor.grad is None:
+                if factor not in self._moved and factor.grad is None:
                     continue
                 metric = _metric(optimizer, groups[id(factor)], factor)
                 if metric is None:
@@ -268,10 +296,24 @@ def _adapted(model: nn.Module, importance: Importance, adapter: str) -> Iterator
             f"LoraEWC: {', '.join(map(repr, unfit))}: an adapter on no linear layer, or that adds more than the "
             "product of its factors (DoRA). Use plain LoRA on linear layers, or EWC on the adapters' own weights."
         )
+    start = getattr(getattr(model, "peft_config", {}).get(adapter), "init_lora_weights", True)
+    if isinstance(start, str) and start.startswith(_STARTS_WITHIN):
+        raise OptionError(
+            f"LoraEWC: init_lora_weights={start!r} moves a part of the base weights into the adapter, so that the "
+            "skills lie at a product other than zero, where they would not be held. Build the adapter with "
+            "init_lora_weights=True."
+        )
+    tied = {name for names in tied_names(model).values() for name in names if len(names) > 1}
+    twice = [name for name in layers if f"{name}.base_layer.weight" in tied]
+    if twice:
+        raise UnsupportedLayerError(
+            f"LoraEWC: {', '.join(map(repr, twice))}: the weight is tied to another layer's, whose importance is "
+            "that of both uses together, and an adapter changes only one of them. Leave it out of target_modules."
+        )
     found = {_base_name(name): layer for name, layer in layers.items()}
     offenders = []
     for name, layer in found.items():
-        shape = layer.get_base_layer().weight.shape
+        shape = _shape(layer, adapter)
         if name not in importance:
             offenders.append(f"{name!r} has none")
         elif importance[name].shape != shape:
@@ -285,6 +327,40 @@ def _adapted(model: nn.Module, importance: Importance, adapter: str) -> Iterator
         first, second = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
         omega = importance[name].to(first.device, wide_dtype(importance[name]))
         yield Adapted(name, first, second, layer.scaling[adapter], omega.T if _is_transposed(layer) else omega)
+
+
+def _check_others(model: nn.Module, importance: Importance, layers: Sequence[Adapted]) -> None:
+    """Raise `ParameterMismatchError` naming the parameters that matter and are trained outside of these adapters."""
+    held = {id(factor) for layer in layers for factor in (layer.first, layer.second)}
+    trained = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in held]
+    same = {_bare_name(name): _bare_name(names[0]) for names in tied_names(model).values() for name in names}
+    free = [name for name in trained if any(importance[w].any() for w in _weights_of(name, importance, same))]
+    if free:
+        raise ParameterMismatchError(
+            f"LoraEWC: {len(free)} of the parameters that are trained have an importance, and would not be held, as "
+            f"they are outside of the adapters: {', '.join(map(repr, free))}. Leave them out of modules_to_save, bias "
+            "and other adapters, or freeze them; to train them all the same, leave them out of the importance."
+        )
+
+
+def _weights_of(name: str, importance: Importance, same: Mapping[str, str]) -> list[str]:
+    """The measured parameters that a trained one is, or changes as a part of their module; `same`: of tied weights."""
+    pieces = _bare_name(name).split(".")
+    leaf = pieces[-1] if pieces[-1] in ("weight", "bias") else "weight"
+    above = [".".join((*pieces[:count], leaf)) for count in range(1, len(pieces) - 1)]
+    return [first for weight in (".".join(pieces), *above) if (first := same.get(weight, weight)) in importance]
+
+
+def _bare_name(name: str) -> str:
+    """Of a parameter as the bare base model has it."""
+    pieces = name.removeprefix("base_model.model.").split(".")
+    return ".".join(piece for piece in pieces if piece not in ("base_layer", "original_module"))
+
+
+def _shape(layer: Any, adapter: str) -> torch.Size:
+    """Of the base weight as it was before it may have been packed into fewer bits."""
+    shape = torch.Size((layer.lora_B[adapter].weight.shape[0], layer.lora_A[adapter].weight.shape[1]))
+    return shape[::-1] if _is_transposed(layer) else shape
 
 
 def _is_linear(layer: Any, adapter: str) -> bool:

@@ -26,7 +26,7 @@ from holdfast.factored import KroneckerFactors, shapes_of
 from holdfast.memory.forms import Forms
 from holdfast.memory.kronecker import HeldLayer, LayerShares, collapse_layers, join_layers
 from holdfast.memory.merge import Closing, Merger, Sums
-from holdfast.memory.rules import Accumulate, Weighting, shares_of
+from holdfast.memory.rules import Accumulate, Weighting, check_rule, shares_of
 from holdfast.memory.stored import Held, HeldMap, shapes_of_held
 from holdfast.tensors import TensorMap, sum_of
 
@@ -106,6 +106,7 @@ def retain(
 
     Cost: one pass over the weights, no passes over data; for factors two eigendecompositions a layer.
     """
+    check_rule(rule)
     first_examples = held.first_examples or num_examples
     share = 1.0
     if weighting == "examples":

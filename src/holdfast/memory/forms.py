@@ -25,6 +25,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from holdfast.choices import check_choices
 from holdfast.memory import codes
 from holdfast.memory.stored import PIECE, Blocks, Held, pieces, read
 
@@ -45,6 +46,9 @@ class Forms:
     importance: ImportanceForm = "float32"
     anchors: AnchorForm = "float32"
     offload: bool = False
+
+    def __post_init__(self) -> None:
+        check_choices(self)
 
     def new_importance(self, shape: torch.Size, device: torch.device) -> Held:
         """Of the form of importances, contiguous, to be written to."""
@@ -85,9 +89,10 @@ def write_importance(held: Held, values: Tensor, noise: torch.Generator | None =
             _fill(held, codes.encode_importance(values, noise))
         case Tensor(dtype=torch.bfloat16):
             held.copy_(codes.to_bfloat16(values, noise))
-        case _:
-            assert isinstance(held, Tensor)
+        case Tensor():
             held.copy_(values)
+        case _:
+            raise AssertionError(f"{type(held).__name__} cannot be written to")
 
 
 def write_anchor(held: Held, values: Tensor) -> None:

@@ -18,8 +18,8 @@ class Decayed:
     gamma: float
 
     def __post_init__(self) -> None:
-        if not 0 <= self.gamma <= 1:
-            raise OptionError(f"Decayed: gamma is {self.gamma}; expected a number from 0 (forget) to 1 (sum).")
+        if not (isinstance(self.gamma, int | float) and 0 <= self.gamma <= 1):
+            raise OptionError(f"Decayed: gamma is {self.gamma!r}; expected a number from 0 (forget) to 1 (sum).")
 
 
 Accumulate = Literal["sum", "mean", "max", "per_task"] | Decayed
@@ -42,9 +42,17 @@ def joined(held: Tensor, new: Tensor, rule: Accumulate, *, num_tasks: int) -> Te
         case Decayed(gamma):
             return gamma * held + new
         case _:
-            raise OptionError(
-                f'retain: accumulate is {rule!r}; expected "sum", "mean", "max", "per_task" or Decayed(gamma).'
-            )
+            raise _unknown(rule)
+
+
+def check_rule(rule: Accumulate) -> None:
+    """Raise `OptionError` unless it is a rule."""
+    if not isinstance(rule, Decayed) and rule not in ("sum", "mean", "max", "per_task"):
+        raise _unknown(rule)
+
+
+def _unknown(rule: object) -> OptionError:
+    return OptionError(f'retain: accumulate is {rule!r}; expected "sum", "mean", "max", "per_task" or Decayed(gamma).')
 
 
 def shares_of(rule: Accumulate, *, num_tasks: int) -> tuple[float, float]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import assert_never
+
 from torch import nn
 
 from holdfast.methods.agem import AveragedGem
@@ -53,3 +55,5 @@ def build_learner(method: Method, model: nn.Module, *, options: MethodOptions, s
             return DGR(method, model, options, setting, distilled=method.name == "dgr-distilled")
         case "ewc" | "wva":
             return Holding(method, model, options)
+        case _:
+            assert_never(method.mechanism)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, assert_never
 
 import torch
 from torch import Tensor, nn
@@ -189,8 +189,10 @@ class DGR(Learner):
             case "noise":
                 noise = torch.rand(n, *self.setting.input_shape)
                 return self.scholar.answer(noise.to(self._device), self._heads)
-            case _:
+            case "exact":
                 return self.scholar.answer(self._past_inputs(n), self._heads)
+            case _:
+                assert_never(self.options.replay)
 
     def _past_inputs(self, n: int) -> Tensor:
         """Real inputs of earlier tasks, each task alike often."""
@@ -217,12 +219,16 @@ def build_generator(options: MethodOptions, setting: Setting, *, device: torch.d
     num_classes = 1 + max(column for classes in setting.task_classes for column in classes)
     name: GeneratorName = options.generator
     lr: dict[str, Any] = {} if options.generator_lr is None else {"lr": options.generator_lr}
-    if name == "wgan-gp":
-        return WGAN(shape, seed=seed, **lr).to(device)
-    units, latent = options.generator_units, options.generator_latent
-    conditional = num_classes if name == "cvae" else None
-    vae = VAE(shape, num_classes=conditional, hidden=(units, units), latent=latent, seed=seed, **lr)
-    return vae.to(device)
+    match name:
+        case "wgan-gp":
+            return WGAN(shape, seed=seed, **lr).to(device)
+        case "vae" | "cvae":
+            units, latent = options.generator_units, options.generator_latent
+            conditional = num_classes if name == "cvae" else None
+            vae = VAE(shape, num_classes=conditional, hidden=(units, units), latent=latent, seed=seed, **lr)
+            return vae.to(device)
+        case _:
+            assert_never(name)
 
 
 def _holding(method: Method, model: nn.Module, options: MethodOptions) -> Learner:
@@ -250,5 +256,5 @@ def _generator_keeper(method: Method, generator: Generator, options: MethodOptio
         )
     assert isinstance(generator, Holdable)
     module = generator.held(0, classes=(0,), seed=0).module
-    kind = EWC if options.hold_generator == "ewc" else WVA
+    kind = {"ewc": EWC, "wva": WVA}[options.hold_generator]
     return kind(module, strength=options.generator_strength, accumulate=accumulation(options.accumulate))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, assert_never
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -30,6 +30,9 @@ class Holding(Learner):
     Attributes:
         keeper: EWC or WVA.
         path: SI's path of training; None for other importances.
+
+    Raises:
+        OptionError: the method holds no weights, or cannot work under these options.
     """
 
     def __init__(self, method: Method, model: nn.Module, options: MethodOptions) -> None:
@@ -83,8 +86,12 @@ class Holding(Learner):
             case "si":
                 assert self.path is not None
                 return self.path.importance(num_examples=len(examples))
-            case _:
+            case "ones":
                 return _of_columns(uniform(model), classes)
+            case None:
+                raise AssertionError("Holding was made for a method that holds no weights")
+            case _:
+                assert_never(self.method.importance)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Of the keeper and of SI's path."""
@@ -127,6 +134,11 @@ def _keeper(method: Method, model: nn.Module, options: MethodOptions) -> Keeper:
             every=options.pull_every,
             accumulate=rule,
             weighting=options.weighting,
+        )
+    if method.mechanism != "wva":
+        raise OptionError(
+            f"{method.name}: mechanism is {method.mechanism!r}, which holds no weights; expected 'ewc' or 'wva'. "
+            "Make its learner with build_learner."
         )
     if options.strength is None:
         raise OptionError(f"{method.name} needs a strength; found None. Give one.")

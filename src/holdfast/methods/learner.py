@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from holdfast.choices import check_choices
 from holdfast.heads.masks import Mask, Scenario
 from holdfast.streams import Examples
 from holdfast.training import Losses, task_loss
@@ -32,6 +33,9 @@ class Setting:
     scenario: Scenario = "domain"
     input_shape: tuple[int, ...] = ()
     past: Callable[[int], Examples] | None = None
+
+    def __post_init__(self) -> None:
+        check_choices(self)
 
     @property
     def num_tasks(self) -> int:

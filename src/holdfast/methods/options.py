@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from holdfast.choices import check_choices
 from holdfast.errors import OptionError
 from holdfast.memory import Accumulate, Decayed, Weighting
 from holdfast.replay import Keep, ReplaySource
@@ -89,6 +90,10 @@ class MethodOptions:
     hold: str | None = None
     hold_generator: Literal["ewc", "wva"] | None = None
     generator_strength: float | None = None
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        accumulation(self.accumulate)
 
 
 def accumulation(text: str) -> Accumulate:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
-from holdfast.errors import UnknownNameError
+from holdfast.choices import check_choices
+from holdfast.errors import OptionError, UnknownNameError
 
 MechanismName = Literal[
     "joint", "cumulative", "dgr", "er", "der", "agem", "lwf", "ewc", "wva", "imm", "sfa", "hat", "frozen", "none"
@@ -23,6 +24,10 @@ class Method:
         mechanism: what holds the old tasks; "ewc" and "wva" hold weights, each other name is a module of this folder.
         importance: the estimator that says which weights EWC and WVA hold; else None.
         summary: one line for people.
+
+    Raises:
+        UnknownNameError: no such mechanism or importance.
+        OptionError: ewc or wva without an importance, or another mechanism with one.
     """
 
     name: str
@@ -30,6 +35,15 @@ class Method:
     mechanism: MechanismName
     importance: ImportanceName | None
     summary: str
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        if self.holds_weights == (self.importance is None):
+            expected = f"one of {', '.join(get_args(ImportanceName))}" if self.holds_weights else "None"
+            raise OptionError(
+                f"method {self.name!r}: importance is {self.importance!r} with mechanism {self.mechanism!r}; expected "
+                f"{expected}: ewc and wva hold weights by their importance, the others hold none."
+            )
 
     @property
     def holds_weights(self) -> bool:

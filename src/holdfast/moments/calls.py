@@ -28,13 +28,21 @@ class Call:
     size: int = 1
 
     def __call__(self, model: nn.Module) -> Any:
-        """What the model returns."""
-        return model(*self.args, **self.kwargs)
+        """What the model returns; it may call `requires_grad_` on its inputs, which are not those of the data."""
+        kwargs = {name: _aliased(value) for name, value in self.kwargs.items()}
+        return model(*map(_aliased, self.args), **kwargs)
 
     def examples(self, start: int, stop: int) -> Call:
         """The call for examples `start` to `stop` (exclusive), as views."""
         args, kwargs = tree_map_only(Tensor, lambda tensor: tensor[start:stop], (self.args, self.kwargs))
         return Call(args, kwargs, min(stop, self.size) - start)
+
+
+def _aliased(value: Any) -> Any:
+    if not isinstance(value, Tensor):  # which is asked first, for a tree takes ten times as long
+        return tree_map_only(Tensor, _aliased, value)
+    alias = value.detach()
+    return alias.requires_grad_() if value.requires_grad else alias
 
 
 def tensors_in(outputs: Any) -> list[Tensor]:

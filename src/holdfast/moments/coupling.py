@@ -23,7 +23,7 @@ def check_independent(model: nn.Module, call: Call, *, where: str) -> None:
     """Raise unless a few examples have the same outputs together, one at a time, and again.
 
     Args:
-        model: in evaluation mode.
+        model: in evaluation mode; gradients are enabled, for its forward pass may take some itself.
         call: the first batch; its first three examples are used. With one example only repetition can be checked.
         where: the estimator, for messages.
 
@@ -33,16 +33,15 @@ def check_independent(model: nn.Module, call: Call, *, where: str) -> None:
     Cost: five forward passes of at most three examples.
     """
     few = call.examples(0, min(_PROBED, call.size))
-    with torch.no_grad():
-        try:
-            together, again = (_outputs(model, few) for _ in range(2))
-            alone = [_outputs(model, few.examples(b, b + 1)) for b in range(few.size)]
-        except ValueError as error:
-            if "more than 1 value per channel" not in str(error):
-                raise
-            raise CoupledExamplesError(
-                _message(model, where, f"its batch norm refuses one example alone ({error})")
-            ) from error
+    try:
+        together, again = (_outputs(model, few) for _ in range(2))
+        alone = [_outputs(model, few.examples(b, b + 1)) for b in range(few.size)]
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise CoupledExamplesError(
+            _message(model, where, f"its batch norm refuses one example alone ({error})")
+        ) from error
     rtol = tolerance(model)
     if not all(equal(a, b, rtol) for a, b in zip(together, again)):
         raise CoupledExamplesError(

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from holdfast.errors import StateError
+from holdfast.moments.attribution import Attribution
 from holdfast.moments.calls import Call, tensors_in
 from holdfast.moments.collector import Collector, Proof
 from holdfast.moments.coupling import check_independent, floats_in
 from holdfast.moments.covered import Covering, Signature, Use
 from holdfast.moments.gradients import (
+    LengthsVaryError,
     OutputGradients,
     Phi,
     RouteDeclinedError,
@@ -26,14 +32,20 @@ from holdfast.moments.gradients import (
     tolerance,
     zeros,
 )
+from holdfast.moments.graph import is_reentrant, nodes_of
 from holdfast.moments.intercept import Key, tracked_parameters
-from holdfast.moments.layout import Layout
+from holdfast.moments.layout import RAGGED, Layout
 from holdfast.moments.shared import overlap
 from holdfast.moments.study import few_examples, study
+from holdfast.moments.watching import Choices, beginnings
 from holdfast.tensors import trainable_parameters, unwrap
 
 _ROW_BYTES = 2**24
 """Gradients at the outputs, of as many rows of scores as go into this, are taken at once."""
+
+
+_TRIALS = 4
+"""Batches whose first examples are studied because the batch has something that an earlier one had not."""
 
 
 class Engine:
@@ -43,6 +55,7 @@ class Engine:
     together and alone, which shows where the examples are in each use; then for a random linear function of the
     outputs, each example with weights of its own, the signed sum of the gradients must be the ordinary gradient. A
     parameter for which it is not is missed, and so is one that an ordinary gradient reaches in spite of the covers.
+    Uses through which the forward pass itself runs backward passes, as for the forces of an energy, are not covered.
 
     Args:
         model: in evaluation mode.
@@ -52,7 +65,8 @@ class Engine:
         by_token: whether every position of a use counts as an example of its own, where that makes sense.
 
     Attributes:
-        bytes_per_example: the most that went through the recognised uses in a study; 0 before the first.
+        bytes_per_example: the most that one took in a study: inputs, and what every function made of them; 0 before the
+            first.
     """
 
     def __init__(self, model: nn.Module, *, phi: Phi, chunk_bytes: int, where: str, by_token: bool = False) -> None:
@@ -63,7 +77,14 @@ class Engine:
         self._parameters = list(trainable_parameters(model).values())
         self._tracked = tracked_parameters(model)
         self._layouts: dict[Key, Layout | None] = {}
+        self._differentiated: set[Key] = set()
+        self._choices: set[Choices] = set()
         self._proofs: dict[Signature, Proof] = {}
+        self._trials: Counter[Key] = Counter()
+        self._shapes: dict[int, torch.Size] = {}
+        self._hidden = False  # functions that cannot be seen arrange rows
+        self._saw_one = False
+        self._varies = False  # which parameters are used depends on the data
         self.bytes_per_example = 0
         self._by_grad = True  # torch.autograd.grad, unless the model has reentrant checkpoints
 
@@ -80,29 +101,40 @@ class Engine:
 
         Raises:
             RouteDeclinedError: the model cannot be run this way; nothing was added.
+            LengthsVaryError: outputs are as long as the longest example; nothing was added.
             StateError: a parameter that was measured so far is used in a way that cannot be seen.
         """
         collector = Collector(
             totals, phi=self._phi, size=call.size, chunk_bytes=self._chunk_bytes, tokens=self._by_token
         )
-        if not self._proofs:
+        if not self._proofs or (self._saw_one and call.size > 1):  # two copies of one example tell little
+            self._layouts, self._proofs, self._saw_one = {}, {}, call.size == 1
             self._prove(call)
         covering, outputs = self._forward(call, collector)
-        if tuple(covering.signature) not in self._proofs or covering.unknown:
-            self._prove(call)
-            covering, outputs = self._forward(call, collector)
+        if tuple(covering.signature) not in self._proofs or covering.missing:
+            if covering.missing or not self._varies:
+                self._prove(call)
+                covering, outputs = self._forward(call, collector)
+                self._give_up(covering.missing)
             if tuple(covering.signature) not in self._proofs:
-                raise RouteDeclinedError("how it uses its parameters depends on the number of examples")
-        proof = collector.proof = self._proofs[tuple(covering.signature)]
+                self._varies = True
+                self._compare(call)
+            if tuple(covering.signature) not in self._proofs:
+                raise RouteDeclinedError("how it uses its parameters changes from one call to the next")
+        proof = self._proofs[tuple(covering.signature)]
         at_outputs = OutputGradients(outputs, call.size, scores)
         collector.num_rows = at_outputs.num_rows
         found = tensors_in(outputs)
         ends = [(end, found[place]) for end, place in enumerate(at_outputs.used) if found[place].requires_grad]
+        if covering.resized and call.size > 1 and self._vary(call, outputs, at_outputs.used):
+            raise LengthsVaryError([tensor.shape for tensor in tensors_in(outputs)])
+        failed = self._attribute(covering, collector, at_outputs, ends, proof)
+        proof = collector.proof = replace(proof, missed=proof.missed | failed)
         reached: set[str] = set()
-        within = covering if proof.runs_again else nullcontext()
         for k, row in enumerate(_rows(at_outputs, keep=bool(proof.missed)) if ends else ()):
             gradients, last = [row[end] for end, _ in ends], k + 1 == at_outputs.num_rows
-            reached |= self._pull(within, [tensor for _, tensor in ends], gradients, retain=not last).keys()
+            tensors = [tensor for _, tensor in ends]
+            reached |= self._pull(covering, tensors, gradients, runs_again=proof.runs_again, retain=not last).keys()
             collector.end_row()
         collector.end()
         if not all(use.received for use in covering.covered):
@@ -117,9 +149,21 @@ class Engine:
         return at_outputs, proof.missed
 
     def _forward(self, call: Call, collector: Collector) -> tuple[Covering, Any]:
-        covering = Covering(self._tracked, self._layouts, call.size, collector.receive)
-        with covering:
-            return covering, call(unwrap(self._model))
+        """A forward pass with covers, made anew without those through which it turns out to differentiate itself."""
+        while True:
+            known, receive = (self._tracked, self._layouts, self._choices), collector.receive
+            covering = Covering(*known, call.size, receive, hidden=self._hidden)
+            try:
+                with covering:
+                    outputs = call(unwrap(self._model))
+            except Exception:  # of the model, perhaps because a cover had no gradient for its weight
+                if not covering.passes.inner:
+                    raise
+                outputs = None
+            if not covering.passes.inner:
+                return covering, outputs
+            self._differentiated |= covering.passes.inner
+            self._layouts |= dict.fromkeys(self._differentiated)
 
     def _prove(self, call: Call) -> None:
         """Find the layouts of all uses, and compare what comes out with the ordinary gradient.
@@ -129,23 +173,63 @@ class Engine:
 
         Cost: two forward passes of a few examples; of two examples, two forward and backward passes.
         """
-        few, again, rtol = few_examples(call), [], tolerance(self._model)
+        few, rtol = few_examples(call), tolerance(self._model)
         try:
             seen = study(self._model, few, tracked=self._tracked, rtol=rtol)
         except ValueError:  # what batch norm says to one example alone
             check_independent(self._model, call, where=self._where)
             raise
-        self._layouts |= seen.layouts
+        for key, layout in seen.layouts.items():  # what was ragged once may look like a layout by chance
+            if self._layouts.get(key, layout) not in (RAGGED, None):
+                self._layouts[key] = layout
+            self._layouts.setdefault(key, layout)
+        self._layouts |= dict.fromkeys(self._differentiated)
+        self._choices |= seen.choices
+        self._hidden = self._hidden or seen.hidden
         self.bytes_per_example = max(self.bytes_per_example, seen.bytes_per_example)
-        few = few.examples(0, 2)
+        again = self._compare(few.examples(0, 2))
+        if not seen.independent or not seen.has(again, rtol=rtol):
+            check_independent(self._model, call, where=self._where)
+
+    def _vary(self, call: Call, outputs: Any, used: Sequence[int]) -> bool:
+        """Whether an output of an example alone has another shape than in the batch, where that can be at all."""
+        found = tensors_in(outputs)
+        inputs = [leaf for leaf in tree_leaves((call.args, call.kwargs)) if isinstance(leaf, Tensor)]
+        lengths = {length for leaf in inputs for length in leaf.shape[1:2]}
+        changing = []
+        for place in used:
+            shape = found[place].shape[1:]
+            as_before = self._shapes.setdefault(place, shape) == shape
+            if len(shape) > 1 or (len(shape) == 1 and (not as_before or shape[0] in lengths)):
+                changing.append(place)
+        for b in range(call.size if changing else 0):
+            one = tensors_in(call.examples(b, b + 1)(unwrap(self._model)))
+            if any(one[place].shape[1:] != found[place].shape[1:] for place in changing):
+                return True
+        return False
+
+    def _give_up(self, missing: Set[Key]) -> None:
+        """Of a use that a few examples do not show nothing is known; of an operand not at the first trials either."""
+        self._trials.update(missing)
+        for key in missing:
+            if key[0] != "along":
+                self._layouts[key] = RAGGED
+            elif self._trials[key] == _TRIALS:
+                self._layouts[key] = None
+
+    def _compare(self, few: Call) -> list[Tensor]:
+        """Compare the signed sums of a few examples with the ordinary gradient, and keep what comes out as a proof.
+
+        Returns:
+            The floating-point outputs.
+        """
+        again: list[list[Tensor]] = []
 
         def scores(outputs: Any) -> Tensor:
             again.append(floats_in(outputs))
             return random_scores(few.size, outputs)
 
         expected = gradient(self._model, few, scores)
-        if not seen.independent or not seen.has(again[0], rtol=rtol):
-            check_independent(self._model, call, where=self._where)
         try:
             signature, collector, totals, reached, runs_again = self._signed(few, scores)
         except RuntimeError as error:
@@ -153,10 +237,61 @@ class Engine:
                 raise
             self._by_grad = False
             signature, collector, totals, reached, runs_again = self._signed(few, scores)
-        missed = {*reached, *mismatches({**totals, **reached}, expected, rtol=rtol)}
+        missed = {*reached, *mismatches({**totals, **reached}, expected, rtol=tolerance(self._model))}
         used_more = (name for name, places in collector.met.items() if len(places) > 1)
         shared = frozenset(name for name in used_more if overlap(collector.met[name], totals[name]))
         self._proofs[signature] = Proof(frozenset(missed), shared, runs_again)
+        return again[0]
+
+    def _attribute(
+        self,
+        covering: Covering,
+        collector: Collector,
+        at_outputs: OutputGradients,
+        ends: Sequence[tuple[int, Tensor]],
+        proof: Proof,
+    ) -> set[str]:
+        """Find out to which example each row of the moved uses belongs.
+
+        Returns:
+            The names of the parameters of which it cannot be told, because rows are of several examples.
+
+        Cost: two backward passes without weight gradients for up to 64 examples, three for up to 4,096, as far down as
+        moved uses are; nothing where there is none.
+        """
+        moved = [use for use in covering.covered if use.moved]
+        if not moved or not ends or collector.size == 1:
+            return set()
+        if not self._by_grad:
+            raise RouteDeclinedError("the data decide on the places of its examples inside reentrant checkpoints")
+        names = {use: {spot.place.name for spot in use.spots if spot is not None} for use in moved}
+        chosen = set().union(*names.values())
+        outputs = [output for _, output in ends]
+        dtypes = [at_outputs.dtype, *(tensor.dtype for tensor in (*outputs, *self._parameters))]
+        if torch.is_autocast_enabled(outputs[0].device.type):
+            dtypes.append(torch.get_autocast_dtype(outputs[0].device.type))
+        attribution = collector.attribution = Attribution(collector.size, dtypes=dtypes, rtol=tolerance(self._model))
+        factors = torch.empty(at_outputs.num_rows, 1).uniform_(0.5, 1.5, generator=torch.Generator().manual_seed(0))
+        device = outputs[0].device
+        for weights in attribution.weights(device):
+            gradients = at_outputs.combined(factors.to(device) * weights if len(factors) > 1 else weights.unsqueeze(0))
+            some = [gradients[end] for end, _ in ends]
+            self._pull(covering, outputs, some, runs_again=proof.runs_again, retain=True, names=chosen)
+        collector.attribution, found = None, attribution.examples()
+        failed: set[str] = set()
+        as_laid_out = not covering.by_rows
+        for use in covering.covered:
+            use.received = 0
+        for use, examples in found.items():
+            if examples is None:
+                failed |= names[use]
+                self._layouts[use.key] = None
+            elif not attribution.lies(use, examples):
+                collector.examples[use] = examples
+                as_laid_out = as_laid_out and use.layout == RAGGED
+        if as_laid_out and not failed:
+            self._choices |= beginnings(covering.chosen)
+        return failed
 
     def _signed(
         self, few: Call, scores: Scores
@@ -165,21 +300,25 @@ class Engine:
         collector = Collector(totals, phi="signed", size=few.size, chunk_bytes=self._chunk_bytes)
         covering, outputs = self._forward(few, collector)
         signature, total = tuple(covering.signature), scores(outputs).sum()
-        reached = self._pull(covering, [total], [None]) if total.requires_grad else {}
+        self._by_grad = self._by_grad and not is_reentrant([total])
+        reached = self._pull(covering, [total], [None], runs_again=True) if total.requires_grad else {}
         return signature, collector, totals, reached, len(covering.signature) > len(signature)
 
     def _pull(
         self,
-        within: AbstractContextManager[Any],
+        covering: Covering,
         outputs: Sequence[Tensor],
         gradients: Sequence[Tensor | None],
         *,
+        runs_again: bool,
         retain: bool = False,
+        names: Set[str] | None = None,
     ) -> dict[str, Tensor]:
         """A backward pass; returns the ordinary gradients that came through, which no cover took."""
-        with within:
-            found = pulled(outputs, gradients, self._parameters, by_grad=self._by_grad, retain=retain)
-        return {name: value for name, value in zip(self._names, found) if value is not None}
+        with covering.passes.collecting(), covering if runs_again else nullcontext():
+            chosen = [(n, p) for n, p in zip(self._names, self._parameters) if names is None or n in names]
+            found = pulled(outputs, gradients, [p for _, p in chosen], by_grad=self._by_grad, retain=retain)
+        return {name: value for (name, _), value in zip(chosen, found) if value is not None}
 
 
 def _rows(at_outputs: OutputGradients, *, keep: bool) -> Iterator[Sequence[Tensor]]:
@@ -194,13 +333,6 @@ def _rows(at_outputs: OutputGradients, *, keep: bool) -> Iterator[Sequence[Tenso
 
 def _check_received(outputs: Sequence[Tensor]) -> None:
     """Every covered use that the outputs depend on must have received its gradient."""
-    stack = [output.grad_fn for output in outputs if output.grad_fn is not None]
-    visited = set(stack)
-    while stack:
-        node = stack.pop()
+    for node in nodes_of(outputs):
         use = getattr(node, "use", None)
         assert not isinstance(use, Use) or use.received, use
-        for following, _ in node.next_functions:
-            if following is not None and following not in visited:
-                visited.add(following)
-                stack.append(following)

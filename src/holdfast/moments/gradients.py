@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from holdfast.errors import BatchError
 from holdfast.moments.calls import Call, tensors_in, with_tensors
-from holdfast.moments.graph import leaves_of
+from holdfast.moments.graph import is_reentrant, leaves_of
 from holdfast.tensors import TensorMap, trainable_parameters, unwrap
 
 Scores = Callable[[Any], Tensor]
@@ -25,6 +25,18 @@ PHI: dict[Phi, Callable[[Tensor], Tensor]] = {"square": torch.square, "abs": tor
 
 class RouteDeclinedError(Exception):
     """A route cannot measure this model or batch; never seen by the user, another route is taken."""
+
+
+class LengthsVaryError(Exception):
+    """Outputs are as long as the longest example of a batch; never seen by the user, the examples are run alone.
+
+    Args:
+        shapes: of the outputs for the batch.
+    """
+
+    def __init__(self, shapes: Sequence[torch.Size]) -> None:
+        super().__init__("the outputs of an example alone have another shape than in a batch")
+        self.shapes = shapes
 
 
 def accumulator_dtype(parameter: Tensor) -> torch.dtype:
@@ -45,6 +57,7 @@ def gradient(model: nn.Module, call: Call, scores: Scores) -> dict[str, Tensor]:
         total = scores(call(unwrap(model))).sum()
         if not total.requires_grad:
             break
+        by_grad = by_grad and not is_reentrant([total])
         try:
             found = pulled([total], [None], list(parameters.values()), by_grad=by_grad)
         except RuntimeError as error:
@@ -121,12 +134,15 @@ class OutputGradients:
     Attributes:
         used: places, among `tensors_in(outputs)`, of the tensors that the scores depend on; each [B, ...].
         num_rows: K.
+        dtype: of the scores.
+        shapes: of all tensors of the outputs.
 
     Raises:
         BatchError: the scores read a tensor whose first axis does not hold the examples.
     """
 
     def __init__(self, outputs: Any, size: int, scores: Scores) -> None:
+        self.shapes = [tensor.shape for tensor in tensors_in(outputs)]
         leaves = [tensor.detach().requires_grad_(tensor.is_floating_point()) for tensor in tensors_in(outputs)]
         places = [place for place, leaf in enumerate(leaves) if leaf.requires_grad]
         with torch.enable_grad():
@@ -143,12 +159,24 @@ class OutputGradients:
                 f"outputs: the loss reads a tensor of shape {wrong[0]} for a batch of {size} examples, expected "
                 "the examples on its first axis. Return per-example outputs from the model, not means."
             )
+        self.dtype = self._scores.dtype
         self.bytes_per_row = sum(leaf.nbytes for leaf in self._leaves)
 
     def row(self, k: int, *, last: bool = False) -> tuple[Tensor, ...]:
         """For each used output the gradient [B, ...] of row k; `last` frees what the scores keep."""
         return torch.autograd.grad(
             self._scores[k].sum(), self._leaves, allow_unused=True, materialize_grads=True, retain_graph=not last
+        )
+
+    def combined(self, weights: Tensor) -> tuple[Tensor, ...]:
+        """For each used output the gradient [B, ...] of the sum of all scores times `weights` [K, B]."""
+        return torch.autograd.grad(
+            self._scores,
+            self._leaves,
+            weights.to(self._scores),
+            allow_unused=True,
+            materialize_grads=True,
+            retain_graph=True,
         )
 
     def rows(self, start: int, stop: int) -> list[Tensor]:

@@ -16,8 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from holdfast.moments.arrangement import PLAIN, Along
 from holdfast.moments.operations import Embedding, Operation
 from holdfast.moments.recognised import COMPOSITES, HANDLERS
+from holdfast.moments.transforms import transformed
 from holdfast.tensors import trainable_parameters
 
 
@@ -120,23 +122,35 @@ class Interception(TorchFunctionMode):
         tracked = self.tracked
         handler = HANDLERS.get(func)
         if handler is not None:
-            if any(id(value) in tracked for value in (*args, *kwargs.values())):
+            if any(id(value) in tracked for value in (*args, *kwargs.values())) and _are_usual(args):
                 found = handler(self, *args, **kwargs)
-                return func(*args, **kwargs) if found is NotImplemented else found
+                if found is not NotImplemented:
+                    return found
         elif args and id(args[0]) in tracked:
-            result = func(*args, **kwargs)
-            if func is not Tensor.detach:
+            look = func not in PLAIN and tracked[id(args[0])].rows is not None
+            result = self.other(func, args, kwargs) if look else func(*args, **kwargs)
+            if func is not Tensor.detach and not transformed():
                 self._track_views(tracked[id(args[0])], result)
             return result
         elif func in COMPOSITES:
             with self:
                 return _opened(func)(*args, **kwargs)
+        return func(*args, **kwargs) if func in PLAIN else self.other(func, args, kwargs)
+
+    def other(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What a function returns that may arrange rows as the data say."""
         return func(*args, **kwargs)
 
     def key(self, operation: Operation, x: Tensor, *weights: Tensor | None) -> Key:
         """What this use of an operation has in common with the same use in another batch."""
         spots = (self.tracked.get(id(weight)) for weight in weights)
         return (operation.name, x.ndim, *(None if spot is None else spot.place.key for spot in spots))
+
+    @staticmethod
+    def along_key(func: Any, operand: Along, number: int) -> Key:
+        """What working along some axes of an operand has in common with the same in another batch."""
+        name = getattr(func, "__name__", str(func))
+        return ("along", name, number, operand.tensor.ndim, operand.axes, operand.picks)
 
     def is_tracked(self, tensor: Tensor) -> bool:
         """Whether a tensor is known to be a parameter or a part of one."""
@@ -188,6 +202,11 @@ def _opened(func: types.FunctionType) -> Callable[..., Any]:
     copy = types.FunctionType(func.__code__, namespace, func.__name__, func.__defaults__, func.__closure__)
     copy.__kwdefaults__ = func.__kwdefaults__
     return copy
+
+
+def _are_usual(args: tuple[Any, ...]) -> bool:
+    """Whether the arguments are what they seem: neither inside a transform nor nested tensors."""
+    return not transformed() and not any(isinstance(value, Tensor) and value.is_nested for value in args)
 
 
 def _no(*_: Any) -> bool:

@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_map_only
 
 from holdfast.errors import LossShapeError, NotFiniteError, UnsupportedLayerError
 from holdfast.layers import LayerForm
-from holdfast.moments.calls import Call
+from holdfast.moments.calls import Call, tensors_in
 from holdfast.moments.gradients import (
     Scores,
     accumulator_dtype,
@@ -37,6 +37,10 @@ from holdfast.moments.gradients import (
     tolerance,
     zeros,
 )
+from holdfast.moments.places import Places
+from holdfast.moments.sums import Alone
+from holdfast.moments.transforms import transformed
+from holdfast.moments.watching import Watching
 from holdfast.tensors import trainable_parameters, unwrap
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -59,10 +63,11 @@ class Layer(LayerForm):
 
 @dataclass
 class _Use:
-    """One call of a layer: its input, and the place of its output in the graph."""
+    """One call of a layer: its input, and the place of its output in the graph; neither if a transform hides them."""
 
     input: Tensor
     edge: GradientEdge | None
+    hidden: bool = False
 
 
 class KroneckerSums:
@@ -90,18 +95,21 @@ class KroneckerSums:
     def __init__(self, model: nn.Module, *, where: str, chunk_bytes: int) -> None:
         self._model, self._where, self._chunk_bytes = model, where, chunk_bytes
         self._proven = False
+        self._places = Places(model)
         self.layers = _layers_of(model)
         self.declined: dict[str, str] = {}
         self.inputs: dict[str, Tensor] = {}
         self.outputs: dict[str, Tensor] = {}
         self.num_examples = 0
 
-    def add(self, call: Call, scores: Scores) -> None:
+    def add(self, call: Call, scores: Scores, *, alone: Alone | None = None) -> None:
         """Add a batch.
 
         Args:
             call: B examples.
             scores: outputs -> [K, B]; K scores an example.
+            alone: the scores of single examples. Where the data decide how many positions an example has, the examples
+                are run one at a time, as each has its own number of them. None: they are `scores`.
 
         Raises:
             LossShapeError: the scores are not [K, B].
@@ -112,18 +120,33 @@ class KroneckerSums:
         """
         if not self._proven:
             self._prove(call)
-        self._add(call, scores)
+        (uses, outputs), known = self._places.run(call, partial(self._forward, call))
+        if known:
+            self._add(call, scores, uses, outputs)
+        else:
+            shapes = [tensor.shape for tensor in tensors_in(outputs)]
+            for b in range(call.size):
+                one = call.examples(b, b + 1)
+                self._add(one, scores if alone is None else alone(b, shapes), *self._forward(one))
         self.num_examples += call.size
 
-    def _add(self, call: Call, scores: Scores) -> None:
-        with _recorded(self.layers) as uses:
+    def _forward(self, call: Call, watching: Watching | None = None) -> tuple[dict[str, list[_Use]], Any]:
+        with _recorded(self.layers, watching) as uses:
             outputs = call(unwrap(self._model))
+        return uses, outputs
+
+    def _add(self, call: Call, scores: Scores, uses: dict[str, list[_Use]], outputs: Any) -> None:
         often = {name: len(calls) for name, calls in uses.items() if len(calls) > 1}
         if often:
             name, number = next(iter(often.items()))
             raise UnsupportedLayerError(
                 f"{self._where}: the layer of {name!r} is called {number} times for a batch, and was called once for "
                 "the first. Put a batch first for which it is called as often, or use fisher."
+            )
+        if hidden := [name for name, calls in uses.items() if any(use.hidden for use in calls)]:
+            raise UnsupportedLayerError(
+                f"{self._where}: the layer of {hidden[0]!r} is called inside a transform of torch.func, which hides "
+                "its inputs, and was not for the first batch. Put a batch first for which it is, or use fisher."
             )
         rows = scores(outputs)
         if rows.ndim != 2 or rows.shape[1] != call.size:
@@ -145,7 +168,7 @@ class KroneckerSums:
         for k, row in enumerate(rows if rows.requires_grad and edges else ()):
             found = torch.autograd.grad(row.sum(), edges, allow_unused=True, retain_graph=k + 1 < len(rows))
             for (layer, _), g in zip(called, found):
-                if g is not None:
+                if g is not None and g.numel():
                     g = _positions(layer, g)
                     num_positions = len(g) / call.size
                     _add_to(self.outputs, layer.weight, _product(g, g) / num_positions)
@@ -173,6 +196,8 @@ class KroneckerSums:
             shapes, doubled = ([u.input.numel() for u in uses[layer.weight]] for uses in (first, second))
             if len(shapes) > 1:
                 self.layers.remove(layer)
+            elif any(use.hidden for use in first[layer.weight]):
+                self._decline(layer, "it is called inside a transform of torch.func, which hides its inputs")
             elif doubled != [2 * size for size in shapes]:
                 self._decline(layer, "its inputs do not grow with the number of examples")
         scores = partial(random_scores, call.size)
@@ -239,7 +264,8 @@ def _layers_of(model: nn.Module) -> list[Layer]:
     layers = []
     for module in unwrap(model).modules():
         plain = type(module) is nn.Linear or (type(module) in _CONVOLUTIONS and getattr(module, "groups", 0) == 1)
-        weight, bias = module._parameters.get("weight"), module._parameters.get("bias")
+        own = dict(module._parameters.items())  # no dict in a scripted module
+        weight, bias = own.get("weight"), own.get("bias")
         if weight is None or id(weight) not in names or not (plain or _is_transposed(module)):
             continue
         bias_name = names.get(id(bias))
@@ -256,12 +282,17 @@ def _is_transposed(module: nn.Module) -> bool:
 
 
 @contextmanager
-def _recorded(layers: list[Layer]) -> Iterator[dict[str, list[_Use]]]:
+def _recorded(layers: list[Layer], watching: Watching | None = None) -> Iterator[dict[str, list[_Use]]]:
     """Collects each layer's input and the place of its output in the graph, before anything changes it in place."""
     uses: dict[str, list[_Use]] = {layer.weight: [] for layer in layers}
 
     def recorder(layer: Layer) -> Callable[..., Tensor | None]:
         def record(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
+            if watching is not None:
+                watching.meet()
+            if transformed():
+                uses[layer.weight].append(_Use(torch.empty(0), None, hidden=True))
+                return None
             edge = get_gradient_edge(output) if output.requires_grad else None
             uses[layer.weight].append(_Use((args[0] if args else next(iter(kwargs.values()))).detach(), edge))
             # a change in place of a view, as of a Linear layer's output for sequences, would leave its edge behind

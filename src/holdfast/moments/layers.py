@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from holdfast.moments.calls import tensors_in
 from holdfast.moments.graph import leaves_of
+from holdfast.moments.transforms import transformed
 from holdfast.tensors import trainable_parameters
 
 CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
@@ -36,6 +37,7 @@ ACTIVATIONS: frozenset[Callable[..., Tensor]] = frozenset(
 )
 """Elementwise activation functions, in all forms that torch has; modules such as `nn.ReLU` call one of these."""
 
+_BACKWARD = {torch.autograd.grad, torch.autograd.backward, Tensor.backward}
 _NO_USE = {Tensor.detach, Tensor.requires_grad_}
 _NO_USE_ATTRIBUTES = {Tensor.data, Tensor.grad}
 
@@ -93,21 +95,32 @@ class LayerWatch(TorchFunctionMode):
     Args:
         model: its trainable parameters are looked for among the arguments of every function.
         record: called once for each use of a layer: at once, or with `activations` when its activation is known.
-        activations: whether to look for the activation that consumes each output. Keeps a copy of the outputs until
-            then.
+        activations: whether to look for the activation that consumes each output. Keeps a copy of inputs and outputs
+            until then.
+        meet: called at each use of a layer as it comes.
 
     Attributes:
         elsewhere: name -> names of the functions other than layers that consumed this parameter.
         seen: names of parameters that a layer consumed as its weight or bias.
+        differentiates: whether the forward pass ran a backward pass, for which it needs a graph.
     """
 
-    def __init__(self, model: nn.Module, record: Callable[[LayerUse], None], *, activations: bool) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        record: Callable[[LayerUse], None],
+        *,
+        activations: bool,
+        meet: Callable[[], None] | None = None,
+    ) -> None:
         super().__init__()
+        self._meet = meet
         self._names = {id(parameter): name for name, parameter in trainable_parameters(model).items()}
         self._record, self._activations = record, activations
         self._pending: dict[int, tuple[Tensor, LayerUse]] = {}
         self.elsewhere: dict[str, set[str]] = {}
         self.seen: set[str] = set()
+        self.differentiates = False
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -119,6 +132,12 @@ class LayerWatch(TorchFunctionMode):
             self._record(use)
         result = func(*args, **kwargs)
         used = [self._names[id(value)] for value in _tensors((*args, *kwargs.values())) if id(value) in self._names]
+        if func in _BACKWARD:
+            self.differentiates = True
+        if used and transformed():
+            for name in used:
+                self.elsewhere.setdefault(name, set()).add(f"{func.__name__} inside a transform of torch.func")
+            return result
         if used and (func is F.linear or func in CONVOLUTIONS):
             of_layer = self._layer(func, result, *args, **kwargs)
             used = [name for name in used if name not in of_layer]
@@ -135,10 +154,12 @@ class LayerWatch(TorchFunctionMode):
         names = {name for name in (weight_name, bias_name) if name is not None}
         self.seen |= names
         if names:
+            if self._meet is not None:
+                self._meet()
             output = result.detach()
             use = LayerUse(func, weight_name, bias_name, x.detach(), kernel.detach(), (args[3:], named), output)
             if self._activations:
-                use.output = output.clone()  # what follows may change it in place
+                use.output, use.input = output.clone(), use.input.clone()  # what follows may change them in place
                 self._pending[id(result)] = (result, use)
             else:
                 self._record(use)

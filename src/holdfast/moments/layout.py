@@ -44,6 +44,9 @@ class Layout:
 UNBATCHED = Layout(-1)
 """The tensor does not depend on the examples, as the embedding of the positions 0..T-1."""
 
+RAGGED = Layout(-2)
+"""The rows belong to the examples in a way that is no layout, and that must be found out in every batch."""
+
 
 def find_layout(together: Tensor, alone: Sequence[Tensor], *, rtol: float) -> Layout | None:
     """The layout of a tensor, from its value for all examples and for each of them.

@@ -137,6 +137,8 @@ class Embedding:
     ) -> list[Contribution | None]:
         """The rows that were looked up."""
         table = weights[0]
+        if not wanted[0]:
+            return [None]
         assert table is not None
         tokens = positions(x.unsqueeze(-1), layout, size).squeeze(-1)
         return [Lookups(tokens, positions(g, layout, size), len(table), self.padding)]

@@ -7,7 +7,17 @@ from collections.abc import Collection
 from torch import Tensor, nn
 
 from holdfast.moments.calls import Call, tensors_in
-from holdfast.moments.gradients import PHI, OutputGradients, Phi, accumulator_dtype, pulled, refuses_grad, zeros
+from holdfast.moments.gradients import (
+    PHI,
+    LengthsVaryError,
+    OutputGradients,
+    Phi,
+    accumulator_dtype,
+    pulled,
+    refuses_grad,
+    zeros,
+)
+from holdfast.moments.graph import is_reentrant
 from holdfast.tensors import trainable_parameters, unwrap
 
 _ROW_BYTES = 64 * 2**20
@@ -28,6 +38,9 @@ def oracle_sums(
     Returns:
         Name -> sum, of the parameter's shape.
 
+    Raises:
+        LengthsVaryError: the outputs for an example have another shape alone than in the batch.
+
     Cost: B + 1 forward and B * K backward passes; memory of one example.
     """
     totals = {name: total for name, total in zeros(model).items() if name in names}
@@ -39,9 +52,12 @@ def oracle_sums(
         for b in range(call.size):
             found = tensors_in(call.examples(b, b + 1)(unwrap(model)))
             outputs = [(found[place], gradients[:, b]) for place, gradients in zip(at_outputs.used, rows)]
+            if any(output.shape != (1, *gradients.shape[1:]) for output, gradients in outputs):
+                raise LengthsVaryError(at_outputs.shapes)
             outputs = [(output, gradients) for output, gradients in outputs if output.requires_grad]
             for k in range(len(rows[0]) if outputs else 0):
                 ends, at = [output for output, _ in outputs], [gradients[k : k + 1] for _, gradients in outputs]
+                by_grad = by_grad and not (b == k == 0 and is_reentrant(ends))
                 try:
                     values = pulled(ends, at, parameters, by_grad=by_grad, retain=True)
                 except RuntimeError as error:

@@ -91,8 +91,10 @@ def _embedding(
     scale_grad_by_freq: bool = False,
     sparse: bool = False,
 ) -> Any:
-    if max_norm is not None or scale_grad_by_freq or sparse:
+    if scale_grad_by_freq:
         return NotImplemented
+    if max_norm is not None:
+        torch.embedding_renorm_(weight.detach(), input.contiguous(), max_norm, norm_type)
     padding = -1 if padding_idx is None else padding_idx % len(weight)
     return seen.use(Embedding(padding), input, weight)
 
@@ -220,5 +222,7 @@ HANDLERS: dict[Any, Callable[..., Any]] = {
 }
 """From a function to what calls `Interception.use` for it, or returns NotImplemented to let it run as it is."""
 
-COMPOSITES: frozenset[Any] = frozenset({F.multi_head_attention_forward, torch.autograd.grad, torch.autograd.backward})
+COMPOSITES: frozenset[Any] = frozenset(
+    {F.multi_head_attention_forward, torch.autograd.grad, torch.autograd.backward, Tensor.backward}
+)
 """Python functions that consume parameters through other functions; backward passes, where they meet checkpoints."""

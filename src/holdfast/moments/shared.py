@@ -12,6 +12,7 @@ from holdfast.moments.intercept import Place
 from holdfast.moments.kernels.contribution import Contribution, add_blocks
 from holdfast.moments.kernels.embedding import Lookups
 from holdfast.moments.kernels.linear import Products
+from holdfast.moments.ragged import RaggedProducts, joined
 
 Part = tuple[Place, Contribution]
 
@@ -30,7 +31,7 @@ def add_shared(total: Tensor, parts: Sequence[Part], *, phi: Phi, chunk_bytes: i
     """
     places = {place for place, _ in parts}
     contributions = [contribution for _, contribution in parts]
-    products = [item for item in contributions if isinstance(item, Products)]
+    products = [item for item in contributions if isinstance(item, Products | RaggedProducts)]
     lookups = [item for item in contributions if isinstance(item, Lookups)]
     if len(places) > 1 or len(products) + len(lookups) < len(parts):
         _add_written_out(total, parts, phi, max(1, chunk_bytes // (3 * total.nbytes)))
@@ -38,8 +39,7 @@ def add_shared(total: Tensor, parts: Sequence[Part], *, phi: Phi, chunk_bytes: i
         _joined(lookups).add_to(places.pop().of(total), phi)
     else:
         target = places.pop().of(total)
-        inputs, gradients = [item.inputs for item in products], [item.gradients for item in products]
-        joint = Products(torch.cat(inputs, dim=1), torch.cat(gradients, dim=1)) if len(products) > 1 else products[0]
+        joint = joined(products)
         joint.add_to(target, phi)
         if lookups:
             _add_looked_up(target, joint, _joined(lookups), phi)
@@ -58,8 +58,11 @@ def _add_looked_up(total: Tensor, products: Products, lookups: Lookups, phi: Phi
 
 def _joined(lookups: Sequence[Lookups]) -> Lookups:
     """Lookups of one table as one; their padding has no gradient any more."""
-    tokens, gradients = [item.tokens for item in lookups], [item.gradients for item in lookups]
-    return Lookups(torch.cat(tokens, dim=1), torch.cat(gradients, dim=1), lookups[0].num_rows)
+    first = lookups[0]
+    tokens, gradients, examples = (
+        torch.cat([getattr(item, name) for item in lookups]) for name in ("tokens", "gradients", "examples")
+    )
+    return Lookups(tokens, gradients, first.num_rows, examples=examples, size=len(first))
 
 
 def _add_written_out(total: Tensor, parts: Sequence[Part], phi: Phi, chunk: int) -> None:

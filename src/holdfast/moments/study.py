@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 
+from holdfast.moments.arrangement import CHOICES, HIDDEN, worked_along
 from holdfast.moments.calls import Call
 from holdfast.moments.coupling import floats_in, is_each_alone
 from holdfast.moments.intercept import Interception, Key, Tracked
-from holdfast.moments.layout import Layout, equal, find_layout
+from holdfast.moments.layout import RAGGED, Layout, equal, find_layout
 from holdfast.moments.operations import Operation
+from holdfast.moments.transforms import transformed
+from holdfast.moments.watching import Choices, beginnings
 from holdfast.tensors import unwrap
 
 NUM_STUDIED = 3
@@ -34,15 +39,20 @@ class Study:
 
     Attributes:
         layouts: for every recognised use of a parameter where the examples are in its output, and in its input where
-            these must agree; None where there is no single place.
+            these must agree; `RAGGED` where there is no single place. For every operand of a function that works along
+            axes where they are in that; None where there is no single place.
         outputs: floating-point outputs of the model for the examples together.
         independent: whether they are those of each of the examples alone, as far as these can be compared.
-        bytes_per_example: what goes through the recognised uses.
+        choices: numbers of the data that Python was told for the examples together, and every beginning of these.
+        hidden: whether rows were arranged, or numbers told, by functions that cannot be seen.
+        bytes_per_example: the inputs, and what every function of the model makes of them, frozen layers included.
     """
 
     layouts: Mapping[Key, Layout | None]
     outputs: list[Tensor]
     independent: bool
+    choices: frozenset[Choices]
+    hidden: bool
     bytes_per_example: int
 
     def has(self, again: Sequence[Tensor], *, rtol: float) -> bool:
@@ -60,12 +70,14 @@ def study(model: nn.Module, few: Call, *, tracked: Mapping[int, Tracked], rtol: 
         tracked: the model's parameters, as `tracked_parameters` finds them.
         rtol: rounding, relative to the largest value.
 
-    Cost: one forward pass of these examples, and one of each of them.
+    Cost: one forward pass of these examples, and one of each of them. Where some make the model take another branch
+    alone than together, those that do not are run once more.
     """
     together, outputs = _recorded(model, few, tracked)
-    records, singles = zip(*(_recorded(model, few.examples(b, b + 1), tracked) for b in range(few.size)))
+    recorded = [_recorded(model, few.examples(b, b + 1), tracked) for b in range(few.size)]
+    records, singles = [alone.uses for alone, _ in recorded], [found for _, found in recorded]
     layouts: dict[Key, Layout | None] = {}
-    for key, uses in together.items():
+    for key, uses in together.uses.items():
         found: set[Layout | None] = set()
         if all(len(record.get(key, ())) == len(uses) for record in records):
             for number, (x, out, same) in enumerate(uses):
@@ -74,37 +86,115 @@ def study(model: nn.Module, few: Call, *, tracked: Mapping[int, Tracked], rtol: 
                     inner = find_layout(x, [record[key][number][0] for record in records], rtol=rtol)
                     layout = layout if inner == layout else None
                 found.add(layout)
-        layouts[key] = found.pop() if len(found) == 1 else None
-    num_bytes = sum(x.nbytes + out.nbytes for uses in together.values() for x, out, _ in uses)
+        elif key[0] == "along":  # some examples alone take another way: another batch may tell
+            continue
+        layout = found.pop() if len(found) == 1 else None
+        layouts[key] = RAGGED if layout is None and key[0] != "along" else layout
+    alike = [b for b, (alone, _) in enumerate(recorded) if alone.chosen == together.chosen]
+    if 1 < len(alike) < few.size:
+        some = study(model, _picked(few, alike), tracked=tracked, rtol=rtol).layouts
+        layouts |= {key: layout for key, layout in some.items() if key not in layouts}
+    num_bytes = together.num_bytes + sum(
+        leaf.nbytes for leaf in tree_leaves((few.args, few.kwargs)) if isinstance(leaf, Tensor)
+    )
     return Study(
         layouts,
         outputs,
         independent=is_each_alone(outputs, singles, rtol=rtol),
+        choices=frozenset(beginnings(together.chosen)),
+        hidden=any(recorder.hidden.found for recorder in (together, *(alone for alone, _ in recorded))),
         bytes_per_example=num_bytes // few.size,
     )
+
+
+def _picked(call: Call, examples: Sequence[int]) -> Call:
+    args, kwargs = tree_map_only(Tensor, lambda tensor: tensor[list(examples)], (call.args, call.kwargs))
+    return Call(args, kwargs, len(examples))
 
 
 Record = dict[Key, list[tuple[Tensor, Tensor, bool]]]
 
 
-def _recorded(model: nn.Module, call: Call, tracked: Mapping[int, Tracked]) -> tuple[Record, list[Tensor]]:
-    with _Recorder(tracked) as recorder:
+def _recorded(model: nn.Module, call: Call, tracked: Mapping[int, Tracked]) -> tuple[_Recorder, list[Tensor]]:
+    recorder = _Recorder(tracked)
+    with recorder, recorder.hidden:
         outputs = call(unwrap(model))
-    return recorder.uses, floats_in(outputs)
+    return recorder, floats_in(outputs)
+
+
+class _Hidden(TorchDispatchMode):
+    """Notices operations that arrange rows and that no function was seen to call, as inside TorchScript."""
+
+    def __init__(self, recorder: _Recorder) -> None:
+        super().__init__()
+        self._recorder = recorder
+        self.found = False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """What the operation returns."""
+        if not self._recorder.visible and func.overloadpacket.__name__ in HIDDEN:
+            self.found = True
+        return func(*args, **(kwargs or {}))
 
 
 class _Recorder(Interception):
-    """Notes what goes in and out of every recognised use, in order."""
+    """Notes what goes in and out of every recognised use, in order, and how much memory all functions fill."""
 
     def __init__(self, parameters: Mapping[int, Tracked]) -> None:
         super().__init__(parameters)
         self.uses: Record = {}
+        self.num_bytes = 0
+        self.chosen: Choices = ()
+        self.hidden = _Hidden(self)
+        self._visible = False
+
+    @property
+    def visible(self) -> bool:
+        """Whether a function that was seen is at work."""
+        return self._visible
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """What the function returns, its bytes counted."""
+        outside, self._visible = not self._visible, True
+        try:
+            result = super().__torch_function__(func, types, args, kwargs)
+        finally:
+            self._visible = not outside
+        for tensor in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(tensor, Tensor) and not any(_share(tensor, value) for value in args):
+                self.num_bytes += tensor.nbytes
+        return result
+
+    def other(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What a function returns, with its operands, or the number that it tells Python, noted."""
+        if not transformed():
+            for number, operand in enumerate(worked_along(func, args, kwargs) or ()):
+                tensor = operand.tensor.detach().clone()  # which the function may change in place
+                self.uses.setdefault(self.along_key(func, operand, number), []).append((tensor, tensor, False))
+        result = func(*args, **kwargs)
+        if func in CHOICES:
+            self.chosen += (repr(result),)
+        return result
 
     def use(self, operation: Operation, x: Tensor, *weights: Tensor | None) -> Tensor:
-        """The result, noted."""
+        """The result of a recognised operation, noted."""
         out = operation.forward(x, *weights)
         use = (x.detach(), out.detach(), operation.same_layout)
         self.uses.setdefault(self.key(operation, x, *weights), []).append(use)
         if weights[0] is not None:
             self.look_up(operation, out, x, weights[0])
         return out
+
+
+def _share(tensor: Tensor, other: Any) -> bool:
+    """Whether a result is an argument or a view of one."""
+    if not isinstance(other, Tensor) or other is tensor:
+        return other is tensor
+    try:
+        return tensor.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+    except (NotImplementedError, RuntimeError):  # of sparse tensors, and inside a transform
+        return False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal
 
@@ -14,6 +14,7 @@ from holdfast.errors import LossShapeError, NotFiniteError
 from holdfast.moments.calls import Call
 from holdfast.moments.engine import Engine
 from holdfast.moments.gradients import (
+    LengthsVaryError,
     OutputGradients,
     Phi,
     RouteDeclinedError,
@@ -28,11 +29,14 @@ from holdfast.moments.oracle import oracle_sums
 from holdfast.moments.per_example import CHUNK_BYTES, per_example_sums
 from holdfast.tensors import unwrap
 
-_TOGETHER_BYTES = 2**23
+TOGETHER_BYTES = 2**23
 """Examples go together as long as their activations stay in the processor's cache, and cost no memory to speak of."""
 
 Route = Callable[..., dict[str, Tensor]]
 Per = Literal["sequence", "token"]
+
+Alone = Callable[[int, Sequence[torch.Size]], Scores]
+"""From the number of an example in its batch, and the shapes of the outputs for that batch, to its scores alone."""
 
 
 class MomentSums:
@@ -63,6 +67,7 @@ class MomentSums:
         self, model: nn.Module, *, phi: Phi, where: str, chunk_bytes: int = CHUNK_BYTES, per: Per = "sequence"
     ) -> None:
         self._model, self._phi, self._where = model, phi, where
+        self._together_bytes = min(TOGETHER_BYTES, chunk_bytes)
         by_token = per == "token"
         self._engine: Engine | None = Engine(model, phi=phi, chunk_bytes=chunk_bytes, where=where, by_token=by_token)
         self._fallbacks: list[Route] = [partial(per_example_sums, chunk_bytes=chunk_bytes), oracle_sums]
@@ -79,23 +84,33 @@ class MomentSums:
 
     @property
     def room(self) -> int:
-        """How many examples go together well; 0 where nothing is known, or gained."""
+        """How many examples like those studied go together well; 0 where nothing is known, or gained."""
         if self._engine is None or self.missed or not self._engine.bytes_per_example:
             return 0
-        return _TOGETHER_BYTES // self._engine.bytes_per_example
+        return self._together_bytes // self._engine.bytes_per_example
 
-    def add(self, call: Call, scores: Scores) -> None:
+    def add(self, call: Call, scores: Scores, *, alone: Alone | None = None) -> None:
         """Add a batch.
 
         Args:
             call: B examples.
             scores: outputs -> [K, B]; K scores an example.
+            alone: the scores of single examples, for models whose outputs are as long as the longest example of a
+                batch: these are run one example at a time, so that nothing depends on the others' lengths. None: they
+                are `scores`.
 
         Raises:
             LossShapeError: the scores are not [K, B].
             NotFiniteError: a score is NaN or infinite.
             CoupledExamplesError: the outputs for an example depend on the others, or on chance.
         """
+        try:
+            self._add(call, scores)
+        except LengthsVaryError as error:
+            for b in range(call.size):
+                self._add(call.examples(b, b + 1), scores if alone is None else alone(b, error.shapes))
+
+    def _add(self, call: Call, scores: Scores) -> None:
         checked = partial(_checked, scores, call.size, self._where)
         at_outputs = None
         if self._engine is not None:
@@ -104,9 +119,9 @@ class MomentSums:
             except RouteDeclinedError:
                 self._engine = None
         if at_outputs is None:
-            with torch.no_grad():
-                outputs = call(unwrap(self._model))
-            at_outputs, self.missed = OutputGradients(outputs, call.size, checked), frozenset(self.totals)
+            # with a graph, although none is needed: a forward pass may take gradients itself
+            at_outputs = OutputGradients(call(unwrap(self._model)), call.size, checked)
+            self.missed = frozenset(self.totals)
         if self.missed and at_outputs.used:
             self._add_missed(call, at_outputs)
         self.num_examples += call.size
@@ -126,8 +141,7 @@ class MomentSums:
 
     def _prove(self, call: Call) -> None:
         scores = partial(random_scores, call.size)
-        with torch.no_grad():
-            at_outputs = OutputGradients(call(unwrap(self._model)), call.size, scores)
+        at_outputs = OutputGradients(call(unwrap(self._model)), call.size, scores)
         found = self._fallbacks[0](self._model, call, at_outputs, phi="signed", names=self.missed)
         ordinary = gradient(self._model, call, scores)
         expected = {name: ordinary[name] for name in self.missed}

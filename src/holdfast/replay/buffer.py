@@ -9,7 +9,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from holdfast.errors import OptionError, UnknownNameError
+from holdfast.choices import check_choice
+from holdfast.errors import OptionError
 
 Keep = Literal["reservoir", "balanced"]
 
@@ -38,8 +39,7 @@ class Buffer:
     def __init__(self, capacity: int, *, keep: Keep = "reservoir") -> None:
         if capacity < 1:
             raise OptionError(f"Buffer: capacity={capacity}, expected a whole number >= 1.")
-        if keep not in get_args(Keep):
-            raise UnknownNameError("way to keep examples", keep, get_args(Keep))
+        check_choice("way to keep examples", keep, get_args(Keep))
         self.capacity, self.keep = capacity, keep
         self._fields: dict[str, Tensor] = {}
         self._classes: list[int] = []  # of the example in each slot

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from holdfast.choices import check_choices
 from holdfast.errors import BatchError, CollapseError, NotFiniteError
 
 M = TypeVar("M")
@@ -94,6 +95,9 @@ class Held:
     batches: Iterable[Any]
     loss: str | Callable[[Any, Any], Tensor]
     kind: Literal["sampled", "empirical"]
+
+    def __post_init__(self) -> None:
+        check_choices(self)
 
 
 @runtime_checkable

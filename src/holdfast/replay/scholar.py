@@ -42,6 +42,9 @@ def replay_heads(mask: Mask, task_classes: Sequence[Sequence[int]], t: int) -> t
         mask: the output columns that take part in a task's loss.
         task_classes: the classes of every task.
         t: number of the task at hand.
+
+    Raises:
+        UnknownNameError: there is no such mask.
     """
     if mask == "task":
         return tuple(Head(own, own) for own in dict.fromkeys(tuple(classes) for classes in task_classes[:t]))

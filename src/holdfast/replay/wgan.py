@@ -15,13 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
+from holdfast.choices import check_choice
 from holdfast.errors import BatchError
 from holdfast.replay.generators import Held, check_range, drawn_classes
 from holdfast.replay.images import ImageCritic, ImageGenerator
@@ -60,6 +61,9 @@ class WGAN(nn.Module):
         precision: "bfloat16" runs the networks under autocast, all but the gradient penalty.
         seed: of the weights; the global random state is left alone.
 
+    Raises:
+        UnknownNameError: no such precision.
+
     Source: Gulrajani et al. 2017 (arXiv 1704.00028), Odena et al. 2017 (arXiv 1610.09585), Wu et al. 2018 (arXiv
     1809.02058). Departure: the penalty differentiates the interpolates' critic value alone, as in the first.
     """
@@ -78,6 +82,7 @@ class WGAN(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        check_choice("precision", precision, get_args(Precision))
         self.num_classes, self.latent = num_classes, latent
         self._seen = False
         self.lr, self.critic_steps, self.penalty, self.precision = lr, critic_steps, penalty, precision

@@ -25,13 +25,22 @@ from holdfast.retention.force import pull_shares
 from holdfast.retention.keeper import Keeper, NewParameters
 from holdfast.retention.kronecker import layer_metric, layer_pull
 from holdfast.retention.meter import Meter
-from holdfast.retention.options import check_holds_factors, check_implicit, check_on_disk, chosen_forms, in_nats
+from holdfast.retention.options import (
+    check_holds_factors,
+    check_implicit,
+    check_on_disk,
+    chosen_forms,
+    in_nats,
+    is_unsteady,
+    no_rate,
+    unsteady_warning,
+)
 from holdfast.retention.parts import Block
 from holdfast.retention.plan import LayerPart, Plan
 from holdfast.retention.rise import layer_rise, weights_rise
 from holdfast.retention.rounding import round_
 from holdfast.retention.textbook import add_to_gradients, penalty
-from holdfast.steps import UserMetric, step_metrics, update_rule
+from holdfast.steps import UserMetric, step_metrics, unknown_rate, update_rule
 from holdfast.tensors import all_parameters, local, sum_of, tied_names
 
 Pull = Literal["implicit", "gradient", "penalty"]
@@ -243,7 +252,7 @@ class EWC(Keeper):
             self._penalties_seen[optimizer] = self._num_penalties
         if self.pull != "implicit":
             return
-        if (self._num_steps + 1) % self.every:
+        if (plan.num_steps + 1) % self.every:
             return
         strength = self._budget_multiplier(optimizer, plan) if self.budget is not None else self.strength
         assert strength is not None
@@ -258,7 +267,7 @@ class EWC(Keeper):
                 self._pull_measured(wide, strength, meter=self._meter)
             block.round_back(wide)
         for part in plan.layers(optimizer, self.held) if strength > 0 else ():
-            if part.stepped(where=self.mechanism):
+            if part.stepped(plan.gradients, where=self.mechanism):
                 self._hold_layer(optimizer, part, strength)
 
     def _hold_layer(self, optimizer: Optimizer, part: LayerPart, strength: float) -> None:
@@ -280,16 +289,16 @@ class EWC(Keeper):
             else:
                 round_(parameter.detach(), residual, value.add_(change))
 
-    def _measures(self) -> bool:
-        if self.log_every == 0 or (self._num_steps + 1) % self.every:
+    def _measures(self, plan: Plan) -> bool:
+        if self.log_every == 0 or (plan.num_steps + 1) % self.every:
             return False
-        return (self._num_steps // self.every) % max(1, self.log_every // self.every) == 0
+        return (plan.num_steps // self.every) % max(1, self.log_every // self.every) == 0
 
     def _blocks(self, optimizer: Optimizer, plan: Plan) -> Iterator[Block]:
         """Every protected weight that this step moved, with its metric."""
         for part in plan.parts(optimizer, self.held):
             metrics = step_metrics(optimizer, part.group, part.parameters, user_metric=self.metric)
-            moved = self._increments(optimizer, part) if self._meter is not None else []
+            moved = self._increments(optimizer, part, plan.gradients) if self._meter is not None else []
             yield from part.blocks(metrics=metrics, increments=moved)
 
     def _pull_measured(self, block: Block, strength: float, *, meter: Meter) -> None:
@@ -351,12 +360,14 @@ class EWC(Keeper):
     def _go_on(self, progress: Mapping[str, Any]) -> None:
         super()._go_on(progress)
         self._multiplier = progress["multiplier"]
-        if self.held.factors:
+
+    def _check_taken(self, held: Retained) -> None:
+        if held.factors:
             check_holds_factors("EWC.load", budget=self.budget, pull=self.pull)
-        if self.budget is not None and self.held.num_tasks and self.held.nats_per_unit != 1:
+        if self.budget is not None and held.num_tasks and held.nats_per_unit != 1:
             raise OptionError(
                 f"EWC.load: a budget is in nats, and the importance that was saved is not (nats_per_unit is "
-                f"{self.held.nats_per_unit}). Load it with a strength, or retain again under a budget."
+                f"{held.nats_per_unit}). Load it with a strength, or retain again under a budget."
             )
 
     def _rise_for_report(self) -> float | None:
@@ -371,6 +382,11 @@ class EWC(Keeper):
             raise OptionError(f'EWC: an infinite strength needs pull="implicit"; pull is {self.pull!r}.')
 
     def _check_optimizer(self, optimizer: Optimizer) -> None:
+        if self.metric is None and self.pull == "implicit" and (found := unknown_rate(optimizer)) is not None:
+            remedy = "Pass metric=, such as lambda group, parameter, state: 1 / 1e-3 for steps of about 1e-3. Or: "
+            raise OptionError(no_rate("EWC", type(optimizer).__name__, found, remedy=remedy))
+        if self.pull == "implicit" and is_unsteady(optimizer):
+            self._warn(unsteady_warning(others='pull="gradient", which LBFGS minimises beside the loss, '))
         if self.metric is None and self.pull == "implicit" and update_rule(optimizer) == "other":
             self._warn(
                 f"{type(optimizer).__name__} is no optimizer whose metric is known: its plain learning rate is taken, "

@@ -24,6 +24,7 @@ from holdfast.memory.kronecker import layers_from, layers_to_json, layers_to_ten
 from holdfast.memory.reference import Reference, references_from, references_to_json
 from holdfast.memory.stored import Held, HeldMap, from_tensors, read, to_tensors
 from holdfast.records import check_importance_values
+from holdfast.retention.checks import NUMBERS, check_numbers
 from holdfast.tensors import TensorMap, shard, whole_on_first
 from holdfast.version import __version__
 
@@ -34,12 +35,8 @@ EXTRA = ("pulls", "residuals")
 """Tensors that beside `held` decide the steps to come."""
 
 _PARTS = ("importance", "importance_exponents", "anchors", "anchors_exponents", "factors")
-_NUMBERS = {
-    **dict.fromkeys(("constant", "start", "largest"), "a finite number >= 0"),
-    **dict.fromkeys(("num_tasks", "first_examples"), "a whole number >= 0"),
-    "nats_per_unit": "a finite number >= 0, or null",
-}
-"""The fields of `Retained` that are no tensors, and what they must be."""
+PARTS = (*_PARTS, *EXTRA)
+"""What the tensors of a state are of."""
 
 
 def save(
@@ -119,7 +116,7 @@ def _read(
         raise FileFormatError(f"{config}: 'anchors' is {options['anchors']!r}; expected a path. Save the keeper again.")
     importance = _read_held(saved, "importance")
     check_importance_values({n: v for n, v in importance.items() if isinstance(v, Tensor)}, where=str(saved.path))
-    held = Retained(importance=importance, **{name: numbers[name] for name in _NUMBERS})
+    held = Retained(importance=importance, **{name: numbers[name] for name in NUMBERS})
     if anchors and held.num_tasks:
         on_disk = references_from(content.get("references"), checkpoint, where=str(config))
         in_memory = {} if on_disk and not saved.has("anchors") else _read_held(saved, "anchors")
@@ -148,7 +145,7 @@ def from_state(
     Raises:
         FileFormatError: codes without their exponents, or a checkpoint with anchors that is gone or another.
     """
-    parts: dict[str, dict[str, Tensor]] = {part: {} for part in (*_PARTS, *EXTRA)}
+    parts: dict[str, dict[str, Tensor]] = {part: {} for part in PARTS}
     for key, tensor in tensors.items():
         part, _, name = key.partition("/")
         parts[part][name] = tensor
@@ -159,28 +156,9 @@ def from_state(
     return Retained(importance, anchors, **notes["held"], factors=factors), {part: parts[part] for part in EXTRA}
 
 
-def check_numbers(numbers: Mapping[str, Any], *, where: str) -> None:
-    """Raise `FileFormatError` unless every field of `Retained` that is no tensor is a number that it can be."""
-    wrong = [
-        f"{name} is {numbers.get(name, 'missing')!r:.40}, expected {expected}"
-        for name, expected in _NUMBERS.items()
-        if not _is(numbers.get(name, "missing"), expected)
-    ]
-    if wrong:
-        raise FileFormatError(f"{where}: 'held' is damaged: {'; '.join(wrong)}. Save the keeper again.")
-
-
-def _is(value: object, expected: str) -> bool:
-    if value is None:
-        return expected.endswith("null")
-    if isinstance(value, bool) or not isinstance(value, int if "whole" in expected else int | float):
-        return False
-    return 0 <= value < math.inf
-
-
 def numbers_of(held: Retained) -> dict[str, Any]:
     """The fields of `Retained` that are no tensors, as JSON values."""
-    return {name: getattr(held, name) for name in _NUMBERS}
+    return {name: getattr(held, name) for name in NUMBERS}
 
 
 def on_devices(held: Retained, devices: Mapping[str, torch.device], *, forms: Forms) -> Retained:

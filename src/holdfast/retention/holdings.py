@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from holdfast.memory.reference import Reference
 from holdfast.memory.stored import shapes_of_held
 from holdfast.records import Importance, check_names
 from holdfast.retention import files
+from holdfast.retention.checks import check_anchors, check_extra, check_retained
 from holdfast.tensors import (
     Shards,
     TensorMap,
@@ -29,6 +30,21 @@ from holdfast.tensors import (
 
 Extra = dict[str, dict[str, Tensor]]
 """The tensors by part and name that beside `held` decide the steps to come."""
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What was saved, looked at and ready to be held.
+
+    Attributes:
+        held: of past tasks, beside the parameters.
+        extra: by part and name.
+        shards: how the model is sharded; None where it is whole.
+    """
+
+    held: Retained
+    extra: Extra
+    shards: Shards | None
 
 
 class Holdings:
@@ -88,6 +104,10 @@ class Holdings:
         weights = {name: local(parameter.detach()) for name, parameter in parameters.items()}
         devices = {name: weight.device for name, weight in weights.items()}
         to_hold = {**self.held.importance, **importance}
+        if anchored:
+            to_anchor = {name: weights[name] for name in to_hold if name in weights}
+            to_anchor |= {n: weights[n] for name, f in (factors or {}).items() for n in f.names(name) if n in weights}
+            check_anchors(to_anchor, where=f"{self._where}.retain", sum_of=self.shards and self.sum_of)
         on_disk = references({name: weights[name] for name in to_hold if name in weights})
         held = retain(
             files.on_devices(self.held, devices, forms=self._forms),
@@ -106,20 +126,33 @@ class Holdings:
         self.pulls.clear()
         self.residuals.clear()
 
-    def take(self, held: Retained, extra: Mapping[str, TensorMap], *, where: str, in_form: bool = False) -> None:
-        """Hold what was saved, whole, in the keeper's forms if asked for.
+    def checked(
+        self, held: Retained, extra: Mapping[str, TensorMap], *, anchored: bool, where: str, in_form: bool = False
+    ) -> Taken:
+        """What was saved, whole, ready to be taken, and in the keeper's forms if asked for. Nothing is changed by it.
 
         Raises:
             ParameterMismatchError: names or shapes that do not match the model.
+            NotFiniteError, FileFormatError: as `check_retained` and `check_extra`.
+            OptionError: what needs whole weights, where the model is sharded.
         """
         for named in (held.covered, shapes_of_held(held.anchors)):
             check_names(named, self._model, where=where)
+        check_retained(held, anchored=anchored, where=where)
         parameters = all_parameters(self._model)
-        self.shards = shards_of(trainable_parameters(self._model))
-        self.held = self._beside(self._in_form(held) if in_form and self.shards is None else held, parameters)
+        shapes = {f"residuals/{name}": parameter.shape for name, parameter in parameters.items()}
+        shapes |= {f"pulls/{name}": layer.spectrum.shape for name, layer in held.factors.items()}
+        check_extra(extra, shapes, where=where)
+        shards = shards_of(trainable_parameters(self._model))
+        beside = self._beside(self._in_form(held) if in_form and shards is None else held, parameters, shards=shards)
+        return Taken(beside, {part: _each(shard, extra.get(part, {}), parameters) for part in self._extra()}, shards)
+
+    def take(self, taken: Taken) -> None:
+        """Hold what `checked` gave."""
+        self.held, self.shards = taken.held, taken.shards
         for part, own in self._extra().items():
             own.clear()
-            own.update(_each(shard, extra[part], parameters))
+            own.update(taken.extra[part])
 
     def whole(self) -> tuple[Retained, Extra]:
         """What is held, and the extra; of a sharded model gathered, for the first process alone."""
@@ -145,9 +178,9 @@ class Holdings:
                 f"{self._where}: the model is sharded in another way than when its tasks were retained. Leave "
                 "whole(model) first, or save the keeper while it was so and load it now."
             )
-        self.shards = shards
         parameters = all_parameters(self._model)
-        self.held = self._beside(self.held, parameters)
+        self.held = self._beside(self.held, parameters, shards=shards)
+        self.shards = shards
         for own in self._extra().values():
             own.update(_each(shard, own, parameters))
 
@@ -168,9 +201,9 @@ class Holdings:
     def _extra(self) -> Extra:
         return {"pulls": self.pulls, "residuals": self.residuals}
 
-    def _beside(self, held: Retained, parameters: TensorMap) -> Retained:
+    def _beside(self, held: Retained, parameters: TensorMap, *, shards: Shards | None) -> Retained:
         """What is held whole, beside the parameters: on their devices, and sharded as they are."""
-        if self.shards is not None:
+        if shards is not None:
             self._check_shards(held)
             held = self._in_form(files.sharded(held, parameters))
         devices = {name: parameter.device for name, parameter in parameters.items()}

@@ -29,20 +29,26 @@ from holdfast.memory.reference import Reference
 from holdfast.memory.stored import num_positive
 from holdfast.records import Importance, ImportanceInfo, check_names
 from holdfast.retention import files
+from holdfast.retention.checks import check_notes, check_progress
 from holdfast.retention.holdings import Holdings
 from holdfast.retention.meter import Meter
-from holdfast.retention.options import no_factors_in_shards
+from holdfast.retention.options import no_factors_in_shards, own_weights_warning, unheld_warning
 from holdfast.retention.parts import Part
 from holdfast.retention.plan import Plan, check_covered, check_held_shapes, check_same_kind
 from holdfast.retention.report import Report
 from holdfast.retention.route import Route
-from holdfast.steps import Increment, Kept, StepHooks, bare_optimizer, can_recompute, step_increments
-from holdfast.tensors import (
-    local,
-    sum_of,
-    trainable_parameters,
-    unwrap,
+from holdfast.retention.watch import Watch
+from holdfast.steps import (
+    Copies,
+    Increment,
+    Kept,
+    StepHooks,
+    bare_optimizer,
+    can_recompute,
+    step_increments,
+    weights_of_wrapper,
 )
+from holdfast.tensors import TensorMap, check_real, local, sum_of, trainable_parameters, unwrap
 
 logger = logging.getLogger("holdfast")
 
@@ -85,6 +91,7 @@ class Keeper(ABC):
         self.new_parameters: NewParameters = new_parameters
         self.forms = forms
         self.log_every = log_every
+        check_real(trainable_parameters(model), where=self.mechanism)
         self._holdings = Holdings(
             model,
             forms=forms,
@@ -99,6 +106,7 @@ class Keeper(ABC):
         self._meter: Meter | None = None
         self._pinned: float | None = None
         self._pull_ratio: float | None = None
+        self._watch = Watch(self._warn_unheld)
 
     # --- what a user does
 
@@ -138,19 +146,29 @@ class Keeper(ABC):
             The keeper itself.
 
         Raises:
-            StateError: it is attached to this optimizer already, or this is no torch optimizer.
+            StateError: it is attached to this optimizer already, this is no torch optimizer, or its steps cannot be
+                followed (`holdfast.steps.bare_optimizer`).
             ParameterMismatchError: the optimizer trains none of the model's parameters.
+            UnsupportedLayerError: a trainable parameter is not of real numbers.
+            OptionError: the metric of its steps cannot be known, for want of a learning rate.
+
+        Warns where weights are known to move without being held: an optimizer with weights of its own now, any other as
+        soon as it is seen (`holdfast.retention.watch`).
         """
         bare = bare_optimizer(optimizer)
         if any(hooks.optimizer is bare for hooks, _ in self._hooks):
             raise StateError(f"{self.mechanism}: already attached to this {type(bare).__name__}. Call detach() first.")
+        check_real(trainable_parameters(self.model), where=f"{self.mechanism}.attach")
         own = {id(parameter) for parameter in trainable_parameters(self.model).values()}
-        if not any(id(p) in own for group in bare.param_groups for p in group["params"]):
+        trained = [p for group in bare.param_groups for p in group["params"] if id(p) in own]
+        if not trained:
             raise ParameterMismatchError(
                 f"{self.mechanism}: this {type(bare).__name__} trains none of the {len(own)} trainable parameters of "
                 f"{type(unwrap(self.model)).__name__}. Build the optimizer from the same model's parameters()."
             )
         self._check_optimizer(bare)
+        if (kind := weights_of_wrapper(optimizer, bare)) is not None:
+            self._warn(own_weights_warning(kind))
         self._holdings.follow_shards()
         plan = Plan(
             self.model,
@@ -158,14 +176,19 @@ class Keeper(ABC):
             forms=self.forms,
             where=self.mechanism,
             residuals=self._holdings.residuals if self._changes_weights() else None,
+            num_steps=self._num_steps,
         )
+        copies = Copies(bare, trained if kind is None else [])
         hooks = StepHooks(
             bare,
-            before=lambda _: self._before(bare, plan),
-            gradients=(lambda _: self._gradients(bare, plan)) if self._changes_gradients() else None,
+            before=lambda _: self._before(bare, plan, copies),
+            gradients=lambda _: self._at_gradients(bare, plan),
             after=lambda _: self._after(bare, plan),
         )
         self._hooks.append((hooks, plan))
+        self._watch.add(trained)
+        if self.held.num_tasks:
+            self._watch.start()
         return self
 
     def detach(self) -> Self:
@@ -174,6 +197,7 @@ class Keeper(ABC):
             hooks.remove()
         self._hooks.clear()
         self._snapshots.clear()
+        self._watch.remove()
         return self
 
     @torch.no_grad()
@@ -188,7 +212,8 @@ class Keeper(ABC):
             The keeper itself.
 
         Raises:
-            NotFiniteError: an entry is NaN, infinite or negative.
+            NotFiniteError: an entry is NaN, infinite or negative, or a weight to be an anchor is NaN or infinite.
+            UnsupportedLayerError: a trainable parameter is not of real numbers.
             ParameterMismatchError: names or shapes that do not match the model, parameters without importance under
                 `new_parameters="error"`, or anchors by reference that are not today's weights.
             FileFormatError: anchors by reference, and their checkpoint is missing, truncated or no safetensors file.
@@ -205,8 +230,10 @@ class Keeper(ABC):
             layers, importance = importance, importance.diagonal
         elif not isinstance(importance, Importance):
             importance = Importance(dict(importance), ImportanceInfo(kind="custom", num_examples=0))
+        self._watch.compare()
         parameters = trainable_parameters(self.model)
         where = f"{self.mechanism}.retain"
+        check_real(parameters, where=where)
         check_names(importance, self.model, where=where)
         check_held_shapes(self.held, self.model, where=where)
         new = {**importance, **shapes_of(layers or {})}
@@ -225,13 +252,15 @@ class Keeper(ABC):
             weighting=self.weighting,
             references=self._references,
         )
-        self._num_steps = 0
+        self._count_from(0)
         self._pinned = self._pull_ratio = None
         self._retained()
+        self._watch.start()
         return self
 
     def report(self) -> Report:
         """Is it on, and does it work? Pull and pinned share are those of the last measured step (`log_every`)."""
+        self._watch.compare()
         parameters = trainable_parameters(self.model)
         weights = sum(parameter.numel() for parameter in parameters.values())
         protected = self._holdings.sum_of(
@@ -259,6 +288,7 @@ class Keeper(ABC):
         Raises:
             OutputError: if it cannot be written, or holds what holdfast did not write; it is then unchanged.
         """
+        self._watch.compare()
         held, extra = self._holdings.whole()
         if self._holdings.writes:
             files.save(
@@ -285,12 +315,12 @@ class Keeper(ABC):
         held, saved, progress, extra = files.load(
             path, mechanism=cls.mechanism, anchors=cls._has_anchors, checkpoint=options.get("anchors")
         )
-        unknown = sorted(set(saved) - set(inspect.signature(cls).parameters))
+        known = set(inspect.signature(cls).parameters) - {"model", "metric"}  # which no file holds
+        unknown = sorted(set(saved) - known)
         if unknown:
             raise FileFormatError(f"{path}: unknown options of {cls.mechanism}: {', '.join(unknown)}. Save it again.")
         keeper = cls(model, **{**saved, **options})
-        keeper._holdings.take(held, extra, where=f"{cls.mechanism}.load({str(path)!r})", in_form=True)
-        keeper._go_on(progress)
+        keeper._take(held, extra, progress, where=f"{cls.mechanism}.load({str(path)!r})", in_form=True)
         return keeper
 
     def restore(self, path: str | os.PathLike[str]) -> Self:
@@ -301,7 +331,11 @@ class Keeper(ABC):
 
         Raises:
             FileFormatError: as `load`.
+            NotFiniteError: an importance that is not finite and >= 0, or an anchor that is not finite.
             ParameterMismatchError: as `load`.
+            OptionError: what was saved contradicts an option of this keeper.
+
+        Nothing is changed when it raises.
         """
         held, _, progress, extra = files.load(
             path,
@@ -309,8 +343,7 @@ class Keeper(ABC):
             anchors=self._has_anchors,
             checkpoint=self._options().get("anchors"),
         )
-        self._holdings.take(held, extra, where=f"{self.mechanism}.restore({str(path)!r})", in_form=True)
-        self._go_on(progress)
+        self._take(held, extra, progress, where=f"{self.mechanism}.restore({str(path)!r})", in_form=True)
         return self
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -322,11 +355,35 @@ class Keeper(ABC):
         return tensors, {**notes, "progress": self._progress()}
 
     def load_state(self, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
-        """Go on from what `state` gave."""
+        """Go on from what `state` gave.
+
+        Raises:
+            FileFormatError, NotFiniteError, ParameterMismatchError, OptionError: as `restore`.
+        """
         where = f"{self.mechanism}.load_state"
+        check_notes(tensors, notes, parts=files.PARTS, where=where)
         held, extra = files.from_state(tensors, notes, where=where)
-        self._holdings.take(held, extra, where=where)
-        self._go_on(notes["progress"])
+        self._take(held, extra, notes["progress"], where=where)
+
+    def _take(
+        self,
+        held: Retained,
+        extra: Mapping[str, TensorMap],
+        progress: Mapping[str, Any],
+        *,
+        where: str,
+        in_form: bool = False,
+    ) -> None:
+        """Look at all that was read, and then hold it; nothing is changed by a refusal."""
+        check_progress(progress, names=self._progress(), where=where)
+        self._check_taken(held)
+        taken = self._holdings.checked(held, extra, anchored=self._has_anchors, where=where, in_form=in_form)
+        self._holdings.take(taken)
+        self._go_on(progress)
+        if held.num_tasks:
+            self._watch.start()
+        else:
+            self._watch.stop()
 
     # --- what a mechanism defines
 
@@ -355,8 +412,8 @@ class Keeper(ABC):
         """Whether every step needs to know the optimizer's increments, not only measured ones."""
         return False
 
-    def _measures(self) -> bool:
-        """Whether the coming step is measured."""
+    def _measures(self, plan: Plan) -> bool:
+        """Whether the coming step of the plan's optimizer is measured."""
         return self.log_every > 0 and self._num_steps % self.log_every == 0
 
     def _accepted(self, importance: Importance) -> Importance:
@@ -387,10 +444,18 @@ class Keeper(ABC):
         """What besides `held` decides the steps and reports to come, as JSON values, for `save` and `state`."""
         return {"num_steps": self._num_steps, "pinned": self._pinned, "pull_ratio": self._pull_ratio}
 
+    def _check_taken(self, held: Retained) -> None:  # noqa: B027
+        """Raise where what was read of past tasks contradicts an option."""
+
     def _go_on(self, progress: Mapping[str, Any]) -> None:
-        """Take up what `_progress` gave; `held` is in place."""
-        self._num_steps = progress["num_steps"]
+        """Take up what `_progress` gave and `check_progress` accepted; `held` is in place."""
+        self._count_from(progress["num_steps"])
         self._pinned, self._pull_ratio = progress["pinned"], progress["pull_ratio"]
+
+    def _count_from(self, num_steps: int) -> None:
+        self._num_steps = num_steps
+        for _, plan in self._hooks:
+            plan.num_steps = num_steps
 
     def _rise_for_report(self) -> float | None:
         return None
@@ -401,10 +466,14 @@ class Keeper(ABC):
     # --- around a step
 
     @torch.no_grad()
-    def _before(self, optimizer: Optimizer, plan: Plan) -> None:
+    def _before(self, optimizer: Optimizer, plan: Plan, copies: Copies) -> None:
         if self.held.num_tasks == 0:
             return
-        measured = self._measures()
+        self._watch.before_step()
+        plan.gradients = {}
+        if (key := copies.found()) is not None:
+            warnings.warn(f"{self.mechanism}: {own_weights_warning(type(optimizer).__name__, key)}", stacklevel=2)
+        measured = self._measures(plan)
         self._meter = Meter(self._holdings.sum_of) if measured else None
         parts = plan.all_parts(optimizer, self.held)
         if measured or self._needs_increments():
@@ -418,12 +487,24 @@ class Keeper(ABC):
             moved = [parameter for layer in plan.layers(optimizer, self.held) for parameter in layer.parameters]
             self._snapshots |= {parameter: parameter.detach().clone() for parameter in moved}
 
+    def _at_gradients(self, optimizer: Optimizer, plan: Plan) -> None:
+        if self.held.num_tasks == 0:
+            return
+        plan.note_gradients()
+        if not plan.gradients:
+            self._watch.without_gradients(plan.found)
+        if self._changes_gradients():
+            self._gradients(optimizer, plan)
+
     @torch.no_grad()
     def _after(self, optimizer: Optimizer, plan: Plan) -> None:
         if self.held.num_tasks == 0:
             return
         self._hold(optimizer, plan)
+        self._watch.after_step(held=plan.moves)
+        plan.gradients = {}
         self._num_steps += 1
+        plan.num_steps += 1
         self._snapshots = {}
         if self._meter is not None:
             self._pinned, self._pull_ratio = self._meter.read()
@@ -436,11 +517,15 @@ class Keeper(ABC):
         if held.factors:
             raise OptionError(no_factors_in_shards(self.mechanism))
 
-    def _increments(self, optimizer: Optimizer, part: Part) -> list[Increment | Kept]:
+    def _increments(self, optimizer: Optimizer, part: Part, gradients: Mapping[int, Tensor]) -> list[Increment | Kept]:
         """What the optimizer's own step added, to be computed before anything else changes the weights."""
         known = [parameter for parameter in part.parameters if parameter not in self._snapshots]
-        described = iter(step_increments(optimizer, part.group, known) if known else ())
+        described = iter(step_increments(optimizer, part.group, known, gradients=gradients) if known else ())
         return [Kept(self._snapshots[p]) if p in self._snapshots else next(described) for p in part.parameters]
+
+    def _warn_unheld(self) -> None:
+        kinds = ", ".join(type(hooks.optimizer).__name__ for hooks, _ in self._hooks)
+        warnings.warn(unheld_warning(self.mechanism, kinds), stacklevel=2)
 
     def _check_strength(self, strength: object) -> None:
         holds = isinstance(strength, int | float) and strength >= 0

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from torch.optim import LBFGS, Optimizer
+
 from holdfast.errors import OptionError
 from holdfast.memory import Accumulate, Forms
 from holdfast.records import Importance
@@ -42,6 +44,8 @@ def check_implicit(pull: str, *, budget: float | None, every: int) -> None:
 
 def check_on_disk(path: str | os.PathLike[str], forms: Forms, accumulate: Accumulate) -> None:
     """Raise `OptionError` where anchors in a checkpoint contradict another option of EWC."""
+    if not isinstance(path, str | os.PathLike):
+        raise OptionError(f"EWC: anchors is {path!r}; expected the path of a safetensors checkpoint, or None.")
     if forms.anchors != "float32":
         raise OptionError(
             f"EWC: anchor_dtype={forms.anchors!r} is a form in memory, and anchors={os.fspath(path)!r} are on disk as "
@@ -87,3 +91,43 @@ def in_nats(importance: Importance) -> Importance:
             "strength."
         )
     return importance if importance.info.nats_per_unit == 1 else importance * importance.info.nats_per_unit
+
+
+def own_weights_warning(kind: str, key: str | None = None) -> str:
+    """What to say of an optimizer that keeps weights beside the model's, in its state under `key` if known."""
+    state = "" if key is None else f", in its state under {key!r},"
+    return (
+        f"{kind} keeps weights of its own beside the model's{state} and goes on from them. They are not held: what it "
+        "saves or returns to is not what the keeper holds. Train with an optimizer that keeps none, such as AdamW."
+    )
+
+
+def unheld_warning(where: str, kinds: str) -> str:
+    """What to say where weights have moved and were not held; `kinds`: the attached optimizers."""
+    return (
+        f"{where}: the weights have moved since the last backward pass, and not by a step() that could be held "
+        f"(attached: {kinds}). Nothing holds them. Attach the optimizer whose step() moves them: the one within, where "
+        "another takes the steps by hand, and every one that trains the model."
+    )
+
+
+def is_unsteady(optimizer: Optimizer) -> bool:
+    """Whether it is LBFGS without a line search, which pulls after its steps make diverge."""
+    return isinstance(optimizer, LBFGS) and all(group["line_search_fn"] is None for group in optimizer.param_groups)
+
+
+def unsteady_warning(*, others: str) -> str:
+    """What to say then; `others`: what the mechanism offers besides, or nothing."""
+    return (
+        "LBFGS without a line search is not stable here: it takes what is pulled back after its steps for curvature of "
+        f'the loss, and the weights may grow without bound. Use {others}LBFGS with line_search_fn="strong_wolfe", '
+        "which stays bounded and may stop short of the balance between old and new, or another optimizer."
+    )
+
+
+def no_rate(where: str, kind: str, found: str, *, remedy: str) -> str:
+    """What to say of an optimizer whose groups have no learning rate, where the metric of its steps is needed."""
+    return (
+        f"{where}: the parameter groups of this {kind} have no learning rate to take the metric of its steps from "
+        f"({found}). {remedy}Give the optimizer a learning rate (Adafactor: lr=1e-3, relative_step=False)."
+    )

@@ -106,9 +106,9 @@ class Part:
         """The live gradients; only of a part that the step moves."""
         return [local(parameter.grad) for parameter in self.parameters if parameter.grad is not None]
 
-    def stepped(self) -> Part | None:
-        """The part of it that the optimizer moves in this step: parameters with a gradient."""
-        kept = [i for i, parameter in enumerate(self.parameters) if parameter.grad is not None]
+    def stepped(self, gradients: Mapping[int, Tensor]) -> Part | None:
+        """The part of it that the optimizer moves in this step: parameters with a gradient, now or in `gradients`."""
+        kept = [i for i, p in enumerate(self.parameters) if p.grad is not None or id(p) in gradients]
         if len(kept) == len(self.parameters):
             return self
         return Part(self.group, *(_chosen(column, kept) for column in self._columns)) if kept else None

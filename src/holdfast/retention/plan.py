@@ -48,13 +48,13 @@ class LayerPart:
         """Where the weights are, from the anchor: [out, n]."""
         return self.layer.join(*self.values()).sub_(self.anchor)
 
-    def stepped(self, *, where: str) -> bool:
-        """Whether the optimizer moves the layer in this step.
+    def stepped(self, gradients: Mapping[int, Tensor], *, where: str) -> bool:
+        """Whether the optimizer moves the layer in this step: it has gradients, now or in `gradients`.
 
         Raises:
             StateError: it moves the weight without the bias, or the bias without the weight.
         """
-        moved = [parameter.grad is not None for parameter in self.parameters]
+        moved = [p.grad is not None or id(p) in gradients for p in self.parameters]
         if len(set(moved)) > 1:
             raise StateError(apart_message(self.name, where))
         return moved[0]
@@ -69,6 +69,12 @@ class Plan:
         forms: in which and where importance and anchors are held.
         where: for messages.
         residuals: by name, of parameters of half precision, filled with what is missing; None where no pull is rounded.
+        num_steps: to count on from.
+
+    Attributes:
+        num_steps: of this optimizer, held since the last task was closed.
+        gradients: id -> gradient of the held parameters as they were just before the step, for an optimizer that lets
+            go of them within.
     """
 
     def __init__(
@@ -79,11 +85,14 @@ class Plan:
         forms: Forms,
         where: str,
         residuals: dict[str, Tensor] | None = None,
+        num_steps: int = 0,
     ) -> None:
         self._model, self._new_parameters, self._forms, self._where = model, new_parameters, forms, where
         self._residuals = residuals
         self._key: object = None
         self._held: Retained | None = None
+        self.num_steps = num_steps
+        self.gradients: dict[int, Tensor] = {}
         self._parts: list[Part] = []
         self._layers: list[LayerPart] = []
 
@@ -95,7 +104,7 @@ class Plan:
                 trains parameters of the model that have no importance.
         """
         for part in self.all_parts(optimizer, held):
-            stepped = part.stepped()
+            stepped = part.stepped(self.gradients)
             if stepped is not None:
                 yield stepped
 
@@ -108,6 +117,20 @@ class Plan:
         """
         self.all_parts(optimizer, held)
         return self._layers
+
+    def note_gradients(self) -> None:
+        """Remember the gradients of all that was found last; to be called just before they are used."""
+        self.gradients = {id(p): p.grad for p in self.found if p.grad is not None}
+
+    @property
+    def found(self) -> list[nn.Parameter]:
+        """All that is held, moved by this step or not, as it was found last."""
+        return [p for part in (*self._parts, *self._layers) for p in part.parameters]
+
+    @property
+    def moves(self) -> bool:
+        """Whether anything that is held has or had a gradient in this step."""
+        return bool(self.gradients) or any(p.grad is not None for p in self.found)
 
     def all_parts(self, optimizer: Optimizer, held: Retained) -> list[Part]:
         """All parts, moved by this step or not."""

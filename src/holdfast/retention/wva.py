@@ -14,7 +14,7 @@ from holdfast.records import check_shapes
 from holdfast.retention.files import accumulate_to_json
 from holdfast.retention.force import Attenuation, relative_force, relative_share
 from holdfast.retention.keeper import Keeper, NewParameters
-from holdfast.retention.options import chosen_forms
+from holdfast.retention.options import chosen_forms, is_unsteady, unsteady_warning
 from holdfast.retention.plan import Plan
 from holdfast.retention.rise import weights_rise
 from holdfast.steps import update_rule
@@ -145,7 +145,7 @@ class WVA(Keeper):
             return
         assert self.strength is not None
         for part in plan.parts(optimizer, self.held):
-            for rounded in part.blocks(increments=self._increments(optimizer, part)):
+            for rounded in part.blocks(increments=self._increments(optimizer, part, plan.gradients)):
                 block = rounded.wide()
                 if self._meter is not None:
                     moved, shares = block.moved(), self._shares(block.importance)
@@ -159,6 +159,8 @@ class WVA(Keeper):
         return relative_share(force, attenuation=self.attenuation)
 
     def _check_optimizer(self, optimizer: Optimizer) -> None:
+        if self.on == "increments" and is_unsteady(optimizer):
+            self._warn(unsteady_warning(others=""))
         if self.on == "gradients" and update_rule(optimizer) == "adam":
             self._warn(
                 f'on="gradients" is cancelled by the normalisation of {type(optimizer).__name__}, which divides each '

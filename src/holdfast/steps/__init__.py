@@ -2,9 +2,11 @@
 
 from holdfast.steps.hooks import StepHooks, bare_optimizer
 from holdfast.steps.increments import Increment, Kept, can_recompute, step_increments
-from holdfast.steps.metric import Metric, RootMetric, UserMetric, metric_values, step_metrics, update_rule
+from holdfast.steps.metric import Metric, RootMetric, UserMetric, metric_values, step_metrics, unknown_rate, update_rule
+from holdfast.steps.own_weights import Copies, weights_of_wrapper
 
 __all__ = [
+    "Copies",
     "Increment",
     "Kept",
     "Metric",
@@ -16,5 +18,7 @@ __all__ = [
     "metric_values",
     "step_increments",
     "step_metrics",
+    "unknown_rate",
     "update_rule",
+    "weights_of_wrapper",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -15,10 +15,14 @@ Callback = Callable[[Optimizer], None]
 
 
 def bare_optimizer(optimizer: Any) -> Optimizer:
-    """The torch optimizer inside wrappers that keep it as `.optimizer`, such as accelerate's.
+    """The torch optimizer whose steps move the weights, inside of what calls it.
+
+    Wrappers that keep it as `.optimizer`, such as accelerate's, are seen through, and so is one of SAM's kind, whose
+    `second_step()` calls the `step()` of the optimizer it was built with, in a loop by hand as within its own `step()`.
 
     Raises:
-        StateError: if there is none.
+        StateError: if there is none, or its steps cannot be followed: torch's hooks are not called around its `step`,
+            or the weights move in the backward pass (LOMO's `fused_backward`).
     """
     inner = optimizer
     while (wrapped := getattr(inner, "optimizer", None)) is not None:  # accelerate's wrapper is an Optimizer itself
@@ -28,7 +32,57 @@ def bare_optimizer(optimizer: Any) -> Optimizer:
             f"attach: expected a torch.optim.Optimizer, found {type(optimizer).__name__}. "
             "Pass the optimizer whose step() trains the model."
         )
+    found = _inner_optimizers(inner)
+    if found and all(callable(getattr(inner, name, None)) for name in ("first_step", "second_step")):
+        return bare_optimizer(next(iter(found.values())))
+    _check_steps(inner, found)
     return inner
+
+
+def _inner_optimizers(optimizer: Optimizer) -> dict[str, Optimizer]:
+    """Attribute -> optimizer, for those within this one that train the same parameters."""
+    own = _parameters(optimizer)
+    within = {name: value for name, value in vars(optimizer).items() if isinstance(value, Optimizer)}
+    return {name: value for name, value in within.items() if _parameters(value) == own}
+
+
+def _parameters(optimizer: Optimizer) -> set[int]:
+    return {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+
+
+def _check_steps(optimizer: Optimizer, inner: Mapping[str, Optimizer]) -> None:
+    """Raise `StateError` where it is known that the weights move without a hook being called."""
+    kind = type(optimizer).__name__
+    if callable(getattr(optimizer, "fused_backward", None)):
+        raise StateError(
+            f"attach: {kind} moves the weights within the backward pass (fused_backward), and no step follows in which "
+            "they could be held. Train with an optimizer that has a step(), such as torch.optim.SGD."
+        )
+    if not _calls_hooks(optimizer):
+        remedy = (
+            f"Attach the optimizer within: {', '.join(f'optimizer.{name}' for name in inner)}."
+            if inner
+            else "Call super().__init__(params, defaults) in its constructor, or attach the optimizer that it steps."
+        )
+        raise StateError(
+            f"attach: torch calls no hooks around the steps of this {kind}, for its constructor never calls "
+            f"Optimizer.__init__. {remedy}"
+        )
+
+
+def _calls_hooks(optimizer: Optimizer) -> bool:
+    """Whether torch has put its hooks around `step`, and the optimizer can take some."""
+    if not getattr(type(optimizer).step, "hooked", False):
+        return False
+    try:
+        optimizer.register_step_post_hook(_nothing).remove()
+    except AttributeError:  # what Optimizer.__init__ would have made is missing
+        return False
+    return True
+
+
+def _nothing(optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
+    """A hook without effect."""
 
 
 class StepHooks:
@@ -72,9 +126,9 @@ class StepHooks:
         if self._gradients is None:
             return None
         # torch hands over the arguments of the unbound method: the optimizer comes first
-        if len(args) > 1 and args[1] is not None:
+        if len(args) > 1 and callable(args[1]):
             return (args[0], self._wrapped(optimizer, args[1]), *args[2:]), kwargs
-        if kwargs.get("closure") is not None:
+        if callable(kwargs.get("closure")):
             return args, {**kwargs, "closure": self._wrapped(optimizer, kwargs["closure"])}
         self._gradients(optimizer)
         return None

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import repeat
-from typing import Any
+from typing import Any, assert_never
 
 import torch
 from torch import Tensor, nn
@@ -42,8 +42,10 @@ def can_recompute(optimizer: Optimizer, group: Mapping[str, Any], parameter: nn.
             if group["nesterov"]:
                 return parameter.device.type == "cpu" and not group["foreach"] and not group["fused"]
             return not group["fused"]
-        case _:
+        case "other":
             return False
+        case unknown:
+            assert_never(unknown)
 
 
 @dataclass(frozen=True)
@@ -105,9 +107,20 @@ class Kept:
 
 
 def step_increments(
-    optimizer: Optimizer, group: Mapping[str, Any], parameters: Sequence[nn.Parameter]
+    optimizer: Optimizer,
+    group: Mapping[str, Any],
+    parameters: Sequence[nn.Parameter],
+    *,
+    gradients: Mapping[int, Tensor] | None = None,
 ) -> list[Increment]:
-    """What the step just taken added to parameters of one group for which `can_recompute` held."""
+    """What the step just taken added to parameters of one group for which `can_recompute` held.
+
+    Args:
+        optimizer: that took it.
+        group: of the parameters.
+        parameters: that moved.
+        gradients: id -> gradient that was used, of parameters that have lost it since.
+    """
     lr, decay = float(group["lr"]), float(group["weight_decay"])
     states = [optimizer.state.get(p, {}) for p in parameters]  # a plain [] would add to the state
     if update_rule(optimizer) == "adam":
@@ -117,10 +130,11 @@ def step_increments(
         return [Increment(local(state["momentum_buffer"]), -lr) for state in states]
     found = []
     for parameter, state in zip(parameters, states, strict=True):
-        assert parameter.grad is not None
+        gradient = parameter.grad if parameter.grad is not None else (gradients or {}).get(id(parameter))
+        assert gradient is not None
         sign = 1 if group["maximize"] else -1
         buffer, share = local(state["momentum_buffer"]) if group["nesterov"] else None, -sign * group["momentum"]
-        found.append(Increment(local(parameter.grad), sign * lr, buffer=buffer, share=share, decay=lr * decay))
+        found.append(Increment(local(gradient), sign * lr, buffer=buffer, share=share, decay=lr * decay))
     return found
 
 

@@ -16,7 +16,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, assert_never
 
 import torch
 from torch import Tensor, nn
@@ -71,6 +71,16 @@ def _update_rule_of(kind: type[Optimizer]) -> UpdateRule:
     return "other"
 
 
+def unknown_rate(optimizer: Optimizer) -> str | None:
+    """How a parameter group says that it has no learning rate of its own, such as "lr=None"; None if each has one."""
+    for group in optimizer.param_groups:
+        if "lr" not in group:
+            return "no lr"
+        if not isinstance(group["lr"], int | float | Tensor):
+            return f"lr={group['lr']!r}"
+    return None
+
+
 def step_metrics(
     optimizer: Optimizer,
     group: Mapping[str, Any],
@@ -93,8 +103,10 @@ def step_metrics(
             return [_momentum_metric(lr, group["momentum"], group["dampening"])] * len(parameters)
         case "adam":
             return list(adam_metrics(group, [optimizer.state[p] for p in parameters]))
-        case _:
+        case "sgd" | "other":
             return [1 / lr] * len(parameters)
+        case unknown:
+            assert_never(unknown)
 
 
 def metric_values(metrics: Sequence[Metric], weights: Sequence[Tensor]) -> float | list[Tensor]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, assert_never
 from weakref import WeakValueDictionary
 
+from holdfast.choices import check_choices
 from holdfast.errors import OptionError, UnknownNameError
 from holdfast.heads.masks import Scenario
 from holdfast.streams.digits import digits
@@ -33,6 +34,9 @@ class StreamSpec:
     kind: Literal["permuted", "rotated", "split"]
     num_tasks: int
     scenario: Scenario
+
+    def __post_init__(self) -> None:
+        check_choices(self)
 
 
 STREAMS: dict[str, StreamSpec] = {
@@ -71,19 +75,21 @@ def build_stream(
         OptionError: an option is out of its range, or has no meaning for this stream.
         DataFileError, OutputError: the files of MNIST; see `mnist`.
     """
-    if name not in STREAMS:
-        raise UnknownNameError("stream", name, STREAMS)
-    spec = STREAMS[name]
+    spec = _spec(name)
     if fraction != 1.0 and spec.kind != "permuted":
         raise OptionError(f"{name}: fraction={fraction} has no meaning here: only permuted streams permute pixels.")
     num_tasks = spec.num_tasks if num_tasks is None else num_tasks
     scenario = spec.scenario if scenario is None else scenario
     images = load_images(name, data_dir=data_dir)
-    if spec.kind == "permuted":
-        return permuted(images, num_tasks, seed=seed, fraction=fraction, scenario=scenario, name=name)
-    if spec.kind == "rotated":
-        return rotated(images, num_tasks, scenario=scenario, name=name)
-    return split(images, num_tasks=num_tasks, scenario=scenario, name=name)
+    match spec.kind:
+        case "permuted":
+            return permuted(images, num_tasks, seed=seed, fraction=fraction, scenario=scenario, name=name)
+        case "rotated":
+            return rotated(images, num_tasks, scenario=scenario, name=name)
+        case "split":
+            return split(images, num_tasks=num_tasks, scenario=scenario, name=name)
+        case _:
+            assert_never(spec.kind)
 
 
 _loaded: WeakValueDictionary[tuple[str, str], Task] = WeakValueDictionary()
@@ -93,12 +99,25 @@ def load_images(name: str, *, data_dir: str | os.PathLike[str] | None = None) ->
     """The images that a stream of the catalog is made of; those that someone still holds are not read again.
 
     Raises:
+        UnknownNameError: there is no stream of this name.
         DataFileError, OutputError: the files of MNIST; see `mnist`.
     """
-    kind = STREAMS[name].images
+    kind = _spec(name).images
     place = str(data_dir or os.environ.get("HOLDFAST_DATA")) if kind == "mnist" else ""
     images = _loaded.get((kind, place))
     if images is None:
-        images = digits() if kind == "digits" else mnist(data_dir)
+        match kind:
+            case "digits":
+                images = digits()
+            case "mnist":
+                images = mnist(data_dir)
+            case _:
+                assert_never(kind)
         _loaded[kind, place] = images
     return images
+
+
+def _spec(name: str) -> StreamSpec:
+    if name not in STREAMS:
+        raise UnknownNameError("stream", name, STREAMS)
+    return STREAMS[name]

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import get_args, overload
 
-from holdfast.errors import OptionError, UnknownNameError
+from holdfast.choices import check_choice
+from holdfast.errors import OptionError
 from holdfast.heads.masks import Scenario
 from holdfast.streams.examples import Examples
 
@@ -59,8 +60,7 @@ class Stream(Sequence[Task]):
 
     def __post_init__(self) -> None:
         """Check the scenario."""
-        if self.scenario not in get_args(Scenario):
-            raise UnknownNameError("scenario", self.scenario, get_args(Scenario))
+        check_choice("scenario", self.scenario, get_args(Scenario))
 
     def __len__(self) -> int:
         """The number of tasks."""

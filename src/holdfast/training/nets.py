@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 from math import isqrt, prod
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from holdfast.errors import UnknownNameError
 
 NetName = Literal["mlp", "convolution", "attention"]
 
@@ -26,13 +28,22 @@ def build_net(
         hidden: units of each hidden layer.
         slope: of the leaky ReLU for negative inputs.
         seed: of the weights; the global random state is left alone.
+
+    Raises:
+        UnknownNameError: there is no network of this name.
     """
-    if name == "mlp":
-        return mlp(prod(input_shape), hidden, outputs, slope=slope, seed=seed)
     side = isqrt(prod(input_shape))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return convolution_net(side, outputs) if name == "convolution" else AttentionNet(side, outputs)
+        match name:
+            case "mlp":
+                return mlp(prod(input_shape), hidden, outputs, slope=slope, seed=seed)
+            case "convolution":
+                return convolution_net(side, outputs)
+            case "attention":
+                return AttentionNet(side, outputs)
+            case _:
+                raise UnknownNameError("net", str(name), get_args(NetName))
 
 
 def convolution_net(side: int, outputs: int) -> nn.Sequential:

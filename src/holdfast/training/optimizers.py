@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
+
+from holdfast.errors import UnknownNameError
 
 OptimizerName = Literal["sgd", "momentum", "nesterov", "adam", "adamw"]
 Schedule = Literal["constant", "cosine"]
@@ -20,20 +22,36 @@ def build_optimizer(
 
     Adam goes over weights and moments once (`fused`): where nets are as small as in these experiments, torch's
     default takes more than half as long for its step as forward and backward pass together.
+
+    Raises:
+        UnknownNameError: there is no optimizer of this name.
     """
     match name:
         case "adam":
             return Adam(parameters, lr=lr, weight_decay=weight_decay, fused=True)
         case "adamw":
             return AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True)
+        case "sgd":
+            return SGD(parameters, lr=lr, weight_decay=weight_decay)
+        case "momentum" | "nesterov":
+            return SGD(parameters, lr=lr, momentum=0.9, nesterov=name == "nesterov", weight_decay=weight_decay)
         case _:
-            momentum = 0.0 if name == "sgd" else 0.9
-            return SGD(parameters, lr=lr, momentum=momentum, nesterov=name == "nesterov", weight_decay=weight_decay)
+            raise UnknownNameError("optimizer", str(name), get_args(OptimizerName))
 
 
 def learning_rate(schedule: Schedule, lr: float, *, step: int, num_steps: int) -> float:
-    """The learning rate of step 0..num_steps-1 of a task: constant, or a half cosine from lr down to nearly zero."""
-    return lr if schedule == "constant" else 0.5 * lr * (1 + math.cos(math.pi * step / num_steps))
+    """The learning rate of step 0..num_steps-1 of a task: constant, or a half cosine from lr down to nearly zero.
+
+    Raises:
+        UnknownNameError: there is no schedule of this name.
+    """
+    match schedule:
+        case "constant":
+            return lr
+        case "cosine":
+            return 0.5 * lr * (1 + math.cos(math.pi * step / num_steps))
+        case _:
+            raise UnknownNameError("schedule", str(schedule), get_args(Schedule))
 
 
 def optimizer_state(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:

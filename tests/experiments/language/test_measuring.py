@@ -20,7 +20,7 @@ from holdfast.errors import (
     UnsupportedLayerError,
 )
 from holdfast.experiments.language import measuring
-from holdfast.experiments.language.batches import Example, batches, collate, examples
+from holdfast.experiments.language.batches import Example, batches, collate, drawn, examples
 from holdfast.experiments.language.measuring import Progress, measure
 from holdfast.experiments.language.models import LanguageModel, load_model
 from holdfast.experiments.language.rows import read_rows
@@ -146,6 +146,37 @@ def test_killed_it_goes_on_to_the_same_numbers(encoder: LanguageModel, pairs: li
         measure(encoder, stream(pairs), kind="exact", checkpoint=path, identity={"data": "other"})
     path.unlink()
     measure(encoder, stream(pairs), kind="exact", checkpoint=path, identity={"data": "other"}, num_examples=10)
+
+
+def test_a_part_of_sorted_data_is_drawn_from_all_of_it(encoder: LanguageModel, pairs: list[Example], tmp_path: Path):
+    asked: list[Example] = []
+
+    def watched() -> Iterator[Example]:
+        for pair in pairs:
+            asked.append(pair)
+            yield pair
+
+    path = tmp_path / "state.safetensors"
+    options: dict[str, Any] = {"kind": "exact", "num_examples": 100, "seed": 3}
+    found, progress = measure(encoder, watched, **options)
+    assert (progress.num_examples, len(asked)) == (100, 200)  # the stream was read to its end
+    first, _ = measure(encoder, stream(pairs[:100]), kind="exact")
+    assert any(not torch.allclose(found[name], first[name]) for name in found)
+    picked = list(drawn(pairs, 100, seed=3))
+    expected, _ = measure(encoder, stream(picked), kind="exact")
+    assert all(torch.equal(found[name], expected[name]) for name in found)
+
+    def kill(progress: Progress) -> None:
+        raise Killed
+
+    with pytest.raises(Killed):
+        measure(encoder, watched, checkpoint=path, checkpoint_seconds=0.0, watch=kill, **options)
+    told: list[Progress] = []
+    again, _ = measure(encoder, watched, checkpoint=path, watch=told.append, **options)
+    assert [each.num_examples for each in told] == [100]
+    assert all(torch.equal(found[name], again[name]) for name in found)
+    with pytest.raises(RunMismatchError, match="of a measurement with another examples. Delete it to begin anew"):
+        measure(encoder, watched, checkpoint=path, **{**options, "num_examples": 80})
 
 
 def test_short_of_memory_it_takes_smaller_batches(

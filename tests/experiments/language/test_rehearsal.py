@@ -44,4 +44,6 @@ def test_it_takes_a_few_examples(tmp_path: Path):
     with pytest.raises(OptionError, match="rehearsal: 31 examples of the old skill; expected at least 32"):
         rehearse(model, importance, found)
     found, importance = measured(model, tiny.pairs(tmp_path / "a.csv", count=32))
-    rehearse(model, importance, found, steps=2, rounds=1)
+    told: list[tuple[str, int, int | None]] = []
+    rehearse(model, importance, found, steps=3, rounds=1, on_progress=lambda *how_far: told.append(how_far))
+    assert told == [("rehearsal, round 1 of at most 1", done, 3) for done in (1, 2)]  # the third is not asked for

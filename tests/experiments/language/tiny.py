@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -11,9 +13,14 @@ from transformers import (
     BertConfig,
     BertForSequenceClassification,
     BertModel,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
     GPT2Config,
+    GPT2ForSequenceClassification,
     GPT2LMHeadModel,
     PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaForSequenceClassification,
 )
 
 WORDS = "the a card bank is lost late money where my when how can i you send new old red blue cat dog runs sits".split()
@@ -47,19 +54,42 @@ def encoder(folder: Path, *, seed: int = 0, extra: int = 0) -> Path:
     return folder
 
 
-def classifier(folder: Path) -> Path:
+def classifier(folder: Path, *, kind: str = "bert", labels: Sequence[str] = ("card", "money")) -> Path:
+    """A transformers classifier whose head is one layer, or as of DistilBERT and RoBERTa several."""
     torch.manual_seed(0)
-    config = _bert()
-    config.id2label = {0: "card", 1: "money"}
-    config.label2id = {"card": 0, "money": 1}
-    BertForSequenceClassification(config).save_pretrained(folder)
+    size = {"vocab_size": len(WORDS) + 4, "hidden_size": 16, "num_attention_heads": 2, "max_position_embeddings": 40}
+    made = {
+        "bert": lambda: BertForSequenceClassification(_named(_bert(), labels)),
+        "distilbert": lambda: DistilBertForSequenceClassification(_named(_distilbert(), labels)),
+        "roberta": lambda: RobertaForSequenceClassification(
+            _named(RobertaConfig(**size, num_hidden_layers=1, intermediate_size=24, pad_token_id=0), labels)
+        ),
+        "gpt2": lambda: GPT2ForSequenceClassification(_named(_gpt2(), labels)),
+    }
+    made[kind]().save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return folder
 
 
+def _distilbert() -> DistilBertConfig:
+    return DistilBertConfig(vocab_size=len(WORDS) + 4, dim=16, hidden_dim=24, n_layers=1, n_heads=2)
+
+
+def _named(config: Any, labels: Sequence[str]) -> Any:
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {label: number for number, label in enumerate(labels)}
+    return config
+
+
 def causal(folder: Path, *, seed: int = 0) -> Path:
     torch.manual_seed(seed)
-    config = GPT2Config(
+    GPT2LMHeadModel(_gpt2()).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
+
+
+def _gpt2() -> GPT2Config:
+    return GPT2Config(
         vocab_size=len(WORDS) + 4,
         n_positions=32,
         n_embd=16,
@@ -67,10 +97,8 @@ def causal(folder: Path, *, seed: int = 0) -> Path:
         n_head=2,
         bos_token_id=3,
         eos_token_id=3,
+        pad_token_id=0,
     )
-    GPT2LMHeadModel(config).save_pretrained(folder)
-    tokenizer().save_pretrained(folder)
-    return folder
 
 
 def sentence(number: int) -> str:
@@ -85,10 +113,9 @@ def pairs(path: Path, *, count: int = 40) -> Path:
     return path
 
 
-def intents(path: Path, *, count: int = 60) -> Path:
+def intents(path: Path, *, count: int = 60, names: Sequence[str] = ("card", "money", "dog")) -> Path:
     """Sentences that begin with their intent."""
-    names = ("card", "money", "dog")
-    rows = [{"text": f"{names[n % 3]} {sentence(n)}", "label": names[n % 3]} for n in range(count)]
+    rows = [{"text": f"{names[n % len(names)]} {sentence(n)}", "label": names[n % len(names)]} for n in range(count)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 

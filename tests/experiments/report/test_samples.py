@@ -42,7 +42,7 @@ def test_the_first_seed_that_has_some_stands_for_all(tmp_path: Path):
 
 def test_what_is_too_large_is_counted(tmp_path: Path):
     run = result()
-    run_folder(tmp_path / "0", "a.png", "b.png", content=b"0" * (MOST_BYTES // 2 + 1))
+    run_folder(tmp_path / "0", "a.png", "b.png", content=PNG + b"0" * (MOST_BYTES // 2 + 1))
     found, left_out = samples(group_results([run]), {id(run): tmp_path / "0" / "result.json"})
     assert (len(found), left_out) == (1, 1)
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
+from holdfast.choices import check_choice, check_choices
 from holdfast.errors import OptionError, UnknownNameError
 from holdfast.experiments.config import settings_hash
 from holdfast.replay.wgan import Precision
@@ -24,6 +25,9 @@ class GenerationStream:
     description: str
     images: Literal["digits", "mnist"]
     defaults: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        check_choices(self)
 
 
 @dataclass(frozen=True)
@@ -120,13 +124,9 @@ class GenerationConfig:
     compile: bool = False
 
     def __post_init__(self) -> None:
-        for what, name, known in (
-            ("stream", self.stream, GENERATION_STREAMS),
-            ("method", self.method, GENERATION_METHODS),
-            ("precision", self.precision, get_args(Precision)),
-        ):
-            if name not in known:
-                raise UnknownNameError(what, str(name), known)
+        check_choice("stream", self.stream, GENERATION_STREAMS)
+        check_choice("method", self.method, GENERATION_METHODS)
+        check_choices(self)
         for name, kind, low, high in _RANGES:
             value = getattr(self, name)
             if value is None and name == "num_tasks":

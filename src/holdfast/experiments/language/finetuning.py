@@ -80,7 +80,10 @@ class Holding:
 
 
 def keeper_of(model: LanguageModel, importance: AnyImportance, holding: Holding) -> EWC | WVA:
-    """A keeper that holds what `importance` says at the model's present weights; a new head is free.
+    """A keeper that holds what `importance` says at the model's present weights.
+
+    A new head is free, and so is a head other than the one that the importance was measured with; that one takes no
+    part in the training.
 
     Raises:
         OptionError: an option of EWC for WVA, WVA without a strength, or options that exclude each other.
@@ -102,10 +105,9 @@ def keeper_of(model: LanguageModel, importance: AnyImportance, holding: Holding)
             stacklevel=2,
         )
     free = "error"
-    if model.new_head and model.base is model.module:
-        bare: Any = model.module
-        held = {f"{bare.base_model_prefix}.{name}" for name, _ in bare.base_model.named_parameters()}
-        importance = _among(importance, held)
+    measured = importance.info.details.get("head")
+    if model.own_part and (model.new_head or measured not in (None, model.head)):
+        importance = _among(importance, model.own_part)
         free = "free"
     options: dict[str, Any] = {
         entry.name: value
@@ -121,12 +123,13 @@ def keeper_of(model: LanguageModel, importance: AnyImportance, holding: Holding)
     return WVA(model.base, new_parameters=free, **options).retain(importance)
 
 
-def _among(importance: AnyImportance, names: set[str]) -> AnyImportance:
-    """What is said of these parameters."""
+def _among(importance: AnyImportance, prefix: str) -> AnyImportance:
+    """What is said of the parameters whose names begin so."""
     if not isinstance(importance, FactoredImportance):
-        return Importance({name: value for name, value in importance.items() if name in names}, importance.info)
-    factors = {name: f for name, f in importance.items() if name in names}
-    diagonal = {name: value for name, value in importance.diagonal.items() if name in names}
+        values = {name: value for name, value in importance.items() if name.startswith(prefix)}
+        return Importance(values, importance.info)
+    factors = {name: f for name, f in importance.items() if name.startswith(prefix)}
+    diagonal = {name: value for name, value in importance.diagonal.items() if name.startswith(prefix)}
     return FactoredImportance(factors, diagonal, importance.info)
 
 
@@ -138,6 +141,7 @@ def fine_tune(
     folder: Path,
     keeper: EWC | WVA | None = None,
     watch: Callable[[Mapping[str, Any]], None] | None = None,
+    on_step: Callable[[int, int], None] | None = None,
 ) -> None:
     """Train the model in place.
 
@@ -148,6 +152,7 @@ def fine_tune(
         folder: where checkpoints go.
         keeper: attached meanwhile.
         watch: told what the Trainer logs: loss, step, and with a keeper `predicted_rise` and `pull_ratio`.
+        on_step: called after every step with (steps done, steps in all).
 
     Raises:
         EmptyDataError: no example.
@@ -174,7 +179,7 @@ def fine_tune(
             model, outputs, labels, num_items_in_batch
         ),
         optimizers=(AdamW(_groups(model, settings), lr=settings.lr, weight_decay=0.0), None),
-        callbacks=[] if watch is None else [_teller(transformers, watch)],
+        callbacks=[_teller(transformers, watch, on_step)],
     )
     trainer.remove_callback(transformers.PrinterCallback)
     if keeper is not None:
@@ -222,19 +227,29 @@ def _loss(model: LanguageModel, outputs: Any, labels: Tensor, count: Tensor | No
 
 
 def _groups(model: LanguageModel, settings: Settings) -> list[dict[str, Any]]:
-    base = {id(p) for p in model.base.parameters()}
+    """The parameters to train; those of a new head with its own learning rate."""
+    own = {id(parameter) for name, parameter in model.base.named_parameters() if name.startswith(model.own_part)}
     trained = [p for p in model.module.parameters() if p.requires_grad]
-    head = [p for p in trained if id(p) not in base]
-    groups = [{"params": [p for p in trained if id(p) in base]}]
+    head = [p for p in trained if id(p) not in own] if model.new_head else []
+    fresh = {id(p) for p in head}
+    groups = [{"params": [p for p in trained if id(p) not in fresh]}]
     return groups + ([{"params": head, "lr": settings.lr * settings.head_factor}] if head else [])
 
 
-def _teller(transformers: Any, watch: Callable[[Mapping[str, Any]], None]) -> Any:
+def _teller(
+    transformers: Any,
+    watch: Callable[[Mapping[str, Any]], None] | None,
+    on_step: Callable[[int, int], None] | None,
+) -> Any:
     class Teller(transformers.TrainerCallback):
-        """Hands the logs on."""
+        """Hands steps and logs on."""
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+            if on_step is not None:
+                on_step(state.global_step, state.max_steps)
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **given: Any) -> None:
-            if logs and "loss" in logs:
+            if watch is not None and logs and "loss" in logs:
                 watch({"step": state.global_step, "steps": state.max_steps, **logs})
 
     return Teller()

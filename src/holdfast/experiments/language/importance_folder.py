@@ -8,10 +8,12 @@ from pathlib import Path
 from torch import Tensor
 
 from holdfast.errors import ModelMismatchError
+from holdfast.experiments.language.heads import read_heads
 from holdfast.experiments.language.measuring import Kind, Progress
-from holdfast.experiments.language.models import LanguageModel, tokenizer_hash
-from holdfast.factored import AnyImportance, FactoredImportance, load_importance
+from holdfast.experiments.language.models import LanguageModel, package_of, tokenizer_hash
+from holdfast.factored import AnyImportance, FactoredImportance, check_factored_names, load_importance
 from holdfast.files import new_folder, write_text
+from holdfast.records import check_names
 
 
 def importance_names(kind: Kind) -> tuple[str, ...]:
@@ -21,7 +23,13 @@ def importance_names(kind: Kind) -> tuple[str, ...]:
 
 
 def write_importance(
-    path: Path, importance: AnyImportance, model: LanguageModel, *, data: str, progress: Progress
+    path: Path,
+    importance: AnyImportance,
+    model: LanguageModel,
+    *,
+    data: str,
+    progress: Progress,
+    length: int | None = None,
 ) -> None:
     """Write the folder, whole or not at all.
 
@@ -31,6 +39,7 @@ def write_importance(
         model: of which.
         data: on what.
         progress: how the measurement ended.
+        length: tokens of an example at most.
 
     Raises:
         OutputError: it cannot be written.
@@ -44,11 +53,13 @@ def write_importance(
         "data": data,
         "seconds": round(progress.seconds, 1),
         "relative_error": progress.error,
+        **({"head": model.head} if model.own_part else {}),
+        **({} if length is None else {"length": length}),
     }
     described = importance.with_info(details=details)
     with new_folder(path, reading=[model.folder]) as folder:
         described.save(folder)
-        write_text(folder / "README.md", card(described, progress))
+        write_text(folder / "README.md", card(described, progress, model, folder=path))
 
 
 def read_importance(path: str | Path, model: LanguageModel) -> AnyImportance:
@@ -59,7 +70,17 @@ def read_importance(path: str | Path, model: LanguageModel) -> AnyImportance:
         ModelMismatchError: it was measured on other weights, or with another tokenizer.
         ParameterMismatchError: names or shapes do not match.
     """
-    importance = load_importance(path, model=model.base)
+    importance = load_importance(path)
+    head = importance.info.details.get("head")
+    if isinstance(head, str) and head not in model.head_labels:
+        raise ModelMismatchError(
+            f"{path} was measured with the head {head!r}, which {model.name} does not have; it has "
+            f"{', '.join(map(repr, model.head_labels)) or 'none'}. Fine-tune the model that it was measured on, or "
+            f"measure again: holdfast importance {model.name} DATA -o {path}"
+        )
+    base = model.with_head(head).base if isinstance(head, str) else model.base
+    check = check_factored_names if isinstance(importance, FactoredImportance) else check_names
+    check(importance, base, where=str(path))  # pyright: ignore[reportArgumentType]
     named = {key: importance.info.details.get(key) for key in ("base_model", "base_revision", "tokenizer")}
     if named["tokenizer"] not in (None, tokenizer_hash(model.tokenizer)):
         raise ModelMismatchError(
@@ -75,8 +96,8 @@ def read_importance(path: str | Path, model: LanguageModel) -> AnyImportance:
     return importance
 
 
-def card(importance: AnyImportance, progress: Progress) -> str:
-    """The model card."""
+def card(importance: AnyImportance, progress: Progress, model: LanguageModel, *, folder: Path) -> str:
+    """The model card; its lines of Python work as they stand where `folder` and the model's name are found."""
     info = importance.info
     told = info.details
     is_factored = isinstance(importance, FactoredImportance)
@@ -103,19 +124,58 @@ How much each of its {weights:,} weights matters, measured with holdfast {info.l
 
 Fine-tune the model without losing the skill:
 
-    holdfast finetune {told["base_model"]} NEW-DATA --keep THIS-FOLDER --method ewc {held}
+    holdfast finetune {_public(Path(model.name))} NEW-DATA --keep {_public(folder)} --method ewc {held}
 
-or in a loop of your own, on the part of the model that it names:
+or in a loop of your own. The importance names the weights of the model as transformers loads it:
 
-    importance = hf.{type(importance).__name__}.load("THIS-FOLDER", model=model)
-    keeper = hf.EWC(model, {held.removeprefix("--").replace(" ", "=")}).attach(optimizer).retain(importance)
-
+{_lines(importance, model, folder, held.removeprefix("--").replace(" ", "="))}
+{_note(model)}
 Where the importance is, {info.model}'s parameters by their share of the sum:
 
 | parameters | weights | share |
 | --- | --- | --- |
 {_shares(diagonal)}
 """
+
+
+def _lines(importance: AnyImportance, model: LanguageModel, folder: Path, held: str) -> str:
+    """Python that loads the model as its users do, and holds it."""
+    auto = {"causal-lm": "AutoModelForCausalLM", "classification": "AutoModelForSequenceClassification"}
+    loader = auto.get(model.task, "AutoModel") if model.base is model.module else "AutoModel"
+    package = package_of(model.name)
+    imports, place = [], repr(_public(Path(model.name))).replace("'", '"')
+    if package is not None:
+        imports, place = ["from importlib.resources import files", ""], f'str(files("{package}") / "model")'
+    imports += ["import torch", f"from transformers import {loader}", "", "import holdfast as hf"]
+    loading = f"model = {loader}.from_pretrained({place})"
+    if model.own_part and model.head != read_heads(model.folder)[0]:  # transformers knows the head in use alone
+        imports = [line for line in imports if not line.startswith("from transformers")]
+        imports += ["from holdfast.experiments.language.models import load_model"]
+        loading = f'model = load_model({place}, head="{model.head}").module'
+    lines = [
+        *imports,
+        "",
+        loading,
+        f'importance = hf.{type(importance).__name__}.load("{_public(folder)}", model=model)',
+        f'keeper = hf.EWC(model, {held}, new_parameters="free").retain(importance)',
+        "optimizer = torch.optim.AdamW(model.parameters(), lr=5e-5)",
+        "keeper.attach(optimizer)  # and train as ever",
+    ]
+    return "\n".join(f"    {line}".rstrip() for line in lines)
+
+
+def _note(model: LanguageModel) -> str:
+    if model.base is model.module:
+        return ""
+    return (
+        "\nOf a model that sentence-transformers has loaded it is `model = SentenceTransformer(...)[0].auto_model`.\n"
+        "A pooler, which the mean over tokens goes past, is not held.\n"
+    )
+
+
+def _public(path: Path) -> str:
+    """A path as it was given, and of an absolute one the last part: a card is made to be shared."""
+    return path.name if path.is_absolute() else path.as_posix()
 
 
 def _shares(importance: Mapping[str, Tensor]) -> str:

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from holdfast.errors import OptionError
+from holdfast.errors import EmptyDataError
 from holdfast.experiments.language.batches import Example, batches, classes_of, examples
 from holdfast.experiments.language.checkpoints import checkpoints
-from holdfast.experiments.language.encoders import SentenceEncoder
+from holdfast.experiments.language.choosing import choose_task, head_for, known_labels, plan
 from holdfast.experiments.language.finetuning import Holding, Settings, fine_tune, keeper_of
 from holdfast.experiments.language.importance_folder import read_importance
+from holdfast.experiments.language.kept import Kept, to_dict
 from holdfast.experiments.language.models import LanguageModel, Task, load_model
-from holdfast.experiments.language.rows import Columns, Row, read_rows
+from holdfast.experiments.language.old_skill import OldSkill
 from holdfast.experiments.language.skills import Skill, evaluate
+from holdfast.experiments.language.sources import Source
+from holdfast.experiments.language.ticks import OnProgress, counted
 from holdfast.files import check_output, new_folder, write_json
+from holdfast.retention import EWC, WVA
 
 KEPT = "kept_and_learned.json"
 _NAMES = (KEPT, "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
@@ -29,62 +34,8 @@ _NAMES = (KEPT, "config.json", "model.safetensors", "tokenizer.json", "tokenizer
 _HELD_OUT = 10
 """Every so many-th example measures the new skill, where no test data are given."""
 
-
-@dataclass(frozen=True)
-class Source:
-    """Data as they are asked for.
-
-    Attributes:
-        path: see `read_rows`.
-        columns: of a table.
-        split: of a `datasets` name.
-    """
-
-    path: str
-    columns: Columns = field(default_factory=Columns)
-    split: str = "train"
-
-    def rows(self) -> Any:
-        """The stream of rows, from the beginning."""
-        return read_rows(self.path, columns=self.columns, split=self.split)
-
-    def first(self) -> Row | None:
-        """The first row."""
-        return next(iter(self.rows()), None)
-
-
-@dataclass(frozen=True)
-class Kept:
-    """What became of two skills.
-
-    Attributes:
-        old: name of the way -> skill on the old data; empty without old data. "before" is one of the ways.
-        new: name of the way -> skill on held-out new data.
-        predicted_rise: of the old loss in nats, where a keeper knows it.
-        report: what the keeper says of itself.
-        folder: of the fine-tuned model.
-    """
-
-    old: Mapping[str, Skill]
-    new: Mapping[str, Skill]
-    predicted_rise: float | None
-    report: str
-    folder: Path
-
-    @property
-    def measured_rise(self) -> float | None:
-        """Of the old loss in nats."""
-        return self.old["held"].loss - self.old["before"].loss if "held" in self.old else None
-
-
-def task_for(model: LanguageModel, source: Source) -> Task:
-    """What an architecture and the form of the data make of the task."""
-    row = source.first()
-    if model.task == "causal-lm" and (row is None or row.label is None):
-        return "causal-lm"
-    if row is not None and len(row.texts) == 2:
-        return "similarity"
-    return "classification" if row is not None and row.label is not None else model.task
+PLAIN = "plain"
+"""The folder of the plainly fine-tuned model, in that of the other."""
 
 
 def keep_and_learn(
@@ -96,6 +47,7 @@ def keep_and_learn(
     settings: Settings,
     holding: Holding,
     task: Task | None = None,
+    head: str | None = None,
     old_data: Source | None = None,
     test_data: Source | None = None,
     compare: bool = False,
@@ -103,8 +55,13 @@ def keep_and_learn(
     device: str | torch.device = "cpu",
     dtype: Any = None,
     watch: Callable[[str, Mapping[str, Any]], None] | None = None,
+    on_plan: Callable[[Sequence[str]], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Kept:
     """Fine-tune a model under a keeper, and measure both skills before and after.
+
+    A classifier that learns labels which are not its own gets a new head for them. The old head is kept as it is: it
+    takes no part in the training, measures the old skill, and is saved with the model.
 
     Args:
         name: of the model, see `find_model`.
@@ -113,14 +70,17 @@ def keep_and_learn(
         output: folder of the fine-tuned model.
         settings: of the training.
         holding: what holds it.
-        task: what is learned; None: what the data look like.
+        task: what is learned; None: what the model was made for, see `choose_task`.
+        head: name of the classifier's head that learns; None: the one that has the labels, else a new one.
         old_data: for the old skill.
         test_data: for the new skill; None: a tenth of the data, which is not trained on.
-        compare: fine-tune plainly too.
+        compare: fine-tune plainly too, and save that model in the folder `plain` of `output`.
         length: tokens of an example at most.
         device: where.
         dtype: of the weights, float32 by default.
-        watch: told ("held" or "plain", logs).
+        watch: called with ("held" or "plain", logs) whenever the Trainer logs.
+        on_plan: called with lines that say what will be done, before any work.
+        on_progress: called as long work goes on.
 
     Raises:
         OutputError: `output` may not be written, see `holdfast.files.check_output`, or is read from.
@@ -132,34 +92,71 @@ def keep_and_learn(
     given = {"device": device, **({} if dtype is None else {"dtype": dtype})}
     ready = load_model(name, **given)
     importance = read_importance(keep, ready)
-    asked = task or task_for(ready, data)
-    labels = classes_of(data.rows()) if asked == "classification" else ()
+    asked, why = choose_task(ready, data, asked=task, learns=True, labelled=True)
+    old_length = importance.info.details.get("length")
+    old = None if old_data is None else OldSkill(ready, importance.info.details.get("head"), old_data, asked=asked)
     model = ready
-    if asked != ready.task or labels != ready.labels:
+    torch.manual_seed(settings.seed)  # of a new head
+    labels: tuple[str, ...] = ()
+    if asked == "classification":
+        labels = classes_of(counted(data.rows(), on_progress, f"reading the labels of {data.path}"))
+        head, is_new = head_for(ready, labels, data, asked=head)
+        if ready.task != "causal-lm":
+            model = ready.with_new_head(head, labels) if is_new else ready.with_head(head)
+    if model is ready and (asked != ready.task or (head is not None and head != ready.head)):
         ready = replace(ready, module=nn.Identity(), base=nn.Identity())  # one model in memory is enough
-        torch.manual_seed(settings.seed)  # of a new head
-        model = load_model(name, task=asked, labels=labels, **given)
+        model = load_model(name, task=asked, labels=labels, head=head, **given)
     keeper = keeper_of(model, importance, holding)
     del importance
-    found = list(examples(model, data.rows(), length=length, labelled=True))
+
+    def read(source: Source, what: str) -> list[Example]:
+        rows = known_labels(model, source.rows(), where=source.path)
+        found = examples(model, rows, length=length, labelled=True)
+        return list(counted(found, on_progress, f"reading {what} {source.path}"))
+
+    found = read(data, "new data")
+    unit = "blocks of tokens" if model.task == "causal-lm" else "rows"
     if test_data is None:
+        total = len(found)
         tested = found[_HELD_OUT - 1 :: _HELD_OUT]
         found = [example for place, example in enumerate(found, start=1) if place % _HELD_OUT]
+        if not tested:
+            raise EmptyDataError(
+                f"finetune: {data.path} holds {total} {unit}; expected at least {_HELD_OUT}, every tenth of which "
+                "measures the new skill. Give more, or --test-data."
+            )
+        told = f"{total:,} {unit}, of which every tenth measures the new skill; in a new order each epoch"
     else:
-        tested = list(examples(model, test_data.rows(), length=length, labelled=True))
+        tested = read(test_data, "test data")
+        told = f"{len(found):,} {unit}, in a new order each epoch; the new skill on {len(tested):,} of {test_data.path}"
+    old_length = old_length if isinstance(old_length, int) else length
+    remembered = [] if old is None else old.examples(model, old_length, on_progress)
+    if on_plan is not None:
+        lines = plan(model, data, why=why, length=length, labelled=True, examples_read=told)
+        on_plan([*lines, *([] if old is None else [old.told(model, remembered)])])
     plain_model = deepcopy(model) if compare else None
 
-    def old_skill(learned: LanguageModel) -> Skill | None:
-        return None if old_data is None else _old_skill(ready, learned, old_data, length, settings.batch_size)
+    old_skills: dict[str, Skill] = {}
+    new_skills: dict[str, Skill] = {}
 
-    def new_skill(learned: LanguageModel) -> Skill:
-        return evaluate(learned, batches(learned, tested, settings.batch_size))
+    def judge(learned: LanguageModel, way: str) -> None:
+        given: Any = {"size": settings.batch_size, "on_progress": on_progress}
+        if old is not None:
+            old_skills[way] = _skill(old.judge(learned), remembered, work=f"old skill, {way}", **given)
+        new_skills[way] = _skill(learned, tested, work=f"new skill, {way}", **given)
 
-    old, new = {"before": old_skill(model)}, {"before": new_skill(model)}
+    def train(learned: LanguageModel, way: str, folder: Path, own: Settings, holder: EWC | WVA | None) -> None:
+        told = None if watch is None else partial(watch, way)
+        step = None if on_progress is None else partial(on_progress, f"training, {way}")
+        fine_tune(learned, found, own, folder=folder / way, keeper=holder, watch=told, on_step=step)
+        judge(learned, way)
+
+    judge(model, "before")
     identity = {
         "model": model.revision,
         "data": data.path,
         "task": asked,
+        "head": model.head,
         "length": length,
         "dtype": str(dtype),
         "keep": str(keep),
@@ -167,61 +164,34 @@ def keep_and_learn(
         **asdict(holding),
     }
     with checkpoints(output, identity) as training:
-        fine_tune(model, found, settings, folder=training / "held", keeper=keeper, watch=_for(watch, "held"))
-        old["held"], new["held"] = old_skill(model), new_skill(model)
+        train(model, "held", training, settings, keeper)
         if plain_model is not None:
-            plain_settings = replace(settings, save_every=None)
-            fine_tune(plain_model, found, plain_settings, folder=training / "plain", watch=_for(watch, "plain"))
-            old["plain"], new["plain"] = old_skill(plain_model), new_skill(plain_model)
+            train(plain_model, "plain", training, replace(settings, save_every=None), None)
         report = keeper.report()
         kept = Kept(
-            {way: skill for way, skill in old.items() if skill is not None},
-            new,
+            old_skills,
+            new_skills,
             report.predicted_rise,
             str(report),
             output,
+            plain_folder=None if plain_model is None else output / PLAIN,
+            rise_unit=report.rise_unit,
+            method=holding.method,
+            strength=holding.strength,
+            budget=holding.budget,
+            old_head="" if old is None else old.head,
+            new_head=model.head,
+            kept_heads=tuple(model.heads),
         )
         with new_folder(output, reading=reading) as folder:
             model.save(folder)
+            if plain_model is not None:
+                plain_model.save(folder / PLAIN)
             write_json(folder / KEPT, to_dict(kept))
     return kept
 
 
-def to_dict(kept: Kept) -> dict[str, Any]:
-    """As JSON values."""
-    return {
-        "old": {way: asdict(skill) for way, skill in kept.old.items()},
-        "new": {way: asdict(skill) for way, skill in kept.new.items()},
-        "predicted_rise": kept.predicted_rise,
-        "measured_rise": kept.measured_rise,
-        "keeper": kept.report,
-    }
-
-
-def _old_skill(ready: LanguageModel, learned: LanguageModel, data: Source, length: int, size: int) -> Skill:
-    """The skill that the ready model had, with the weights of the model that learned."""
-    row = data.first()
-    if learned.base is not learned.module or isinstance(learned.module, SentenceEncoder):
-        if row is None or len(row.texts) != 2:
-            raise OptionError(
-                f"finetune: the old skill of {ready.name} is similarity, and {data.path} holds no pairs of texts. "
-                "Give --old-data two texts and their similarity in each row."
-            )
-        model = replace(ready, task="similarity", module=SentenceEncoder(learned.base), base=learned.base)
-    elif ready.task != learned.task:
-        raise OptionError(
-            f"finetune: {ready.name} was made for {ready.task} and now learns {learned.task}; its old skill cannot be "
-            "measured without its old head. Leave out --old-data."
-        )
-    else:
-        model = learned
-    found = list(examples(model, data.rows(), length=length, labelled=True))
-    return evaluate(model, batches(model, _by_length(found), size))
-
-
-def _by_length(found: Sequence[Example]) -> list[Example]:
-    return sorted(found, key=lambda example: max(map(len, example.tokens)))
-
-
-def _for(watch: Callable[[str, Mapping[str, Any]], None] | None, way: str) -> Any:
-    return None if watch is None else lambda logs: watch(way, logs)
+def _skill(
+    model: LanguageModel, found: Sequence[Example], *, size: int, work: str, on_progress: OnProgress | None
+) -> Skill:
+    return evaluate(model, counted(batches(model, found, size), on_progress, work, total=len(found), by=size))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from holdfast.errors import EmptyDataError, MemoryShortageError, OptionError, RunMismatchError, UnsupportedLayerError
-from holdfast.experiments.language.batches import Batch, Example, batches
+from holdfast.experiments.language.batches import Batch, Example, batches, drawn
 from holdfast.experiments.language.models import LanguageModel
 from holdfast.experiments.language.skills import likelihood_of
 from holdfast.factored import AnyImportance, FactoredImportance, factors_from, factors_to_tensors
@@ -37,6 +37,8 @@ PART = 64
 """Examples that are measured together before the sums are added up, and may be written down."""
 _CALIBRATED = 256
 """Examples on which the loss is seen to rise, where an importance is calibrated."""
+_MOST_DRAWN = 2**16
+"""Examples of a stream that a measurement up to a tolerance looks at."""
 _WATCHED = 2**16
 """Weights at which the groups are compared."""
 _GROUPS = 8
@@ -115,7 +117,7 @@ def _watched(tensors: Mapping[str, Tensor]) -> Tensor:
 
 def measure(
     model: LanguageModel,
-    data: Callable[[], Iterator[Example]],
+    data: Callable[[], Iterable[Example]],
     *,
     kind: Kind = "sampled",
     num_examples: int | None = None,
@@ -132,17 +134,18 @@ def measure(
 
     The data are measured in parts of 64 examples, each with labels drawn under a seed of its own, and the parts' sums
     are added up. Sums and count are written down as one file, so that a measurement which was interrupted goes on, and
-    ends with the same numbers.
+    ends with the same numbers. Fewer than all examples are drawn under the seed, from the whole stream.
 
     Args:
         model: what is measured.
         data: makes the stream of examples anew.
         kind: "sampled", "exact" or "empirical" Fisher; "mas"; "signal", which leaves embeddings and norms at zero;
             "kfac", the sampled Fisher with Kronecker factors of its layers.
-        num_examples: stop after so many.
-        tolerance: stop when the relative error is below this, after at least four parts.
+        num_examples: measure on so many, drawn without replacement; None: on all, in their order.
+        tolerance: stop when the relative error is below this, after at least four parts; the examples are drawn, 65,536
+            at most where `num_examples` does not say otherwise.
         batch_size: examples that go through the model together; halved where memory does not do.
-        seed: of the labels drawn.
+        seed: of the labels and the examples drawn.
         calibrate: measure how many nats a unit of MAS or signal is.
         checkpoint: file to go on from; deleted by the caller when the result is safe.
         identity: what else must be the same to go on, as JSON values.
@@ -160,20 +163,22 @@ def measure(
         RunMismatchError: the checkpoint is of another measurement.
 
     Cost: a float32 copy of the weights on the model's device, and one for the running sums in the computer's memory;
-    with "kfac" the factors' size in place of the weights'.
+    with "kfac" the factors' size in place of the weights'. The rows that were drawn are held.
     """
     if num_examples is not None and num_examples < 1:
         raise OptionError(f"importance: --examples is {num_examples}; expected a whole number >= 1.")
-    key = {"kind": kind, "seed": seed, **(identity or {})}
+    count = num_examples or (_MOST_DRAWN if tolerance else None)
+    key = {"kind": kind, "seed": seed, "examples": count, **(identity or {})}
     if model.base is not model.module:
         model.module.requires_grad_(False)  # a head is not part of what is measured
         model.base.requires_grad_(True)
     state = _State() if checkpoint is None or not checkpoint.exists() else _State.read(checkpoint, key)
     limit = math.inf if num_examples is None else num_examples
-    stream = islice(data(), state.seen, None)
+    found_in = data() if count is None else drawn(data(), count, seed=seed)
+    stream = islice(found_in, state.seen, None)
     written = start = time.monotonic()
     earlier, size = state.seconds, batch_size
-    sample = _first_batches(model, data) if calibrate and kind in ("mas", "signal") else []
+    sample = _some_batches(model, data, seed) if calibrate and kind in ("mas", "signal") else []
     while state.seen < limit and not (tolerance and state.part >= 4 and state.progress().error < tolerance):  # type: ignore[operator]
         part = list(islice(stream, int(min(PART, limit - state.seen))))
         if not part:
@@ -341,6 +346,8 @@ def _with_room(work: Callable[[int], AnyImportance], size: int) -> tuple[AnyImpo
 
 def _info(model: LanguageModel, seen: int, kind: Kind, seed: int) -> ImportanceInfo:
     is_fisher = kind not in ("mas", "signal")
+    seeded = {"seed": seed} if kind in ("sampled", "kfac") else {}
+    shifted = {"causal": True, "causal_by": f"task {model.task}"} if is_fisher and model.task == "causal-lm" else {}
     return ImportanceInfo(
         kind="kfac-sampled" if kind == "kfac" else f"fisher-{kind}" if is_fisher else kind,
         num_examples=seen,
@@ -348,12 +355,12 @@ def _info(model: LanguageModel, seen: int, kind: Kind, seed: int) -> ImportanceI
         unit={"mas": "output^2/weight", "signal": "output"}.get(kind, "nats/weight^2"),
         model=type(unwrap(model.base)).__name__,
         nats_per_unit=1.0 if is_fisher else None,
-        details={"seed": seed} if kind in ("sampled", "kfac") else {},
+        details={**seeded, **shifted},
     )
 
 
-def _first_batches(model: LanguageModel, data: Callable[[], Iterator[Example]]) -> list[Batch]:
-    return list(batches(model, islice(data(), _CALIBRATED), PART))
+def _some_batches(model: LanguageModel, data: Callable[[], Iterable[Example]], seed: int) -> list[Batch]:
+    return list(batches(model, drawn(data(), _CALIBRATED, seed=seed), PART))
 
 
 def _nats_per_unit(model: LanguageModel, importance: Importance, sample: list[Batch], seed: int) -> float | None:

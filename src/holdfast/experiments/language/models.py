@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib import import_module, resources
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,13 +14,22 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from holdfast.errors import FileFormatError, ModelMismatchError, OptionError
+from holdfast.errors import FileFormatError, ModelMismatchError, OptionError, UnknownNameError
 from holdfast.experiments.language.encoders import SentenceClassifier, SentenceEncoder
+from holdfast.experiments.language.heads import (
+    HEAD,
+    Head,
+    base_prefix,
+    head_tensors,
+    module_with,
+    name_labels,
+    new_head,
+    read_heads,
+    write_heads,
+)
 from holdfast.files import new_folder, read_json, read_state, write_json, write_state
 
 Task = Literal["causal-lm", "classification", "similarity"]
-
-_HEAD = "holdfast_head"
 
 
 @dataclass(frozen=True)
@@ -36,6 +46,8 @@ class LanguageModel:
         revision: the sha256 of its weights, see `revision_of`.
         labels: names of the classes of a classifier, else empty.
         new_head: whether its classifier starts untrained.
+        head: the name of a classifier's head in use, else empty.
+        heads: the other heads that it has had, by name. They are kept as they are while this one learns.
     """
 
     name: str
@@ -47,14 +59,67 @@ class LanguageModel:
     revision: str
     labels: tuple[str, ...] = ()
     new_head: bool = False
+    head: str = ""
+    heads: Mapping[str, Head] = field(default_factory=dict)
+
+    @property
+    def own_part(self) -> str:
+        """What the names in `base` begin with that belong to the model without its head; empty: all of them."""
+        return base_prefix(self.module) if self.task == "classification" and self.base is self.module else ""
 
     @property
     def prefix(self) -> str:
         """What stands before a name of `base` in the names of `module`."""
         return "" if self.base is self.module else "encoder."
 
+    def with_head(self, name: str) -> LanguageModel:
+        """The same base with another of its heads, on the same weights: what one learns, the other has learned.
+
+        Raises:
+            UnknownNameError: it has no head of this name.
+        """
+        if name == self.head:
+            return self
+        if name not in self.heads:
+            raise UnknownNameError("head", name, self.head_labels)
+        own = {self.head: Head(self.labels, head_tensors(self.module))} if self.head else {}
+        others = {other: head for other, head in self.heads.items() if other != name}
+        found = self.heads[name]
+        module = module_with(self.module, found)
+        return replace(
+            self,
+            task="classification",
+            module=module,
+            base=module if self.base is self.module else self.base,
+            labels=found.labels,
+            new_head=False,
+            head=name,
+            heads={**others, **own},
+        )
+
+    def with_new_head(self, name: str, labels: Sequence[str]) -> LanguageModel:
+        """The same base with an untrained head for these labels; the head in use is kept beside it.
+
+        Raises:
+            OptionError: it has a head of this name.
+        """
+        if name in self.head_labels:
+            raise OptionError(f"{self.name} has a head {name!r} already. Give the new one another name: --head NAME.")
+        if isinstance(self.module, SentenceClassifier | SentenceEncoder):
+            weights = SentenceClassifier(self.module.encoder, tuple(labels)).head.state_dict()
+            fresh = Head(tuple(labels), weights)
+        else:
+            fresh = new_head(self.module, labels)
+        return replace(replace(self, heads={**self.heads, name: fresh}).with_head(name), new_head=True)
+
+    @property
+    def head_labels(self) -> dict[str, tuple[str, ...]]:
+        """The labels of each head by its name, the head in use first."""
+        own = {self.head: self.labels} if self.head else {}
+        return own | {name: head.labels for name, head in self.heads.items()}
+
     def save(self, path: Path) -> None:
-        """Write weights, configuration and tokenizer as transformers reads them, and beside them the head.
+        """Write weights, configuration and tokenizer as transformers reads them, and beside them the heads.
 
         Raises:
             OutputError: as `holdfast.files.new_folder`, or the model itself was read from there.
@@ -64,8 +129,10 @@ class LanguageModel:
             bare.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
             if isinstance(self.module, SentenceClassifier):
-                write_state(folder / f"{_HEAD}.safetensors", self.module.head.state_dict(), {})
-                write_json(folder / f"{_HEAD}.json", {"labels": list(self.labels)})
+                write_state(folder / f"{HEAD}.safetensors", self.module.head.state_dict(), {})
+                write_json(folder / f"{HEAD}.json", {"labels": list(self.labels)})
+            if self.head_labels:
+                write_heads(folder, self.head, self.heads)
 
 
 def transformers_library() -> Any:
@@ -85,6 +152,19 @@ def transformers_library() -> Any:
     return transformers
 
 
+def package_of(name: str) -> str | None:
+    """The installed package of this name that carries a model as `model/`; None where there is none."""
+    package = name.replace("-", "_")
+    if Path(name).exists() or not package.isidentifier():
+        return None
+    try:
+        import_module(package)
+        folder = Path(str(resources.files(package) / "model"))
+    except (ImportError, TypeError):
+        return None
+    return package if (folder / "config.json").is_file() else None
+
+
 def find_model(name: str) -> Path:
     """The folder of a model: a folder, a Python package that carries one as `model/`, or a name on Hugging Face's hub.
 
@@ -95,16 +175,9 @@ def find_model(name: str) -> Path:
         return Path(name)
     if Path(name).exists():
         raise OptionError(f"{name}: no config.json in it; expected the folder of a transformers model.")
-    package = name.replace("-", "_")
-    if package.isidentifier():
-        try:
-            import_module(package)
-            folder = Path(str(resources.files(package) / "model"))
-        except (ImportError, TypeError):
-            pass
-        else:
-            if (folder / "config.json").is_file():
-                return folder
+    package = package_of(name)
+    if package is not None:
+        return Path(str(resources.files(package) / "model"))
     try:
         return Path(transformers_library().utils.cached_file(name, "config.json")).parent
     except (OSError, ValueError) as error:
@@ -119,6 +192,7 @@ def load_model(
     *,
     task: Task | None = None,
     labels: Sequence[str] = (),
+    head: str | None = None,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> LanguageModel:
@@ -127,22 +201,25 @@ def load_model(
     Args:
         name: see `find_model`.
         task: what it is to do; None: what its architecture was made for, an encoder without a head for similarity.
-        labels: of a classifier; where the model has no head for exactly these, it gets a new one.
+        labels: of a classifier; where its head in use is not for exactly these, it gets a new one, and keeps its own.
+        head: without `labels` the name of the head that is used, if it is not to be the last one that learned; with
+            `labels` the name of the new head.
         device: where to.
         dtype: of the weights.
 
     Raises:
         OptionError: no model of this name, or no use for this task.
-        FileFormatError: its weights are damaged or truncated.
+        UnknownNameError: it has no head of this name.
+        FileFormatError: its weights or a head are damaged or truncated.
         ModelMismatchError: its tokenizer knows tokens that it has no embedding for.
     """
     folder = find_model(name)
     config = read_json(folder / "config.json")
     made_for = " ".join(config.get("architectures") or [])
     own = _task_of(made_for, folder)
-    asked = task or own
+    asked = task or ("classification" if head and own != "causal-lm" else own)
     transformers = transformers_library()
-    new_head = asked == "classification" and tuple(labels) != _own_labels(folder, config, own)
+    own_labels = _own_labels(folder, config, own)
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         if asked == "causal-lm":
@@ -150,8 +227,10 @@ def load_model(
                 raise OptionError(f"{name} is a {made_for or 'model of an unnamed kind'}, no causal language model.")
             module = base = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
         elif asked == "classification" and ("ForSequenceClassification" in made_for or own == "causal-lm"):
-            kept = {"ignore_mismatched_sizes": True, "num_labels": len(labels)} if labels and new_head else {}
-            module = base = transformers.AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype, **kept)
+            counted = {} if own_labels else {"num_labels": len(labels)} if labels else {}
+            module = base = transformers.AutoModelForSequenceClassification.from_pretrained(
+                folder, dtype=dtype, **counted
+            )
         else:
             base = transformers.AutoModel.from_pretrained(folder, dtype=dtype)
             if getattr(base, "pooler", None) is not None:
@@ -163,24 +242,69 @@ def load_model(
         if isinstance(error, OptionError):
             raise
         raise OptionError(f"{folder} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
-    own_labels = _own_labels(folder, config, own)
-    if asked == "classification" and isinstance(module, SentenceEncoder):
-        module = _classifier(base, folder, tuple(labels) or own_labels, new_head=new_head and bool(labels))
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     base.config.pad_token_id = tokenizer.pad_token_id  # by which a causal classifier finds the last token
     _check_tokens(name, base, tokenizer)
-    return LanguageModel(
+    found = LanguageModel(
         name=name,
         folder=folder,
-        task=asked,
-        module=module.to(device=device, dtype=dtype),
+        task="similarity" if isinstance(module, SentenceEncoder) else asked,
+        module=module,
         base=base,
         tokenizer=tokenizer,
         revision=revision_of(folder),
-        labels=tuple(labels) or own_labels if asked == "classification" else (),
-        new_head=new_head and bool(labels),
     )
+    found = _headed(found, own_labels, made_for, asked=asked, labels=tuple(labels), head=head)
+    return replace(found, module=found.module.to(device=device, dtype=dtype))
+
+
+def _headed(
+    found: LanguageModel,
+    own_labels: tuple[str, ...],
+    made_for: str,
+    *,
+    asked: Task,
+    labels: tuple[str, ...],
+    head: str | None,
+) -> LanguageModel:
+    """The model with the head that was asked for, and all others beside it."""
+    if head is not None and asked != "classification":
+        raise OptionError(f"--head {head} is of a classifier, and the task of {found.name} is {asked}. Leave it out.")
+    if asked == "causal-lm":
+        return found
+    current, kept = read_heads(found.folder)
+    if not isinstance(found.module, SentenceEncoder):
+        if not own_labels:  # a causal model, with a head that is new by its nature
+            if not labels:
+                raise OptionError(_no_head(found.name))
+            name_labels(found.module.config, labels)
+            return replace(found, labels=labels, new_head=True, head=head or "new")
+        found = replace(found, labels=own_labels, head=current, heads=kept)
+    elif (found.folder / f"{HEAD}.json").is_file():
+        weights, _ = read_state(found.folder / f"{HEAD}.safetensors")
+        found = replace(found, heads={**kept, current: Head(own_labels, weights)})
+        found = found.with_head(current) if asked == "classification" else found
+    elif "ForSequenceClassification" not in made_for:
+        found = replace(found, heads=kept)
+    if asked == "similarity":
+        return found
+    if labels and labels != found.labels:
+        return found.with_new_head(head or free_name("new", found.head_labels), labels)
+    if head is not None:
+        return found.with_head(head)
+    if not found.labels:
+        raise OptionError(_no_head(found.name))
+    return found
+
+
+def free_name(wished: str, taken: Container[str]) -> str:
+    """The name, or with a number behind it where it is taken."""
+    return next(name for n in count(1) if (name := wished if n == 1 else f"{wished}-{n}") not in taken)
+
+
+def _no_head(name: str) -> str:
+    return f"{name}: it has no head for classes. Fine-tune it on labelled data first."
 
 
 def revision_of(folder: Path) -> str:
@@ -189,7 +313,7 @@ def revision_of(folder: Path) -> str:
     Raises:
         OptionError: there are no weights.
     """
-    files = sorted(path for path in folder.glob("*.safetensors") if not path.name.startswith(_HEAD))
+    files = sorted(path for path in folder.glob("*.safetensors") if not path.name.startswith(HEAD))
     files = files or sorted(folder.glob("*.bin"))
     if not files:
         raise OptionError(f"{folder}: no weights in it; expected *.safetensors.")
@@ -211,7 +335,7 @@ def tokenizer_hash(tokenizer: Any) -> str:
 def _task_of(made_for: str, folder: Path) -> Task:
     if "ForCausalLM" in made_for or "LMHeadModel" in made_for:
         return "causal-lm"
-    if "ForSequenceClassification" in made_for or (folder / f"{_HEAD}.json").is_file():
+    if "ForSequenceClassification" in made_for or (folder / f"{HEAD}.json").is_file():
         return "classification"
     return "similarity"
 
@@ -220,20 +344,10 @@ def _own_labels(folder: Path, config: dict[str, Any], own: Task) -> tuple[str, .
     """The classes of the head that a model comes with."""
     if own != "classification":
         return ()
-    if (folder / f"{_HEAD}.json").is_file():
-        return tuple(read_json(folder / f"{_HEAD}.json")["labels"])
-    named = config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
-    return tuple(named[str(number)] for number in range(len(named)))
-
-
-def _classifier(base: Any, folder: Path, labels: tuple[str, ...], *, new_head: bool) -> SentenceClassifier:
-    if not labels:
-        raise OptionError(f"{folder}: it has no head for classes. Fine-tune it on labelled data first.")
-    module = SentenceClassifier(base, labels)
-    if not new_head:
-        head, _ = read_state(folder / f"{_HEAD}.safetensors")
-        module.head.load_state_dict(head)
-    return module
+    if (folder / f"{HEAD}.json").is_file():
+        return tuple(read_json(folder / f"{HEAD}.json")["labels"])
+    named = config.get("id2label") or {str(n): f"LABEL_{n}" for n in range(config.get("num_labels") or 2)}
+    return tuple(str(named[number]) for number in sorted(named, key=int))
 
 
 def _check_tokens(name: str, base: Any, tokenizer: Any) -> None:

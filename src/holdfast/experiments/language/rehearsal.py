@@ -21,6 +21,7 @@ from holdfast.experiments.language.encoders import SentenceClassifier, SentenceE
 from holdfast.experiments.language.learning import Pace, learn, shuffled
 from holdfast.experiments.language.models import LanguageModel
 from holdfast.experiments.language.skills import likelihood_of
+from holdfast.experiments.language.ticks import OnProgress, counted
 from holdfast.heads.batches import batch_to
 from holdfast.heads.categorical import IGNORED
 from holdfast.heads.likelihoods import logits_of
@@ -71,6 +72,7 @@ def rehearse(
     lr: float = 2e-4,
     rounds: int = 6,
     seed: int = 0,
+    on_progress: OnProgress | None = None,
 ) -> Rehearsed:
     """Learn a made-up task under a budget, and compare the rise of the old loss with what was predicted.
 
@@ -88,6 +90,7 @@ def rehearse(
         lr: of AdamW.
         rounds: at most so often; it ends when the rise is within a factor of 1.5 of the budget.
         seed: of the made-up task.
+        on_progress: called after every step.
 
     Raises:
         OptionError: too few examples.
@@ -108,12 +111,15 @@ def rehearse(
     with ExitStack() as stack:
         stack.callback(_give_back, model, before)
         stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
-        for _ in range(rounds):
+        for number in range(1, rounds + 1):
             _give_back(model, before)
             pupil, task = _made_up(model, learned, seed)
             unit = importance.with_info(nats_per_unit=1.0)
             keeper = EWC(model.base, budget=budget / factor, log_every=0).retain(unit)
-            learn(pupil, shuffled(pupil, task, size=_BATCH, seed=seed), Pace(steps, lr, 10 * lr), keeper=keeper)
+            stream = shuffled(pupil, task, size=_BATCH, seed=seed)
+            told = f"rehearsal, round {number} of at most {rounds}"
+            stream = counted(stream, on_progress, told, total=steps)
+            learn(pupil, stream, Pace(steps, lr, 10 * lr), keeper=keeper)
             predicted, rise = keeper.predicted_rise(), _loss(model, answers) - start
             if rise > 0 and predicted > 0:
                 factor = rise / predicted

@@ -1,236 +1,240 @@
-"""Rows of text and label, streamed from text, JSONL, CSV and Parquet files, intent folders and `datasets` names."""
+"""Rows of text and label, streamed from files of text, JSON, CSV and Parquet, folders of them, and `datasets` names."""
 
 from __future__ import annotations
 
-import csv
-import json
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from importlib import import_module
-from itertools import chain
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from holdfast.errors import BatchError, DataFileError, OptionError
+from holdfast.errors import DataFileError, EmptyDataError, OptionError
+from holdfast.experiments.language.forms.arrow import SAVED, arrow_table, named_table, parquet_table, saved_tables
+from holdfast.experiments.language.forms.columns import DECLINED, Chosen, Columns, Label, Row, choose, row_of
+from holdfast.experiments.language.forms.folders import ALL, FAMILIES, Found, files_in, split_named
+from holdfast.experiments.language.forms.json_files import json_table, lines_table
+from holdfast.experiments.language.forms.opened import COMPRESSED, opened, suffix_of
+from holdfast.experiments.language.forms.separated import separated_table
+from holdfast.experiments.language.forms.table import Table
+from holdfast.experiments.language.forms.text import INTENTS, intents_table, text_table
 
-Label = str | int | float
+__all__ = ["DECLINED", "Columns", "Label", "Reading", "Row", "Rows", "read_rows"]
 
-PAIRS = (("sentence1", "sentence2"), ("text1", "text2"), ("question1", "question2"), ("premise", "hypothesis"))
-TEXTS = ("text", "sentence", "content", "query", "utterance")
-LABELS = ("label", "labels", "score", "similarity", "intent", "category")
-_KNOWN = {*chain.from_iterable(PAIRS), *TEXTS, *LABELS}
-_IN_FOLDERS = (".txt", ".md", ".py", ".jsonl", ".csv", ".parquet")
+_Reader = Callable[[Path, Columns, str], Table]
+_READERS: Mapping[str, _Reader] = {
+    ".jsonl": lambda path, *_: lines_table(path),
+    ".ndjson": lambda path, *_: lines_table(path),
+    ".json": lambda path, _, split: json_table(path, split=split),
+    ".csv": lambda path, columns, _: separated_table(path, columns),
+    ".tsv": lambda path, columns, _: separated_table(path, columns),
+    ".parquet": lambda path, *_: parquet_table(path),
+    ".arrow": lambda path, *_: arrow_table(path),
+}
+_NO_TEXT = "\0\1\2\3\4\5\6\7\b\016\017\020\021\022\023\024\025\026\027\030\031\034\035\036\037\177"
+"""Characters that no text has."""
 
 
 @dataclass(frozen=True)
-class Row:
-    """One example, or one line of a text.
+class Reading:
+    """What a source was found to be, for the user to see before any work.
 
     Attributes:
-        texts: one, or the two of a pair.
-        label: as the data have it; None where there is none.
-        ends: whether a document ends here; a language model reads on over rows that do not.
+        source: as it was asked for.
+        form: of its files, in words.
+        num_files: that are read.
+        text: the columns of the text; empty for a document of lines.
+        label: the column of the label, or None.
+        candidates: the columns that could be the label, where there are several.
+        split: which one is read; None where there are no splits.
+        left_out: why -> what there is beside and is not read.
+        num_rows: how many; None where that takes a reading.
     """
 
-    texts: tuple[str, ...]
-    label: Label | None = None
-    ends: bool = True
+    source: str
+    form: str
+    num_files: int
+    text: tuple[str, ...]
+    label: str | None
+    candidates: tuple[str, ...] = ()
+    split: str | None = None
+    left_out: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    num_rows: int | None = None
+
+    def __str__(self) -> str:
+        """In one line."""
+        found = [f"{self.source}: {self.form}"]
+        found += [f"{self.num_files} files"] if self.num_files > 1 else []
+        found += [f"{self.num_rows:,} rows"] if self.num_rows is not None else []
+        found += [f"split {self.split}"] if self.split else []
+        found += [f"text {' and '.join(map(repr, self.text))}"] if self.text else []
+        found += [f"label {self.label!r}"] if self.label else []
+        found += [f"label one of {', '.join(map(repr, self.candidates))}"] if len(self.candidates) > 1 else []
+        found += [f"not read: {_some(names)} ({why})" for why, names in self.left_out.items()]
+        return ", ".join(found)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 @dataclass(frozen=True)
-class Columns:
-    """The columns of a table that are read; left out, they are told from the usual names.
+class Rows:
+    """The rows of a source, a stream that can be read from the beginning again and again.
 
     Attributes:
-        text: of the text, or of the two texts of a pair.
-        label: of the label.
+        source: as it was asked for.
+        tables: one by one.
+        columns: as they were asked for.
+        split: which one they are; None where there are no splits.
+        left_out: why -> what there is beside and is not read.
     """
 
-    text: tuple[str, ...] = ()
-    label: str | None = None
+    source: str
+    tables: Sequence[Table]
+    columns: Columns
+    split: str | None = None
+    left_out: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[Row]:
+        """The rows.
+
+        Raises:
+            EmptyDataError: there is none.
+        """
+        numbers, is_empty = self._numbers(), True
+        for table in self.tables:
+            for row in _lines(table) if table.is_text else self._rows(table, numbers):
+                is_empty = is_empty and not any(map(str.strip, row.texts))
+                yield row
+        if is_empty:
+            raise EmptyDataError(f"{self.source}: no row in it ({self.tables[0].form}). Give data that have some.")
+
+    def describe(self) -> Reading:
+        """What was found; where only the entries tell the columns, by the first of them.
+
+        Raises:
+            EmptyDataError: there is no row.
+            OptionError: the columns cannot be told.
+        """
+        table = self.tables[0]
+        counts = [each.num_rows for each in self.tables]
+        chosen = Chosen((), None)
+        if not table.is_text:
+            first = next(((where, entry) for each in self.tables for where, entry in each.entries()), None)
+            if first is None:
+                raise EmptyDataError(f"{self.source}: no row in it ({table.form}). Give data that have some.")
+            chosen = choose(table.names or tuple(first[1]), self.columns, where=first[0])
+        forms = dict.fromkeys(each.form for each in self.tables)
+        return Reading(
+            self.source,
+            " and ".join(forms),
+            len(self.tables),
+            chosen.text,
+            chosen.label,
+            chosen.candidates,
+            self.split,
+            self.left_out,
+            sum(counts) if None not in counts else None,  # type: ignore[arg-type]
+        )
+
+    def _rows(self, table: Table, numbers: Mapping[str, type]) -> Iterator[Row]:
+        by_names: dict[tuple[str, ...], Chosen] = {}
+        for where, entry in table.entries():
+            names = tuple(entry)
+            chosen = by_names.get(names)
+            if chosen is None:
+                chosen = by_names[names] = choose(names, self.columns, where=where)
+            label = chosen.label or ""
+            number = None if table.numbers is None else numbers.get(label)
+            yield row_of(entry, chosen, where=where, classes=table.classes.get(label, ()), number=number)
+
+    def _numbers(self) -> dict[str, type]:
+        """Of tables without types, the columns that are numbers in each of them."""
+        found = [table.numbers for table in self.tables if table.numbers is not None]
+        shared = set(found[0]).intersection(*found) if found else ()
+        return {name: float if any(each[name] is float for each in found) else int for name in shared}
 
 
-def read_rows(source: str, *, columns: Columns | None = None, split: str = "train") -> Iterator[Row]:
-    """Stream the rows of a source; nothing is held but the row at hand.
+def read_rows(source: str, *, columns: Columns | None = None, split: str = "train") -> Rows:
+    """The rows of a source, as a stream; nothing is held but the row at hand.
+
+    Labels keep their type: text stays text, classes that are stored as numbers get their names, and of a form without
+    types (CSV) a column is one of numbers where each of its values is. Texts are unpacked (`.gz`, `.bz2`, `.xz`,
+    `.zst`) and read in UTF-8, or as their byte order mark says.
 
     Args:
-        source: a file (`.jsonl`, `.csv`, `.parquet`; any other is text, a row a line); a folder of such files, in
-            the order of their names; a folder with `seq.in` and `label`; or a name of the `datasets` library, with its
-            configuration behind a colon where it has one.
-        columns: which columns of a table count.
-        split: of a `datasets` name.
+        source: a file (`.json`, `.jsonl`, `.ndjson`, `.csv`, `.tsv`, `.parquet`, `.arrow`; any other that is text is
+            read as one, a row a line); a folder of such files, in the order of their names; a folder with `seq.in` and
+            `label`; one that `datasets` saved; or a name of the `datasets` library, with its configuration behind a
+            colon where it has one.
+        columns: which columns of a table count; of a table without a header by their numbers from 0.
+        split: which one of a source that has several; "all" for every file of a folder.
 
     Raises:
         DataFileError: it is not there, or damaged; the file and, where there is one, the line is named.
-        OptionError: a column that is not there, or none that can be told.
+        OptionError: a column that is not there, or none or several that could be the text.
+        BatchError: a text is no text, or a label is none.
+        EmptyDataError: no row, when it is read.
     """
     columns = columns or Columns()
     path = Path(source)
-    if (path / "seq.in").is_file():
-        return _intents(path)
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix in _IN_FOLDERS)
-        if not files:
-            raise DataFileError(f"{path}: no file to read in it; expected some of {', '.join(_IN_FOLDERS)}.")
-        return chain.from_iterable(_file(file, columns) for file in files)
+        if any((path / name).is_file() for name in SAVED):
+            return _saved(source, columns, split)
+        if (path / INTENTS).is_file():
+            found = Found([path / INTENTS])
+        else:
+            found = files_in(path, split)
+        return Rows(
+            source, [_table(file, columns, split) for file in found.files], columns, found.split, found.left_out
+        )
     if path.is_file():
-        return _file(path, columns)
-    if path.suffix or len(path.parts) > 2:
+        return Rows(source, [_table(path, columns, split)], columns)
+    if path.exists():
+        raise DataFileError(f"{path} is no regular file. Give a file or a folder.")
+    if suffix_of(path) in FAMILIES or path.is_absolute() or source.startswith((".", "~")) or len(path.parts) > 2:
         raise DataFileError(
             f"{path}: no such file or folder. Give a file, a folder, or a name of the datasets library."
         )
-    return _of_datasets(source, columns, split)
+    return Rows(source, [named_table(source, split)], columns, split)
 
 
-def _file(path: Path, columns: Columns) -> Iterator[Row]:
-    reader: Callable[[Path, Columns], Iterator[Row]] = {
-        ".jsonl": _jsonl,
-        ".csv": _csv,
-        ".parquet": _parquet,
-    }.get(path.suffix, _text)
-    try:
-        yield from reader(path, columns)
-    except UnicodeDecodeError as error:
-        raise DataFileError(f"{path} is no text in UTF-8 ({error.reason} at byte {error.start}).") from error
-    except OSError as error:
-        if isinstance(error, DataFileError):
-            raise
-        raise DataFileError(f"{path} cannot be read: {error.strerror or error}.") from error
-
-
-def _text(path: Path, _: Columns) -> Iterator[Row]:
-    with path.open(encoding="utf-8") as lines:
-        for line in lines:
-            yield Row((line,), ends=False)
-    yield Row(("",))
-
-
-def _jsonl(path: Path, columns: Columns) -> Iterator[Row]:
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
+def _table(path: Path, columns: Columns, split: str) -> Table:
+    if path.name == INTENTS:
+        return intents_table(path)
+    suffix = suffix_of(path)
+    if suffix in _READERS:
+        if suffix in (".parquet", ".arrow") and path.suffix.lower() in COMPRESSED:
+            raise OptionError(f"{path}: {suffix} files are read as they are. Unpack it first.")
+        return _READERS[suffix](path, columns, split)
+    if suffix not in FAMILIES:
+        with opened(path) as file:
             try:
-                entry = json.loads(line)
-            except ValueError as error:
-                raise DataFileError(f"{path}, line {number} is no JSON ({error}): truncated or edited.") from error
-            if not isinstance(entry, dict):
-                raise DataFileError(f"{path}, line {number} is a JSON {type(entry).__name__}; expected an object.")
-            yield row_of(entry, columns, where=f"{path}, line {number}")
+                beginning = file.read(2**12)
+            except UnicodeError:
+                beginning = _NO_TEXT
+        if any(character in beginning for character in _NO_TEXT):
+            raise DataFileError(
+                f"{path} is no text, and {path.suffix or 'a name without an ending'} is none of the forms that are "
+                f"read ({', '.join(FAMILIES)}). Write it as one of them."
+            )
+    return text_table(path)
 
 
-def _csv(path: Path, columns: Columns) -> Iterator[Row]:
-    csv.field_size_limit(sys.maxsize)
-    with path.open(encoding="utf-8", newline="") as file:
-        table = csv.reader(file)
-        first = next(table, None)
-        if first is None:
-            return
-        wanted = {*columns.text, *([columns.label] if columns.label else [])}
-        if wanted & set(first) or _KNOWN & set(first):
-            names, cells = first, table
-        else:
-            names, cells = _guessed(first), chain([first], table)
-        for number, entry in enumerate(cells, start=1):
-            if len(entry) != len(names):
-                raise DataFileError(f"{path}, row {number} has {len(entry)} cells; expected {len(names)}.")
-            yield row_of(dict(zip(names, entry)), columns, where=f"{path}, row {number}")
+def _saved(source: str, columns: Columns, split: str) -> Rows:
+    tables = saved_tables(Path(source))
+    if "" in tables:
+        return Rows(source, [tables[""]], columns)
+    by_name = {split_named(name): name for name in tables} | {name: name for name in tables}
+    asked = split if split in by_name else split_named(split)
+    if split == ALL and split not in by_name:
+        return Rows(source, list(tables.values()), columns, ALL)
+    if asked not in by_name:
+        shown = ", ".join(map(repr, tables))
+        raise DataFileError(f"{source}: no split {split!r} in it; found {shown}. Choose one with --split.")
+    left_out = {f"split {name!r}": (name,) for name in tables if name != by_name[asked]}
+    return Rows(source, [tables[by_name[asked]]], columns, by_name[asked], left_out)
 
 
-def _guessed(cells: Sequence[str]) -> list[str]:
-    """Names for the columns of a table that has none, by its first row."""
-    if len(cells) == 1:
-        return ["text"]
-    if len(cells) == 2:
-        return ["text", "label"]
-    if len(cells) == 3 and isinstance(_number(cells[2]), float | int):
-        return ["sentence1", "sentence2", "score"]
-    return [str(number) for number in range(len(cells))]
-
-
-def _parquet(path: Path, columns: Columns) -> Iterator[Row]:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise OptionError(
-            f'{path}: Parquet needs pyarrow, which is not installed: pip install "torch-holdfast[report]"'
-        ) from error
-    try:
-        with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1024):
-                for entry in batch.to_pylist():
-                    yield row_of(entry, columns, where=str(path))
-    except pyarrow.ArrowInvalid as error:
-        raise DataFileError(
-            f"{path} is no whole Parquet file ({str(error).splitlines()[0]}). Copy it again."
-        ) from error
-
-
-def _intents(folder: Path) -> Iterator[Row]:
-    paths = [folder / name for name in ("seq.in", "label")]
-    if not paths[1].is_file():
-        raise DataFileError(f"{paths[1]} is missing beside seq.in.")
-    texts, labels = (path.read_text(encoding="utf-8").splitlines() for path in paths)
-    if len(texts) != len(labels):
-        raise DataFileError(f"{folder}: seq.in has {len(texts)} lines and label {len(labels)}; expected as many.")
-    return (Row((text,), label) for text, label in zip(texts, labels))
-
-
-def _of_datasets(source: str, columns: Columns, split: str) -> Iterator[Row]:
-    try:
-        datasets = import_module("datasets")
-    except ImportError as error:
-        raise DataFileError(
-            f"{source}: no such file or folder, and the datasets library, where it could be a name, is not installed. "
-            "Give a file, or: pip install datasets"
-        ) from error
-    name, _, configuration = source.partition(":")
-    try:
-        table: Iterable[Mapping[str, Any]] = datasets.load_dataset(
-            name, configuration or None, split=split, streaming=True
-        )
-    except Exception as error:  # whatever a network and a foreign library can say
-        told = " ".join(str(error).split())[:200]
-        raise DataFileError(
-            f"{source}: neither a file or folder nor a data set that datasets can load: {told}"
-        ) from error
-    return (row_of(entry, columns, where=source) for entry in table)
-
-
-def row_of(entry: Mapping[str, Any], columns: Columns, *, where: str) -> Row:
-    """The row in a table's entry.
-
-    Raises:
-        OptionError: a column that was asked for is not there, or none is known by its name.
-        BatchError: a text is no text.
-    """
-    asked = [*columns.text, *([columns.label] if columns.label else [])]
-    missing = [name for name in asked if name not in entry]
-    if missing:
-        raise OptionError(f"{where}: no column {', '.join(map(repr, missing))}; found {', '.join(map(repr, entry))}.")
-    names = columns.text or next((pair for pair in PAIRS if set(pair) <= set(entry)), ())
-    names = names or tuple(name for name in TEXTS if name in entry)[:1]
-    if not names:
-        raise OptionError(
-            f"{where}: which column is the text? Found {', '.join(map(repr, entry))}. Name it with --text."
-        )
-    texts = tuple(entry[name] for name in names)
-    wrong = [name for name, text in zip(names, texts) if not isinstance(text, str)]
-    if wrong:
-        raise BatchError(f"{where}: {wrong[0]!r} is {entry[wrong[0]]!r}; expected a text.")
-    label = columns.label or next((name for name in LABELS if name in entry and name not in names), None)
-    return Row(texts, None if label is None else _number(entry[label]))
-
-
-def _number(value: Any) -> Label | None:
-    """A number where the text is one, else the text."""
-    if not isinstance(value, str):
-        return value
-    for kind in (int, float):
-        try:
-            return kind(value)
-        except ValueError:
-            continue
-    return value
+def _lines(table: Table) -> Iterator[Row]:
+    for where, entry in table.entries():
+        yield Row((entry["text"],), ends=False, where=where)
+    yield Row(("",))

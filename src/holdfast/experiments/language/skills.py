@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from holdfast.errors import EmptyDataError
 from holdfast.experiments.language.batches import Batch
@@ -31,12 +32,19 @@ class Skill:
         value: of the measure.
         loss: mean negative log-likelihood of an example in nats; of a causal language model an example is a block.
         num_examples: on so many.
+        losses: of each example in nats, float64 in the order of the data; empty where they are not known.
     """
 
     measure: str
     value: float
     loss: float
     num_examples: int
+    losses: Tensor = field(default_factory=lambda: torch.zeros(0), repr=False, compare=False)
+
+    @property
+    def figures(self) -> dict[str, str | float | int]:
+        """All but the examples' own losses, as JSON values."""
+        return {name: value for name, value in vars(self).items() if name != "losses"}
 
     @property
     def text(self) -> str:
@@ -62,12 +70,13 @@ def evaluate(model: LanguageModel, data: Iterable[Batch]) -> Skill:
     training = model.module.training
     model.module.eval()
     total, num_examples, num_targets, num_right = 0.0, 0, 0, 0
-    answers, targets = [], []
+    losses, answers, targets = [], [], []
     try:
         for batch in data:
             inputs, wanted = batch_to(batch, device)
             outputs = model.module(**inputs)
-            total += float(likelihood.nll(outputs, (inputs, wanted)).double().sum())
+            losses.append(likelihood.nll(outputs, (inputs, wanted)).double().cpu())
+            total += float(losses[-1].sum())
             num_examples += len(wanted)
             logits = logits_of(outputs)
             if model.task == "causal-lm":
@@ -87,4 +96,4 @@ def evaluate(model: LanguageModel, data: Iterable[Batch]) -> Skill:
         value = num_right / num_examples
     else:
         value = spearman(torch.cat(answers), torch.cat(targets))
-    return Skill(MEASURES[model.task], value, total / num_examples, num_examples)
+    return Skill(MEASURES[model.task], value, total / num_examples, num_examples, torch.cat(losses))

@@ -122,14 +122,14 @@ def strength_plot(section: Section) -> Plot | None:
 
     What has no strength, the ceiling and the floor, is a level line.
     """
-    searched = [family.label for family in section.searched]
+    searched = list(map(id, section.searched))
     if not searched:
         return None
     strengths = [strength_of(group) for family in section.searched for group in family.by_strength]
     scale = StrengthScale([strength for strength in strengths if strength is not None])
     lines = []
     for family in section.families:
-        if family.label in searched:
+        if id(family) in searched:
             members = [(group, scale.at(strength_of(group) or 0.0)) for group in family.by_strength]
             chosen = family.best.settings
             lines.append((family.label, [_at_strength(g, x, g.settings == chosen) for g, x in members]))

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from holdfast.experiments.escaping import file_name
 from holdfast.experiments.groups import Group, group_results, sections
+from holdfast.experiments.plots import title_of
 from holdfast.experiments.report.comparisons import Comparison, comparisons
 from holdfast.experiments.report.families import Family, families
 from holdfast.experiments.results import RunResult
@@ -55,13 +57,13 @@ class Section:
 
     @property
     def name(self) -> str:
-        """What its files are called by."""
-        return f"{self.stream}-{self.scenario}"
+        """What its files are called by, whatever the stream is called."""
+        return file_name(f"{self.stream}-{self.scenario}")
 
     @property
     def title(self) -> str:
         """What people call it."""
-        return f"{self.stream}, {self.scenario}-incremental"
+        return title_of(self.groups[0])
 
     @property
     def shown(self) -> list[Group]:

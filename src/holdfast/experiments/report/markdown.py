@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from holdfast.experiments.escaping import markdown_text
 from holdfast.experiments.groups import Group, differing, method_label, setting_text
 from holdfast.experiments.report.comparisons import Comparison
 from holdfast.experiments.report.content import INTERVALS, LEGEND, Section, p_text
@@ -57,7 +58,7 @@ def _section(section: Section, beside: set[str]) -> str:
     tests = [_comparisons(section.comparisons)] if section.comparisons else []
     return "\n".join(
         [
-            f"## {section.title}\n",
+            f"## {markdown_text(section.title)}\n",
             markdown(section.rows),
             *shown,
             *tests,
@@ -78,22 +79,23 @@ def _comparisons(found: Sequence[Comparison]) -> str:
         told = each.difference.text(scale=100)
         told = f"**{told}**" if each.is_clear else told
         p = f"{p_text(each.p)} | {p_text(each.corrected)}"
-        lines.append(f"| {each.first.label} | {each.second.label} | {told} | {p} | {each.num_seeds} |")
+        first, second = markdown_text(each.first.label), markdown_text(each.second.label)
+        lines.append(f"| {first} | {second} | {told} | {p} | {each.num_seeds} |")
     return "\n".join(lines) + "\n"
 
 
 def _settings(groups: Sequence[Group]) -> str:
     """The settings that all share, and for each configuration those that are its own."""
-    shared = [setting_text(name, value) for name, value in shared_settings(groups)]
+    shared = [markdown_text(setting_text(name, value)) for name, value in shared_settings(groups)]
     lines = [f"All: {', '.join(shared) or 'nothing in common'}."]
     lines += ["", "| method | settings of its own | seeds |", "|:--|:--|:--|"]
     for group, own in zip(groups, own_settings(groups)):
         seeds = ", ".join(map(str, group.seeds))
-        lines.append(f"| {method_label(group.method)} | {own or 'none'} | {seeds} |")
+        lines.append(f"| {markdown_text(method_label(group.method))} | {markdown_text(own) or 'none'} | {seeds} |")
     kept = [(group.label, group.results[-1].keeper) for group in groups if group.results[-1].keeper]
     if kept:
         lines += ["", "What the keepers said at the end (of the last seed):", ""]
-        lines += [f"- {label}: {line}" for label, line in kept]
+        lines += [f"- {markdown_text(label)}: {markdown_text(line)}" for label, line in kept]
     versions = {
         ", ".join(f"{name} {version}" for name, version in sorted(result.versions.items()))
         for group in groups
@@ -101,5 +103,5 @@ def _settings(groups: Sequence[Group]) -> str:
         if result.versions
     }
     if versions:
-        lines += ["", f"Run with {'; '.join(sorted(versions))}."]
+        lines += ["", f"Run with {'; '.join(map(markdown_text, sorted(versions)))}."]
     return "\n".join(lines) + "\n"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,8 +128,14 @@ def html_page(sections: Sequence[Section], *, places: Mapping[int, Path], pictur
     markers = marker_shapes(each.look.marker for view in views for each in view.series)
     results = [result for section in sections for group in section.groups for result in group.results]
     environment.globals.update(markers=markers, heat_colours=heat_colours())
+    script = environment.get_template("page.js").render()
+    styles = environment.get_template("styles.css").render(views=views)
     return environment.get_template("page.html").render(
         views=views,
+        script=script,
+        styles=styles,
+        script_hash=content_hash(script),
+        styles_hash=content_hash(styles),
         columns=COLUMNS,
         intervals=INTERVALS,
         legend=LEGEND,
@@ -139,12 +147,17 @@ def html_page(sections: Sequence[Section], *, places: Mapping[int, Path], pictur
     )
 
 
+def content_hash(content: str) -> str:
+    """What a Content-Security-Policy names an element by that stands in the page, the text between its tags."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}"
+
+
 def _view(number: int, section: Section, places: Mapping[int, Path]) -> View:
     shown = section.shown
     series = [Series(f"{number}-{k}", group, look(group)) for k, group in enumerate(shown)]
     rows = [row_of(group) for group in shown]
-    key_of = {group.label: each.key for group, each in zip(shown, series)}
-    pairs = {(key_of[each.first.label], key_of[each.second.label]): each for each in section.comparisons}
+    key_of = {id(group): each.key for group, each in zip(shown, series)}
+    pairs = {(key_of[id(each.first)], key_of[id(each.second)]): each for each in section.comparisons}
     found, left_out = samples(shown, places)
     most = max(group.num_tasks for group in shown)
     return View(

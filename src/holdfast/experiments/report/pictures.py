@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from holdfast.experiments.canvas import FONT, GRID, INK, MUTED, axes_at, new_figure, write_picture
+from holdfast.experiments.escaping import picture_text
 from holdfast.experiments.groups import Group
 from holdfast.experiments.plots import (
     accuracy_curves,
@@ -156,7 +157,8 @@ def _lanes(
         bare(axes, ())
         axes.locator_params(axis="x", nbins=4)
         axes.set_title(name, fontsize=FONT, color=INK, loc="left", pad=4)
-        axes.set_yticks(range(len(groups)), [group.label for group in groups] if number == 0 else [""] * len(groups))
+        names = [picture_text(group.label) if number == 0 else "" for group in groups]
+        axes.set_yticks(range(len(groups)), names)
         if number == 0:
             head(figure, axes, title, remark, lift=0.24)
     return write_picture(figure, path)

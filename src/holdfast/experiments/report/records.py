@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.experiments.canvas import make_folder
+from holdfast.experiments.escaping import csv_cell
 from holdfast.experiments.groups import Group
 from holdfast.experiments.plots import by_task
 from holdfast.experiments.report.content import Section
@@ -51,6 +52,9 @@ def tables_of(sections: Sequence[Section]) -> dict[str, list[Record]]:
 
 def write_tables(sections: Sequence[Section], folder: Path) -> list[Path]:
     """Write each table that has rows as CSV and Parquet into the folder.
+
+    In a CSV a text that a spreadsheet would take for a formula, such as one that begins with =, +, - or @, is led by an
+    apostrophe; Parquet has every text as it is.
 
     Returns:
         The CSVs and the Parquet files.
@@ -140,7 +144,7 @@ def _csv(records: Sequence[Record]) -> bytes:
     text = io.StringIO()
     writer = csv.DictWriter(text, list(records[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(records)
+    writer.writerows({name: csv_cell(value) for name, value in record.items()} for record in records)
     return text.getvalue().encode()
 
 

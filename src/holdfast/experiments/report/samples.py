@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from holdfast.errors import FileFormatError
+from holdfast.experiments.escaping import one_line
 from holdfast.experiments.groups import Group
 
 MOST_BYTES = 512 * 1024
 """Of one section; what is beyond stays in the run folders, and is counted."""
 
+_PNG = b"\x89PNG\r\n\x1a\n"
 _OWN = {"accuracy.png", "matrix.png"}
 """What every run draws, and the report shows anyhow."""
 
@@ -41,7 +43,7 @@ def samples(groups: Sequence[Group], places: Mapping[int, Path]) -> tuple[list[S
         The pictures, and how many there was no room for.
 
     Raises:
-        FileFormatError: one cannot be read.
+        FileFormatError: one cannot be read, or is no PNG.
     """
     found, size, left_out = [], 0, 0
     for group in groups:
@@ -53,7 +55,7 @@ def samples(groups: Sequence[Group], places: Mapping[int, Path]) -> tuple[list[S
                 left_out += 1
                 continue
             size += len(content)
-            name = path.stem.replace("-", " ").replace("_", " ")
+            name = one_line(path.stem.replace("-", " ").replace("_", " "))
             source = "data:image/png;base64," + base64.b64encode(content).decode()
             found.append(Sample(f"{group.label}, seed {result.seed}: {name}", source))
     return found, left_out
@@ -65,7 +67,12 @@ def _pictures(result: Path | None) -> list[Path]:
 
 
 def _read(path: Path) -> bytes:
+    if not path.is_file():
+        raise FileFormatError(f"{path} cannot be read: it is no file. Delete it.")
     try:
-        return path.read_bytes()
+        content = path.read_bytes()
     except OSError as error:
         raise FileFormatError(f"{path} cannot be read: {error.strerror}. Delete it, or make it readable.") from error
+    if not content.startswith(_PNG):
+        raise FileFormatError(f"{path} is no PNG; found {content[:8]!r}, expected {_PNG!r} at its start. Delete it.")
+    return content

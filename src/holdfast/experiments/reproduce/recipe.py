@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from holdfast.choices import check_choices
 from holdfast.experiments.config import RunConfig, configure
 from holdfast.experiments.reproduce.outcome import Outcome
 
@@ -32,6 +33,9 @@ class Size:
     images: Literal["mnist", "digits"]
     settings: Mapping[str, Any]
     seeds: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        check_choices(self)
 
     def config(self, kind: str, method: str, **settings: Any) -> RunConfig:
         """A run on a stream of this kind ("permuted" or "split"), with the protocol of that stream."""

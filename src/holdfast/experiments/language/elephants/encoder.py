@@ -203,4 +203,4 @@ class Encoder:
 def _skill(model: LanguageModel, found: Sequence[Example]) -> dict[str, Any]:
     ordered = sorted(found, key=lambda example: max(map(len, example.tokens)))
     skill: Skill = evaluate(model, batches(model, ordered, 64))
-    return {name: round(value, 5) if isinstance(value, float) else value for name, value in asdict(skill).items()}
+    return {name: round(value, 5) if isinstance(value, float) else value for name, value in skill.figures.items()}

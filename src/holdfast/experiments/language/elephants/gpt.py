@@ -223,9 +223,9 @@ class Gpt:
     def _perplexities(self, model: LanguageModel) -> dict[str, dict[str, Any]]:
         return {
             language: {
-                part: asdict(
-                    evaluate(model, batches(model, _spread(self.blocks[language, part], self.sizes.evaluated), 32))
-                )
+                part: evaluate(
+                    model, batches(model, _spread(self.blocks[language, part], self.sizes.evaluated), 32)
+                ).figures
                 for part in ("validation", "test")
             }
             for language in ("english", "python")

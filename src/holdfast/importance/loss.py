@@ -1,0 +1,143 @@
+"""The loss of one measurement: what is decided about it on one batch holds for all, and is checked on all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from holdfast.errors import HoldfastError, OptionError
+from holdfast.heads.batches import batch_size
+from holdfast.heads.likelihoods import OWN, Categorical, Likelihood
+from holdfast.heads.shift import Shift, check_shift, shift_of
+from holdfast.importance.loss_check import LossCheck
+
+
+class MeasuredLoss:
+    """A likelihood as one measurement of one model uses it; a `Likelihood` itself.
+
+    Whether a `Categorical` shifts the targets is decided once, on the first batch that shows it. A loss that is not the
+    library's own is checked to keep the examples of a batch apart.
+
+    Args:
+        likelihood: as the caller gave it.
+        model: the one that is measured.
+        where: the estimator, for messages.
+
+    Attributes:
+        is_own: whether it is one of the library's own, which are known to read a batch example by example.
+    """
+
+    def __init__(self, likelihood: Likelihood, model: nn.Module, *, where: str) -> None:
+        self._likelihood, self._model, self._where = likelihood, model, where
+        self._shift: Shift | None = None
+        self._has_compared = False
+        self.is_own = type(likelihood) in OWN
+        self._check = None if self.is_own else LossCheck(model, where=where)
+
+    @property
+    def name(self) -> str:
+        """The name kept in the record of an importance."""
+        return self._likelihood.name
+
+    @property
+    def details(self) -> dict[str, str | bool]:
+        """For the record of an importance: whether targets were shifted and why, if there were sequences of them."""
+        return {} if self._shift is None else {"causal": self._shift.causal, "causal_by": self._shift.reason}
+
+    def nll(self, outputs: Any, batch: Any) -> Tensor:
+        """[B]: as the likelihood's own.
+
+        Raises:
+            BatchError: the labels contradict the decision that was taken on the first batch.
+            CoupledExamplesError: the value of an example depends on the others.
+        """
+        likelihood = self._decided(batch)
+        found = likelihood.nll(outputs, batch)
+        self._examine(likelihood.nll, found, outputs, batch)
+        return found
+
+    def exact_scores(self, outputs: Any, batch: Any) -> Tensor:
+        """[K, B]: as the likelihood's own.
+
+        Raises:
+            BatchError, CoupledExamplesError: as for `nll`.
+        """
+        likelihood = self._decided(batch)
+        found = likelihood.exact_scores(outputs, batch)
+        self._examine(likelihood.exact_scores, found, outputs, batch)
+        return found
+
+    def sampled(self, outputs: Any, batch: Any, *, generator: torch.Generator | None) -> Tensor:
+        """[B]: as the likelihood's own.
+
+        Raises:
+            BatchError, CoupledExamplesError: as for `nll`.
+        """
+        likelihood = self._decided(batch)
+
+        def drawn(outputs: Any, batch: Any) -> Tensor:
+            fresh = None if generator is None else torch.Generator(generator.device).manual_seed(0)
+            return likelihood.sampled(outputs, batch, generator=fresh)
+
+        found = likelihood.sampled(outputs, batch, generator=generator)
+        self._examine(drawn, found, outputs, batch, draws=True)
+        if not (self.is_own or self._has_compared):
+            self._has_compared = batch_size(batch) > 1
+            self._compare_at_labels(likelihood, outputs, batch)
+        return found
+
+    def top_scores(self, outputs: Any, batch: Any, *, top_k: int, generator: torch.Generator | None) -> Tensor:
+        """[top_k + 1, B]: as `Categorical.top_scores`.
+
+        Raises:
+            BatchError: as for `nll`.
+            OptionError: the likelihood is not categorical.
+        """
+        likelihood = self._decided(batch)
+        if not isinstance(likelihood, Categorical):
+            raise OptionError(
+                f'{self._where}: top_k={top_k} with loss="{self.name}", expected loss="categorical". Drop top_k.'
+            )
+
+        def scores(outputs: Any, batch: Any) -> Tensor:
+            fresh = None if generator is None else torch.Generator(generator.device).manual_seed(0)
+            return likelihood.top_scores(outputs, batch, top_k=top_k, generator=fresh)
+
+        found = likelihood.top_scores(outputs, batch, top_k=top_k, generator=generator)
+        self._examine(scores, found, outputs, batch, draws=True)
+        return found
+
+    def _decided(self, batch: Any) -> Likelihood:
+        if not isinstance(self._likelihood, Categorical):
+            return self._likelihood
+        if self._shift is not None:
+            check_shift(self._shift, batch, where=self._where)
+            return self._likelihood
+        self._shift = shift_of(self._likelihood, self._model, batch)
+        if self._shift is not None:
+            self._likelihood = replace(self._likelihood, causal=self._shift.causal)
+        return self._likelihood
+
+    def _compare_at_labels(self, likelihood: Likelihood, outputs: Any, batch: Any) -> None:
+        """Check the values that a likelihood of the user's gives at the labels: those at drawn ones never repeat."""
+        try:
+            found = likelihood.nll(outputs, batch)
+        except (HoldfastError, RuntimeError, TypeError, ValueError, LookupError, NotImplementedError):
+            return  # the data may have no labels
+        self._examine(likelihood.nll, found, outputs, batch)
+
+    def _examine(
+        self,
+        score: Callable[[Any, Any], Tensor],
+        found: Any,
+        outputs: Any,
+        batch: Any,
+        *,
+        draws: bool = False,
+    ) -> None:
+        if self._check is not None:
+            self._check(score, found, outputs, batch, draws=draws)

@@ -1,0 +1,220 @@
+"""An unknown name chooses nothing: every public function and record that takes one refuses any other."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import pytest
+import torch
+from torch import nn
+
+import holdfast as hf
+from holdfast.choices import check_choice, check_choices, choices_of
+from holdfast.errors import HoldfastError, OptionError, UnknownNameError
+from holdfast.experiments import advise as advising
+from holdfast.experiments.config import RunConfig
+from holdfast.experiments.generation import GenerationConfig
+from holdfast.experiments.generation.config import GenerationStream
+from holdfast.experiments.reproduce.recipe import Size
+from holdfast.experiments.sweep import Space
+from holdfast.heads import masks
+from holdfast.memory import Forms, Retained
+from holdfast.memory import retain as remember
+from holdfast.methods import METHODS, Learner, Method, MethodOptions, Setting, build_learner
+from holdfast.methods.holding import Holding
+from holdfast.replay import WGAN, Buffer, scholar
+from holdfast.replay.generators import Held
+from holdfast.retention import Keeper
+from holdfast.streams import Stream, catalog, permuted, split
+from holdfast.streams.catalog import StreamSpec, load_images
+from holdfast.streams.digits import digits
+from holdfast.streams.permuted import rotated
+from holdfast.training import build_net, build_optimizer, learning_rate
+
+BAD = "no-such-name"
+
+
+@dataclass
+class Record:
+    colour: Literal["red", "green"]
+    shade: Literal["dark", "light"] | None = None
+    size: int = 0
+
+
+def test_a_record_knows_the_names_it_takes():
+    assert choices_of(Record) == {"colour": ("red", "green"), "shade": ("dark", "light", None)}
+    check_choices(Record("red"))
+    check_choices(Record("green", "dark"))
+
+
+@pytest.mark.parametrize(
+    ("record", "told"),
+    [
+        (Record("redd"), r"unknown colour 'redd'\. Did you mean 'red'\? Known: green, red\."),
+        (Record(None), r"unknown colour 'None'\. .*Known: green, red\."),
+        (Record("red", "drak"), r"unknown shade 'drak'\. Did you mean 'dark'\? Known: dark, light\."),
+        (Record("red", ["dark"]), r"unknown shade .*Known: dark, light\."),
+    ],
+)
+def test_any_other_name_is_refused(record, told):
+    with pytest.raises(UnknownNameError, match=told):
+        check_choices(record)
+
+
+def test_one_choice():
+    check_choice("colour", "red", ("red", "green"))
+    with pytest.raises(UnknownNameError, match=r"unknown colour 'blue'\. Known: green, red\."):
+        check_choice("colour", "blue", ("red", "green"))
+
+
+def net() -> nn.Module:
+    return nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+
+
+def batches() -> list[tuple[torch.Tensor, torch.Tensor]]:
+    return [(torch.rand(4, 3), torch.tensor([0, 1, 1, 0]))]
+
+
+USES: dict[Any, Callable[..., Any]] = {
+    hf.EWC: lambda **given: hf.EWC(net(), **given),
+    hf.WVA: lambda **given: hf.WVA(net(), strength=1.0, **given),
+    Keeper: lambda **given: hf.EWC(net(), **given),
+    hf.Categorical: hf.Categorical,
+    hf.SignalRecorder: lambda **given: hf.SignalRecorder(net(), **given),
+    hf.SynapticIntelligence: lambda **given: hf.SynapticIntelligence(net(), **given),
+    hf.fisher: lambda **given: hf.fisher(net(), batches(), **given),
+    hf.kfac: lambda **given: hf.kfac(net(), batches(), **given),
+    hf.mas: lambda **given: hf.mas(net(), batches(), **given),
+    hf.signal: lambda **given: hf.signal(net(), batches(), **given),
+    RunConfig: lambda **given: RunConfig(stream="split-digits", method="none", **given),
+    GenerationConfig: lambda **given: GenerationConfig(stream="digits-generation", method="none", **given),
+    GenerationStream: lambda **given: GenerationStream("", **{"images": "digits", "defaults": {}, **given}),
+    Size: lambda **given: Size("small", settings={}, **given),
+    Space: lambda **given: Space(stream="split-digits", methods=("none",), **given),
+    masks.active_classes: lambda mask: masks.active_classes(mask, [(0, 1), (2, 3)], 1),
+    scholar.replay_heads: lambda mask: scholar.replay_heads(mask, [(0, 1), (2, 3)], 1),
+    Forms: Forms,
+    remember: lambda **given: remember(
+        Retained(), {"w": torch.ones(2)}, weights={"w": torch.ones(2)}, **{"rule": "sum", **given}
+    ),
+    Method: lambda **given: Method("mine", "mine", summary="", **{"mechanism": "ewc", "importance": "fisher", **given}),
+    MethodOptions: MethodOptions,
+    Setting: lambda **given: Setting(((0, 1),), **given),
+    WGAN: lambda **given: WGAN((1, 8, 8), **given),
+    Buffer: lambda **given: Buffer(3, **given),
+    Held: lambda kind: Held(net(), [], "gaussian", kind),
+    Stream: lambda scenario: Stream("mine", scenario, 2, (3,), ((0, 1),), lambda task: digits()),
+    StreamSpec: lambda **given: StreamSpec(
+        "", num_tasks=2, **{"images": "digits", "kind": "split", "scenario": "task", **given}
+    ),
+    catalog.build_stream: lambda scenario: catalog.build_stream("split-digits", scenario=scenario),
+    permuted: lambda scenario: permuted(digits(), 2, seed=0, scenario=scenario),
+    rotated: lambda scenario: rotated(digits(), 2, scenario=scenario),
+    split: lambda scenario: split(digits(), scenario=scenario),
+    build_net: lambda name: build_net(name, (1, 8, 8), 10, hidden=(4,)),
+    build_optimizer: lambda name: build_optimizer(name, net().parameters(), lr=0.1),
+    learning_rate: lambda schedule: learning_rate(schedule, 0.1, step=0, num_steps=2),
+    advising.advise: lambda optimizer: advising.advise(workload(), optimizer=optimizer, methods=["none"]),
+}
+"""How each is called, given the one argument at stake."""
+
+
+def workload() -> advising.Workload:
+    return advising.Workload("tiny", net(), batches(), Setting(((0, 1),)))
+
+
+def packages() -> Iterator[Any]:
+    yield hf
+    for found in pkgutil.walk_packages(hf.__path__, "holdfast."):
+        if found.ispkg and not found.name.startswith(("holdfast.cli", "holdfast.experiments.language")):
+            yield importlib.import_module(found.name)
+
+
+def takes_names(hint: Any) -> bool:
+    return get_origin(hint) is Literal or any(map(takes_names, get_args(hint)))
+
+
+def public_choosers() -> dict[tuple[str, str], Any]:
+    """(name, parameter) -> what takes one of a few names there, of everything that a package lists in `__all__`."""
+    found = {}
+    for package in packages():
+        for name in getattr(package, "__all__", ()):
+            taker = getattr(package, name)
+            if inspect.isclass(taker):
+                source = taker if hasattr(taker, "__dataclass_fields__") else taker.__init__
+            elif inspect.isfunction(taker):
+                source = taker
+            else:
+                continue
+            hints = get_type_hints(source, localns={"Findings": Any})
+            found |= {(name, part): taker for part, hint in hints.items() if part != "return" and takes_names(hint)}
+    return found
+
+
+CHOOSERS = public_choosers()
+MORE = {(taker.__name__, part): taker for taker in (GenerationStream,) for part in choices_of(taker)}
+MORE[("advise", "optimizer")] = advising.advise
+
+
+def test_the_search_finds_the_choosers():
+    assert {("EWC", "pull"), ("fisher", "kind"), ("build_optimizer", "name"), ("Method", "importance")} <= set(CHOOSERS)
+    assert len(CHOOSERS) > 60
+
+
+@pytest.mark.parametrize(("name", "part"), list(CHOOSERS | MORE), ids=lambda part: part)
+def test_no_public_chooser_takes_an_unknown_name(name, part):
+    """A new one is to be added to USES."""
+    taker = (CHOOSERS | MORE)[name, part]
+    bad = 7 if part == "class_axis" else BAD
+    with pytest.raises(OptionError) as caught:
+        USES[taker](**{part: bad})
+    assert isinstance(caught.value, HoldfastError)
+    assert str(bad) in str(caught.value)  # what was found
+    assert any(word in str(caught.value) for word in ("Known: ", "expected "))
+
+
+@pytest.mark.parametrize("mechanism", ["ewc", "wva"])
+def test_a_method_that_holds_weights_needs_an_importance(mechanism):
+    with pytest.raises(OptionError, match=r"method 'mine': importance is None .* expected one of fisher, mas, si,"):
+        Method("mine", "mine", mechanism, None, "")
+
+
+def test_an_importance_has_no_meaning_where_no_weights_are_held():
+    with pytest.raises(OptionError, match="importance is 'mas' with mechanism 'er'; expected None"):
+        Method("mine", "mine", "er", "mas", "")
+
+
+def test_every_method_of_the_table_has_a_learner():
+    setting = Setting(((0, 1),), input_shape=(1, 8, 8))
+    options = MethodOptions(strength=1.0)
+    for method in METHODS.values():
+        own = replace(setting, scenario="task", mask="task") if method.name == "hat" else setting
+        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.ReLU(), nn.Linear(4, 2))
+        assert isinstance(build_learner(method, model, options=options, setting=own), Learner)
+
+
+def test_only_what_holds_weights_is_a_holding():
+    with pytest.raises(OptionError, match=r"none: mechanism is 'none', which holds no weights; expected 'ewc' or"):
+        Holding(METHODS["none"], net(), MethodOptions(strength=1.0))
+
+
+def test_an_unknown_stream_has_no_images():
+    with pytest.raises(UnknownNameError, match=r"unknown stream 'split-digit'\. Did you mean 'split-digits'\?"):
+        load_images("split-digit")
+
+
+def test_methods_to_advise_on_are_looked_up_before_any_is_measured():
+    seen: list[str] = []
+    with pytest.raises(UnknownNameError, match="unknown method 'ewc-fischer'. Did you mean 'ewc-fisher'"):
+        advising.advise(workload(), methods=["none", "ewc-fischer"], watch=seen.append)
+    assert not seen
+
+
+def test_a_rule_of_accumulation_is_checked_when_it_is_given():
+    with pytest.raises(OptionError, match="accumulate is 'summ'; expected sum, mean, max, per_task or decayed:GAMMA"):
+        MethodOptions(accumulate="summ")
