@@ -296,3 +296,15 @@ def test_top_classes_are_a_categorical_loss_s():
         loss.top_scores(outputs, batch, top_k=2, generator=None)
     loss = MeasuredLoss(Categorical(), Embedded(), where="fisher")
     assert loss.top_scores(outputs, (outputs, torch.tensor([0, 1])), top_k=2, generator=None).shape == (3, 2)
+
+
+def test_batches_decide_as_they_came_whoever_asks_first():
+    ids = sequences(2)
+    labels = torch.stack([ids[0], (ids[1] + 1) % VOCABULARY])
+    loss = MeasuredLoss(Categorical(), Embedded(), where="fisher")
+    loss.decide({"input_ids": ids, "labels": labels})
+    first = {"input_ids": ids[:1], "labels": labels[:1]}  # alone it would be shifted
+    outputs = Embedded()(ids[:1])
+    torch.testing.assert_close(loss.nll(outputs, first), Categorical(causal=False).nll(outputs, first))
+    loss.decide(first)
+    assert loss.details["causal"] is False

@@ -48,6 +48,11 @@ class MeasuredLoss:
         """For the record of an importance: whether targets were shifted and why, if there were sequences of them."""
         return {} if self._shift is None else {"causal": self._shift.causal, "causal_by": self._shift.reason}
 
+    def decide(self, batch: Any) -> None:
+        """Decide whether targets are shifted, by a batch as the data gave it; later calls change nothing."""
+        if self._shift is None:
+            self._decided(batch)
+
     def nll(self, outputs: Any, batch: Any) -> Tensor:
         """[B]: as the likelihood's own.
 

@@ -101,6 +101,8 @@ class DataPass:
             batch = Batch(content, Call(args, kwargs, size))
             if self.seen == 0 and self._check:
                 check_independent(self._model, batch.call, where=self._where)
+            if self._loss is not None and self.seen < CALIBRATION_EXAMPLES:
+                self._loss.decide(content)  # by whole batches, also where examples are then measured one at a time
             if self._calibrate and self.seen < CALIBRATION_EXAMPLES:
                 self._sample.append(batch)
             self.seen += size
