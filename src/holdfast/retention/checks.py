@@ -135,13 +135,9 @@ def check_progress(progress: Mapping[str, Any], *, names: Iterable[str], where: 
 
 
 def _is_progress(name: str, value: Any) -> bool:
-    match name:
-        case "pinned" | "pull_ratio":  # only told, and of a training that diverged they may be anything
-            return value is None or _is_number(value)
-        case "num_steps":
-            return _is_count(value, whole=True)
-        case _:
-            return _is_count(value, whole=False)
+    if name in ("pinned", "pull_ratio"):  # only told, and of a training that diverged they may be anything
+        return value is None or _is_number(value)
+    return _is_count(value, whole=name == "num_steps")
 
 
 def _is_in_range(value: Any, expected: str) -> bool:

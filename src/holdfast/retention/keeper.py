@@ -290,17 +290,19 @@ class Keeper(ABC):
         """
         self._watch.compare()
         held, extra = self._holdings.whole()
-        if self._holdings.writes:
-            files.save(
-                path,
-                held,
-                mechanism=self.mechanism,
-                options=self._options(),
-                progress=self._progress(),
-                extra=extra,
-                model=unwrap(self.model),
-            )
-        self._holdings.wait()
+        try:
+            if self._holdings.writes:
+                files.save(
+                    path,
+                    held,
+                    mechanism=self.mechanism,
+                    options=self._options(),
+                    progress=self._progress(),
+                    extra=extra,
+                    model=unwrap(self.model),
+                )
+        finally:  # the others wait also where the first process is refused
+            self._holdings.wait()
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], model: nn.Module, **options: Any) -> Self:

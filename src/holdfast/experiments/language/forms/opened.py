@@ -74,17 +74,16 @@ def readable(path: Path) -> Iterator[None]:
 
 
 def _unpacked(path: Path) -> Any:
-    match path.suffix.lower():
-        case ".gz":
-            return BufferedReader(gzip.open(path))  # type: ignore[arg-type]
-        case ".bz2":
-            return BufferedReader(bz2.open(path))  # type: ignore[arg-type]
-        case ".xz":
-            return BufferedReader(lzma.open(path))  # type: ignore[arg-type]
-        case ".zst":
-            return BufferedReader(pyarrow_library(path).input_stream(str(path), compression="zstd"))
-        case _:
-            return path.open("rb")
+    suffix = path.suffix.lower()
+    if suffix == ".gz":
+        return BufferedReader(gzip.open(path))  # type: ignore[arg-type]
+    if suffix == ".bz2":
+        return BufferedReader(bz2.open(path))  # type: ignore[arg-type]
+    if suffix == ".xz":
+        return BufferedReader(lzma.open(path))  # type: ignore[arg-type]
+    if suffix == ".zst":
+        return BufferedReader(pyarrow_library(path).input_stream(str(path), compression="zstd"))
+    return path.open("rb")
 
 
 def pyarrow_library(path: Path) -> Any:
