@@ -195,3 +195,26 @@ def test_bad_input_is_one_clear_line(
     assert said.startswith("holdfast: ")
     assert said.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "value", "least"),
+    [
+        ("importance", "--batch-size", "0", "a whole number from 1"),
+        ("importance", "--examples", "0", "a whole number from 1"),
+        ("importance", "--tolerance", "-0.1", "a number above 0"),
+        ("finetune", "--batch-size", "0", "a whole number from 1"),
+        ("finetune", "--steps", "-3", "a whole number from 1"),
+        ("finetune", "--accumulate", "0", "a whole number from 1"),
+        ("finetune", "--save-every", "0", "a whole number from 1"),
+        ("finetune", "--every", "0", "a whole number from 1"),
+        ("finetune", "--epochs", "nan", "a number above 0"),
+        ("evaluate", "--batch-size", "-1", "a whole number from 1"),
+        ("evaluate", "--length", "1", "a whole number from 2"),
+    ],
+)
+def test_numbers_that_are_too_small_are_refused_before_any_work(
+    command: str, option: str, value: str, least: str, capsys: pytest.CaptureFixture[str]
+):
+    assert main([command, "model", "data", option, value]) == 2
+    assert capsys.readouterr().err == f"holdfast: {command}: {option} is {value}; expected {least}.\n"

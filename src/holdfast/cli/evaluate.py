@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from holdfast.cli.console import console_for, say, warnings_told
-from holdfast.cli.language_options import EvaluateOptions, check_closed, columns_of
+from holdfast.cli.language_options import EvaluateOptions, check_options, columns_of
 from holdfast.cli.progress import Stages
 from holdfast.experiments.language.batches import batches, examples
 from holdfast.experiments.language.choosing import choose_task, known_labels, number_of, number_read, plan
@@ -16,7 +16,7 @@ from holdfast.experiments.run import usable_device
 
 def evaluate_command(options: EvaluateOptions) -> None:
     """Measure a skill, and show it."""
-    check_closed(options)
+    check_options(options, command="evaluate")
     device = usable_device(options.device)
     source = Source(options.data, columns_of(options), options.split)
     console = console_for()

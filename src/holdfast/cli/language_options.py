@@ -12,7 +12,7 @@ from tyro.conf import Positional, arg
 
 from holdfast.cli.options import Device, Output, Quiet
 from holdfast.cli.values import option
-from holdfast.errors import UnknownNameError
+from holdfast.errors import OptionError, UnknownNameError
 from holdfast.experiments.language.finetuning import HoldMethod
 from holdfast.experiments.language.measuring import Kind
 from holdfast.experiments.language.models import Task
@@ -48,6 +48,10 @@ _Head = option(
 )
 _Length = option("length", int, "tokens of an example at most, and of a block of a causal model (default: 128)")
 _Dtype = option("dtype", Dtype, "number format of the weights (default: float32)")
+
+
+_LEAST = {"length": 2, "examples": 1, "batch_size": 1, "steps": 1, "accumulate": 1, "save_every": 1, "every": 1}
+"""The smallest value of each option that counts something; a block of one token has nothing to foresee."""
 
 
 @dataclass(frozen=True)
@@ -169,8 +173,8 @@ class ElephantsOptions:
     quiet: Quiet = False
 
 
-def check_closed(options: ImportanceOptions | FinetuneOptions | EvaluateOptions) -> None:
-    """Raise `UnknownNameError` where a closed choice is none of its values."""
+def check_options(options: ImportanceOptions | FinetuneOptions | EvaluateOptions, *, command: str) -> None:
+    """Raise `UnknownNameError` where a closed choice is none of its values, `OptionError` for a number too small."""
     choices = {
         "kind": Kind,
         "method": HoldMethod,
@@ -184,6 +188,16 @@ def check_closed(options: ImportanceOptions | FinetuneOptions | EvaluateOptions)
         value = getattr(options, name, None)
         if value is not None and value not in get_args(kind):
             raise UnknownNameError(name, value, get_args(kind))
+    for name, least in _LEAST.items():
+        value = getattr(options, name, None)
+        if value is not None and value < least:
+            raise OptionError(
+                f"{command}: --{name.replace('_', '-')} is {value}; expected a whole number from {least}."
+            )
+    for name in ("epochs", "tolerance"):
+        value = getattr(options, name, None)
+        if value is not None and not value > 0:
+            raise OptionError(f"{command}: --{name} is {value}; expected a number above 0.")
 
 
 def columns_of(options: ImportanceOptions | FinetuneOptions | EvaluateOptions) -> Columns:
