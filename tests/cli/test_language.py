@@ -62,7 +62,9 @@ def test_an_importance_is_measured_kept_and_used(place: Path, tmp_path: Path, ca
     assert "old skill: Spearman" in said
     assert "new skill: accuracy" in said
     assert "EWC: 1 task held, 20 steps" in said
-    assert re.search(r"the old loss (rose|fell) by [\d.]+ nats an example \(standard error .*foreseen was a rise", said)
+    assert re.search(
+        r"the old loss (rose|fell) by [\d.]+ nats an example \(standard error .*a rise of .* was fore", said
+    )
     assert "held: step 20/20, loss" in said
     assert "predicted rise" in said
 
@@ -91,7 +93,7 @@ def test_a_causal_model_stays_one_whatever_columns_the_data_have(tmp_path: Path,
     said = capsys.readouterr().out
     assert "task: causal-lm" in said
     assert re.search(r"examples: \d+ blocks of tokens, of which every tenth measures the new skill", said)
-    assert "The old skill was not measured; foreseen was a rise of" in said
+    assert re.search(r"The old skill was not measured; a rise of \S+ nats was foreseen. Give --old-data", said)
     assert json.loads((tmp_path / "out" / "config.json").read_text())["architectures"] == ["GPT2LMHeadModel"]
     assert run("evaluate", tmp_path / "out", data, "--length", 16) == 0
     said = capsys.readouterr().out
@@ -193,3 +195,26 @@ def test_bad_input_is_one_clear_line(
     assert said.startswith("holdfast: ")
     assert said.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "value", "least"),
+    [
+        ("importance", "--batch-size", "0", "a whole number from 1"),
+        ("importance", "--examples", "0", "a whole number from 1"),
+        ("importance", "--tolerance", "-0.1", "a number above 0"),
+        ("finetune", "--batch-size", "0", "a whole number from 1"),
+        ("finetune", "--steps", "-3", "a whole number from 1"),
+        ("finetune", "--accumulate", "0", "a whole number from 1"),
+        ("finetune", "--save-every", "0", "a whole number from 1"),
+        ("finetune", "--every", "0", "a whole number from 1"),
+        ("finetune", "--epochs", "nan", "a number above 0"),
+        ("evaluate", "--batch-size", "-1", "a whole number from 1"),
+        ("evaluate", "--length", "1", "a whole number from 2"),
+    ],
+)
+def test_numbers_that_are_too_small_are_refused_before_any_work(
+    command: str, option: str, value: str, least: str, capsys: pytest.CaptureFixture[str]
+):
+    assert main([command, "model", "data", option, value]) == 2
+    assert capsys.readouterr().err == f"holdfast: {command}: {option} is {value}; expected {least}.\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,8 @@ from holdfast import __version__
 from holdfast.cli import main
 from holdfast.cli.dispatch import COMMANDS
 
+LONG = "x" * 300
+"""No file system takes such a name."""
 TINY = ["--num-tasks", "2", "--epochs", "1", "--hidden", "8"]
 
 
@@ -132,6 +135,22 @@ def test_the_remedy_for_a_mistyped_option_works(tmp_path: Path, capsys: pytest.C
     argv = ["run", "permuted-digits", "--method", "ewc-fisher", "--output", str(tmp_path), *TINY]
     assert "Did you mean --strength?" in refusal(capsys, *argv, "--strenght", "3")
     assert main([*argv, "--strength", "3"]) == 0
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["report", LONG],
+        ["run", "permuted-digits", "--method", "none", "--output", LONG],
+        ["sweep", "permuted-digits", "--methods", "ewc-fisher", "--strengths", "1", "--output", LONG],
+        ["evaluate", LONG, "data.csv"],
+        ["importance", LONG, "data.csv", "-o", "keep"],
+    ],
+)
+def test_a_path_that_the_system_refuses_is_one_line(argv: list[str], capsys: pytest.CaptureFixture[str]):
+    assert main(argv) == 2
+    error = capsys.readouterr().err
+    assert re.fullmatch(r"holdfast: x{200}: File name too long. Give another path.\n", error)
 
 
 def test_without_the_extra_of_the_command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):

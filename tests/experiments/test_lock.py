@@ -61,8 +61,15 @@ def test_that_of_a_killed_process_is_free(tmp_path):
 
 def test_a_place_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match=r"cannot write the run folder .*file: .*\. Choose another --output\."):
+    with pytest.raises(OutputError, match=r"cannot write .*file: .*\. Choose another --output\."):
         with locked(tmp_path / "file" / ".lock"):
             pass
     with locked(tmp_path / "another" / ".lock"):
         pass
+
+
+def test_a_folder_behind_a_link_that_leads_to_nothing_yet_is_made(tmp_path):
+    (tmp_path / "link").symlink_to("folder")
+    with locked(tmp_path / "link" / "lock"):
+        assert (tmp_path / "folder" / "lock").is_file()
+    assert list((tmp_path / "folder").iterdir()) == []

@@ -54,6 +54,21 @@ def test_names_that_others_have_taken_are_refused_before_any_work(tmp_path):
     refused(tmp_path, target, r"folder, mine stands there already", names=("mine", "folder"))
 
 
+@pytest.mark.parametrize("there", ["config.json", "importance_config.json", "keeper_config.json", "report.html"])
+def test_something_else_that_holdfast_wrote_is_not_deleted(tmp_path, there):
+    names = ("importance.safetensors", "summary.html", "README.md")
+    fill(tmp_path / "made", names=(there, "importance.safetensors", "README.md"))
+    match = rf"made holds something else that holdfast wrote \({there}\), and is left as it is. Give another folder"
+    refused(tmp_path, tmp_path / "made", match, names=names)
+    before = listing(tmp_path)
+    with pytest.raises(OutputError, match=match):
+        fill(tmp_path / "made", names=names)
+    assert listing(tmp_path) == before
+    fill(tmp_path / "made", names=(there, "other"))  # another save of the same kind
+    fill(tmp_path / "other", names=names)  # the remedy
+    fill(tmp_path / "other", names=names)
+
+
 def test_a_folder_may_be_known_by_something_else_than_a_manifest(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text("ours")

@@ -107,7 +107,9 @@ def test_what_is_read_is_refused(tmp_path):
     (tmp_path / "link").symlink_to(model)
     refused(tmp_path, model, "is read from", reading=[tmp_path / "link"])
     refused(tmp_path, tmp_path / "link", "is read from", reading=["none", model])
-    fill(model, reading=[tmp_path / "models"])  # of a folder that is read, a folder of ours inside it
+    fill(
+        model, names=("config.json",), reading=[tmp_path / "models"]
+    )  # of a folder that is read, a folder of ours inside it
 
 
 def test_a_file_in_the_way_is_refused(tmp_path):
@@ -293,8 +295,8 @@ def test_folders_of_the_first_version_and_of_a_trainer_are_ours(tmp_path):
     content = {"format_version": 1, "kind": "mas", "num_examples": 1, "files": {"importance.safetensors": "0" * 64}}
     files.write_json(first / "importance_config.json", content)
     (first / "mine").write_text("x")
-    fill(first)
-    assert {p.name for p in first.iterdir()} == {"text", "mine", "holdfast.json"}
+    fill(first, names=("text", "importance_config.json"))
+    assert {p.name for p in first.iterdir()} == {"text", "importance_config.json", "mine", "holdfast.json"}
     for marker in ("kept_and_learned.json", "holdfast/keeper_config.json"):
         trained = tmp_path / "trained" / marker.partition(".")[0]
         (trained / marker).parent.mkdir(parents=True)

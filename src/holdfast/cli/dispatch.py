@@ -43,6 +43,11 @@ def dispatch(argv: Sequence[str]) -> int:
     except BrokenPipeError:  # nobody reads on, as in `holdfast run list | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:  # what a system says of a path that was typed, such as a name that is too long
+        if error.filename is None:
+            raise
+        print(f"holdfast: {error.filename!s:.200}: {error.strerror}. Give another path.", file=sys.stderr)
+        return 2
 
 
 def _command(argv: Sequence[str]) -> int:

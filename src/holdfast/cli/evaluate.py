@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from holdfast.cli.console import console_for, say, warnings_told
-from holdfast.cli.language_options import EvaluateOptions, check_closed, columns_of
+from holdfast.cli.language_options import EvaluateOptions, check_options, columns_of
 from holdfast.cli.progress import Stages
 from holdfast.experiments.language.batches import batches, examples
-from holdfast.experiments.language.choosing import choose_task, known_labels, plan
+from holdfast.experiments.language.choosing import choose_task, known_labels, number_of, number_read, plan
 from holdfast.experiments.language.models import load_model
 from holdfast.experiments.language.skills import evaluate
 from holdfast.experiments.language.sources import Source
@@ -16,7 +16,7 @@ from holdfast.experiments.run import usable_device
 
 def evaluate_command(options: EvaluateOptions) -> None:
     """Measure a skill, and show it."""
-    check_closed(options)
+    check_options(options, command="evaluate")
     device = usable_device(options.device)
     source = Source(options.data, columns_of(options), options.split)
     console = console_for()
@@ -28,14 +28,14 @@ def evaluate_command(options: EvaluateOptions) -> None:
         rows = known_labels(model, source.rows(), where=source.path)
         found = examples(model, rows, length=options.length, labelled=True)
         found = list(counted(found, stages, f"reading {source.path}"))
-        unit = "block" if model.task == "causal-lm" else "example"
-        told = f"{len(found):,} {'blocks of tokens' if unit == 'block' else 'rows'}"
+        told = number_read(model, len(found))
         for line in plan(model, source, why=why, length=options.length, labelled=True, examples_read=told):
             say(console, line)
         ticked = batches(model, found, options.batch_size)
         skill = evaluate(model, counted(ticked, stages, "evaluating", total=len(found), by=options.batch_size))
+    unit, each = ("block", "a block") if model.task == "causal-lm" else ("example", "an example")
     say(
         console,
-        f"{options.model}: {skill.measure} {skill.text} on {skill.num_examples} {unit}s, "
-        f"{skill.loss:.4f} nats a{'n' * (unit == 'example')} {unit}",
+        f"{options.model}: {skill.measure} {skill.text} on {number_of(skill.num_examples, unit)}, "
+        f"{skill.loss:.4f} nats {each}",
     )

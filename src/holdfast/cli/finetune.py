@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 
 from holdfast.cli.console import console_for, say, warnings_told
-from holdfast.cli.language_options import FinetuneOptions, check_closed, columns_of
+from holdfast.cli.language_options import FinetuneOptions, check_options, columns_of
 from holdfast.cli.progress import Stages
 from holdfast.cli.tables import new_table
 from holdfast.errors import OptionError
@@ -25,7 +25,7 @@ from holdfast.experiments.run import usable_device
 
 def finetune_command(options: FinetuneOptions) -> None:
     """Fine-tune a model without losing what an importance holds, and show what was kept and learned."""
-    check_closed(options)
+    check_options(options, command="finetune")
     if options.keep is None:
         raise OptionError("finetune: what is to be kept? Give --keep DIR, written by holdfast importance.")
     if options.method == "ewc" and options.strength is None and options.budget is None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from holdfast.cli.console import console_for, say, warnings_told
-from holdfast.cli.language_options import ImportanceOptions, check_closed, columns_of
+from holdfast.cli.language_options import ImportanceOptions, check_options, columns_of
 from holdfast.cli.progress import Stages
 from holdfast.errors import OptionError
 from holdfast.experiments.language.batches import Example, drawn, examples
@@ -25,7 +25,7 @@ from holdfast.records import Importance
 
 def importance_command(options: ImportanceOptions) -> None:
     """Measure what a model's skill rests on, and write it down."""
-    check_closed(options)
+    check_options(options, command="importance")
     if options.output is None:
         raise OptionError("importance: where to? Give -o DIR.")
     if options.rehearse and options.kind == "kfac":

@@ -12,7 +12,7 @@ from tyro.conf import Positional, arg
 
 from holdfast.cli.options import Device, Output, Quiet
 from holdfast.cli.values import option
-from holdfast.errors import UnknownNameError
+from holdfast.errors import OptionError, UnknownNameError
 from holdfast.experiments.language.finetuning import HoldMethod
 from holdfast.experiments.language.measuring import Kind
 from holdfast.experiments.language.models import Task
@@ -32,14 +32,14 @@ _Data = Annotated[
     Positional[str],
     arg(
         metavar="DATA",
-        help="file of text, JSON, CSV or Parquet, a folder of such files, or a name of the datasets library",
+        help="file of text, JSON, CSV or Parquet, a folder of such files, or a data set's name in the datasets library",
         help_behavior_hint="",
     ),
 ]
 _Task = option("task", Task, "left out: what the model was made for; of an encoder what the data look like")
 _Text = option("text", tuple[str, ...], "column of the text, or the two columns of a pair (left out: the usual names)")
 _Label = option("label", str, "column of the label (left out: the usual names)")
-_Split = option("split", str, "of a folder or a name of the datasets library; all: every file (default: train)")
+_Split = option("split", str, "split of a folder or of a named data set; all: every file (default: train)")
 _Head = option(
     "head",
     str,
@@ -47,7 +47,11 @@ _Head = option(
     "a new one)",
 )
 _Length = option("length", int, "tokens of an example at most, and of a block of a causal model (default: 128)")
-_Dtype = option("dtype", Dtype, "of the weights (default: float32)")
+_Dtype = option("dtype", Dtype, "number format of the weights (default: float32)")
+
+
+_LEAST = {"length": 2, "examples": 1, "batch_size": 1, "steps": 1, "accumulate": 1, "save_every": 1, "every": 1}
+"""The smallest value of each option that counts something; a block of one token has nothing to foresee."""
 
 
 @dataclass(frozen=True)
@@ -69,10 +73,10 @@ class ImportanceOptions(_OnData):
     """Measure what the skill of a ready language model rests on, as a folder to keep or share; killed, it goes on."""
 
     output: Annotated[option("output", str, "folder to write"), arg(aliases=("-o",))] = None
-    kind: option("kind", Kind, "Fisher, labels sampled, exact or empirical; kfac; mas; signal (default: sampled)") = (
+    kind: option("kind", Kind, "sampled, exact and empirical are kinds of Fisher information (default: sampled)") = (
         "sampled"
     )
-    examples: option("examples", int, "measure on so many, drawn from all (left out: all)") = None
+    examples: option("examples", int, "number of examples, drawn at random from all (left out: all)") = None
     tolerance: option("tolerance", float, "stop when the relative error is below this, such as 0.1") = None
     calibrate: Annotated[
         bool, arg(help="measure how many nats a unit of mas or signal is, as a budget needs it", help_behavior_hint="")
@@ -88,7 +92,7 @@ class ImportanceOptions(_OnData):
     )
     batch_size: option("batch_size", int, "examples at once; halved where memory is short (default: 8)") = 8
     dtype: _Dtype = "float32"
-    seed: option("seed", int, "of the examples and labels drawn (default: 0)") = 0
+    seed: option("seed", int, "seed of the examples and labels that are drawn (default: 0)") = 0
     device: Device = "cpu"
     quiet: Quiet = False
 
@@ -100,7 +104,7 @@ class FinetuneOptions(_OnData):
     keep: option("keep", str, "folder that holdfast importance wrote") = None
     method: option("method", HoldMethod, "ewc pulls weights back, wva slows them down (default: ewc)") = "ewc"
     budget: option("budget", float, "nats by which the old loss may rise; ewc alone") = None
-    strength: option("strength", float, "in place of a budget") = None
+    strength: option("strength", float, "strength of the hold, in place of a budget") = None
     importance_dtype: option("importance_dtype", ImportanceForm, "form in which the importance is held") = None
     anchor_dtype: option("anchor_dtype", AnchorForm, "form in which the anchors are held; ewc alone") = None
     anchors: option(
@@ -114,13 +118,13 @@ class FinetuneOptions(_OnData):
     old_data: option("old_data", str, "data for the old skill, in any of the forms of DATA") = None
     old_text: option("old_text", tuple[str, ...], "column or columns of the text in the old data") = ()
     old_label: option("old_label", str, "column of the label in the old data") = None
-    old_split: option("old_split", str, "split of the old data, where they are of the datasets library") = "train"
+    old_split: option("old_split", str, "split of the old data (default: train)") = "train"
     test_data: option("test_data", str, "data for the new skill (left out: every tenth example of DATA)") = None
     compare: Annotated[
         bool, arg(help="fine-tune plainly too, show it beside, and keep it in OUTPUT/plain", help_behavior_hint="")
     ] = False
-    epochs: option("epochs", float, "over the data (default: 1)") = 1.0
-    steps: option("steps", int, "so many steps in place of epochs") = None
+    epochs: option("epochs", float, "passes over the data (default: 1)") = 1.0
+    steps: option("steps", int, "number of optimizer steps, in place of epochs") = None
     lr: option("lr", float, "learning rate; ten times as much for a new head (default: 5e-5)") = 5e-5
     batch_size: option("batch_size", int, "examples a batch (default: 16)") = 16
     accumulate: option("accumulate", int, "batches that make one step together (default: 1)") = 1
@@ -129,7 +133,7 @@ class FinetuneOptions(_OnData):
         bool, arg(help="compute activations again in the backward pass, for less memory", help_behavior_hint="")
     ] = False
     dtype: _Dtype = "float32"
-    seed: option("seed", int, "of data order, dropout and a new head (default: 0)") = 0
+    seed: option("seed", int, "seed of the order of the data, of dropout and of a new head (default: 0)") = 0
     device: Device = "cpu"
     quiet: Quiet = False
 
@@ -169,8 +173,8 @@ class ElephantsOptions:
     quiet: Quiet = False
 
 
-def check_closed(options: ImportanceOptions | FinetuneOptions | EvaluateOptions) -> None:
-    """Raise `UnknownNameError` where a closed choice is none of its values."""
+def check_options(options: ImportanceOptions | FinetuneOptions | EvaluateOptions, *, command: str) -> None:
+    """Raise `UnknownNameError` where a closed choice is none of its values, `OptionError` for a number too small."""
     choices = {
         "kind": Kind,
         "method": HoldMethod,
@@ -184,6 +188,16 @@ def check_closed(options: ImportanceOptions | FinetuneOptions | EvaluateOptions)
         value = getattr(options, name, None)
         if value is not None and value not in get_args(kind):
             raise UnknownNameError(name, value, get_args(kind))
+    for name, least in _LEAST.items():
+        value = getattr(options, name, None)
+        if value is not None and value < least:
+            raise OptionError(
+                f"{command}: --{name.replace('_', '-')} is {value}; expected a whole number from {least}."
+            )
+    for name in ("epochs", "tolerance"):
+        value = getattr(options, name, None)
+        if value is not None and not value > 0:
+            raise OptionError(f"{command}: --{name} is {value}; expected a number above 0.")
 
 
 def columns_of(options: ImportanceOptions | FinetuneOptions | EvaluateOptions) -> Columns:

@@ -73,10 +73,10 @@ def is_held(path: Path) -> bool:
 
 def _open(path: Path) -> int:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.resolve().mkdir(parents=True, exist_ok=True)  # where a link leads, too
         return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
-        raise OutputError(f"cannot write the run folder {path.parent}: {error}. Choose another --output.") from error
+        raise OutputError(f"cannot write {path.parent}: {error}. Choose another --output.") from error
 
 
 def _taken(file: int) -> bool:

@@ -16,6 +16,8 @@ COMMIT = ".holdfast-commit"
 _HIDDEN = ".holdfast-"
 _SYSTEM = {"lost+found", ".DS_Store"}
 """What a system puts into folders that count as empty."""
+_DESCRIPTIONS = {"config.json", "importance_config.json", "keeper_config.json", "report.html"}
+"""By which a model, an importance, a keeper and a report are known."""
 
 
 def check_output(
@@ -38,7 +40,8 @@ def check_output(
 
     Raises:
         OutputError: it is a file, the working directory or above it, a repository, read from, cannot be written, or
-            holds something and was not written by holdfast, or a file of somebody else's has a name that is needed.
+            holds something and was not written by holdfast, or something else that holdfast wrote, or a file of
+            somebody else's has a name that is needed.
     """
     try:
         target = Path(path).resolve()
@@ -59,7 +62,10 @@ def check_output(
         raise OutputError(f"{path} contains .git: a repository is not written over. Give a folder of its own.")
     check_place(target, told=path)
     if is_ours is None or not is_ours(target):
-        check_free(target, names, ours_in(target))
+        ours, names = ours_in(target), set(names)
+        check_free(target, names, ours)
+        if names:
+            check_same_kind(target, names, ours)
     return target
 
 
@@ -148,6 +154,19 @@ def ours_in(target: Path) -> set[str]:
             "folder, or one that holdfast wrote."
         )
     return (found or set()) | staged
+
+
+def check_same_kind(target: Path, names: Iterable[str], ours: set[str]) -> None:
+    """Raise `OutputError` where the save would delete a model, an importance, a keeper or a report of ours.
+
+    A save deletes the files that only the save before it had; one of the same kind writes the description again.
+    """
+    gone = sorted(_DESCRIPTIONS & ours - set(names))
+    if gone:
+        raise OutputError(
+            f"{target} holds something else that holdfast wrote ({', '.join(gone)}), and is left as it is. Give "
+            "another folder, or delete this one first."
+        )
 
 
 def check_free(target: Path, names: Iterable[str], ours: set[str]) -> None:

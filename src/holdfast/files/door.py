@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from holdfast.errors import HoldfastError, OutputError
-from holdfast.files.checks import COMMIT, check_free, check_output, is_within, ours_in
+from holdfast.files.checks import COMMIT, check_free, check_output, check_same_kind, is_within, ours_in
 from holdfast.files.manifest import MANIFEST, listed, write_manifest
 
 try:
@@ -82,7 +82,9 @@ def _missing(target: Path) -> list[Path]:
 
 def _commit(target: Path, fresh: Path) -> None:
     """Make what was written to a temporary folder the content of `target`."""
-    check_free(target, write_manifest(fresh), ours_in(target))
+    names, ours = write_manifest(fresh), ours_in(target)
+    check_free(target, names, ours)
+    check_same_kind(target, names, ours)
     fresh.rename(target / COMMIT)
     _finish(target)
 

@@ -22,7 +22,7 @@ class MethodOptions:
         strength: of EWC or WVA; None with a budget.
         budget: nats, in place of EWC's strength.
         pull: EWC: "implicit", "gradient" or "penalty".
-        pull_every: EWC: the implicit pull comes at every so many steps, as hard as all of them together.
+        pull_every: EWC: steps from one implicit pull to the next, each as strong as that many pulls together.
         attenuation: WVA: "hyperbolic" or "exponential".
         attenuate: WVA: "increments" or "gradients".
         accumulate: "sum", "mean", "max", "per_task" or "decayed:GAMMA".
@@ -52,7 +52,7 @@ class MethodOptions:
         temperature: lwf, dgr-distilled: the distilled answers are softened by it.
         hold: DGR: the method that holds the solver besides, such as "ewc-fisher", at `strength` or `budget`.
         hold_generator: DGR: "ewc" or "wva" holds the generator besides, by its Fisher information.
-        generator_strength: of that.
+        generator_strength: strength of the EWC or WVA that holds the generator.
     """
 
     seed: int = 0

@@ -75,8 +75,9 @@ class EWC(Keeper):
         pull: "implicit"; "gradient", which adds strength * Omega * (theta - anchor) to the gradients before the step
             (after clipping, and it diverges where lr * strength * Omega > 2); or "penalty": add `penalty()` to the
             loss yourself.
-        every: the implicit pull comes at every so many steps, as hard as at each of them together: the same fixed point
-            and stability, for less time where Kronecker factors make it dear, or where what is held is not at hand.
+        every: steps from one implicit pull to the next, each as strong as that many pulls together: the same fixed
+            point and stability, for less time where Kronecker factors make it dear, or where what is held is not at
+            hand.
             Between pulls the weights move freely, and so end elsewhere (`benchmarks/holding.py` measures how far); the
             last pull of a task should be at its end, so let it divide the number of steps.
         metric: for optimizers other than SGD, Adam and AdamW: a function of (group, parameter, state) that gives

@@ -175,6 +175,17 @@ def test_a_draw_holds_no_more_than_it_draws():
     assert alive["most"] <= module._LOOKED_AT + 20
 
 
+def test_rows_without_a_text_are_left_out_with_a_word():
+    rows = [Row(("a",), "x"), Row((" ",), "x", where="f, row 2"), Row(("c",), "y"), Row(("",), "y", where="f, row 4")]
+    with pytest.warns(UserWarning, match="2 rows were left out: the text is empty .first: f, row 2"):
+        found = list(examples(classifier("x", "y"), rows, length=8, labelled=True))
+    assert list(map(text_of, found)) == ["a", "c"]
+    with pytest.warns(UserWarning, match="1 row was left out: the text is empty"):
+        list(examples(classifier("x", "y"), rows[:3], length=8, labelled=False))
+    lines = [Row(("a\n",), ends=False, where="f, line 1"), Row(("\n",), ends=False, where="f, line 2"), Row(("",))]
+    assert len(list(examples(classifier("x", "y"), lines, length=8, labelled=False))) == 1  # as texts have them
+
+
 def test_examples_without_a_label_by_the_datas_own_word_are_left_out():
     rows = [Row(("a",), "x"), Row(("b",), where="f, row 2", unlabelled=DECLINED), Row(("c",), "y")]
     with pytest.warns(

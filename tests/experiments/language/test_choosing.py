@@ -12,7 +12,17 @@ from tests.experiments.language import tiny
 
 from holdfast.errors import BatchError, OptionError
 from holdfast.experiments.language.batches import Example, examples
-from holdfast.experiments.language.choosing import choose_task, fits, head_for, known_labels, listed, plan, sample
+from holdfast.experiments.language.choosing import (
+    choose_task,
+    fits,
+    head_for,
+    known_labels,
+    listed,
+    number_of,
+    number_read,
+    plan,
+    sample,
+)
 from holdfast.experiments.language.models import LanguageModel, Task, load_model
 from holdfast.experiments.language.rows import Columns, Row
 from holdfast.experiments.language.sources import Source
@@ -80,20 +90,23 @@ def test_the_user_has_the_last_word(place: Path):
             "causal",
             "plain",
             "classification",
-            "needs a label in each row, and .*plain.jsonl has 1 text and no label. N",
+            "needs a label in each row, and .*plain.jsonl has 1 text and no label. "
+            "Its columns are 'text': name its column with --label",
         ),
         ("encoder", "plain", "similarity", "needs two texts and a number in each row, and .* has 1 text and no label"),
         (
             "encoder",
             "unmarked",
             None,
-            "needs two texts and a number in each row, and .* has 2 texts and no label. Name",
+            "needs two texts and a number in each row, and .* has 2 texts and no label. "
+            "Its columns are .*: name the columns with --text and --label.$",
         ),
         (
             "classifier",
             "pairs",
             None,
-            "classification needs one text in each row, and .* has 2 texts and a label. Name",
+            "classification needs one text in each row, and .* has 2 texts and a label. "
+            "Its columns are 'text1', .*: name its column with --text",
         ),
         ("causal", "pairs", None, "causal-lm needs one text in each row, and .*pairs.jsonl has 2 texts"),
     ],
@@ -102,6 +115,16 @@ def test_data_that_cannot_serve_the_task_are_refused(place: Path, name: str, dat
     source = Source(str(place / f"{data}.jsonl"))
     with pytest.raises(OptionError, match=told):
         choose_task(load_model(str(place / name)), source, asked=asked, learns=True, labelled=True)
+
+
+def test_a_text_has_no_columns_to_name(place: Path, tmp_path: Path):
+    path = tmp_path / "labels.txt"
+    path.write_text("__label__x the card is lost\n")
+    with pytest.raises(OptionError, match="A file of text has no columns: give CSV, JSON Lines or Parquet[.]"):
+        choose_task(load_model(str(place / "classifier")), Source(str(path)), asked=None, learns=True, labelled=True)
+    path = path.with_suffix(".jsonl")  # the remedy
+    path.write_text('{"text": "the card is lost", "label": "x"}\n')
+    choose_task(load_model(str(place / "classifier")), Source(str(path)), asked=None, learns=True, labelled=True)
 
 
 def test_an_encoder_without_a_head_says_how_it_gets_one(place: Path, tmp_path: Path):
@@ -146,7 +169,7 @@ def test_the_head_that_has_the_labels_learns_and_else_a_new_one(place: Path):
     assert chosen("dog", "cat", data="letters.csv") == ("letters-2", True)
     assert chosen("x", asked="animals") == ("animals", True)
     with pytest.raises(
-        OptionError, match="head 'letters' of .* has the classes 'x', 'y', and .* has 'cat' beside. Give"
+        OptionError, match="head 'letters' of .* has the classes 'x', 'y', and .* has others: 'cat'. Give"
     ):
         chosen("x", "cat", asked="letters")
     with pytest.raises(OptionError, match="--head is '../x'; expected a name of letters, digits, '-', '_' and '.'"):
@@ -195,7 +218,16 @@ def test_the_plan_shows_what_the_model_will_see(place: Path, monkeypatch: pytest
     assert "similarity" not in found.partition("sample: ")[2]
 
 
+def test_numbers_come_with_their_nouns(place: Path):
+    assert number_of(1, "row") == "1 row"
+    assert number_of(1200, "example") == "1,200 examples"
+    assert number_read(load_model(str(place / "causal")), 1) == "1 block of tokens"
+    assert number_read(load_model(str(place / "encoder")), 2) == "2 rows"
+
+
 def test_what_is_long_is_cut(place: Path):
     model = load_model(str(place / "causal"))
-    assert len(sample(model, Example((list(range(4, 20)) * 10,)))) < 200
+    shown = sample(model, Example((list(range(4, 20)) * 10,)))
+    assert len(shown) < 200
+    assert shown.endswith("...' (160 tokens)")
     assert listed([str(n) for n in range(9)]) == "'0', '1', '2', '3', ..."

@@ -20,6 +20,7 @@ from pyarrow import parquet
 from holdfast.errors import BatchError, DataFileError, EmptyDataError, HoldfastError, OptionError
 from holdfast.experiments.language.forms import separated
 from holdfast.experiments.language.rows import DECLINED, Columns, Row, read_rows
+from holdfast.files import new_folder
 
 ONE, TWO = Row(("one", "a")[:1], "x"), Row(("two",), "y")
 BOTH = [ONE, TWO]
@@ -296,6 +297,33 @@ REFUSED: dict[str, tuple[str, Content, type[HoldfastError], str]] = {
         OptionError,
         "which column is the text. Found 'q', 'a'. Name it",
     ),
+    "an empty object": ("a.json", "{}", OptionError, "a.json: which column is the text. Found no columns"),
+    "a comment above the names": (
+        "a.csv",
+        "# made by hand, 2024\ntext,label\none,x\n",
+        OptionError,
+        "a.csv: the names of the columns stand in line 2, and something else above them. Delete what is above",
+    ),
+    "a title above the names": (
+        "a.csv",
+        "Answers;;\n;;\nid;Text;Label\n1;one;x\n",
+        OptionError,
+        "the names of the columns stand in line 3",
+    ),
+    "preferences": ("a.jsonl", '{"chosen": [{}], "rejected": [{}]}', OptionError, CHAT),
+    "a table of Excel": ("a.xlsx", b"PK\3\4\0\0", DataFileError, "is no text, and .xlsx is none of the forms that are"),
+    "a text beyond its quotation marks": (
+        "a.csv",
+        "text,label\none, two and three,x\n",
+        DataFileError,
+        "row 1 has 3 cells; expected 2. See line 2: put a cell with ',' in it between quotation marks",
+    ),
+    "a cell too few": (
+        "a.csv",
+        CSV + "three\n",
+        DataFileError,
+        "expected 2. See line 4: add what is missing, or delete the row",
+    ),
     "messages": ("a.jsonl", '{"messages": [{"role": "user", "content": "a"}]}', OptionError, CHAT),
     "ShareGPT": ("a.json", '[{"conversations": [{"from": "human", "value": "a"}]}]', OptionError, CHAT),
     "Alpaca": ("a.json", '[{"instruction": "a", "input": "", "output": "b"}]', OptionError, CHAT),
@@ -506,6 +534,18 @@ def test_folders_that_cannot_be_read_are_said(tmp_path: Path):
     assert found.left_out == {"JSON beside texts": ("settings.json",)}
     with pytest.raises(DataFileError, match="no file of the split 'dev' in it; found none by their names"):
         rows(tmp_path / "code", split="dev")
+
+
+def test_what_holdfast_wrote_into_a_folder_is_no_data(tmp_path: Path):
+    written(tmp_path, "a.csv", CSV)
+    with new_folder(tmp_path / "keep") as folder:
+        written(folder, "importance_config.json", "{}")
+        written(folder, "notes.csv", CSV)
+    found = read_rows(str(tmp_path))
+    assert list(found) == BOTH
+    assert found.left_out == {
+        "written by holdfast": ("keep/holdfast.json", "keep/importance_config.json", "keep/notes.csv")
+    }
 
 
 def test_splits_that_datasets_saved_are_chosen(tmp_path: Path):

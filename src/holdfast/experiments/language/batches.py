@@ -97,7 +97,7 @@ class Examples:
         rows = _with_labels(self.rows) if self.labelled else iter(self.rows)
         shown = list(islice(rows, _LOOKED_AT))
         scale = _scale(shown) if self.model.task == "similarity" else 1.0
-        return scale, (row for row in chain(shown, rows) if row.texts[0].strip())
+        return scale, _with_texts(chain(shown, rows))
 
     def _tokenised(self, rows: Iterable[Row], scale: float) -> Iterator[Example]:
         for some in _groups(rows, lambda row: sum(map(len, row.texts))):
@@ -304,6 +304,19 @@ def _with_labels(rows: Iterable[Row]) -> Iterator[Row]:
             f"{declined} of {declined + kept} rows were left out: their label is -1, which is none (first: {place}).",
             stacklevel=2,
         )
+
+
+def _with_texts(rows: Iterable[Row]) -> Iterator[Row]:
+    """The rows but for those whose text is empty; how many these were is told at the end, but of a document's lines."""
+    empty, place = 0, ""
+    for row in rows:
+        if row.texts[0].strip():
+            yield row
+        elif row.where and row.ends:
+            empty, place = empty + 1, place or row.where
+    if empty:
+        rows_were = "1 row was" if empty == 1 else f"{empty} rows were"
+        warnings.warn(f"{rows_were} left out: the text is empty (first: {place}).", stacklevel=2)
 
 
 def _labelled(row: Row) -> Label:

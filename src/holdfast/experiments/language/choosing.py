@@ -65,14 +65,22 @@ def _check_serves(model: LanguageModel, source: Source, row: Row, task: Task, *,
     if task == "similarity" and labelled and (len(row.texts) != 2 or not _has_label(row)):
         trained = "fine-tune it on labelled data first" if not model.heads else f"give --head {next(iter(model.heads))}"
         classes = "" if learns or len(row.texts) != 1 or not _has_label(row) else f"; for classes {trained}"
-        raise OptionError(
-            f"similarity needs two texts and a number in each row, and {found}. Name the columns with --text and "
-            f"--label{classes}."
-        )
+        remedy = _naming(source, "the columns with --text and --label")
+        raise OptionError(f"similarity needs two texts and a number in each row, and {found}. {remedy}{classes}.")
     if task != "similarity" and len(row.texts) != 1:
-        raise OptionError(f"{task} needs one text in each row, and {found}. Name its column with --text.")
+        remedy = _naming(source, "its column with --text")
+        raise OptionError(f"{task} needs one text in each row, and {found}. {remedy}.")
     if task == "classification" and labelled and not _has_label(row):
-        raise OptionError(f"classification needs a label in each row, and {found}. Name its column with --label.")
+        remedy = _naming(source, "its column with --label")
+        raise OptionError(f"classification needs a label in each row, and {found}. {remedy}.")
+
+
+def _naming(source: Source, what: str) -> str:
+    """That columns be named, of those there are; or where there are none, that there should be some."""
+    columns = source.rows().describe().columns
+    if not columns:
+        return "A file of text has no columns: give CSV, JSON Lines or Parquet"
+    return f"Its columns are {', '.join(map(repr, columns))}: name {what}"
 
 
 def _has_label(row: Row) -> bool:
@@ -101,7 +109,7 @@ def head_for(model: LanguageModel, labels: Sequence[str], source: Source, *, ask
         foreign = [label for label in labels if label not in known[asked]]
         raise OptionError(
             f"the head {asked!r} of {model.name} has the classes {listed(known[asked])}, and {source.path} has "
-            f"{listed(foreign)} beside. Give the new head another name, or leave out --head."
+            f"others: {listed(foreign)}. Give the new head another name, or leave out --head."
         )
     return asked, asked not in known
 
@@ -179,7 +187,7 @@ def plan(
 
 def sample(model: LanguageModel, example: Example) -> str:
     """What the model sees of an example: its tokens, read back as text, and the label by its name."""
-    texts = [shortened(repr(model.tokenizer.decode(tokens))) for tokens in example.tokens]
+    texts = [repr(shortened(model.tokenizer.decode(tokens))) for tokens in example.tokens]
     counts = " and ".join(str(len(tokens)) for tokens in example.tokens)
     told = f"{' and '.join(texts)} ({counts} tokens)"
     if example.target is None:
@@ -187,6 +195,16 @@ def sample(model: LanguageModel, example: Example) -> str:
     if model.task == "classification":
         return f"{told}, label {model.labels[int(example.target)]!r}"
     return f"{told}, similarity {example.target:.2f} of 1"
+
+
+def number_of(count: int, noun: str) -> str:
+    """A number and what there are so many of."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
+def number_read(model: LanguageModel, count: int) -> str:
+    """A number of examples, and what they are."""
+    return f"{number_of(count, 'block')} of tokens" if model.task == "causal-lm" else number_of(count, "row")
 
 
 def listed(labels: Sequence[str], most: int = 4) -> str:

@@ -76,7 +76,7 @@ def read_importance(path: str | Path, model: LanguageModel) -> AnyImportance:
         raise ModelMismatchError(
             f"{path} was measured with the head {head!r}, which {model.name} does not have; it has "
             f"{', '.join(map(repr, model.head_labels)) or 'none'}. Fine-tune the model that it was measured on, or "
-            f"measure again: holdfast importance {model.name} DATA -o {path}"
+            f"measure again: holdfast importance {model.name} DATA -o ANOTHER-FOLDER"
         )
     base = model.with_head(head).base if isinstance(head, str) else model.base
     check = check_factored_names if isinstance(importance, FactoredImportance) else check_names
@@ -91,7 +91,7 @@ def read_importance(path: str | Path, model: LanguageModel) -> AnyImportance:
         raise ModelMismatchError(
             f"{path} was measured on other weights of {named['base_model']} ({_short(named['base_revision'])}) than "
             f"those of {model.name} ({_short(model.revision)}). Fine-tune those it was measured on, or measure again: "
-            f"holdfast importance {model.name} DATA -o {path}"
+            f"holdfast importance {model.name} DATA -o ANOTHER-FOLDER"
         )
     return importance
 

@@ -15,7 +15,7 @@ from torch import nn
 from holdfast.errors import EmptyDataError
 from holdfast.experiments.language.batches import Example, batches, classes_of, examples
 from holdfast.experiments.language.checkpoints import checkpoints
-from holdfast.experiments.language.choosing import choose_task, head_for, known_labels, plan
+from holdfast.experiments.language.choosing import choose_task, head_for, known_labels, number_read, plan
 from holdfast.experiments.language.finetuning import Holding, Settings, fine_tune, keeper_of
 from holdfast.experiments.language.importance_folder import read_importance
 from holdfast.experiments.language.kept import Kept, to_dict
@@ -115,20 +115,20 @@ def keep_and_learn(
         return list(counted(found, on_progress, f"reading {what} {source.path}"))
 
     found = read(data, "new data")
-    unit = "blocks of tokens" if model.task == "causal-lm" else "rows"
     if test_data is None:
         total = len(found)
         tested = found[_HELD_OUT - 1 :: _HELD_OUT]
         found = [example for place, example in enumerate(found, start=1) if place % _HELD_OUT]
         if not tested:
             raise EmptyDataError(
-                f"finetune: {data.path} holds {total} {unit}; expected at least {_HELD_OUT}, every tenth of which "
-                "measures the new skill. Give more, or --test-data."
+                f"finetune: {data.path} holds {number_read(model, total)}; expected at least {_HELD_OUT}, every tenth "
+                "of which measures the new skill. Give more, or --test-data."
             )
-        told = f"{total:,} {unit}, of which every tenth measures the new skill; in a new order each epoch"
+        told = f"{number_read(model, total)}, of which every tenth measures the new skill; in a new order each epoch"
     else:
         tested = read(test_data, "test data")
-        told = f"{len(found):,} {unit}, in a new order each epoch; the new skill on {len(tested):,} of {test_data.path}"
+        told = f"{number_read(model, len(found))}, in a new order each epoch; the new skill is measured on "
+        told += f"{number_read(model, len(tested))} of {test_data.path}"
     old_length = old_length if isinstance(old_length, int) else length
     remembered = [] if old is None else old.examples(model, old_length, on_progress)
     if on_plan is not None:

@@ -123,11 +123,11 @@ def _foreseen(kept: Kept) -> str:
         return f"{kept.method} foresees nothing"
     if kept.forecast is None:
         return (
-            f"foreseen was a rise of {kept.predicted_rise:.4g} {kept.rise_unit}, which cannot be held against nats "
+            f"a rise of {kept.predicted_rise:.4g} {kept.rise_unit} was foreseen, which cannot be compared with nats "
             "(measure the importance with --calibrate or --rehearse)"
         )
-    allowed = "" if kept.budget is None else f", allowed one of {kept.budget:g}"
-    return f"foreseen was a rise of {kept.forecast:.4g} nats{allowed}"
+    allowed = "" if kept.budget is None else f", and one of {kept.budget:g} allowed"
+    return f"a rise of {kept.forecast:.4g} nats was foreseen{allowed}"
 
 
 def _remedy(kept: Kept) -> str:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from holdfast.errors import OptionError
 from holdfast.experiments.language.batches import Example, classes_of, examples
-from holdfast.experiments.language.choosing import fits, known_labels, listed
+from holdfast.experiments.language.choosing import fits, known_labels, listed, number_of
 from holdfast.experiments.language.encoders import SentenceEncoder
 from holdfast.experiments.language.models import LanguageModel, Task
 from holdfast.experiments.language.sources import Source
@@ -77,4 +77,4 @@ class OldSkill:
         """What the old skill is measured on, in words."""
         judge = self.judge(model)
         head = f", head {self.head!r}" if self.head else ""
-        return f"old skill: {judge.task}{head}, on {len(found):,} examples of {self._source.path}"
+        return f"old skill: {judge.task}{head}, on {number_of(len(found), 'example')} of {self._source.path}"

@@ -46,6 +46,7 @@ class Reading:
         split: which one is read; None where there are no splits.
         left_out: why -> what there is beside and is not read.
         num_rows: how many; None where that takes a reading.
+        columns: all that there are; empty for a document of lines.
     """
 
     source: str
@@ -57,6 +58,7 @@ class Reading:
     split: str | None = None
     left_out: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     num_rows: int | None = None
+    columns: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """In one line."""
@@ -116,12 +118,13 @@ class Rows:
         """
         table = self.tables[0]
         counts = [each.num_rows for each in self.tables]
-        chosen = Chosen((), None)
+        chosen, names = Chosen((), None), ()
         if not table.is_text:
             first = next(((where, entry) for each in self.tables for where, entry in each.entries()), None)
             if first is None:
                 raise EmptyDataError(f"{self.source}: no row in it ({table.form}). Give data that have some.")
-            chosen = choose(table.names or tuple(first[1]), self.columns, where=first[0])
+            names = table.names or tuple(first[1])
+            chosen = choose(names, self.columns, where=first[0])
         forms = dict.fromkeys(each.form for each in self.tables)
         return Reading(
             self.source,
@@ -133,6 +136,7 @@ class Rows:
             self.split,
             self.left_out,
             sum(counts) if None not in counts else None,  # type: ignore[arg-type]
+            names,
         )
 
     def _rows(self, table: Table, numbers: Mapping[str, type]) -> Iterator[Row]:
@@ -206,11 +210,13 @@ def _table(path: Path, columns: Columns, split: str) -> Table:
             raise OptionError(f"{path}: {suffix} files are read as they are. Unpack it first.")
         return _READERS[suffix](path, columns, split)
     if suffix not in FAMILIES:
-        with opened(path) as file:
-            try:
+        try:
+            with opened(path) as file:
                 beginning = file.read(2**12)
-            except UnicodeError:
-                beginning = _NO_TEXT
+        except DataFileError as error:
+            if error.__cause__ is not None and not isinstance(error.__cause__, UnicodeError):
+                raise
+            beginning = _NO_TEXT
         if any(character in beginning for character in _NO_TEXT):
             raise DataFileError(
                 f"{path} is no text, and {path.suffix or 'a name without an ending'} is none of the forms that are "

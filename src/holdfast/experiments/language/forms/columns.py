@@ -30,6 +30,7 @@ _CHATS = (
     ("prompt", "completion"),
     ("prompt", "response"),
     ("prompt", "chosen"),
+    ("chosen", "rejected"),
 )
 
 
@@ -116,7 +117,7 @@ def _found(name: str, by_name: Mapping[str, str]) -> Any:
 
 
 def _no_text(names: Sequence[str], candidates: Sequence[tuple[str, ...]], *, where: str) -> str:
-    shown = ", ".join(map(repr, names))
+    shown = ", ".join(map(repr, names)) or "no columns"
     if candidates:
         several = " or ".join(map(repr, chain.from_iterable(candidates)))
         return f"{where}: which column is the text, {several}? Found {shown}. Name it with --text."

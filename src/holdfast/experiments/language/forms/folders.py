@@ -11,6 +11,7 @@ from pathlib import Path
 from holdfast.errors import DataFileError, OptionError
 from holdfast.experiments.language.forms.opened import suffix_of
 from holdfast.experiments.language.forms.text import INTENTS
+from holdfast.files import MANIFEST
 
 ALL = "all"
 """In place of a split: every file, whatever its name."""
@@ -63,7 +64,7 @@ def files_in(folder: Path, split: str) -> Found:
     Files whose names tell no split count as training data where none is named so, and are left out where one is.
 
     Args:
-        folder: searched with all folders in it, but for hidden ones.
+        folder: searched with all folders in it, but for hidden ones and those that holdfast wrote.
         split: "train", "validation", "test" or another name of these; or "all".
 
     Raises:
@@ -72,9 +73,13 @@ def files_in(folder: Path, split: str) -> Found:
     """
     left_out: dict[str, list[str]] = defaultdict(list)
     families: dict[str, list[Path]] = defaultdict(list)
+    written = {path.parent for path in folder.rglob(MANIFEST)} - {folder}
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder)
         if any(part.startswith((".", "_")) for part in inside.parts) or not path.is_file():
+            continue
+        if not written.isdisjoint(path.parents):
+            left_out["written by holdfast"].append(str(inside))
             continue
         family = "intents" if path.name == INTENTS else FAMILIES.get(suffix_of(path))
         if family is None:

@@ -24,6 +24,8 @@ _NAMES = {",": "CSV", ";": "CSV with ';'", "\t": "TSV", "|": "CSV with '|'"}
 _LONGEST_CELL = 2**31 - 1
 _SAMPLE = 2**17
 """Characters at the beginning that show the form."""
+_TOP = 6
+"""Lines among which the names of the columns are looked for."""
 _NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?(e[+-]\d\d+)?")
 """As a program writes numbers; "007" and "1_0" are none."""
 _FEW_WORDS = 2
@@ -60,13 +62,15 @@ def separated_table(path: Path, asked: Columns) -> Table:
 
     Raises:
         DataFileError: a row has more or fewer cells than the others, or a quotation mark is never closed.
-        OptionError: two columns of one name; delimiter, header or the column of the text cannot be told.
+        OptionError: two columns of one name, or lines above the names; delimiter, header or the column of the text
+            cannot be told.
     """
     csv.field_size_limit(_LONGEST_CELL)
     with opened(path, newline="") as file:
         sample = file.read(_SAMPLE)
         if len(sample) == _SAMPLE:
             sample = sample[: sample.rfind("\n") + 1] or sample
+    _check_top(sample, path)
     delimiter = "\t" if suffix_of(path) == ".tsv" else _delimiter(sample, path)
     shown = _sample(sample, delimiter)
     if not shown:
@@ -83,6 +87,20 @@ def separated_table(path: Path, asked: Columns) -> Table:
 
     told = f"{_NAMES[delimiter]}, {'with' if has_header else 'without'} a header"
     return Table(told, entries, names, num_rows, numbers=numbers)
+
+
+def _check_top(sample: str, path: Path) -> None:
+    """Raise `OptionError` where a title or a comment stands above the names of the columns."""
+    for number, line in enumerate(sample.splitlines()[:_TOP], start=1):
+        cells = [{cell.strip(' "').lower() for cell in line.split(delimiter)} for delimiter in _DELIMITERS]
+        num_known = max(len(KNOWN & each) for each in cells)
+        if num_known and number == 1:
+            return
+        if num_known > 1:
+            raise OptionError(
+                f"{path}: the names of the columns stand in line {number}, and something else above them. Delete what "
+                "is above."
+            )
 
 
 def _form(
@@ -207,8 +225,11 @@ def _rows(path: Path, form: _Form) -> Iterator[tuple[int, list[str]]]:
             if len(cells) <= 1 and not any(map(str.strip, cells)):
                 continue
             if len(cells) != len(form.names):
+                more = f"put a cell with {form.delimiter!r} in it between quotation marks"
+                remedy = more if len(cells) > len(form.names) else "add what is missing, or delete the row"
                 raise DataFileError(
-                    f"{path}, row {number} has {len(cells)} cells; expected {len(form.names)}. See line {line}."
+                    f"{path}, row {number} has {len(cells)} cells; expected {len(form.names)}. See line {line}: "
+                    f"{remedy}."
                 )
             if number:
                 yield number, cells
