@@ -32,7 +32,12 @@ from holdfast.retention import files
 from holdfast.retention.checks import check_notes, check_progress
 from holdfast.retention.holdings import Holdings
 from holdfast.retention.meter import Meter
-from holdfast.retention.options import no_factors_in_shards, own_weights_warning, unheld_warning
+from holdfast.retention.options import (
+    moved_around_warning,
+    no_factors_in_shards,
+    own_weights_warning,
+    unheld_warning,
+)
 from holdfast.retention.parts import Part
 from holdfast.retention.plan import Plan, check_covered, check_held_shapes, check_same_kind
 from holdfast.retention.report import Report
@@ -45,6 +50,7 @@ from holdfast.steps import (
     StepHooks,
     bare_optimizer,
     can_recompute,
+    optimizer_around,
     step_increments,
     weights_of_wrapper,
 )
@@ -106,7 +112,8 @@ class Keeper(ABC):
         self._meter: Meter | None = None
         self._pinned: float | None = None
         self._pull_ratio: float | None = None
-        self._watch = Watch(self._warn_unheld)
+        self._watch = Watch(self._warn_unheld, self._warn_moved_around)
+        self._around: dict[Optimizer, str] = {}
 
     # --- what a user does
 
@@ -186,7 +193,9 @@ class Keeper(ABC):
             after=lambda _: self._after(bare, plan),
         )
         self._hooks.append((hooks, plan))
-        self._watch.add(trained)
+        if (around := optimizer_around(optimizer, bare)) is not None:
+            self._around[bare] = around
+        self._watch.add(trained, around=around is not None)
         if self.held.num_tasks:
             self._watch.start()
         return self
@@ -197,6 +206,7 @@ class Keeper(ABC):
             hooks.remove()
         self._hooks.clear()
         self._snapshots.clear()
+        self._around.clear()
         self._watch.remove()
         return self
 
@@ -528,6 +538,10 @@ class Keeper(ABC):
     def _warn_unheld(self) -> None:
         kinds = ", ".join(type(hooks.optimizer).__name__ for hooks, _ in self._hooks)
         warnings.warn(unheld_warning(self.mechanism, kinds), stacklevel=2)
+
+    def _warn_moved_around(self) -> None:
+        for bare, kind in self._around.items():
+            warnings.warn(moved_around_warning(self.mechanism, kind, type(bare).__name__), stacklevel=2)
 
     def _check_strength(self, strength: object) -> None:
         holds = isinstance(strength, int | float) and strength >= 0
