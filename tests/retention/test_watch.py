@@ -252,6 +252,49 @@ def test_an_optimizer_that_adds_to_the_steps_of_the_one_within_is_told(build, ki
     assert train(model, optimizer.inner, plain) < 1e-7
 
 
+@models
+@both
+@pytest.mark.parametrize("first", [True, False])
+def test_an_optimizer_of_other_held_weights_that_was_never_attached(build, kind, first):
+    model = build()
+    body, head = list(model.parameters())[:-2], list(model.parameters())[-2:]
+    attached, other = SGD(body, lr=0.1), SGD(head, lr=0.1)
+
+    def loop(model, optimizers):
+        model.zero_grad()
+        loss_of(model).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+
+    keeper = held(model, attached, kind)
+    both_steps = (attached, other) if first else (other, attached)
+    with pytest.warns(UserWarning, match=MOVED.format("SGD")) as caught:
+        train(model, both_steps, loop, 12)
+    assert len(caught) == 1
+    keeper.retain(uniform(model)).attach(other)  # the remedy
+    assert train(model, both_steps, loop, 20) < 1e-7
+
+
+@both
+def test_a_step_that_moves_on_weights_whose_gradients_are_gone(kind):
+    class Coasting(SGD):
+        @torch.no_grad()
+        def step(self, closure=None):
+            for p in self.param_groups[0]["params"]:
+                last = self.state[p].get("last", p.grad) if p.grad is None else p.grad.clone()
+                self.state[p]["last"] = last
+                p.sub_(last, alpha=0.1)
+
+    model = perceptron()
+    optimizer = Coasting(model.parameters(), lr=0.1)
+    held(model, optimizer, kind)
+    plain(model, optimizer)
+    optimizer.zero_grad()
+    model[2](model[:2](torch.ones(4, 3)).detach()).sum().backward()
+    with pytest.warns(UserWarning, match=MOVED.format("Coasting")):
+        optimizer.step()
+
+
 @both
 def test_a_step_that_moves_weights_without_gradients(kind):
     class Drifting(SGD):

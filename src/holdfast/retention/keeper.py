@@ -197,7 +197,7 @@ class Keeper(ABC):
             self._around[bare] = around
         self._watch.add(trained, around=around is not None)
         if self.held.num_tasks:
-            self._watch.start()
+            self._start_watch()
         return self
 
     def detach(self) -> Self:
@@ -265,7 +265,7 @@ class Keeper(ABC):
         self._count_from(0)
         self._pinned = self._pull_ratio = None
         self._retained()
-        self._watch.start()
+        self._start_watch()
         return self
 
     def report(self) -> Report:
@@ -393,7 +393,7 @@ class Keeper(ABC):
         self._holdings.take(taken)
         self._go_on(progress)
         if held.num_tasks:
-            self._watch.start()
+            self._start_watch()
         else:
             self._watch.stop()
 
@@ -503,8 +503,8 @@ class Keeper(ABC):
         if self.held.num_tasks == 0:
             return
         plan.note_gradients()
-        if not plan.gradients:
-            self._watch.without_gradients(plan.found)
+        if self._watch.is_on or not plan.gradients:
+            self._watch.without_gradients([p for p in plan.found if id(p) not in plan.gradients])
         if self._changes_gradients():
             self._gradients(optimizer, plan)
 
@@ -513,7 +513,7 @@ class Keeper(ABC):
         if self.held.num_tasks == 0:
             return
         self._hold(optimizer, plan)
-        self._watch.after_step(held=plan.moves)
+        self._watch.after_step()
         plan.gradients = {}
         self._num_steps += 1
         plan.num_steps += 1
@@ -534,6 +534,12 @@ class Keeper(ABC):
         known = [parameter for parameter in part.parameters if parameter not in self._snapshots]
         described = iter(step_increments(optimizer, part.group, known, gradients=gradients) if known else ())
         return [Kept(self._snapshots[p]) if p in self._snapshots else next(described) for p in part.parameters]
+
+    def _start_watch(self) -> None:
+        trained = {id(p) for hooks, _ in self._hooks for group in hooks.optimizer.param_groups for p in group["params"]}
+        held, parameters = self.held.covered, trainable_parameters(self.model)
+        others = [p for name, p in parameters.items() if name in held and id(p) not in trained] if trained else []
+        self._watch.start(others=others)
 
     def _warn_unheld(self) -> None:
         kinds = ", ".join(type(hooks.optimizer).__name__ for hooks, _ in self._hooks)

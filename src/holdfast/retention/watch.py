@@ -10,12 +10,14 @@ average for evaluation, clipping), perturbations that are taken back before the 
 adversaries), and a common factor (weight decay by hand). After some steps in which all was well nothing more is
 compared until the next task.
 
-An optimizer around the one that is held may change the weights after each of its steps (WSAM). So where there is such
-a one, weights that are elsewhere before a step than the last one left them, several times in a row, are reported too.
+An optimizer around the one that is held may change the weights after each of its steps (WSAM), and another may train
+what is held besides. So where there is such a one, and of held weights that no attached optimizer trains, those that
+are elsewhere before a step than the last one left them, several times in a row, are reported too.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,7 +36,7 @@ _PASSES = 12
 """Backward passes without a step between comparisons: a multiple of the passes of most perturbations."""
 
 _IN_A_ROW = 3
-"""Steps in a row after which an optimizer around the attached one has changed the weights, before it is reported."""
+"""Steps in a row after which weights have changed, before it is reported."""
 
 
 class Watch:
@@ -48,8 +50,9 @@ class Watch:
     def __init__(self, found: Callable[[], None], found_around: Callable[[], None]) -> None:
         self._found, self._found_around = found, found_around
         self._parameters: list[nn.Parameter] = []
-        self._around: set[nn.Parameter] = set()
-        self._in_a_row = 0
+        self._around: list[nn.Parameter] = []
+        self._others: list[nn.Parameter] = []
+        self._in_a_row: Counter[nn.Parameter] = Counter()
         self._handles: list[Any] = []
         self._nodes: list[Any] = []
         self._noted: dict[nn.Parameter, _Noted] = {}
@@ -61,16 +64,16 @@ class Watch:
 
     def add(self, parameters: Sequence[nn.Parameter], *, around: bool = False) -> None:
         """Watch these too, from the next `start` on; `around`: another optimizer takes the steps that are held."""
-        count = min(_PARAMETERS, len(parameters))
-        added = [parameters[i * (len(parameters) - 1) // max(count - 1, 1)] for i in range(count)]
+        added = _spread(parameters)
         self._parameters += added
         if around:
-            self._around.update(added)
+            self._around += added
 
-    def start(self) -> None:
-        """Watch from now on, for some steps."""
+    def start(self, *, others: Sequence[nn.Parameter] = ()) -> None:
+        """Watch from now on, for some steps; `others`: are held, and trained by no attached optimizer."""
         self.stop()
         self._steps_left = _STEPS
+        self._others = _spread(others)
         self._note_left()
         for parameter in [p for p in self._parameters if p.requires_grad]:
             # a hook of the parameter itself would leave an empty table of hooks on it
@@ -90,17 +93,22 @@ class Watch:
         self._look_around()
         self._in_step = True
 
-    def without_gradients(self, held: Sequence[nn.Parameter]) -> None:
-        """None of the weights that are held has a gradient in this step, and so none should move."""
-        self._unmoved = {p: some_entries(p) for p in held[:_PARAMETERS]}
+    @property
+    def is_on(self) -> bool:
+        """Whether steps are watched."""
+        return bool(self._handles)
 
-    def after_step(self, *, held: bool) -> None:
-        """The step is over; `held`: some weights had a gradient and were held."""
+    def without_gradients(self, resting: Sequence[nn.Parameter]) -> None:
+        """These have no gradient in this step, and so should not move."""
+        self._unmoved = {p: some_entries(p) for p in resting[:_PARAMETERS]}
+
+    def after_step(self) -> None:
+        """The step is over."""
         self._in_step = False
         self._noted.clear()
         self._before.clear()
         unmoved, self._unmoved = self._unmoved, {}
-        if not held and any(not _same(before, some_entries(p)) for p, before in unmoved.items()):
+        if any(p.grad is None and not _same(before, some_entries(p)) for p, before in unmoved.items()):
             self.stop()
             self._found()
         if self._handles:
@@ -140,19 +148,21 @@ class Watch:
         return not (_same(first, now) or _same(self._left[parameter], now) or _is_scaled(first, now))
 
     def _look_around(self) -> None:
-        if not (self._around and self._left):
-            return
-        pairs = [(self._left[p], some_entries(p)) for p in self._around]
-        moved = any(not (_same(left, now) or _is_scaled(left, now)) for left, now in pairs)
-        self._in_a_row = self._in_a_row + 1 if moved else 0
-        if self._in_a_row > _IN_A_ROW:  # the first may be a user's, before training
-            self.stop()
-            self._found_around()
+        for parameters, found in ((self._around, self._found_around), (self._others, self._found)):
+            if any(self._moves_each_time(p) for p in parameters if p in self._left):
+                self.stop()
+                found()
+
+    def _moves_each_time(self, parameter: nn.Parameter) -> bool:
+        left, now = self._left[parameter], some_entries(parameter)
+        stays = _same(left, now) or _is_scaled(left, now)
+        self._in_a_row[parameter] = 0 if stays else self._in_a_row[parameter] + 1
+        return self._in_a_row[parameter] > _IN_A_ROW  # the first may be a user's, before training
 
     def _note_left(self) -> None:
         """Note where the last step, or the user who starts, left the parameters."""
         if self._steps_left > 0:
-            self._left = {p: some_entries(p) for p in self._parameters}
+            self._left = {p: some_entries(p) for p in (*self._parameters, *self._others)}
 
     def stop(self) -> None:
         """Watch no more, until the next `start`."""
@@ -163,7 +173,8 @@ class Watch:
         self._noted.clear()
         self._before.clear()
         self._left.clear()
-        self._in_a_row = 0
+        self._in_a_row.clear()
+        self._others = []
         self._unmoved.clear()
         self._in_step = False
         self._steps_left = 0
@@ -180,6 +191,11 @@ class _Noted:
 
     first: Tensor
     passes: int = 0
+
+
+def _spread(parameters: Sequence[nn.Parameter]) -> list[nn.Parameter]:
+    count = min(_PARAMETERS, len(parameters))
+    return [parameters[i * (len(parameters) - 1) // max(count - 1, 1)] for i in range(count)]
 
 
 def _same(before: Tensor, now: Tensor) -> bool:
