@@ -27,7 +27,7 @@ from holdfast.memory import Accumulate, Decayed, Forms, Retained, Weighting
 from holdfast.memory.codes import IMPORTANCE_ERROR
 from holdfast.memory.reference import Reference
 from holdfast.memory.stored import num_positive
-from holdfast.records import Importance, ImportanceInfo, check_names
+from holdfast.records import Importance, ImportanceInfo, check_names, check_tensors
 from holdfast.retention import files
 from holdfast.retention.checks import check_notes, check_progress
 from holdfast.retention.holdings import Holdings
@@ -228,7 +228,7 @@ class Keeper(ABC):
                 `new_parameters="error"`, or anchors by reference that are not today's weights.
             FileFormatError: anchors by reference, and their checkpoint is missing, truncated or no safetensors file.
             OptionError: a budget over an importance whose unit is not nats; Kronecker factors where they have no
-                meaning, or for a parameter that is held by a diagonal.
+                meaning, or for a parameter that is held by a diagonal; no mapping to dense tensors of real numbers.
 
         Nothing is changed when it raises. Cost: a copy of importance and, with anchors, of the weights, in the forms
         they are held in and made a few megabytes at a time; for Kronecker factors two eigendecompositions a layer.
@@ -239,6 +239,7 @@ class Keeper(ABC):
             check_factored_names(importance, self.model, where=f"{self.mechanism}.retain")
             layers, importance = importance, importance.diagonal
         elif not isinstance(importance, Importance):
+            check_tensors(importance, where=f"{self.mechanism}.retain", error=OptionError)
             importance = Importance(dict(importance), ImportanceInfo(kind="custom", num_examples=0))
         self._watch.compare()
         parameters = trainable_parameters(self.model)
