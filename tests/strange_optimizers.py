@@ -40,6 +40,18 @@ class Sam(Optimizer):
         return [p for group in self.param_groups for p in group["params"] if p.grad is not None]
 
 
+class WeightedSam(Sam):
+    """As WSAM: what the sharpness adds comes after the step of the optimizer within."""
+
+    @torch.no_grad()
+    def second_step(self):
+        sharp = [p.grad.clone() for p in self._moving()]
+        moving = self._moving()
+        super().second_step()
+        for p, grad in zip(moving, sharp, strict=True):
+            p.sub_(grad, alpha=0.1)
+
+
 class SamAlone(SGD):
     """The same without an optimizer within: `second_step` moves the weights itself, by `.data`."""
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from holdfast.errors import FileFormatError, NotFiniteError, OptionError, ParameterMismatchError
+from holdfast.errors import FileFormatError, HoldfastError, NotFiniteError, OptionError, ParameterMismatchError
 from holdfast.files import Saved, new_folder, read_folder, write_description, write_tensors, write_text
 from holdfast.tensors import all_parameters, local, spearman, trainable_parameters, unwrap
 from holdfast.version import __version__
@@ -76,9 +76,11 @@ class Importance(Mapping[str, Tensor]):
 
     Raises:
         NotFiniteError: if an entry is NaN, infinite or negative; every such parameter is named.
+        OptionError: if `values` is no mapping to dense tensors of real numbers.
     """
 
     def __init__(self, values: Mapping[str, Tensor], info: ImportanceInfo) -> None:
+        check_tensors(values, where=f"Importance({info.kind})", error=OptionError)
         self._values = {name: value.detach().to(torch.float32) for name, value in values.items()}
         self.info = info
         check_importance_values(self._values, where=f"Importance({info.kind})")
@@ -181,6 +183,27 @@ class Importance(Mapping[str, Tensor]):
         if "factors" in content:
             raise FileFormatError(f"{saved.path} holds Kronecker factors. Load it with hf.FactoredImportance.load.")
         return cls(saved.tensors("importance"), info)
+
+
+def check_tensors(values: object, *, where: str, error: type[HoldfastError]) -> None:
+    """Raise `error` unless it is a mapping to dense tensors of real numbers; every entry that is none is named."""
+    if not isinstance(values, Mapping):
+        raise error(f"{where}: found {values!r:.40}; expected a mapping from parameter names to tensors.")
+    wrong = [f"{name!r} is {_described(value)}" for name, value in values.items() if not _is_dense(value)]
+    if wrong:
+        raise error(f"{where}: expected dense tensors of real numbers, in memory; {', '.join(wrong)}.")
+
+
+def _is_dense(value: object) -> bool:
+    if not isinstance(value, Tensor) or value.layout != torch.strided:
+        return False
+    return value.device.type != "meta" and not value.is_complex()
+
+
+def _described(value: object) -> str:
+    if not isinstance(value, Tensor):
+        return f"{value!r:.40}"
+    return f"{value.layout}".removeprefix("torch.") + f" of {value.dtype} on {value.device}".replace("torch.", "")
 
 
 def check_importance_values(values: Mapping[str, Tensor], *, where: str) -> None:

@@ -34,6 +34,31 @@ def retained(kind, **options):
 # --- importances
 
 
+@both
+@pytest.mark.parametrize(
+    ("wrong", "text"),
+    [
+        (lambda values: None, "found None; expected a mapping from parameter names to tensors"),
+        (lambda values: list(values), "found .'0.weight'"),
+        (lambda values: {**values, "0.bias": 1.0}, "in memory; '0.bias' is 1.0."),
+        (lambda values: {**values, "0.bias": values["0.bias"].to_sparse()}, "'0.bias' is sparse_coo of float32 on cpu"),
+        (lambda values: {**values, "0.bias": values["0.bias"].to("meta")}, "'0.bias' is strided of float32 on meta"),
+        (lambda values: {**values, "0.bias": values["0.bias"].cfloat()}, "'0.bias' is strided of complex64 on cpu"),
+    ],
+)
+def test_what_is_no_mapping_to_dense_tensors_is_refused_and_changes_nothing(kind, wrong, text):
+    keeper = retained(kind)
+    held = keeper.held
+    values = dict(importance_of(keeper.model))
+    with pytest.raises(OptionError, match=f"{kind.mechanism}.retain: .*{text}"):
+        keeper.retain(wrong(values))
+    tensors, notes = keeper.state()
+    with pytest.raises(FileFormatError, match=f"{kind.mechanism}.load_state: .*{text}"):
+        keeper.load_state(wrong(values), notes)
+    assert keeper.held is held
+    keeper.retain(values).load_state(tensors, notes)
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -1.0])
 @both
 def test_entries_that_are_no_importance(kind, bad):

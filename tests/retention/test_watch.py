@@ -21,6 +21,7 @@ from tests.strange_optimizers import (
     Sam,
     SamAlone,
     ScheduleFree,
+    WeightedSam,
     clearing,
 )
 from torch import nn
@@ -234,6 +235,66 @@ def test_a_second_optimizer_that_was_never_attached(build, kind):
     assert train(model, second, plain, 20) < 1e-6
 
 
+@models
+@both
+@pytest.mark.parametrize("loop", [by_hand, by_closure])
+def test_an_optimizer_that_adds_to_the_steps_of_the_one_within_is_told(build, kind, loop):
+    model = build()
+    optimizer = WeightedSam(model.parameters(), SGD, lr=0.05)
+    keeper = held(model, optimizer, kind)
+    with pytest.warns(
+        UserWarning, match=r"WeightedSam changes the weights after each step\(\) of the SGD within it"
+    ) as c:
+        train(model, optimizer, loop, 12)
+    assert len(c) == 1
+    keeper.detach()
+    keeper.retain(uniform(model)).attach(optimizer.inner)  # the remedy
+    assert train(model, optimizer.inner, plain) < 1e-7
+
+
+@models
+@both
+@pytest.mark.parametrize("first", [True, False])
+def test_an_optimizer_of_other_held_weights_that_was_never_attached(build, kind, first):
+    model = build()
+    body, head = list(model.parameters())[:-2], list(model.parameters())[-2:]
+    attached, other = SGD(body, lr=0.1), SGD(head, lr=0.1)
+
+    def loop(model, optimizers):
+        model.zero_grad()
+        loss_of(model).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+
+    keeper = held(model, attached, kind)
+    both_steps = (attached, other) if first else (other, attached)
+    with pytest.warns(UserWarning, match=MOVED.format("SGD")) as caught:
+        train(model, both_steps, loop, 12)
+    assert len(caught) == 1
+    keeper.retain(uniform(model)).attach(other)  # the remedy
+    assert train(model, both_steps, loop, 20) < 1e-7
+
+
+@both
+def test_a_step_that_moves_on_weights_whose_gradients_are_gone(kind):
+    class Coasting(SGD):
+        @torch.no_grad()
+        def step(self, closure=None):
+            for p in self.param_groups[0]["params"]:
+                last = self.state[p].get("last", p.grad) if p.grad is None else p.grad.clone()
+                self.state[p]["last"] = last
+                p.sub_(last, alpha=0.1)
+
+    model = perceptron()
+    optimizer = Coasting(model.parameters(), lr=0.1)
+    held(model, optimizer, kind)
+    plain(model, optimizer)
+    optimizer.zero_grad()
+    model[2](model[:2](torch.ones(4, 3)).detach()).sum().backward()
+    with pytest.warns(UserWarning, match=MOVED.format("Coasting")):
+        optimizer.step()
+
+
 @both
 def test_a_step_that_moves_weights_without_gradients(kind):
     class Drifting(SGD):
@@ -284,6 +345,51 @@ def test_what_a_user_does_to_the_weights_between_steps_is_not_minded(kind, tmp_p
     model.load_state_dict(start)
     keeper.load_state(*keeper.state())
     keeper.detach()
+
+
+def noise(model):
+    for p in model.parameters():
+        p.data.add_(torch.randn_like(p), alpha=0.01)
+
+
+def signs(model):
+    for p in model.parameters():
+        p.data.copy_(p.data.sign() * 0.1)
+
+
+@models
+@both
+@pytest.mark.parametrize("perturb", [noise, signs])
+@pytest.mark.parametrize("passes", [1, 30])
+def test_passes_at_other_weights_that_are_taken_back_are_not_minded(build, kind, perturb, passes):
+    """Noise on the weights, binary weights, and both with accumulated gradients."""
+    model = build()
+    optimizer = SGD(model.parameters(), lr=0.01)
+    keeper = held(model, optimizer, kind, strength=1.0)
+    for _ in range(20 if passes == 1 else 3):
+        optimizer.zero_grad()
+        for _ in range(passes):
+            own = copy.deepcopy(model.state_dict())
+            perturb(model)
+            loss_of(model).backward()
+            model.load_state_dict(own)
+        optimizer.step()
+    assert keeper.report().num_steps == (20 if passes == 1 else 3)
+
+
+@models
+@both
+def test_weight_decay_by_hand_is_not_minded(build, kind):
+    model = build()
+    optimizer = SGD(model.parameters(), lr=0.01)
+    keeper = held(model, optimizer, kind, strength=1.0)
+    for _ in range(20):
+        optimizer.zero_grad()
+        loss_of(model).backward()
+        for p in model.parameters():
+            p.data.mul_(0.99)
+        optimizer.step()
+    assert keeper.report().num_steps == 20
 
 
 @both

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from holdfast.errors import FileFormatError, NotFiniteError
 from holdfast.memory import Retained
-from holdfast.records import check_importance_values
+from holdfast.records import check_importance_values, check_tensors
 from holdfast.tensors import TensorMap
 
 _AGAIN = "Save the keeper again, or take an older copy."
@@ -50,15 +50,16 @@ def check_anchors(weights: TensorMap, *, where: str, sum_of: Callable[[Iterable[
         check_finite(weights, where=where, what="weights", remedy=remedy)
 
 
-def check_notes(tensors: Iterable[str], notes: Any, *, parts: Iterable[str], where: str) -> None:
+def check_notes(tensors: TensorMap, notes: Any, *, parts: Iterable[str], where: str) -> None:
     """Raise `FileFormatError` where tensors or notes are not as `Keeper.state` gave them.
 
     Args:
-        tensors: their names, "part/name".
+        tensors: by "part/name".
         notes: a mapping with "held" and "progress".
         parts: that are known.
         where: for the message.
     """
+    check_tensors(tensors, where=where, error=FileFormatError)
     unknown = sorted({name for name in tensors if name.partition("/")[0] not in set(parts)})
     if unknown:
         raise FileFormatError(f"{where}: {', '.join(map(repr, unknown))} are no tensors of a keeper's state. {_AGAIN}")

@@ -27,12 +27,17 @@ from holdfast.memory import Accumulate, Decayed, Forms, Retained, Weighting
 from holdfast.memory.codes import IMPORTANCE_ERROR
 from holdfast.memory.reference import Reference
 from holdfast.memory.stored import num_positive
-from holdfast.records import Importance, ImportanceInfo, check_names
+from holdfast.records import Importance, ImportanceInfo, check_names, check_tensors
 from holdfast.retention import files
 from holdfast.retention.checks import check_notes, check_progress
 from holdfast.retention.holdings import Holdings
 from holdfast.retention.meter import Meter
-from holdfast.retention.options import no_factors_in_shards, own_weights_warning, unheld_warning
+from holdfast.retention.options import (
+    moved_around_warning,
+    no_factors_in_shards,
+    own_weights_warning,
+    unheld_warning,
+)
 from holdfast.retention.parts import Part
 from holdfast.retention.plan import Plan, check_covered, check_held_shapes, check_same_kind
 from holdfast.retention.report import Report
@@ -45,6 +50,7 @@ from holdfast.steps import (
     StepHooks,
     bare_optimizer,
     can_recompute,
+    optimizer_around,
     step_increments,
     weights_of_wrapper,
 )
@@ -106,7 +112,8 @@ class Keeper(ABC):
         self._meter: Meter | None = None
         self._pinned: float | None = None
         self._pull_ratio: float | None = None
-        self._watch = Watch(self._warn_unheld)
+        self._watch = Watch(self._warn_unheld, self._warn_moved_around)
+        self._around: dict[Optimizer, str] = {}
 
     # --- what a user does
 
@@ -186,9 +193,11 @@ class Keeper(ABC):
             after=lambda _: self._after(bare, plan),
         )
         self._hooks.append((hooks, plan))
-        self._watch.add(trained)
+        if (around := optimizer_around(optimizer, bare)) is not None:
+            self._around[bare] = around
+        self._watch.add(trained, around=around is not None)
         if self.held.num_tasks:
-            self._watch.start()
+            self._start_watch()
         return self
 
     def detach(self) -> Self:
@@ -197,6 +206,7 @@ class Keeper(ABC):
             hooks.remove()
         self._hooks.clear()
         self._snapshots.clear()
+        self._around.clear()
         self._watch.remove()
         return self
 
@@ -218,7 +228,7 @@ class Keeper(ABC):
                 `new_parameters="error"`, or anchors by reference that are not today's weights.
             FileFormatError: anchors by reference, and their checkpoint is missing, truncated or no safetensors file.
             OptionError: a budget over an importance whose unit is not nats; Kronecker factors where they have no
-                meaning, or for a parameter that is held by a diagonal.
+                meaning, or for a parameter that is held by a diagonal; no mapping to dense tensors of real numbers.
 
         Nothing is changed when it raises. Cost: a copy of importance and, with anchors, of the weights, in the forms
         they are held in and made a few megabytes at a time; for Kronecker factors two eigendecompositions a layer.
@@ -229,6 +239,7 @@ class Keeper(ABC):
             check_factored_names(importance, self.model, where=f"{self.mechanism}.retain")
             layers, importance = importance, importance.diagonal
         elif not isinstance(importance, Importance):
+            check_tensors(importance, where=f"{self.mechanism}.retain", error=OptionError)
             importance = Importance(dict(importance), ImportanceInfo(kind="custom", num_examples=0))
         self._watch.compare()
         parameters = trainable_parameters(self.model)
@@ -255,7 +266,7 @@ class Keeper(ABC):
         self._count_from(0)
         self._pinned = self._pull_ratio = None
         self._retained()
-        self._watch.start()
+        self._start_watch()
         return self
 
     def report(self) -> Report:
@@ -383,7 +394,7 @@ class Keeper(ABC):
         self._holdings.take(taken)
         self._go_on(progress)
         if held.num_tasks:
-            self._watch.start()
+            self._start_watch()
         else:
             self._watch.stop()
 
@@ -493,8 +504,8 @@ class Keeper(ABC):
         if self.held.num_tasks == 0:
             return
         plan.note_gradients()
-        if not plan.gradients:
-            self._watch.without_gradients(plan.found)
+        if self._watch.is_on or not plan.gradients:
+            self._watch.without_gradients([p for p in plan.found if id(p) not in plan.gradients])
         if self._changes_gradients():
             self._gradients(optimizer, plan)
 
@@ -503,7 +514,7 @@ class Keeper(ABC):
         if self.held.num_tasks == 0:
             return
         self._hold(optimizer, plan)
-        self._watch.after_step(held=plan.moves)
+        self._watch.after_step()
         plan.gradients = {}
         self._num_steps += 1
         plan.num_steps += 1
@@ -525,9 +536,19 @@ class Keeper(ABC):
         described = iter(step_increments(optimizer, part.group, known, gradients=gradients) if known else ())
         return [Kept(self._snapshots[p]) if p in self._snapshots else next(described) for p in part.parameters]
 
+    def _start_watch(self) -> None:
+        trained = {id(p) for hooks, _ in self._hooks for group in hooks.optimizer.param_groups for p in group["params"]}
+        held, parameters = self.held.covered, trainable_parameters(self.model)
+        others = [p for name, p in parameters.items() if name in held and id(p) not in trained] if trained else []
+        self._watch.start(others=others)
+
     def _warn_unheld(self) -> None:
         kinds = ", ".join(type(hooks.optimizer).__name__ for hooks, _ in self._hooks)
         warnings.warn(unheld_warning(self.mechanism, kinds), stacklevel=2)
+
+    def _warn_moved_around(self) -> None:
+        for bare, kind in self._around.items():
+            warnings.warn(moved_around_warning(self.mechanism, kind, type(bare).__name__), stacklevel=2)
 
     def _check_strength(self, strength: object) -> None:
         holds = isinstance(strength, int | float) and strength >= 0

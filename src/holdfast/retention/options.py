@@ -111,6 +111,14 @@ def unheld_warning(where: str, kinds: str) -> str:
     )
 
 
+def moved_around_warning(where: str, kind: str, inner: str) -> str:
+    """What to say of an optimizer of this kind that changes weights after each step of the inner one."""
+    return (
+        f"{where}: {kind} changes the weights after each step() of the {inner} within it, and what it adds is not "
+        f"held. Let the {inner} take the steps alone (WSAM: decouple=False), or train with another optimizer."
+    )
+
+
 def is_unsteady(optimizer: Optimizer) -> bool:
     """Whether it is LBFGS without a line search, which pulls after its steps make diverge."""
     return isinstance(optimizer, LBFGS) and all(group["line_search_fn"] is None for group in optimizer.param_groups)

@@ -127,11 +127,6 @@ class Plan:
         """All that is held, moved by this step or not, as it was found last."""
         return [p for part in (*self._parts, *self._layers) for p in part.parameters]
 
-    @property
-    def moves(self) -> bool:
-        """Whether anything that is held has or had a gradient in this step."""
-        return bool(self.gradients) or any(p.grad is not None for p in self.found)
-
     def all_parts(self, optimizer: Optimizer, held: Retained) -> list[Part]:
         """All parts, moved by this step or not."""
         key = [

@@ -39,6 +39,15 @@ def bare_optimizer(optimizer: Any) -> Optimizer:
     return inner
 
 
+def optimizer_around(optimizer: Any, bare: Optimizer) -> str | None:
+    """The kind of the optimizer around `bare` that was passed, which may do more than its steps; None if there is none.
+
+    Accelerate's wrapper does nothing else.
+    """
+    passes_on = optimizer is bare or type(optimizer).__module__.startswith("accelerate.")
+    return None if passes_on else type(optimizer).__name__
+
+
 def _inner_optimizers(optimizer: Optimizer) -> dict[str, Optimizer]:
     """Attribute -> optimizer, for those within this one that train the same parameters."""
     own = _parameters(optimizer)
