@@ -15,7 +15,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +37,32 @@ class Kind:
         name: of the kind.
         make: fills the folder it is given, which does not exist.
         load: what is read of it, as values that `print_of` takes.
+        goes_on: loading goes on with what is there, and may change the folder where it is not refused.
+        has_digests: of all its files; where they have none, an edit that has a meaning may be read as what it says.
     """
 
     name: str
-    make: Callable[[Path], None]
+    make: Callable[[Path], object]
     load: Callable[[Path], Any]
+    goes_on: bool = False
+    has_digests: bool = True
+
+
+@dataclass
+class Tally:
+    """What came of the damages of one kind.
+
+    Attributes:
+        refused: with one line.
+        right: loaded, as what was saved.
+        as_edited: loaded, as the edit says: where it was signed, or the files have no digests.
+        faults: each in words.
+    """
+
+    refused: int = 0
+    right: int = 0
+    as_edited: int = 0
+    faults: list[str] = field(default_factory=list)
 
 
 def print_of(value: Any) -> str:
@@ -77,11 +98,8 @@ def limited(seconds: int) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def fault_of(kind: Kind, folder: Path, right: str, *, signed: bool = False) -> str | None:
-    """What is wrong in how a damaged folder is loaded; None where it is refused or gives what was saved.
-
-    Where an edit was signed with new digests, what it says may be loaded, if it can be.
-    """
+def come_of(kind: Kind, folder: Path, right: str, how: str, *, signed: bool) -> Tally:
+    """What came of one damage."""
     before = listing(folder)
     try:
         with limited(SECONDS):
@@ -89,15 +107,27 @@ def fault_of(kind: Kind, folder: Path, right: str, *, signed: bool = False) -> s
     except HoldfastError as error:
         said = str(error)
         if "\n" in said or not 10 < len(said) < 1500:
-            return f"refused in {said.count(chr(10)) + 1} lines of {len(said)} characters: {said[:300]!r}"
-        found = right
+            return Tally(
+                faults=[f"{how}: refused in {said.count(chr(10)) + 1} lines, {len(said)} long: {said[:300]!r}"]
+            )
+        changed = _changed(before, folder)
+        return Tally(faults=[f"{how}: the refusal changed {changed}"]) if changed else Tally(refused=1)
     except HangsError:
-        return "hangs"
+        return Tally(faults=[f"{how}: hangs"])
     except BaseException as error:
-        return f"raw {type(error).__name__}: {str(error)[:200]!r}"
-    if listing(folder) != before:
-        return "loading changed the folder"
-    return None if found == right or signed else "loaded, and not what was saved"
+        return Tally(faults=[f"{how}: raw {type(error).__name__}: {str(error)[:200]!r}"])
+    if not kind.goes_on and (changed := _changed(before, folder)):
+        return Tally(faults=[f"{how}: loading changed {changed}"])
+    if found == right:
+        return Tally(right=1)
+    if signed or not kind.has_digests:
+        return Tally(as_edited=1)
+    return Tally(faults=[f"{how}: loaded, and not what was saved"])
+
+
+def _changed(before: dict[str, str], folder: Path) -> list[str]:
+    after = listing(folder)
+    return sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
 
 
 # --- damages
@@ -110,8 +140,9 @@ def damage(folder: Path, dice: random.Random) -> str:
     if texts and dice.random() < 0.4:
         path = dice.choice(texts)
         how = _change_json(path, dice)
-        if (folder / MANIFEST).exists() and dice.random() < 0.7:
-            write_manifest(folder)
+        ours = next((place for place in path.parents if (place / MANIFEST).exists()), None)
+        if ours is not None and folder in (ours, *ours.parents) and dice.random() < 0.7:
+            write_manifest(ours)
             how += ", and signed"
         return f"{path.relative_to(folder)}: {how}"
     path = dice.choice(files)
@@ -159,6 +190,9 @@ _VALUES: dict[str, Callable[[Any], Any]] = {
     "not a number": lambda was: float("nan"),
     "infinite": lambda was: float("inf"),
     "in a list": lambda was: [was],
+    "half a character": lambda was: "\ud800",
+    "huge": lambda was: 10**4000,
+    "deep": lambda was: json.loads("[" * 300 + "]" * 300),
 }
 
 
@@ -188,7 +222,7 @@ def _swap(path: Path, dice: random.Random) -> None:
 
 def _link(path: Path, dice: random.Random) -> None:
     path.unlink()
-    path.symlink_to("nowhere")
+    path.symlink_to(dice.choice(["nowhere", path.name, "/dev/zero"]))
 
 
 def _write(make: Callable[[bytes, random.Random], bytes]) -> Callable[[Path, random.Random], None]:
@@ -208,23 +242,34 @@ _OF_FILES: dict[str, Callable[[Path, random.Random], None]] = {
     "a folder": _folder,
     "a pipe": _pipe,
     "another's": _swap,
-    "a dangling link": _link,
+    "a link": _link,
 }
 
 
-def faults(kind: Kind, work: Path, *, times: int, seed: int) -> list[str]:
-    """What went wrong in so many damages of one kind of folder."""
+def tally(kind: Kind, work: Path, *, times: int, seed: int) -> Tally:
+    """What came of so many damages of one kind of folder."""
     whole = work / kind.name / "whole"
     whole.parent.mkdir(parents=True)
     kind.make(whole)
-    right = print_of(kind.load(whole))
-    found = []
+    copy = work / kind.name / "copy"
+    shutil.copytree(whole, copy, symlinks=True)
+    right = print_of(kind.load(copy))
+    shutil.rmtree(copy)
+    total = Tally()
     for number in range(times):
         dice = random.Random(f"{kind.name} {seed} {number}")
-        copy = work / kind.name / "copy"
         shutil.copytree(whole, copy, symlinks=True)
         how = damage(copy, dice)
-        if (fault := fault_of(kind, copy, right, signed=how.endswith("signed"))) is not None:
-            found.append(f"{kind.name} {number}: {how}: {fault}")
+        one = come_of(kind, copy, right, f"{kind.name} {number}: {how}", signed=how.endswith("signed"))
+        total.refused, total.right = total.refused + one.refused, total.right + one.right
+        total.as_edited, total.faults = total.as_edited + one.as_edited, total.faults + one.faults
         shutil.rmtree(copy)
-    return found
+    return total
+
+
+def check(kind: Kind, work: Path, *, times: int, seed: int) -> None:
+    """Damage a kind so often; fails where anything but a refusal in one line or the right value came of it."""
+    found = tally(kind, work, times=times, seed=seed)
+    told = f"{kind.name}: {times} damages, {found.refused} refused, {found.right} right, {found.as_edited} as edited"
+    print(f"{told}, {len(found.faults)} faults")
+    assert not found.faults, "\n".join(found.faults)

@@ -17,6 +17,10 @@ TEMPORARY = ".holdfast-{name}.{pid}.new"
 """The name under which a file is written before it takes its place."""
 
 
+_MOST_DIGITS = 40
+"""Of a whole number in a JSON file; seeds and hashes have half as many."""
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file in UTF-8, whole or not at all; see `write_bytes`."""
     write_bytes(path, text.encode())
@@ -100,6 +104,12 @@ def read_json(path: Path) -> dict[str, Any]:
     return parsed_json(read_bytes(path), where=path)
 
 
+def _whole_number(digits: str) -> int:
+    if len(digits) > _MOST_DIGITS:
+        raise ValueError(f"a number of {len(digits)} digits")
+    return int(digits)
+
+
 def parsed_json(content: bytes, *, where: Path) -> dict[str, Any]:
     """The JSON object in the content of a file.
 
@@ -107,7 +117,9 @@ def parsed_json(content: bytes, *, where: Path) -> dict[str, Any]:
         FileFormatError: it is not one; `where` is named.
     """
     try:
-        found = json.loads(content.decode("utf-8"))
+        found = json.loads(content.decode("utf-8"), parse_int=_whole_number)
+        if b"\\ud" in content.lower():  # half a character may be escaped, and could be neither shown nor written
+            json.dumps(found, ensure_ascii=False).encode()
     except ValueError as error:
         raise FileFormatError(f"{where} is no valid JSON ({error}): truncated or edited. Save it again.") from error
     except RecursionError as error:
