@@ -38,6 +38,7 @@ class Kind:
         make: fills the folder it is given, which does not exist.
         load: what is read of it, as values that `print_of` takes.
         goes_on: loading goes on with what is there, and may change the folder where it is not refused.
+        only: names of the files that are damaged, as a pattern; all by default.
         has_digests: of all its files; where they have none, an edit that has a meaning may be read as what it says.
     """
 
@@ -46,6 +47,7 @@ class Kind:
     load: Callable[[Path], Any]
     goes_on: bool = False
     has_digests: bool = True
+    only: str = "*"
 
 
 @dataclass
@@ -133,9 +135,9 @@ def _changed(before: dict[str, str], folder: Path) -> list[str]:
 # --- damages
 
 
-def damage(folder: Path, dice: random.Random) -> str:
+def damage(folder: Path, dice: random.Random, *, only: str = "*") -> str:
     """Damage one file of a folder, or an entry of a JSON file with the digests made anew; says how."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = sorted(path for path in folder.rglob(only) if path.is_file())
     texts = [path for path in files if path.suffix in (".json", ".jsonl") and path.name != MANIFEST]
     if texts and dice.random() < 0.4:
         path = dice.choice(texts)
@@ -259,7 +261,7 @@ def tally(kind: Kind, work: Path, *, times: int, seed: int) -> Tally:
     for number in range(times):
         dice = random.Random(f"{kind.name} {seed} {number}")
         shutil.copytree(whole, copy, symlinks=True)
-        how = damage(copy, dice)
+        how = damage(copy, dice, only=kind.only)
         one = come_of(kind, copy, right, f"{kind.name} {number}: {how}", signed=how.endswith("signed"))
         total.refused, total.right = total.refused + one.refused, total.right + one.right
         total.as_edited, total.faults = total.as_edited + one.as_edited, total.faults + one.faults

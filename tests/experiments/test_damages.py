@@ -96,8 +96,13 @@ def _of_results(path: Path) -> Any:
     """All that a recipe reads before it decides what is left to do; what is missing would be done again."""
     found = {**finished([ONE, TWO], path / "out"), **committed(path)}
     every = {config: found.get(config, known) for config, known in ((ONE, outcome(ONE, 0.87)), (TWO, _LOST))}
-    told = [entry.diverged if entry.result is None else figures(entry.result) for entry in every.values()]
+    told = [entry.diverged if entry.result is None else _rounded(entry.result) for entry in every.values()]
     return told, read_measured(path / "it" / "results.json") or {3: {"seed": 3, "x": 1}}
+
+
+def _rounded(result: RunResult) -> Any:
+    """As compact files have it."""
+    return [[round(value, 4) for value in row] for row in result.accuracy_matrix], result.config
 
 
 _LOST = Outcome(TWO, None, "the loss is nan")
@@ -113,6 +118,8 @@ KINDS = {
     "results": (Kind("results", _results, _of_results), 200),
     "report": (Kind("report", _reported, _reported, goes_on=True), 60),
     "sweep": (Kind("sweep", _swept, _swept, goes_on=True, has_digests=False), 60),
+    "sweep.db": (Kind("sweep.db", _swept, _swept, goes_on=True, has_digests=False, only="sweep.db"), 60),
+    "sweep.json": (Kind("sweep.json", _swept, _swept, goes_on=True, only="sweep-*"), 30),
     "generation": (Kind("generation", lambda path: run_generation(GAN, output=path), _of_generation, goes_on=True), 60),
     "killed-generation": (Kind("killed-generation", _killed_generation, _of_generation, goes_on=True), 40),
 }

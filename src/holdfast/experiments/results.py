@@ -11,8 +11,8 @@ from typing import Annotated, Any, TypedDict, get_type_hints
 
 from holdfast import metrics
 from holdfast.errors import FileFormatError
-from holdfast.files.typed import Amount, Change, Count, Fraction, Within, listed, typed
 from holdfast.files import read_sealed, write_sealed
+from holdfast.files.typed import Amount, Change, Count, Fraction, Within, listed, typed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,8 @@ class RunResult:
         """Read `result.json`; fields that this version does not know are passed over.
 
         Raises:
-            FileFormatError: the file is missing, damaged or edited, lacks a field, or a field has another type, range or shape.
+            FileFormatError: the file is missing, damaged or edited, lacks a field, or a field has another type, range
+                or shape.
         """
         remedy = "Delete it and run the same command again, which finishes from its checkpoint."
         hints = get_type_hints(cls, include_extras=True)

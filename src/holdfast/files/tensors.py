@@ -52,10 +52,7 @@ def read_tensors(path: Path, digest: str) -> dict[str, Tensor]:
     with opened(path) as file:
         found = sha256_of(file)
         if found != digest:
-            raise FileFormatError(
-                f"{path} is damaged, truncated or edited: its sha256 is {found[:12]}..., "
-                f"the folder's manifest says {digest[:12]}.... Save or copy the folder again."
-            )
+            raise FileFormatError(damaged(path, found, digest))
         try:
             tensors = load_file(path)
             same = os.path.samestat(os.fstat(file.fileno()), path.stat())
@@ -66,6 +63,14 @@ def read_tensors(path: Path, digest: str) -> dict[str, Tensor]:
     if not same:  # another save came between the two looks at it
         raise FileFormatError(f"{path} was replaced while it was read. Read it again.")
     return tensors
+
+
+def damaged(path: Path, found: str, expected: str) -> str:
+    """The text of an error: a file's sha256 is another than its folder's manifest says."""
+    return (
+        f"{path} is damaged, truncated or edited: its sha256 is {found[:12]}..., the folder's manifest says "
+        f"{expected[:12]}.... Save or copy the folder again."
+    )
 
 
 def sha256_of(file: BufferedReader) -> str:

@@ -61,11 +61,10 @@ def _arrow_batches(path: Path) -> Iterator[Any]:
         file.seek(0)
         with (pyarrow.ipc.open_file if is_file else pyarrow.ipc.open_stream)(file) as reader:
             yield reader.schema
-            if not is_file:
-                yield from reader
-                return
-            for number in range(reader.num_record_batches):
-                yield reader.get_batch(number)
+            found = map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader
+            for batch in found:
+                batch.validate(full=True)  # what is not looked at before could end the process
+                yield batch
 
 
 def _after_first(batches: Iterator[Any]) -> Iterator[Any]:
@@ -99,8 +98,8 @@ def _whole(path: Path, form: str) -> Iterator[None]:
     try:
         with readable(path):
             yield
-    except pyarrow.ArrowInvalid as error:
-        told = str(error).splitlines()[0]
+    except pyarrow.ArrowException as error:
+        told = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataFileError(f"{path} is no whole {form} file ({told}). Copy it again.") from error
 
 
