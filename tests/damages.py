@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import os
 import random
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -275,3 +277,49 @@ def check(kind: Kind, work: Path, *, times: int, seed: int) -> None:
     told = f"{kind.name}: {times} damages, {found.refused} refused, {found.right} right, {found.as_edited} as edited"
     print(f"{told}, {len(found.faults)} faults")
     assert not found.faults, "\n".join(found.faults)
+
+
+# --- a reader beside a writer
+
+
+def check_beside(kind: Kind, other: Callable[[Path], object], work: Path, *, times: int) -> None:
+    """Load a folder so often while another process saves into it, now this way and now the other.
+
+    Each load must give one of the two saves whole.
+    """
+    place, saves = work / kind.name, (kind.make, other)
+    right = set()
+    for save in saves:
+        save(place)
+        right.add(print_of(kind.load(place)))
+    assert len(right) == 2, "two saves that cannot be told apart"
+    writer = multiprocessing.get_context("fork").Process(target=_save_on, args=(saves, place), daemon=True)
+    writer.start()
+    found = Tally()
+    try:
+        for number in range(times):
+            try:
+                with limited(SECONDS):
+                    print_found = print_of(kind.load(place))
+            except HoldfastError as error:
+                found.refused += 1
+                found.faults.append(f"{kind.name} {number}: refused: {error}")
+            except BaseException as error:
+                found.faults.append(f"{kind.name} {number}: raw {type(error).__name__}: {str(error)[:200]!r}")
+            else:
+                found.right += print_found in right
+                found.faults += [] if print_found in right else [f"{kind.name} {number}: a mix of two saves"]
+        assert writer.is_alive(), "the writer has ended"
+    finally:
+        writer.kill()
+        writer.join()
+    print(f"{kind.name}: {times} loads beside a writer, {found.right} right, {len(found.faults)} faults")
+    assert not found.faults, "\n".join(found.faults)
+
+
+def _save_on(saves: Sequence[Callable[[Path], object]], place: Path) -> None:
+    torch.set_num_threads(1)
+    while True:
+        for save in saves:
+            save(place)
+            time.sleep(0.002)

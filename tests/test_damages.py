@@ -8,12 +8,21 @@ from dataclasses import asdict
 import pytest
 import torch
 from safetensors.torch import save_file
-from tests.damages import Kind, check
+from tests.damages import Kind, check, check_beside
 from torch import nn
 
-from holdfast import EWC, WVA, Importance, fisher, kfac
+from holdfast import EWC, WVA, Importance, fisher, kfac, mas
 from holdfast.factored import load_importance
-from holdfast.files import new_folder, read_state, write_description, write_json, write_state, write_tensors
+from holdfast.files import (
+    new_folder,
+    read_sealed,
+    read_state,
+    write_description,
+    write_json,
+    write_sealed,
+    write_state,
+    write_tensors,
+)
 from holdfast.memory.stored import read
 from holdfast.records import DESCRIPTION
 
@@ -115,6 +124,55 @@ KINDS = [
     Kind("state", lambda path: write_state(path / "state.safetensors", net().state_dict(), {"step": 3, "loss": [0.5]}),
          lambda path: read_state(path / "state.safetensors")),
 ]  # fmt: skip
+
+
+def other_net():
+    """As `net`, with other weights."""
+    model = net()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(1.5)
+    return model
+
+
+def _ewc(model, **options):
+    return EWC(model, strength=1.0, **options).retain(fisher(model, data()))
+
+
+def _loaded_ewc(path):
+    return EWC.load(path, net()).state()
+
+
+def _loaded(path):
+    return _values(load_importance(path))
+
+
+BESIDE = {
+    "importance": (lambda path: fisher(net(), data()).save(path), lambda path: mas(net(), data()).save(path), _loaded),
+    "or-factors": (lambda path: fisher(net(), data()).save(path), lambda path: kfac(net(), data()).save(path), _loaded),
+    "shards": (in_shards, lambda path: mas(net(), data()).save(path), _loaded),
+    "ewc": (lambda path: _ewc(net()).save(path), lambda path: _ewc(other_net()).save(path), _loaded_ewc),
+    "forms": (lambda path: _ewc(net(), importance_dtype="int8", anchor_dtype="int16").save(path),
+              lambda path: _ewc(other_net()).save(path), _loaded_ewc),
+    "state": (lambda path: write_state(path / "a", net().state_dict(), {"of": 1}),
+              lambda path: write_state(path / "a", other_net().state_dict(), {"of": 2}),
+              lambda path: read_state(path / "a")),
+    "sealed": (lambda path: write_sealed(path, {"a": 1, "b": 1}), lambda path: write_sealed(path, {"a": 2, "b": 2}),
+               read_sealed),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_a_reader_beside_a_writer_finds_one_save_whole(tmp_path, name):
+    one, other, load = BESIDE[name]
+    check_beside(Kind(name, one, load), other, tmp_path, times=8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BESIDE)
+def test_many_loads_beside_a_writer(tmp_path, name):
+    one, other, load = BESIDE[name]
+    check_beside(Kind(name, one, load), other, tmp_path, times=300)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)

@@ -184,13 +184,14 @@ class Importance(Mapping[str, Tensor]):
             FileFormatError: a missing, truncated, edited or wrong-version file.
             ParameterMismatchError: names or shapes that do not match `model`.
         """
-        importance = read_folder(path, cls._saved)
+        importance = read_folder(path, cls.saved_in)
         if model is not None:
             check_names(importance, model, where=f"Importance.load({str(path)!r})")
         return importance
 
     @classmethod
-    def _saved(cls, saved: Saved) -> Importance:
+    def saved_in(cls, saved: Saved) -> Importance:
+        """Read one save of a folder; see `load`."""
         content = saved.description(DESCRIPTION)
         info = ImportanceInfo.from_dict(content, where=str(saved.path / DESCRIPTION))
         if "factors" in content:

@@ -6,7 +6,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from holdfast.errors import FileFormatError, HoldfastError
 from holdfast.files.checks import COMMIT
+from holdfast.files.locks import undisturbed
 from holdfast.files.manifest import (
     FORMAT_VERSION,
     MANIFEST,
@@ -171,18 +172,21 @@ class Saved:
 def read_folder(path: str | os.PathLike[str], read: Callable[[Saved], T]) -> T:
     """What `read` makes of one save of a folder; from the start again where another save came between.
 
+    From the third time on writers are kept out meanwhile.
+
     Raises:
         FileFormatError: there is none, or it is damaged, truncated or edited.
         HoldfastError: what `read` raises.
     """
     for left in reversed(range(_TRIES)):
-        saved = Saved.at(path)
-        try:
-            return read(saved)
-        except HoldfastError:
-            if left == 0 or (saved.is_current() and not saved.is_moving):
-                raise
-            time.sleep(0.01)
+        with undisturbed(Path(path)) if left < _TRIES - 2 else nullcontext():
+            saved = Saved.at(path)
+            try:
+                return read(saved)
+            except HoldfastError:
+                if left == 0 or (saved.is_current() and not saved.is_moving):
+                    raise
+        time.sleep(0.01)
     raise AssertionError("the last try returns or raises")
 
 

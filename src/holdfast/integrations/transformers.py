@@ -126,7 +126,7 @@ class HoldfastCallback(TrainerCallback):
                 f"{', '.join(map(str, candidates))} is the checkpoint it resumes from. "
                 "Pass HoldfastCallback(keeper, resume_from_checkpoint=...), the folder that train() was given."
             )
-        if (found / FOLDER).is_dir():
+        if os.path.lexists(found / FOLDER):
             keeper.restore(found / FOLDER)
         else:
             warnings.warn(

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tests.damages import Kind, check
+from tests.damages import Kind, check, check_beside, print_of
 from tests.experiments.language import tiny
 from tests.experiments.tiny import Killed
+from tests.files.folders import listing
 
+from holdfast.errors import FileFormatError, HoldfastError
 from holdfast.experiments.language.batches import examples
+from holdfast.experiments.language.checkpoints import last_checkpoint
 from holdfast.experiments.language.finetuning import Holding, Settings
 from holdfast.experiments.language.importance_folder import read_importance, write_importance
 from holdfast.experiments.language.keeping import keep_and_learn
@@ -23,6 +27,7 @@ from holdfast.experiments.language.models import LanguageModel, load_model
 from holdfast.experiments.language.rows import read_rows
 from holdfast.experiments.language.sources import Source
 from holdfast.factored import load_importance
+from holdfast.files import write_state
 from holdfast.records import Importance, ImportanceInfo
 
 SETTINGS = Settings(steps=4, lr=5e-3, batch_size=8, save_every=1)
@@ -180,6 +185,113 @@ def kinds(place: Path) -> dict[str, tuple[Kind, int]]:
 
 
 NAMES = ["heads", "foreign-classifier", "foreign-causal", "finetuned", "finetuning", "measuring", "keep", "data"]
+
+
+def _beside(place: Path, work: Path, *, times: int) -> None:
+    """Two models of other heads and weights, saved in turn."""
+    two = load_model(str(place / "heads"))
+    one = load_model(str(place / "heads"), head="original")
+    with torch.no_grad():
+        for weight in one.base.parameters():
+            weight.add_(1)
+    check_beside(Kind("model", one.save, _model), two.save, work, times=times)
+    encoder, causal = load_model(str(place / "encoder")), load_model(str(place / "causal"))
+    check_beside(Kind("encoder", encoder.save, _model), causal.save, work, times=times // 3)
+
+
+def test_a_reader_beside_a_writer_finds_one_model_whole(place: Path, tmp_path: Path):
+    _beside(place, tmp_path, times=6)
+
+
+@pytest.mark.slow
+def test_many_loads_beside_a_writer(place: Path, tmp_path: Path):
+    _beside(place, tmp_path, times=300)
+
+
+@pytest.mark.parametrize("moved", [0, 1, 3])
+def test_a_model_whose_writer_was_killed_while_its_files_moved(
+    place: Path, tmp_path: Path, moved: int, monkeypatch: pytest.MonkeyPatch
+):
+    """It is read from both places, and the next save finishes it."""
+    model = load_model(str(place / "heads"))
+    model.save(tmp_path / "x")
+    right = print_of(_model(tmp_path / "x"))
+    files = sorted((tmp_path / "x").iterdir(), key=lambda path: path.name == "holdfast.json")  # which moves last
+    (tmp_path / "x" / ".holdfast-commit").mkdir()
+    for path in files[moved:]:
+        path.rename(path.parent / ".holdfast-commit" / path.name)
+    before = listing(tmp_path)
+    assert print_of(_model(tmp_path / "x")) == right
+    assert listing(tmp_path) == before
+    moving = tmp_path / "x" / ".holdfast-commit" / files[-2].name
+    content = moving.read_bytes()
+    moving.write_bytes(b"{}")
+    with pytest.raises(FileFormatError, match=f"{files[-2].name} is damaged, truncated or edited"):
+        load_model(str(tmp_path / "x"))
+    moving.write_bytes(content)
+    model.save(tmp_path / "x")
+    assert set((tmp_path / "x").iterdir()) == set(files)
+    assert print_of(_model(tmp_path / "x")) == right
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("config.json", '{"architectures": 3}', "architectures is 3, expected a list"),
+        ("config.json", '{"id2label": {"x": "a"}}', "id2label has the keys 'x', expected whole numbers"),
+        ("tokenizer.json", "{}", "classifier cannot be loaded: "),
+        ("tokenizer.json", "[" * 50_000, "classifier cannot be loaded: "),
+        ("tokenizer_config.json", "[]", "classifier cannot be loaded: "),
+        ("model.safetensors", "x", "classifier: its weights are truncated or damaged"),
+    ],
+)
+def test_what_transformers_cannot_read_is_one_line(place: Path, tmp_path: Path, name: str, content: str, told: str):
+    shutil.copytree(place / "classifier", tmp_path / "classifier")
+    (tmp_path / "classifier" / name).write_text(content)
+    with pytest.raises(HoldfastError, match=told) as error:
+        load_model(str(tmp_path / "classifier"))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "model.safetensors", "generation_config.json", "more"])
+def test_a_pipe_among_the_files_of_a_model_is_not_waited_for(place: Path, tmp_path: Path, name: str):
+    shutil.copytree(place / "classifier", tmp_path / "classifier")
+    (tmp_path / "classifier" / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / "classifier" / name)
+    with pytest.raises(FileFormatError, match=f"classifier: {name} is a pipe or a device; expected files. Take it"):
+        load_model(str(tmp_path / "classifier"))
+
+
+def test_a_checkpoint_that_was_half_written_is_swept_and_a_damaged_one_refused(place: Path, tmp_path: Path):
+    _interrupted(place, tmp_path)
+    training = tmp_path / "out" / ".holdfast-training"
+    last = last_checkpoint(training / "held")
+    assert last is not None
+    shutil.copytree(last, training / "held" / "checkpoint-10")
+    (training / "held" / "checkpoint-10" / "holdfast.json").unlink()
+    (training / "held" / "checkpoint-10" / "optimizer.pt").write_bytes(b"half")
+    assert last_checkpoint(training / "held") == last
+    assert not (training / "held" / "checkpoint-10").exists()
+    content = (last / "optimizer.pt").read_bytes()
+    (last / "optimizer.pt").write_bytes(content[:-1] + b"x")
+    before = listing(tmp_path)
+    with pytest.raises(FileFormatError, match=r"optimizer.pt is damaged, .*Delete .*checkpoint-\d to go on from"):
+        _learned(place, tmp_path / "out")
+    assert listing(tmp_path) == before
+    (last / "optimizer.pt").write_bytes(content)
+    (training / "training.json").unlink()
+    with pytest.raises(FileFormatError, match=r"training.json is missing beside checkpoints. Delete .* to begin anew"):
+        _learned(place, tmp_path / "out")
+    shutil.rmtree(training)
+    _learned(place, tmp_path / "out")
+
+
+def test_the_checkpoint_of_something_else_is_no_measurement(place: Path, tmp_path: Path):
+    write_state(tmp_path / "state", {"x": torch.ones(1)}, {"key": 1})
+    with pytest.raises(FileFormatError, match="state is the checkpoint of something else. Delete it to begin anew"):
+        _measured(place, tmp_path / "out", checkpoint=tmp_path / "state")
+    (tmp_path / "state").unlink()
+    _measured(place, tmp_path / "out", checkpoint=tmp_path / "state")
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -258,10 +258,10 @@ def _loaded(
     except HoldfastError:
         raise
     except (SafetensorError, EOFError) as error:
-        raise FileFormatError(f"{folder}: its weights are truncated or damaged ({error}). Copy it again.") from error
+        raise FileFormatError(f"{name}: its weights are truncated or damaged ({error}). Copy it again.") from error
     except Exception as error:  # whatever foreign libraries can say of a damaged folder
         told = " ".join(str(error).split())[:300] or type(error).__name__
-        raise OptionError(f"{folder} cannot be loaded: {told}") from error
+        raise OptionError(f"{name} cannot be loaded: {told}") from error
     found = LanguageModel(
         name=name,
         folder=folder,
