@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import stat
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from glob import escape
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,11 @@ from holdfast.errors import FileFormatError, OutputError
 TEMPORARY = ".holdfast-{name}.{pid}.new"
 """The name under which a file is written before it takes its place."""
 
+
+_ABANDONED = 120.0
+"""Seconds after which nobody writes a temporary file any more; a process of another machine may, whose number is free
+here.
+"""
 
 _MOST_DIGITS = 40
 """Of a whole number in a JSON file; seeds and hashes have half as many."""
@@ -49,6 +56,7 @@ def replacing(path: Path) -> Iterator[Path]:
         OutputError: an `OSError` in the block or in the renaming; what stood at `path` is kept.
     """
     temporary = path.with_name(TEMPORARY.format(name=path.name, pid=os.getpid()))
+    _sweep(path)
     try:
         yield temporary
         temporary.replace(path)
@@ -56,6 +64,26 @@ def replacing(path: Path) -> Iterator[Path]:
         raise OutputError(f"cannot write {path}: {error}. Choose a place that can be written.") from error
     finally:
         _discard(temporary)  # also after Ctrl-C; gone already where all went well
+
+
+def _sweep(path: Path) -> None:
+    """Remove what killed processes left of writing this file."""
+    with suppress(OSError):
+        for stale in path.parent.glob(TEMPORARY.format(name=escape(path.name), pid="*")):
+            pid = stale.name.split(".")[-2]
+            is_ours = pid.isdecimal() and stale.is_file() and not stale.is_symlink()
+            if is_ours and time.time() - stale.stat().st_mtime > _ABANDONED and not _is_alive(int(pid)):
+                _discard(stale)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # it is another user's
+        return True
+    return True
 
 
 def _discard(path: Path) -> None:
