@@ -13,8 +13,9 @@ from tests.files.folders import listing
 
 from holdfast.errors import FailedRunsError, OptionError, OutputError
 from holdfast.experiments import pool
+from holdfast.experiments.job import Job
 from holdfast.experiments.parallel import run_all
-from holdfast.experiments.pool import Job, pool_of
+from holdfast.experiments.pool import pool_of
 from holdfast.experiments.run import run
 
 CONFIGS = [tiny("ewc-fisher", seed=seed, strength=strength) for seed in (0, 1) for strength in (1.0, 10.0)]

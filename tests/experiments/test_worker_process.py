@@ -12,8 +12,9 @@ from tests.experiments.tiny import tiny
 import holdfast
 from holdfast.errors import FailedRunsError
 from holdfast.experiments import pool
+from holdfast.experiments.job import Job
 from holdfast.experiments.parallel import run_all
-from holdfast.experiments.pool import Job, pool_of
+from holdfast.experiments.pool import pool_of
 from holdfast.experiments.worker_process import Inbox, WorkerProcess, environment, how_it_died
 
 CONFIGS = [tiny("none", seed=seed) for seed in (0, 1)]

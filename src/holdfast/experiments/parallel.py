@@ -11,7 +11,8 @@ from typing import Any
 from holdfast.errors import FailedRunsError, FileFormatError, RunMismatchError
 from holdfast.experiments.config import RunConfig
 from holdfast.experiments.folder import RunFolder
-from holdfast.experiments.pool import Job, pool_of
+from holdfast.experiments.job import Job
+from holdfast.experiments.pool import pool_of
 from holdfast.experiments.results import RunResult
 from holdfast.experiments.run import Watch
 

@@ -16,6 +16,7 @@ import torch
 
 from holdfast.errors import FailedRunsError, HoldfastError, NotFiniteError, OptionError
 from holdfast.experiments.config import RunConfig
+from holdfast.experiments.job import Job
 from holdfast.experiments.results import RunResult
 from holdfast.experiments.run import Watch, run
 from holdfast.experiments.stacked import named, train_stacked
@@ -24,23 +25,6 @@ from holdfast.streams.catalog import load_images
 
 MOST_DEATHS = 3
 """A job whose worker has died so often is given up: it is likely the cause."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a worker does in one go: a run, or several that are trained as one batched program."""
-
-    configs: tuple[RunConfig, ...]
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Of the folders of its runs."""
-        return tuple(config.name for config in self.configs)
-
-    @property
-    def stacked(self) -> bool:
-        """Whether it is one batched program."""
-        return len(self.configs) > 1
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ from typing import Any, TextIO
 import torch
 
 from holdfast.experiments.config import RunConfig
-from holdfast.experiments.pool import Job, Performer, StoppedError
+from holdfast.experiments.job import Job
+from holdfast.experiments.pool import Performer, StoppedError
 
 
 def main() -> None:

@@ -14,12 +14,10 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import holdfast
-
-if TYPE_CHECKING:
-    from holdfast.experiments.pool import Job
+from holdfast.experiments.job import Job
 
 KEPT_LINES = 5
 """So many of the last lines that a worker wrote to its standard error are told when it dies."""

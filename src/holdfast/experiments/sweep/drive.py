@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from holdfast.errors import FailedRunsError, NotFiniteError, OptionError
 from holdfast.experiments.config import RunConfig
-from holdfast.experiments.pool import Done, Job, Pool, pool_of
+from holdfast.experiments.job import Job
+from holdfast.experiments.pool import Done, Pool, pool_of
 from holdfast.experiments.results import RunResult
 from holdfast.experiments.run import Watch
 from holdfast.experiments.stacked import why_not_stacked
