@@ -67,6 +67,7 @@ class ImportanceInfo:
         return cls(**record, details=details)
 
 
+_Nats: Any = Annotated[float, Within(0, 1e300)]
 _INFO: Mapping[str, Any] = {
     "kind": str,
     "num_examples": Count,
@@ -74,7 +75,7 @@ _INFO: Mapping[str, Any] = {
     "unit": str,
     "model": str,
     "library_version": str,
-    "nats_per_unit": Annotated[float, Within(0, 1e300)] | None,
+    "nats_per_unit": _Nats | None,
 }
 """Its fields in JSON, and their types; `details` aside, whose values may be any `Detail`."""
 

@@ -6,7 +6,7 @@ import json
 import os
 import stat
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from glob import escape
 from io import BufferedReader
@@ -89,6 +89,12 @@ def _is_alive(pid: int) -> bool:
 def _discard(path: Path) -> None:
     with suppress(OSError):
         path.unlink()
+
+
+def special_files(paths: Iterable[Path]) -> list[str]:
+    """The names of those that are neither files nor folders, such as pipes, on which a library could wait forever."""
+    there = [path for path in sorted(paths) if path.exists()]
+    return [path.name for path in there if not (path.is_file() or path.is_dir())]
 
 
 @contextmanager

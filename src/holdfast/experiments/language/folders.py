@@ -10,15 +10,16 @@ from typing import Annotated, Any, TypeVar
 
 from holdfast.errors import FileFormatError, OptionError
 from holdfast.experiments.language.heads import HEAD
-from holdfast.files import MANIFEST, Saved, is_saved, opened, read_folder, read_json
+from holdfast.files import MANIFEST, Saved, is_saved, opened, read_folder, read_json, special_files
 from holdfast.files.typed import Within, listed, typed
 
 T = TypeVar("T")
 
+_NumLabels: Any = Annotated[int, Within(0, 10**6)]
 _CONFIG: Mapping[str, Any] = {
     "architectures": list[str] | None,
     "id2label": dict[str, Any] | None,
-    "num_labels": Annotated[int, Within(0, 10**6)] | None,
+    "num_labels": _NumLabels | None,
 }
 
 
@@ -35,9 +36,7 @@ def read_model_folder(folder: Path, load: Callable[[Path], T]) -> T:
                 return load(place)
 
         return read_folder(folder, read)
-    special = [
-        path.name for path in sorted(folder.iterdir()) if path.exists() and not (path.is_file() or path.is_dir())
-    ]
+    special = special_files(folder.iterdir())
     if special:
         raise FileFormatError(f"{folder}: {', '.join(special)} is a pipe or a device; expected files. Take it away.")
     return load(folder)
