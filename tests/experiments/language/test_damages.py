@@ -16,7 +16,7 @@ from tests.experiments.language import tiny
 from tests.experiments.tiny import Killed
 from tests.files.folders import listing
 
-from holdfast.errors import FileFormatError, HoldfastError
+from holdfast.errors import DataFileError, FileFormatError, HoldfastError
 from holdfast.experiments.language.batches import examples
 from holdfast.experiments.language.checkpoints import last_checkpoint
 from holdfast.experiments.language.finetuning import Holding, Settings
@@ -260,6 +260,15 @@ def test_a_pipe_among_the_files_of_a_model_is_not_waited_for(place: Path, tmp_pa
     os.mkfifo(tmp_path / "classifier" / name)
     with pytest.raises(FileFormatError, match=f"classifier: {name} is a pipe or a device; expected files. Take it"):
         load_model(str(tmp_path / "classifier"))
+
+
+@pytest.mark.parametrize("name", ["data-00000-of-00001.arrow", "state.json.more"])
+def test_a_pipe_in_a_saved_data_set_is_not_waited_for(tmp_path: Path, name: str):
+    _data(tmp_path / "data")
+    (tmp_path / "data" / "saved" / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / "data" / "saved" / name)
+    with pytest.raises(DataFileError, match=f"saved: {name} is a pipe or a device; expected files. Take it away"):
+        read_rows(str(tmp_path / "data" / "saved"))
 
 
 def test_a_checkpoint_that_was_half_written_is_swept_and_a_damaged_one_refused(place: Path, tmp_path: Path):

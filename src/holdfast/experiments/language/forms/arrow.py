@@ -11,6 +11,7 @@ from typing import Any
 from holdfast.errors import DataFileError, OptionError
 from holdfast.experiments.language.forms.opened import pyarrow_library, readable
 from holdfast.experiments.language.forms.table import Entries, Table
+from holdfast.files import special_files
 
 SAVED = ("state.json", "dataset_dict.json")
 """What `save_to_disk` writes beside a data set, and beside several splits."""
@@ -111,8 +112,13 @@ def saved_tables(folder: Path) -> dict[str, Table]:
         OptionError: without the `datasets` library.
     """
     library = datasets_library(str(folder))
+    special = special_files(folder.rglob("*"))
+    if special:
+        raise DataFileError(f"{folder}: {', '.join(special)} is a pipe or a device; expected files. Take it away.")
     try:
         found = library.load_from_disk(str(folder))
+        for data in found.values() if hasattr(found, "keys") else [found]:
+            data.data.validate(full=True)  # what is not looked at before could end the process
     except Exception as error:  # whatever a foreign library can say of a damaged folder
         raise DataFileError(
             f"{folder}: datasets cannot load it ({_told(error)}). Save it again with save_to_disk."
