@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import os
 import random
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +39,34 @@ class Kind:
         name: of the kind.
         make: fills the folder it is given, which does not exist.
         load: what is read of it, as values that `print_of` takes.
+        goes_on: loading goes on with what is there, and may change the folder where it is not refused.
+        only: names of the files that are damaged, as a pattern; all by default.
+        has_digests: of all its files; where they have none, an edit that has a meaning may be read as what it says.
     """
 
     name: str
-    make: Callable[[Path], None]
+    make: Callable[[Path], object]
     load: Callable[[Path], Any]
+    goes_on: bool = False
+    has_digests: bool = True
+    only: str = "*"
+
+
+@dataclass
+class Tally:
+    """What came of the damages of one kind.
+
+    Attributes:
+        refused: with one line.
+        right: loaded, as what was saved.
+        as_edited: loaded, as the edit says: where it was signed, or the files have no digests.
+        faults: each in words.
+    """
+
+    refused: int = 0
+    right: int = 0
+    as_edited: int = 0
+    faults: list[str] = field(default_factory=list)
 
 
 def print_of(value: Any) -> str:
@@ -77,11 +102,8 @@ def limited(seconds: int) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def fault_of(kind: Kind, folder: Path, right: str, *, signed: bool = False) -> str | None:
-    """What is wrong in how a damaged folder is loaded; None where it is refused or gives what was saved.
-
-    Where an edit was signed with new digests, what it says may be loaded, if it can be.
-    """
+def come_of(kind: Kind, folder: Path, right: str, how: str, *, signed: bool) -> Tally:
+    """What came of one damage."""
     before = listing(folder)
     try:
         with limited(SECONDS):
@@ -89,29 +111,42 @@ def fault_of(kind: Kind, folder: Path, right: str, *, signed: bool = False) -> s
     except HoldfastError as error:
         said = str(error)
         if "\n" in said or not 10 < len(said) < 1500:
-            return f"refused in {said.count(chr(10)) + 1} lines of {len(said)} characters: {said[:300]!r}"
-        found = right
+            return Tally(
+                faults=[f"{how}: refused in {said.count(chr(10)) + 1} lines, {len(said)} long: {said[:300]!r}"]
+            )
+        changed = _changed(before, folder)
+        return Tally(faults=[f"{how}: the refusal changed {changed}"]) if changed else Tally(refused=1)
     except HangsError:
-        return "hangs"
+        return Tally(faults=[f"{how}: hangs"])
     except BaseException as error:
-        return f"raw {type(error).__name__}: {str(error)[:200]!r}"
-    if listing(folder) != before:
-        return "loading changed the folder"
-    return None if found == right or signed else "loaded, and not what was saved"
+        return Tally(faults=[f"{how}: raw {type(error).__name__}: {str(error)[:200]!r}"])
+    if not kind.goes_on and (changed := _changed(before, folder)):
+        return Tally(faults=[f"{how}: loading changed {changed}"])
+    if found == right:
+        return Tally(right=1)
+    if signed or not kind.has_digests:
+        return Tally(as_edited=1)
+    return Tally(faults=[f"{how}: loaded, and not what was saved"])
+
+
+def _changed(before: dict[str, str], folder: Path) -> list[str]:
+    after = listing(folder)
+    return sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
 
 
 # --- damages
 
 
-def damage(folder: Path, dice: random.Random) -> str:
+def damage(folder: Path, dice: random.Random, *, only: str = "*") -> str:
     """Damage one file of a folder, or an entry of a JSON file with the digests made anew; says how."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = sorted(path for path in folder.rglob(only) if path.is_file())
     texts = [path for path in files if path.suffix in (".json", ".jsonl") and path.name != MANIFEST]
     if texts and dice.random() < 0.4:
         path = dice.choice(texts)
         how = _change_json(path, dice)
-        if (folder / MANIFEST).exists() and dice.random() < 0.7:
-            write_manifest(folder)
+        ours = next((place for place in path.parents if (place / MANIFEST).exists()), None)
+        if ours is not None and folder in (ours, *ours.parents) and dice.random() < 0.7:
+            write_manifest(ours)
             how += ", and signed"
         return f"{path.relative_to(folder)}: {how}"
     path = dice.choice(files)
@@ -159,6 +194,9 @@ _VALUES: dict[str, Callable[[Any], Any]] = {
     "not a number": lambda was: float("nan"),
     "infinite": lambda was: float("inf"),
     "in a list": lambda was: [was],
+    "half a character": lambda was: "\ud800",
+    "huge": lambda was: 10**4000,
+    "deep": lambda was: json.loads("[" * 300 + "]" * 300),
 }
 
 
@@ -188,7 +226,7 @@ def _swap(path: Path, dice: random.Random) -> None:
 
 def _link(path: Path, dice: random.Random) -> None:
     path.unlink()
-    path.symlink_to("nowhere")
+    path.symlink_to(dice.choice(["nowhere", path.name, "/dev/zero"]))
 
 
 def _write(make: Callable[[bytes, random.Random], bytes]) -> Callable[[Path, random.Random], None]:
@@ -208,23 +246,80 @@ _OF_FILES: dict[str, Callable[[Path, random.Random], None]] = {
     "a folder": _folder,
     "a pipe": _pipe,
     "another's": _swap,
-    "a dangling link": _link,
+    "a link": _link,
 }
 
 
-def faults(kind: Kind, work: Path, *, times: int, seed: int) -> list[str]:
-    """What went wrong in so many damages of one kind of folder."""
+def tally(kind: Kind, work: Path, *, times: int, seed: int) -> Tally:
+    """What came of so many damages of one kind of folder."""
     whole = work / kind.name / "whole"
     whole.parent.mkdir(parents=True)
     kind.make(whole)
-    right = print_of(kind.load(whole))
-    found = []
+    copy = work / kind.name / "copy"
+    shutil.copytree(whole, copy, symlinks=True)
+    right = print_of(kind.load(copy))
+    shutil.rmtree(copy)
+    total = Tally()
     for number in range(times):
         dice = random.Random(f"{kind.name} {seed} {number}")
-        copy = work / kind.name / "copy"
         shutil.copytree(whole, copy, symlinks=True)
-        how = damage(copy, dice)
-        if (fault := fault_of(kind, copy, right, signed=how.endswith("signed"))) is not None:
-            found.append(f"{kind.name} {number}: {how}: {fault}")
+        how = damage(copy, dice, only=kind.only)
+        one = come_of(kind, copy, right, f"{kind.name} {number}: {how}", signed=how.endswith("signed"))
+        total.refused, total.right = total.refused + one.refused, total.right + one.right
+        total.as_edited, total.faults = total.as_edited + one.as_edited, total.faults + one.faults
         shutil.rmtree(copy)
-    return found
+    return total
+
+
+def check(kind: Kind, work: Path, *, times: int, seed: int) -> None:
+    """Damage a kind so often; fails where anything but a refusal in one line or the right value came of it."""
+    found = tally(kind, work, times=times, seed=seed)
+    told = f"{kind.name}: {times} damages, {found.refused} refused, {found.right} right, {found.as_edited} as edited"
+    print(f"{told}, {len(found.faults)} faults")
+    assert not found.faults, "\n".join(found.faults)
+
+
+# --- a reader beside a writer
+
+
+def check_beside(kind: Kind, other: Callable[[Path], object], work: Path, *, times: int) -> None:
+    """Load a folder so often while another process saves into it, now this way and now the other.
+
+    Each load must give one of the two saves whole.
+    """
+    place, saves = work / kind.name, (kind.make, other)
+    right = set()
+    for save in saves:
+        save(place)
+        right.add(print_of(kind.load(place)))
+    assert len(right) == 2, "two saves that cannot be told apart"
+    writer = multiprocessing.get_context("fork").Process(target=_save_on, args=(saves, place), daemon=True)
+    writer.start()
+    found = Tally()
+    try:
+        for number in range(times):
+            try:
+                with limited(SECONDS):
+                    print_found = print_of(kind.load(place))
+            except HoldfastError as error:
+                found.refused += 1
+                found.faults.append(f"{kind.name} {number}: refused: {error}")
+            except BaseException as error:
+                found.faults.append(f"{kind.name} {number}: raw {type(error).__name__}: {str(error)[:200]!r}")
+            else:
+                found.right += print_found in right
+                found.faults += [] if print_found in right else [f"{kind.name} {number}: a mix of two saves"]
+        assert writer.is_alive(), "the writer has ended"
+    finally:
+        writer.kill()
+        writer.join()
+    print(f"{kind.name}: {times} loads beside a writer, {found.right} right, {len(found.faults)} faults")
+    assert not found.faults, "\n".join(found.faults)
+
+
+def _save_on(saves: Sequence[Callable[[Path], object]], place: Path) -> None:
+    torch.set_num_threads(1)
+    while True:
+        for save in saves:
+            save(place)
+            time.sleep(0.002)

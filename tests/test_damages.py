@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import asdict
+
 import pytest
 import torch
-from tests.damages import Kind, faults
+from safetensors.torch import save_file
+from tests.damages import Kind, check, check_beside
 from torch import nn
 
-from holdfast import EWC, WVA, Importance, fisher, kfac
+from holdfast import EWC, WVA, Importance, fisher, kfac, mas
 from holdfast.factored import load_importance
-from holdfast.files import read_state, write_state
+from holdfast.files import (
+    new_folder,
+    read_sealed,
+    read_state,
+    write_description,
+    write_json,
+    write_sealed,
+    write_state,
+    write_tensors,
+)
+from holdfast.memory.stored import read
+from holdfast.records import DESCRIPTION
 
 
 def net():
@@ -62,27 +77,110 @@ def _values(importance):
     return dict(importance if isinstance(importance, Importance) else importance.diagonal), rest, importance.info
 
 
+def in_shards(path):
+    importance = fisher(net(), data())
+    with new_folder(path) as folder:
+        write_tensors(folder, "importance", importance, limit=150)
+        write_description(folder / DESCRIPTION, asdict(importance.info))
+
+
+def of_first_version(path):
+    """As versions wrote it whose description had the digests of the tensors, and none of its own."""
+    importance = fisher(net(), data())
+    path.mkdir()
+    write_tensors(path, "importance", importance)
+    digest = hashlib.sha256((path / "importance.safetensors").read_bytes()).hexdigest()
+    files = {"importance.safetensors": digest}
+    write_json(path / DESCRIPTION, {"format_version": 1, "files": files, **asdict(importance.info)})
+
+
+def by_reference(path):
+    model = net()
+    path.mkdir()
+    save_file(model.state_dict(), path / "model.safetensors")
+    keeper = EWC(model, strength=1.0, anchors=path / "model.safetensors").retain(fisher(model, data()))
+    keeper.save(path / "keeper")
+
+
+def load_by_reference(path):
+    """Every anchor as its checkpoint has it."""
+    held = EWC.load(path / "keeper", net(), anchors=path / "model.safetensors").held
+    anchors = {n: read(a, dtype=torch.float32, device=torch.device("cpu")) for n, a in held.anchors.items()}
+    return dict(held.importance), anchors
+
+
 KINDS = [
     Kind("importance", lambda path: fisher(net(), data()).save(path), lambda path: _values(load_importance(path))),
+    Kind("shards", in_shards, lambda path: _values(load_importance(path))),
+    Kind("version-1", of_first_version, lambda path: _values(load_importance(path)), has_digests=False),
     Kind("factors", lambda path: kfac(net(), data()).save(path), lambda path: _values(load_importance(path))),
     keeper_kind("ewc", EWC, strength=1.0),
     keeper_kind("budget", EWC, budget=0.05),
     keeper_kind("per-task", EWC, strength=1.0, accumulate="per_task", importance_dtype="int8", anchor_dtype="int16"),
+    keeper_kind("bfloat16", EWC, strength=1.0, importance_dtype="bfloat16", anchor_dtype="bfloat16"),
     keeper_kind("kronecker", EWC, strength=1.0, factored=True),
     keeper_kind("wva", WVA, strength=1.0),
+    Kind("reference", by_reference, load_by_reference),
     Kind("state", lambda path: write_state(path / "state.safetensors", net().state_dict(), {"step": 3, "loss": [0.5]}),
          lambda path: read_state(path / "state.safetensors")),
 ]  # fmt: skip
 
 
+def other_net():
+    """As `net`, with other weights."""
+    model = net()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(1.5)
+    return model
+
+
+def _ewc(model, **options):
+    return EWC(model, strength=1.0, **options).retain(fisher(model, data()))
+
+
+def _loaded_ewc(path):
+    return EWC.load(path, net()).state()
+
+
+def _loaded(path):
+    return _values(load_importance(path))
+
+
+BESIDE = {
+    "importance": (lambda path: fisher(net(), data()).save(path), lambda path: mas(net(), data()).save(path), _loaded),
+    "or-factors": (lambda path: fisher(net(), data()).save(path), lambda path: kfac(net(), data()).save(path), _loaded),
+    "shards": (in_shards, lambda path: mas(net(), data()).save(path), _loaded),
+    "ewc": (lambda path: _ewc(net()).save(path), lambda path: _ewc(other_net()).save(path), _loaded_ewc),
+    "forms": (lambda path: _ewc(net(), importance_dtype="int8", anchor_dtype="int16").save(path),
+              lambda path: _ewc(other_net()).save(path), _loaded_ewc),
+    "state": (lambda path: write_state(path / "a", net().state_dict(), {"of": 1}),
+              lambda path: write_state(path / "a", other_net().state_dict(), {"of": 2}),
+              lambda path: read_state(path / "a")),
+    "sealed": (lambda path: write_sealed(path, {"a": 1, "b": 1}), lambda path: write_sealed(path, {"a": 2, "b": 2}),
+               read_sealed),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_a_reader_beside_a_writer_finds_one_save_whole(tmp_path, name):
+    one, other, load = BESIDE[name]
+    check_beside(Kind(name, one, load), other, tmp_path, times=8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BESIDE)
+def test_many_loads_beside_a_writer(tmp_path, name):
+    one, other, load = BESIDE[name]
+    check_beside(Kind(name, one, load), other, tmp_path, times=300)
+
+
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 def test_a_damaged_folder_is_refused_or_gives_what_was_saved(tmp_path, kind):
-    found = faults(kind, tmp_path, times=25, seed=0)
-    assert not found, "\n".join(found)
+    check(kind, tmp_path, times=25, seed=0)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 def test_many_damages(tmp_path, kind):
-    found = faults(kind, tmp_path, times=250, seed=1)
-    assert not found, "\n".join(found)
+    check(kind, tmp_path, times=150, seed=1)

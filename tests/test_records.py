@@ -126,10 +126,13 @@ def _square():
     ("changes", "text"),
     [
         ({"format_version": 7}, "format_version is 7; this holdfast reads version 1 and 2"),
-        ({"kind": None}, "'kind' .text. and 'num_examples' .whole number. are missing or damaged"),
-        ({"num_examples": "ten"}, "'kind' .text. and 'num_examples' .whole number. are missing or damaged"),
-        ({"nats_per_unit": "one"}, "'nats_per_unit' .a number or null. or 'details' .an object. is damaged"),
-        ({"details": [1]}, "'nats_per_unit' .a number or null. or 'details' .an object. is damaged"),
+        ({"kind": None}, "says not how the importance was made: kind is None, expected a text"),
+        ({"num_examples": "ten"}, "num_examples is 'ten', expected a whole number from 0 to"),
+        ({"nats_per_unit": "one"}, "nats_per_unit is 'one', expected a number from 0 to"),
+        ({"nats_per_unit": -1}, "nats_per_unit is -1, expected a number from 0 to"),
+        ({"loss": 1, "unit": []}, "loss is 1, expected a text; unit is .., expected a text"),
+        ({"details": [1]}, "details is .1., expected an object of texts, numbers, true, false or null"),
+        ({"details": {"seed": [1]}}, "details is .'seed': .1.., expected an object of texts"),
     ],
 )
 def test_edited_descriptions_are_refused(tmp_path, changes, text):

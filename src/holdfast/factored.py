@@ -178,13 +178,14 @@ class FactoredImportance(Mapping[str, KroneckerFactors]):
             FileFormatError: a missing, truncated, edited or wrong-version file, or a folder without factors.
             ParameterMismatchError: names or shapes that do not match `model`.
         """
-        found = read_folder(path, cls._saved)
+        found = read_folder(path, cls.saved_in)
         if model is not None:
             check_factored_names(found, model, where=f"FactoredImportance.load({str(path)!r})")
         return found
 
     @classmethod
-    def _saved(cls, saved: Saved) -> FactoredImportance:
+    def saved_in(cls, saved: Saved) -> FactoredImportance:
+        """Read one save of a folder; see `load`."""
         config, content = str(saved.path / DESCRIPTION), saved.description(DESCRIPTION)
         info = ImportanceInfo.from_dict(content, where=config)
         if "factors" not in content:
@@ -202,8 +203,15 @@ def load_importance(path: str | os.PathLike[str], *, model: nn.Module | None = N
     Raises:
         FileFormatError, ParameterMismatchError: as the classes' own `load`.
     """
-    is_factored = read_folder(path, lambda saved: "factors" in saved.description(DESCRIPTION))
-    return (FactoredImportance if is_factored else Importance).load(path, model=model)
+
+    def kind(saved: Saved) -> type[Importance] | type[FactoredImportance]:
+        return FactoredImportance if "factors" in saved.description(DESCRIPTION) else Importance
+
+    found = read_folder(path, lambda saved: kind(saved).saved_in(saved))
+    if model is not None:
+        check = check_factored_names if isinstance(found, FactoredImportance) else check_names
+        check(found, model, where=f"load_importance({str(path)!r})")  # pyright: ignore[reportArgumentType]
+    return found
 
 
 def check_factored_names(importance: FactoredImportance, model: nn.Module, *, where: str) -> None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 import os
+import reprlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
 from holdfast.errors import FileFormatError, HoldfastError, NotFiniteError, OptionError, ParameterMismatchError
 from holdfast.files import Saved, new_folder, read_folder, write_description, write_tensors, write_text
+from holdfast.files.typed import Count, Within, listed, typed
 from holdfast.tensors import all_parameters, local, spearman, trainable_parameters, unwrap
 from holdfast.version import __version__
 
@@ -54,14 +56,28 @@ class ImportanceInfo:
         Raises:
             FileFormatError: if a field is missing or has the wrong type.
         """
-        known = {entry.name for entry in fields(cls)}
-        record = {name: value for name, value in content.items() if name in known}
-        if not isinstance(record.get("kind"), str) or not isinstance(record.get("num_examples"), int):
-            raise FileFormatError(f"{where}: 'kind' (text) and 'num_examples' (whole number) are missing or damaged.")
-        nats, details = record.get("nats_per_unit"), record.get("details", {})
-        if not isinstance(nats, int | float | None) or not isinstance(details, dict):
-            raise FileFormatError(f"{where}: 'nats_per_unit' (a number or null) or 'details' (an object) is damaged.")
-        return cls(**record)
+        optional = {entry.name for entry in fields(cls)} - {"kind", "num_examples"}
+        record, mistakes = typed(content, _INFO, optional=optional)
+        details = content.get("details", {})
+        if not (isinstance(details, dict) and all(isinstance(value, Detail) for value in details.values())):
+            expected = "an object of texts, numbers, true, false or null"
+            mistakes.append(f"details is {reprlib.repr(details)}, expected {expected}")
+        if mistakes:
+            raise FileFormatError(f"{where} says not how the importance was made: {listed(mistakes)}. Save it again.")
+        return cls(**record, details=details)
+
+
+_Nats: Any = Annotated[float, Within(0, 1e300)]
+_INFO: Mapping[str, Any] = {
+    "kind": str,
+    "num_examples": Count,
+    "loss": str | None,
+    "unit": str,
+    "model": str,
+    "library_version": str,
+    "nats_per_unit": _Nats | None,
+}
+"""Its fields in JSON, and their types; `details` aside, whose values may be any `Detail`."""
 
 
 class Importance(Mapping[str, Tensor]):
@@ -171,13 +187,14 @@ class Importance(Mapping[str, Tensor]):
             FileFormatError: a missing, truncated, edited or wrong-version file.
             ParameterMismatchError: names or shapes that do not match `model`.
         """
-        importance = read_folder(path, cls._saved)
+        importance = read_folder(path, cls.saved_in)
         if model is not None:
             check_names(importance, model, where=f"Importance.load({str(path)!r})")
         return importance
 
     @classmethod
-    def _saved(cls, saved: Saved) -> Importance:
+    def saved_in(cls, saved: Saved) -> Importance:
+        """Read one save of a folder; see `load`."""
         content = saved.description(DESCRIPTION)
         info = ImportanceInfo.from_dict(content, where=str(saved.path / DESCRIPTION))
         if "factors" in content:

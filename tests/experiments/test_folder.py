@@ -137,3 +137,17 @@ def test_a_place_that_cannot_be_written(tmp_path):
     (folder.path / "metrics.jsonl").mkdir()
     with pytest.raises(OutputError, match=r"cannot write .*metrics.jsonl: .*Run the same command again to resume."):
         folder.append({"event": "start"})
+
+
+@pytest.mark.parametrize("line", [b"\xff\xfe", b"[1]", b"", b'{"a": '])
+def test_a_damaged_event_before_the_checkpoint_is_named_and_without_the_file_it_goes_on(tmp_path, line):
+    folder = RunFolder(tmp_path, CONFIG)
+    folder.open()
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"a": 1}\n' + line + b'\n{"c": 1}\n')
+    before = listing(tmp_path)
+    with pytest.raises(FileFormatError, match=r"metrics.jsonl, line 2 is no event: damaged or edited. Delete the file"):
+        folder.truncate(3)
+    assert listing(tmp_path) == before
+    (tmp_path / "metrics.jsonl").unlink()
+    folder.truncate(3)
+    assert (tmp_path / "metrics.jsonl").read_text() == ""

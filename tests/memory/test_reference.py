@@ -162,12 +162,39 @@ def test_a_truncated_file(keep, tmp_path):
         CheckpointFile(path)
 
 
-@pytest.mark.parametrize("header", [b"[1]", b'{"w": 3}', b'{"w": {"dtype": "F32"}}', b"{nonsense"])
-def test_no_header_of_safetensors(header, tmp_path):
+@pytest.mark.parametrize(
+    ("header", "told"),
+    [
+        (b"[1]", "'list' object has no attribute"),
+        (b'{"w": 3}', "'w' is 3, expected an object"),
+        (b'{"w": {"dtype": "F32"}}', "'w': it lacks shape, data_offsets"),
+        (b'{"w": {"dtype": ["F32"], "shape": [], "data_offsets": [0, 4]}}', "dtype is .'F32'., expected a text"),
+        (b'{"w": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}', "shape.0. is -1, expected a whole number"),
+        (
+            b'{"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}',
+            r"data_offsets are .0, 4., expected 8 bytes",
+        ),
+        (b'{"w": {"dtype": "F32", "shape": [1], "data_offsets": [4]}}', r"data_offsets are .4., expected 4 bytes"),
+        (b"{nonsense", "Expecting property name"),
+        (b'{"w": ' + b"[" * 50_000 + b"]" * 50_000 + b"}", "recursion"),
+    ],
+)
+def test_no_header_of_safetensors(header, told, tmp_path):
     path = tmp_path / "model.safetensors"
     path.write_bytes(len(header).to_bytes(8, "little") + header)
-    with pytest.raises(FileFormatError, match="is no valid safetensors file"):
+    with pytest.raises(FileFormatError, match=f"is no valid safetensors file: .*{told}"):
         CheckpointFile(path)
+
+
+def test_a_pipe_in_its_place_is_not_waited_for(tmp_path):
+    path = saved(tmp_path / "model.safetensors")
+    anchor = on_disk(path)["layer.bias"]
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(FileFormatError, match="is no regular file .* Name a safetensors file"):
+        CheckpointFile(path)
+    with pytest.raises(FileFormatError, match="cannot be read: no regular file. The anchors are in it; put it back"):
+        value_of(anchor)
 
 
 def test_a_file_that_changes_while_it_is_in_use(tmp_path):

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 
 from holdfast.errors import FileFormatError, OutputError, RunMismatchError
-from holdfast.files import check_output, read_json, write_json, write_text
+from holdfast.files import check_output, parsed_json, read_bytes, read_json, write_bytes, write_json
 from holdfast.version import __version__
 
 
@@ -69,9 +69,21 @@ class RunFolder:
             write_json(self._written, {"config": self._config.to_dict(), "versions": versions()})
 
     def truncate(self, num_events: int) -> None:
-        """Keep the first events only: those that the checkpoint knows of."""
-        lines = self._events.read_text(encoding="utf-8").splitlines() if self._events.exists() else []
-        write_text(self._events, "".join(f"{line}\n" for line in lines[:num_events]))
+        """Keep the first events only: those that the checkpoint knows of.
+
+        Raises:
+            FileFormatError: one of them is damaged; half a line after them is cut off.
+        """
+        lines = read_bytes(self._events).splitlines()[:num_events] if self._events.exists() else []
+        for number, line in enumerate(lines, start=1):
+            try:
+                parsed_json(line, where=self._events)
+            except FileFormatError as error:
+                raise FileFormatError(
+                    f"{self._events}, line {number} is no event: damaged or edited. Delete the file and run the same "
+                    "command again: the run goes on from its checkpoint."
+                ) from error
+        write_bytes(self._events, b"".join(line + b"\n" for line in lines))
 
     def append(self, event: Mapping[str, Any]) -> None:
         """Write one event as a line, at once."""

@@ -11,8 +11,8 @@ from typing import Annotated, Any, TypedDict, get_type_hints
 
 from holdfast import metrics
 from holdfast.errors import FileFormatError
-from holdfast.experiments.typed import Amount, Change, Count, Fraction, Within, listed, typed
-from holdfast.files import read_json, write_json
+from holdfast.files import read_sealed, write_sealed
+from holdfast.files.typed import Amount, Change, Count, Fraction, Within, listed, typed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,25 +73,26 @@ class RunResult:
         return self.average_accuracy[-1]
 
     def save(self, path: Path) -> None:
-        """Write it as JSON, whole or not at all."""
-        write_json(path, asdict(self))
+        """Write it as JSON with a digest, whole or not at all."""
+        write_sealed(path, asdict(self))
 
     @classmethod
     def load(cls, path: Path) -> RunResult:
         """Read `result.json`; fields that this version does not know are passed over.
 
         Raises:
-            FileFormatError: the file is missing or damaged, lacks a field, or a field has another type, range or shape.
+            FileFormatError: the file is missing, damaged or edited, lacks a field, or a field has another type, range
+                or shape.
         """
         remedy = "Delete it and run the same command again, which finishes from its checkpoint."
         hints = get_type_hints(cls, include_extras=True)
         optional = {entry.name for entry in fields(cls) if not _is_required(entry)}
         try:
-            content = read_json(path)
+            content = read_sealed(path)
         except FileFormatError as error:
             raise FileFormatError(f"{path} is no complete result ({error}). {remedy}") from error
         values, mistakes = typed(content, hints, optional=optional)
-        mistakes = mistakes or _misshapen(values)
+        mistakes = mistakes or misshapen(values)
         if mistakes:
             raise FileFormatError(f"{path} is no complete result: {listed(mistakes)}. {remedy}")
         return cls(**values)
@@ -118,8 +119,8 @@ def _is_required(entry: Field[Any]) -> bool:
     return entry.default is MISSING and entry.default_factory is MISSING
 
 
-def _misshapen(values: Mapping[str, Any]) -> list[str]:
-    """What does not fit together, in fields that have their types."""
+def misshapen(values: Mapping[str, Any]) -> list[str]:
+    """What does not fit together in the fields of a result, which have their types."""
     num_tasks, matrix = len(values["average_accuracy"]), values["accuracy_matrix"]
     if num_tasks == 0:
         return ["average_accuracy is empty, expected an entry for each task"]

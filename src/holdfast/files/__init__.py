@@ -3,8 +3,19 @@
 from holdfast.files.checks import check_files, check_output, holds
 from holdfast.files.door import new_folder
 from holdfast.files.manifest import FORMAT_VERSION, MANIFEST
-from holdfast.files.plain import opened, read_bytes, read_json, replacing, write_bytes, write_json, write_text
+from holdfast.files.plain import (
+    opened,
+    parsed_json,
+    read_bytes,
+    read_json,
+    replacing,
+    special_files,
+    write_bytes,
+    write_json,
+    write_text,
+)
 from holdfast.files.saved import Saved, is_saved, read_folder, write_description
+from holdfast.files.sealed import read_sealed, seal_of, write_sealed
 from holdfast.files.tensors import SHARD_BYTES, read_state, write_state, write_tensors
 
 __all__ = [
@@ -18,14 +29,19 @@ __all__ = [
     "is_saved",
     "new_folder",
     "opened",
+    "parsed_json",
     "read_bytes",
     "read_folder",
     "read_json",
+    "read_sealed",
     "read_state",
     "replacing",
+    "seal_of",
+    "special_files",
     "write_bytes",
     "write_description",
     "write_json",
+    "write_sealed",
     "write_state",
     "write_tensors",
     "write_text",

@@ -16,17 +16,8 @@ from pathlib import Path
 
 from holdfast.errors import HoldfastError, OutputError
 from holdfast.files.checks import COMMIT, check_free, check_output, check_same_kind, is_within, ours_in
+from holdfast.files.locks import HAS_LOCKS, writing
 from holdfast.files.manifest import MANIFEST, listed, write_manifest
-
-try:
-    from fcntl import LOCK_EX, flock
-
-    def _take(folder: int) -> None:
-        flock(folder, LOCK_EX)
-
-    _HAS_LOCKS = True
-except ImportError:  # Windows, where two processes must not write into one folder at the same time
-    _HAS_LOCKS = False
 
 _STAGING = ".holdfast-new-"
 
@@ -50,7 +41,7 @@ def new_folder(path: str | os.PathLike[str], *, reading: Iterable[str | os.PathL
     made = _missing(target)
     try:
         target.mkdir(parents=True, exist_ok=True)
-        with _locked(target):
+        with writing(target):
             _finish(target)
             _sweep(target)
             fresh = target / f"{_STAGING}{os.getpid()}"
@@ -124,20 +115,5 @@ def _remove_empty(target: Path, folder: Path) -> None:
 def _sweep(target: Path) -> None:
     """Remove what killed writers left half written; the lock is held, so that no other writes now."""
     for folder in target.glob(f"{_STAGING}*"):
-        if _HAS_LOCKS or folder.name == f"{_STAGING}{os.getpid()}":
+        if HAS_LOCKS or folder.name == f"{_STAGING}{os.getpid()}":
             shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder: one process at a time writes into it."""
-    if not _HAS_LOCKS:
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # a file system without locks
-            _take(descriptor)
-        yield
-    finally:
-        os.close(descriptor)

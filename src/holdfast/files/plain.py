@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from glob import escape
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,15 @@ from holdfast.errors import FileFormatError, OutputError
 
 TEMPORARY = ".holdfast-{name}.{pid}.new"
 """The name under which a file is written before it takes its place."""
+
+
+_ABANDONED = 120.0
+"""Seconds after which nobody writes a temporary file any more; a process of another machine may, whose number is free
+here.
+"""
+
+_MOST_DIGITS = 40
+"""Of a whole number in a JSON file; seeds and hashes have half as many."""
 
 
 def write_text(path: Path, text: str) -> None:
@@ -45,6 +56,7 @@ def replacing(path: Path) -> Iterator[Path]:
         OutputError: an `OSError` in the block or in the renaming; what stood at `path` is kept.
     """
     temporary = path.with_name(TEMPORARY.format(name=path.name, pid=os.getpid()))
+    _sweep(path)
     try:
         yield temporary
         temporary.replace(path)
@@ -54,9 +66,35 @@ def replacing(path: Path) -> Iterator[Path]:
         _discard(temporary)  # also after Ctrl-C; gone already where all went well
 
 
+def _sweep(path: Path) -> None:
+    """Remove what killed processes left of writing this file."""
+    with suppress(OSError):
+        for stale in path.parent.glob(TEMPORARY.format(name=escape(path.name), pid="*")):
+            pid = stale.name.split(".")[-2]
+            is_ours = pid.isdecimal() and stale.is_file() and not stale.is_symlink()
+            if is_ours and time.time() - stale.stat().st_mtime > _ABANDONED and not _is_alive(int(pid)):
+                _discard(stale)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # it is another user's
+        return True
+    return True
+
+
 def _discard(path: Path) -> None:
     with suppress(OSError):
         path.unlink()
+
+
+def special_files(paths: Iterable[Path]) -> list[str]:
+    """The names of those that are neither files nor folders, such as pipes, on which a library could wait forever."""
+    there = [path for path in sorted(paths) if path.exists()]
+    return [path.name for path in there if not (path.is_file() or path.is_dir())]
 
 
 @contextmanager
@@ -100,6 +138,12 @@ def read_json(path: Path) -> dict[str, Any]:
     return parsed_json(read_bytes(path), where=path)
 
 
+def _whole_number(digits: str) -> int:
+    if len(digits) > _MOST_DIGITS:
+        raise ValueError(f"a number of {len(digits)} digits")
+    return int(digits)
+
+
 def parsed_json(content: bytes, *, where: Path) -> dict[str, Any]:
     """The JSON object in the content of a file.
 
@@ -107,7 +151,9 @@ def parsed_json(content: bytes, *, where: Path) -> dict[str, Any]:
         FileFormatError: it is not one; `where` is named.
     """
     try:
-        found = json.loads(content.decode("utf-8"))
+        found = json.loads(content.decode("utf-8"), parse_int=_whole_number)
+        if b"\\ud" in content.lower():  # half a character may be escaped, and could be neither shown nor written
+            json.dumps(found, ensure_ascii=False).encode()
     except ValueError as error:
         raise FileFormatError(f"{where} is no valid JSON ({error}): truncated or edited. Save it again.") from error
     except RecursionError as error:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 from torch import Tensor
 
 from holdfast.errors import FileFormatError, HoldfastError
 from holdfast.files.checks import COMMIT
+from holdfast.files.locks import undisturbed
 from holdfast.files.manifest import (
     FORMAT_VERSION,
     MANIFEST,
@@ -23,7 +26,7 @@ from holdfast.files.manifest import (
     parsed_manifest,
 )
 from holdfast.files.plain import opened, parsed_json, read_bytes, write_json
-from holdfast.files.tensors import read_tensors
+from holdfast.files.tensors import damaged, read_tensors, sha256_of
 
 T = TypeVar("T")
 
@@ -39,11 +42,13 @@ class Saved:
         path: the folder.
         files: name -> sha256; "" for a description of format version 1, which has no digest of its own.
         identity: of the file that lists them; two saves of the same content differ in it.
+        is_moving: whether files of it still move to their place, or did when their writer was killed.
     """
 
     path: Path
     files: Mapping[str, str]
     identity: tuple[int, int]
+    is_moving: bool = False
 
     def has(self, stem: str) -> bool:
         """Whether there are tensors of this stem: one file, or shards."""
@@ -87,6 +92,27 @@ class Saved:
         check_version(content, where=self.path / name, versions=(1, FORMAT_VERSION))
         return content
 
+    @contextmanager
+    def whole(self) -> Iterator[Path]:
+        """A folder with every file of the save, each held against its digest; for libraries that read folders.
+
+        It is the folder itself, or one of links where the files still move to their place.
+
+        Raises:
+            FileFormatError: a file is missing, damaged or edited; or another save came within the block.
+        """
+        found = {name: self._read(name, _verified) for name in self.files}
+        if self.is_moving:
+            with TemporaryDirectory() as links:
+                for name, path in found.items():
+                    (Path(links) / name).parent.mkdir(parents=True, exist_ok=True)
+                    (Path(links) / name).symlink_to(path)
+                yield Path(links)
+        else:
+            yield self.path
+        if not self.is_current():
+            raise FileFormatError(f"{self.path} was replaced while it was read. Read it again.")
+
     def is_current(self) -> bool:
         """Whether no other save has come since."""
         try:
@@ -124,7 +150,8 @@ class Saved:
                     if place.exists():
                         raise
                     continue  # it moves from the first place to the second
-                return cls(folder, parsed_manifest(content, where=place), identity)
+                is_moving = place.parent != folder
+                return cls(folder, parsed_manifest(content, where=place), identity, is_moving)
         for name in ("importance_config.json", "keeper_config.json"):
             if (folder / name).is_file():
                 return cls._of_first_version(folder, name)
@@ -145,18 +172,21 @@ class Saved:
 def read_folder(path: str | os.PathLike[str], read: Callable[[Saved], T]) -> T:
     """What `read` makes of one save of a folder; from the start again where another save came between.
 
+    From the third time on writers are kept out meanwhile.
+
     Raises:
         FileFormatError: there is none, or it is damaged, truncated or edited.
         HoldfastError: what `read` raises.
     """
     for left in reversed(range(_TRIES)):
-        saved = Saved.at(path)
-        try:
-            return read(saved)
-        except HoldfastError:
-            if left == 0 or saved.is_current():
-                raise
-            time.sleep(0.01)
+        with undisturbed(Path(path)) if left < _TRIES - 2 else nullcontext():
+            saved = Saved.at(path)
+            try:
+                return read(saved)
+            except HoldfastError:
+                if left == 0 or (saved.is_current() and not saved.is_moving):
+                    raise
+        time.sleep(0.01)
     raise AssertionError("the last try returns or raises")
 
 
@@ -185,11 +215,17 @@ def _checked(path: Path, digest: str) -> bytes:
     content = read_bytes(path)
     found = hashlib.sha256(content).hexdigest()
     if digest and found != digest:
-        raise FileFormatError(
-            f"{path} is damaged, truncated or edited: its sha256 is {found[:12]}..., the folder's manifest says "
-            f"{digest[:12]}.... Save or copy the folder again."
-        )
+        raise FileFormatError(damaged(path, found, digest))
     return content
+
+
+def _verified(path: Path, digest: str) -> Path:
+    """The file itself, whose content is what it was."""
+    with opened(path) as file:
+        found = sha256_of(file)
+    if digest and found != digest:
+        raise FileFormatError(damaged(path, found, digest))
+    return path
 
 
 def _belongs(file: str, stem: str) -> bool:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from torch import Tensor
 
 from holdfast.errors import FileFormatError, OutputError
 from holdfast.files.plain import opened, replacing, write_json
+
+_TRIES = 10
+"""A file that is replaced while it is read is read so often before that is an error."""
 
 SHARD_BYTES = 5 * 10**9
 
@@ -49,23 +53,52 @@ def read_tensors(path: Path, digest: str) -> dict[str, Tensor]:
     Raises:
         FileFormatError: it is missing, truncated, edited, no safetensors file, or replaced while it was read.
     """
-    with opened(path) as file:
+    with _steady(path) as file:
         found = sha256_of(file)
         if found != digest:
-            raise FileFormatError(
-                f"{path} is damaged, truncated or edited: its sha256 is {found[:12]}..., "
-                f"the folder's manifest says {digest[:12]}.... Save or copy the folder again."
-            )
+            raise FileFormatError(damaged(path, found, digest))
         try:
-            tensors = load_file(path)
-            same = os.path.samestat(os.fstat(file.fileno()), path.stat())
+            return load_file(path)
         except SafetensorError as error:
             raise FileFormatError(f"{path} is no valid safetensors file: {error}.") from error
-        except OSError as error:
-            raise FileFormatError(f"{path} cannot be read: {error.strerror or error}.") from error
-    if not same:  # another save came between the two looks at it
-        raise FileFormatError(f"{path} was replaced while it was read. Read it again.")
-    return tensors
+        except (OSError, RuntimeError) as error:  # RuntimeError: so torch says that it cannot open a file
+            told = " ".join(str(error).split())
+            raise FileFormatError(f"{path} cannot be read: {told}.") from error
+
+
+class _ReplacedError(FileFormatError):
+    """A file is no longer the one that was opened."""
+
+
+@contextmanager
+def _steady(path: Path) -> Iterator[BufferedReader]:
+    """An open file that others read by its name within the block.
+
+    Raises:
+        FileFormatError: as `opened`, or another save came within the block.
+    """
+    with opened(path) as file:
+        try:
+            yield file
+        except Exception as error:
+            _check_same(file, path, error)
+            raise
+        _check_same(file, path, None)
+
+
+def _check_same(file: BufferedReader, path: Path, error: Exception | None) -> None:
+    with suppress(OSError):
+        if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            return
+    raise _ReplacedError(f"{path} was replaced while it was read. Read it again.") from error
+
+
+def damaged(path: Path, found: str, expected: str) -> str:
+    """The text of an error: a file's sha256 is another than its folder's manifest says."""
+    return (
+        f"{path} is damaged, truncated or edited: its sha256 is {found[:12]}..., the folder's manifest says "
+        f"{expected[:12]}.... Save or copy the folder again."
+    )
 
 
 def sha256_of(file: BufferedReader) -> str:
@@ -94,19 +127,32 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         FileFormatError: if the file is truncated, edited or no checkpoint.
     """
+    for left in reversed(range(_TRIES)):
+        try:
+            return _read_state(path)
+        except _ReplacedError:
+            if left == 0:
+                raise
+    raise AssertionError("the last try returns or raises")
+
+
+def _read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
-        with opened(path), safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            told, digest = metadata["notes"], metadata["sha256"]
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        if _digest(tensors, told) != digest:
-            raise ValueError("its digest is another: damaged or edited")
+        with _steady(path):
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                told, digest = metadata["notes"], metadata["sha256"]
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            if _digest(tensors, told) != digest:
+                raise ValueError("its digest is another: damaged or edited")
         notes = json.loads(told)
         if not isinstance(notes, dict):
             raise ValueError(f"its notes are a JSON {type(notes).__name__}")
+    except _ReplacedError:
+        raise
     except KeyError as error:
         raise FileFormatError(f"{path} is no readable checkpoint (no {error}). Delete it to start again.") from error
-    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:  # RecursionError too
         raise FileFormatError(f"{path} is no readable checkpoint ({error}). Delete it to start again.") from error
     return tensors, notes
 

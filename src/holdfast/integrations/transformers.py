@@ -17,6 +17,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from holdfast.errors import StateError
+from holdfast.files import read_json
 from holdfast.retention import Keeper, Report
 
 FOLDER = "holdfast"
@@ -78,6 +79,7 @@ class HoldfastCallback(TrainerCallback):
 
         Raises:
             StateError: training resumes from a checkpoint that cannot be found.
+            FileFormatError: the checkpoint, or the keeper in it, is damaged.
         """
         self.keeper.detach()  # of an attempt with a larger batch that ran out of memory
         if state.global_step > 0 and isinstance(self.keeper, Keeper):
@@ -124,7 +126,7 @@ class HoldfastCallback(TrainerCallback):
                 f"{', '.join(map(str, candidates))} is the checkpoint it resumes from. "
                 "Pass HoldfastCallback(keeper, resume_from_checkpoint=...), the folder that train() was given."
             )
-        if (found / FOLDER).is_dir():
+        if os.path.lexists(found / FOLDER):
             keeper.restore(found / FOLDER)
         else:
             warnings.warn(
@@ -144,6 +146,6 @@ def _wrote(folder: Path, state: TrainerState) -> bool:
     path = folder / TRAINER_STATE_NAME
     if not path.is_file():
         return False
-    saved = json.loads(path.read_text(encoding="utf-8"))
-    same_logs = json.dumps(saved["log_history"]) == json.dumps(state.log_history)
-    return saved["global_step"] == state.global_step and same_logs
+    saved = read_json(path)
+    same_logs = json.dumps(saved.get("log_history")) == json.dumps(state.log_history)
+    return saved.get("global_step") == state.global_step and same_logs

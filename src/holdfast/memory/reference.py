@@ -8,9 +8,12 @@ trains may well save to the same name.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import math
 import os
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -21,11 +24,13 @@ import torch
 from torch import Tensor
 
 from holdfast.errors import FileFormatError, ParameterMismatchError
-from holdfast.files import read_json
+from holdfast.files import opened, read_json
+from holdfast.files.typed import Count, listed, typed
 from holdfast.memory.stored import PIECE, read
 from holdfast.tensors import TensorMap
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+_ENTRY = {"dtype": str, "shape": list[Count], "data_offsets": list[Count]}
 _LARGEST_HEADER = 10**8  # bytes; safetensors' own bound
 
 
@@ -39,7 +44,7 @@ class CheckpointFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            with path.open("rb") as file:
+            with opened(path) as file:
                 self._stamp = _stamp(file.fileno())
                 length = int.from_bytes(file.read(8), "little")
                 if not 2 <= length <= min(_LARGEST_HEADER, self.num_bytes - 8):
@@ -47,10 +52,13 @@ class CheckpointFile:
                 header: dict[str, Any] = json.loads(file.read(length))
                 self._start = 8 + length
                 self.tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+                _check_entries(self.tensors)
                 end = max((entry["data_offsets"][1] for entry in self.tensors.values()), default=0)
+        except FileFormatError as error:
+            raise FileFormatError(f"{error} Name a safetensors file.") from error
         except OSError as error:
             raise FileFormatError(f"{path} cannot be read: {error.strerror}. Name a safetensors file.") from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise FileFormatError(f"{path} is no valid safetensors file: {error}.") from error
         if self._start + end > self.num_bytes:
             raise FileFormatError(
@@ -90,6 +98,8 @@ class CheckpointFile:
 
     def _opened(self):
         try:
+            if not stat.S_ISREG(self.path.stat().st_mode):
+                raise OSError(errno.EINVAL, "no regular file")
             file = self.path.open("rb", buffering=0)
         except OSError as error:
             raise FileFormatError(
@@ -264,6 +274,24 @@ def references_from(content: Any, path: str | os.PathLike[str] | None, *, where:
             raise
         raise FileFormatError(f"{where}: 'references' is damaged ({error!r}). Save the keeper again.") from error
     return {name: reference for name, reference in found.items() if reference is not None}
+
+
+def _check_entries(tensors: Mapping[str, Any]) -> None:
+    """Raise `ValueError` where what a header says of its tensors cannot be."""
+    mistakes = []
+    for name, entry in tensors.items():
+        if not isinstance(entry, dict):
+            mistakes.append(f"{name!r:.40} is {entry!r:.40}, expected an object")
+            continue
+        found, wrong = typed(entry, _ENTRY)
+        mistakes += [f"{name!r:.40}: {mistake}" for mistake in wrong]
+        if wrong or found["dtype"] not in _DTYPES:
+            continue
+        num_bytes = math.prod(found["shape"]) * _DTYPES[found["dtype"]].itemsize
+        if len(found["data_offsets"]) != 2 or found["data_offsets"][1] - found["data_offsets"][0] != num_bytes:
+            mistakes.append(f"{name!r:.40}: data_offsets are {found['data_offsets']!r:.40}, expected {num_bytes} bytes")
+    if mistakes:
+        raise ValueError(listed(mistakes))
 
 
 def _num_other(reference: Reference, weight: Tensor) -> int:

@@ -144,6 +144,9 @@ def test_damaged_heads_are_said(tmp_path: Path):
     file, register = tmp_path / "1" / "holdfast_head-original.safetensors", tmp_path / "1" / "holdfast_heads.json"
     good = file.read_bytes()
     file.write_bytes(good[:-4])
+    with pytest.raises(FileFormatError, match="original.safetensors is damaged, truncated or edited: its sha256"):
+        load_model(str(tmp_path / "1"))
+    (tmp_path / "1" / "holdfast.json").unlink()  # a folder that was copied without the list of its files
     with pytest.raises(FileFormatError, match="original.safetensors is damaged: no head can be read from it. Copy it"):
         load_model(str(tmp_path / "1"))
     save_file(load_file(tmp_path / "0" / "model.safetensors"), file, metadata={"notes": json.dumps({"labels": [1]})})

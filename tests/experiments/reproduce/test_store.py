@@ -77,7 +77,10 @@ def test_folders_hold_results_and_notes_of_divergence(tmp_path: Path):
 def test_a_damaged_file_is_named(tmp_path: Path):
     path = tmp_path / "results.json"
     path.write_text('{"runs": [{"seed": 1}]}')
-    with pytest.raises(FileFormatError, match=r"results.json is no file of results .*Delete it and reproduce again"):
+    with pytest.raises(FileFormatError, match=r"is no file of results: it lacks measured. Delete it and reproduce"):
+        read_outcomes(path)
+    path.write_text('{"runs": [{"seed": 1}], "measured": [{}]}')
+    with pytest.raises(FileFormatError, match=r"results.json, run 1 is no result: it lacks config, average_accuracy, "):
         read_outcomes(path)
     with pytest.raises(FileFormatError, match="Delete it and reproduce again"):
         read_measured(path)

@@ -10,9 +10,10 @@ from pathlib import Path
 from shutil import rmtree
 from typing import Any
 
-from holdfast.errors import OutputError, RunMismatchError
+from holdfast.errors import FileFormatError, OutputError, RunMismatchError
 from holdfast.experiments.lock import locked
-from holdfast.files import read_json, write_json
+from holdfast.files import MANIFEST, Saved, read_json, write_json
+from holdfast.files.manifest import write_manifest
 
 TRAINING = ".holdfast-training"
 
@@ -30,6 +31,7 @@ def checkpoints(output: Path, identity: Mapping[str, Any]) -> Iterator[Path]:
     Raises:
         OutputError: another process trains for the same output, or it cannot be written.
         RunMismatchError: the checkpoints that are there are of another training.
+        FileFormatError: nothing tells of which training they are.
     """
     made = [folder for folder in (output, *output.absolute().parents) if not os.path.lexists(folder)]
     folder = output / TRAINING
@@ -52,10 +54,39 @@ def checkpoints(output: Path, identity: Mapping[str, Any]) -> Iterator[Path]:
                 each.rmdir()
 
 
+def seal(checkpoint: Path) -> None:
+    """List the files of a checkpoint that is now whole, with their digests."""
+    write_manifest(checkpoint)
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The last checkpoint of a training that is whole; None where there is none.
+
+    What a killed process left half written, which has no list of its files, is removed.
+
+    Raises:
+        FileFormatError: it is damaged or was edited.
+    """
+    found = sorted(folder.glob("checkpoint-*"), key=lambda path: (len(path.name), path.name))
+    sealed = [path for path in found if os.path.lexists(path / MANIFEST)]
+    if sealed:
+        try:
+            with Saved.at(sealed[-1]).whole():
+                pass
+        except FileFormatError as error:
+            raise FileFormatError(f"{error} Delete {sealed[-1]} to go on from before it.") from error
+    for path in found:
+        if path not in sealed:
+            rmtree(path, ignore_errors=True)
+    return sealed[-1] if sealed else None
+
+
 def _check_identity(folder: Path, identity: Mapping[str, Any]) -> None:
     """Note whose checkpoints they are, or check that they are those of this training."""
     path = folder / "training.json"
-    if not path.exists():
+    if not os.path.lexists(path):
+        if any(folder.glob("*/checkpoint-*")):
+            raise FileFormatError(f"{path} is missing beside checkpoints. Delete {folder} to begin anew.")
         folder.mkdir(exist_ok=True)
         write_json(path, identity)
         return

@@ -14,6 +14,7 @@ from torch.optim import AdamW
 
 from holdfast.errors import EmptyDataError, OptionError
 from holdfast.experiments.language.batches import Example, collate
+from holdfast.experiments.language.checkpoints import last_checkpoint, seal
 from holdfast.experiments.language.models import LanguageModel, transformers_library
 from holdfast.experiments.language.rehearsal import REHEARSED
 from holdfast.experiments.language.skills import likelihood_of
@@ -157,10 +158,12 @@ def fine_tune(
     Raises:
         EmptyDataError: no example.
         OptionError: accelerate is not installed.
+        FileFormatError: the checkpoint in `folder` is damaged.
     """
     if not data:
         raise EmptyDataError("finetune: the data held no example.")
     transformers = transformers_library()
+    begin = last_checkpoint(folder)
     if settings.checkpointing:
         bare: Any = model.base
         getattr(bare, "activation_checkpointing_enable", bare.gradient_checkpointing_enable)()  # its older name
@@ -179,7 +182,7 @@ def fine_tune(
             model, outputs, labels, num_items_in_batch
         ),
         optimizers=(AdamW(_groups(model, settings), lr=settings.lr, weight_decay=0.0), None),
-        callbacks=[_teller(transformers, watch, on_step)],
+        callbacks=[_teller(transformers, watch, on_step), _sealer(transformers)],
     )
     trainer.remove_callback(transformers.PrinterCallback)
     if keeper is not None:
@@ -187,7 +190,7 @@ def fine_tune(
 
         HoldfastCallback(keeper).attach(trainer)
     random.seed(settings.seed)
-    trainer.train(resume_from_checkpoint=any(folder.glob("checkpoint-*")) or None)
+    trainer.train(resume_from_checkpoint=begin)
     model.module.eval()
 
 
@@ -205,7 +208,7 @@ def _arguments(transformers: Any, settings: Settings, folder: Path, *, cpu: bool
         logging_steps=20,
         save_strategy="no" if settings.save_every is None else "steps",
         save_steps=settings.save_every or 500,
-        save_total_limit=1,
+        save_total_limit=2,  # the one before is needed until the new one is sealed
         report_to=[],
         disable_tqdm=True,
         remove_unused_columns=False,
@@ -234,6 +237,16 @@ def _groups(model: LanguageModel, settings: Settings) -> list[dict[str, Any]]:
     fresh = {id(p) for p in head}
     groups = [{"params": [p for p in trained if id(p) not in fresh]}]
     return groups + ([{"params": head, "lr": settings.lr * settings.head_factor}] if head else [])
+
+
+def _sealer(transformers: Any) -> Any:
+    class Sealer(transformers.TrainerCallback):
+        """Makes a checkpoint one that is read again, when all is in it: the keeper too, whose callback comes first."""
+
+        def on_save(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+            seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+
+    return Sealer()
 
 
 def _teller(

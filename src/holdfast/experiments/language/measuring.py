@@ -14,7 +14,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from holdfast.errors import EmptyDataError, MemoryShortageError, OptionError, RunMismatchError, UnsupportedLayerError
+from holdfast.errors import (
+    EmptyDataError,
+    FileFormatError,
+    MemoryShortageError,
+    OptionError,
+    RunMismatchError,
+    UnsupportedLayerError,
+)
 from holdfast.experiments.language.batches import Batch, Example, batches, drawn
 from holdfast.experiments.language.models import LanguageModel
 from holdfast.experiments.language.skills import likelihood_of
@@ -161,6 +168,7 @@ def measure(
         OptionError: MAS of single sentences, whose embeddings all have length one.
         UnsupportedLayerError: "kfac" of a model in which no layer can have factors, such as an encoder of pairs.
         RunMismatchError: the checkpoint is of another measurement.
+        FileFormatError: it is damaged, or no checkpoint of a measurement.
 
     Cost: a float32 copy of the weights on the model's device, and one for the running sums in the computer's memory;
     with "kfac" the factors' size in place of the weights'. The rows that were drawn are held.
@@ -222,6 +230,8 @@ class _State:
     @classmethod
     def read(cls, path: Path, key: Mapping[str, Any]) -> _State:
         tensors, notes = read_state(path)
+        if not isinstance(notes.get("key"), dict) or "groups" not in tensors:
+            raise FileFormatError(f"{path} is the checkpoint of something else. Delete it to begin anew.")
         if notes["key"] != key:
             changed = [name for name in key if notes["key"].get(name) != key[name]]
             raise RunMismatchError(

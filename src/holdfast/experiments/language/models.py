@@ -14,8 +14,9 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from holdfast.errors import FileFormatError, ModelMismatchError, OptionError, UnknownNameError
+from holdfast.errors import FileFormatError, HoldfastError, ModelMismatchError, OptionError, UnknownNameError
 from holdfast.experiments.language.encoders import SentenceClassifier, SentenceEncoder
+from holdfast.experiments.language.folders import config_of, has_config, read_model_folder, revision_of
 from holdfast.experiments.language.heads import (
     HEAD,
     Head,
@@ -28,6 +29,7 @@ from holdfast.experiments.language.heads import (
     write_heads,
 )
 from holdfast.files import new_folder, read_json, read_state, write_json, write_state
+from holdfast.files.typed import listed, typed
 
 Task = Literal["causal-lm", "classification", "similarity"]
 
@@ -171,7 +173,7 @@ def find_model(name: str) -> Path:
     Raises:
         OptionError: there is none of these.
     """
-    if (Path(name) / "config.json").is_file():
+    if (Path(name) / "config.json").is_file() or has_config(Path(name)):
         return Path(name)
     if Path(name).exists():
         raise OptionError(f"{name}: no config.json in it; expected the folder of a transformers model.")
@@ -214,7 +216,20 @@ def load_model(
         ModelMismatchError: its tokenizer knows tokens that it has no embedding for.
     """
     folder = find_model(name)
-    config = read_json(folder / "config.json")
+
+    def load(place: Path) -> LanguageModel:
+        found = _loaded(name, place, task=task, labels=tuple(labels), head=head, dtype=dtype)
+        return replace(found, folder=folder)
+
+    found = read_model_folder(folder, load)
+    return replace(found, module=found.module.to(device=device, dtype=dtype))
+
+
+def _loaded(
+    name: str, folder: Path, *, task: Task | None, labels: tuple[str, ...], head: str | None, dtype: torch.dtype
+) -> LanguageModel:
+    """The model in a folder whose files may be read, on the CPU."""
+    config = config_of(folder / "config.json")
     made_for = " ".join(config.get("architectures") or [])
     own = _task_of(made_for, folder)
     asked = task or ("classification" if head and own != "causal-lm" else own)
@@ -236,16 +251,17 @@ def load_model(
             if getattr(base, "pooler", None) is not None:
                 base.pooler = None  # mean pooling goes past it: it would be weights without a use
             module = SentenceEncoder(base)
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        base.config.pad_token_id = tokenizer.pad_token_id  # by which a causal classifier finds the last token
+        _check_tokens(name, base, tokenizer)
+    except HoldfastError:
+        raise
     except (SafetensorError, EOFError) as error:
-        raise FileFormatError(f"{folder}: its weights are truncated or damaged ({error}). Copy it again.") from error
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        if isinstance(error, OptionError):
-            raise
-        raise OptionError(f"{folder} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    base.config.pad_token_id = tokenizer.pad_token_id  # by which a causal classifier finds the last token
-    _check_tokens(name, base, tokenizer)
+        raise FileFormatError(f"{name}: its weights are truncated or damaged ({error}). Copy it again.") from error
+    except Exception as error:  # whatever foreign libraries can say of a damaged folder
+        told = " ".join(str(error).split())[:300] or type(error).__name__
+        raise OptionError(f"{name} cannot be loaded: {told}") from error
     found = LanguageModel(
         name=name,
         folder=folder,
@@ -255,8 +271,7 @@ def load_model(
         tokenizer=tokenizer,
         revision=revision_of(folder),
     )
-    found = _headed(found, own_labels, made_for, asked=asked, labels=tuple(labels), head=head)
-    return replace(found, module=found.module.to(device=device, dtype=dtype))
+    return _headed(found, own_labels, made_for, asked=asked, labels=labels, head=head)
 
 
 def _headed(
@@ -307,23 +322,6 @@ def _no_head(name: str) -> str:
     return f"{name}: it has no head for classes. Fine-tune it on labelled data first."
 
 
-def revision_of(folder: Path) -> str:
-    """The sha256 of a model's weights, shard after shard in the order of their names.
-
-    Raises:
-        OptionError: there are no weights.
-    """
-    files = sorted(path for path in folder.glob("*.safetensors") if not path.name.startswith(HEAD))
-    files = files or sorted(folder.glob("*.bin"))
-    if not files:
-        raise OptionError(f"{folder}: no weights in it; expected *.safetensors.")
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as content:
-            digest.update(hashlib.file_digest(content, "sha256").digest())
-    return f"sha256:{digest.hexdigest()}"
-
-
 def tokenizer_hash(tokenizer: Any) -> str:
     """The sha256 of its tokens and their numbers."""
     digest = hashlib.sha256()
@@ -345,7 +343,10 @@ def _own_labels(folder: Path, config: dict[str, Any], own: Task) -> tuple[str, .
     if own != "classification":
         return ()
     if (folder / f"{HEAD}.json").is_file():
-        return tuple(read_json(folder / f"{HEAD}.json")["labels"])
+        found, mistakes = typed(read_json(folder / f"{HEAD}.json"), {"labels": list[str]})
+        if mistakes:
+            raise FileFormatError(f"{folder / f'{HEAD}.json'} is damaged: {listed(mistakes)}. Copy it again.")
+        return tuple(found["labels"])
     named = config.get("id2label") or {str(n): f"LABEL_{n}" for n in range(config.get("num_labels") or 2)}
     return tuple(str(named[number]) for number in sorted(named, key=int))
 

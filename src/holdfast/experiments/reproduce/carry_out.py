@@ -23,11 +23,12 @@ from holdfast.experiments.reproduce.store import (
     committed,
     finished,
     note_divergence,
+    read_compact,
     read_measured,
     write_outcomes,
 )
 from holdfast.experiments.run import Watch
-from holdfast.files import read_json, write_text
+from holdfast.files import write_text
 
 _SIGNS_OF_DIVERGENCE = ("training has diverged", "not finite", "hold NaN")
 """In what the training loop says, and the estimators where the last step of a task was the one too many."""
@@ -144,10 +145,10 @@ def _date(findings: Findings, folder: Path) -> str:
     """Today, or, where nothing was added since, the day on which the folder was written."""
     path = folder / RESULTS
     if path.exists():
-        before = read_json(path)
-        same = len(before.get("runs", [])) == len(findings.outcomes)
-        if same and "date" in before and len(before.get("measured", [])) == len(findings.measured):
-            return str(before["date"])
+        before = read_compact(path)
+        same = len(before["runs"]) == len(findings.outcomes) and len(before["measured"]) == len(findings.measured)
+        if same and before["date"]:
+            return before["date"]
     return datetime.date.today().isoformat()
 
 

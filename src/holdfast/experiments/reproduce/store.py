@@ -8,11 +8,13 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from holdfast.errors import FileFormatError, OutputError
+from holdfast.errors import FileFormatError, OptionError, OutputError
 from holdfast.experiments.config import RunConfig
 from holdfast.experiments.reproduce.outcome import Outcome
-from holdfast.experiments.results import RunResult, summarise
-from holdfast.files import check_output, holds, read_json, write_json, write_text
+from holdfast.experiments.results import RunResult, misshapen, summarise
+from holdfast.files import check_output, holds, read_sealed, seal_of, write_sealed, write_text
+from holdfast.files.sealed import SEAL
+from holdfast.files.typed import Amount, Count, Fraction, listed, typed
 from holdfast.streams import STREAMS
 
 RESULTS, DIVERGED = "results.json", "diverged.json"
@@ -49,13 +51,20 @@ def finished(configs: Iterable[RunConfig], output: Path) -> dict[RunConfig, Outc
         if (folder / "result.json").exists():
             found[config] = Outcome(config, RunResult.load(folder / "result.json"))
         elif (folder / DIVERGED).exists():
-            found[config] = Outcome(config, None, str(read_json(folder / DIVERGED).get("diverged")))
+            found[config] = Outcome(config, None, _why_diverged(folder / DIVERGED))
     return found
 
 
 def note_divergence(config: RunConfig, output: Path, message: str) -> None:
     """Write into a run's folder that its training diverged, so that it is not tried again."""
-    write_json(output / config.name / DIVERGED, {"diverged": message})
+    write_sealed(output / config.name / DIVERGED, {"diverged": message})
+
+
+def _why_diverged(path: Path) -> str:
+    found, mistakes = typed(read_sealed(path), {"diverged": str})
+    if mistakes:
+        raise FileFormatError(f"{path} is damaged: {listed(mistakes)}. Delete it, and the run is tried again.")
+    return found["diverged"]
 
 
 def check_results(folder: Path) -> None:
@@ -77,8 +86,10 @@ def write_outcomes(path: Path, head: Mapping[str, Any], outcomes: Sequence[Outco
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error}. Choose a folder that can be written.") from error
+    runs = [_packed(outcome) for outcome in outcomes]
+    head = {**head, SEAL: seal_of({**head, "runs": runs, "measured": measured})}
     lines = [f"  {json.dumps(name)}: {json.dumps(value, ensure_ascii=False)}," for name, value in head.items()]
-    lines += [_listed("runs", [_packed(outcome) for outcome in outcomes]) + ",", _listed("measured", measured)]
+    lines += [_listed("runs", runs) + ",", _listed("measured", measured)]
     write_text(path, "{\n" + "\n".join(lines) + "\n}\n")
 
 
@@ -88,10 +99,8 @@ def read_outcomes(path: Path) -> list[Outcome]:
     Raises:
         FileFormatError: it is damaged.
     """
-    try:
-        return [_unpacked(entry) for entry in read_json(path)["runs"]]
-    except (KeyError, TypeError, ValueError) as error:
-        raise FileFormatError(f"{path} is no file of results ({error!r}). Delete it and reproduce again.") from error
+    runs = read_compact(path)["runs"]
+    return [_unpacked(entry, where=f"{path}, run {number}") for number, entry in enumerate(runs, start=1)]
 
 
 def read_measured(path: Path) -> dict[int, Any]:
@@ -102,10 +111,25 @@ def read_measured(path: Path) -> dict[int, Any]:
     """
     if not path.exists():
         return {}
-    try:
-        return {entry["seed"]: entry for entry in read_json(path)["measured"]}
-    except (KeyError, TypeError) as error:
-        raise FileFormatError(f"{path} is no file of results ({error!r}). Delete it and reproduce again.") from error
+    measured = read_compact(path)["measured"]
+    mistakes = [told for entry in measured for told in typed(entry, {"seed": Count})[1]]
+    if mistakes:
+        raise FileFormatError(f"{path} is no file of results: {listed(mistakes)}. Delete it and reproduce again.")
+    return {entry["seed"]: entry for entry in measured}
+
+
+def read_compact(path: Path) -> dict[str, Any]:
+    """The content of a compact file: "runs" and "measured", each a list of objects, and "date", "" where it is missing.
+
+    Raises:
+        FileFormatError: it is damaged or was edited.
+    """
+    hints = {"runs": list[dict[str, Any]], "measured": list[dict[str, Any]], "date": str}
+    content = {"date": "", **read_sealed(path)}
+    found, mistakes = typed(content, hints)
+    if mistakes:
+        raise FileFormatError(f"{path} is no file of results: {listed(mistakes)}. Delete it and reproduce again.")
+    return found
 
 
 def _listed(name: str, entries: Sequence[Any]) -> str:
@@ -134,9 +158,31 @@ def _packed(outcome: Outcome) -> dict[str, Any]:
 _SECONDS = ("seconds", "seconds_training", "seconds_importance")
 
 
-def _unpacked(entry: Mapping[str, Any]) -> Outcome:
-    config = RunConfig.from_dict({**entry["config"], "seed": entry["seed"]})
-    if "diverged" in entry:
+_RUN = {"config": dict[str, Any], "seed": Count}
+_FIGURES = {
+    "average_accuracy": list[Fraction],
+    "validation_accuracy": list[Fraction],
+    "accuracy_matrix": list[list[Fraction]],
+    "baseline_accuracy": list[Fraction],
+    "seconds": list[Amount],
+    "versions": dict[str, str],
+}
+
+
+def _unpacked(packed: Mapping[str, Any], *, where: str) -> Outcome:
+    is_diverged = "diverged" in packed
+    entry, mistakes = typed(packed, {**_RUN, **({"diverged": str} if is_diverged else _FIGURES)})
+    if not mistakes and not is_diverged:
+        mistakes = misshapen(entry)
+        if len(entry["seconds"]) != len(_SECONDS):
+            mistakes.append(f"seconds has {len(entry['seconds'])} entries, expected {len(_SECONDS)}")
+    if mistakes:
+        raise FileFormatError(f"{where} is no result: {listed(mistakes)}. Delete the file and reproduce again.")
+    try:
+        config = RunConfig.from_dict({**entry["config"], "seed": entry["seed"]})
+    except (OptionError, TypeError) as error:
+        raise FileFormatError(f"{where} is no result: {error} Delete the file and reproduce again.") from error
+    if is_diverged:
         return Outcome(config, None, entry["diverged"])
     figures = summarise(entry["accuracy_matrix"], [], entry["baseline_accuracy"])
     figures["validation_accuracy"] = entry["validation_accuracy"]

@@ -11,6 +11,7 @@ from typing import Any
 from holdfast.errors import DataFileError, OptionError
 from holdfast.experiments.language.forms.opened import pyarrow_library, readable
 from holdfast.experiments.language.forms.table import Entries, Table
+from holdfast.files import special_files
 
 SAVED = ("state.json", "dataset_dict.json")
 """What `save_to_disk` writes beside a data set, and beside several splits."""
@@ -61,11 +62,10 @@ def _arrow_batches(path: Path) -> Iterator[Any]:
         file.seek(0)
         with (pyarrow.ipc.open_file if is_file else pyarrow.ipc.open_stream)(file) as reader:
             yield reader.schema
-            if not is_file:
-                yield from reader
-                return
-            for number in range(reader.num_record_batches):
-                yield reader.get_batch(number)
+            found = map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader
+            for batch in found:
+                batch.validate(full=True)  # what is not looked at before could end the process
+                yield batch
 
 
 def _after_first(batches: Iterator[Any]) -> Iterator[Any]:
@@ -99,8 +99,8 @@ def _whole(path: Path, form: str) -> Iterator[None]:
     try:
         with readable(path):
             yield
-    except pyarrow.ArrowInvalid as error:
-        told = str(error).splitlines()[0]
+    except pyarrow.ArrowException as error:
+        told = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataFileError(f"{path} is no whole {form} file ({told}). Copy it again.") from error
 
 
@@ -112,8 +112,13 @@ def saved_tables(folder: Path) -> dict[str, Table]:
         OptionError: without the `datasets` library.
     """
     library = datasets_library(str(folder))
+    special = special_files(folder.rglob("*"))
+    if special:
+        raise DataFileError(f"{folder}: {', '.join(special)} is a pipe or a device; expected files. Take it away.")
     try:
         found = library.load_from_disk(str(folder))
+        for data in found.values() if hasattr(found, "keys") else [found]:
+            data.data.validate(full=True)  # what is not looked at before could end the process
     except Exception as error:  # whatever a foreign library can say of a damaged folder
         raise DataFileError(
             f"{folder}: datasets cannot load it ({_told(error)}). Save it again with save_to_disk."

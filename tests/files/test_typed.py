@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from holdfast.experiments.typed import Amount, Count, Fraction, listed, typed
+from holdfast.files.typed import Amount, Count, Fraction, listed, typed
 
 
 @pytest.mark.parametrize(
