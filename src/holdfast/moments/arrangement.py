@@ -295,6 +295,9 @@ def worked_along(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     """What a function that is not plain works along; None where it may put rows anywhere."""
     rule = ALONG.get(function)
     try:
-        return None if rule is None else rule(*args, **kwargs)
+        found = None if rule is None else rule(*args, **kwargs)
     except (TypeError, ZeroDivisionError):  # a form of the call that is not known
         return None
+    if found is not None and any(operand.tensor.layout != torch.strided for operand in found):
+        return None  # sparse: what it holds is not where its shape says
+    return found

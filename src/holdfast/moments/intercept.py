@@ -205,8 +205,9 @@ def _opened(func: types.FunctionType) -> Callable[..., Any]:
 
 
 def _are_usual(args: tuple[Any, ...]) -> bool:
-    """Whether the arguments are what they seem: neither inside a transform nor nested tensors."""
-    return not transformed() and not any(isinstance(value, Tensor) and value.is_nested for value in args)
+    """Whether the arguments are what they seem: neither inside a transform, nor nested or sparse tensors."""
+    tensors = [value for value in args if isinstance(value, Tensor)]
+    return not transformed() and not any(tensor.is_nested or tensor.layout != torch.strided for tensor in tensors)
 
 
 def _no(*_: Any) -> bool:

@@ -166,7 +166,7 @@ class _Recorder(Interception):
             self._visible = not outside
         for tensor in result if isinstance(result, tuple | list) else (result,):
             if isinstance(tensor, Tensor) and not any(_share(tensor, value) for value in args):
-                self.num_bytes += tensor.nbytes
+                self.num_bytes += _num_bytes(tensor)
         return result
 
     def other(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -188,6 +188,14 @@ class _Recorder(Interception):
         if weights[0] is not None:
             self.look_up(operation, out, x, weights[0])
         return out
+
+
+def _num_bytes(tensor: Tensor) -> int:
+    """What a tensor fills; of a sparse one its values and as much again for where they are."""
+    if tensor.layout in (torch.strided, torch.jagged):
+        return tensor.nbytes
+    values = tensor._values() if tensor.layout == torch.sparse_coo else tensor.values()
+    return 2 * values.nbytes
 
 
 def _share(tensor: Tensor, other: Any) -> bool:

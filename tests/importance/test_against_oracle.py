@@ -1,0 +1,130 @@
+"""Models of kinds that trip estimators up, measured in batches of several sizes and compared with plain loops."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import holdfast as hf
+from holdfast.heads.outputs import logits_of
+
+Batch = dict[str, Any]
+
+
+class Apply(nn.Module):
+    """A module whose forward pass is a function of itself and the inputs; labels are not among these."""
+
+    def __init__(self, function: Callable[..., Any], **modules: Any) -> None:
+        super().__init__()
+        self._function = function
+        for name, module in modules.items():
+            setattr(self, name, module)
+        self.double()
+
+    def forward(self, labels: Tensor | None = None, **inputs: Any) -> Any:
+        return self._function(self, **inputs)
+
+
+def one_of(batch: Batch, b: int) -> Batch:
+    return {key: value[b : b + 1] if hasattr(value, "__len__") else value for key, value in batch.items()}
+
+
+def loop(model: nn.Module, batches: Sequence[Batch], score: Callable[[Any, Batch], Tensor], phi: str) -> Any:
+    """Name -> mean over examples of the square or the absolute value of the gradient of one example's score."""
+    model.eval()
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    totals, count = {name: torch.zeros_like(p) for name, p in parameters.items()}, 0
+    for batch in batches:
+        for b in range(len(batch["labels"])):
+            one, count = one_of(batch, b), count + 1
+            found = torch.autograd.grad(score(model(**one), one), list(parameters.values()), allow_unused=True)
+            for name, g in zip(parameters, found):
+                if g is not None:
+                    totals[name] += g.square() if phi == "square" else g.abs()
+    return {name: total / count for name, total in totals.items()}
+
+
+def nll(outputs: Any, batch: Batch) -> Tensor:
+    logits = logits_of(outputs)
+    return F.cross_entropy(logits.flatten(0, -2), batch["labels"].flatten(), reduction="sum")
+
+
+def length(outputs: Any, _: Batch) -> Tensor:
+    return logits_of(outputs).square().sum()
+
+
+def assert_close(found: Any, expected: dict[str, Tensor], *, rtol: float = 1e-4) -> None:
+    assert set(found) == set(expected)
+    for name, value in expected.items():
+        error = (found[name].double() - value.double()).norm()
+        assert error <= rtol * value.norm() + 1e-12, f"{name}: off by {float(error / value.norm()):.1e}"
+
+
+def vectors(*sizes: int, **others: Callable[[int], Any]) -> list[Batch]:
+    return [
+        {"x": torch.randn(b, 5).double(), "labels": torch.randint(0, 3, (b,)), **{k: f(b) for k, f in others.items()}}
+        for b in sizes
+    ]
+
+
+def check_fisher_and_mas(model: nn.Module, batches: list[Batch]) -> None:
+    assert_close(hf.fisher(model, batches, kind="empirical"), loop(model, batches, nll, "square"))
+    assert_close(hf.mas(model, batches), loop(model, batches, length, "abs"))
+
+
+def sparse_graphs() -> tuple[nn.Module, list[Batch]]:
+    def forward(self: Any, x: Tensor, edges: Tensor) -> Tensor:
+        size, nodes, _ = x.shape
+        joined = torch.block_diag(*edges).to_sparse()
+        h = torch.sparse.mm(joined, self.inner(x).reshape(size * nodes, -1)).relu()
+        return self.outer(h.view(size, nodes, -1).sum(1))
+
+    batches = [
+        {
+            "x": torch.randn(b, n, 4).double(),
+            "edges": (torch.rand(b, n, n) < 0.5).double(),
+            "labels": torch.randint(0, 3, (b,)),
+        }
+        for b, n in ((3, 4), (5, 4), (2, 6), (1, 5))
+    ]
+    return Apply(forward, inner=nn.Linear(4, 6), outer=nn.Linear(6, 3)), batches
+
+
+def sparse_features() -> tuple[nn.Module, list[Batch]]:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return self.outer((x * (x > 0)).to_sparse_csr() @ self.table)
+
+    return Apply(forward, table=nn.Parameter(torch.randn(5, 6)), outer=nn.Linear(6, 3)), vectors(4, 7, 1)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse")
+@pytest.mark.filterwarnings("ignore:.*one example at a time, right but slow")
+@pytest.mark.parametrize("kind", [sparse_graphs, sparse_features])
+def test_a_model_may_make_sparse_tensors(kind):
+    check_fisher_and_mas(*kind())
+
+
+def plain(h: Tensor, w: Tensor) -> Tensor:
+    return (h @ w).relu()
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_functions_under_compile_run_as_they_are(backend):
+    model = Apply(
+        lambda self, x: self.outer(self.fused(self.inner(x), self.middle)),
+        inner=nn.Linear(5, 6),
+        middle=nn.Parameter(torch.randn(6, 6)),
+        outer=nn.Linear(6, 3),
+    )
+    batches = vectors(4, 7, 1)
+    model.fused = torch.compile(plain, backend=backend)
+    fisher = hf.fisher(model, batches, kind="empirical")
+    factored = hf.kfac(model, batches, kind="empirical")
+    model.fused = plain
+    expected = loop(model, batches, nll, "square")
+    assert_close(fisher, expected)
+    assert set(factored) == {"inner.weight", "outer.weight"}
+    assert_close(factored.diagonal, {"middle": expected["middle"]})
