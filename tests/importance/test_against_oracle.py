@@ -128,3 +128,59 @@ def test_functions_under_compile_run_as_they_are(backend):
     assert_close(fisher, expected)
     assert set(factored) == {"inner.weight", "outer.weight"}
     assert_close(factored.diagonal, {"middle": expected["middle"]})
+
+
+def sequences(*shapes: tuple[int, int], **others: Callable[[int, int], Any]) -> list[Batch]:
+    return [
+        {
+            "x": torch.randint(0, 11, (b, n)),
+            "labels": torch.randint(0, 3, (b,)),
+            **{key: make(b, n) for key, make in others.items()},
+        }
+        for b, n in shapes
+    ]
+
+
+def in_order(time_first: Callable[[Tensor, Any], bool], turn: Callable[[Tensor], Tensor]) -> nn.Module:
+    """Works on rows of positions, in the order of the examples or in that of time."""
+
+    def forward(self: Any, x: Tensor, flag: Any = None) -> Tensor:
+        h, first = self.table(x), time_first(x, flag)
+        h = turn(h) if first else h
+        h = self.inner(h.reshape(-1, 6)).relu().view(*h.shape[:2], 6)
+        return self.outer((turn(h) if first else h).mean(1))
+
+    return Apply(forward, table=nn.Embedding(11, 6), inner=nn.Linear(6, 6), outer=nn.Linear(6, 3))
+
+
+SHAPES = (4, 6), (4, 8), (6, 10), (2, 6), (1, 9), (8, 6), (3, 9)
+
+CHOICES = {
+    "by length": (lambda x, _: x.shape[1] > 6, lambda h: h.transpose(0, 1)),
+    "by number": (lambda x, _: len(x) > 4, lambda h: h.permute(1, 0, 2)),
+    "by a flag": (lambda _, flag: flag, lambda h: h.movedim(0, 1)),
+    "by einsum": (lambda x, _: len(x) > 4, lambda h: torch.einsum("abc->bac", h)),
+    "by stack": (lambda x, _: x.shape[1] > 6, lambda h: torch.stack(list(h), dim=1)),
+}
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_lengths_numbers_and_flags_may_choose_the_order_of_axes(choice):
+    model = in_order(*CHOICES[choice])
+    batches = sequences(*SHAPES)
+    if choice == "by a flag":
+        for number, batch in enumerate(batches):
+            batch["flag"] = number % 2 == 1
+    check_fisher_and_mas(model, batches)
+
+
+@pytest.mark.parametrize("measure", [hf.fisher, hf.mas])
+def test_examples_that_mix_in_large_batches_only_are_refused(measure):
+    def forward(self: Any, x: Tensor) -> Tensor:
+        h = self.inner(x)
+        return self.outer(h - h.mean(0) if len(x) > 4 else h)
+
+    model = Apply(forward, inner=nn.Linear(5, 6), outer=nn.Linear(6, 3))
+    measure(model, vectors(4, 3))
+    with pytest.raises(hf.HoldfastError, match=r"mixes its examples .* its outputs for example \d of a batch of \d+ "):
+        measure(model, vectors(4, 7))

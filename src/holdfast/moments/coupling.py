@@ -52,6 +52,29 @@ def check_independent(model: nn.Module, call: Call, *, where: str) -> None:
         raise CoupledExamplesError(_message(model, where, found))
 
 
+def check_in_company(model: nn.Module, call: Call, outputs: Any, *, where: str) -> None:
+    """Raise unless the first and the last example of a batch have alone the outputs that they have in it.
+
+    Args:
+        model: in evaluation mode.
+        call: the batch.
+        outputs: of the model for it.
+        where: the estimator, for messages.
+
+    Raises:
+        CoupledExamplesError: they differ.
+
+    Cost: two forward passes of one example.
+    """
+    together = floats_in(outputs)
+    for b in {0, call.size - 1} if call.size > 1 else ():
+        own = [t[b : b + 1] if t.ndim and len(t) == call.size else t[:0] for t in together if t.ndim]
+        alone = [t for t in _outputs(model, call.examples(b, b + 1)) if t.ndim]
+        if any(a.shape == o.shape and not equal(a, o, tolerance(model)) for a, o in zip(alone, own)):
+            found = f"its outputs for example {b} of a batch of {call.size} differ from those for it alone"
+            raise CoupledExamplesError(_message(model, where, found))
+
+
 def is_each_alone(together: Sequence[Tensor], alone: Sequence[Sequence[Tensor]], *, rtol: float) -> bool:
     """Whether the outputs for B examples are those of each alone; those without an axis of examples do not count.
 
