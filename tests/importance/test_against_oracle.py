@@ -184,3 +184,112 @@ def test_examples_that_mix_in_large_batches_only_are_refused(measure):
     measure(model, vectors(4, 3))
     with pytest.raises(hf.HoldfastError, match=r"mixes its examples .* its outputs for example \d of a batch of \d+ "):
         measure(model, vectors(4, 7))
+
+
+def ragged(*lengths: Sequence[int], positions: bool = False) -> list[Batch]:
+    batches = []
+    for each in lengths:
+        there = torch.arange(max(each)) < torch.tensor(each).unsqueeze(1)
+        x = torch.randint(1, 11, there.shape).masked_fill(~there, 0)
+        labels = torch.randint(0, 3, there.shape).masked_fill(~there, -100)
+        batches.append({"x": x, "labels": labels if positions else labels[:, 0]})
+    return batches
+
+
+def trimmed() -> nn.Module:
+    """Cuts its inputs to the longest of them, and so its outputs."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return self.outer(self.table(x[:, : int((x != 0).sum(1).max())]))
+
+    return Apply(forward, table=nn.Embedding(11, 6), outer=nn.Linear(6, 3))
+
+
+def packed() -> nn.Module:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        lengths = (x != 0).sum(1)
+        rows = nn.utils.rnn.pack_padded_sequence(self.table(x), lengths, batch_first=True, enforce_sorted=False)
+        return self.outer(nn.utils.rnn.pad_packed_sequence(self.inner(rows)[0], batch_first=True)[0])
+
+    return Apply(forward, table=nn.Embedding(11, 6), inner=nn.GRU(6, 4, batch_first=True), outer=nn.Linear(4, 3))
+
+
+LENGTHS = (6, 6, 6, 6), (3, 5, 2, 6, 1), (4, 3, 3), (2, 8, 7), (5,)
+
+
+def halting() -> nn.Module:
+    """Goes on until no example wants to; those that had enough keep what they have."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        h, steps = self.table(x).mean(1), (x != 0).sum(1)
+        for step in range(8):
+            if not (steps > step).any():
+                break
+            h = torch.where((steps > step).unsqueeze(1), h + self.inner(h).tanh(), h)
+        return self.outer(h)
+
+    return Apply(forward, table=nn.Embedding(11, 6), inner=nn.Linear(6, 6), outer=nn.Linear(6, 3))
+
+
+def signals(model: nn.Module, batches: list[Batch]) -> dict[str, Tensor]:
+    """The signal of the Linear layers, from hooks, one example at a time."""
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    rows: dict[str, list[Tensor]] = {name: [] for name in layers}
+    handles = [
+        module.register_forward_hook(lambda _, args, __, name=name: rows[name].append(args[0].detach().flatten(0, -2)))
+        for name, module in layers.items()
+    ]
+    for batch in batches:
+        for b in range(len(batch["labels"])):
+            model(**one_of(batch, b))
+    for handle in handles:
+        handle.remove()
+    means = {name: torch.cat(found).abs().mean(0) for name, found in rows.items()}
+    return {f"{name}.weight": layers[name].weight.detach().abs() * mean for name, mean in means.items()}
+
+
+@pytest.mark.parametrize(
+    ("make", "positions"), [(trimmed, True), (packed, True), (halting, False)], ids=["trimmed", "packed", "halting"]
+)
+def test_padding_and_steps_that_an_example_lacks_alone_carry_no_signal(make, positions):
+    model, batches = make(), ragged(*LENGTHS, positions=positions)
+    found = hf.signal(model, batches, others="zero")
+    expected = signals(model, batches)
+    assert_close({name: found[name] for name in expected}, expected)
+
+
+@pytest.mark.filterwarnings("ignore:.*one example at a time, right but slow")
+@pytest.mark.parametrize("make", [trimmed, packed])
+@pytest.mark.parametrize("measure", [hf.fisher, hf.kfac])
+def test_as_many_positions_as_classes_leave_no_doubt_after_a_batch_that_has_more(make, measure):
+    model = make()
+    batches = ragged((6, 6), (4, 2), (3, 3, 3), (3, 1), positions=True)
+    singles = [one_of(batch, b) for batch in batches for b in range(len(batch["labels"]))]
+    found = measure(model, batches, kind="empirical")
+    if measure is hf.fisher:
+        assert_close(found, loop(model, [cut(one) for one in singles], nll, "square"))
+        return
+    torch.testing.assert_close(
+        found["outer.weight"].inputs.double(), inputs_of_last(model, singles), rtol=1e-4, atol=1e-7
+    )
+
+
+def cut(one: Batch) -> Batch:
+    length = int((one["x"] != 0).sum())
+    return {**one, "labels": one["labels"][:, :length]}
+
+
+def inputs_of_last(model: nn.Module, singles: list[Batch]) -> Tensor:
+    """A of the layer `outer`: the mean over examples of the sum over positions of a a^T."""
+    total: Tensor | float = 0.0
+
+    def add(_: nn.Module, args: tuple[Tensor], __: Tensor) -> None:
+        nonlocal total
+        rows = F.pad(args[0].detach().flatten(0, -2), (0, 1), value=1.0)
+        total = rows.T @ rows + total
+
+    handle = model.outer.register_forward_hook(add)
+    for one in singles:
+        model(**one)
+    handle.remove()
+    return total / len(singles)

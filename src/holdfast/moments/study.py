@@ -44,6 +44,7 @@ class Study:
         outputs: floating-point outputs of the model for the examples together.
         independent: whether they are those of each of the examples alone, as far as these can be compared.
         choices: numbers of the data that Python was told for the examples together, and every beginning of these.
+        alike: whether it was told the same for each of them alone.
         hidden: whether rows were arranged, or numbers told, by functions that cannot be seen.
         bytes_per_example: the inputs, and what every function of the model makes of them, frozen layers included.
     """
@@ -52,6 +53,7 @@ class Study:
     outputs: list[Tensor]
     independent: bool
     choices: frozenset[Choices]
+    alike: bool
     hidden: bool
     bytes_per_example: int
 
@@ -102,6 +104,7 @@ def study(model: nn.Module, few: Call, *, tracked: Mapping[int, Tracked], rtol: 
         outputs,
         independent=is_each_alone(outputs, singles, rtol=rtol),
         choices=frozenset(beginnings(together.chosen)),
+        alike=len(alike) == few.size,
         hidden=any(recorder.hidden.found for recorder in (together, *(alone for alone, _ in recorded))),
         bytes_per_example=num_bytes // few.size,
     )
