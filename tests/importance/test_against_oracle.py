@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -293,3 +294,71 @@ def inputs_of_last(model: nn.Module, singles: list[Batch]) -> Tensor:
         model(**one)
     handle.remove()
     return total / len(singles)
+
+
+def by_slices() -> nn.Module:
+    """Leaves padding out by lengths that Python knows, not torch."""
+
+    def forward(self: Any, x: Tensor, lengths: Any) -> Tensor:
+        rows = torch.cat([x[b, : int(n)] for b, n in enumerate(lengths)])
+        h = self.inner(self.table(rows)).relu()
+        return self.outer(torch.stack([part.mean(0) for part in h.split([int(n) for n in lengths])]))
+
+    return Apply(forward, table=nn.Embedding(11, 6), inner=nn.Linear(6, 6), outer=nn.Linear(6, 3))
+
+
+def by_packing() -> nn.Module:
+    def forward(self: Any, x: Tensor, lengths: Any) -> Tensor:
+        lengths = torch.as_tensor(lengths)
+        rows = nn.utils.rnn.pack_padded_sequence(self.table(x), lengths, batch_first=True, enforce_sorted=False)
+        h = nn.utils.rnn.pad_packed_sequence(rows._replace(data=self.inner(rows.data).tanh()), batch_first=True)[0]
+        return self.outer(h.sum(1))
+
+    return Apply(forward, table=nn.Embedding(11, 6), inner=nn.Linear(6, 6), outer=nn.Linear(6, 3))
+
+
+def with_lengths(form: Callable[[Sequence[int]], Any], *, equal: int = 6) -> list[Batch]:
+    """First some batches whose lengths show nothing."""
+    lengths = [(6, 6, 6, 6)] * equal + [(3, 5, 2, 6), (3, 5, 2, 6, 1), (1, 7), (5,)]
+    return [{**batch, "lengths": form(each)} for batch, each in zip(ragged(*lengths), lengths)]
+
+
+@pytest.mark.parametrize("form", [list, tuple, np.array], ids=["list", "tuple", "array"])
+@pytest.mark.parametrize("make", [by_slices, by_packing])
+def test_a_batch_may_hold_lists_with_an_entry_for_each_example(make, form):
+    model, batches = make(), with_lengths(form)
+    check_fisher_and_mas(model, batches)
+    factored = hf.kfac(model, batches, kind="empirical")
+    singles = [one_of(batch, b) for batch in batches for b in range(len(batch["labels"]))]
+    torch.testing.assert_close(
+        factored["outer.weight"].inputs.double(), inputs_of_last(model, singles), rtol=1e-4, atol=1e-7
+    )
+    found, expected = hf.signal(model, batches, others="zero"), signals(model, batches)
+    assert_close({name: found[name] for name in expected}, expected)
+
+
+def test_so_many_examples_have_so_many_entries():
+    model, batches = by_slices(), with_lengths(list, equal=0)
+    found = hf.fisher(model, batches, kind="empirical", num_examples=6)
+    some = [batches[0], {key: value[:2] for key, value in batches[1].items()}]
+    assert_close(found, loop(model, some, nll, "square"))
+
+
+@pytest.mark.parametrize("sizes", [(2, 5, 2, 1), (1, 2, 3), (4, 2)])
+def test_a_list_that_is_the_same_for_all_examples_stays_whole(sizes):
+    model = Apply(
+        lambda self, x, scales, names: self.outer(sum(scale * self.inner(x).tanh() for scale in scales)),
+        inner=nn.Linear(5, 6),
+        outer=nn.Linear(6, 3),
+    )
+    batches = vectors(*sizes, names=lambda b: [f"number {i}" for i in range(b)])
+    expected = loop(model, [{**batch, "scales": Whole((0.5, 2.0))} for batch in batches], nll, "square")
+    found = hf.fisher(model, [{**batch, "scales": [0.5, 2.0]} for batch in batches], kind="empirical")
+    assert_close(found, expected)
+
+
+class Whole(tuple[float, ...]):
+    """Stays itself where the examples are taken apart."""
+
+    def __getitem__(self, part: Any) -> Any:
+        return self if isinstance(part, slice) else super().__getitem__(part)

@@ -154,7 +154,7 @@ class Engine:
         """A forward pass with covers, made anew without those through which it turns out to differentiate itself."""
         while True:
             known, receive = (self._tracked, self._layouts, self._choices), collector.receive
-            covering = Covering(*known, call.size, receive, hidden=self._hidden)
+            covering = Covering(*known, call.size, receive, hidden=self._hidden or call.has_numbers)
             try:
                 with covering:
                     outputs = call(unwrap(self._model))

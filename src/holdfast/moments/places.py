@@ -49,7 +49,8 @@ class Places:
         if not self._studied and call.size > 1:
             self._study(call)
         while True:
-            watching = Watching({}, self._layouts, self._choices, call.size, hidden=self._hidden)
+            hidden = self._hidden or call.has_numbers
+            watching = Watching({}, self._layouts, self._choices, call.size, hidden=hidden)
             with watching:
                 found = forward(watching)
             apart = watching.stretched or (watching.late and not self._any_order)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves
 
 from holdfast.moments.arrangement import CHOICES, HIDDEN, worked_along
 from holdfast.moments.calls import Call
@@ -29,8 +29,7 @@ def few_examples(call: Call) -> Call:
     """The first few examples of a call; of a single one two copies, so that it has company."""
     if call.size > 1:
         return call.examples(0, min(NUM_STUDIED, call.size))
-    args, kwargs = tree_map_only(Tensor, lambda tensor: torch.cat([tensor, tensor]), (call.args, call.kwargs))
-    return Call(args, kwargs, 2)
+    return call.picked([0, 0])
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,7 @@ def study(model: nn.Module, few: Call, *, tracked: Mapping[int, Tracked], rtol: 
         layouts[key] = RAGGED if layout is None and key[0] != "along" else layout
     alike = [b for b, (alone, _) in enumerate(recorded) if alone.chosen == together.chosen]
     if 1 < len(alike) < few.size:
-        some = study(model, _picked(few, alike), tracked=tracked, rtol=rtol).layouts
+        some = study(model, few.picked(alike), tracked=tracked, rtol=rtol).layouts
         layouts |= {key: layout for key, layout in some.items() if key not in layouts}
     num_bytes = together.num_bytes + sum(
         leaf.nbytes for leaf in tree_leaves((few.args, few.kwargs)) if isinstance(leaf, Tensor)
@@ -108,11 +107,6 @@ def study(model: nn.Module, few: Call, *, tracked: Mapping[int, Tracked], rtol: 
         hidden=any(recorder.hidden.found for recorder in (together, *(alone for alone, _ in recorded))),
         bytes_per_example=num_bytes // few.size,
     )
-
-
-def _picked(call: Call, examples: Sequence[int]) -> Call:
-    args, kwargs = tree_map_only(Tensor, lambda tensor: tensor[list(examples)], (call.args, call.kwargs))
-    return Call(args, kwargs, len(examples))
 
 
 Record = dict[Key, list[tuple[Tensor, Tensor, bool]]]
