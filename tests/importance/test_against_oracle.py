@@ -362,3 +362,33 @@ class Whole(tuple[float, ...]):
 
     def __getitem__(self, part: Any) -> Any:
         return self if isinstance(part, slice) else super().__getitem__(part)
+
+
+@pytest.mark.filterwarnings("ignore:.*one example at a time, right but slow")
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+def test_layers_may_work_on_nested_tensors(layout):
+    def forward(self: Any, x: Tensor) -> Tensor:
+        h, counts = self.table(x), (x != 0).sum(1).tolist()
+        nested = torch.nested.as_nested_tensor([row[:n] for row, n in zip(h, counts)], layout=layout)
+        return self.outer(torch.nested.to_padded_tensor(self.inner(nested), 0.0).sum(1))
+
+    model = Apply(forward, table=nn.Embedding(11, 6), inner=nn.Linear(6, 6), outer=nn.Linear(6, 3))
+    batches = ragged((6, 6, 6), (3, 5, 2), (4,))
+    check_fisher_and_mas(model, batches)
+    rows = [model.table(x[x != 0]).detach() for batch in batches for x in batch["x"]]
+    mean = torch.cat(rows).abs().mean(0)
+    found = hf.signal(model, batches, others="zero")
+    assert_close({"inner.weight": found["inner.weight"]}, {"inner.weight": model.inner.weight.detach().abs() * mean})
+    with_one = [F.pad(each, (0, 1), value=1.0) for each in rows]
+    expected = sum((each.T @ each for each in with_one), torch.zeros(7, 7).double()) / len(rows)
+    factors = hf.kfac(model, batches, kind="empirical")["inner.weight"]
+    torch.testing.assert_close(factors.inputs.double(), expected, rtol=1e-4, atol=1e-7)
+    gradients = torch.zeros(6, 6).double()
+    for batch in batches:
+        for b, x in enumerate(batch["x"]):
+            one, length = one_of(batch, b), int((x != 0).sum())
+            z = model.inner(model.table(x[:length])).detach().requires_grad_()
+            (g,) = torch.autograd.grad(nll(model.outer(z.sum(0, keepdim=True)), one), z)
+            gradients += g.T @ g / length / len(rows)
+    torch.testing.assert_close(factors.outputs.double(), gradients, rtol=1e-4, atol=1e-7)

@@ -121,9 +121,11 @@ class DataPass:
     def _cuts_lists(self, content: Any, device: torch.device) -> bool:
         """Whether lists of as many entries as there are examples are the examples'; decided on two or more of these."""
         args, kwargs = model_inputs(content)
-        size = batch_size(content)
-        if self._lists is not None or not Call(args, kwargs, size).has_lists:
+        if self._lists is not None or all(isinstance(value, Tensor) for value in (*args, *kwargs.values())):
             return bool(self._lists)
+        size = batch_size(content)
+        if not Call(args, kwargs, size).has_lists:
+            return False
         args, kwargs = model_inputs(batch_to(content, device))
         found = reads_entries(self._model, Call(args, kwargs, size))
         self._lists = found if size > 1 else None

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, get_args
 
+import torch
 from torch import Tensor, nn
 
 from holdfast.choices import check_choice
@@ -14,6 +15,7 @@ from holdfast.importance.layerwise import Others, check_watchable, watched_forwa
 from holdfast.importance.measure import DataPass, calibration_loss
 from holdfast.importance.signal_sums import UNIT, BiasSignal, SignalSums
 from holdfast.moments.calls import Call
+from holdfast.moments.layers import LayerUse
 from holdfast.moments.places import Places
 from holdfast.moments.state import measuring
 from holdfast.moments.watching import Watching
@@ -92,8 +94,13 @@ def signal(
 
             def forward(call: Call, watching: Watching | None = None) -> tuple[SignalSums, bool]:
                 found = SignalSums(model, bias)
+
+                def add(use: LayerUse) -> None:
+                    with torch._C.DisableTorchFunction():  # sums are not a part of the forward pass
+                        found.add(use)
+
                 meet = None if watching is None else watching.meet
-                return found, run(call, found.add, first=first, graph=graph, meet=meet)  # noqa: B023
+                return found, run(call, add, first=first, graph=graph, meet=meet)  # noqa: B023
 
             (found, graph), known = places.run(batch.call, partial(forward, batch.call))
             for b in range(0 if known else batch.call.size):  # where padding would count, or other layers are used

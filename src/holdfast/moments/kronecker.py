@@ -36,6 +36,7 @@ from holdfast.moments.gradients import (
     tolerance,
     zeros,
 )
+from holdfast.moments.layers import rows_of
 from holdfast.moments.places import Places
 from holdfast.moments.sums import Alone
 from holdfast.moments.transforms import transformed
@@ -167,7 +168,7 @@ class KroneckerSums:
         for k, row in enumerate(rows if rows.requires_grad and edges else ()):
             found = torch.autograd.grad(row.sum(), edges, allow_unused=True, retain_graph=k + 1 < len(rows))
             for (layer, _), g in zip(called, found):
-                if g is not None and g.numel():
+                if g is not None and (g.is_nested or g.numel()):
                     g = _positions(layer, g)
                     num_positions = len(g) / call.size
                     _add_to(self.outputs, layer.weight, _product(g, g) / num_positions)
@@ -293,7 +294,8 @@ def _recorded(layers: list[Layer], watching: Watching | None = None) -> Iterator
                 uses[layer.weight].append(_Use(torch.empty(0), None, hidden=True))
                 return None
             edge = get_gradient_edge(output) if output.requires_grad else None
-            uses[layer.weight].append(_Use((args[0] if args else next(iter(kwargs.values()))).detach(), edge))
+            x = args[0] if args else next(iter(kwargs.values()))
+            uses[layer.weight].append(_Use(rows_of(x.detach()), edge))
             # a change in place of a view, as of a Linear layer's output for sequences, would leave its edge behind
             return output.clone() if output._is_view() else None
 
@@ -310,6 +312,7 @@ def _recorded(layers: list[Layer], watching: Watching | None = None) -> Iterator
 def _positions(layer: Layer, g: Tensor) -> Tensor:
     """[rows, out]: gradients at the outputs, examples and positions in one axis, in the order of the inputs."""
     if not isinstance(layer.module, Convolution):
+        g = rows_of(g)
         return _wide(g).reshape(-1, g.shape[-1])
     g = g if g.ndim == len(layer.shape) else g.unsqueeze(0)
     return _wide(g).flatten(2).transpose(1, 2).flatten(0, 1)
