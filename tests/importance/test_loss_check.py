@@ -403,3 +403,27 @@ def test_a_loss_is_called_on_few_examples_only():
     hf.fisher(Net(), [(X, Y)] * 20, kind="empirical", loss=loss)
     assert seen.count(18) == 20  # once a batch
     assert sorted(size for size in seen if size < 18) == [1] * 7 + [8] * 5
+
+
+@pytest.mark.parametrize("size", [1, 4, 7])
+def test_outputs_may_be_one_number_an_example(size):
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.value, self.spread = nn.Linear(X.shape[1], 1), nn.Linear(X.shape[1], 1)
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"value": self.value(x)[:, 0], "spread": self.spread(x)[:, 0]}
+
+    def loss(out: dict[str, Tensor], batch: Any) -> Tensor:
+        return 0.5 * ((batch[1] - out["value"]) / out["spread"].exp()).square() + out["spread"]
+
+    torch.manual_seed(0)
+    model = Two()
+    targets = torch.randn(len(X))
+    expected = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    for x, y in zip(X, targets):
+        one = loss(model(x.unsqueeze(0)), (x.unsqueeze(0), y.unsqueeze(0))).sum()
+        for total, g in zip(expected.values(), torch.autograd.grad(one, list(model.parameters()))):
+            total += g.square() / len(X)
+    close(hf.fisher(model, pairs(size, targets=targets), kind="empirical", loss=loss), expected)

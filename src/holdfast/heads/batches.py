@@ -77,9 +77,16 @@ def targets_of(batch: Any) -> Tensor:
     return targets
 
 
-def slice_batch(batch: Any, start: int, stop: int) -> Any:
-    """Examples `start` to `stop` (exclusive) of a batch, as views, in a tree of the same form."""
-    return _map(lambda tensor: tensor[start:stop], batch)
+def slice_batch(batch: Any, start: int, stop: int, *, lists: bool = False) -> Any:
+    """Examples `start` to `stop` (exclusive) of a batch, as views, in a tree of the same form.
+
+    Args:
+        batch: a tree.
+        start: the first example.
+        stop: the first that is left out.
+        lists: whether arrays and lists with an entry for each example are cut as well.
+    """
+    return next(readings(batch, start, stop)) if lists else _map(lambda tensor: tensor[start:stop], batch)
 
 
 def readings(batch: Any, start: int, stop: int) -> Iterator[Any]:

@@ -33,7 +33,8 @@ class Categorical:
             importance decides it once for all batches, by the model's class and configuration where it is one of
             Hugging Face's, else by the first batch, and says in `info.details` what was decided. Without a model: true
             where the batch is a mapping whose `labels` all equal its `input_ids` wherever they are not -100.
-        class_axis: the axis of the classes, 1 or -1. None: told from the shapes, an error where both fit.
+        class_axis: the axis of the classes, 1 or -1. None: told from the shapes, an error where both fit and no earlier
+            batch of the same measurement has told.
 
     Raises:
         OptionError: `classes` is empty, repeats itself or has a negative number; `class_axis` is not 1, -1 or None.
@@ -133,11 +134,14 @@ class Categorical:
         logits = logits.reshape(len(labels), positions, logits.shape[-1])
         return self._restricted(logits, labels.reshape(len(labels), positions))
 
+    def only_axis(self, outputs: Any, batch: Any) -> Literal[1, -1] | None:
+        """The axis of the classes where shapes leave no doubt; None where they do, or where there are no positions."""
+        logits, targets = logits_of(outputs), targets_of(batch)
+        fits = _fitting(logits, targets) if logits.ndim > 2 else []
+        return fits[0] if len(fits) == 1 else None
+
     def _axis(self, logits: Tensor, targets: Tensor) -> int:
-        shape, rest = list(logits.shape), {}
-        if logits.ndim >= 2:
-            rest = {1: shape[:1] + shape[2:], -1: shape[:-1]}
-        fits = [axis for axis, found in rest.items() if found == list(targets.shape)]
+        shape, fits = list(logits.shape), _fitting(logits, targets)
         if self.class_axis is not None:
             fits = [axis for axis in fits if axis == self.class_axis]
         if not fits:
@@ -180,6 +184,13 @@ class Categorical:
         # under vmap nothing was checked: a place that does not exist lets torch complain
         places = match.int().argmax(dim=-1).masked_fill(outside, len(columns))
         return logits[..., columns], places.where(counts, IGNORED)
+
+
+def _fitting(logits: Tensor, targets: Tensor) -> list[Literal[1, -1]]:
+    """The axes that the classes may have."""
+    shape = list(logits.shape)
+    rest: dict[Literal[1, -1], list[int]] = {1: shape[:1] + shape[2:], -1: shape[:-1]} if logits.ndim >= 2 else {}
+    return [axis for axis, found in rest.items() if found == list(targets.shape)]
 
 
 def _check_labels(labels: Tensor, outside: Tensor, expected: str) -> None:

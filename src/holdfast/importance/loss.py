@@ -19,8 +19,8 @@ from holdfast.importance.loss_check import LossCheck
 class MeasuredLoss:
     """A likelihood as one measurement of one model uses it; a `Likelihood` itself.
 
-    Whether a `Categorical` shifts the targets is decided once, on the first batch that shows it. A loss that is not the
-    library's own is checked to keep the examples of a batch apart.
+    Whether a `Categorical` shifts the targets, and which axis holds its classes, is decided once, on the first batch
+    that shows it. A loss that is not the library's own is checked to keep the examples of a batch apart.
 
     Args:
         likelihood: as the caller gave it.
@@ -60,7 +60,7 @@ class MeasuredLoss:
             BatchError: the labels contradict the decision that was taken on the first batch.
             CoupledExamplesError: the value of an example depends on the others.
         """
-        likelihood = self._decided(batch)
+        likelihood = self._decided(batch, outputs)
         found = likelihood.nll(outputs, batch)
         self._examine(likelihood.nll, found, outputs, batch)
         return found
@@ -71,7 +71,7 @@ class MeasuredLoss:
         Raises:
             BatchError, CoupledExamplesError: as for `nll`.
         """
-        likelihood = self._decided(batch)
+        likelihood = self._decided(batch, outputs)
         found = likelihood.exact_scores(outputs, batch)
         self._examine(likelihood.exact_scores, found, outputs, batch)
         return found
@@ -82,7 +82,7 @@ class MeasuredLoss:
         Raises:
             BatchError, CoupledExamplesError: as for `nll`.
         """
-        likelihood = self._decided(batch)
+        likelihood = self._decided(batch, outputs)
 
         def drawn(outputs: Any, batch: Any) -> Tensor:
             fresh = None if generator is None else torch.Generator(generator.device).manual_seed(0)
@@ -102,7 +102,7 @@ class MeasuredLoss:
             BatchError: as for `nll`.
             OptionError: the likelihood is not categorical.
         """
-        likelihood = self._decided(batch)
+        likelihood = self._decided(batch, outputs)
         if not isinstance(likelihood, Categorical):
             raise OptionError(
                 f'{self._where}: top_k={top_k} with loss="{self.name}", expected loss="categorical". Drop top_k.'
@@ -116,9 +116,12 @@ class MeasuredLoss:
         self._examine(scores, found, outputs, batch, draws=True)
         return found
 
-    def _decided(self, batch: Any) -> Likelihood:
+    def _decided(self, batch: Any, outputs: Any = None) -> Likelihood:
         if not isinstance(self._likelihood, Categorical):
             return self._likelihood
+        if self._likelihood.class_axis is None and outputs is not None:
+            axis = self._likelihood.only_axis(outputs, batch)
+            self._likelihood = self._likelihood if axis is None else replace(self._likelihood, class_axis=axis)
         if self._shift is not None:
             check_shift(self._shift, batch, where=self._where)
             return self._likelihood

@@ -236,7 +236,7 @@ class _Part:
         for gradient in gradients:
             if gradient is None:
                 continue
-            sizes = gradient.detach().abs().flatten(1).nan_to_num(0.0, 0.0, 0.0).sum(dim=1)
+            sizes = gradient.detach().abs().nan_to_num(0.0, 0.0, 0.0).reshape(self.size, -1).sum(dim=1)
             outside = sizes.clone()
             outside[start:stop] = 0.0
             if bool(outside.max() > 1e-6 * sizes.max()):

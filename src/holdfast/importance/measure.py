@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from tqdm import tqdm
@@ -17,7 +18,7 @@ from holdfast.heads.likelihoods import resolve_likelihood
 from holdfast.importance.calibration import CALIBRATION_EXAMPLES, measured_nats_per_unit
 from holdfast.importance.loss import MeasuredLoss
 from holdfast.moments.calls import Call
-from holdfast.moments.coupling import check_independent
+from holdfast.moments.coupling import check_independent, reads_entries
 from holdfast.records import Importance, ImportanceInfo
 from holdfast.tensors import check_real, trainable_parameters, unwrap
 
@@ -84,6 +85,7 @@ class DataPass:
         self._limit, self._progress = num_examples, progress
         self._loss, self._calibrate, self._seed, self._check = loss, calibrate, seed, check
         self._sample: list[Batch] = []
+        self._lists: bool | None = None
         self.seen = 0
 
     def __iter__(self) -> Iterator[Batch]:
@@ -93,12 +95,13 @@ class DataPass:
             size = batch_size(content)
             if size == 0:
                 continue
+            lists = self._cuts_lists(content, device)
             if self._limit is not None and self.seen + size > self._limit:
                 size = self._limit - self.seen
-                content = slice_batch(content, 0, size)
+                content = slice_batch(content, 0, size, lists=lists)
             content = batch_to(content, device)
             args, kwargs = model_inputs(content)
-            batch = Batch(content, Call(args, kwargs, size))
+            batch = Batch(content, Call(args, kwargs, size, lists))
             if self.seen == 0 and self._check:
                 check_independent(self._model, batch.call, where=self._where)
             if self._loss is not None and self.seen < CALIBRATION_EXAMPLES:
@@ -114,6 +117,19 @@ class DataPass:
                 f"{self._where}: the data held no example. Pass an iterable of non-empty batches; an iterator that "
                 "was read before is empty now: make it anew."
             )
+
+    def _cuts_lists(self, content: Any, device: torch.device) -> bool:
+        """Whether lists of as many entries as there are examples are the examples'; decided on two or more of these."""
+        args, kwargs = model_inputs(content)
+        if self._lists is not None or all(isinstance(value, Tensor) for value in (*args, *kwargs.values())):
+            return bool(self._lists)
+        size = batch_size(content)
+        if not Call(args, kwargs, size).has_lists:
+            return False
+        args, kwargs = model_inputs(batch_to(content, device))
+        found = reads_entries(self._model, Call(args, kwargs, size))
+        self._lists = found if size > 1 else None
+        return found
 
     def importance(
         self,

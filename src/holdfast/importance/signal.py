@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, get_args
 
+import torch
 from torch import Tensor, nn
 
 from holdfast.choices import check_choice
@@ -12,7 +14,11 @@ from holdfast.heads.likelihoods import Likelihood
 from holdfast.importance.layerwise import Others, check_watchable, watched_forward
 from holdfast.importance.measure import DataPass, calibration_loss
 from holdfast.importance.signal_sums import UNIT, BiasSignal, SignalSums
+from holdfast.moments.calls import Call
+from holdfast.moments.layers import LayerUse
+from holdfast.moments.places import Places
 from holdfast.moments.state import measuring
+from holdfast.moments.watching import Watching
 from holdfast.records import Importance
 
 
@@ -59,7 +65,8 @@ def signal(
         UnsupportedLayerError: with `others="error"`; every such parameter is listed.
         CoupledExamplesError, EmptyDataError, BatchError, NotFiniteError, OptionError: as for `fisher`.
 
-    Cost: one forward pass, and for a convolution a second one of one channel a group with its backward pass.
+    Cost: one forward pass, and for a convolution a second one of one channel a group with its backward pass. Where the
+    data decide how many rows a layer has, as in padding to the longest example, one forward pass an example.
 
     Source: Kutalev and Lapina 2021 (arXiv 2109.10021). Departures: sequences and convolutions; z in place of y for
     biases by default.
@@ -78,19 +85,26 @@ def signal(
         calibrate=calibrate,
         seed=seed,
     )
-    sums = SignalSums(model, bias)
+    sums, places = SignalSums(model, bias), Places(model, any_order=True)
     graph = False
     with measuring(model):
         for batch in data_pass:
             first = data_pass.seen == batch.call.size
-            graph = watched_forward(
-                model,
-                batch.call,
-                sums.add,
-                activations=bias == "activation",
-                others=others,
-                where="signal",
-                first=first,
-                graph=graph,
-            )
+            run = partial(watched_forward, model, activations=bias == "activation", others=others, where="signal")
+
+            def forward(call: Call, watching: Watching | None = None) -> tuple[SignalSums, bool]:
+                found = SignalSums(model, bias)
+
+                def add(use: LayerUse) -> None:
+                    with torch._C.DisableTorchFunction():  # sums are not a part of the forward pass
+                        found.add(use)
+
+                meet = None if watching is None else watching.meet
+                return found, run(call, add, first=first, graph=graph, meet=meet)  # noqa: B023
+
+            (found, graph), known = places.run(batch.call, partial(forward, batch.call))
+            for b in range(0 if known else batch.call.size):  # where padding would count, or other layers are used
+                sums.merge(forward(batch.call.examples(b, b + 1))[0])
+            if known:
+                sums.merge(found)
         return data_pass.importance(sums.values(), kind="signal", unit=UNIT, details={"bias": bias, "others": others})

@@ -38,6 +38,11 @@ class SignalSums:
                 y = y.softmax(dim=use.channel_axis)
             self._add(use.bias, _column_sums(y.movedim(use.channel_axis, -1)), count)
 
+    def merge(self, other: SignalSums) -> None:
+        """Add what other sums of the same model hold."""
+        for name, total in other._totals.items():
+            self._add(name, total, other._counts[name])
+
     def values(self) -> dict[str, Tensor]:
         """Name -> importance, with today's weights; zeros for parameters never used."""
         values = {}

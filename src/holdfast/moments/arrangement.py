@@ -282,6 +282,24 @@ PLAIN: frozenset[Any] = (
 """Functions whose results have their entries where shapes say, whatever the data."""
 
 
+_ORDERS = "transpose swapaxes swapdims t permute movedim moveaxis adjoint"
+
+_TURNS: frozenset[Any] = frozenset(getattr(Tensor, name).__get__ for name in ("T", "mT", "H", "mH"))
+"""The properties that give axes another order."""
+
+REORDERS: frozenset[Any] = _TURNS | frozenset((*_functions(_ORDERS), torch.einsum, torch.stack))
+"""Functions of `PLAIN` and `ALONG` that put axes in another order."""
+
+
+def order_of(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    """Which order one of `REORDERS` puts axes in: equal for two calls that do the same."""
+    if function is torch.einsum:
+        return str(args[0]) if args else ""
+    turned = getattr(function.__self__, "__name__", "") if function in _TURNS else function.__name__
+    axes = sorted((key, value) for key, value in kwargs.items() if key not in ("tensors", "input", "out"))
+    return f"{turned}{args[1:]}{axes}"
+
+
 _OPERATIONS = """
 index index_select gather nonzero masked_select take take_along_dim scatter scatter_add index_add index_put
 _index_put_impl_ index_copy sort argsort topk repeat_interleave _unique2 unique_dim unique_consecutive bincount
@@ -295,6 +313,9 @@ def worked_along(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     """What a function that is not plain works along; None where it may put rows anywhere."""
     rule = ALONG.get(function)
     try:
-        return None if rule is None else rule(*args, **kwargs)
+        found = None if rule is None else rule(*args, **kwargs)
     except (TypeError, ZeroDivisionError):  # a form of the call that is not known
         return None
+    if found is not None and any(operand.tensor.layout != torch.strided for operand in found):
+        return None  # sparse: what it holds is not where its shape says
+    return found

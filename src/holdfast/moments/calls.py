@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 
 @dataclass(frozen=True)
@@ -21,11 +22,14 @@ class Call:
         args: positional arguments; the first axis of every tensor in them holds the examples.
         kwargs: keyword arguments, likewise.
         size: B.
+        lists: whether arrays, and lists and tuples without tensors, that have B entries have one for each example; else
+            they are the same for all.
     """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any] = field(default_factory=dict)
     size: int = 1
+    lists: bool = False
 
     def __call__(self, model: nn.Module) -> Any:
         """What the model returns; it may call `requires_grad_` on its inputs, which are not those of the data."""
@@ -34,8 +38,56 @@ class Call:
 
     def examples(self, start: int, stop: int) -> Call:
         """The call for examples `start` to `stop` (exclusive), as views."""
-        args, kwargs = tree_map_only(Tensor, lambda tensor: tensor[start:stop], (self.args, self.kwargs))
-        return Call(args, kwargs, min(stop, self.size) - start)
+        return self._of(lambda entries: entries[start:stop], min(stop, self.size) - start)
+
+    def picked(self, examples: Sequence[int]) -> Call:
+        """The call for these examples, in this order, as copies."""
+
+        def pick(entries: Any) -> Any:
+            if isinstance(entries, list | tuple):
+                return type(entries)(entries[b] for b in examples)
+            return entries[list(examples)]
+
+        return self._of(pick, len(examples))
+
+    @property
+    def has_lists(self) -> bool:
+        """Whether there are arrays, lists or tuples with B entries, which may be the examples' or not."""
+        return any(True for _ in self._lists())
+
+    @property
+    def has_numbers(self) -> bool:
+        """Whether the examples have numbers, such as lengths, that a model may arrange rows by without any function."""
+        return self.lists and any(
+            isinstance(leaf, int | float | np.ndarray) for found in self._lists() for leaf in tree_leaves(found)
+        )
+
+    def _lists(self) -> Iterator[Any]:
+        values = [value for value in (*self.args, *self.kwargs.values()) if not isinstance(value, Tensor)]
+        for leaf in tree_leaves(values, is_leaf=lambda value: value is not values and self._has_entries(value)):
+            if not isinstance(leaf, Tensor) and self._has_entries(leaf):
+                yield leaf
+
+    def _of(self, pick: Callable[[Any], Any], size: int) -> Call:
+        def cut(value: Any) -> Any:
+            if isinstance(value, Tensor):  # which is asked first, for a tree takes ten times as long
+                return pick(value)
+            is_leaf = self._has_entries if self.lists else None
+            return tree_map(
+                lambda v: pick(v) if isinstance(v, Tensor) or (self.lists and self._has_entries(v)) else v,
+                value,
+                is_leaf=is_leaf,
+            )
+
+        kwargs = {name: cut(value) for name, value in self.kwargs.items()}
+        return Call(tuple(map(cut, self.args)), kwargs, size, self.lists)
+
+    def _has_entries(self, value: Any) -> bool:
+        if isinstance(value, np.ndarray):
+            return value.ndim > 0 and len(value) == self.size
+        if not isinstance(value, list | tuple) or hasattr(value, "_fields") or len(value) != self.size:
+            return False
+        return not any(isinstance(leaf, Tensor) for leaf in tree_leaves(value))
 
 
 def _aliased(value: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -50,6 +51,56 @@ def check_independent(model: nn.Module, call: Call, *, where: str) -> None:
     if not is_each_alone(together, alone, rtol=rtol):
         found = f"its outputs for {few.size} examples together differ from those for each of them alone"
         raise CoupledExamplesError(_message(model, where, found))
+
+
+def check_in_company(model: nn.Module, call: Call, outputs: Any, *, where: str) -> None:
+    """Raise unless the first and the last example of a batch have alone the outputs that they have in it.
+
+    Args:
+        model: in evaluation mode.
+        call: the batch.
+        outputs: of the model for it.
+        where: the estimator, for messages.
+
+    Raises:
+        CoupledExamplesError: they differ.
+
+    Cost: two forward passes of one example.
+    """
+    together = floats_in(outputs)
+    for b in {0, call.size - 1} if call.size > 1 else ():
+        own = [t[b : b + 1] if t.ndim and len(t) == call.size else t[:0] for t in together if t.ndim]
+        alone = [t for t in _outputs(model, call.examples(b, b + 1)) if t.ndim]
+        if any(a.shape == o.shape and not equal(a, o, tolerance(model)) for a, o in zip(alone, own)):
+            found = f"its outputs for example {b} of a batch of {call.size} differ from those for it alone"
+            raise CoupledExamplesError(_message(model, where, found))
+
+
+def reads_entries(model: nn.Module, call: Call) -> bool:
+    """Whether lists with as many entries as there are examples are cut as the tensors are.
+
+    This is tried, for a list that is the same for all examples may have as many entries by chance.
+
+    Args:
+        model: in evaluation mode.
+        call: one that `has_lists`.
+
+    Cost: a forward pass of the batch, and of one example for each reading that is tried.
+    """
+    try:
+        together = _outputs(model, call)
+    except Exception:  # whatever a model has to say is said when it is measured
+        return True
+    for lists in (True, False):
+        part = replace(call, lists=lists)
+        try:
+            found = _outputs(model, part.examples(0, 1) if call.size > 1 else part.picked([0, 0]))
+        except Exception:  # of the model, about a list that is too long or too short
+            continue
+        pairs = [(a, b) for a, b in zip(together, found) if a.ndim and b.ndim and a.shape[1:] == b.shape[1:]]
+        if all(equal(a[:1], b[:1], tolerance(model)) for a, b in pairs):
+            return lists
+    return True
 
 
 def is_each_alone(together: Sequence[Tensor], alone: Sequence[Sequence[Tensor]], *, rtol: float) -> bool:

@@ -137,6 +137,14 @@ class Covering(Watching):
         self.signature: list[tuple[Key, Layout | None]] = []
         self.covered: list[Use] = []
         self.passes = Passes()
+        self._orders: dict[Key, int] = {}
+
+    def in_order(self, key: Key) -> Key:
+        """A key with the orders of axes before it; what a checkpoint computes again has those of the first time."""
+        if self.passes.ours:
+            return (*key, self._orders.get(key, self.orders))
+        self._orders[key] = self.orders
+        return super().in_order(key)
 
     def use(self, operation: Operation, x: Tensor, *weights: Tensor | None) -> Tensor:
         """The result, covered if that can be."""

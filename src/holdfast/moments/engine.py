@@ -16,7 +16,7 @@ from holdfast.errors import StateError
 from holdfast.moments.attribution import Attribution
 from holdfast.moments.calls import Call, tensors_in
 from holdfast.moments.collector import Collector, Proof
-from holdfast.moments.coupling import check_independent, floats_in
+from holdfast.moments.coupling import check_in_company, check_independent, floats_in
 from holdfast.moments.covered import Covering, Signature, Use
 from holdfast.moments.gradients import (
     LengthsVaryError,
@@ -115,6 +115,8 @@ class Engine:
             if covering.missing or not self._varies:
                 self._prove(call)
                 covering, outputs = self._forward(call, collector)
+                if covering.missing:  # this batch does what its first examples do not
+                    check_in_company(self._model, call, outputs, where=self._where)
                 self._give_up(covering.missing)
             if tuple(covering.signature) not in self._proofs:
                 self._varies = True
@@ -152,7 +154,7 @@ class Engine:
         """A forward pass with covers, made anew without those through which it turns out to differentiate itself."""
         while True:
             known, receive = (self._tracked, self._layouts, self._choices), collector.receive
-            covering = Covering(*known, call.size, receive, hidden=self._hidden)
+            covering = Covering(*known, call.size, receive, hidden=self._hidden or call.has_numbers)
             try:
                 with covering:
                     outputs = call(unwrap(self._model))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from holdfast.moments.arrangement import PLAIN, Along
+from holdfast.moments.arrangement import PLAIN, REORDERS, Along, order_of
 from holdfast.moments.operations import Embedding, Operation
 from holdfast.moments.recognised import COMPOSITES, HANDLERS
 from holdfast.moments.transforms import transformed
@@ -93,7 +93,10 @@ def tracked_parameters(model: nn.Module) -> dict[int, Tracked]:
 
 
 Key = tuple[Any, ...]
-"""An operation, the places of its weights and the axes of its input: uses that share it must share their layout."""
+"""An operation, the places of its weights, the axes of its input, and the orders that axes were put in before.
+
+Uses that share it must share their layout.
+"""
 
 
 class Interception(TorchFunctionMode):
@@ -104,11 +107,14 @@ class Interception(TorchFunctionMode):
 
     Attributes:
         tracked: these, and what is made of them as the forward pass goes on.
+        orders: stands for all orders that axes were put in so far. Python may choose these by the length or the number
+            of the examples, or by what else a batch holds, of which no function is told.
     """
 
     def __init__(self, parameters: Mapping[int, Tracked]) -> None:
         super().__init__()
         self.tracked = dict(parameters)
+        self.orders = 0
 
     def use(self, operation: Operation, x: Tensor, *weights: Tensor | None) -> Tensor:
         """The result of an operation of which at least one weight is tracked."""
@@ -135,6 +141,8 @@ class Interception(TorchFunctionMode):
         elif func in COMPOSITES:
             with self:
                 return _opened(func)(*args, **kwargs)
+        if func in REORDERS:
+            self.orders = hash((self.orders, order_of(func, args, kwargs)))
         return func(*args, **kwargs) if func in PLAIN else self.other(func, args, kwargs)
 
     def other(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -144,13 +152,16 @@ class Interception(TorchFunctionMode):
     def key(self, operation: Operation, x: Tensor, *weights: Tensor | None) -> Key:
         """What this use of an operation has in common with the same use in another batch."""
         spots = (self.tracked.get(id(weight)) for weight in weights)
-        return (operation.name, x.ndim, *(None if spot is None else spot.place.key for spot in spots))
+        return self.in_order((operation.name, x.ndim, *(None if spot is None else spot.place.key for spot in spots)))
 
-    @staticmethod
-    def along_key(func: Any, operand: Along, number: int) -> Key:
+    def along_key(self, func: Any, operand: Along, number: int) -> Key:
         """What working along some axes of an operand has in common with the same in another batch."""
         name = getattr(func, "__name__", str(func))
-        return ("along", name, number, operand.tensor.ndim, operand.axes, operand.picks)
+        return self.in_order(("along", name, number, operand.tensor.ndim, operand.axes, operand.picks))
+
+    def in_order(self, key: Key) -> Key:
+        """A key with the orders that axes were put in before."""
+        return (*key, self.orders)
 
     def is_tracked(self, tensor: Tensor) -> bool:
         """Whether a tensor is known to be a parameter or a part of one."""
@@ -205,8 +216,9 @@ def _opened(func: types.FunctionType) -> Callable[..., Any]:
 
 
 def _are_usual(args: tuple[Any, ...]) -> bool:
-    """Whether the arguments are what they seem: neither inside a transform nor nested tensors."""
-    return not transformed() and not any(isinstance(value, Tensor) and value.is_nested for value in args)
+    """Whether the arguments are what they seem: neither inside a transform, nor nested or sparse tensors."""
+    tensors = [value for value in args if isinstance(value, Tensor)]
+    return not transformed() and not any(tensor.is_nested or tensor.layout != torch.strided for tensor in tensors)
 
 
 def _no(*_: Any) -> bool:

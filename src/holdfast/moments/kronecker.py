@@ -22,7 +22,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
-from torch.utils._pytree import tree_map_only
 
 from holdfast.errors import LossShapeError, NotFiniteError, UnsupportedLayerError
 from holdfast.layers import LayerForm
@@ -37,6 +36,7 @@ from holdfast.moments.gradients import (
     tolerance,
     zeros,
 )
+from holdfast.moments.layers import rows_of
 from holdfast.moments.places import Places
 from holdfast.moments.sums import Alone
 from holdfast.moments.transforms import transformed
@@ -168,7 +168,7 @@ class KroneckerSums:
         for k, row in enumerate(rows if rows.requires_grad and edges else ()):
             found = torch.autograd.grad(row.sum(), edges, allow_unused=True, retain_graph=k + 1 < len(rows))
             for (layer, _), g in zip(called, found):
-                if g is not None and g.numel():
+                if g is not None and (g.is_nested or g.numel()):
                     g = _positions(layer, g)
                     num_positions = len(g) / call.size
                     _add_to(self.outputs, layer.weight, _product(g, g) / num_positions)
@@ -187,7 +187,7 @@ class KroneckerSums:
 
     def _prove(self, call: Call) -> None:
         """Leave only the layers that prove themselves on this batch."""
-        one, two = call.examples(0, 1), _twice(call.examples(0, 1))
+        one, two = call.examples(0, 1), call.examples(0, 1).picked([0, 0])
         with _recorded(self.layers) as first:
             one(unwrap(self._model))
         with _recorded(self.layers) as second:
@@ -294,7 +294,8 @@ def _recorded(layers: list[Layer], watching: Watching | None = None) -> Iterator
                 uses[layer.weight].append(_Use(torch.empty(0), None, hidden=True))
                 return None
             edge = get_gradient_edge(output) if output.requires_grad else None
-            uses[layer.weight].append(_Use((args[0] if args else next(iter(kwargs.values()))).detach(), edge))
+            x = args[0] if args else next(iter(kwargs.values()))
+            uses[layer.weight].append(_Use(rows_of(x.detach()), edge))
             # a change in place of a view, as of a Linear layer's output for sequences, would leave its edge behind
             return output.clone() if output._is_view() else None
 
@@ -311,6 +312,7 @@ def _recorded(layers: list[Layer], watching: Watching | None = None) -> Iterator
 def _positions(layer: Layer, g: Tensor) -> Tensor:
     """[rows, out]: gradients at the outputs, examples and positions in one axis, in the order of the inputs."""
     if not isinstance(layer.module, Convolution):
+        g = rows_of(g)
         return _wide(g).reshape(-1, g.shape[-1])
     g = g if g.ndim == len(layer.shape) else g.unsqueeze(0)
     return _wide(g).flatten(2).transpose(1, 2).flatten(0, 1)
@@ -324,11 +326,6 @@ def _product(g: Tensor, a: Tensor) -> Tensor:
 
 def _with_one(a: Tensor, bias: str | None) -> Tensor:
     return a if bias is None else F.pad(a, (0, 1), value=1.0)
-
-
-def _twice(call: Call) -> Call:
-    args, kwargs = tree_map_only(Tensor, lambda tensor: torch.cat([tensor, tensor]), (call.args, call.kwargs))
-    return Call(args, kwargs, 2 * call.size)
 
 
 def _add_to(sums: dict[str, Tensor], name: str, value: Tensor) -> None:

@@ -50,7 +50,7 @@ class LayerUse:
         function: `F.linear`, `F.conv1d`, `F.conv2d` or `F.conv3d`.
         weight: its name among the trainable parameters, or None.
         bias: likewise.
-        input: x, detached: [..., in] for linear, [B, channels, ...] for a convolution.
+        input: x, detached: [..., in] for linear, [B, channels, ...] for a convolution; of nested tensors all rows.
         kernel: the weight tensor.
         options: arguments after the bias (stride, padding, dilation, groups).
         output: z = function(x, weight, bias), detached, [..., out] or [B, out, ...].
@@ -156,8 +156,8 @@ class LayerWatch(TorchFunctionMode):
         if names:
             if self._meet is not None:
                 self._meet()
-            output = result.detach()
-            use = LayerUse(func, weight_name, bias_name, x.detach(), kernel.detach(), (args[3:], named), output)
+            x, output = rows_of(x.detach()), rows_of(result.detach())
+            use = LayerUse(func, weight_name, bias_name, x, kernel.detach(), (args[3:], named), output)
             if self._activations:
                 use.output, use.input = output.clone(), use.input.clone()  # what follows may change them in place
                 self._pending[id(result)] = (result, use)
@@ -180,6 +180,11 @@ class LayerWatch(TorchFunctionMode):
             name = self._names.get(id(parameter))
             if name is not None and name not in self.seen and name not in self.elsewhere:
                 self.elsewhere[name] = {"a function that cannot be watched"}
+
+
+def rows_of(tensor: Tensor) -> Tensor:
+    """A tensor as it is; of a nested one the rows of all its parts: [rows, ...]."""
+    return torch.cat([part.flatten(0, -2) for part in tensor.unbind()]) if tensor.is_nested else tensor
 
 
 def _tensors(values: tuple[Any, ...]) -> Iterator[Tensor]:

@@ -1,4 +1,4 @@
-"""Forward passes of estimators that cover nothing: whether each example has its rows where a layout says."""
+"""Forward passes of estimators that cover nothing: whether each example has the rows in a batch that it has alone."""
 
 from __future__ import annotations
 
@@ -25,16 +25,20 @@ class Places:
 
     Args:
         model: in evaluation mode.
+        any_order: whether the rows of the examples may be anywhere, as long as there are as many.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self._model, self._trials = model, _TRIALS
+    def __init__(self, model: nn.Module, *, any_order: bool = False) -> None:
+        self._model, self._trials, self._any_order = model, _TRIALS, any_order
         self._layouts: dict[Key, Layout | None] = {}
         self._choices: set[Choices] = set()
         self._hidden = self._studied = False
 
     def run(self, call: Call, forward: Callable[[Watching], T]) -> tuple[T, bool]:
-        """A forward pass, and whether all its layers had the examples where shapes say.
+        """A forward pass, and whether all its layers had the rows of each example alone, and where shapes say.
+
+        Numbers that the data told Python, such as the longest length, may be those of a batch before, and the lengths
+        of the examples others: it is not known then. Yes and no are taken for what they were, but between layers.
 
         Args:
             call: a batch.
@@ -45,12 +49,14 @@ class Places:
         if not self._studied and call.size > 1:
             self._study(call)
         while True:
-            watching = Watching({}, self._layouts, self._choices, call.size, hidden=self._hidden)
+            hidden = self._hidden or call.has_numbers
+            watching = Watching({}, self._layouts, self._choices, call.size, hidden=hidden)
             with watching:
                 found = forward(watching)
+            apart = watching.stretched or (watching.late and not self._any_order)
             unknown = watching.missing or (watching.moved and not watching.by_rows)
-            if call.size == 1 or not watching.late or not unknown or not self._trials:
-                return found, call.size == 1 or not watching.late
+            if call.size == 1 or not apart or not unknown or not self._trials:
+                return found, call.size == 1 or not apart
             self._trials -= 1
             self._study(call)
 
@@ -58,5 +64,6 @@ class Places:
         self._studied = True
         seen = study(self._model, few_examples(call), tracked={}, rtol=tolerance(self._model))
         self._layouts |= seen.layouts
-        self._choices |= seen.choices
+        if seen.alike:
+            self._choices |= seen.choices
         self._hidden = self._hidden or seen.hidden

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves
 
 from holdfast.moments.arrangement import CHOICES, HIDDEN, worked_along
 from holdfast.moments.calls import Call
@@ -29,8 +29,7 @@ def few_examples(call: Call) -> Call:
     """The first few examples of a call; of a single one two copies, so that it has company."""
     if call.size > 1:
         return call.examples(0, min(NUM_STUDIED, call.size))
-    args, kwargs = tree_map_only(Tensor, lambda tensor: torch.cat([tensor, tensor]), (call.args, call.kwargs))
-    return Call(args, kwargs, 2)
+    return call.picked([0, 0])
 
 
 @dataclass(frozen=True)
@@ -44,6 +43,7 @@ class Study:
         outputs: floating-point outputs of the model for the examples together.
         independent: whether they are those of each of the examples alone, as far as these can be compared.
         choices: numbers of the data that Python was told for the examples together, and every beginning of these.
+        alike: whether it was told the same for each of them alone.
         hidden: whether rows were arranged, or numbers told, by functions that cannot be seen.
         bytes_per_example: the inputs, and what every function of the model makes of them, frozen layers included.
     """
@@ -52,6 +52,7 @@ class Study:
     outputs: list[Tensor]
     independent: bool
     choices: frozenset[Choices]
+    alike: bool
     hidden: bool
     bytes_per_example: int
 
@@ -92,7 +93,7 @@ def study(model: nn.Module, few: Call, *, tracked: Mapping[int, Tracked], rtol: 
         layouts[key] = RAGGED if layout is None and key[0] != "along" else layout
     alike = [b for b, (alone, _) in enumerate(recorded) if alone.chosen == together.chosen]
     if 1 < len(alike) < few.size:
-        some = study(model, _picked(few, alike), tracked=tracked, rtol=rtol).layouts
+        some = study(model, few.picked(alike), tracked=tracked, rtol=rtol).layouts
         layouts |= {key: layout for key, layout in some.items() if key not in layouts}
     num_bytes = together.num_bytes + sum(
         leaf.nbytes for leaf in tree_leaves((few.args, few.kwargs)) if isinstance(leaf, Tensor)
@@ -102,14 +103,10 @@ def study(model: nn.Module, few: Call, *, tracked: Mapping[int, Tracked], rtol: 
         outputs,
         independent=is_each_alone(outputs, singles, rtol=rtol),
         choices=frozenset(beginnings(together.chosen)),
+        alike=len(alike) == few.size,
         hidden=any(recorder.hidden.found for recorder in (together, *(alone for alone, _ in recorded))),
         bytes_per_example=num_bytes // few.size,
     )
-
-
-def _picked(call: Call, examples: Sequence[int]) -> Call:
-    args, kwargs = tree_map_only(Tensor, lambda tensor: tensor[list(examples)], (call.args, call.kwargs))
-    return Call(args, kwargs, len(examples))
 
 
 Record = dict[Key, list[tuple[Tensor, Tensor, bool]]]
@@ -166,7 +163,7 @@ class _Recorder(Interception):
             self._visible = not outside
         for tensor in result if isinstance(result, tuple | list) else (result,):
             if isinstance(tensor, Tensor) and not any(_share(tensor, value) for value in args):
-                self.num_bytes += tensor.nbytes
+                self.num_bytes += _num_bytes(tensor)
         return result
 
     def other(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -188,6 +185,14 @@ class _Recorder(Interception):
         if weights[0] is not None:
             self.look_up(operation, out, x, weights[0])
         return out
+
+
+def _num_bytes(tensor: Tensor) -> int:
+    """What a tensor fills; of a sparse one its values and as much again for where they are."""
+    if tensor.layout in (torch.strided, torch.jagged):
+        return tensor.nbytes
+    values = tensor._values() if tensor.layout == torch.sparse_coo else tensor.values()
+    return 2 * values.nbytes
 
 
 def _share(tensor: Tensor, other: Any) -> bool:

@@ -32,6 +32,7 @@ class Watching(Interception):
         resized: whether the data may have decided on the length of a tensor.
         chosen: the numbers that Python was told.
         late: whether a layer was met after such a function.
+        stretched: whether a layer was met that may have more or fewer rows than for the examples alone.
     """
 
     def __init__(
@@ -47,12 +48,14 @@ class Watching(Interception):
         self._layouts, self._choices, self._size = layouts, choices, size
         self.missing: set[Key] = set()
         self.moved = self.by_rows = self.resized = hidden
-        self.late = False
+        self.late = self.stretched = self._met = False
         self.chosen: Choices = ()
 
     def meet(self) -> None:
         """A layer is met."""
+        self._met = True
         self.late = self.late or self.moved
+        self.stretched = self.stretched or self.resized or (self.moved and not self.by_rows)
 
     def other(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What a function returns that may arrange rows as the data say; noted if it may."""
@@ -60,7 +63,7 @@ class Watching(Interception):
             result = func(*args, **kwargs)
             self.chosen += (repr(result),)
             self.moved = self.moved or self.chosen not in self._choices
-            self.resized = self.resized or not isinstance(result, bool)
+            self.resized = self.resized or self._met or not isinstance(result, bool)  # a loop that goes on for some?
             return result
         operands = worked_along(func, args, kwargs)
         self.by_rows = self.by_rows or transformed() or operands is None or self._moves(func, operands)
