@@ -14,6 +14,7 @@ from holdfast.experiments import RunConfig
 from holdfast.experiments.reproduce import Recipe, recipe_named
 from holdfast.experiments.reproduce.carry_out import answer, known, measure, train
 from holdfast.experiments.reproduce.recipe import Line, around
+from holdfast.files import read_sealed, seal_of
 
 
 def small(**settings: Any) -> Recipe:
@@ -100,7 +101,10 @@ def test_redrawn_the_answer_keeps_its_date(tmp_path: Path):
     made = filled(recipe)
     written = answer(recipe, made, {}, results=tmp_path, command="it")
     path = tmp_path / "small" / "results.json"
-    path.write_text(path.read_text().replace(json.loads(path.read_text())["date"], "2001-02-03"))
+    content = read_sealed(path)
+    older = {**content, "date": "2001-02-03"}
+    text = path.read_text().replace(content["date"], "2001-02-03")
+    path.write_text(text.replace(seal_of(content), seal_of(older)))
     before = path.read_bytes()
     found = known([recipe], output=tmp_path / "runs", results=tmp_path)
     assert "2001-02-03" in answer(recipe, found, {}, results=tmp_path, command="it").page.read_text()
