@@ -392,3 +392,43 @@ def test_layers_may_work_on_nested_tensors(layout):
             (g,) = torch.autograd.grad(nll(model.outer(z.sum(0, keepdim=True)), one), z)
             gradients += g.T @ g / length / len(rows)
     torch.testing.assert_close(factors.outputs.double(), gradients, rtol=1e-4, atol=1e-7)
+
+
+def switch() -> tuple[nn.Module, list[Batch]]:
+    """Experts that take the rows whose values choose them, and a table of positions that is used in an unknown way."""
+
+    def forward(own: Any, x: Tensor) -> Tensor:
+        rows = (x + own.shift[torch.arange(3)].cumsum(0)).flatten(0, 1)
+        chosen, out = own.router(rows).argmax(1), torch.zeros_like(rows)
+        for number in chosen.unique():
+            places = (chosen == number).nonzero().squeeze(1)
+            out = out.index_add(0, places, own.experts[int(number)](rows[places]))
+        return own.head(out.view_as(x).mean(1))
+
+    experts = nn.ModuleList(nn.Linear(4, 4) for _ in range(2))
+    model = Apply(forward, router=nn.Linear(4, 2), experts=experts, head=nn.Linear(4, 3))
+    model.shift = nn.Parameter(torch.randn(3, 4, dtype=torch.float64))
+    return model, vectors(4, 3, 5, x=lambda size: torch.randn(size, 3, 4, dtype=torch.float64))
+
+
+def masked() -> tuple[nn.Module, list[Batch]]:
+    """Entries of the inputs that are large are summed, after a weight that is used in an unknown way."""
+
+    def forward(own: Any, x: Tensor) -> Tensor:
+        h = own.first(x * own.scale.cumprod(0))
+        kept = torch.zeros_like(h).masked_scatter(h > 0, h.masked_select(h > 0))
+        return own.head(kept)
+
+    model = Apply(forward, first=nn.Linear(4, 6), head=nn.Linear(6, 3))
+    model.scale = nn.Parameter(torch.rand(4, dtype=torch.float64) + 0.5)
+    return model, vectors(4, 3, 5, x=lambda size: torch.randn(size, 4, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("kind", [switch, masked])
+def test_rows_selected_by_their_values_never_go_through_vmap(kind):
+    """There is no rule for them, and torch ends the process of some models (Switch Transformers)."""
+    torch.manual_seed(0)
+    model, batches = kind()
+    with pytest.warns(UserWarning, match="it selects rows by their values"):
+        found = hf.fisher(model, batches, kind="empirical")
+    assert_close(found, loop(model, batches, nll, "square"))

@@ -265,6 +265,11 @@ CHOICES: frozenset[Any] = frozenset(
 )
 """Functions that tell Python a number of the data."""
 
+SELECTIONS: frozenset[Any] = frozenset(
+    getattr(place, name) for place in (torch, Tensor) for name in ("nonzero", "argwhere", "masked_select")
+)
+"""Functions whose results have as many entries as the data say."""
+
 PLAIN: frozenset[Any] = (
     frozenset(
         {

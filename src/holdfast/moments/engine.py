@@ -67,6 +67,7 @@ class Engine:
     Attributes:
         bytes_per_example: the most that one took in a study: inputs, and what every function made of them; 0 before the
             first.
+        selects: whether a forward pass selected rows by their values, for which `torch.func` has no rule.
     """
 
     def __init__(self, model: nn.Module, *, phi: Phi, chunk_bytes: int, where: str, by_token: bool = False) -> None:
@@ -86,6 +87,7 @@ class Engine:
         self._saw_one = False
         self._varies = False  # which parameters are used depends on the data
         self.bytes_per_example = 0
+        self.selects = False
         self._by_grad = True  # torch.autograd.grad, unless the model has reentrant checkpoints
 
     def add(self, call: Call, scores: Scores, totals: Mapping[str, Tensor]) -> tuple[OutputGradients, frozenset[str]]:
@@ -162,6 +164,7 @@ class Engine:
                 if not covering.passes.inner:
                     raise
                 outputs = None
+            self.selects = self.selects or covering.selects
             if not covering.passes.inner:
                 return covering, outputs
             self._differentiated |= covering.passes.inner

@@ -72,6 +72,7 @@ class MomentSums:
         self._engine: Engine | None = Engine(model, phi=phi, chunk_bytes=chunk_bytes, where=where, by_token=by_token)
         self._fallbacks: list[Route] = [partial(per_example_sums, chunk_bytes=chunk_bytes), oracle_sums]
         self._proven: frozenset[str] = frozenset()
+        self._selects = False
         self.totals = zeros(model)
         self.num_examples = 0
         self.missed: frozenset[str] = frozenset()
@@ -117,6 +118,7 @@ class MomentSums:
             try:
                 at_outputs, self.missed = self._engine.add(call, checked, self.totals)
             except RouteDeclinedError:
+                self._selects = self._engine.selects
                 self._engine = None
         if at_outputs is None:
             # with a graph, although none is needed: a forward pass may take gradients itself
@@ -129,6 +131,9 @@ class MomentSums:
     def _add_missed(self, call: Call, at_outputs: OutputGradients) -> None:
         while True:
             try:
+                if len(self._fallbacks) > 1 and (self._selects if self._engine is None else self._engine.selects):
+                    # some such functions take down the process under vmap, in place of an error
+                    raise RouteDeclinedError("it selects rows by their values")
                 if not self.missed <= self._proven and len(self._fallbacks) > 1:
                     self._prove(call)
                 sums = self._fallbacks[0](self._model, call, at_outputs, phi=self._phi, names=self.missed)

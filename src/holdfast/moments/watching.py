@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
-from holdfast.moments.arrangement import CHOICES, Along, worked_along
+from holdfast.moments.arrangement import CHOICES, SELECTIONS, Along, worked_along
 from holdfast.moments.intercept import Interception, Key, Tracked
 from holdfast.moments.layout import UNBATCHED, Layout
 from holdfast.moments.transforms import transformed
@@ -30,6 +30,7 @@ class Watching(Interception):
         moved: whether a function was met after which the examples may be anywhere.
         by_rows: whether it was one that arranges rows, rather than a number that Python was told.
         resized: whether the data may have decided on the length of a tensor.
+        selects: whether they did: rows were selected by their values.
         chosen: the numbers that Python was told.
         late: whether a layer was met after such a function.
         stretched: whether a layer was met that may have more or fewer rows than for the examples alone.
@@ -49,6 +50,7 @@ class Watching(Interception):
         self.missing: set[Key] = set()
         self.moved = self.by_rows = self.resized = hidden
         self.late = self.stretched = self._met = False
+        self.selects = False
         self.chosen: Choices = ()
 
     def meet(self) -> None:
@@ -68,7 +70,9 @@ class Watching(Interception):
         operands = worked_along(func, args, kwargs)
         self.by_rows = self.by_rows or transformed() or operands is None or self._moves(func, operands)
         self.moved = self.moved or self.by_rows
-        self.resized = self.resized or operands is None or any(operand.picks for operand in operands)
+        picks = any(operand.picks for operand in operands or ())
+        self.resized = self.resized or operands is None or picks
+        self.selects = self.selects or picks or func in SELECTIONS
         return func(*args, **kwargs)
 
     def _moves(self, func: Any, operands: Sequence[Along]) -> bool:
