@@ -276,12 +276,10 @@ def test_it_does_not_hang_on_batches_mode_or_wrappers():
     close(kfac(torch.compile(model, backend="eager"), [(x, y)]), found)
 
 
-@pytest.mark.filterwarnings("ignore:kfac. in ")
+@pytest.mark.filterwarnings("ignore:kfac. in ", "ignore:.*one example at a time, right but slow")
 @pytest.mark.parametrize("name", ZOO)
 def test_every_trainable_parameter_is_covered_once(name):
     model, call = build(name)
-    if ZOO[name][3] == "oracle_sums":
-        pytest.skip("its one-example fallback warns, and is tested with the moments")
 
     def loss(outputs, batch):
         logits = outputs["logits"] if isinstance(outputs, dict) else getattr(outputs, "logits", outputs)
