@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from itertools import combinations, product
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 
@@ -180,11 +181,20 @@ def rmsprop_metric(group: Mapping[str, Any], _: nn.Parameter, state: Mapping[str
 
 
 class Training:
-    """A net in training, held as the case says."""
+    """A net in training, held as the case says.
 
-    def __init__(self, case: Case) -> None:
-        self.case = case
+    Args:
+        case: what is trained, and how it is held.
+        prepare: called with the new model, such as to shard it.
+        share: (rank, processes): this process trains on every so manyth example.
+    """
+
+    def __init__(
+        self, case: Case, *, prepare: Callable[[nn.Sequential], Any] = id, share: tuple[int, int] = (0, 1)
+    ) -> None:
+        self.case, self.share = case, share
         self.model = network(case.form)
+        prepare(self.model)
         self.optimizers = optimizers_of(self.model, case.optimizer)
         self.path = hf.SynapticIntelligence(self.model) if case.mechanism == "ewc-path" else None
         build = MECHANISMS[case.mechanism]
@@ -215,11 +225,11 @@ class Training:
 
     def steps(self, begin: int, end: int) -> None:
         """Train from one step to before another; the tasks that begin on the way are retained first."""
-        dtype = next(self.model.parameters()).dtype
+        dtype, (rank, processes) = next(self.model.parameters()).dtype, self.share
         for step in range(begin, end):
             if step in (0, SECOND):
                 self.retain(step // SECOND)
-            inputs, targets = (tensor.to(dtype) for tensor in data(step))
+            inputs, targets = (tensor[rank::processes].to(dtype) for tensor in data(step))
             for optimizer in self.optimizers:
                 optimizer.zero_grad()
             loss = nn.functional.mse_loss(self.model(inputs), targets)
@@ -258,8 +268,63 @@ def flat(model: nn.Module) -> Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in model.parameters() if parameter.requires_grad])
 
 
+@cache
 def run(case: Case) -> Training:
-    """The case at its end."""
+    """The case at its end; not to be trained on."""
     training = Training(case).attach()
     training.steps(0, STEPS)
     return training
+
+
+def run_interrupted(case: Case, way: str, folder: Path) -> Training:
+    """The same with two interruptions, one in each task."""
+    training = Training(case).attach()
+    for begin, end in ((0, 13), (13, 38)):
+        training.steps(begin, end)
+        training = training.interrupted(way, folder / str(end))
+    training.steps(38, STEPS)
+    return training
+
+
+def one_of_each() -> list[Case]:
+    """The first case of the table for every mechanism and form: these are interrupted, and saved."""
+    first: dict[tuple[str, str], Case] = {}
+    for case in table():
+        first.setdefault((case.mechanism, case.form), case)
+    return list(first.values())
+
+
+def saved_folder(folder: Path) -> dict[str, Any]:
+    """What is in a keeper's folder: files, dtypes and shapes in them, keys of its description, and the options."""
+    files: dict[str, Any] = {}
+    for path in sorted(folder.iterdir()):
+        tensors = load_file(path) if path.suffix == ".safetensors" else {}
+        files[path.name] = {name: f"{tensor.dtype} {list(tensor.shape)}" for name, tensor in sorted(tensors.items())}
+    config = json.loads((folder / "keeper_config.json").read_text(encoding="utf-8"))
+    keys = {key: sorted(value) if isinstance(value, dict) else None for key, value in config.items()}
+    return {"files": files, "keys": keys, "options": config["options"], "factors": config.get("factors")}
+
+
+# --- adapters
+
+LORA = tuple(product(("sgd", "momentum", "adam", "adamw"), (0.3, math.inf)))
+
+
+def run_lora(optimizer: str, strength: float) -> tuple[Tensor, str]:
+    """The adapters' weights after training on the second task, and the report."""
+    from peft import LoraConfig, get_peft_model
+
+    from holdfast.integrations.peft import LoraEWC
+
+    model, generator = get_peft_model(network(), LoraConfig(r=2, lora_alpha=4, target_modules=["0", "3"])), drawn(2)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    (built,) = optimizers_of(model, optimizer)
+    keeper = LoraEWC(model, importance(0), strength=strength, log_every=10).attach(built)
+    for step in range(SECOND, STEPS):
+        inputs, targets = data(step)
+        built.zero_grad()
+        nn.functional.mse_loss(model(inputs), targets).backward()
+        built.step()
+    return flat(model), str(keeper.report())
