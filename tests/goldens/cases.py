@@ -185,16 +185,17 @@ class Training:
 
     Args:
         case: what is trained, and how it is held.
-        prepare: called with the new model, such as to shard it.
-        share: (rank, processes): this process trains on every so manyth example.
+        prepare: changes the new model in place, such as to shard it.
+        share: (rank, processes): this process trains on the examples rank, rank + processes, and so on.
     """
 
     def __init__(
-        self, case: Case, *, prepare: Callable[[nn.Sequential], Any] = id, share: tuple[int, int] = (0, 1)
+        self, case: Case, *, prepare: Callable[[nn.Sequential], None] | None = None, share: tuple[int, int] = (0, 1)
     ) -> None:
         self.case, self.share = case, share
         self.model = network(case.form)
-        prepare(self.model)
+        if prepare is not None:
+            prepare(self.model)
         self.optimizers = optimizers_of(self.model, case.optimizer)
         self.path = hf.SynapticIntelligence(self.model) if case.mechanism == "ewc-path" else None
         build = MECHANISMS[case.mechanism]

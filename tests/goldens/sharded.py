@@ -25,7 +25,11 @@ def run(folder: Path) -> dict[str, Tensor]:
     processes = [
         subprocess.Popen([*program, str(rank)], cwd=root, stderr=subprocess.PIPE, text=True) for rank in range(WORLD)
     ]
-    errors = [process.communicate(timeout=240)[1] for process in processes]
+    try:
+        errors = [process.communicate(timeout=240)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()  # one that waits for another which has failed
     assert not any(process.returncode for process in processes), "\n".join(errors)[-3000:]
     return load_file(folder / "weights.safetensors")
 

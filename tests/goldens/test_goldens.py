@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
-from tests.goldens import sharded
+from tests.goldens import sharded, stored
 from tests.goldens.cases import (
     LORA,
     Case,
@@ -74,3 +76,38 @@ def test_every_two_values_that_go_together_occur():
     assert {(case.form, WAYS[n % 3]) for n, case in enumerate(one_of_each())} >= {
         (form, way) for form in ("float32", "half") for way in WAYS
     }
+
+
+@pytest.mark.parametrize(
+    ("arithmetic", "moved", "expected"),
+    [
+        ("same", 0.0, None),
+        ("same", 1e-6, "1 of 69 weights differ, by .* to the bit, as the fingerprint is that of the goldens"),
+        ("another", 1e-6, None),
+        ("another", 1e-4, "differ by up to .*; compared within rtol 1e-05, atol 1e-06"),
+    ],
+)
+def test_how_weights_are_compared(arithmetic, moved, expected, monkeypatch):
+    written = stored.notes()["fingerprint"]
+    here = written if arithmetic == "same" else {**written, "arithmetic": arithmetic}
+    monkeypatch.setattr(stored, "fingerprint", lambda: here)
+    name = str(cases()[0])
+    weights = stored.tensors()[name].clone()
+    weights[weights.abs().argmax()] += moved
+    with nullcontext() if expected is None else pytest.raises(AssertionError, match=expected):
+        check_weights(name, weights)
+
+
+@pytest.mark.parametrize(
+    ("line", "accepted"),
+    [
+        ("strength 1, pull / task step 0.305, predicted rise 1.01e-05 nats", True),
+        ("strength 1, pull / task step 0.344, predicted rise 1e-05 nats", False),
+        ("budget 1, pull / task step 0.304, predicted rise 1e-05 nats", False),
+    ],
+)
+def test_how_reports_are_compared(line, accepted, monkeypatch):
+    reports = {"it": "strength 1, pull / task step 0.304, predicted rise 1e-05 nats"}
+    monkeypatch.setattr(stored, "notes", lambda: {"fingerprint": {"arithmetic": "another"}, "reports": reports})
+    with nullcontext() if accepted else pytest.raises(AssertionError, match="figures compared within 2 %"):
+        check_report("it", line)
