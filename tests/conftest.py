@@ -28,14 +28,6 @@ hypothesis.settings.register_profile("holdfast", derandomize=True, deadline=None
 hypothesis.settings.load_profile("holdfast")
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--regenerate-goldens",
-        action="store_true",
-        help="write the golden files of the tests that run, instead of comparing with them",
-    )
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in items:
@@ -45,12 +37,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("browser"):
                 item.add_marker(pytest.mark.skip(reason="no Chromium; on Debian: apt-get install chromium"))
-
-
-@pytest.fixture
-def regenerate_goldens(request: pytest.FixtureRequest) -> bool:
-    """True where a test should write its golden file, and pass."""
-    return request.config.getoption("--regenerate-goldens")
 
 
 @pytest.fixture(autouse=True)
