@@ -17,7 +17,7 @@ from holdfast.heads import Bernoulli, Categorical, Gaussian, Likelihood
 from holdfast.importance import SignalRecorder, SynapticIntelligence, fisher, kfac, mas, signal, taylor, uniform
 from holdfast.memory import Decayed
 from holdfast.records import Importance, ImportanceInfo
-from holdfast.retention import EWC, WVA, Report
+from holdfast.retention import EWC, WVA, Keeper, Mechanism, Report, Step
 from holdfast.version import __version__
 
 __all__ = [
@@ -31,10 +31,13 @@ __all__ = [
     "HoldfastError",
     "Importance",
     "ImportanceInfo",
+    "Keeper",
     "KroneckerFactors",
     "Likelihood",
+    "Mechanism",
     "Report",
     "SignalRecorder",
+    "Step",
     "SynapticIntelligence",
     "__version__",
     "fisher",

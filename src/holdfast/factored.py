@@ -98,6 +98,11 @@ class FactoredImportance(Mapping[str, KroneckerFactors]):
         sizes = f"{len(self)} layers of {weights:,} weights, diagonal for {rest:,}, {self.info.num_examples} examples"
         return f"FactoredImportance({self.info.kind}, {sizes})"
 
+    @property
+    def layers(self) -> FactoredImportance:
+        """Itself: the part that is held by whole layers, by the name of the layer's weight."""
+        return self
+
     def parameter_names(self) -> list[str]:
         """Names of the parameters in factored layers."""
         return list(shapes_of(self))
@@ -155,7 +160,7 @@ class FactoredImportance(Mapping[str, KroneckerFactors]):
 
     def correlation(self, other: Importance | FactoredImportance) -> dict[str, float]:
         """Spearman's rank correlation of the diagonals of what both hold, by parameter; -1..1, NaN where constant."""
-        return self.to_diagonal().correlation(other if isinstance(other, Importance) else other.to_diagonal())
+        return self.to_diagonal().correlation(other.to_diagonal())
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the folder `path`: `factors.safetensors`, `importance.safetensors` (the diagonal), config, `README.md`.

@@ -115,6 +115,20 @@ class Importance(Mapping[str, Tensor]):
         sizes = f"{len(self)} parameters, {weights:,} weights, {self.info.num_examples} examples"
         return f"Importance({self.info.kind}, {sizes})"
 
+    @property
+    def diagonal(self) -> Importance:
+        """Itself: the part that is held weight by weight."""
+        return self
+
+    @property
+    def layers(self) -> Mapping[str, Any]:
+        """None: the part that is held by whole layers, by the name of the layer's weight."""
+        return {}
+
+    def to_diagonal(self) -> Importance:
+        """Itself."""
+        return self
+
     def __add__(self, other: Importance) -> Importance:
         """Entry by entry; parameters in only one of the two keep their value."""
         shapes = {name: (value.shape, other[name].shape) for name, value in self.items() if name in other}

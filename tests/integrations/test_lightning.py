@@ -208,7 +208,7 @@ def test_a_keeper_on_one_of_several_players(mechanism, sizes, tmp_path):
     keeper = mechanism(module.players[0], strength=math.inf).retain(uniform(module.players[0]))
     assert moves(module, tmp_path, keeper) == [False] + [True] * (len(sizes) - 1)
     assert keeper.report().num_steps == 4
-    assert not keeper._hooks
+    assert not keeper.optimizers
     module = Players(*sizes)
     keeper = mechanism(module, strength=math.inf).retain(uniform(module))
     assert moves(module, tmp_path, keeper) == [False] * len(sizes)

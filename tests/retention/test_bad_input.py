@@ -50,10 +50,10 @@ def test_what_is_no_mapping_to_dense_tensors_is_refused_and_changes_nothing(kind
     keeper = retained(kind)
     held = keeper.held
     values = dict(importance_of(keeper.model))
-    with pytest.raises(OptionError, match=f"{kind.mechanism}.retain: .*{text}"):
+    with pytest.raises(OptionError, match=f"{kind.__name__}.retain: .*{text}"):
         keeper.retain(wrong(values))
     tensors, notes = keeper.state()
-    with pytest.raises(FileFormatError, match=f"{kind.mechanism}.load_state: .*{text}"):
+    with pytest.raises(FileFormatError, match=f"{kind.__name__}.load_state: .*{text}"):
         keeper.load_state(wrong(values), notes)
     assert keeper.held is held
     keeper.retain(values).load_state(tensors, notes)
@@ -80,7 +80,7 @@ def test_names_and_shapes_that_do_not_match(kind):
     with pytest.raises(ParameterMismatchError) as caught:
         keeper.retain({**values, "3.weight": torch.ones(1), "module.0.bias": torch.ones(5)})
     assert str(caught.value) == (
-        f"{kind.mechanism}.retain: 2 names not among the trainable parameters of Sequential: '3.weight', "
+        f"{kind.__name__}.retain: 2 names not among the trainable parameters of Sequential: '3.weight', "
         "'module.0.bias'. It has '0.weight', '0.bias', '2.weight', '2.bias'. Use the model the importance was measured "
         "on, or unfreeze them."
     )
@@ -107,7 +107,7 @@ def test_attaching_twice(kind):
     keeper = retained(kind)
     optimizer = SGD(keeper.model.parameters(), lr=0.1)
     keeper.attach(optimizer)
-    with pytest.raises(StateError, match=rf"{kind.mechanism}: already attached to this SGD. Call detach\(\) first"):
+    with pytest.raises(StateError, match=rf"{kind.__name__}: already attached to this SGD. Call detach\(\) first"):
         keeper.attach(optimizer)
     assert len(optimizer._optimizer_step_post_hooks) == 1
     keeper.detach()
@@ -144,7 +144,7 @@ def test_an_optimizer_of_another_model(kind):
 )
 @both
 def test_options_out_of_range(kind, options, text):
-    with pytest.raises(OptionError, match=f"{kind.mechanism}: {text}".replace("(", r"\(")):
+    with pytest.raises(OptionError, match=f"{kind.__name__}: {text}".replace("(", r"\(")):
         kind(network(), **{"strength": 1.0, **options})
 
 
@@ -196,7 +196,7 @@ def test_a_strength_set_later_is_checked(kind):
     keeper = retained(kind)
     for bad in (-1.0, math.nan, None):
         with pytest.raises(
-            OptionError, match=f"{kind.mechanism}: strength is {bad}; expected a number from 0 to infinity"
+            OptionError, match=f"{kind.__name__}: strength is {bad}; expected a number from 0 to infinity"
         ):
             keeper.strength = bad
     assert keeper.strength == 3.0

@@ -216,7 +216,7 @@ def test_a_strength_keepers_folder_under_a_budget(tmp_path):
     model = network()
     EWC(model, strength=3.0).retain(importance_of(model, nats_per_unit=None)).save(tmp_path / "unknown")
     with pytest.raises(
-        OptionError, match=r"EWC.load: a budget is in nats, .* is not \(nats_per_unit is None\). Load it"
+        OptionError, match=r"EWC.load\(.*\): a budget is in nats, .* is not \(nats_per_unit is None\). Load it"
     ):
         EWC.load(tmp_path / "unknown", model, budget=BUDGET)
     assert EWC.load(tmp_path / "unknown", model, strength=2.0).strength == 2.0

@@ -148,7 +148,7 @@ def test_save_load_continue_is_continue(form, today, tmp_path):
     keeper.save(tmp_path / "skills")
     model = wide_network()
     loaded = type(keeper).load(tmp_path / "skills", model)
-    assert loaded._options() == keeper._options()
+    assert loaded.options() == keeper.options()
     resumed = keeper_of(form, copy.deepcopy(keeper.model), 10.0, today)
     tensors, notes = keeper.state()
     resumed.load_state({name: tensor.clone() for name, tensor in tensors.items()}, json.loads(json.dumps(notes)))

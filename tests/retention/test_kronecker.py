@@ -538,32 +538,103 @@ def test_wva_names_the_diagonal():
     keeper.retain(factored_of(model).to_diagonal())
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (
-            {"budget": 0.1},
-            "EWC.retain: a budget is kept weight by weight.*Give a strength, or retain importance.to_diag",
-        ),
-        (
-            {"pull": "gradient"},
-            'EWC.retain: pull="gradient" holds weights one by one.*Use pull="implicit" or "penalty"',
-        ),
-        ({"accumulate": "max"}, "accumulate is 'max', a rule that Kronecker factors do not have"),
-    ],
-)
-def test_options_without_meaning_for_factors(options, message, tmp_path):
+def test_factors_have_no_maximum():
     model = network()
-    keeper = EWC(model, **options)
-    held = keeper.held
-    with pytest.raises(OptionError, match=message):
+    keeper = EWC(model, accumulate="max")
+    with pytest.raises(OptionError, match="accumulate is 'max', a rule that Kronecker factors do not have"):
         keeper.retain(factored_of(model))
-    assert keeper.held is held
+    assert keeper.held.num_tasks == 0
     keeper.retain(factored_of(model).to_diagonal())
-    if "accumulate" not in options:
-        EWC(model).retain(factored_of(model)).save(tmp_path / "skills")
-        with pytest.raises(OptionError, match=message.replace("retain: ", "load: ").split(".*")[0]):
-            EWC.load(tmp_path / "skills", model, **options)
+
+
+# --- the textbook's pull, and budgets
+
+
+@every_optimizer
+@pytest.mark.parametrize("maximize", [False, True])
+def test_the_pull_on_gradients_is_the_gradient_of_the_penalty(optimizer, maximize):
+    """The same steps as with the penalty in the loss, which autograd differentiates."""
+    if maximize and optimizer in ("nesterov", "dampened"):
+        pytest.skip("one of each family is enough")
+    found = []
+    for pull in ("gradient", "penalty"):
+        model = network().double()
+        optimizer_ = PLAIN[optimizer](model.parameters())
+        for group in optimizer_.param_groups:
+            group["maximize"] = maximize
+        keeper = EWC(model, strength=0.3, pull=pull).retain(factored_of(model)).attach(optimizer_)
+        sign = -1 if maximize else 1
+        for inputs, targets in batches(5, dtype=torch.float64):
+            optimizer_.zero_grad()
+            loss = nn.functional.mse_loss(model(inputs), targets)
+            (sign * (loss + keeper.penalty() if pull == "penalty" else loss)).backward()
+            optimizer_.step()
+        found.append(weights_of(model))
+    for name, value in found[0].items():
+        assert torch.allclose(value, found[1][name], rtol=1e-5, atol=1e-7), name
+
+
+@every_optimizer
+def test_a_budget_holds_layers(optimizer):
+    """Without it training goes far beyond; with it the rise comes up to the budget, and no further."""
+    model = network()
+    free = copy.deepcopy(model)
+    optimizer_ = PLAIN[optimizer](model.parameters())
+    keeper = EWC(model, budget=0.01).retain(factored_of(model)).attach(optimizer_)
+    loose = EWC(free, strength=0.0).retain(factored_of(free))
+    data, rises = batches(30), []
+    for batch in data:
+        train(model, optimizer_, [batch])
+        rises.append(keeper.predicted_rise())
+    train(free, PLAIN[optimizer](free.parameters()), data)
+    assert loose.predicted_rise() > 0.03
+    assert 0.0095 < max(rises) <= 0.01 * (1 + 1e-4)
+
+
+def test_under_sgd_a_budget_projects_in_one_metric():
+    """The nearest point of the ellipsoid, of layers and of single weights together, by bisection on dense matrices."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2)).double()
+    layers = factored_of(model)
+    norm = {f"1.{name}": torch.rand(4) for name in ("weight", "bias")}
+    keeper = EWC(model, budget=0.02).retain(FactoredImportance(layers, norm, layers.info))
+    anchors = weights_of(model)
+    optimizer = SGD(model.parameters(), lr=0.5)
+    step = copy.deepcopy(model)
+    train(step, SGD(step.parameters(), lr=0.5), batches(1, dtype=torch.float64)[:1])
+    keeper.attach(optimizer)
+    train(model, optimizer, batches(1, dtype=torch.float64)[:1])
+    held, names = keeper.held, list(anchors)
+    blocks = {name: dense(layer.to(dtype=torch.float64)) for name, layer in held.factors.items()}
+    groups = [(blocks[n], held.factors[n].names(n)) for n in blocks]
+    groups += [(torch.diag(norm[n].double().flatten()), [n]) for n in norm]
+    assert sorted(n for _, some in groups for n in some) == sorted(names)
+
+    def distances(weights: dict[str, Tensor]) -> list[Tensor]:
+        return [
+            (held.factors[some[0]].join(*(weights[n] - anchors[n] for n in some)) if len(some) > 1 else
+             weights[some[0]] - anchors[some[0]]).flatten()
+            for _, some in groups
+        ]  # fmt: skip
+
+    start = distances(weights_of(step))
+
+    def projected(mu: float) -> list[Tensor]:
+        return [
+            torch.linalg.solve(torch.eye(len(K)) + 0.5 * mu * K, d) for (K, _), d in zip(groups, start)
+        ]  # M = 1/lr = 2
+
+    def rise(way: list[Tensor]) -> float:
+        return sum(float(0.5 * d @ K @ d) for (K, _), d in zip(groups, way))
+
+    low, high = 0.0, 1e6
+    assert rise(start) > 0.03
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if rise(projected(middle)) > 0.02 else (low, middle)
+    found = distances(weights_of(model))
+    for way, expected in zip(found, projected(high), strict=True):
+        assert torch.allclose(way, expected, rtol=5e-3, atol=1e-4)
+    assert rise(found) == pytest.approx(0.02, rel=3e-3)
 
 
 def test_the_two_kinds_do_not_mix():

@@ -577,7 +577,7 @@ def test_a_grown_head_is_an_error_before_anything_changes(mechanism):
     with pytest.raises(ParameterMismatchError) as caught:
         train(model, optimizer, batches(1))
     assert str(caught.value) == (
-        f"{keeper.mechanism}: 2 parameters have no importance: 'heads.1.weight', 'heads.1.bias'. They appeared after "
+        f"{keeper.name}: 2 parameters have no importance: 'heads.1.weight', 'heads.1.bias'. They appeared after "
         "task 1 was retained, or its importance left them out. "
         'Pass new_parameters="free" to train them unprotected.'
     )
@@ -618,10 +618,10 @@ def test_a_parameter_that_changed_its_shape_is_an_error_before_anything_changes(
         r"2 shapes not as in the model: '1.weight' is \(2, 4\), in Sequential \(3, 4\); '1.bias' is \(2,\), "
         r"in Sequential \(3,\). Let the model grow by parameters of their own beside the old ones, or start"
     )
-    with pytest.raises(ParameterMismatchError, match=f"{keeper.mechanism}: {message}"):
+    with pytest.raises(ParameterMismatchError, match=f"{keeper.name}: {message}"):
         optimizer.step()
     assert same(before, weights_of(model))
-    with pytest.raises(ParameterMismatchError, match=f"{keeper.mechanism}.retain: {message}"):
+    with pytest.raises(ParameterMismatchError, match=f"{keeper.name}.retain: {message}"):
         keeper.retain(importance_of(model))
     keeper.detach()
     fresh = BOTH[mechanism](model, strength=5.0).attach(optimizer)  # the remedy

@@ -156,7 +156,7 @@ def test_steps_that_cannot_be_followed_are_refused_before_anything_is_attached(k
     for outer, name in ((Private(base), "original_optimizer"), (OldLookahead(base), "base")):
         with pytest.raises(StateError, match=rf"no hooks around .* {type(outer).__name__}.*within: optimizer.{name}\."):
             keeper.attach(outer)
-        assert not keeper.detach()._hooks
+        assert not keeper.detach().optimizers
         keeper.attach(getattr(outer, name))  # the remedy
         keeper.strength = math.inf
         assert train(model, outer, plain) < 1e-7
@@ -206,7 +206,7 @@ def test_weights_that_move_without_a_step_are_told_when_the_keeper_is_asked(buil
     keeper = held(model, optimizer, kind)
     train(model, optimizer, by_hand, 2)
     arguments = {"report": (), "retain": (uniform(model),), "save": (tmp_path / "skills",)}[ask]
-    with pytest.warns(UserWarning, match=f"{kind.mechanism}: {MOVED.format('SamAlone')}"):
+    with pytest.warns(UserWarning, match=f"{kind.__name__}: {MOVED.format('SamAlone')}"):
         getattr(keeper, ask)(*arguments)
     keeper.report()  # once
 

@@ -16,7 +16,7 @@ from holdfast.files.plain import (
 )
 from holdfast.files.saved import Saved, is_saved, read_folder, write_description
 from holdfast.files.sealed import read_sealed, seal_of, write_sealed
-from holdfast.files.tensors import SHARD_BYTES, read_state, write_state, write_tensors
+from holdfast.files.tensors import SHARD_BYTES, from_bytes, read_state, to_bytes, write_state, write_tensors
 
 __all__ = [
     "FORMAT_VERSION",
@@ -25,6 +25,7 @@ __all__ = [
     "Saved",
     "check_files",
     "check_output",
+    "from_bytes",
     "holds",
     "is_saved",
     "new_folder",
@@ -38,6 +39,7 @@ __all__ = [
     "replacing",
     "seal_of",
     "special_files",
+    "to_bytes",
     "write_bytes",
     "write_description",
     "write_json",

@@ -13,7 +13,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load as deserialized
 from safetensors.torch import load_file, save_file
+from safetensors.torch import save as serialized
 from torch import Tensor
 
 from holdfast.errors import FileFormatError, OutputError
@@ -155,6 +157,33 @@ def _read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:  # RecursionError too
         raise FileFormatError(f"{path} is no readable checkpoint ({error}). Delete it to start again.") from error
     return tensors, notes
+
+
+def to_bytes(tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> bytes:
+    """The content of the file that `write_state` writes."""
+    plain, told = _plain(tensors), json.dumps(notes)
+    return serialized(plain, metadata={"notes": told, "sha256": _digest(plain, told)})
+
+
+def from_bytes(content: object, *, where: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `to_bytes` was given.
+
+    Raises:
+        FileFormatError: it is something else, or damaged.
+    """
+    try:
+        if not isinstance(content, bytes):
+            raise ValueError(f"found {type(content).__name__}, expected bytes")
+        tensors = deserialized(content)
+        length = int.from_bytes(content[:8], "little")
+        metadata = json.loads(content[8 : 8 + length])["__metadata__"]
+        if _digest(tensors, metadata["notes"]) != metadata["sha256"]:
+            raise ValueError("its digest is another: damaged or edited")
+        return tensors, json.loads(metadata["notes"])
+    except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
+        raise FileFormatError(
+            f"{where}: this is no state that was saved ({error}). Take an older checkpoint."
+        ) from error
 
 
 def _digest(tensors: Mapping[str, Tensor], notes: str) -> str:

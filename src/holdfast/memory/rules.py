@@ -42,17 +42,17 @@ def joined(held: Tensor, new: Tensor, rule: Accumulate, *, num_tasks: int) -> Te
         case Decayed(gamma):
             return gamma * held + new
         case _:
-            raise _unknown(rule)
+            raise _unknown(rule, "retain")
 
 
-def check_rule(rule: Accumulate) -> None:
+def check_rule(rule: Accumulate, *, where: str = "retain") -> None:
     """Raise `OptionError` unless it is a rule."""
     if not isinstance(rule, Decayed) and rule not in ("sum", "mean", "max", "per_task"):
-        raise _unknown(rule)
+        raise _unknown(rule, where)
 
 
-def _unknown(rule: object) -> OptionError:
-    return OptionError(f'retain: accumulate is {rule!r}; expected "sum", "mean", "max", "per_task" or Decayed(gamma).')
+def _unknown(rule: object, where: str) -> OptionError:
+    return OptionError(f'{where}: accumulate is {rule!r}; expected "sum", "mean", "max", "per_task" or Decayed(gamma).')
 
 
 def shares_of(rule: Accumulate, *, num_tasks: int) -> tuple[float, float]:

@@ -126,13 +126,22 @@ def check_extra(extra: Mapping[str, TensorMap], shapes: Mapping[str, torch.Size]
             raise FileFormatError(f"{where}: {part} of another shape, or not finite: {', '.join(wrong)}. {_AGAIN}")
 
 
-def check_progress(progress: Mapping[str, Any], *, names: Iterable[str], where: str) -> None:
-    """Raise `FileFormatError` where a keeper's progress lacks one of these figures or has one of a wrong type."""
-    figures = {name: progress.get(name, "missing") for name in names}
+def check_progress(progress: Mapping[str, Any], *, names: Iterable[str], where: str) -> list[int]:
+    """The steps of every attached optimizer; of a keeper saved before these were told apart, of all together.
+
+    Raises:
+        FileFormatError: it lacks one of the figures, its own or those of these names, or has one of a wrong type.
+    """
+    own = ("num_steps", "pinned", "pull_ratio")
+    figures = {name: progress.get(name, "missing") for name in (*own, *names)}
     wrong = {name: value for name, value in figures.items() if not _is_progress(name, value)}
+    steps = progress.get("steps", [figures["num_steps"]])
+    if not isinstance(steps, list) or not all(_is_count(value, whole=True) for value in steps):
+        wrong["steps"] = steps
     if wrong:
         listed = ", ".join(f"{name}={value!r}" for name, value in wrong.items())
         raise FileFormatError(f"{where}: the progress is damaged: {listed}; expected numbers >= 0. {_AGAIN}")
+    return steps
 
 
 def _is_progress(name: str, value: Any) -> bool:

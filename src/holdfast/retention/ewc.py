@@ -6,44 +6,234 @@ import math
 import os
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
-from typing import Any, ClassVar, Literal, Self
-from weakref import WeakKeyDictionary
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Self, Unpack
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from holdfast.errors import OptionError, StateError
-from holdfast.factored import FactoredImportance
-from holdfast.memory import Accumulate, AnchorForm, ImportanceForm, Retained, Weighting
-from holdfast.memory.reference import Reference, anchors_on_disk
-from holdfast.records import Importance
+from holdfast.factored import AnyImportance
+from holdfast.memory import Retained
+from holdfast.retention import force
 from holdfast.retention.budget import solve_multiplier
-from holdfast.retention.files import accumulate_to_json
-from holdfast.retention.force import pull_shares
-from holdfast.retention.keeper import Keeper, NewParameters
-from holdfast.retention.kronecker import layer_metric, layer_pull
-from holdfast.retention.meter import Meter
-from holdfast.retention.options import (
-    check_holds_factors,
-    check_implicit,
-    check_on_disk,
-    chosen_forms,
-    in_nats,
-    is_unsteady,
-    no_rate,
-    unsteady_warning,
-)
+from holdfast.retention.keeper import Keeper, KeeperOptions
+from holdfast.retention.kronecker import largest_metric, layer_metric, layer_pull
+from holdfast.retention.mechanism import Mechanism, check_option, check_strength
+from holdfast.retention.options import check_implicit, in_nats, is_unsteady, no_rate, unsteady_warning
 from holdfast.retention.parts import Block
-from holdfast.retention.plan import LayerPart, Plan
-from holdfast.retention.rise import layer_rise, weights_rise
+from holdfast.retention.plan import LayerPart
+from holdfast.retention.rise import layers_rise, weights_rise
 from holdfast.retention.rounding import round_
+from holdfast.retention.route import Route
+from holdfast.retention.step import Step
 from holdfast.retention.textbook import add_to_gradients, penalty
-from holdfast.steps import UserMetric, step_metrics, unknown_rate, update_rule
-from holdfast.tensors import all_parameters, local, sum_of, tied_names
+from holdfast.steps import UserMetric, unknown_rate, update_rule
+from holdfast.tensors import all_parameters
 
 Pull = Literal["implicit", "gradient", "penalty"]
+
+
+@dataclass
+class Elastic(Mechanism):
+    """The elastic pull to the anchors; `EWC` says what the options mean.
+
+    Attributes:
+        multiplier: what stood in the strength's place in the last step, under a budget.
+        num_penalties: how often the penalty was asked for.
+    """
+
+    name: ClassVar[str] = "EWC"
+
+    strength: float | None = None
+    budget: float | None = None
+    pull: Pull = "implicit"
+    every: int = 1
+    metric: UserMetric | None = None
+    multiplier: float = field(default=0.0, init=False)
+    num_penalties: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        if self.strength is not None and self.budget is not None:
+            raise OptionError(
+                f"EWC: strength {self.strength!r} and budget {self.budget!r} exclude each other. Give one of them."
+            )
+        if self.strength is None and self.budget is None:
+            self.strength = 1.0
+        if self.strength is not None:
+            check_strength(self.strength, where="EWC")
+        pulls = '"implicit", "gradient" or "penalty"'
+        check_option(self.pull in ("implicit", "gradient", "penalty"), "pull", self.pull, pulls, where="EWC")
+        holds = self.budget is None or (isinstance(self.budget, int | float) and self.budget > 0)
+        check_option(holds, "budget", self.budget, "nats above 0", where="EWC")
+        counts = isinstance(self.every, int) and self.every >= 1
+        check_option(counts, "every", self.every, "a whole number >= 1", where="EWC")
+        check_implicit(self.pull, strength=self.strength, budget=self.budget, every=self.every)
+        self._route = Route()
+
+    # --- the steps
+
+    def gradients(self, step: Step) -> None:
+        """Add the textbook's pull to the gradients."""
+        if self.pull == "gradient":
+            assert self.strength is not None
+            # a fused optimizer under GradScaler divides by the scale itself, inside its step
+            scale = getattr(step.optimizer, "grad_scale", None)
+            add_to_gradients(step, self.strength * (1.0 if scale is None else float(scale)))
+
+    def after(self, step: Step) -> None:
+        """Pull every weight that the step moved toward its anchor."""
+        if self.pull == "penalty":
+            self._check_was_added(step)
+        if self.pull != "implicit":
+            return
+        if self.budget is not None:
+            strength = self._solved(step, self.budget)
+        else:
+            assert self.strength is not None
+            strength = self.strength * self.every
+        if strength == 0 and not step.is_measured:
+            return
+        for block in step.blocks(metric=True, user_metric=self.metric, increments=step.is_measured):
+            self._pull(step, block, strength)
+        for part in step.layers() if strength > 0 else ():
+            self._pull_layer(step, part, strength)
+
+    def _pull(self, step: Step, block: Block, strength: float) -> None:
+        largest = step.held.largest
+        if not step.is_measured:
+            self._route.pull(block, strength, largest=largest)
+            return
+        moved, before = block.moved(), [weight.clone() for weight in block.weights]
+        self._route.pull(block, strength, largest=largest)
+        shares = force.pull_shares(block.importance, strength, metric=block.metric(), largest=largest)
+        step.measure(moved, torch._foreach_sub(block.weights, before), shares, block.importance)
+
+    def _pull_layer(self, step: Step, part: LayerPart, strength: float) -> None:
+        metric = layer_metric(step.optimizer, part, user_metric=self.metric)
+        if not isinstance(metric, Tensor) and metric == math.inf:  # a learning rate of zero: nothing moves
+            return
+        if self.budget is not None:
+            metric = largest_metric(metric)
+        before = step.pulls.get(part.name)
+        pull, share = layer_pull(part.distance(), part.layer, strength, metric=metric, before=before)
+        if isinstance(metric, Tensor):
+            step.pulls[part.name] = pull
+        pulls = part.layer.split(pull)
+        if step.is_measured:
+            step.measure(step.moved(part), pulls, [share], [part.layer.spectrum])
+        for parameter, residual, value, change in zip(part.parameters, part.residuals, part.values(), pulls):
+            if residual is None:
+                parameter.detach().copy_(value.add_(change))
+            else:
+                round_(parameter.detach(), residual, value.add_(change))
+
+    def _solved(self, step: Step, budget: float) -> float:
+        """The multiplier whose pull brings the predicted rise to the budget; 0 where it is within."""
+        held, largest = step.held, step.held.largest
+        resting = step.resting()
+        unmoved = weights_rise(resting, held.importance, held.anchors, sum_of=step.sum_of)
+        unmoved += layers_rise(resting, held.factors, held.anchors)
+        limit = max(0.0, budget + held.start - unmoved)
+        found = [(layer_metric(step.optimizer, part, user_metric=self.metric), part) for part in step.layers()]
+        layers = [
+            (part.layer.coordinates(part.distance()), part.layer.spectrum, largest_metric(m)) for m, part in found
+        ]
+
+        def rise(multiplier: float) -> tuple[float, float]:
+            blocks = step.blocks(metric=True, user_metric=self.metric, changes=False)
+            pairs = [self._route.rise(block, multiplier, largest=largest) for block in blocks]
+            for way, spectrum, metric in layers:
+                pairs.append(force.rise([way], [torch.zeros_like(way)], [spectrum], multiplier, metric=metric))
+            values, slopes = ([term for pair in pairs for term in pair[i]] for i in (0, 1))
+            return 0.5 * step.sum_of(values), -step.sum_of(slopes)
+
+        if self.multiplier == 0:  # mostly within the budget, and that is sooner seen without a metric
+            terms = [term for block in step.blocks(changes=False) for term in self._route.distance(block)]
+            terms += [(spectrum * way.square()).sum() for way, spectrum, _ in layers]
+            if 0.5 * step.sum_of(terms) <= limit:
+                return 0.0
+        self.multiplier = solve_multiplier(rise, limit, start=self.multiplier)
+        return self.multiplier
+
+    def _check_was_added(self, step: Step) -> None:
+        if step.memory.get("penalties", 0) == self.num_penalties:
+            warnings.warn(
+                'EWC: pull="penalty", but penalty() was not called in this step: nothing holds the old tasks. '
+                'Add keeper.penalty() to the loss, or use pull="implicit".',
+                stacklevel=2,
+            )
+        step.memory["penalties"] = self.num_penalties
+
+    # --- what the keeper has to know
+
+    @property
+    def moves_weights(self) -> bool:
+        """Whether the pull is implicit."""
+        return self.pull == "implicit"
+
+    @property
+    def period(self) -> int:
+        """`every`."""
+        return self.every
+
+    def check(self, optimizer: Optimizer) -> Iterator[str]:
+        """Whether the metric of its steps is known, and the pull stable."""
+        kind, rule = type(optimizer).__name__, update_rule(optimizer)
+        if self.pull != "implicit":
+            if self.metric is not None:
+                yield f'metric= has no effect under pull={self.pull!r}; it belongs to pull="implicit".'
+            return
+        if self.metric is None and (found := unknown_rate(optimizer)) is not None:
+            remedy = "Pass metric=, such as lambda group, parameter, state: 1 / 1e-3 for steps of about 1e-3. Or: "
+            raise OptionError(no_rate("EWC", kind, found, remedy=remedy))
+        if is_unsteady(optimizer):
+            yield unsteady_warning(others='pull="gradient", which LBFGS minimises beside the loss, ')
+        if self.metric is None and rule == "other":
+            yield (
+                f"{kind} is no optimizer whose metric is known: its plain learning rate is taken, so that a strength "
+                "means something else than under SGD and Adam. Pass metric= for an exact one."
+            )
+        if self.metric is not None and rule != "other":
+            yield f"metric= takes the place of the exact metric of {kind}."
+
+    def check_sharded(self, held: Retained) -> None:
+        """Refuse what needs whole weights."""
+        if self.pull == "penalty":
+            raise OptionError(
+                'EWC: the model is sharded, and pull="penalty" needs whole weights in the loss. Use pull="implicit".'
+            )
+
+    def accepted(self, importance: AnyImportance, *, where: str) -> AnyImportance:
+        """In nats under a budget."""
+        return importance if self.budget is None else in_nats(importance)
+
+    def retained(self) -> None:
+        """The multiplier starts at zero."""
+        self.multiplier = 0.0
+
+    @property
+    def acting_strength(self) -> float | None:
+        """The strength; under a budget the multiplier."""
+        return self.strength if self.budget is None else self.multiplier
+
+    def options(self) -> dict[str, Any]:
+        """All but the metric, which is a function."""
+        return {name: value for name, value in super().options().items() if name != "metric"}
+
+    def progress(self) -> dict[str, float]:
+        """The multiplier, where the next step starts."""
+        return {"multiplier": self.multiplier}
+
+    def resume(self, progress: Mapping[str, float], held: Retained, *, where: str) -> None:
+        """Go on from a saved multiplier."""
+        if self.budget is not None and held.num_tasks and held.nats_per_unit != 1:
+            raise OptionError(
+                f"{where}: a budget is in nats, and the importance that was saved is not (nats_per_unit is "
+                f"{held.nats_per_unit}). Load it with a strength, or retain again under a budget."
+            )
+        self.multiplier = progress["multiplier"]
 
 
 class EWC(Keeper):
@@ -82,20 +272,8 @@ class EWC(Keeper):
             last pull of a task should be at its end, so let it divide the number of steps.
         metric: for optimizers other than SGD, Adam and AdamW: a function of (group, parameter, state) that gives
             M, a number or tensor. Without it 1/lr is taken, with a warning.
-        accumulate: "sum", "mean", "max", "per_task" (one anchor a task, collapsed exactly) or `Decayed(gamma)`.
-        weighting: "task", or "examples": each importance times its number of examples over that of the first.
-        new_parameters: "error" or "free", for trainable parameters that no importance covers, such as a grown head.
-        importance_dtype: "float32", "bfloat16" or "int8": the form importances are held in, each with its stated error
-            (`holdfast.memory.forms`).
-        anchor_dtype: "float32" (as the weights are, exact), "bfloat16" or "int16", likewise for anchors. A rounded
-            anchor holds its weight to a place beside the one it was learned at, with "int16" a hundredth as far away
-            as with "bfloat16"; weights that are bfloat16 themselves are exact in either of the first two.
-        anchors: a safetensors checkpoint of today's weights (a file, an index of shards, or a folder with one): anchors
-            are read from it slice by slice and take no memory. `retain` checks that it holds them; for a later task
-            save the weights again and set `keeper.anchors`. The file must stay as it is.
-        offload: "cpu" keeps importances and anchors in the host's memory (pinned) when the model is on an accelerator,
-            and brings them over block by block in each step; with `every=k`, in one step of k.
-        log_every: every so many steps the pull is measured and a line logged at INFO (logger "holdfast"); 0: never.
+        options: those of every keeper: accumulate, weighting, new_parameters, importance_dtype, anchor_dtype, anchors,
+            offload and log_every (see `Keeper`).
 
     Raises:
         OptionError: an option out of its range, or both strength and budget.
@@ -115,86 +293,61 @@ class EWC(Keeper):
     sum is held in one eigenbasis (after George et al. 2018, arXiv 1806.03884), and the pull is implicit.
     """
 
-    mechanism: ClassVar[str] = "EWC"
-    _has_anchors: ClassVar[bool] = True
+    mechanism: Elastic
+    _kind: ClassVar[type[Mechanism] | None] = Elastic
 
     def __init__(
         self,
         model: nn.Module,
-        *,
         strength: float | None = None,
+        *,
         budget: float | None = None,
         pull: Pull = "implicit",
         every: int = 1,
         metric: UserMetric | None = None,
-        accumulate: Accumulate = "sum",
-        weighting: Weighting = "task",
-        new_parameters: NewParameters = "error",
-        importance_dtype: ImportanceForm = "float32",
-        anchor_dtype: AnchorForm = "float32",
-        anchors: str | os.PathLike[str] | None = None,
-        offload: Literal["cpu"] | None = None,
-        log_every: int = 100,
+        **options: Unpack[KeeperOptions],
     ) -> None:
-        if strength is not None and budget is not None:
-            raise OptionError(f"EWC: strength {strength!r} and budget {budget!r} exclude each other. Give one of them.")
-        if strength is None and budget is None:
-            strength = 1.0
-        self.pull: Pull = pull  # the check of the strength asks for it
-        super().__init__(
-            model,
-            strength=strength,
-            accumulate=accumulate,
-            weighting=weighting,
-            new_parameters=new_parameters,
-            forms=chosen_forms("EWC", importance=importance_dtype, anchors=anchor_dtype, offload=offload),
-            log_every=log_every,
-        )
-        self.anchors = anchors
-        self._check(pull in ("implicit", "gradient", "penalty"), "pull", pull, '"implicit", "gradient" or "penalty"')
-        self._check(
-            budget is None or (isinstance(budget, int | float) and budget > 0), "budget", budget, "nats above 0"
-        )
-        self._check(isinstance(every, int) and every >= 1, "every", every, "a whole number >= 1")
-        check_implicit(pull, budget=budget, every=every)
-        self.budget = budget
-        self.every = every
-        self.metric = metric
-        self._multiplier = 0.0
-        self._num_penalties = 0
-        self._penalties_seen: WeakKeyDictionary[Optimizer, int] = WeakKeyDictionary()
+        super().__init__(model, Elastic(strength, budget, pull, every, metric), **options)
 
     @property
-    def anchors(self) -> str | None:
-        """The checkpoint that `retain` is to find today's weights in; None for anchors in memory."""
-        return self._anchors
+    def strength(self) -> float | None:
+        """Lambda, 0..inf; None under a budget. It may be changed between steps."""
+        return self.mechanism.strength
 
-    @anchors.setter
-    def anchors(self, path: str | os.PathLike[str] | None) -> None:
-        if path is not None:
-            check_on_disk(path, self.forms, self.accumulate)
-        self._anchors = None if path is None else os.fspath(path)
+    @strength.setter
+    def strength(self, value: float) -> None:
+        if self.mechanism.strength is None:
+            raise OptionError("EWC: it keeps a budget, not a strength. Set budget, or build another.")
+        check_strength(value, where="EWC")
+        check_implicit(self.pull, strength=value, budget=None, every=self.every)
+        self.mechanism.strength = value
 
-    @classmethod
-    def load(cls, path: str | os.PathLike[str], model: nn.Module, **options: Any) -> Self:
-        """As `Keeper.load`; a strength or budget given takes the place of the saved budget or strength."""
-        if options.keys() & {"strength", "budget"}:
-            options = {"strength": None, "budget": None, **options}
-        return super().load(path, model, **options)
+    @property
+    def budget(self) -> float | None:
+        """Nats that the old tasks' loss may rise; None under a strength. It may be changed between steps."""
+        return self.mechanism.budget
 
-    def predicted_rise(self) -> float:
-        """How much the old tasks' loss has risen by the quadratic model: 1/2 sum Omega (theta - anchor)^2, >= 0.
+    @budget.setter
+    def budget(self, value: float) -> None:
+        if self.mechanism.budget is None:
+            raise OptionError("EWC: it keeps a strength, not a budget. Set strength, or build another.")
+        check_option(isinstance(value, int | float) and value > 0, "budget", value, "nats above 0", where="EWC")
+        self.mechanism.budget = value
 
-        Returns:
-            Nats, where the importances know their factor (`ImportanceInfo.nats_per_unit`); else in their own unit.
+    @property
+    def pull(self) -> Pull:
+        """As given."""
+        return self.mechanism.pull
 
-        Cost: one pass over the weights.
-        """
-        factor = 1.0 if self.held.nats_per_unit is None else self.held.nats_per_unit
-        weights, held = all_parameters(self.model), self.held
-        with torch.no_grad():
-            layers = sum_of(layer_rise(name, layer, weights, held.anchors) for name, layer in held.factors.items())
-        return factor * (self._rise_of(weights) + layers + held.constant)
+    @property
+    def every(self) -> int:
+        """As given."""
+        return self.mechanism.every
+
+    @property
+    def metric(self) -> UserMetric | None:
+        """As given."""
+        return self.mechanism.metric
 
     def penalty(self) -> Tensor:
         """strength/2 sum Omega (theta - anchor)^2 with its gradient, to be added to the loss under `pull="penalty"`.
@@ -211,205 +364,12 @@ class EWC(Keeper):
                 'Build it with EWC(model, pull="penalty"), or read predicted_rise().'
             )
         assert self.strength is not None
-        self._num_penalties += 1
+        self.mechanism.num_penalties += 1
         return penalty(self.held, all_parameters(self.model), self.strength)
 
-    def _check_can_be_sharded(self, held: Retained) -> None:
-        super()._check_can_be_sharded(held)
-        if self.anchors is not None:
-            raise OptionError(
-                f"EWC: the model is sharded, and anchors={self.anchors!r} are whole on disk. Leave that out: in memory "
-                "every process has the anchors of its own shards alone."
-            )
-        if self.pull == "penalty":
-            raise OptionError(
-                'EWC: the model is sharded, and pull="penalty" needs whole weights in the loss. Use pull="implicit".'
-            )
-
-    def _changes_weights(self) -> bool:
-        return self.pull == "implicit"
-
-    def _changes_gradients(self) -> bool:
-        return self.pull == "gradient"
-
-    def _gradients(self, optimizer: Optimizer, plan: Plan) -> None:
-        if self.held.num_tasks == 0:
-            return
-        assert self.strength is not None
-        # a fused optimizer under GradScaler divides by the scale itself, inside its step
-        scale = getattr(optimizer, "grad_scale", None)
-        factor = self.strength * (1.0 if scale is None else float(scale))
-        with torch.no_grad():
-            add_to_gradients(plan.parts(optimizer, self.held), factor, meter=self._meter)
-
-    def _hold(self, optimizer: Optimizer, plan: Plan) -> None:
-        if self.pull == "penalty":
-            if self._penalties_seen.get(optimizer, 0) == self._num_penalties:
-                warnings.warn(
-                    'EWC: pull="penalty", but penalty() was not called in this step: nothing holds the old tasks. '
-                    'Add keeper.penalty() to the loss, or use pull="implicit".',
-                    stacklevel=2,
-                )
-            self._penalties_seen[optimizer] = self._num_penalties
-        if self.pull != "implicit":
-            return
-        if (plan.num_steps + 1) % self.every:
-            return
-        strength = self._budget_multiplier(optimizer, plan) if self.budget is not None else self.strength
-        assert strength is not None
-        strength *= self.every
-        if strength == 0 and self._meter is None:
-            return
-        for block in self._blocks(optimizer, plan):
-            wide = block.wide()
-            if self._meter is None:
-                self._route.pull(wide, strength, largest=self.held.largest)
-            else:
-                self._pull_measured(wide, strength, meter=self._meter)
-            block.round_back(wide)
-        for part in plan.layers(optimizer, self.held) if strength > 0 else ():
-            if part.stepped(plan.gradients, where=self.mechanism):
-                self._hold_layer(optimizer, part, strength)
-
-    def _hold_layer(self, optimizer: Optimizer, part: LayerPart, strength: float) -> None:
-        metric = layer_metric(optimizer, part, user_metric=self.metric)
-        if not isinstance(metric, Tensor) and metric == math.inf:  # a learning rate of zero: nothing moves
-            return
-        pull, share = layer_pull(
-            part.distance(), part.layer, strength, metric=metric, before=self._holdings.pulls.get(part.name)
-        )
-        if isinstance(metric, Tensor):
-            self._holdings.pulls[part.name] = pull
-        pulls = part.layer.split(pull)
-        if self._meter is not None:
-            moved = [p.detach().to(pull.dtype) - self._snapshots[p].to(pull.dtype) for p in part.parameters]
-            self._meter.add(moved, pulls, [share], [part.layer.spectrum])
-        for parameter, residual, value, change in zip(part.parameters, part.residuals, part.values(), pulls):
-            if residual is None:
-                parameter.detach().copy_(value.add_(change))
-            else:
-                round_(parameter.detach(), residual, value.add_(change))
-
-    def _measures(self, plan: Plan) -> bool:
-        if self.log_every == 0 or (plan.num_steps + 1) % self.every:
-            return False
-        return (plan.num_steps // self.every) % max(1, self.log_every // self.every) == 0
-
-    def _blocks(self, optimizer: Optimizer, plan: Plan) -> Iterator[Block]:
-        """Every protected weight that this step moved, with its metric."""
-        for part in plan.parts(optimizer, self.held):
-            metrics = step_metrics(optimizer, part.group, part.parameters, user_metric=self.metric)
-            moved = self._increments(optimizer, part, plan.gradients) if self._meter is not None else []
-            yield from part.blocks(metrics=metrics, increments=moved)
-
-    def _pull_measured(self, block: Block, strength: float, *, meter: Meter) -> None:
-        moved, before = block.moved(), [weight.clone() for weight in block.weights]
-        self._route.pull(block, strength, largest=self.held.largest)
-        shares = pull_shares(block.importance, strength, metric=block.metric(), largest=self.held.largest)
-        meter.add(moved, torch._foreach_sub(block.weights, before), shares, block.importance)
-
-    def _budget_multiplier(self, optimizer: Optimizer, plan: Plan) -> float:
-        assert self.budget is not None
-        largest = self.held.largest
-        moved = {id(parameter) for part in plan.parts(optimizer, self.held) for parameter in part.parameters}
-        resting = {name: p for name, p in all_parameters(self.model).items() if id(p) not in moved}
-        unmoved = self._rise_of(resting)
-        limit = max(0.0, self.budget + self.held.start - unmoved)
-
-        def rise(multiplier: float) -> tuple[float, float]:
-            found = [self._route.rise(b, multiplier, largest=largest) for b in self._blocks(optimizer, plan)]
-            values, slopes = ([term for pair in found for term in pair[i]] for i in (0, 1))
-            return 0.5 * self._holdings.sum_of(values), -self._holdings.sum_of(slopes)
-
-        if self._multiplier == 0:  # mostly within the budget, and that is sooner seen without a metric
-            held = (block for part in plan.parts(optimizer, self.held) for block in part.blocks())
-            if 0.5 * self._holdings.sum_of(term for block in held for term in self._route.distance(block)) <= limit:
-                return 0.0
-        self._multiplier = solve_multiplier(rise, limit, start=self._multiplier)
-        return self._multiplier
-
-    def _rise_of(self, weights: Mapping[str, Tensor]) -> float:
-        return weights_rise(weights, self.held.importance, self.held.anchors, sum_of=self._holdings.sum_of)
-
-    def _check_factored(self, importance: FactoredImportance) -> None:
-        check_holds_factors("EWC.retain", budget=self.budget, pull=self.pull)
-
-    def _accepted(self, importance: Importance) -> Importance:
-        return importance if self.budget is None else in_nats(importance)
-
-    def _retained(self) -> None:
-        self._multiplier = 0.0
-
-    def _references(self, weights: Mapping[str, Tensor]) -> dict[str, Reference]:
-        if self.anchors is None:
-            return {}
-        return anchors_on_disk(self.anchors, weights, names=tied_names(self.model), where="EWC.retain")
-
-    def _in_form(self, held: Retained) -> Retained:
-        weights = {name: local(parameter.detach()) for name, parameter in all_parameters(self.model).items()}
-        anchors = {
-            name: self.forms.anchor_as(anchor, weights[name])
-            if name in held.importance and not (self.anchors and isinstance(anchor, Reference))
-            else anchor
-            for name, anchor in held.anchors.items()
-        }
-        return replace(super()._in_form(held), anchors=anchors)
-
-    def _progress(self) -> dict[str, Any]:
-        return {**super()._progress(), "multiplier": self._multiplier}
-
-    def _go_on(self, progress: Mapping[str, Any]) -> None:
-        super()._go_on(progress)
-        self._multiplier = progress["multiplier"]
-
-    def _check_taken(self, held: Retained) -> None:
-        if held.factors:
-            check_holds_factors("EWC.load", budget=self.budget, pull=self.pull)
-        if self.budget is not None and held.num_tasks and held.nats_per_unit != 1:
-            raise OptionError(
-                f"EWC.load: a budget is in nats, and the importance that was saved is not (nats_per_unit is "
-                f"{held.nats_per_unit}). Load it with a strength, or retain again under a budget."
-            )
-
-    def _rise_for_report(self) -> float | None:
-        return self.predicted_rise()
-
-    def _strength_now(self) -> float | None:
-        return self.strength if self.budget is None else self._multiplier
-
-    def _check_strength(self, strength: object) -> None:
-        super()._check_strength(strength)
-        if strength == math.inf and self.pull != "implicit":
-            raise OptionError(f'EWC: an infinite strength needs pull="implicit"; pull is {self.pull!r}.')
-
-    def _check_optimizer(self, optimizer: Optimizer) -> None:
-        if self.metric is None and self.pull == "implicit" and (found := unknown_rate(optimizer)) is not None:
-            remedy = "Pass metric=, such as lambda group, parameter, state: 1 / 1e-3 for steps of about 1e-3. Or: "
-            raise OptionError(no_rate("EWC", type(optimizer).__name__, found, remedy=remedy))
-        if self.pull == "implicit" and is_unsteady(optimizer):
-            self._warn(unsteady_warning(others='pull="gradient", which LBFGS minimises beside the loss, '))
-        if self.metric is None and self.pull == "implicit" and update_rule(optimizer) == "other":
-            self._warn(
-                f"{type(optimizer).__name__} is no optimizer whose metric is known: its plain learning rate is taken, "
-                "so that a strength means something else than under SGD and Adam. Pass metric= for an exact one."
-            )
-        if self.metric is not None and self.pull != "implicit":
-            self._warn(f'metric= has no effect under pull={self.pull!r}; it belongs to pull="implicit".')
-        if self.metric is not None and update_rule(optimizer) != "other":
-            self._warn(f"metric= takes the place of the exact metric of {type(optimizer).__name__}.")
-
-    def _options(self) -> dict[str, Any]:
-        return {
-            "strength": self.strength,
-            "budget": self.budget,
-            "pull": self.pull,
-            "every": self.every,
-            "accumulate": accumulate_to_json(self.accumulate),
-            "weighting": self.weighting,
-            "new_parameters": self.new_parameters,
-            "importance_dtype": self.forms.importance,
-            "anchor_dtype": self.forms.anchors,
-            "anchors": self.anchors,
-            "offload": "cpu" if self.forms.offload else None,
-            "log_every": self.log_every,
-        }
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], model: nn.Module, **options: Any) -> Self:
+        """As `Keeper.load`; a strength or budget given takes the place of the saved budget or strength."""
+        if options.keys() & {"strength", "budget"}:
+            options = {"strength": None, "budget": None, **options}
+        return super().load(path, model, **options)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from holdfast.errors import FileFormatError
 from holdfast.files import Saved, new_folder, read_folder, write_description, write_tensors, write_text
-from holdfast.memory import Accumulate, Decayed, Forms, Retained
+from holdfast.memory import Decayed, Forms, Retained
 from holdfast.memory.kronecker import layers_from, layers_to_json, layers_to_tensors
 from holdfast.memory.reference import Reference, references_from, references_to_json
 from holdfast.memory.stored import Held, HeldMap, from_tensors, read, to_tensors
@@ -127,6 +127,12 @@ def _read(
     return held, {name: _from_json(value) for name, value in options.items()}, progress, extra
 
 
+def check_options(saved: Mapping[str, Any], known: Collection[str], *, where: Any, kind: str) -> None:
+    """Raise `FileFormatError` where a keeper of this kind has no such options."""
+    if unknown := sorted(set(saved) - set(known)):
+        raise FileFormatError(f"{where}: unknown options of {kind}: {', '.join(unknown)}. Save it again.")
+
+
 def to_state(held: Retained, extra: Mapping[str, TensorMap]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The same content for a training checkpoint: tensors by "part/name", and JSON notes."""
     on_disk, in_memory = _apart(held.anchors)
@@ -213,12 +219,9 @@ def _apart(anchors: HeldMap) -> tuple[dict[str, Reference], dict[str, Held]]:
     return on_disk, {name: anchor for name, anchor in anchors.items() if name not in on_disk}
 
 
-def accumulate_to_json(rule: Accumulate) -> str | dict[str, float]:
-    """The rule's name, or {"decayed": gamma}."""
-    return {"decayed": rule.gamma} if isinstance(rule, Decayed) else rule
-
-
 def _to_json(value: Any) -> Any:
+    if isinstance(value, Decayed):
+        return {"decayed": value.gamma}
     return "infinity" if isinstance(value, float) and math.isinf(value) else value
 
 

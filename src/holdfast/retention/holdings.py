@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from holdfast.errors import StateError
-from holdfast.factored import FactoredImportance
+from holdfast.errors import OptionError, StateError
+from holdfast.factored import AnyImportance
 from holdfast.memory import Accumulate, Forms, Retained, Weighting, retain
-from holdfast.memory.reference import Reference
+from holdfast.memory.codes import IMPORTANCE_ERROR
+from holdfast.memory.reference import Reference, anchors_on_disk
 from holdfast.memory.stored import shapes_of_held
-from holdfast.records import Importance, check_names
+from holdfast.records import check_names
 from holdfast.retention import files
 from holdfast.retention.checks import check_anchors, check_extra, check_retained
+from holdfast.retention.options import check_on_disk, no_factors_in_shards
 from holdfast.tensors import (
     Shards,
     TensorMap,
@@ -24,6 +27,7 @@ from holdfast.tensors import (
     shard,
     shards_of,
     sum_of,
+    tied_names,
     trainable_parameters,
     whole_on_first,
 )
@@ -54,10 +58,12 @@ class Holdings:
         model: whose parameter names everything bears.
         forms: in which and where importance and anchors are held.
         where: for messages.
-        in_form: what was read, in the keeper's forms.
-        check_shards: raises `OptionError` for what needs whole weights.
+        anchored: whether there are anchors.
+        check_sharded: raises `OptionError` for what needs whole weights.
 
     Attributes:
+        forms: as given.
+        checkpoint: where the anchors of the next task are to be found on disk; None for anchors in memory.
         held: of the tasks retained so far; replaced, never changed in place.
         pulls: of the last step, by a factored layer's weight: where the next one starts.
         residuals: by weight of half precision: `holdfast.retention.rounding`.
@@ -70,55 +76,64 @@ class Holdings:
         *,
         forms: Forms,
         where: str,
-        in_form: Callable[[Retained], Retained],
-        check_shards: Callable[[Retained], None],
+        anchored: bool,
+        check_sharded: Callable[[Retained], None],
     ) -> None:
-        self._model, self._forms, self._where = model, forms, where
-        self._in_form, self._check_shards = in_form, check_shards
+        self.forms, self.checkpoint = forms, None
+        self._model, self._where, self._anchored = model, where, anchored
+        self._mechanism_check = check_sharded
         self.held = Retained()
         self.pulls: dict[str, Tensor] = {}
         self.residuals: dict[str, Tensor] = {}
         self.shards: Shards | None = None
 
-    def close(
-        self,
-        importance: Importance,
-        factors: FactoredImportance | None,
-        *,
-        anchored: bool,
-        rule: Accumulate,
-        weighting: Weighting,
-        references: Callable[[Mapping[str, Tensor]], dict[str, Reference]],
-    ) -> None:
+    def set_checkpoint(self, path: str | os.PathLike[str] | None, rule: Accumulate) -> None:
+        """Look for the next anchors there.
+
+        Raises:
+            OptionError: it contradicts another option.
+        """
+        if path is not None:
+            check_on_disk(path, self.forms, rule)
+        self.checkpoint = None if path is None else os.fspath(path)
+
+    def close(self, importance: AnyImportance, *, rule: Accumulate, weighting: Weighting) -> None:
         """Merge one more task into what is held, at today's weights.
 
         Args:
             importance: of the task.
-            factors: of layers, beside it.
-            anchored: whether there are anchors.
             rule: of accumulation.
             weighting: of the tasks.
-            references: today's weights by name -> the anchors of these that stay on disk.
+
+        Raises:
+            OptionError: layers, where the model is sharded.
+            NotFiniteError, ParameterMismatchError, FileFormatError: of weights that cannot be anchors.
         """
+        diagonal, layers = importance.diagonal, importance.layers
+        if layers and self.shards is not None:
+            raise OptionError(no_factors_in_shards(self._where))
         parameters = all_parameters(self._model)  # frozen ones have an anchor too, should they be unfrozen
         weights = {name: local(parameter.detach()) for name, parameter in parameters.items()}
         devices = {name: weight.device for name, weight in weights.items()}
-        to_hold = {**self.held.importance, **importance}
-        if anchored:
-            to_anchor = {name: weights[name] for name in to_hold if name in weights}
-            to_anchor |= {n: weights[n] for name, f in (factors or {}).items() for n in f.names(name) if n in weights}
-            check_anchors(to_anchor, where=f"{self._where}.retain", sum_of=self.shards and self.sum_of)
-        on_disk = references({name: weights[name] for name in to_hold if name in weights})
+        to_hold = {name: weights[name] for name in (*self.held.importance, *diagonal) if name in weights}
+        on_disk: dict[str, Reference] = {}
+        if self._anchored:
+            in_layers = {n: weights[n] for name, f in layers.items() for n in f.names(name) if n in weights}
+            sum_of = self.shards and self.sum_of
+            check_anchors({**to_hold, **in_layers}, where=f"{self._where}.retain", sum_of=sum_of)
+            if self.checkpoint is not None:
+                tied = tied_names(self._model)
+                on_disk = anchors_on_disk(self.checkpoint, to_hold, names=tied, where=f"{self._where}.retain")
         held = retain(
-            files.on_devices(self.held, devices, forms=self._forms),
-            {name: shard(value, parameters[name]).to(devices[name]) for name, value in importance.items()},
-            weights=weights if anchored else {},
-            factors={name: f.to(devices[name]) for name, f in factors.items()} if factors is not None else None,
+            files.on_devices(self.held, devices, forms=self.forms),
+            {name: shard(value, parameters[name]).to(devices[name]) for name, value in diagonal.items()},
+            weights=weights if self._anchored else {},
+            factors={name: layer.to(devices[name]) for name, layer in layers.items()},
             rule=rule,
             weighting=weighting,
             num_examples=importance.info.num_examples,
             nats_per_unit=importance.info.nats_per_unit,
-            forms=self._forms,
+            forms=self.forms,
             references=on_disk,
             sum_of=self.sum_of,
         )
@@ -126,9 +141,7 @@ class Holdings:
         self.pulls.clear()
         self.residuals.clear()
 
-    def checked(
-        self, held: Retained, extra: Mapping[str, TensorMap], *, anchored: bool, where: str, in_form: bool = False
-    ) -> Taken:
+    def checked(self, held: Retained, extra: Mapping[str, TensorMap], *, where: str, in_form: bool = False) -> Taken:
         """What was saved, whole, ready to be taken, and in the keeper's forms if asked for. Nothing is changed by it.
 
         Raises:
@@ -138,7 +151,7 @@ class Holdings:
         """
         for named in (held.covered, shapes_of_held(held.anchors)):
             check_names(named, self._model, where=where)
-        check_retained(held, anchored=anchored, where=where)
+        check_retained(held, anchored=self._anchored, where=where)
         parameters = all_parameters(self._model)
         shapes = {f"residuals/{name}": parameter.shape for name, parameter in parameters.items()}
         shapes |= {f"pulls/{name}": layer.spectrum.shape for name, layer in held.factors.items()}
@@ -201,13 +214,38 @@ class Holdings:
     def _extra(self) -> Extra:
         return {"pulls": self.pulls, "residuals": self.residuals}
 
+    def _in_form(self, held: Retained) -> Retained:
+        """The same, in the forms that were asked for; anchors on disk stay there if there is a checkpoint."""
+        forms = self.forms
+        importance = {name: forms.importance_as(value) for name, value in held.importance.items()}
+        changed = any(value is not held.importance[name] for name, value in importance.items())
+        weights = {name: local(parameter.detach()) for name, parameter in all_parameters(self._model).items()}
+        anchors = {
+            name: forms.anchor_as(anchor, weights[name])
+            if name in held.importance and not (self.checkpoint and isinstance(anchor, Reference))
+            else anchor
+            for name, anchor in held.anchors.items()
+        }
+        largest = held.largest * (1 + IMPORTANCE_ERROR * changed)
+        return replace(held, importance=importance, anchors=anchors, largest=largest)
+
+    def _check_sharded(self, held: Retained) -> None:
+        if held.factors:
+            raise OptionError(no_factors_in_shards(self._where))
+        if self.checkpoint is not None:
+            raise OptionError(
+                f"{self._where}: the model is sharded, and anchors={self.checkpoint!r} are whole on disk. Leave that "
+                "out: in memory every process has the anchors of its own shards alone."
+            )
+        self._mechanism_check(held)
+
     def _beside(self, held: Retained, parameters: TensorMap, *, shards: Shards | None) -> Retained:
         """What is held whole, beside the parameters: on their devices, and sharded as they are."""
         if shards is not None:
-            self._check_shards(held)
+            self._check_sharded(held)
             held = self._in_form(files.sharded(held, parameters))
         devices = {name: parameter.device for name, parameter in parameters.items()}
-        return files.on_devices(held, devices, forms=self._forms)
+        return files.on_devices(held, devices, forms=self.forms)
 
 
 def _each(act: Callable[[Tensor, Tensor], Tensor], tensors: TensorMap, parameters: TensorMap) -> dict[str, Tensor]:

@@ -1,133 +1,156 @@
-"""What EWC and WVA share: they attach to an optimizer, retain tasks, report, and are saved.
-
-`Keeper` is inherited, against our habit: the two mechanisms differ in a few lines of one step, and a reader
-finds those lines alone in `ewc.py` and `wva.py`. What is held, in shards too, is in `holdings.py`; that this module is
-long all the same is owed to the contracts of its public methods.
-"""
+"""What holds a model's skills: it retains tasks, attaches to optimizers, reports, and is saved."""
 
 from __future__ import annotations
 
-import inspect
+import copy
 import logging
-import math
 import os
 import warnings
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any, ClassVar, Literal, Self
+from functools import reduce
+from inspect import signature
+from operator import add
+from typing import Any, ClassVar, Literal, NoReturn, Self, TypedDict
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from holdfast.errors import FileFormatError, OptionError, ParameterMismatchError, StateError
-from holdfast.factored import FactoredImportance, check_factored_names, shapes_of
-from holdfast.memory import Accumulate, Decayed, Forms, Retained, Weighting
-from holdfast.memory.codes import IMPORTANCE_ERROR
-from holdfast.memory.reference import Reference
+from holdfast.errors import OptionError, ParameterMismatchError, StateError
+from holdfast.factored import AnyImportance, shapes_of
+from holdfast.files import from_bytes, to_bytes
+from holdfast.memory import Accumulate, AnchorForm, ImportanceForm, Retained, Weighting
+from holdfast.memory.rules import check_rule
 from holdfast.memory.stored import num_positive
-from holdfast.records import Importance, ImportanceInfo, check_names, check_tensors
+from holdfast.records import Importance, ImportanceInfo, check_names, check_shapes, check_tensors
 from holdfast.retention import files
+from holdfast.retention.attachment import Attachment
 from holdfast.retention.checks import check_notes, check_progress
 from holdfast.retention.holdings import Holdings
-from holdfast.retention.meter import Meter
+from holdfast.retention.mechanism import Mechanism, check_option
+from holdfast.retention.meter import Figures
 from holdfast.retention.options import (
+    chosen_forms,
     moved_around_warning,
-    no_factors_in_shards,
     own_weights_warning,
     unheld_warning,
 )
-from holdfast.retention.parts import Part
 from holdfast.retention.plan import Plan, check_covered, check_held_shapes, check_same_kind
 from holdfast.retention.report import Report
-from holdfast.retention.route import Route
+from holdfast.retention.rise import layers_rise, weights_rise
 from holdfast.retention.watch import Watch
-from holdfast.steps import (
-    Copies,
-    Increment,
-    Kept,
-    StepHooks,
-    bare_optimizer,
-    can_recompute,
-    optimizer_around,
-    step_increments,
-    weights_of_wrapper,
-)
-from holdfast.tensors import TensorMap, check_real, local, sum_of, trainable_parameters, unwrap
+from holdfast.steps import Copies, bare_optimizer, optimizer_around, weights_of_wrapper
+from holdfast.tensors import TensorMap, all_parameters, check_real, shard, sum_of, trainable_parameters, unwrap
 
 logger = logging.getLogger("holdfast")
 
 NewParameters = Literal["error", "free"]
 
 
-class Keeper(ABC):
-    """Holds what a model has learned while its optimizer learns on. Use `EWC` or `WVA`."""
+class KeeperOptions(TypedDict, total=False):
+    """The options of every keeper; `Keeper` says what they mean."""
 
-    mechanism: ClassVar[str]
-    _has_anchors: ClassVar[bool]
+    accumulate: Accumulate
+    weighting: Weighting
+    new_parameters: NewParameters
+    importance_dtype: ImportanceForm
+    anchor_dtype: AnchorForm
+    anchors: str | os.PathLike[str] | None
+    offload: Literal["cpu"] | None
+    log_every: int
+
+
+class Keeper:
+    """Holds what a model has learned while its optimizer learns on, by a mechanism. `EWC` and `WVA` are keepers.
+
+    Args:
+        model: the model; tied weights count once, frozen ones are left out, wrappers are seen through.
+        mechanism: what is done to the weights at every step.
+        accumulate: "sum", "mean", "max", "per_task" (one anchor a task, collapsed exactly) or `Decayed(gamma)`.
+        weighting: "task", or "examples": each importance times its number of examples over that of the first.
+        new_parameters: "error" or "free", for trainable parameters that no importance covers, such as a grown head.
+        importance_dtype: "float32", "bfloat16" or "int8": the form importances are held in, each with its stated error
+            (`holdfast.memory.forms`).
+        anchor_dtype: "float32" (as the weights are, exact), "bfloat16" or "int16", likewise for anchors. A rounded
+            anchor holds its weight to a place beside the one it was learned at, with "int16" a hundredth as far away
+            as with "bfloat16"; weights that are bfloat16 themselves are exact in either of the first two.
+        anchors: a safetensors checkpoint of today's weights (a file, an index of shards, or a folder with one): anchors
+            are read from it slice by slice and take no memory. `retain` checks that it holds them; for a later task
+            save the weights again and set `keeper.anchors`. The file must stay as it is.
+        offload: "cpu" keeps importances and anchors in the host's memory (pinned) when the model is on an accelerator,
+            and brings them over block by block in each step.
+        log_every: every so many steps of an optimizer the pull is measured and a line logged at INFO (logger
+            "holdfast"); 0: never.
+
+    Raises:
+        OptionError: an option out of its range.
+        UnsupportedLayerError: a trainable parameter is not of real numbers.
+
+    Copied together with its model and optimizer, `copy.deepcopy((model, optimizer, keeper))` gives a keeper that is
+    attached to the copies. It is not pickled: `save` and `state_dict` are its files.
+    """
+
+    _kind: ClassVar[type[Mechanism] | None] = None  # whose options the constructor takes in the mechanism's place
 
     def __init__(
         self,
         model: nn.Module,
+        mechanism: Mechanism,
         *,
-        strength: float | None,
-        accumulate: Accumulate,
-        weighting: Weighting,
-        new_parameters: NewParameters,
-        forms: Forms,
-        log_every: int,
+        accumulate: Accumulate = "sum",
+        weighting: Weighting = "task",
+        new_parameters: NewParameters = "error",
+        importance_dtype: ImportanceForm = "float32",
+        anchor_dtype: AnchorForm = "float32",
+        anchors: str | os.PathLike[str] | None = None,
+        offload: Literal["cpu"] | None = None,
+        log_every: int = 100,
     ) -> None:
-        if strength is not None:
-            self._check_strength(strength)
-        self._check(
-            isinstance(accumulate, Decayed) or accumulate in ("sum", "mean", "max", "per_task"),
-            "accumulate",
-            accumulate,
-            '"sum", "mean", "max", "per_task" or Decayed(gamma)',
-        )
-        self._check(weighting in ("task", "examples"), "weighting", weighting, '"task" or "examples"')
-        self._check(new_parameters in ("error", "free"), "new_parameters", new_parameters, '"error" or "free"')
-        self._check(isinstance(log_every, int) and log_every >= 0, "log_every", log_every, "a whole number >= 0")
-        self._check(bool(trainable_parameters(model)), "model", type(model).__name__, "one with trainable parameters")
-        self.model = model
-        self._strength = strength
+        where = mechanism.name
+        check_rule(accumulate, where=where)
+        if accumulate == "per_task" and not mechanism.anchored:
+            raise OptionError(f'{where}: accumulate="per_task" joins anchors, and {where} has none. Use "sum".')
+        for option, value, expected in (
+            ("weighting", weighting, ("task", "examples")),
+            ("new_parameters", new_parameters, ("error", "free")),
+        ):
+            check_option(value in expected, option, value, '"{}" or "{}"'.format(*expected), where=where)
+        counts = isinstance(log_every, int) and log_every >= 0
+        check_option(counts, "log_every", log_every, "a whole number >= 0", where=where)
+        trains = bool(trainable_parameters(model))
+        check_option(trains, "model", type(model).__name__, "one with trainable parameters", where=where)
+        check_real(trainable_parameters(model), where=where)
+        self.model, self.mechanism = model, mechanism
         self.accumulate: Accumulate = accumulate
         self.weighting: Weighting = weighting
         self.new_parameters: NewParameters = new_parameters
-        self.forms = forms
         self.log_every = log_every
-        check_real(trainable_parameters(model), where=self.mechanism)
         self._holdings = Holdings(
             model,
-            forms=forms,
-            where=self.mechanism,
-            in_form=lambda held: self._in_form(held),
-            check_shards=lambda held: self._check_can_be_sharded(held),
+            forms=chosen_forms(where, importance=importance_dtype, anchors=anchor_dtype, offload=offload),
+            where=where,
+            anchored=mechanism.anchored,
+            check_sharded=mechanism.check_sharded,
         )
-        self._hooks: list[tuple[StepHooks, Plan]] = []
-        self._num_steps = 0
-        self._snapshots: dict[nn.Parameter, Tensor] = {}
-        self._route = Route()
-        self._meter: Meter | None = None
-        self._pinned: float | None = None
-        self._pull_ratio: float | None = None
+        self.anchors = anchors
+        self._attachments: list[Attachment] = []
+        self._resumed: list[int] = []  # steps of the optimizers to come, in the order of attaching
+        self._figures: tuple[float | None, float | None] = None, None
         self._watch = Watch(self._warn_unheld, self._warn_moved_around)
-        self._around: dict[Optimizer, str] = {}
+
+    def __repr__(self) -> str:
+        options = ", ".join(f"{k}={v!r}" for k, v in self.mechanism.options().items() if v is not None)
+        weights = sum(value.numel() for value in self.held.covered.values())
+        attached = ", ".join(type(optimizer).__name__ for optimizer in self.optimizers) or "no optimizer"
+        model, tasks = type(unwrap(self.model)).__name__, self.held.num_tasks
+        return f"{self.name}({model}, {options}: {tasks} tasks, {weights:,} weights held, attached to {attached})"
 
     # --- what a user does
 
     @property
-    def strength(self) -> float | None:
-        """Lambda, 0..inf; None under a budget. It may be changed between steps."""
-        return self._strength
-
-    @strength.setter
-    def strength(self, value: float) -> None:
-        if self._strength is None:
-            raise OptionError(f"{self.mechanism}: it keeps a budget, not a strength. Set budget, or build another.")
-        self._check_strength(value)
-        self._strength = value
+    def name(self) -> str:
+        """Of the mechanism, in messages, reports and files."""
+        return self.mechanism.name
 
     @property
     def held(self) -> Retained:
@@ -139,9 +162,23 @@ class Keeper(ABC):
         self._holdings.held = value
 
     @property
+    def anchors(self) -> str | None:
+        """The checkpoint that `retain` is to find today's weights in; None for anchors in memory."""
+        return self._holdings.checkpoint
+
+    @anchors.setter
+    def anchors(self, path: str | os.PathLike[str] | None) -> None:
+        self._holdings.set_checkpoint(path, self.accumulate)
+
+    @property
     def is_sharded(self) -> bool:
         """Whether every process holds what belongs to its own shards of the model."""
         return self._holdings.shards is not None
+
+    @property
+    def optimizers(self) -> list[Optimizer]:
+        """Those that it is attached to, without what wraps them."""
+        return [attachment.optimizer for attachment in self._attachments]
 
     def attach(self, optimizer: Any) -> Self:
         """Hold this optimizer's steps back from now on, through its step hooks; the loop does not change.
@@ -163,38 +200,42 @@ class Keeper(ABC):
         soon as it is seen (`holdfast.retention.watch`).
         """
         bare = bare_optimizer(optimizer)
-        if any(hooks.optimizer is bare for hooks, _ in self._hooks):
-            raise StateError(f"{self.mechanism}: already attached to this {type(bare).__name__}. Call detach() first.")
-        check_real(trainable_parameters(self.model), where=f"{self.mechanism}.attach")
+        if any(attached is bare for attached in self.optimizers):
+            raise StateError(f"{self.name}: already attached to this {type(bare).__name__}. Call detach() first.")
+        check_real(trainable_parameters(self.model), where=f"{self.name}.attach")
         own = {id(parameter) for parameter in trainable_parameters(self.model).values()}
         trained = [p for group in bare.param_groups for p in group["params"] if id(p) in own]
         if not trained:
             raise ParameterMismatchError(
-                f"{self.mechanism}: this {type(bare).__name__} trains none of the {len(own)} trainable parameters of "
+                f"{self.name}: this {type(bare).__name__} trains none of the {len(own)} trainable parameters of "
                 f"{type(unwrap(self.model)).__name__}. Build the optimizer from the same model's parameters()."
             )
-        self._check_optimizer(bare)
+        messages = list(self.mechanism.check(bare))
         if (kind := weights_of_wrapper(optimizer, bare)) is not None:
-            self._warn(own_weights_warning(kind))
+            messages.append(own_weights_warning(kind))
+        for message in messages:
+            warnings.warn(f"{self.name}: {message}", stacklevel=2)
         self._holdings.follow_shards()
-        plan = Plan(
-            self.model,
-            new_parameters=self.new_parameters,
-            forms=self.forms,
-            where=self.mechanism,
-            residuals=self._holdings.residuals if self._changes_weights() else None,
-            num_steps=self._num_steps,
-        )
-        copies = Copies(bare, trained if kind is None else [])
-        hooks = StepHooks(
+        around = optimizer_around(optimizer, bare)
+        attachment = Attachment(
             bare,
-            before=lambda _: self._before(bare, plan, copies),
-            gradients=lambda _: self._at_gradients(bare, plan),
-            after=lambda _: self._after(bare, plan),
+            mechanism=self.mechanism,
+            holdings=self._holdings,
+            plan=Plan(
+                self.model,
+                new_parameters=self.new_parameters,
+                forms=self._holdings.forms,
+                where=self.name,
+                residuals=self._holdings.residuals if self.mechanism.moves_weights else None,
+            ),
+            copies=Copies(bare, trained if kind is None else []),
+            watch=self._watch,
+            log_every=self.log_every,
+            measured=self._log,
+            num_steps=self._resumed.pop(0) if self._resumed else 0,
+            around=around,
         )
-        self._hooks.append((hooks, plan))
-        if (around := optimizer_around(optimizer, bare)) is not None:
-            self._around[bare] = around
+        self._attachments.append(attachment)
         self._watch.add(trained, around=around is not None)
         if self.held.num_tasks:
             self._start_watch()
@@ -202,21 +243,20 @@ class Keeper(ABC):
 
     def detach(self) -> Self:
         """Take every hook off again; what is retained stays."""
-        for hooks, _ in self._hooks:
-            hooks.remove()
-        self._hooks.clear()
-        self._snapshots.clear()
-        self._around.clear()
+        self._resumed, self._figures = self._steps(), self._measured()
+        for attachment in self._attachments:
+            attachment.remove()
+        self._attachments.clear()
         self._watch.remove()
         return self
 
     @torch.no_grad()
-    def retain(self, importance: Mapping[str, Tensor] | FactoredImportance) -> Self:
+    def retain(self, importance: Mapping[str, Tensor] | AnyImportance) -> Self:
         """Close a task: merge its importance into what is held, and move the anchors to today's weights.
 
         Args:
-            importance: an `Importance`, a plain mapping from name to tensor >= 0 of the parameter's shape, or for EWC a
-                `FactoredImportance`.
+            importance: an `Importance`, a plain mapping from name to tensor >= 0 of the parameter's shape, or for
+                mechanisms that hold whole layers a `FactoredImportance`.
 
         Returns:
             The keeper itself.
@@ -233,44 +273,64 @@ class Keeper(ABC):
         Nothing is changed when it raises. Cost: a copy of importance and, with anchors, of the weights, in the forms
         they are held in and made a few megabytes at a time; for Kronecker factors two eigendecompositions a layer.
         """
-        layers: FactoredImportance | None = None
-        if isinstance(importance, FactoredImportance):
-            self._check_factored(importance)
-            check_factored_names(importance, self.model, where=f"{self.mechanism}.retain")
-            layers, importance = importance, importance.diagonal
-        elif not isinstance(importance, Importance):
-            check_tensors(importance, where=f"{self.mechanism}.retain", error=OptionError)
-            importance = Importance(dict(importance), ImportanceInfo(kind="custom", num_examples=0))
+        where = f"{self.name}.retain"
         self._watch.compare()
         parameters = trainable_parameters(self.model)
-        where = f"{self.mechanism}.retain"
         check_real(parameters, where=where)
-        check_names(importance, self.model, where=where)
+        given = _as_importance(importance, where=where)
+        in_layers = shapes_of(given.layers)
+        covers = {**given.diagonal, **in_layers}
+        check_names(covers, self.model, where=where)
         check_held_shapes(self.held, self.model, where=where)
-        new = {**importance, **shapes_of(layers or {})}
-        check_same_kind(new, shapes_of(layers or {}), self.held, where=where)
-        covered = Retained(importance={**self.held.covered, **new}, num_tasks=self.held.num_tasks)
+        accepted = self.mechanism.accepted(given, where=where)
+        check_same_kind(covers, shapes_of(accepted.layers), self.held, where=where)
+        covered = Retained(importance={**self.held.covered, **covers}, num_tasks=self.held.num_tasks)
         check_covered(list(parameters), covered, new_parameters=self.new_parameters, where=where)
-        importance = self._accepted(importance)
         self._holdings.follow_shards()
-        if layers is not None and self.is_sharded:
-            raise OptionError(no_factors_in_shards(self.mechanism))
-        self._holdings.close(
-            importance,
-            layers,
-            anchored=self._has_anchors,
-            rule=self.accumulate,
-            weighting=self.weighting,
-            references=self._references,
-        )
-        self._count_from(0)
-        self._pinned = self._pull_ratio = None
-        self._retained()
+        self._holdings.close(accepted, rule=self.accumulate, weighting=self.weighting)
+        self._count_from([])
+        self.mechanism.retained()
         self._start_watch()
         return self
 
+    @torch.no_grad()
+    def predicted_rise(self, reference: TensorMap | None = None) -> float:
+        """How much the old tasks' loss has risen by the quadratic model: 1/2 sum Omega (theta - anchor)^2, >= 0.
+
+        Args:
+            reference: name -> weights in place of the anchors, such as a copied `state_dict()` of the end of the old
+                task; needed where the mechanism has no anchors.
+
+        Returns:
+            Nats, where the importances know their factor (`ImportanceInfo.nats_per_unit`); else in their own unit.
+
+        Raises:
+            OptionError: no reference, and no anchors.
+            ParameterMismatchError: names or shapes of `reference` do not match the model.
+
+        Cost: one pass over the weights.
+        """
+        held, weights, where = self.held, all_parameters(self.model), f"{self.name}.predicted_rise"
+        there, constant = held.anchors, held.constant
+        if reference is not None:
+            missing = [name for name in held.covered if name not in reference]
+            if missing:
+                raise ParameterMismatchError(
+                    f"{where}: the reference lacks {', '.join(map(repr, missing))}. Give it under the names of the "
+                    "bare model's state_dict()."
+                )
+            given = {name: reference[name] for name in held.covered}
+            check_shapes(given, self.model, where=where, remedy="Give the weights of this model.")
+            there = {name: shard(value, weights[name]) for name, value in given.items() if name in weights}
+            constant = 0.0
+        elif not self.mechanism.anchored:
+            raise OptionError(f"{where}: {self.name} keeps no anchors. Pass reference=, the weights of the old task.")
+        rise = weights_rise(weights, held.importance, there, sum_of=self._holdings.sum_of)
+        rise += layers_rise(weights, held.factors, there) + constant
+        return rise * (1.0 if held.nats_per_unit is None else held.nats_per_unit)
+
     def report(self) -> Report:
-        """Is it on, and does it work? Pull and pinned share are those of the last measured step (`log_every`)."""
+        """Is it on, and does it work? Pull and pinned share are those of the last measured steps (`log_every`)."""
         self._watch.compare()
         parameters = trainable_parameters(self.model)
         weights = sum(parameter.numel() for parameter in parameters.values())
@@ -278,17 +338,24 @@ class Keeper(ABC):
             num_positive(value) for name, value in self.held.importance.items() if name in parameters
         )
         protected += sum_of((f.diagonal() > 0).sum() for name, f in self.held.factors.items() if name in parameters)
+        pinned, pull_ratio = self._measured()
         return Report(
-            mechanism=self.mechanism,
+            mechanism=self.name,
             num_tasks=self.held.num_tasks,
-            num_steps=self._num_steps,
-            strength=self._strength_now(),
+            num_steps=sum(self._steps()),
+            strength=self.mechanism.acting_strength,
             protected=protected / weights,
-            pinned=self._pinned,
-            pull_ratio=self._pull_ratio,
-            predicted_rise=self._rise_for_report(),
+            pinned=pinned,
+            pull_ratio=pull_ratio,
+            predicted_rise=self.predicted_rise() if self.mechanism.anchored else None,
             rise_unit="importance units" if self.held.nats_per_unit is None else "nats",
         )
+
+    # --- what is kept
+
+    def options(self) -> dict[str, Any]:
+        """The constructor's options but the model and a metric, of the mechanism and of the keeper."""
+        return {**self.mechanism.options(), **self._keeper_options()}
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the folder `path`: importance, anchors, `keeper_config.json` and a `README.md`; whole or not at all.
@@ -306,8 +373,8 @@ class Keeper(ABC):
                 files.save(
                     path,
                     held,
-                    mechanism=self.mechanism,
-                    options=self._options(),
+                    mechanism=self.name,
+                    options=self.options(),
                     progress=self._progress(),
                     extra=extra,
                     model=unwrap(self.model),
@@ -316,24 +383,35 @@ class Keeper(ABC):
             self._holdings.wait()
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], model: nn.Module, **options: Any) -> Self:
+    def load(
+        cls, path: str | os.PathLike[str], model: nn.Module, *, mechanism: type[Mechanism] | None = None, **options: Any
+    ) -> Self:
         """A keeper as `save` wrote it, for `model`; `options` of the constructor replace the saved ones.
 
-        The model's weights are not touched: what is loaded is what is held, not the network. Attach it to go on.
+        Args:
+            path: the folder.
+            model: its weights are not touched: what is loaded is what is held, not the network. Attach it to go on.
+            mechanism: the class of the mechanism, for `hf.Keeper.load`; `EWC.load` and `WVA.load` know theirs.
+            options: see above.
 
         Raises:
             FileFormatError: a missing, truncated, edited or wrong-version file, or another mechanism's folder.
             ParameterMismatchError: names or shapes that do not match `model`.
         """
+        kind = cls._kind or mechanism
+        if kind is None:
+            raise OptionError(f"{cls.__name__}.load: say which mechanism it has: load(folder, model, mechanism=...).")
         held, saved, progress, extra = files.load(
-            path, mechanism=cls.mechanism, anchors=cls._has_anchors, checkpoint=options.get("anchors")
+            path, mechanism=kind.name, anchors=kind.anchored, checkpoint=options.get("anchors")
         )
-        known = set(inspect.signature(cls).parameters) - {"model", "metric"}  # which no file holds
-        unknown = sorted(set(saved) - known)
-        if unknown:
-            raise FileFormatError(f"{path}: unknown options of {cls.mechanism}: {', '.join(unknown)}. Save it again.")
-        keeper = cls(model, **{**saved, **options})
-        keeper._take(held, extra, progress, where=f"{cls.mechanism}.load({str(path)!r})", in_form=True)
+        own = set(signature(kind).parameters) - {"metric"}  # a function, which no file holds
+        files.check_options(saved, {*KeeperOptions.__annotations__, *own}, where=path, kind=kind.name)
+        given = {**saved, **options}
+        if cls._kind is None:
+            of_kind = {name: given.pop(name) for name in signature(kind).parameters if name in given}
+            given = {"mechanism": kind(**of_kind), **given}
+        keeper = cls(model, **given)
+        keeper._take(held, extra, progress, where=f"{kind.name}.load({str(path)!r})", in_form=True)
         return keeper
 
     def restore(self, path: str | os.PathLike[str]) -> Self:
@@ -351,12 +429,9 @@ class Keeper(ABC):
         Nothing is changed when it raises.
         """
         held, _, progress, extra = files.load(
-            path,
-            mechanism=self.mechanism,
-            anchors=self._has_anchors,
-            checkpoint=self._options().get("anchors"),
+            path, mechanism=self.name, anchors=self.mechanism.anchored, checkpoint=self.anchors
         )
-        self._take(held, extra, progress, where=f"{self.mechanism}.restore({str(path)!r})", in_form=True)
+        self._take(held, extra, progress, where=f"{self.name}.restore({str(path)!r})", in_form=True)
         return self
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -373,10 +448,66 @@ class Keeper(ABC):
         Raises:
             FileFormatError, NotFiniteError, ParameterMismatchError, OptionError: as `restore`.
         """
-        where = f"{self.mechanism}.load_state"
+        where = f"{self.name}.load_state"
         check_notes(tensors, notes, parts=files.PARTS, where=where)
         held, extra = files.from_state(tensors, notes, where=where)
         self._take(held, extra, notes["progress"], where=where)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The same under one key, as bytes: for what asks objects for their `state_dict`.
+
+        accelerate's `register_for_checkpointing` and `torch.distributed.checkpoint` take a keeper as it is; bytes have
+        any length, so that they are read into a keeper that holds nothing yet as well. Cost: a copy of all that is
+        held in the host's memory; `save` and `state` make none.
+        """
+        return {"keeper": to_bytes(*self.state())}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave.
+
+        Raises:
+            FileFormatError: it has no key "keeper", or its bytes are damaged.
+            NotFiniteError, ParameterMismatchError, OptionError: as `restore`.
+        """
+        self.load_state(*from_bytes(state_dict.get("keeper"), where=f"{self.name}.load_state_dict"))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        twin = memo[id(self)] = type(self).__new__(type(self))
+        mechanism = copy.deepcopy(self.mechanism, memo)
+        Keeper.__init__(twin, copy.deepcopy(self.model, memo), mechanism, **self._keeper_options())
+        tensors, notes = self.state()
+        twin.load_state({name: tensor.clone() for name, tensor in tensors.items()}, notes)
+        for optimizer in self.optimizers:
+            twin.attach(copy.deepcopy(optimizer, memo))
+        return twin
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise TypeError(
+            f"{self.name}: a keeper is bound to its model and optimizers, and is neither pickled nor copied alone. Use "
+            "save(folder) and load(folder, model), state_dict(), or copy.deepcopy((model, optimizer, keeper))."
+        )
+
+    # --- inside
+
+    def _keeper_options(self) -> KeeperOptions:
+        forms = self._holdings.forms
+        return {
+            "accumulate": self.accumulate,
+            "weighting": self.weighting,
+            "new_parameters": self.new_parameters,
+            "importance_dtype": forms.importance,
+            "anchor_dtype": forms.anchors,
+            "anchors": self.anchors,
+            "offload": "cpu" if forms.offload else None,
+            "log_every": self.log_every,
+        }
+
+    def _progress(self) -> dict[str, Any]:
+        """What besides `held` decides the steps and reports to come, as JSON values."""
+        pinned, ratio = self._measured()
+        steps = self._steps()
+        told = {"num_steps": sum(steps), "steps": steps, "pinned": pinned, "pull_ratio": ratio}
+        return {**told, **self.mechanism.progress()}
 
     def _take(
         self,
@@ -388,175 +519,60 @@ class Keeper(ABC):
         in_form: bool = False,
     ) -> None:
         """Look at all that was read, and then hold it; nothing is changed by a refusal."""
-        check_progress(progress, names=self._progress(), where=where)
-        self._check_taken(held)
-        taken = self._holdings.checked(held, extra, anchored=self._has_anchors, where=where, in_form=in_form)
+        steps = check_progress(progress, names=self.mechanism.progress(), where=where)
+        taken = self._holdings.checked(held, extra, where=where, in_form=in_form)
+        self.mechanism.resume(progress, held, where=where)
         self._holdings.take(taken)
-        self._go_on(progress)
+        self._count_from(steps)
+        self._figures = progress["pinned"], progress["pull_ratio"]
         if held.num_tasks:
             self._start_watch()
         else:
             self._watch.stop()
 
-    # --- what a mechanism defines
+    def _count_from(self, steps: list[int]) -> None:
+        """Count on from these steps of the attached optimizers in turn, and of those to come; 0 where there is none."""
+        attached = len(self._attachments)
+        for attachment, num_steps in zip(self._attachments, [*steps, *[0] * attached]):
+            attachment.reset(num_steps)
+        self._resumed, self._figures = steps[attached:], (None, None)
 
-    @abstractmethod
-    def _options(self) -> dict[str, Any]:
-        """Constructor options as JSON values, for `save`."""
+    def _steps(self) -> list[int]:
+        """Held steps of the attached optimizers, and of those that are to be attached."""
+        return [*(attachment.num_steps for attachment in self._attachments), *self._resumed]
 
-    @abstractmethod
-    def _hold(self, optimizer: Optimizer, plan: Plan) -> None:
-        """Change the weights after a step."""
+    def _measured(self) -> tuple[float | None, float | None]:
+        """Pinned share and pull ratio of the last measured step of every optimizer together."""
+        found: list[Figures] = [a.figures for a in self._attachments if a.figures is not None]
+        if not found:
+            return self._figures
+        total = reduce(add, found)
+        return total.pinned_share, total.pull_ratio
 
-    def _check_optimizer(self, optimizer: Optimizer) -> None:  # noqa: B027
-        """Warn of an optimizer under which an option means little."""
-
-    def _changes_weights(self) -> bool:
-        """Whether the weights themselves are pulled, after the step."""
-        return not self._changes_gradients()
-
-    def _changes_gradients(self) -> bool:
-        return False
-
-    def _gradients(self, optimizer: Optimizer, plan: Plan) -> None:  # noqa: B027
-        """Change the gradients before a step."""
-
-    def _needs_increments(self) -> bool:
-        """Whether every step needs to know the optimizer's increments, not only measured ones."""
-        return False
-
-    def _measures(self, plan: Plan) -> bool:
-        """Whether the coming step of the plan's optimizer is measured."""
-        return self.log_every > 0 and self._num_steps % self.log_every == 0
-
-    def _accepted(self, importance: Importance) -> Importance:
-        """The importance as this mechanism holds it."""
-        return importance
-
-    def _references(self, weights: Mapping[str, Tensor]) -> dict[str, Reference]:
-        """The anchors of these weights that stay on disk."""
-        return {}
-
-    def _in_form(self, held: Retained) -> Retained:
-        """The same, in the forms that this keeper was asked for."""
-        importance = {name: self.forms.importance_as(value) for name, value in held.importance.items()}
-        changed = any(value is not held.importance[name] for name, value in importance.items())
-        return replace(held, importance=importance, largest=held.largest * (1 + IMPORTANCE_ERROR * changed))
-
-    def _check_factored(self, importance: FactoredImportance) -> None:
-        """Raise unless this mechanism can hold Kronecker factors."""
-        raise OptionError(
-            f"{self.mechanism}.retain: this importance ({importance.info.kind}) has Kronecker factors, and "
-            f"{self.mechanism} holds weights one by one. Retain its diagonal, importance.to_diagonal(), or use EWC."
-        )
-
-    def _retained(self) -> None:  # noqa: B027
-        """Called when one more task has been retained."""
-
-    def _progress(self) -> dict[str, Any]:
-        """What besides `held` decides the steps and reports to come, as JSON values, for `save` and `state`."""
-        return {"num_steps": self._num_steps, "pinned": self._pinned, "pull_ratio": self._pull_ratio}
-
-    def _check_taken(self, held: Retained) -> None:  # noqa: B027
-        """Raise where what was read of past tasks contradicts an option."""
-
-    def _go_on(self, progress: Mapping[str, Any]) -> None:
-        """Take up what `_progress` gave and `check_progress` accepted; `held` is in place."""
-        self._count_from(progress["num_steps"])
-        self._pinned, self._pull_ratio = progress["pinned"], progress["pull_ratio"]
-
-    def _count_from(self, num_steps: int) -> None:
-        self._num_steps = num_steps
-        for _, plan in self._hooks:
-            plan.num_steps = num_steps
-
-    def _rise_for_report(self) -> float | None:
-        return None
-
-    def _strength_now(self) -> float | None:
-        return self.strength
-
-    # --- around a step
-
-    @torch.no_grad()
-    def _before(self, optimizer: Optimizer, plan: Plan, copies: Copies) -> None:
-        if self.held.num_tasks == 0:
-            return
-        self._watch.before_step()
-        plan.gradients = {}
-        if (key := copies.found()) is not None:
-            warnings.warn(f"{self.mechanism}: {own_weights_warning(type(optimizer).__name__, key)}", stacklevel=2)
-        measured = self._measures(plan)
-        self._meter = Meter(self._holdings.sum_of) if measured else None
-        parts = plan.all_parts(optimizer, self.held)
-        if measured or self._needs_increments():
-            self._snapshots = {
-                parameter: local(parameter.detach()).clone()
-                for part in parts
-                for parameter in part.parameters
-                if not can_recompute(optimizer, part.group, parameter)
-            }
-        if measured:
-            moved = [parameter for layer in plan.layers(optimizer, self.held) for parameter in layer.parameters]
-            self._snapshots |= {parameter: parameter.detach().clone() for parameter in moved}
-
-    def _at_gradients(self, optimizer: Optimizer, plan: Plan) -> None:
-        if self.held.num_tasks == 0:
-            return
-        plan.note_gradients()
-        if self._watch.is_on or not plan.gradients:
-            self._watch.without_gradients([p for p in plan.found if id(p) not in plan.gradients])
-        if self._changes_gradients():
-            self._gradients(optimizer, plan)
-
-    @torch.no_grad()
-    def _after(self, optimizer: Optimizer, plan: Plan) -> None:
-        if self.held.num_tasks == 0:
-            return
-        self._hold(optimizer, plan)
-        self._watch.after_step()
-        plan.gradients = {}
-        self._num_steps += 1
-        plan.num_steps += 1
-        self._snapshots = {}
-        if self._meter is not None:
-            self._pinned, self._pull_ratio = self._meter.read()
-            self._meter = None
-            if logger.isEnabledFor(logging.INFO):
-                logger.info("%s", self.report())
-
-    def _check_can_be_sharded(self, held: Retained) -> None:
-        """Raise `OptionError` for what needs whole weights."""
-        if held.factors:
-            raise OptionError(no_factors_in_shards(self.mechanism))
-
-    def _increments(self, optimizer: Optimizer, part: Part, gradients: Mapping[int, Tensor]) -> list[Increment | Kept]:
-        """What the optimizer's own step added, to be computed before anything else changes the weights."""
-        known = [parameter for parameter in part.parameters if parameter not in self._snapshots]
-        described = iter(step_increments(optimizer, part.group, known, gradients=gradients) if known else ())
-        return [Kept(self._snapshots[p]) if p in self._snapshots else next(described) for p in part.parameters]
+    def _log(self) -> None:
+        if logger.isEnabledFor(logging.INFO):
+            logger.info("%s", self.report())
 
     def _start_watch(self) -> None:
-        trained = {id(p) for hooks, _ in self._hooks for group in hooks.optimizer.param_groups for p in group["params"]}
+        trained = {id(p) for optimizer in self.optimizers for group in optimizer.param_groups for p in group["params"]}
         held, parameters = self.held.covered, trainable_parameters(self.model)
         others = [p for name, p in parameters.items() if name in held and id(p) not in trained] if trained else []
         self._watch.start(others=others)
 
     def _warn_unheld(self) -> None:
-        kinds = ", ".join(type(hooks.optimizer).__name__ for hooks, _ in self._hooks)
-        warnings.warn(unheld_warning(self.mechanism, kinds), stacklevel=2)
+        kinds = ", ".join(type(optimizer).__name__ for optimizer in self.optimizers)
+        warnings.warn(unheld_warning(self.name, kinds), stacklevel=2)
 
     def _warn_moved_around(self) -> None:
-        for bare, kind in self._around.items():
-            warnings.warn(moved_around_warning(self.mechanism, kind, type(bare).__name__), stacklevel=2)
+        for attachment in self._attachments:
+            if attachment.around is not None:
+                inner = type(attachment.optimizer).__name__
+                warnings.warn(moved_around_warning(self.name, attachment.around, inner), stacklevel=2)
 
-    def _check_strength(self, strength: object) -> None:
-        holds = isinstance(strength, int | float) and strength >= 0
-        self._check(holds, "strength", strength, "a number from 0 to infinity")
 
-    def _check(self, holds: bool, option: str, value: object, expected: str) -> None:
-        if not holds or (isinstance(value, float) and math.isnan(value)):
-            raise OptionError(f"{self.mechanism}: {option} is {value!r}; expected {expected}.")
-
-    def _warn(self, text: str) -> None:
-        warnings.warn(f"{self.mechanism}: {text}", stacklevel=4)  # the line that attaches
+def _as_importance(importance: Any, *, where: str) -> AnyImportance:
+    """As it is; of a plain mapping an `Importance` of unknown unit."""
+    if hasattr(importance, "layers") and hasattr(importance, "info"):
+        return importance
+    check_tensors(importance, where=where, error=OptionError)
+    return Importance(dict(importance), ImportanceInfo(kind="custom", num_examples=0))

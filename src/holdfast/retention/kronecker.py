@@ -61,7 +61,7 @@ def layer_pull(
     Cost: two products [out, out] [out, n] and two [out, n] [n, n].
     """
     if isinstance(metric, Tensor):
-        largest = max(float(metric.max()), SMALLEST)
+        largest = largest_metric(metric)
         if before is None:
             before = torch.zeros_like(distance)
         before = before - before * (metric / largest)
@@ -71,6 +71,11 @@ def layer_pull(
     share = share_of_spectrum(layer.spectrum, strength, metric=largest)
     pull = layer.matrix(share * layer.coordinates(distance)).neg_()
     return pull if before is None else pull.add_(before), share
+
+
+def largest_metric(metric: float | Tensor) -> float:
+    """One number for the whole layer that is nowhere below its metric."""
+    return max(float(metric.max()), SMALLEST) if isinstance(metric, Tensor) else metric
 
 
 def layer_metric(optimizer: Optimizer, part: LayerPart, *, user_metric: UserMetric | None = None) -> float | Tensor:

@@ -4,10 +4,47 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Self
 
 from torch import Tensor
 
 from holdfast.tensors import Total
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Of one measured step, or of the last ones of several optimizers together (`+`).
+
+    Attributes:
+        protected: weights with an importance above zero.
+        pinned: those of them that were taken back by more than half.
+        step: squared length of the task's step.
+        pull: squared length of the pull.
+    """
+
+    protected: float
+    pinned: float
+    step: float
+    pull: float
+
+    def __add__(self, other: Self) -> Figures:
+        return Figures(
+            self.protected + other.protected,
+            self.pinned + other.pinned,
+            self.step + other.step,
+            self.pull + other.pull,
+        )
+
+    @property
+    def pinned_share(self) -> float | None:
+        """Of the protected weights, 0..1."""
+        return self.pinned / self.protected if self.protected else None
+
+    @property
+    def pull_ratio(self) -> float | None:
+        """|pull| / |task step|."""
+        return math.sqrt(self.pull / self.step) if self.step else None
 
 
 class Meter:
@@ -34,8 +71,7 @@ class Meter:
         self._pinned.add((share > 0.5).sum() for share in shares)
         self._protected.add((value > 0).sum() for value in importance)
 
-    def read(self) -> tuple[float | None, float | None]:
-        """The pinned share of the protected weights, and |pull| / |task step|."""
+    def read(self) -> Figures:
+        """What they come to."""
         totals = (self._protected, self._pinned, self._steps, self._pulls)
-        protected, pinned, step, pull = (self._sum_of(total.terms) for total in totals)
-        return pinned / protected if protected else None, math.sqrt(pull / step) if step else None
+        return Figures(*(self._sum_of(total.terms) for total in totals))

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any
 
 from torch.optim import LBFGS, Optimizer
 
 from holdfast.errors import OptionError
+from holdfast.factored import AnyImportance
 from holdfast.memory import Accumulate, Forms
-from holdfast.records import Importance
 
 
 def chosen_forms(where: str, *, importance: Any, anchors: Any = "float32", offload: Any) -> Forms:
@@ -31,10 +32,12 @@ def chosen_forms(where: str, *, importance: Any, anchors: Any = "float32", offlo
     return Forms(importance, anchors, offload == "cpu")
 
 
-def check_implicit(pull: str, *, budget: float | None, every: int) -> None:
+def check_implicit(pull: str, *, strength: float | None, budget: float | None, every: int) -> None:
     """Raise `OptionError` where an option of EWC needs the implicit pull, and this is another."""
     if budget is not None and pull != "implicit":
         raise OptionError(f'EWC: a budget is kept by projection; pull={pull!r} has no part in it. Use pull="implicit".')
+    if strength == math.inf and pull != "implicit":
+        raise OptionError(f'EWC: an infinite strength needs pull="implicit"; pull is {pull!r}.')
     if every > 1 and (budget is not None or pull != "implicit"):
         raise OptionError(
             f'EWC: every={every} belongs to pull="implicit" with a strength; found pull={pull!r} and budget '
@@ -58,27 +61,12 @@ def check_on_disk(path: str | os.PathLike[str], forms: Forms, accumulate: Accumu
         )
 
 
-def check_holds_factors(where: str, *, budget: float | None, pull: str) -> None:
-    """Raise `OptionError` where an option of EWC has no meaning for Kronecker factors."""
-    remedy = "or retain importance.to_diagonal()"
-    if budget is not None:
-        raise OptionError(
-            f"{where}: a budget is kept weight by weight, and the importance has Kronecker factors. "
-            f"Give a strength, {remedy}."
-        )
-    if pull == "gradient":
-        raise OptionError(
-            f'{where}: pull="gradient" holds weights one by one, and the importance has Kronecker factors. Use '
-            f'pull="implicit" or "penalty", {remedy}.'
-        )
-
-
 def no_factors_in_shards(where: str) -> str:
     """What to say of Kronecker factors where the model is sharded."""
     return f"{where}: the model is sharded, and Kronecker factors hold whole layers. Retain importance.to_diagonal()."
 
 
-def in_nats(importance: Importance) -> Importance:
+def in_nats(importance: AnyImportance) -> AnyImportance:
     """The importance in nats, as a budget needs it.
 
     Raises:

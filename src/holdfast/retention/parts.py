@@ -51,6 +51,7 @@ class Block:
         metrics: one for each, where they were given.
         increments: likewise.
         residuals: of weights of half precision, what rounding took from earlier pulls; else empty.
+        gradients: live, where they were asked for.
     """
 
     weights: list[Tensor]
@@ -59,6 +60,7 @@ class Block:
     metrics: list[Metric] = field(default_factory=list)
     increments: list[Increment | Kept] = field(default_factory=list)
     residuals: list[Tensor] = field(default_factory=list)
+    gradients: list[Tensor] = field(default_factory=list)
 
     def wide(self) -> Block:
         """Itself; weights of half precision become copies in float32, which `round_back` brings home."""
@@ -118,7 +120,7 @@ class Part:
         weights = self.weights
         anchors = [_as_anchor(held, weight) for held, weight in zip(self.anchors, weights)]
         importance = [_as_importance(held, weight) for held, weight in zip(self.importance, weights, strict=True)]
-        return Block(weights, anchors, importance, residuals=list(self.residuals))
+        return Block(weights, anchors, importance, residuals=list(self.residuals), gradients=self.gradients)
 
     def blocks(self, *, metrics: Sequence[Metric] = (), increments: Sequence[Increment | Kept] = ()) -> Iterator[Block]:
         """Its blocks, every weight in exactly one of them; a block is to be done with when the next is asked for.

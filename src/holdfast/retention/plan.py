@@ -69,10 +69,9 @@ class Plan:
         forms: in which and where importance and anchors are held.
         where: for messages.
         residuals: by name, of parameters of half precision, filled with what is missing; None where no pull is rounded.
-        num_steps: to count on from.
 
     Attributes:
-        num_steps: of this optimizer, held since the last task was closed.
+        model: as given.
         gradients: id -> gradient of the held parameters as they were just before the step, for an optimizer that lets
             go of them within.
     """
@@ -85,13 +84,11 @@ class Plan:
         forms: Forms,
         where: str,
         residuals: dict[str, Tensor] | None = None,
-        num_steps: int = 0,
     ) -> None:
-        self._model, self._new_parameters, self._forms, self._where = model, new_parameters, forms, where
+        self.model, self._new_parameters, self._forms, self._where = model, new_parameters, forms, where
         self._residuals = residuals
         self._key: object = None
         self._held: Retained | None = None
-        self.num_steps = num_steps
         self.gradients: dict[int, Tensor] = {}
         self._parts: list[Part] = []
         self._layers: list[LayerPart] = []
@@ -118,6 +115,14 @@ class Plan:
         self.all_parts(optimizer, held)
         return self._layers
 
+    def stepped_layers(self, optimizer: Optimizer, held: Retained) -> Iterator[LayerPart]:
+        """Those that this step moves.
+
+        Raises:
+            ParameterMismatchError, StateError: as for `layers`.
+        """
+        return (part for part in self.layers(optimizer, held) if part.stepped(self.gradients, where=self._where))
+
     def note_gradients(self) -> None:
         """Remember the gradients of all that was found last; to be called just before they are used."""
         self.gradients = {id(p): p.grad for p in self.found if p.grad is not None}
@@ -140,8 +145,8 @@ class Plan:
         return self._parts
 
     def _find(self, optimizer: Optimizer, held: Retained) -> list[Part]:
-        names = {id(parameter): name for name, parameter in trainable_parameters(self._model).items()}
-        check_held_shapes(held, self._model, where=self._where)
+        names = {id(parameter): name for name, parameter in trainable_parameters(self.model).items()}
+        check_held_shapes(held, self.model, where=self._where)
         check_covered(
             [names[id(p)] for g in optimizer.param_groups for p in g["params"] if id(p) in names],
             held,
@@ -176,7 +181,7 @@ class Plan:
     def _find_layers(self, optimizer: Optimizer, held: Retained) -> list[LayerPart]:
         if not held.factors:
             return []
-        parameters = trainable_parameters(self._model)
+        parameters = trainable_parameters(self.model)
         groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
         layers = []
         for name, layer in held.factors.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -27,6 +27,13 @@ def weights_rise(
         if name in importance
         for part, omega, anchor in side_by_side(local(weight), importance[name], anchors[name])
     )
+
+
+@torch.no_grad()
+def layers_rise(weights: TensorMap, layers: Mapping[str, HeldLayer], anchors: HeldMap) -> float:
+    """Of the layers whose parameters are all among the weights; in their unit, >= 0."""
+    whole = {name: layer for name, layer in layers.items() if all(n in weights for n in layer.names(name))}
+    return sum_of(layer_rise(name, layer, weights, anchors) for name, layer in whole.items())
 
 
 def layer_rise(name: str, layer: HeldLayer, weights: TensorMap, anchors: HeldMap) -> Tensor:

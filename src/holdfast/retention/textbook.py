@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 from torch import Tensor
 
 from holdfast.errors import OptionError
 from holdfast.memory import Retained
 from holdfast.memory.stored import side_by_side
-from holdfast.retention.meter import Meter
-from holdfast.retention.parts import Part
 from holdfast.retention.rise import layer_rise
+from holdfast.retention.step import Step
 from holdfast.tensors import TensorMap
 
 
-def add_to_gradients(parts: Iterable[Part], strength: float, *, meter: Meter | None) -> None:
-    """Add strength * Omega * (theta - anchor) to every gradient, in place; against it where an optimizer maximizes.
+def add_to_gradients(step: Step, strength: float) -> None:
+    """Add strength * K (theta - anchor) to every gradient, in place; against it where an optimizer maximizes.
 
     Raises:
         OptionError: a gradient is sparse.
     """
-    for part in parts:
-        gradients = part.gradients
-        if any(gradient.is_sparse for gradient in gradients):
+    for part in step.parts():
+        if any(gradient.is_sparse for gradient in part.gradients):
             raise OptionError(
                 'EWC: pull="gradient" adds to every entry of a gradient, and there are sparse ones. '
                 'Use pull="implicit".'
@@ -33,10 +29,16 @@ def add_to_gradients(parts: Iterable[Part], strength: float, *, meter: Meter | N
         pulls = torch._foreach_sub(block.weights, block.anchors)
         pulls = torch._foreach_mul(pulls, block.importance)
         torch._foreach_mul_(pulls, -strength if part.group.get("maximize") else strength)
-        if meter is not None:
-            meter.add(gradients, pulls, [], block.importance)
-        for gradient, pull in zip(gradients, pulls, strict=True):
+        step.measure(block.gradients, pulls, [], block.importance)
+        for gradient, pull in zip(block.gradients, pulls, strict=True):
             gradient.add_(pull)
+    for layer in step.layers():
+        held = layer.layer
+        pulls = held.split(held.matrix(held.spectrum * held.coordinates(layer.distance())).mul_(strength))
+        gradients = [p.grad for p in layer.parameters if p.grad is not None]
+        step.measure(gradients, pulls, [], [held.spectrum])
+        for group, gradient, pull in zip(layer.groups, gradients, pulls, strict=True):
+            gradient.add_(-pull if group.get("maximize") else pull)
 
 
 def penalty(held: Retained, parameters: TensorMap, strength: float) -> Tensor:

@@ -2,23 +2,98 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Unpack
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from holdfast.errors import OptionError, ParameterMismatchError
-from holdfast.memory import Accumulate, ImportanceForm, Weighting
-from holdfast.records import check_shapes
-from holdfast.retention.files import accumulate_to_json
+from holdfast.errors import OptionError
+from holdfast.factored import AnyImportance
 from holdfast.retention.force import Attenuation, relative_force, relative_share
-from holdfast.retention.keeper import Keeper, NewParameters
-from holdfast.retention.options import chosen_forms, is_unsteady, unsteady_warning
-from holdfast.retention.plan import Plan
-from holdfast.retention.rise import weights_rise
+from holdfast.retention.keeper import Keeper, KeeperOptions
+from holdfast.retention.mechanism import Mechanism, check_option, check_strength
+from holdfast.retention.options import is_unsteady, unsteady_warning
+from holdfast.retention.route import Route
+from holdfast.retention.step import Step
 from holdfast.steps import update_rule
-from holdfast.tensors import TensorMap, all_parameters, shard
+
+
+@dataclass
+class Viscous(Mechanism):
+    """The attenuation of increments; `WVA` says what the options mean."""
+
+    name: ClassVar[str] = "WVA"
+    anchored: ClassVar[bool] = False
+
+    strength: float
+    attenuation: Attenuation = "hyperbolic"
+    on: Literal["increments", "gradients"] = "increments"
+
+    def __post_init__(self) -> None:
+        check_strength(self.strength, where="WVA")
+        kinds = '"hyperbolic" or "exponential"'
+        known = self.attenuation in ("hyperbolic", "exponential")
+        check_option(known, "attenuation", self.attenuation, kinds, where="WVA")
+        on = '"increments" or "gradients"'
+        check_option(self.on in ("increments", "gradients"), "on", self.on, on, where="WVA")
+        self._route = Route()
+
+    def gradients(self, step: Step) -> None:
+        """Attenuate the gradients."""
+        if self.on != "gradients":
+            return
+        for block in step.tensors():
+            shares = self._shares(block.importance, largest=step.held.largest)
+            taken = torch._foreach_mul(block.gradients, shares)
+            step.measure(block.gradients, taken, shares, block.importance)
+            torch._foreach_sub_(block.gradients, taken)
+
+    def after(self, step: Step) -> None:
+        """Attenuate what the step added."""
+        if self.on != "increments":
+            return
+        largest = step.held.largest
+        for block in step.blocks(increments=True):
+            if step.is_measured:
+                moved, shares = block.moved(), self._shares(block.importance, largest=largest)
+                step.measure(moved, torch._foreach_mul(moved, shares), shares, block.importance)
+            self._route.attenuate(block, self.strength, attenuation=self.attenuation, largest=largest)
+
+    @property
+    def needs_increments(self) -> bool:
+        """On increments."""
+        return self.on == "increments"
+
+    @property
+    def moves_weights(self) -> bool:
+        """On increments."""
+        return self.on == "increments"
+
+    def check(self, optimizer: Optimizer) -> Iterator[str]:
+        """Whether the attenuation is stable, and has an effect."""
+        if self.on == "increments" and is_unsteady(optimizer):
+            yield unsteady_warning(others="")
+        if self.on == "gradients" and update_rule(optimizer) == "adam":
+            yield (
+                f'on="gradients" is cancelled by the normalisation of {type(optimizer).__name__}, which divides each '
+                'gradient by its own size. Use on="increments".'
+            )
+
+    def accepted(self, importance: AnyImportance, *, where: str) -> AnyImportance:
+        """Weights one by one."""
+        if importance.layers:
+            raise OptionError(
+                f"{where}: this importance ({importance.info.kind}) has Kronecker factors, and WVA holds weights one "
+                "by one. Retain its diagonal, importance.to_diagonal(), or use EWC."
+            )
+        return importance
+
+    def _shares(self, importance: list[Tensor], *, largest: float) -> list[Tensor]:
+        force = relative_force(importance, self.strength, largest=largest)
+        return relative_share(force, attenuation=self.attenuation)
 
 
 class WVA(Keeper):
@@ -39,14 +114,8 @@ class WVA(Keeper):
         attenuation: "hyperbolic", which forgives a wrong strength, or "exponential".
         on: "increments" (any optimizer), or "gradients": the same for plain SGD without weight decay, and without
             effect under Adam, whose normalisation cancels it.
-        accumulate: "sum", "mean", "max" or `Decayed(gamma)`.
-        weighting: "task", or "examples": each importance times its number of examples over that of the first.
-        new_parameters: "error" or "free", for trainable parameters that no importance covers, such as a grown head.
-        importance_dtype: "float32", "bfloat16" or "int8": the form importances are held in, each with its stated error
-            (`holdfast.memory.forms`).
-        offload: "cpu" keeps importances in the host's memory (pinned) when the model is on an accelerator, and brings
-            them over block by block in each step.
-        log_every: every so many steps the pull is measured and a line logged at INFO (logger "holdfast"); 0: never.
+        options: those of every keeper but anchors and anchor_dtype, which it has none of: accumulate (not "per_task"),
+            weighting, new_parameters, importance_dtype, offload and log_every (see `Keeper`).
 
     Raises:
         OptionError: an option out of its range.
@@ -59,123 +128,36 @@ class WVA(Keeper):
     Source: Kutalev, arXiv 2109.10021 and 2208.05791, where the attenuation is 1/(1 + strength * Omega).
     """
 
-    mechanism: ClassVar[str] = "WVA"
-    _has_anchors: ClassVar[bool] = False
+    mechanism: Viscous
+    _kind: ClassVar[type[Mechanism] | None] = Viscous
 
     def __init__(
         self,
         model: nn.Module,
-        *,
         strength: float,
+        *,
         attenuation: Attenuation = "hyperbolic",
         on: Literal["increments", "gradients"] = "increments",
-        accumulate: Accumulate = "sum",
-        weighting: Weighting = "task",
-        new_parameters: NewParameters = "error",
-        importance_dtype: ImportanceForm = "float32",
-        offload: Literal["cpu"] | None = None,
-        log_every: int = 100,
+        **options: Unpack[KeeperOptions],
     ) -> None:
-        super().__init__(
-            model,
-            strength=strength,
-            accumulate=accumulate,
-            weighting=weighting,
-            new_parameters=new_parameters,
-            forms=chosen_forms("WVA", importance=importance_dtype, offload=offload),
-            log_every=log_every,
-        )
-        self._check(strength is not None, "strength", strength, "a number from 0 to infinity")
-        self._check(
-            attenuation in ("hyperbolic", "exponential"), "attenuation", attenuation, '"hyperbolic" or "exponential"'
-        )
-        self._check(on in ("increments", "gradients"), "on", on, '"increments" or "gradients"')
-        if accumulate == "per_task":
-            raise OptionError('WVA: accumulate="per_task" joins anchors, and WVA has none. Use "sum".')
-        self.attenuation: Attenuation = attenuation
-        self.on = on
+        super().__init__(model, Viscous(strength, attenuation, on), **options)
 
-    @torch.no_grad()
-    def predicted_rise(self, reference: TensorMap) -> float:
-        """How much the old tasks' loss has risen by the quadratic model, if `reference` is where they were learned.
+    @property
+    def strength(self) -> float:
+        """Lambda, 0..inf. It may be changed between steps."""
+        return self.mechanism.strength
 
-        Args:
-            reference: name -> weights at the end of the old task, such as a copied `state_dict()`; WVA keeps none.
+    @strength.setter
+    def strength(self, value: float) -> None:
+        check_strength(value, where="WVA")
+        self.mechanism.strength = value
 
-        Returns:
-            1/2 sum Omega (theta - reference)^2, >= 0; nats where the importances know their factor.
+    @property
+    def attenuation(self) -> Attenuation:
+        """As given."""
+        return self.mechanism.attenuation
 
-        Raises:
-            ParameterMismatchError: names or shapes of `reference` do not match the model.
-        """
-        held = self.held.importance
-        missing = [name for name in held if name not in reference]
-        if missing:
-            raise ParameterMismatchError(
-                f"WVA.predicted_rise: the reference lacks {', '.join(map(repr, missing))}. Give it under the names of "
-                "the bare model's state_dict()."
-            )
-        remedy = "Give the weights of this model."
-        check_shapes({name: reference[name] for name in held}, self.model, where="WVA.predicted_rise", remedy=remedy)
-        weights = all_parameters(self.model)
-        there = {name: shard(reference[name], weights[name]) for name in held if name in weights}
-        rise = weights_rise(weights, held, there, sum_of=self._holdings.sum_of)
-        return rise * (1.0 if self.held.nats_per_unit is None else self.held.nats_per_unit)
-
-    def _needs_increments(self) -> bool:
-        return self.on == "increments"
-
-    def _changes_gradients(self) -> bool:
-        return self.on == "gradients"
-
-    def _gradients(self, optimizer: Optimizer, plan: Plan) -> None:
-        if self.held.num_tasks == 0:
-            return
-        with torch.no_grad():
-            for part in plan.parts(optimizer, self.held):
-                importance, gradients = part.whole().importance, part.gradients
-                shares = self._shares(importance)
-                if self._meter is not None:
-                    self._meter.add(gradients, torch._foreach_mul(gradients, shares), shares, importance)
-                for gradient, share in zip(gradients, shares, strict=True):
-                    gradient.sub_(gradient * share)
-
-    def _hold(self, optimizer: Optimizer, plan: Plan) -> None:
-        if self.on == "gradients":
-            return
-        assert self.strength is not None
-        for part in plan.parts(optimizer, self.held):
-            for rounded in part.blocks(increments=self._increments(optimizer, part, plan.gradients)):
-                block = rounded.wide()
-                if self._meter is not None:
-                    moved, shares = block.moved(), self._shares(block.importance)
-                    self._meter.add(moved, torch._foreach_mul(moved, shares), shares, block.importance)
-                self._route.attenuate(block, self.strength, attenuation=self.attenuation, largest=self.held.largest)
-                rounded.round_back(block)
-
-    def _shares(self, importance: list[Tensor]) -> list[Tensor]:
-        assert self.strength is not None
-        force = relative_force(importance, self.strength, largest=self.held.largest)
-        return relative_share(force, attenuation=self.attenuation)
-
-    def _check_optimizer(self, optimizer: Optimizer) -> None:
-        if self.on == "increments" and is_unsteady(optimizer):
-            self._warn(unsteady_warning(others=""))
-        if self.on == "gradients" and update_rule(optimizer) == "adam":
-            self._warn(
-                f'on="gradients" is cancelled by the normalisation of {type(optimizer).__name__}, which divides each '
-                'gradient by its own size. Use on="increments".'
-            )
-
-    def _options(self) -> dict[str, Any]:
-        return {
-            "strength": self.strength,
-            "attenuation": self.attenuation,
-            "on": self.on,
-            "accumulate": accumulate_to_json(self.accumulate),
-            "weighting": self.weighting,
-            "new_parameters": self.new_parameters,
-            "importance_dtype": self.forms.importance,
-            "offload": "cpu" if self.forms.offload else None,
-            "log_every": self.log_every,
-        }
+    @property
+    def on(self) -> str:
+        """As given."""
+        return self.mechanism.on

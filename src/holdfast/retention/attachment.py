@@ -1,0 +1,128 @@
+"""A keeper at one optimizer: what it counts, keeps and measures there."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from holdfast.retention.holdings import Holdings
+from holdfast.retention.mechanism import Mechanism
+from holdfast.retention.meter import Figures, Meter
+from holdfast.retention.options import own_weights_warning
+from holdfast.retention.plan import Plan
+from holdfast.retention.step import Step
+from holdfast.retention.watch import Watch
+from holdfast.steps import Copies, StepHooks
+
+
+class Attachment:
+    """Drives a mechanism at every step of one optimizer, through the optimizer's hooks.
+
+    Args:
+        optimizer: the bare one.
+        mechanism: what is done to the weights.
+        holdings: what is held.
+        plan: which of its weights are held.
+        copies: looks for weights in the optimizer's own state.
+        watch: looks for weights that move without being held.
+        log_every: every so many of its steps are measured; 0: none.
+        measured: called after a measured step.
+
+    Attributes:
+        num_steps: of this optimizer, held since the last task was closed.
+        around: the kind of an optimizer around it, which may change the weights after its steps; None for none.
+        figures: of the last measured step; None before the first.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        *,
+        mechanism: Mechanism,
+        holdings: Holdings,
+        plan: Plan,
+        copies: Copies,
+        watch: Watch,
+        log_every: int,
+        measured: Callable[[], None],
+        num_steps: int = 0,
+        around: str | None = None,
+    ) -> None:
+        self.optimizer, self.around, self.num_steps = optimizer, around, num_steps
+        self.figures: Figures | None = None
+        self._mechanism, self._holdings, self._plan = mechanism, holdings, plan
+        self._copies, self._watch = copies, watch
+        self._log_every, self._measured = log_every, measured
+        self._memory: dict[str, Any] = {}
+        self._step: Step | None = None
+        self._hooks = StepHooks(optimizer, before=self._before, gradients=self._at_gradients, after=self._after)
+
+    def remove(self) -> None:
+        """Leave the optimizer as it was."""
+        self._hooks.remove()
+        self._step = None
+
+    def reset(self, num_steps: int) -> None:
+        """Count on from so many steps; nothing is measured yet."""
+        self.num_steps, self.figures = num_steps, None
+
+    @torch.no_grad()
+    def _before(self, optimizer: Optimizer) -> None:
+        self._step = None  # of a step that ended in an exception
+        if self._holdings.held.num_tasks == 0:
+            return
+        self._watch.before_step()
+        self._plan.gradients = {}
+        if (key := self._copies.found()) is not None:
+            text = own_weights_warning(type(optimizer).__name__, key)
+            warnings.warn(f"{self._mechanism.name}: {text}", stacklevel=2)
+        holdings, measured = self._holdings, self._is_measured()
+        step = self._step = Step(
+            optimizer,
+            holdings.held,
+            self.num_steps,
+            self._memory,
+            holdings.sum_of,
+            Meter(holdings.sum_of) if measured else None,
+            holdings.pulls,
+            self._plan,
+        )
+        self._plan.all_parts(optimizer, step.held)
+        if measured or self._mechanism.needs_increments:
+            step.keep_weights(layers=measured)
+        self._mechanism.before(step)
+
+    def _at_gradients(self, optimizer: Optimizer) -> None:
+        step = self._step
+        if step is None:
+            return
+        self._plan.note_gradients()
+        if self._watch.is_on or not self._plan.gradients:
+            self._watch.without_gradients([p for p in self._plan.found if id(p) not in self._plan.gradients])
+        with torch.no_grad():
+            self._mechanism.gradients(step)
+
+    @torch.no_grad()
+    def _after(self, optimizer: Optimizer) -> None:
+        step, self._step = self._step, None
+        if step is None:
+            return
+        if (self.num_steps + 1) % self._mechanism.period == 0:
+            self._mechanism.after(step)
+        self._watch.after_step()
+        self._plan.gradients = {}
+        self.num_steps += 1
+        if step.meter is not None:
+            self.figures = step.meter.read()
+            self._measured()
+
+    def _is_measured(self) -> bool:
+        """Whether the coming step is one of every `log_every`, among those after which the mechanism acts."""
+        period = self._mechanism.period
+        if not self._log_every or (self.num_steps + 1) % period:
+            return False
+        return (self.num_steps // period) % max(1, self._log_every // period) == 0
