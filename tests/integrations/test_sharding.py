@@ -146,8 +146,9 @@ def test_what_needs_whole_weights_says_so(alone):
     with pytest.raises(OptionError, match='the model is sharded, and pull="penalty" needs whole weights'):
         keeper.attach(optimizer)
     hf.EWC(alone).attach(optimizer)  # what it says to do
-    with whole_weights(alone):
-        factored = hf.kfac(alone, spread.batches(2, seed=0))
+    factors = hf.KroneckerFactors(torch.eye(4), torch.eye(5), shape=(5, 3), bias="0.bias")
+    rest = {name: value for name, value in importance_of(alone).items() if not name.startswith("0.")}
+    factored = hf.FactoredImportance({"0.weight": factors}, rest, hf.ImportanceInfo("kfac-exact", 1))
     keeper = hf.EWC(alone)
     with pytest.raises(OptionError, match="Kronecker factors hold whole layers"):
         keeper.retain(factored)

@@ -242,7 +242,9 @@ def test_a_damaged_state_dict_is_refused(damage):
     elif damage == "cut":
         damage = {"keeper": whole[: len(whole) // 2]}
     before = keeper.held
-    with pytest.raises(FileFormatError, match=r"EWC.load_state_dict: this is no state that was saved \(.*older checkpoint"):
+    with pytest.raises(
+        FileFormatError, match=r"EWC.load_state_dict: this is no state that was saved \(.*older checkpoint"
+    ):
         keeper.load_state_dict(damage)
     assert keeper.held is before
 
