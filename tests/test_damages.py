@@ -12,7 +12,7 @@ from tests.damages import Kind, check, check_beside
 from torch import nn
 
 from holdfast import EWC, WVA, Importance, fisher, kfac, mas
-from holdfast.factored import load_importance
+from holdfast.curvature.factored import load_importance
 from holdfast.files import (
     new_folder,
     read_sealed,

@@ -11,11 +11,10 @@ Estimators: `fisher`, `kfac`, `mas`, `signal`, `taylor`, `SynapticIntelligence`,
 """
 
 from holdfast import metrics, streams
+from holdfast.curvature import Curvature, Decayed, FactoredImportance, KroneckerFactors
 from holdfast.errors import HoldfastError
-from holdfast.factored import FactoredImportance, KroneckerFactors
 from holdfast.heads import Bernoulli, Categorical, Gaussian, Likelihood
 from holdfast.importance import SignalRecorder, SynapticIntelligence, fisher, kfac, mas, signal, taylor, uniform
-from holdfast.memory import Decayed
 from holdfast.records import Importance, ImportanceInfo
 from holdfast.retention import EWC, WVA, Keeper, Mechanism, Report, Step
 from holdfast.version import __version__
@@ -25,6 +24,7 @@ __all__ = [
     "WVA",
     "Bernoulli",
     "Categorical",
+    "Curvature",
     "Decayed",
     "FactoredImportance",
     "Gaussian",

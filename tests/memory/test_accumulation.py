@@ -5,8 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from holdfast.curvature import Decayed
 from holdfast.errors import OptionError
-from holdfast.memory import Decayed, Retained, retain
+from holdfast.memory import Retained, retain
 
 
 def hold(importances, weights=None, **options):

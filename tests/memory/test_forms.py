@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from holdfast.curvature import Decayed
 from holdfast.errors import FileFormatError
-from holdfast.memory import Decayed, Forms, Retained, retain
+from holdfast.memory import Forms, Retained, retain
 from holdfast.memory import forms as forms_module
 from holdfast.memory import merge as merge_module
 from holdfast.memory.codes import ANCHOR_ERROR, BFLOAT16_ERROR, IMPORTANCE_ERROR, IMPORTANCE_FLOOR

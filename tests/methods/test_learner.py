@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 import holdfast as hf
+from holdfast.curvature import Decayed
 from holdfast.errors import OptionError
 from holdfast.heads.likelihoods import Categorical
-from holdfast.memory import Decayed
 from holdfast.methods import METHODS, Learner, Method, MethodOptions, Moment, Setting, build_learner, method_named
 from holdfast.methods.options import accumulation
 from holdfast.streams.examples import Examples

@@ -27,10 +27,10 @@ from torch.optim import SGD, Adam, AdamW
 from torch.optim.lr_scheduler import ExponentialLR
 
 from holdfast import EWC, WVA, Decayed, FactoredImportance, ImportanceInfo, KroneckerFactors, kfac
+from holdfast.curvature.form import LayerForm
+from holdfast.curvature.implicit import layer_pull, share_of_spectrum
+from holdfast.curvature.kronecker import KroneckerCurvature, merged
 from holdfast.errors import FileFormatError, OptionError, ParameterMismatchError, StateError
-from holdfast.layers import LayerForm
-from holdfast.memory.kronecker import HeldLayer, merged
-from holdfast.retention.kronecker import layer_pull, share_of_spectrum
 
 every_optimizer = pytest.mark.parametrize("optimizer", PLAIN)
 OUT, IN = 3, 4
@@ -41,18 +41,18 @@ layer_matrix = LayerForm(shape=(OUT, IN), bias="b").join
 # --- the step as a function
 
 
-def held_layer(seed: int = 0, *, rank: int | None = None) -> HeldLayer:
+def held_layer(seed: int = 0, *, rank: int | None = None) -> KroneckerCurvature:
     generator = torch.Generator().manual_seed(seed)
     A, G = (torch.randn(size, rank or size, generator=generator) for size in (IN + 1, OUT))
     return merged(None, KroneckerFactors(A @ A.T, G @ G.T, shape=(OUT, IN), bias="b"))[0].to(dtype=torch.float64)
 
 
-def dense(layer: HeldLayer) -> Tensor:
+def dense(layer: KroneckerCurvature) -> Tensor:
     U = torch.kron(layer.outputs_basis, layer.inputs_basis)
     return (U * layer.spectrum.flatten()) @ U.T
 
 
-def dense_step(distance: Tensor, layer: HeldLayer, strength: float, metric: Tensor) -> Tensor:
+def dense_step(distance: Tensor, layer: KroneckerCurvature, strength: float, metric: Tensor) -> Tensor:
     """The pull of the exact proximal step, by a dense solve: -(M + strength K)^-1 strength K d."""
     K = strength * dense(layer)
     return -torch.linalg.solve(torch.diag(metric.flatten()) + K, K @ distance.flatten()).reshape(distance.shape)
@@ -89,7 +89,7 @@ def test_each_of_these_steps_lowers_the_proximal_objective():
     metric = 0.1 + 10 * torch.rand(OUT, IN + 1).double()
 
     def objective(pull: Tensor) -> float:
-        return float(0.5 * (metric * pull.square()).sum() + 3.0 * layer.rise(distance + pull))
+        return float(0.5 * (metric * pull.square()).sum() + 3.0 * layer.quadratic(distance + pull))
 
     pull = torch.randn(OUT, IN + 1).double()
     for _ in range(30):
@@ -111,7 +111,7 @@ def test_without_a_task_the_energy_never_grows(strength):
         for _ in range(200):
             pull, _ = layer_pull(d, layer, strength, metric=metric, before=pull)
             d = d + pull
-            energies.append(float(scale * layer.rise(d) + 0.5 * (slack * pull.square()).sum()))
+            energies.append(float(scale * layer.quadratic(d) + 0.5 * (slack * pull.square()).sum()))
         if strength != math.inf:
             assert all(b <= a * (1 + 1e-6) + 1e-9 for a, b in pairwise(energies))
         assert d.isfinite().all()
@@ -290,7 +290,7 @@ def test_it_rests_where_the_penalised_loss_is_least(optimizer, pull):
         its_optimizer.step()
         if schedule is not None:
             schedule.step()
-    K = strength * dense(keeper.held.factors["layer.weight"])
+    K = strength * dense(keeper.held.layers["layer.weight"])
     h = torch.diag(model.curvature.flatten())
     expected = torch.linalg.solve(h + K, h @ model.minimum.flatten() + K @ anchor.flatten()).reshape(OUT, IN + 1)
     found = layer_matrix(model.layer.weight, model.layer.bias).detach()
@@ -311,7 +311,7 @@ def test_pulled_at_every_few_steps_it_rests_there_too(optimizer, every):
         its_optimizer.step()
         if schedule is not None:
             schedule.step()
-    K = dense(keeper.held.factors["layer.weight"])
+    K = dense(keeper.held.layers["layer.weight"])
     h = torch.diag(model.curvature.flatten())
     expected = torch.linalg.solve(h + K, h @ model.minimum.flatten() + K @ anchor.flatten()).reshape(OUT, IN + 1)
     found = layer_matrix(model.layer.weight, model.layer.bias).detach()
@@ -358,7 +358,7 @@ def test_in_double_it_comes_closely():
         optimizer.zero_grad()
         model.loss().backward()
         optimizer.step()
-    K = 3.0 * dense(keeper.held.factors["layer.weight"].to(dtype=torch.float64))
+    K = 3.0 * dense(keeper.held.layers["layer.weight"].to(dtype=torch.float64))
     h = torch.diag(model.curvature.flatten())
     expected = torch.linalg.solve(h + K, h @ model.minimum.flatten() + K @ anchor.flatten()).reshape(OUT, IN + 1)
     torch.testing.assert_close(layer_matrix(model.layer.weight, model.layer.bias).detach(), expected, rtol=0, atol=1e-5)
@@ -377,7 +377,7 @@ def test_one_step_under_sgd_by_hand():
         names = [f"{prefix}.weight", f"{prefix}.bias"]
         stepped = [before[n] - 0.1 * model.get_parameter(n).grad for n in names]
         distance = layer_matrix(*stepped) - layer_matrix(*(anchors[n] for n in names))
-        K = 0.1 * 7.0 * dense(keeper.held.factors[names[0]])
+        K = 0.1 * 7.0 * dense(keeper.held.layers[names[0]])
         expected = torch.linalg.solve(torch.eye(len(K)) + K, distance.flatten()).reshape(distance.shape)
         found = layer_matrix(layer.weight, layer.bias).detach() - layer_matrix(*(anchors[n] for n in names))
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
@@ -513,7 +513,7 @@ def test_convolutions_are_held_too():
     x, y = torch.randn(8, 1, 3, 3), torch.randn(8, 2)
     optimizer = Adam(model.parameters(), lr=0.05)
     keeper = EWC(model, strength=100.0).attach(optimizer).retain(kfac(model, [(x, y)], loss="gaussian"))
-    assert list(keeper.held.factors) == ["0.weight", "3.weight"]
+    assert list(keeper.held.layers) == ["0.weight", "3.weight"]
     free = copy.deepcopy(model)
     before = weights_of(model)
     train(model, optimizer, [(x, 3 * y)] * 20)
@@ -604,14 +604,14 @@ def test_under_sgd_a_budget_projects_in_one_metric():
     keeper.attach(optimizer)
     train(model, optimizer, batches(1, dtype=torch.float64)[:1])
     held, names = keeper.held, list(anchors)
-    blocks = {name: dense(layer.to(dtype=torch.float64)) for name, layer in held.factors.items()}
-    groups = [(blocks[n], held.factors[n].names(n)) for n in blocks]
+    blocks = {name: dense(layer.to(dtype=torch.float64)) for name, layer in held.layers.items()}
+    groups = [(blocks[n], held.layers[n].names(n)) for n in blocks]
     groups += [(torch.diag(norm[n].double().flatten()), [n]) for n in norm]
     assert sorted(n for _, some in groups for n in some) == sorted(names)
 
     def distances(weights: dict[str, Tensor]) -> list[Tensor]:
         return [
-            (held.factors[some[0]].join(*(weights[n] - anchors[n] for n in some)) if len(some) > 1 else
+            (held.layers[some[0]].join(*(weights[n] - anchors[n] for n in some)) if len(some) > 1 else
              weights[some[0]] - anchors[some[0]]).flatten()
             for _, some in groups
         ]  # fmt: skip
@@ -726,7 +726,7 @@ def test_what_a_diagonal_keeper_saves_is_unchanged(tmp_path):
 def test_of_one_layer_at_the_root():
     model = nn.Linear(3, 2)
     keeper = EWC(model).retain(factored_of(model))
-    assert list(keeper.held.factors) == ["weight"]
-    assert isinstance(keeper.held.factors["weight"], HeldLayer)
+    assert list(keeper.held.layers) == ["weight"]
+    assert isinstance(keeper.held.layers["weight"], KroneckerCurvature)
     info = ImportanceInfo("kfac-exact", 1)
     assert FactoredImportance({}, {}, info).parameter_names() == []

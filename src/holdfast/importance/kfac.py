@@ -10,8 +10,8 @@ from typing import Any, Literal, get_args
 from torch import Tensor, nn
 
 from holdfast.choices import check_choice
+from holdfast.curvature.factored import FactoredImportance, KroneckerFactors
 from holdfast.errors import OptionError
-from holdfast.factored import FactoredImportance, KroneckerFactors
 from holdfast.heads.likelihoods import Likelihood, resolve_likelihood
 from holdfast.importance.alone import alone
 from holdfast.importance.fisher import Rows

@@ -11,7 +11,7 @@ With f the importance of task t + 1, F what is held of the first t, theta the we
 `per_task` is the penalty with a separate anchor for every task, collapsed exactly into one:
 sum_k F_k (x - theta_k)^2 = F (x - m)^2 + constant. Memory and cost are those of one task under every rule.
 
-Layers with Kronecker factors join by the same rules, all but "max", in a common basis (`holdfast.memory.kronecker`).
+Layers join by the same rules, those with Kronecker factors by all but "max" (`holdfast.curvature`).
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
+from holdfast.curvature import Accumulate, Curvature, MeasuredLayer, Weighting, shapes_of
+from holdfast.curvature.rules import check_rule, shares_of
 from holdfast.errors import OptionError
-from holdfast.factored import KroneckerFactors, shapes_of
 from holdfast.memory.forms import Forms
-from holdfast.memory.kronecker import HeldLayer, LayerShares, collapse_layers, join_layers
 from holdfast.memory.merge import Closing, Merger, Sums
-from holdfast.memory.rules import Accumulate, Weighting, check_rule, shares_of
 from holdfast.memory.stored import Held, HeldMap, shapes_of_held
 from holdfast.tensors import TensorMap, sum_of
 
@@ -47,7 +47,7 @@ class Retained:
         nats_per_unit: what turns the importance's unit into nats, averaged over tasks by their total
             importance; None where one task's is not known.
         largest: largest entry of `importance` as it is held.
-        factors: weight -> what is held of its layer's Kronecker factors, for layers that are in no `importance`.
+        layers: weight -> the curvature of its layer, for layers whose parameters are in no `importance`.
     """
 
     importance: HeldMap = field(default_factory=dict)
@@ -58,12 +58,12 @@ class Retained:
     first_examples: int = 0
     nats_per_unit: float | None = None
     largest: float = 0.0
-    factors: Mapping[str, HeldLayer] = field(default_factory=dict)
+    layers: Mapping[str, Curvature] = field(default_factory=dict)
 
     @property
     def covered(self) -> dict[str, Tensor]:
-        """Name -> a tensor of the parameter's shape, for every parameter that is held, by diagonal or factors."""
-        return {**shapes_of_held(self.importance), **shapes_of(self.factors)}
+        """Name -> a tensor of the parameter's shape, for every parameter that is held, alone or in a layer."""
+        return {**shapes_of_held(self.importance), **shapes_of(self.layers)}
 
 
 def retain(
@@ -71,7 +71,7 @@ def retain(
     importance: TensorMap,
     *,
     weights: TensorMap,
-    factors: Mapping[str, KroneckerFactors] | None = None,
+    layers: Mapping[str, MeasuredLayer] | None = None,
     rule: Accumulate = "sum",
     weighting: Weighting = "task",
     num_examples: int = 0,
@@ -88,13 +88,13 @@ def retain(
             zero for this task.
         weights: the weights now, which become the anchors; empty for a mechanism without anchors. A weight held
             before and missing here keeps its anchor.
-        factors: the new task's layers, weight -> Kronecker factors; with anchors only.
+        layers: the new task's, by weight; with anchors only.
         rule: how importances join, see above.
         weighting: "task" counts every task the same; "examples" multiplies an importance by its number of examples
             over that of the first task.
         num_examples: examples the new importance was measured on; needed for weighting by them.
         nats_per_unit: the new importance's factor to nats, or None.
-        forms: that importances and anchors are held in; None for float32. Anchors of layers with factors stay tensors.
+        forms: that importances and anchors are held in; None for float32. Anchors of layers stay tensors.
         references: name -> anchor on disk, equal to the weight, for those that are not to be held in memory.
         sum_of: adds up terms that stand for these weights; of all processes where these are one's shards of a model.
 
@@ -102,9 +102,10 @@ def retain(
         A new record that shares no memory with `importance` or `weights`.
 
     Raises:
-        OptionError: an unknown rule or weighting, weighting by examples without their number, or "max" with factors.
+        OptionError: an unknown rule or weighting, weighting by examples without their number, or a rule that a layer
+            does not have.
 
-    Cost: one pass over the weights, no passes over data; for factors two eigendecompositions a layer.
+    Cost: one pass over the weights, no passes over data; for Kronecker factors two eigendecompositions a layer.
     """
     check_rule(rule)
     first_examples = held.first_examples or num_examples
@@ -117,10 +118,7 @@ def retain(
         raise OptionError(f'retain: weighting is {weighting!r}; expected "task" or "examples".')
     if rule == "per_task" and not weights:
         raise OptionError('retain: accumulate="per_task" joins anchors, and this mechanism has none. Use "sum".')
-    layers: LayerShares = {}
-    if factors or held.factors:
-        keep, add = shares_of(rule, num_tasks=held.num_tasks)
-        layers = join_layers(held.factors, factors or {}, keep=keep, add=share * add, first=share)
+    joint = _joined_layers(held, layers or {}, rule, share=share)
     merger = Merger(rule, num_tasks=held.num_tasks, share=share, forms=forms or Forms())
     joined: dict[str, Held] = {}
     anchors: dict[str, Held] = {}
@@ -137,11 +135,11 @@ def retain(
             anchors[name] = anchor
     means = {name: anchor for name, anchor in held.anchors.items() if isinstance(anchor, Tensor)}
     now = {**means, **weights} if weights else {}
-    in_layers = shapes_of({name: layer for name, (layer, _) in layers.items()})
+    in_layers = shapes_of({name: layer for name, (layer, _) in joint.items()})
     of_layers = {name: now[name].detach().clone() for name in in_layers if name in now}
     costs, rises = sum_of(merger.sums.costs), sum_of(merger.sums.rises)
     if rule == "per_task":
-        more_costs, more_rises = collapse_layers(layers, held.factors, means=means, anchors=of_layers)
+        more_costs, more_rises = _collapse_layers(joint, held.layers, means=means, anchors=of_layers)
         costs, rises = costs + more_costs, rises + more_rises
     return Retained(
         importance=joined,
@@ -150,16 +148,50 @@ def retain(
         start=rises,
         num_tasks=held.num_tasks + 1,
         first_examples=first_examples,
-        nats_per_unit=_factor(held, merger.sums, layers, nats_per_unit, sum_of=sum_of),
+        nats_per_unit=_factor(held, merger.sums, joint, nats_per_unit, sum_of=sum_of),
         largest=max((float(value) for value in merger.sums.largest), default=0.0),
-        factors={name: layer for name, (layer, _) in layers.items()},
+        layers={name: layer for name, (layer, _) in joint.items()},
     )
+
+
+_Joint = dict[str, "tuple[Curvature, Tensor | None]"]
+"""Weight -> the curvature of its layer, and the newest task's part of its spectrum, None without one."""
+
+
+def _joined_layers(held: Retained, new: Mapping[str, MeasuredLayer], rule: Accumulate, *, share: float) -> _Joint:
+    gone = {name: layer for name, layer in held.layers.items() if name not in new}
+    keep = shares_of(rule, num_tasks=held.num_tasks)[0] if gone else 1.0
+    found: _Joint = {name: (layer.scaled(keep), None) for name, layer in gone.items()}
+    for name, layer in new.items():
+        found[name] = layer.joined(held.layers.get(name), rule, num_tasks=held.num_tasks, share=share)
+    return found
+
+
+def _collapse_layers(
+    joint: _Joint, held: Mapping[str, Curvature], *, means: TensorMap, anchors: dict[str, Tensor]
+) -> tuple[float, float]:
+    """Move the anchors of layers from theta to where those of all tasks balance, in place.
+
+    Returns:
+        What separate anchors cost for good, and the rise at theta, as for single weights.
+    """
+    costs, rises = [], []
+    for name, (layer, own) in joint.items():
+        if name in held:
+            names = list(layer.shapes(name))
+            theta, mean = ([tensors[n].float() for n in names] for tensors in (anchors, means))
+            part = torch.zeros_like(layer.spectrum) if own is None else own
+            moved, cost, rise = layer.collapsed(part, theta, mean)
+            costs.append(cost)
+            rises.append(rise)
+            anchors |= {n: value.to(anchors[n]) for n, value in zip(names, moved, strict=True)}
+    return sum_of(costs), sum_of(rises)
 
 
 def _factor(
     held: Retained,
     sums: Sums,
-    layers: LayerShares,
+    layers: _Joint,
     nats_per_unit: float | None,
     *,
     sum_of: Callable[[Iterable[Tensor]], float],
@@ -169,7 +201,7 @@ def _factor(
     if held.nats_per_unit is None or nats_per_unit is None:
         return None
     own = [part.sum() for _, part in layers.values() if part is not None]
-    before = sum_of([*sums.before, *(layer.spectrum.sum() for layer in held.factors.values())])
+    before = sum_of([*sums.before, *(layer.spectrum.sum() for layer in held.layers.values())])
     now = sum_of([*sums.now, *own])
     total = before + now
     return (held.nats_per_unit * before + nats_per_unit * now) / total if total > 0 else nats_per_unit

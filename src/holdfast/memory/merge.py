@@ -9,8 +9,8 @@ from itertools import repeat
 import torch
 from torch import Tensor
 
+from holdfast.curvature.rules import Accumulate, joined
 from holdfast.memory.forms import Forms, write_anchor, write_importance
-from holdfast.memory.rules import Accumulate, joined
 from holdfast.memory.stored import PIECE, Held, pieces, read
 
 

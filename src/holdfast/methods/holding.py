@@ -8,8 +8,8 @@ from typing import Any, assert_never
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from holdfast.curvature.factored import AnyImportance
 from holdfast.errors import OptionError
-from holdfast.factored import AnyImportance
 from holdfast.heads import Categorical
 from holdfast.importance import fisher, kfac, mas, signal, taylor, uniform
 from holdfast.importance.path import SynapticIntelligence

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from holdfast.curvature import Decayed
 from holdfast.heads import Categorical
 from holdfast.importance import fisher, uniform
-from holdfast.memory import Decayed
 from holdfast.methods.columns import of_columns
 from holdfast.methods.learner import Learner
 from holdfast.methods.options import MethodOptions

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from holdfast.choices import check_choices
+from holdfast.curvature import Accumulate, Decayed, Weighting
 from holdfast.errors import OptionError
-from holdfast.memory import Accumulate, Decayed, Weighting
 from holdfast.replay import Keep, ReplaySource
 
 GeneratorName = Literal["vae", "cvae", "wgan-gp"]

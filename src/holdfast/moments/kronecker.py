@@ -23,8 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from holdfast.curvature.form import LayerForm
 from holdfast.errors import LossShapeError, NotFiniteError, UnsupportedLayerError
-from holdfast.layers import LayerForm
 from holdfast.moments.calls import Call, tensors_in
 from holdfast.moments.gradients import (
     Scores,

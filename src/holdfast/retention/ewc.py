@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self, Unpack
 
@@ -13,19 +13,17 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from holdfast.curvature import AnyImportance
 from holdfast.errors import OptionError, StateError
-from holdfast.factored import AnyImportance
 from holdfast.memory import Retained
 from holdfast.retention import force
 from holdfast.retention.budget import solve_multiplier
 from holdfast.retention.keeper import Keeper, KeeperOptions
-from holdfast.retention.kronecker import largest_metric, layer_metric, layer_pull
 from holdfast.retention.mechanism import Mechanism, check_option, check_strength
 from holdfast.retention.options import check_implicit, in_nats, is_unsteady, no_rate, unsteady_warning
 from holdfast.retention.parts import Block
 from holdfast.retention.plan import LayerPart
 from holdfast.retention.rise import layers_rise, weights_rise
-from holdfast.retention.rounding import round_
 from holdfast.retention.route import Route
 from holdfast.retention.step import Step
 from holdfast.retention.textbook import add_to_gradients, penalty
@@ -111,34 +109,29 @@ class Elastic(Mechanism):
         step.measure(moved, torch._foreach_sub(block.weights, before), shares, block.importance)
 
     def _pull_layer(self, step: Step, part: LayerPart, strength: float) -> None:
-        metric = layer_metric(step.optimizer, part, user_metric=self.metric)
-        if not isinstance(metric, Tensor) and metric == math.inf:  # a learning rate of zero: nothing moves
+        metrics: Sequence[float | Tensor] = part.metrics(step.optimizer, self.metric, where=self.name)
+        if all(not isinstance(m, Tensor) and m == math.inf for m in metrics):  # learning rates of zero: nothing moves
             return
+        values, held, before = part.values(), part.curvature, step.pulls.get(part.name)
         if self.budget is not None:
-            metric = largest_metric(metric)
-        before = step.pulls.get(part.name)
-        pull, share = layer_pull(part.distance(), part.layer, strength, metric=metric, before=before)
-        if isinstance(metric, Tensor):
-            step.pulls[part.name] = pull
-        pulls = part.layer.split(pull)
+            metrics, before = [held.line(values, part.anchors, metrics)[2]] * len(metrics), None
+        pulls, share, after = held.pull(values, part.anchors, strength, metrics=metrics, before=before)
+        if after is not None:
+            step.pulls[part.name] = after
         if step.is_measured:
-            step.measure(step.moved(part), pulls, [share], [part.layer.spectrum])
-        for parameter, residual, value, change in zip(part.parameters, part.residuals, part.values(), pulls):
-            if residual is None:
-                parameter.detach().copy_(value.add_(change))
-            else:
-                round_(parameter.detach(), residual, value.add_(change))
+            step.measure(step.moved(part), pulls, [share], [held.spectrum])
+        part.add(pulls)
 
     def _solved(self, step: Step, budget: float) -> float:
         """The multiplier whose pull brings the predicted rise to the budget; 0 where it is within."""
         held, largest = step.held, step.held.largest
         resting = step.resting()
         unmoved = weights_rise(resting, held.importance, held.anchors, sum_of=step.sum_of)
-        unmoved += layers_rise(resting, held.factors, held.anchors)
+        unmoved += layers_rise(resting, held.layers, held.anchors)
         limit = max(0.0, budget + held.start - unmoved)
-        found = [(layer_metric(step.optimizer, part, user_metric=self.metric), part) for part in step.layers()]
         layers = [
-            (part.layer.coordinates(part.distance()), part.layer.spectrum, largest_metric(m)) for m, part in found
+            part.curvature.line(part.values(), part.anchors, part.metrics(step.optimizer, self.metric, where=self.name))
+            for part in step.layers()
         ]
 
         def rise(multiplier: float) -> tuple[float, float]:
@@ -252,8 +245,8 @@ class EWC(Keeper):
 
     With a `FactoredImportance` (from `kfac`) whole layers are held: strength/2 * sum D * K(D), with D = W - anchor for
     weight and bias as one matrix, and K the tasks' Kronecker products along one common basis
-    (`holdfast.memory.kronecker`). The implicit pull has the same fixed point and the same stability; under Adam it
-    comes to the fixed point over a few steps (`holdfast.retention.kronecker`).
+    (`holdfast.curvature.kronecker`). The implicit pull has the same fixed point and the same stability; under Adam it
+    comes to the fixed point over a few steps (`holdfast.curvature.implicit`).
 
     Args:
         model: the model; tied weights count once, frozen ones are left out, wrappers are seen through.

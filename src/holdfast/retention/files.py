@@ -17,10 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from holdfast.curvature import Decayed
+from holdfast.curvature.files import layers_from, layers_to_json, layers_to_tensors
 from holdfast.errors import FileFormatError
 from holdfast.files import Saved, new_folder, read_folder, write_description, write_tensors, write_text
-from holdfast.memory import Decayed, Forms, Retained
-from holdfast.memory.kronecker import layers_from, layers_to_json, layers_to_tensors
+from holdfast.memory import Forms, Retained
 from holdfast.memory.reference import Reference, references_from, references_to_json
 from holdfast.memory.stored import Held, HeldMap, from_tensors, read, to_tensors
 from holdfast.records import check_importance_values
@@ -56,8 +57,8 @@ def save(
         on_disk, in_memory = _apart(held.anchors)
         if in_memory:
             _write_held(folder, "anchors", in_memory)
-        if held.factors:
-            write_tensors(folder, "factors", layers_to_tensors(held.factors))
+        if held.layers:
+            write_tensors(folder, "factors", layers_to_tensors(held.layers))
         for part, tensors in extra.items():
             if tensors:
                 write_tensors(folder, part, tensors)
@@ -68,7 +69,7 @@ def save(
             "options": {name: _to_json(value) for name, value in options.items()},
             "progress": progress,
             "held": numbers_of(held),
-            **({"factors": layers_to_json(held.factors)} if held.factors else {}),
+            **({"factors": layers_to_json(held.layers)} if held.layers else {}),
             **({"references": references_to_json(on_disk)} if on_disk else {}),
         }
         write_description(folder / DESCRIPTION, content)
@@ -122,7 +123,7 @@ def _read(
         in_memory = {} if on_disk and not saved.has("anchors") else _read_held(saved, "anchors")
         held = replace(held, anchors={**in_memory, **on_disk})
     if "factors" in content:
-        held = replace(held, factors=layers_from(content["factors"], saved.tensors("factors"), where=str(config)))
+        held = replace(held, layers=layers_from(content["factors"], saved.tensors("factors"), where=str(config)))
     extra = {part: saved.tensors(part) if saved.has(part) else {} for part in EXTRA}
     return held, {name: _from_json(value) for name, value in options.items()}, progress, extra
 
@@ -136,11 +137,11 @@ def check_options(saved: Mapping[str, Any], known: Collection[str], *, where: An
 def to_state(held: Retained, extra: Mapping[str, TensorMap]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The same content for a training checkpoint: tensors by "part/name", and JSON notes."""
     on_disk, in_memory = _apart(held.anchors)
-    contents = *to_tensors(held.importance), *to_tensors(in_memory), layers_to_tensors(held.factors)
+    contents = *to_tensors(held.importance), *to_tensors(in_memory), layers_to_tensors(held.layers)
     parts = {**dict(zip(_PARTS, contents, strict=True)), **extra}
     tensors = {f"{part}/{name}": tensor for part, content in parts.items() for name, tensor in content.items()}
     references = {"references": references_to_json(on_disk)} if on_disk else {}
-    return tensors, {"held": numbers_of(held), "factors": layers_to_json(held.factors), **references}
+    return tensors, {"held": numbers_of(held), "factors": layers_to_json(held.layers), **references}
 
 
 def from_state(
@@ -158,8 +159,8 @@ def from_state(
     importance = from_tensors(parts["importance"], parts["importance_exponents"], where=where)
     anchors: dict[str, Held] = from_tensors(parts["anchors"], parts["anchors_exponents"], where=where)
     anchors |= references_from(notes.get("references"), None, where=where)
-    factors = layers_from(notes.get("factors", {}), parts["factors"], where=where)
-    return Retained(importance, anchors, **notes["held"], factors=factors), {part: parts[part] for part in EXTRA}
+    layers = layers_from(notes.get("factors", {}), parts["factors"], where=where)
+    return Retained(importance, anchors, **notes["held"], layers=layers), {part: parts[part] for part in EXTRA}
 
 
 def numbers_of(held: Retained) -> dict[str, Any]:
@@ -173,8 +174,8 @@ def on_devices(held: Retained, devices: Mapping[str, torch.device], *, forms: Fo
     def moved(entries: HeldMap) -> dict[str, Held]:
         return {name: forms.placed(value, devices.get(name)) for name, value in entries.items()}
 
-    factors = {name: layer.to(devices.get(name)) for name, layer in held.factors.items()}
-    return replace(held, importance=moved(held.importance), anchors=moved(held.anchors), factors=factors)
+    layers = {name: layer.to(devices.get(name)) for name, layer in held.layers.items()}
+    return replace(held, importance=moved(held.importance), anchors=moved(held.anchors), layers=layers)
 
 
 def sharded(held: Retained, parameters: TensorMap) -> Retained:

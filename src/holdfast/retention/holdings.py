@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from holdfast.curvature import Accumulate, AnyImportance, Weighting, shapes_of
 from holdfast.errors import OptionError, StateError
-from holdfast.factored import AnyImportance
-from holdfast.memory import Accumulate, Forms, Retained, Weighting, retain
+from holdfast.memory import Forms, Retained, retain
 from holdfast.memory.codes import IMPORTANCE_ERROR
 from holdfast.memory.reference import Reference, anchors_on_disk
 from holdfast.memory.stored import shapes_of_held
@@ -118,7 +118,7 @@ class Holdings:
         to_hold = {name: weights[name] for name in (*self.held.importance, *diagonal) if name in weights}
         on_disk: dict[str, Reference] = {}
         if self._anchored:
-            in_layers = {n: weights[n] for name, f in layers.items() for n in f.names(name) if n in weights}
+            in_layers = {name: weights[name] for name in shapes_of(layers) if name in weights}
             sum_of = self.shards and self.sum_of
             check_anchors({**to_hold, **in_layers}, where=f"{self._where}.retain", sum_of=sum_of)
             if self.checkpoint is not None:
@@ -128,7 +128,7 @@ class Holdings:
             files.on_devices(self.held, devices, forms=self.forms),
             {name: shard(value, parameters[name]).to(devices[name]) for name, value in diagonal.items()},
             weights=weights if self._anchored else {},
-            factors={name: layer.to(devices[name]) for name, layer in layers.items()},
+            layers={name: layer.to(devices[name]) for name, layer in layers.items()},
             rule=rule,
             weighting=weighting,
             num_examples=importance.info.num_examples,
@@ -154,7 +154,7 @@ class Holdings:
         check_retained(held, anchored=self._anchored, where=where)
         parameters = all_parameters(self._model)
         shapes = {f"residuals/{name}": parameter.shape for name, parameter in parameters.items()}
-        shapes |= {f"pulls/{name}": layer.spectrum.shape for name, layer in held.factors.items()}
+        shapes |= {f"pulls/{name}": layer.spectrum.shape for name, layer in held.layers.items()}
         check_extra(extra, shapes, where=where)
         shards = shards_of(trainable_parameters(self._model))
         beside = self._beside(self._in_form(held) if in_form and shards is None else held, parameters, shards=shards)
@@ -230,7 +230,7 @@ class Holdings:
         return replace(held, importance=importance, anchors=anchors, largest=largest)
 
     def _check_sharded(self, held: Retained) -> None:
-        if held.factors:
+        if held.layers:
             raise OptionError(no_factors_in_shards(self._where))
         if self.checkpoint is not None:
             raise OptionError(

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from holdfast.curvature import Accumulate, AnyImportance, Weighting, shapes_of
+from holdfast.curvature.rules import check_rule
 from holdfast.errors import OptionError, ParameterMismatchError, StateError
-from holdfast.factored import AnyImportance, shapes_of
 from holdfast.files import from_bytes, to_bytes
-from holdfast.memory import Accumulate, AnchorForm, ImportanceForm, Retained, Weighting
-from holdfast.memory.rules import check_rule
+from holdfast.memory import AnchorForm, ImportanceForm, Retained
 from holdfast.memory.stored import num_positive
 from holdfast.records import Importance, ImportanceInfo, check_names, check_shapes, check_tensors
 from holdfast.retention import files
@@ -326,18 +326,20 @@ class Keeper:
         elif not self.mechanism.anchored:
             raise OptionError(f"{where}: {self.name} keeps no anchors. Pass reference=, the weights of the old task.")
         rise = weights_rise(weights, held.importance, there, sum_of=self._holdings.sum_of)
-        rise += layers_rise(weights, held.factors, there) + constant
+        rise += layers_rise(weights, held.layers, there) + constant
         return rise * (1.0 if held.nats_per_unit is None else held.nats_per_unit)
 
     def report(self) -> Report:
         """Is it on, and does it work? Pull and pinned share are those of the last measured steps (`log_every`)."""
         self._watch.compare()
         parameters = trainable_parameters(self.model)
-        weights = sum(parameter.numel() for parameter in parameters.values())
+        in_layers, layers = shapes_of(self.held.layers), [layer.diagonal() for layer in self.held.layers.values()]
+        weights = sum(parameter.numel() for name, parameter in parameters.items() if name not in in_layers)
+        weights += sum(layer.numel() for layer in layers)
         protected = self._holdings.sum_of(
             num_positive(value) for name, value in self.held.importance.items() if name in parameters
         )
-        protected += sum_of((f.diagonal() > 0).sum() for name, f in self.held.factors.items() if name in parameters)
+        protected += sum_of((layer > 0).sum() for layer in layers)
         pinned, pull_ratio = self._measured()
         return Report(
             mechanism=self.name,

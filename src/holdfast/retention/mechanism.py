@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 
 from torch.optim import Optimizer
 
+from holdfast.curvature import AnyImportance
 from holdfast.errors import OptionError
-from holdfast.factored import AnyImportance
 from holdfast.memory import Retained
 from holdfast.retention.step import Step
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch.optim import LBFGS, Optimizer
 
+from holdfast.curvature import Accumulate, AnyImportance
 from holdfast.errors import OptionError
-from holdfast.factored import AnyImportance
-from holdfast.memory import Accumulate, Forms
+from holdfast.memory import Forms
 
 
 def chosen_forms(where: str, *, importance: Any, anchors: Any = "float32", offload: Any) -> Forms:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,44 +10,65 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from holdfast.curvature import Curvature, shapes_of
 from holdfast.errors import OptionError, ParameterMismatchError, StateError
-from holdfast.factored import shapes_of
-from holdfast.memory import Forms, HeldLayer, Retained
+from holdfast.memory import Forms, Retained
 from holdfast.memory.stored import Held, read
 from holdfast.records import check_shapes
 from holdfast.retention.parts import Part
-from holdfast.retention.rounding import is_half, no_residual, widened
+from holdfast.retention.rounding import is_half, no_residual, round_, widened
+from holdfast.steps import UserMetric, metric_values, step_metrics
 from holdfast.tensors import chunks, local, trainable_parameters, wide_dtype
 
 
 @dataclass(frozen=True)
 class LayerPart:
-    """A layer held by Kronecker factors, with the parameter groups of its weight and bias.
+    """A layer that is held as a whole, with the parameter groups of its parameters.
 
     Attributes:
-        name: of its weight.
-        groups: of the weight and, where there is one, of the bias.
-        parameters: likewise.
-        layer: what is held of it, in the dtype that steps are computed in.
-        anchor: [out, n], likewise.
+        name: of its first parameter.
+        groups: of each parameter.
+        parameters: in order.
+        curvature: what is held of it, in the dtype that steps are computed in.
+        anchors: of each, likewise.
         residuals: of parameters of half precision, what rounding took from earlier pulls; None for others.
     """
 
     name: str
     groups: list[Mapping[str, Any]]
     parameters: list[nn.Parameter]
-    layer: HeldLayer
-    anchor: Tensor
+    curvature: Curvature
+    anchors: list[Tensor]
     residuals: list[Tensor | None]
 
     def values(self) -> list[Tensor]:
         """The weights with what rounding took from them; new tensors in the dtype that steps are computed in."""
-        pairs = zip(self.parameters, self.residuals, strict=True)
-        return [p.detach().to(self.anchor.dtype, copy=True) if r is None else widened(p.detach(), r) for p, r in pairs]
+        pairs = zip(self.parameters, self.residuals, self.anchors, strict=True)
+        return [p.detach().to(a.dtype, copy=True) if r is None else widened(p.detach(), r) for p, r, a in pairs]
 
-    def distance(self) -> Tensor:
-        """Where the weights are, from the anchor: [out, n]."""
-        return self.layer.join(*self.values()).sub_(self.anchor)
+    def add(self, changes: Sequence[Tensor]) -> None:
+        """Add to the weights what a pull found."""
+        columns = zip(self.parameters, self.residuals, self.values(), changes, strict=True)
+        for parameter, residual, value, change in columns:
+            if residual is None:
+                parameter.detach().copy_(value.add_(change))
+            else:
+                round_(parameter.detach(), residual, value.add_(change))
+
+    def metrics(self, optimizer: Optimizer, user_metric: UserMetric | None, *, where: str) -> list[float | Tensor]:
+        """The metric of the step just taken, for each parameter: a number, or a tensor of its shape.
+
+        Raises:
+            StateError: the learning rate of some of them is zero, and of others it is not.
+        """
+        found: list[float | Tensor] = []
+        for group, parameter in zip(self.groups, self.parameters, strict=True):
+            values = metric_values(step_metrics(optimizer, group, [parameter], user_metric=user_metric), [parameter])
+            found.append(values[0] if isinstance(values, list) else values)
+        still = [not isinstance(metric, Tensor) and metric == math.inf for metric in found]
+        if any(still) and not all(still):
+            raise StateError(apart_message(self.name, where))
+        return found
 
     def stepped(self, gradients: Mapping[int, Tensor], *, where: str) -> bool:
         """Whether the optimizer moves the layer in this step: it has gradients, now or in `gradients`.
@@ -179,23 +201,23 @@ class Plan:
         return placed
 
     def _find_layers(self, optimizer: Optimizer, held: Retained) -> list[LayerPart]:
-        if not held.factors:
+        if not held.layers:
             return []
         parameters = trainable_parameters(self.model)
         groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
         layers = []
-        for name, layer in held.factors.items():
-            names = layer.names(name)
+        for name, layer in held.layers.items():
+            names = list(layer.shapes(name))
             found = [parameters[n] for n in names if n in parameters and id(parameters[n]) in groups]
             if not found:
                 continue
             if len(found) < len(names):
                 raise StateError(apart_message(name, self._where))
             weight, dtype = found[0], wide_dtype(found[0])
-            anchor = layer.join(*(read(held.anchors[n], dtype=dtype, device=weight.device) for n in names))
+            anchors = [read(held.anchors[n], dtype=dtype, device=weight.device) for n in names]
             moved = layer.to(weight.device, dtype)
             residuals = [self._residual(n, p) for n, p in zip(names, found, strict=True)]
-            layers.append(LayerPart(name, [groups[id(p)] for p in found], found, moved, anchor, residuals))
+            layers.append(LayerPart(name, [groups[id(p)] for p in found], found, moved, anchors, residuals))
         return layers
 
 
@@ -217,16 +239,16 @@ def check_held_shapes(held: Retained, model: nn.Module, *, where: str) -> None:
     check_shapes(held.covered, model, where=where, remedy=remedy)
 
 
-def check_same_kind(new: Iterable[str], factored: Iterable[str], held: Retained, *, where: str) -> None:
+def check_same_kind(new: Iterable[str], layered: Iterable[str], held: Retained, *, where: str) -> None:
     """Raise `OptionError` for parameters held by factors for some tasks and by a diagonal for others.
 
     Args:
         new: names that the new importance covers.
-        factored: those of them that are in layers with factors.
+        layered: those of them that are in layers.
         held: what is held of the tasks before.
         where: for the message.
     """
-    before, now = set(shapes_of(held.factors)), set(factored)
+    before, now = set(shapes_of(held.layers)), set(layered)
     mixed = sorted((before & set(new)) - now) + sorted(now & set(held.importance))
     if mixed:
         raise OptionError(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor
 
-from holdfast.memory import HeldLayer
+from holdfast.curvature import Curvature
 from holdfast.memory.stored import HeldMap, read, side_by_side
 from holdfast.tensors import TensorMap, local, sum_of, wide_dtype
 
@@ -30,14 +30,14 @@ def weights_rise(
 
 
 @torch.no_grad()
-def layers_rise(weights: TensorMap, layers: Mapping[str, HeldLayer], anchors: HeldMap) -> float:
+def layers_rise(weights: TensorMap, layers: Mapping[str, Curvature], anchors: HeldMap) -> float:
     """Of the layers whose parameters are all among the weights; in their unit, >= 0."""
-    whole = {name: layer for name, layer in layers.items() if all(n in weights for n in layer.names(name))}
+    whole = {name: layer for name, layer in layers.items() if all(n in weights for n in layer.shapes(name))}
     return sum_of(layer_rise(name, layer, weights, anchors) for name, layer in whole.items())
 
 
-def layer_rise(name: str, layer: HeldLayer, weights: TensorMap, anchors: HeldMap) -> Tensor:
-    """Of a layer held by Kronecker factors, by the name of its weight; zero-dimensional, with its gradient."""
-    device, dtype = weights[name].device, wide_dtype(weights[name])
-    distances = [weights[n].to(dtype) - read(anchors[n], dtype=dtype, device=device) for n in layer.names(name)]
-    return layer.to(device, dtype).rise(layer.join(*distances))
+def layer_rise(name: str, layer: Curvature, weights: TensorMap, anchors: HeldMap) -> Tensor:
+    """Of a layer that is held as a whole, by the name of its weight; zero-dimensional, with its gradient."""
+    device, dtype, names = weights[name].device, wide_dtype(weights[name]), layer.shapes(name)
+    there = [read(anchors[n], dtype=dtype, device=device) for n in names]
+    return layer.to(device, dtype).rise([weights[n].to(dtype) for n in names], there)

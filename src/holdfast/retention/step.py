@@ -133,8 +133,8 @@ class Step:
 
     def moved(self, part: LayerPart) -> list[Tensor]:
         """What the optimizer's own step added to a layer's parameters, in a measured step, before any pull."""
-        dtype = part.anchor.dtype
-        return [p.detach().to(dtype) - self.snapshots[p].to(dtype) for p in part.parameters]
+        columns = zip(part.parameters, part.anchors, strict=True)
+        return [p.detach().to(a.dtype) - self.snapshots[p].to(a.dtype) for p, a in columns]
 
     def _metrics(self, part: Part, user_metric: UserMetric | None) -> list[Metric]:
         return step_metrics(self.optimizer, part.group, part.parameters, user_metric=user_metric)

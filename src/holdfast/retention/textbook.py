@@ -33,10 +33,9 @@ def add_to_gradients(step: Step, strength: float) -> None:
         for gradient, pull in zip(block.gradients, pulls, strict=True):
             gradient.add_(pull)
     for layer in step.layers():
-        held = layer.layer
-        pulls = held.split(held.matrix(held.spectrum * held.coordinates(layer.distance())).mul_(strength))
+        pulls = [strength * pull for pull in layer.curvature.gradient(layer.values(), layer.anchors)]
         gradients = [p.grad for p in layer.parameters if p.grad is not None]
-        step.measure(gradients, pulls, [], [held.spectrum])
+        step.measure(gradients, pulls, [], [layer.curvature.spectrum])
         for group, gradient, pull in zip(layer.groups, gradients, pulls, strict=True):
             gradient.add_(-pull if group.get("maximize") else pull)
 
@@ -49,6 +48,6 @@ def penalty(held: Retained, parameters: TensorMap, strength: float) -> Tensor:
             for part, importance, anchor in side_by_side(weight, held.importance[name], held.anchors[name]):
                 terms = importance * (part - anchor).square()
                 total = total + terms.sum().to(total.device)
-    for name, layer in held.factors.items():
+    for name, layer in held.layers.items():
         total = total + 2 * layer_rise(name, layer, parameters, held.anchors).to(total.device)
     return strength * (0.5 * total + held.constant)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from holdfast.curvature import AnyImportance
 from holdfast.errors import OptionError
-from holdfast.factored import AnyImportance
 from holdfast.retention.force import Attenuation, relative_force, relative_share
 from holdfast.retention.keeper import Keeper, KeeperOptions
 from holdfast.retention.mechanism import Mechanism, check_option, check_strength

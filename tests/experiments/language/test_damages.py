@@ -16,6 +16,7 @@ from tests.experiments.language import tiny
 from tests.experiments.tiny import Killed
 from tests.files.folders import listing
 
+from holdfast.curvature.factored import load_importance
 from holdfast.errors import DataFileError, FileFormatError, HoldfastError
 from holdfast.experiments.language.batches import examples
 from holdfast.experiments.language.checkpoints import last_checkpoint
@@ -26,7 +27,6 @@ from holdfast.experiments.language.measuring import Progress, measure
 from holdfast.experiments.language.models import LanguageModel, load_model
 from holdfast.experiments.language.rows import read_rows
 from holdfast.experiments.language.sources import Source
-from holdfast.factored import load_importance
 from holdfast.files import write_state
 from holdfast.records import Importance, ImportanceInfo
 

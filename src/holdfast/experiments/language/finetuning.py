@@ -12,13 +12,13 @@ from typing import Any, Literal
 from torch import Tensor
 from torch.optim import AdamW
 
+from holdfast.curvature.factored import AnyImportance, FactoredImportance
 from holdfast.errors import EmptyDataError, OptionError
 from holdfast.experiments.language.batches import Example, collate
 from holdfast.experiments.language.checkpoints import last_checkpoint, seal
 from holdfast.experiments.language.models import LanguageModel, transformers_library
 from holdfast.experiments.language.rehearsal import REHEARSED
 from holdfast.experiments.language.skills import likelihood_of
-from holdfast.factored import AnyImportance, FactoredImportance
 from holdfast.heads.categorical import IGNORED
 from holdfast.memory import AnchorForm, ImportanceForm
 from holdfast.records import Importance

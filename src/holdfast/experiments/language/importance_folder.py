@@ -7,11 +7,11 @@ from pathlib import Path
 
 from torch import Tensor
 
+from holdfast.curvature.factored import AnyImportance, FactoredImportance, check_factored_names, load_importance
 from holdfast.errors import ModelMismatchError
 from holdfast.experiments.language.heads import read_heads
 from holdfast.experiments.language.measuring import Kind, Progress
 from holdfast.experiments.language.models import LanguageModel, package_of, tokenizer_hash
-from holdfast.factored import AnyImportance, FactoredImportance, check_factored_names, load_importance
 from holdfast.files import new_folder, write_text
 from holdfast.records import check_names
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from holdfast.curvature.factored import AnyImportance, FactoredImportance, factors_from, factors_to_tensors
 from holdfast.errors import (
     EmptyDataError,
     FileFormatError,
@@ -25,7 +26,6 @@ from holdfast.errors import (
 from holdfast.experiments.language.batches import Batch, Example, batches, drawn
 from holdfast.experiments.language.models import LanguageModel
 from holdfast.experiments.language.skills import likelihood_of
-from holdfast.factored import AnyImportance, FactoredImportance, factors_from, factors_to_tensors
 from holdfast.files import read_state, write_state
 from holdfast.heads.batches import model_inputs
 from holdfast.importance import fisher, kfac, mas, signal

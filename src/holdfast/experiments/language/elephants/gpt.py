@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from holdfast.curvature.factored import FactoredImportance
 from holdfast.errors import DataFileError
 from holdfast.experiments.language.batches import Example, batches, examples
 from holdfast.experiments.language.elephants.methods import Start, learn_with, rehearsed
@@ -24,7 +25,6 @@ from holdfast.experiments.language.models import LanguageModel, load_model, tran
 from holdfast.experiments.language.rows import Row
 from holdfast.experiments.language.skills import evaluate
 from holdfast.experiments.lock import locked
-from holdfast.factored import FactoredImportance
 from holdfast.files import check_output, is_saved
 from holdfast.records import Importance
 from holdfast.tensors import all_parameters, copies

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from holdfast.curvature.factored import FactoredImportance
 from holdfast.errors import OptionError
 from holdfast.experiments.language.batches import Example
 from holdfast.experiments.language.elephants.trial import Watch
 from holdfast.experiments.language.learning import Old, Pace, learn
 from holdfast.experiments.language.models import LanguageModel
 from holdfast.experiments.language.rehearsal import NUM_EXAMPLES, rehearse
-from holdfast.factored import FactoredImportance
 from holdfast.importance import uniform
 from holdfast.records import Importance
 from holdfast.retention import EWC, WVA

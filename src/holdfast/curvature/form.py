@@ -36,6 +36,10 @@ class LayerForm:
         """Of the parameters, the weight's being known."""
         return [weight] if self.bias is None else [weight, self.bias]
 
+    def shapes(self, name: str) -> dict[str, tuple[int, ...]]:
+        """Name -> shape of the parameters, the weight's name being known."""
+        return dict(zip(self.names(name), (self.shape, self.matrix_shape[:1])))
+
     def join(self, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """The matrix of a weight and, where there is one, a bias; a copy."""
         flat = weight.T if self.inputs_first else weight.reshape(len(weight), -1)

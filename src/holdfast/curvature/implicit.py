@@ -1,4 +1,4 @@
-"""The implicit pull of a whole layer, whose curvature K is held in an eigenbasis (`holdfast.memory.kronecker`).
+"""The implicit pull of a whole layer, whose curvature K is held in an eigenbasis (`holdfast.curvature.kronecker`).
 
 The proximal step from theta', in the metric M of the optimizer, is the x that minimises
 
@@ -22,18 +22,30 @@ never grows, since T - M is nowhere negative.
 from __future__ import annotations
 
 import math
+from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
-
-from holdfast.errors import StateError
-from holdfast.memory import HeldLayer
-from holdfast.retention.plan import LayerPart, apart_message
-from holdfast.steps import UserMetric, metric_values, step_metrics
 
 SMALLEST = 1e-30
 """Metrics over strengths are clamped here: nothing divides zero by zero, and the largest strengths pin."""
+
+
+class Eigenbasis(Protocol):
+    """A curvature along its own directions."""
+
+    @property
+    def spectrum(self) -> Tensor:
+        """S [out, n], >= 0."""
+        ...
+
+    def coordinates(self, matrix: Tensor) -> Tensor:
+        """A displacement [out, n] along the directions."""
+        ...
+
+    def matrix(self, coordinates: Tensor) -> Tensor:
+        """The inverse of `coordinates`."""
+        ...
 
 
 def share_of_spectrum(spectrum: Tensor, strength: float, *, metric: float) -> Tensor:
@@ -44,7 +56,7 @@ def share_of_spectrum(spectrum: Tensor, strength: float, *, metric: float) -> Te
 
 
 def layer_pull(
-    distance: Tensor, layer: HeldLayer, strength: float, *, metric: float | Tensor, before: Tensor | None = None
+    distance: Tensor, layer: Eigenbasis, strength: float, *, metric: float | Tensor, before: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """The pull p of one step: what is added to theta' [out, n].
 
@@ -76,29 +88,3 @@ def layer_pull(
 def largest_metric(metric: float | Tensor) -> float:
     """One number for the whole layer that is nowhere below its metric."""
     return max(float(metric.max()), SMALLEST) if isinstance(metric, Tensor) else metric
-
-
-def layer_metric(optimizer: Optimizer, part: LayerPart, *, user_metric: UserMetric | None = None) -> float | Tensor:
-    """The metric of the step just taken, of a whole layer.
-
-    Returns:
-        One number, or a tensor [out, n] >= 0.
-
-    Raises:
-        StateError: the learning rate of its weight or of its bias alone is zero.
-    """
-    metrics = [
-        step_metrics(optimizer, group, [parameter], user_metric=user_metric)
-        for group, parameter in zip(part.groups, part.parameters, strict=True)
-    ]
-    found = [metric_values(metric, [p]) for metric, p in zip(metrics, part.parameters, strict=True)]
-    numbers = [metric for metric in found if not isinstance(metric, list)]
-    if len(numbers) == len(found) and len(set(numbers)) == 1:
-        return numbers[0]
-    if math.inf in numbers:  # one of them has a learning rate of zero
-        raise StateError(apart_message(part.name, "EWC"))
-    whole = [
-        metric[0] if isinstance(metric, list) else torch.full_like(p, metric)
-        for p, metric in zip(part.parameters, found, strict=True)
-    ]
-    return part.layer.join(*(metric.to(part.anchor.dtype) for metric in whole))

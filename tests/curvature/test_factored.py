@@ -45,7 +45,7 @@ def test_what_it_holds():
     assert len(found) == 2
     assert found["0.weight"].matrix_shape == (3, 5)
     assert found["3.weight"].matrix_shape == (2, 12)
-    assert found.parameter_names() == ["0.weight", "3.weight", "0.bias"]
+    assert found.parameter_names() == ["0.weight", "0.bias", "3.weight"]
     assert list(found.diagonal) == ["1.weight", "1.bias"]
     assert repr(found) == "FactoredImportance(kfac-exact, 2 layers of 39 weights, diagonal for 8, 10 examples)"
     double = {name: replace(f, inputs=f.inputs.double()) for name, f in factors().items()}

@@ -6,10 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from holdfast.curvature import Decayed, KroneckerCurvature
+from holdfast.curvature.factored import KroneckerFactors
+from holdfast.curvature.files import layers_from, layers_to_json, layers_to_tensors
+from holdfast.curvature.kronecker import merged
 from holdfast.errors import FileFormatError, NotFiniteError, OptionError
-from holdfast.factored import KroneckerFactors
-from holdfast.memory import Decayed, HeldLayer, Retained, retain
-from holdfast.memory.kronecker import layers_from, layers_to_json, layers_to_tensors, merged, scaled
+from holdfast.memory import Retained, retain
 
 OUT, IN = 3, 4
 
@@ -27,7 +29,7 @@ def product(f: KroneckerFactors) -> Tensor:
     return torch.kron(f.outputs, f.inputs)
 
 
-def dense(layer: HeldLayer) -> Tensor:
+def dense(layer: KroneckerCurvature) -> Tensor:
     U = torch.kron(layer.outputs_basis, layer.inputs_basis)
     return (U * layer.spectrum.flatten()) @ U.T
 
@@ -44,7 +46,7 @@ def test_one_task_is_exact():
     assert (layer.shape, layer.bias) == ((OUT, IN), "b")
     D = torch.randn(OUT, IN + 1)
     expected = 0.5 * (D * (factors().outputs @ D @ factors().inputs)).sum()
-    torch.testing.assert_close(layer.rise(D), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(layer.quadratic(D), expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(layer.matrix(layer.coordinates(D)), D)
     torch.testing.assert_close(layer.diagonal().flatten(), product(factors()).diagonal(), rtol=1e-4, atol=1e-4)
     weight, bias = layer.split(D)
@@ -100,7 +102,7 @@ def kept(rule, count: int = 2, **options) -> Retained:
     held = Retained()
     for seed in range(count):
         held = retain(
-            held, {}, weights=weights(seed), factors={"w": factors(seed)}, rule=rule, num_examples=seed + 1, **options
+            held, {}, weights=weights(seed), layers={"w": factors(seed)}, rule=rule, num_examples=seed + 1, **options
         )
     return held
 
@@ -111,7 +113,7 @@ def kept(rule, count: int = 2, **options) -> Retained:
 def test_rules_weigh_the_tasks(rule, shares):
     held = kept(rule)
     total = shares[0] * product(factors(0)) + shares[1] * product(factors(1))
-    for found, expected in zip(traces(dense(held.factors["w"])), traces(total)):
+    for found, expected in zip(traces(dense(held.layers["w"])), traces(total)):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
     assert held.covered.keys() == {"w", "b"}
     assert {name: value.shape for name, value in held.covered.items()} == {"w": (OUT, IN), "b": (OUT,)}
@@ -120,23 +122,23 @@ def test_rules_weigh_the_tasks(rule, shares):
 
 
 def test_weighting_by_examples():
-    found = kept("sum", weighting="examples").factors["w"]
+    found = kept("sum", weighting="examples").layers["w"]
     total = product(factors(0)) + 2 * product(factors(1))
     torch.testing.assert_close(traces(dense(found))[0], traces(total)[0], rtol=1e-4, atol=1e-3)
 
 
 def test_separate_anchors_collapse_into_one():
-    held, layer = kept("per_task"), kept("per_task").factors["w"]
+    held, layer = kept("per_task"), kept("per_task").layers["w"]
     first, second = (matrix(weights(seed)) for seed in (0, 1))
     own = merged(merged(None, factors(0))[0], factors(1))[1]
     parts = [(layer.spectrum - own, first), (own, second)]
     for seed in (5, 6):
         x = matrix(weights(seed))
         separate = sum(0.5 * (S * layer.coordinates(x - anchor).square()).sum() for S, anchor in parts)
-        together = layer.rise(x - matrix(held.anchors)) + held.constant
+        together = layer.quadratic(x - matrix(held.anchors)) + held.constant
         torch.testing.assert_close(together, separate, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(
-        torch.tensor(held.start), layer.rise(second - matrix(held.anchors)), rtol=1e-4, atol=1e-5
+        torch.tensor(held.start), layer.quadratic(second - matrix(held.anchors)), rtol=1e-4, atol=1e-5
     )
     assert held.constant > 0
 
@@ -148,15 +150,15 @@ def test_max_is_no_rule_for_factors():
 
 def test_a_layer_that_a_task_leaves_out_counts_as_zero():
     held = retain(kept("mean", 1), {}, weights=weights(1), rule="mean")
-    torch.testing.assert_close(held.factors["w"].spectrum, 0.5 * kept("mean", 1).factors["w"].spectrum)
+    torch.testing.assert_close(held.layers["w"].spectrum, 0.5 * kept("mean", 1).layers["w"].spectrum)
     assert torch.equal(matrix(held.anchors), matrix(weights(1)))
     collapsed = retain(kept("per_task", 1), {}, weights=weights(1), rule="per_task")
     torch.testing.assert_close(matrix(collapsed.anchors), matrix(weights(0)), rtol=1e-4, atol=1e-4)
 
 
 def test_the_factor_to_nats_is_averaged_by_traces():
-    held = retain(Retained(), {}, weights=weights(0), factors={"w": factors(0)}, nats_per_unit=1.0)
-    held = retain(held, {}, weights=weights(1), factors={"w": factors(1)}, nats_per_unit=3.0)
+    held = retain(Retained(), {}, weights=weights(0), layers={"w": factors(0)}, nats_per_unit=1.0)
+    held = retain(held, {}, weights=weights(1), layers={"w": factors(1)}, nats_per_unit=3.0)
     a, b = factors(0).trace(), factors(1).trace()
     assert held.nats_per_unit == pytest.approx((a + 3 * b) / (a + b), rel=1e-4)
 
@@ -173,7 +175,7 @@ def test_there_and_back():
     found = layers_from(*described(), where="here")["w"]
     layer = merged(None, factors())[0]
     assert (found.shape, found.bias) == (layer.shape, layer.bias)
-    assert torch.equal(scaled(found, 2.0).spectrum, 2 * layer.spectrum)
+    assert torch.equal(found.scaled(2.0).spectrum, 2 * layer.spectrum)
     assert torch.equal(found.inputs_basis, layer.inputs_basis)
 
 
@@ -185,7 +187,7 @@ def test_what_does_not_fit():
     for entry in (None, {"shape": [3], "bias": "b"}, {"shape": [3, 4], "bias": 5}, {"shape": [3, -4], "bias": None}):
         with pytest.raises(FileFormatError, match="here: 'shape' or 'bias' of 'w' is damaged"):
             layers_from({"w": entry}, tensors, where="here")
-    with pytest.raises(FileFormatError, match=r"the tensors of 'w' do not fit its shape \[3, 5\]"):
+    with pytest.raises(FileFormatError, match=r"the tensors of 'w' do not fit its shape \(3, 5\)"):
         layers_from({"w": {"shape": [3, 5], "bias": "b"}}, tensors, where="here")
     for bad in (torch.nan, -1.0):
         spectrum = tensors["w/spectrum"].clone()

@@ -5,44 +5,21 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from holdfast.curvature.form import read_form
+from holdfast.curvature.kronecker import KroneckerFactors
+from holdfast.curvature.protocol import shapes_of
 from holdfast.errors import FileFormatError, NotFiniteError, ParameterMismatchError
 from holdfast.files import Saved, new_folder, read_folder, write_description, write_tensors, write_text
-from holdfast.layers import LayerForm, read_form
 from holdfast.records import DESCRIPTION, Importance, ImportanceInfo, check_names
 
 _ROUNDING = 1e-5
 """How far a factor may be from symmetric and positive, relative to its norm: the rounding of float32 sums."""
-
-
-@dataclass(frozen=True)
-class KroneckerFactors(LayerForm):
-    """The curvature A (x) G of one layer, whose weight and bias are one matrix W [out, in (+1)].
-
-    For a displacement D of that matrix the quadratic form is sum D * (G D A), twice the predicted rise.
-
-    Attributes:
-        inputs: A, float32 [n, n], n the inputs of one output unit (for a convolution channels times kernel size, in
-            the order of the flattened weight) and, where there is a bias, one more at the end that is always 1.
-        outputs: G, float32 [out, out].
-        shape, bias, inputs_first: of the layer, as `LayerForm` says.
-    """
-
-    inputs: Tensor
-    outputs: Tensor
-
-    def to(self, device: torch.device | str) -> KroneckerFactors:
-        """The same on another device."""
-        return replace(self, inputs=self.inputs.to(device), outputs=self.outputs.to(device))
-
-    def trace(self) -> float:
-        """Tr A Tr G: the sum of the diagonal over all weights of the layer."""
-        return float(self.inputs.double().trace() * self.outputs.double().trace())
 
 
 class FactoredImportance(Mapping[str, KroneckerFactors]):
@@ -222,13 +199,6 @@ def load_importance(path: str | os.PathLike[str], *, model: nn.Module | None = N
 def check_factored_names(importance: FactoredImportance, model: nn.Module, *, where: str) -> None:
     """Raise `ParameterMismatchError` naming every entry that has no parameter of its name and shape in `model`."""
     check_names({**shapes_of(importance), **importance.diagonal}, model, where=where)
-
-
-def shapes_of(factors: Mapping[str, LayerForm]) -> dict[str, Tensor]:
-    """Name -> a zero of the parameter's shape that takes no memory, for every parameter in a factored layer."""
-    zero = torch.zeros(())
-    found = {name: zero.expand(f.shape) for name, f in factors.items()}
-    return found | {f.bias: zero.expand(f.matrix_shape[0]) for f in factors.values() if f.bias is not None}
 
 
 def _check_shapes(factors: Mapping[str, KroneckerFactors], where: str) -> None:

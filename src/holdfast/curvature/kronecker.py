@@ -1,0 +1,214 @@
+"""What is held of a layer's Kronecker factors: a common eigenbasis, and the curvature along each of its directions.
+
+A sum of Kronecker products K = sum_k A_k (x) G_k is not one, and has no eigenbasis that is one. It is held as
+
+    K ~ (U_A (x) U_G) diag(S) (U_A (x) U_G)^T,
+
+U_A and U_G the eigenvectors of its partial traces sum_k Tr(G_k) A_k and sum_k Tr(A_k) G_k, and S [out, in] its exact
+diagonal in that basis: the best such approximation for these U. It is exact for one task, has the partial traces of the
+true sum after any number of tasks, and costs what one task costs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from holdfast.curvature.form import LayerForm, read_form
+from holdfast.curvature.implicit import largest_metric, layer_pull
+from holdfast.curvature.protocol import Line
+from holdfast.curvature.rules import Accumulate, shares_of
+
+_SMALLEST = 1e-6
+"""Eigenvalues of a factor below this share of its largest are rounding, and count as zero."""
+
+
+@dataclass(frozen=True)
+class KroneckerCurvature(LayerForm):
+    """The curvature held of one layer, whose weight and bias are one matrix [out, in (+1)].
+
+    Attributes:
+        inputs_basis: U_A, float32 [n, n], orthogonal; a direction a column.
+        outputs_basis: U_G, float32 [out, out], likewise.
+        spectrum: S, float32 [out, n], >= 0: the curvature along each pair of directions.
+        shape, bias, inputs_first: of the layer, as `LayerForm` says.
+    """
+
+    PARTS: ClassVar[tuple[str, ...]] = ("inputs_basis", "outputs_basis", "spectrum")
+
+    inputs_basis: Tensor
+    outputs_basis: Tensor
+    spectrum: Tensor
+
+    @classmethod
+    def described(
+        cls, form: Any, parts: Mapping[str, Tensor], *, name: str, where: str
+    ) -> tuple[Self, dict[str, tuple[int, ...]]]:
+        """The layer of which a file has this form and these tensors, and the shapes that they should have.
+
+        Raises:
+            FileFormatError: the form is damaged.
+        """
+        found = read_form(form, name=name, where=where)
+        out, n = LayerForm(**found).matrix_shape
+        return cls(**parts, **found), dict(zip(cls.PARTS, [(n, n), (out, out), (out, n)]))
+
+    def coordinates(self, matrix: Tensor) -> Tensor:
+        """U_G^T W U_A: a displacement [out, n] of the layer in the common basis."""
+        return self.outputs_basis.T @ matrix @ self.inputs_basis
+
+    def matrix(self, coordinates: Tensor) -> Tensor:
+        """The inverse of `coordinates`."""
+        return self.outputs_basis @ coordinates @ self.inputs_basis.T
+
+    def quadratic(self, displacement: Tensor) -> Tensor:
+        """1/2 sum D * K(D) >= 0 for a displacement D [out, n]; a scalar, differentiable."""
+        return 0.5 * (self.spectrum * self.coordinates(displacement).square()).sum()
+
+    def rise(self, values: Sequence[Tensor], anchors: Sequence[Tensor]) -> Tensor:
+        """See `Curvature`."""
+        return self.quadratic(self.distance(values, anchors))
+
+    def gradient(self, values: Sequence[Tensor], anchors: Sequence[Tensor]) -> list[Tensor]:
+        """See `Curvature`."""
+        return self.split(self.matrix(self.spectrum * self.coordinates(self.distance(values, anchors))))
+
+    def pull(
+        self,
+        values: Sequence[Tensor],
+        anchors: Sequence[Tensor],
+        strength: float,
+        *,
+        metrics: Sequence[float | Tensor],
+        before: Tensor | None,
+    ) -> tuple[list[Tensor], Tensor, Tensor | None]:
+        """See `Curvature` and `layer_pull`."""
+        metric = self.metric(values, metrics)
+        pull, share = layer_pull(self.distance(values, anchors), self, strength, metric=metric, before=before)
+        return self.split(pull), share, pull if isinstance(metric, Tensor) else None
+
+    def line(self, values: Sequence[Tensor], anchors: Sequence[Tensor], metrics: Sequence[float | Tensor]) -> Line:
+        """See `Curvature`; along its basis, in one number that is nowhere below the metric."""
+        metric = largest_metric(self.metric(values, metrics))
+        return self.coordinates(self.distance(values, anchors)), self.spectrum, metric
+
+    def collapsed(
+        self, own: Tensor, theta: Sequence[Tensor], mean: Sequence[Tensor]
+    ) -> tuple[list[Tensor], Tensor, Tensor]:
+        """See `Curvature`: m' = m + K'^-1 F (theta - m), along the directions of the common basis."""
+        start = self.join(*mean)
+        way = self.coordinates(self.join(*theta) - start)
+        share = torch.where(self.spectrum > 0, own / self.spectrum, torch.ones_like(own))
+        cost = 0.5 * ((self.spectrum - own).clamp(min=0) * share * way.square()).sum()
+        rise = self.quadratic(self.matrix((1 - share) * way))
+        return self.split(start + self.matrix(share * way)), cost, rise
+
+    def distance(self, values: Sequence[Tensor], anchors: Sequence[Tensor]) -> Tensor:
+        """D = W - anchor, [out, n]."""
+        return self.join(*values) - self.join(*anchors)
+
+    def metric(self, values: Sequence[Tensor], metrics: Sequence[float | Tensor]) -> float | Tensor:
+        """Of the whole layer: one number, or a tensor [out, n]."""
+        first = metrics[0]
+        if not isinstance(first, Tensor) and all(not isinstance(m, Tensor) and m == first for m in metrics):
+            return first
+        parts = [m if isinstance(m, Tensor) else torch.full_like(v, m) for m, v in zip(metrics, values, strict=True)]
+        return self.join(*(part.to(values[0].dtype) for part in parts))
+
+    def diagonal(self) -> Tensor:
+        """The diagonal of K, [out, n]."""
+        return self.outputs_basis.square() @ self.spectrum @ self.inputs_basis.square().T
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
+        """The same on another device or in another dtype."""
+        return replace(self, **{part: value.to(device=device, dtype=dtype) for part, value in self.tensors().items()})
+
+    def scaled(self, factor: float) -> Self:
+        """What is held of factor * K."""
+        return replace(self, spectrum=factor * self.spectrum)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Part -> tensor, for a file."""
+        return {part: getattr(self, part) for part in self.PARTS}
+
+
+@dataclass(frozen=True)
+class KroneckerFactors(LayerForm):
+    """The curvature A (x) G of one layer, whose weight and bias are one matrix W [out, in (+1)].
+
+    For a displacement D of that matrix the quadratic form is sum D * (G D A), twice the predicted rise.
+
+    Attributes:
+        inputs: A, float32 [n, n], n the inputs of one output unit (for a convolution channels times kernel size, in
+            the order of the flattened weight) and, where there is a bias, one more at the end that is always 1.
+        outputs: G, float32 [out, out].
+        shape, bias, inputs_first: of the layer, as `LayerForm` says.
+    """
+
+    inputs: Tensor
+    outputs: Tensor
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> KroneckerFactors:
+        """The same on another device or in another dtype."""
+        return replace(self, inputs=self.inputs.to(device, dtype), outputs=self.outputs.to(device, dtype))
+
+    def joined(
+        self, held: KroneckerCurvature | None, rule: Accumulate, *, num_tasks: int, share: float
+    ) -> tuple[KroneckerCurvature, Tensor]:
+        """What is held after this task; see `MeasuredLayer`."""
+        keep, add = shares_of(rule, num_tasks=num_tasks)
+        factor = share if held is None else share * add
+        return merged(held, self, keep=keep, add=factor)
+
+    def trace(self) -> float:
+        """Tr A Tr G: the sum of the diagonal over all weights of the layer."""
+        return float(self.inputs.double().trace() * self.outputs.double().trace())
+
+
+def merged(
+    held: KroneckerCurvature | None, new: KroneckerFactors, *, keep: float = 1.0, add: float = 1.0
+) -> tuple[KroneckerCurvature, Tensor]:
+    """What is held of keep * K + add * A (x) G, K what is held.
+
+    Args:
+        held: K; None for the first task.
+        new: A and G.
+        keep: factor >= 0 of what is held.
+        add: factor >= 0 of the new.
+
+    Returns:
+        What is held now, and the share of its spectrum that is the new task's, [out, n].
+
+    Cost: two eigendecompositions and a few products of the factors' size; in float64.
+    """
+    A, G = _wide(new.inputs), add * _wide(new.outputs)
+    inputs, outputs = G.trace() * A, A.trace() * G
+    if held is None:
+        U_A, U_G = torch.eye(len(A)).to(A), torch.eye(len(G)).to(G)
+        S = A.new_zeros(len(G), len(A))
+    else:
+        U_A, U_G, S = _wide(held.inputs_basis), _wide(held.outputs_basis), keep * _wide(held.spectrum)
+    inputs = inputs + (U_A * S.sum(dim=0)) @ U_A.T
+    outputs = outputs + (U_G * S.sum(dim=1)) @ U_G.T
+    inputs_basis, outputs_basis = torch.linalg.eigh(inputs)[1], torch.linalg.eigh(outputs)[1]
+    own = torch.outer(_along(outputs_basis, G), _along(inputs_basis, A))
+    spectrum = own + (outputs_basis.T @ U_G).square() @ S @ (inputs_basis.T @ U_A).square().T
+    device = new.inputs.device
+    # contiguous: products of other strides round otherwise, and files keep no strides
+    parts = (part.to(device, torch.float32).contiguous() for part in (inputs_basis, outputs_basis, spectrum))
+    return KroneckerCurvature(*parts, **new.form), own.to(device, torch.float32)
+
+
+def _along(basis: Tensor, factor: Tensor) -> Tensor:
+    """The diagonal of U^T F U, >= 0."""
+    found = ((basis.T @ factor) * basis.T).sum(dim=1)
+    return torch.where(found > _SMALLEST * found.max(), found, 0.0)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach()
+    return tensor.double() if tensor.device.type != "mps" else tensor.cpu().double()

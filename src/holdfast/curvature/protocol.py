@@ -1,0 +1,148 @@
+"""What every curvature of a group of parameters can do, however it is held: retention asks for nothing else.
+
+A weight by itself has one number, and is held beside the others in long lists (`holdfast.memory.stored`). A group of
+parameters that matter together, a *layer*, is an object: measured on one task it is a `MeasuredLayer`, of all tasks
+together a `Curvature`. Both are kept in mappings whose keys are the names of each layer's first parameter; a mixed
+importance has a `diagonal` and such `layers`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, Self
+
+import torch
+from torch import Tensor
+
+from holdfast.curvature.rules import Accumulate
+
+Line = tuple[Tensor, Tensor, float]
+"""Coordinates of a displacement along directions, the curvature along each, and one metric for all of them."""
+
+
+class Group(Protocol):
+    """Parameters that matter together."""
+
+    def shapes(self, name: str) -> dict[str, tuple[int, ...]]:
+        """Name -> shape of its parameters, in order; `name` is the first one's."""
+        ...
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Any:
+        """The same on another device or in another dtype."""
+        ...
+
+
+class MeasuredLayer(Group, Protocol):
+    """The importance of a layer, measured on one task."""
+
+    def joined(self, held: Any, rule: Accumulate, *, num_tasks: int, share: float) -> tuple[Curvature, Tensor]:
+        """What is held after this task.
+
+        Args:
+            held: the `Curvature` of the tasks before; None for none.
+            rule: how importances join.
+            num_tasks: that were retained before.
+            share: what this importance is multiplied by.
+
+        Returns:
+            The curvature, and the part of its `spectrum` that is this task's.
+
+        Raises:
+            OptionError: it has no such rule.
+        """
+        ...
+
+
+class Curvature(Group, Protocol):
+    """What is held of a layer: a quadratic K, half of which is the rise of the old tasks' loss.
+
+    `values` and `anchors` are tensors of its parameters, in order, in the dtype to compute in.
+    """
+
+    @property
+    def spectrum(self) -> Tensor:
+        """S >= 0, the curvature along each direction that K is held in; its sum is the trace of K."""
+        ...
+
+    def diagonal(self) -> Tensor:
+        """The curvature of each weight by itself, >= 0."""
+        ...
+
+    def scaled(self, factor: float) -> Self:
+        """The curvature factor * K."""
+        ...
+
+    def rise(self, values: Sequence[Tensor], anchors: Sequence[Tensor]) -> Tensor:
+        """1/2 d^T K d >= 0 for the displacement d; zero-dimensional, differentiable."""
+        ...
+
+    def gradient(self, values: Sequence[Tensor], anchors: Sequence[Tensor]) -> list[Tensor]:
+        """K d, by parameter."""
+        ...
+
+    def pull(
+        self,
+        values: Sequence[Tensor],
+        anchors: Sequence[Tensor],
+        strength: float,
+        *,
+        metrics: Sequence[float | Tensor],
+        before: Tensor | None,
+    ) -> tuple[list[Tensor], Tensor, Tensor | None]:
+        """The implicit step toward the anchors in a metric: it never raises the rise, at any strength.
+
+        Args:
+            values: the weights after the optimizer's step.
+            anchors: where K has no force.
+            strength: lambda > 0, up to infinity, which pins.
+            metrics: M of each parameter, a number (infinite where its learning rate is zero) or a tensor.
+            before: what the last pull gave for the next one; None for none.
+
+        Returns:
+            What is to be added to each of the values, the share of its way that each direction went, and what the next
+            pull starts from.
+        """
+        ...
+
+    def line(self, values: Sequence[Tensor], anchors: Sequence[Tensor], metrics: Sequence[float | Tensor]) -> Line:
+        """What a budget projects along: after a pull of strength mu a coordinate c is c / (1 + mu S / M).
+
+        Raises:
+            OptionError: it has no directions of its own.
+        """
+        ...
+
+    def collapsed(
+        self, own: Tensor, theta: Sequence[Tensor], mean: Sequence[Tensor]
+    ) -> tuple[list[Tensor], Tensor, Tensor]:
+        """The one anchor that stands for those of all tasks, under `accumulate="per_task"`.
+
+        Args:
+            own: the newest task's part of the spectrum.
+            theta: its anchor.
+            mean: that of the tasks before.
+
+        Returns:
+            The anchor by parameter, what separate anchors cost for good, and the rise at theta.
+        """
+        ...
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Part -> tensor, for a file."""
+        ...
+
+    @property
+    def form(self) -> dict[str, Any]:
+        """What of it is no tensor, as JSON values."""
+        ...
+
+
+def shapes_of(layers: Mapping[str, Group]) -> dict[str, Tensor]:
+    """Name -> a zero of the parameter's shape that takes no memory, for every parameter in a layer."""
+    zero = torch.zeros(())
+    return {n: zero.expand(shape) for name, layer in layers.items() for n, shape in layer.shapes(name).items()}
+
+
+def names_of(layers: Mapping[str, Group]) -> dict[str, list[str]]:
+    """Layer -> the names of its parameters."""
+    return {name: list(layer.shapes(name)) for name, layer in layers.items()}
