@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import holdfast as hf
 from benchmarks.workloads import Workload
-from holdfast.memory import Accumulate
+from holdfast.curvature import Accumulate
 from holdfast.retention import Keeper
 from holdfast.tensors import trainable_parameters
 

@@ -22,7 +22,7 @@ from benchmarks.tables import Part
 from benchmarks.timing import Spread, clock, in_turn, ratios
 from benchmarks.workloads import WORKLOADS, Batch, Workload, nll
 from holdfast import EWC, WVA, Decayed
-from holdfast.memory import Accumulate
+from holdfast.curvature import Accumulate
 
 NETS = {"mlp-small": 10, "mlp-large": 4, "gpt-128": 1}
 """Workload -> steps of a round."""
