@@ -36,6 +36,7 @@ from holdfast.retention.options import (
     unheld_warning,
 )
 from holdfast.retention.plan import Plan, check_covered, check_held_shapes, check_same_kind
+from holdfast.retention.replicas import check_replicas
 from holdfast.retention.report import Report
 from holdfast.retention.rise import layers_rise, weights_rise
 from holdfast.retention.watch import Watch
@@ -278,6 +279,7 @@ class Keeper:
         parameters = trainable_parameters(self.model)
         check_real(parameters, where=where)
         given = _as_importance(importance, where=where)
+        check_replicas(given, self.model, where=where)
         in_layers = shapes_of(given.layers)
         covers = {**given.diagonal, **in_layers}
         check_names(covers, self.model, where=where)
