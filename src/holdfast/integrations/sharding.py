@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from holdfast.errors import OptionError, ParameterMismatchError, StateError
-from holdfast.factored import FactoredImportance
-from holdfast.records import Importance, ImportanceInfo
-from holdfast.retention.replicas import digest, form_of, tensors_of
+from holdfast.factored import AnyImportance
+from holdfast.records import ImportanceInfo
+from holdfast.retention.replicas import digest, form_of, gathered, tensors_of, with_tensors
 
-Joined = TypeVar("Joined", Importance, FactoredImportance)
+Joined = TypeVar("Joined", bound=AnyImportance)
 
 
 @contextmanager
@@ -92,13 +92,8 @@ def over_processes(importance: Joined, *, group: Any = None) -> Joined:
         torch.distributed.all_reduce(value, group=group)
         value.div_(num_examples)
     info = replace(info, num_examples=num_examples, nats_per_unit=nats_per_unit)
-    if isinstance(importance, Importance):
-        return Importance({name: joined[name] for name in importance}, info)
-    factors = {
-        name: replace(f, inputs=joined[f"factors/{name}/inputs"], outputs=joined[f"factors/{name}/outputs"])
-        for name, f in importance.items()
-    }
-    return FactoredImportance(factors, {name: joined[name] for name in importance.diagonal}, info)
+    found: Any = with_tensors(importance, joined, info)
+    return found
 
 
 _OF_BATCHES = "is no mean over examples, and the processes' batches differ. Use another kind."
@@ -116,14 +111,13 @@ def _of_all(info: ImportanceInfo, tensors: Mapping[str, Tensor], group: Any) -> 
     form = (info.kind, info.unit, nats is None, form_of(tensors))
     numbers = torch.tensor([info.num_examples, 0.0 if nats is None else nats], dtype=torch.float64).view(torch.int64)
     mine = torch.cat([torch.tensor([digest(form)]), numbers]).to(next(iter(tensors.values())).device)
-    found = mine.new_empty(3 * torch.distributed.get_world_size(group))
-    torch.distributed.all_gather_into_tensor(found, mine, group=group)
-    digests, *columns = found.cpu().view(-1, 3).T.contiguous()
-    examples, factors = (column.view(torch.float64) for column in columns)
+    digests, *rows = gathered(mine, group)
+    examples, factors = (row.view(torch.float64) for row in rows)
     if (digests != digests[0]).any():
         raise ParameterMismatchError(
-            f"over_processes: kind, unit, names or shapes differ between processes; in this one {info.kind}, {info.unit}, "
-            f"of {len(tensors)} tensors. Measure with the same options, of the same parameters, in all of them."
+            "over_processes: kind, unit, names or shapes differ between processes; in this one "
+            f"{info.kind}, {info.unit}, {len(tensors)} tensors. In all of them, measure the same parameters with the "
+            "same options."
         )
     total = int(examples.sum())
     if not total:

@@ -63,9 +63,10 @@ class Moment:
 class Learner:
     """The moments of a run in which a method may act. Here nothing is done in any of them: plain fine-tuning.
 
-    The order is: `attach` to each new optimizer; `open_task`; `before_step`, `loss` and `after_step` at every step; `close_task`;
-    `evaluating` around every measurement. What must survive a kill goes through `state` and `load_state`. A method that
-    draws at random draws from torch's global state, which every epoch seeds: so a run that goes on draws the same.
+    The order is: `attach` to each new optimizer; `open_task`; `before_step`, `loss` and `after_step` at every step;
+    `close_task`; `evaluating` around every measurement. What must survive a kill goes through `state` and `load_state`.
+    A method that draws at random draws from torch's global state, which every epoch seeds: so a run that goes on draws
+    the same.
 
     Attributes:
         model: what is trained and tested; a method may wrap the model it was given.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from holdfast.errors import StateError
 from holdfast.factored import AnyImportance, FactoredImportance, factors_to_tensors
+from holdfast.records import Importance, ImportanceInfo
 from holdfast.tensors import prefixed, sum_of
 
 
@@ -34,25 +36,22 @@ def check_replicas(importance: AnyImportance, model: nn.Module, *, where: str) -
     Cost: one pass over the importance, and an all-gather of two numbers.
     """
     wrapper = _wrapper(model)
-    if wrapper is None or (count := torch.distributed.get_world_size(wrapper.process_group)) == 1:
+    if wrapper is None:
         return
     tensors = tensors_of(importance)
     total = torch.tensor([sum_of(value.sum() for value in tensors.values())], dtype=torch.float64)
     bits = {name: int(_bits(value).sum(dtype=torch.int64)) for name, value in tensors.items()}
     mine = torch.cat([torch.tensor([digest((form_of(tensors), bits))]), total.view(torch.int64)])
-    mine = mine.to(next(wrapper.parameters()).device)
-    found = mine.new_empty(2 * count)
     try:
-        torch.distributed.all_gather_into_tensor(found, mine, group=wrapper.process_group)
+        digests, totals = gathered(mine.to(next(wrapper.parameters()).device), wrapper.process_group)
     except RuntimeError as error:
         raise StateError(
-            f"{where}: not all {count} processes of the DistributedDataParallel model came here, to compare what they "
-            "hold. Call it in every process, or give a keeper that one process alone needs the bare model, model.module."
+            f"{where}: not all processes of the DistributedDataParallel model came here, to compare what they hold. "
+            "Call it in every process, or give a keeper that one process alone needs the bare model, model.module."
         ) from error
-    digests, totals = found.cpu().view(count, 2).T.contiguous()
     if (digests != digests[0]).any():
         raise StateError(
-            f"{where}: the importances differ between the {count} processes: their entries add up to "
+            f"{where}: the importances differ between the {len(digests)} processes: their entries add up to "
             f"{', '.join(f'{value:.6g}' for value in totals.view(torch.float64).tolist())}. Replicas that hold "
             "different importances drift apart. Join what each measured on its own share of the data: "
             "holdfast.integrations.sharding.over_processes(importance)."
@@ -68,9 +67,27 @@ def tensors_of(importance: AnyImportance) -> dict[str, Tensor]:
     return dict(sorted(found.items()))
 
 
+def with_tensors(importance: AnyImportance, tensors: Mapping[str, Tensor], info: ImportanceInfo) -> AnyImportance:
+    """Of the form of `importance`, from tensors as `tensors_of` names them."""
+    if isinstance(importance, Importance):
+        return Importance({name: tensors[name] for name in importance}, info)
+    factors = {
+        name: replace(f, inputs=tensors[f"factors/{name}/inputs"], outputs=tensors[f"factors/{name}/outputs"])
+        for name, f in importance.items()
+    }
+    return FactoredImportance(factors, {name: tensors[name] for name in importance.diagonal}, info)
+
+
 def form_of(tensors: Mapping[str, Tensor]) -> list[tuple[str, tuple[int, ...]]]:
     """Names and shapes."""
     return [(name, tuple(value.shape)) for name, value in tensors.items()]
+
+
+def gathered(numbers: Tensor, group: Any) -> Tensor:
+    """Of a vector of each process its numbers side by side, on the CPU: [numbers, processes]."""
+    found = [torch.empty_like(numbers) for _ in range(torch.distributed.get_world_size(group))]
+    torch.distributed.all_gather(found, numbers, group=group)
+    return torch.stack(found, dim=1).cpu()
 
 
 def digest(value: Any) -> int:
