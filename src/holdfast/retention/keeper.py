@@ -270,6 +270,7 @@ class Keeper:
             FileFormatError: anchors by reference, and their checkpoint is missing, truncated or no safetensors file.
             OptionError: a budget over an importance whose unit is not nats; Kronecker factors where they have no
                 meaning, or for a parameter that is held by a diagonal; no mapping to dense tensors of real numbers.
+            StateError: the processes that train replicas of the model hold different importances (`check_replicas`).
 
         Nothing is changed when it raises. Cost: a copy of importance and, with anchors, of the weights, in the forms
         they are held in and made a few megabytes at a time; for Kronecker factors two eigendecompositions a layer.
