@@ -218,6 +218,7 @@ def main(folder: Path) -> None:
     joined = over_processes(some)
     told["nats"] = [some.info.nats_per_unit, joined.info.nats_per_unit]
     told["si"] = error_of(lambda: over_processes(own.with_info(kind="si")))
+    told["mas-batched"] = error_of(lambda: over_processes(hf.mas(model, [share(0, rank)], batched=True)))
     told["no examples"] = error_of(lambda: over_processes(own.with_info(num_examples=0)))
     other = hf.kfac(model, [share(0, rank)]) if rank else own
     told["other kinds"] = error_of(lambda: over_processes(other))

@@ -96,10 +96,9 @@ def over_processes(importance: Joined, *, group: Any = None) -> Joined:
     return found
 
 
-_OF_BATCHES = "is no mean over examples, and the processes' batches differ. Use another kind."
 _NO_MEANS = {
-    "fisher-batched": _OF_BATCHES,
-    "mas-batched": _OF_BATCHES,
+    "fisher-batched": "is a mean over batches, which differ between processes. Use another kind.",
+    "mas-batched": "is of each process's data at once, and no mean over examples. Measure without batched=True.",
     "si": "is no mean over examples, and needs none: SynapticIntelligence under DistributedDataParallel finds the same "
     "in every process. Retain it as it is.",
 }
