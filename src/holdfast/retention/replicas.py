@@ -60,22 +60,20 @@ def check_replicas(importance: AnyImportance, model: nn.Module, *, where: str) -
 
 def tensors_of(importance: AnyImportance) -> dict[str, Tensor]:
     """Everything that an importance consists of, in the order of names; of layers "factors/WEIGHT/inputs" and so on."""
-    if isinstance(importance, FactoredImportance):
-        found = {**prefixed("factors", factors_to_tensors(importance)[0]), **importance.diagonal}
-    else:
-        found = dict(importance)
+    found = {**prefixed("factors", factors_to_tensors(importance.layers)[0]), **importance.diagonal}
     return dict(sorted(found.items()))
 
 
 def with_tensors(importance: AnyImportance, tensors: Mapping[str, Tensor], info: ImportanceInfo) -> AnyImportance:
     """Of the form of `importance`, from tensors as `tensors_of` names them."""
-    if isinstance(importance, Importance):
-        return Importance({name: tensors[name] for name in importance}, info)
-    factors = {
+    diagonal = {name: tensors[name] for name in importance.diagonal}
+    if importance.diagonal is importance:
+        return Importance(diagonal, info)
+    layers = {
         name: replace(f, inputs=tensors[f"factors/{name}/inputs"], outputs=tensors[f"factors/{name}/outputs"])
-        for name, f in importance.items()
+        for name, f in importance.layers.items()
     }
-    return FactoredImportance(factors, {name: tensors[name] for name in importance.diagonal}, info)
+    return FactoredImportance(layers, diagonal, info)
 
 
 def form_of(tensors: Mapping[str, Tensor]) -> list[tuple[str, tuple[int, ...]]]:
