@@ -55,7 +55,7 @@ def _measured(*, quick: bool) -> Part:
         return mlp(pixels, config.hidden, 10, slope=config.slope)
 
     def ours(method: str) -> tuple[nn.Module, Callable[[], object]]:
-        chosen = configure(stream, method)
+        chosen = configure(stream, method, si_variant="zenke")  # the library's default
         model = net()
         learner = build_learner(method_named(method), model, options=chosen, setting=Setting((tuple(range(10)),)))
         optimizer = build_optimizer("sgd", model.parameters(), lr=chosen.lr)

@@ -116,6 +116,11 @@ def test_a_budget_takes_the_place_of_the_strength(tmp_path: Path):
             ["--attenuation", "hyperbolic"],
             "--attenuation has no effect with method ewc-si; it belongs to wva.",
         ),
+        (
+            "ewc-si",
+            ["--si-variant", "kutalev", "--si-gradient", "before"],
+            "--si-gradient has no effect beside --si-variant kutalev, which has its own.",
+        ),
         ("none", ["--iterations", "3"], "--epochs has no effect beside --iterations, which is 3."),
     ],
 )

@@ -33,6 +33,7 @@ class TestConfigure:
             assert (config.strength, config.lr) == (strength, lr)
             assert (config.hidden, config.slope, config.optimizer) == ((300, 150), 0.2, "sgd")
             assert (config.batch_size, config.epochs, config.importance_data) == (100, 4, "validation")
+        assert configure("permuted-mnist", "ewc-si").si_variant == "kutalev"
         mas = configure("permuted-mnist", "ewc-mas")
         assert (mas.mas_output, mas.mas_batched) == ("softmax", True)
 
@@ -96,6 +97,7 @@ class TestNames:
             "mas_batched": True,
             "signal_bias": "output",
             "damping": 0.2,
+            "si_variant": "kutalev",
             "si_gradient": "after",
             "importance_data": "validation",
             "importance_examples": 10,

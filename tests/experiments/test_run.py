@@ -309,6 +309,7 @@ RESUMED: dict[str, dict[str, Any]] = {
     "ewc-fisher, budget": {"method": "ewc-fisher", "budget": 0.001, "fisher": "sampled"},
     "ewc-si, before": {"method": "ewc-si"},
     "ewc-si, after, kept": {"method": "ewc-si", "si_gradient": "after", "fresh_optimizer": False, "strength": 10.0},
+    "ewc-si, kutalev": {"method": "ewc-si", "si_variant": "kutalev", "strength": 10.0},
     "wva-signal, momentum": {"method": "wva-signal", "optimizer": "momentum", "lr": 0.02},
     "er": {"method": "er", "buffer_size": 40},
     "er, balanced": {"method": "er", "buffer_size": 40, "buffer": "balanced", "epochs": 1},

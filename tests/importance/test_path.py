@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -119,6 +121,153 @@ def test_the_pull_moves_the_weights_but_is_no_gradient_whatever_was_attached_fir
     assert max(float(v.max()) for v in found[0].values()) < 0.05
 
 
+def test_minibatch_noise_inflates_the_sum_by_lr_times_its_variance():
+    """What one step of SGD on one example credits, in the mean over the examples, for the one weight of a model."""
+    x, y, w, lr = torch.randn(50, generator=torch.Generator().manual_seed(0)), 0.7, 0.5, 0.1
+    g = (w * x - y) * x  # of 1/2 (w x - y)^2
+    curvature = x.square()
+
+    def credited(**options) -> float:
+        total = 0.0
+        for example in x[:, None, None]:
+            model = nn.Linear(1, 1, bias=False)
+            nn.init.constant_(model.weight, w)
+            optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+            path = hf.SynapticIntelligence(model, **options).attach(optimizer)
+
+            def loss(inputs: torch.Tensor, model: nn.Module = model) -> torch.Tensor:
+                return ((model(inputs) - y) ** 2 / 2).mean()
+
+            for inputs in (example, x[:, None]):  # then a step of no length, on the whole data
+                optimizer.zero_grad()
+                loss(inputs).backward()
+                optimizer.step()
+                if options:
+                    path.after_step(lambda inputs=inputs: loss(inputs))
+                optimizer.param_groups[0]["lr"] = 0.0
+            total += float(path.state_dict()["tensors"]["path/weight"])
+        return total / len(x)
+
+    for_whole_data = lr * g.mean() ** 2
+    assert credited() == pytest.approx(float(for_whole_data + lr * g.var(correction=0)), rel=1e-5)
+    assert credited(variant="kutalev") == pytest.approx(float(lr * (g**2 * (1 - lr * curvature)).mean()), rel=1e-5)
+
+
+def test_the_next_gradient_is_free_of_noise():
+    """As above: of a batch of its own, its mean is that of the whole data's gradient where the step led to."""
+    x, y, w, lr = torch.randn(50, generator=torch.Generator().manual_seed(0)), 0.7, 0.5, 0.1
+    g, total = (w * x - y) * x, 0.0
+    for example in x[:, None, None]:
+        model = nn.Linear(1, 1, bias=False)
+        nn.init.constant_(model.weight, w)
+        optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+        path = hf.SynapticIntelligence(model, gradient="after").attach(optimizer)
+        for inputs in (example, x[:, None]):
+            optimizer.zero_grad()
+            ((model(inputs) - y) ** 2 / 2).mean().backward()
+            optimizer.step()
+            optimizer.param_groups[0]["lr"] = 0.0
+        total += float(path.state_dict()["tensors"]["path/weight"])
+    led_to = g.mean() - lr * x.square().mean() * g  # the whole data's gradient there, for each example stepped on
+    assert total / len(x) == pytest.approx(float(lr * (g * led_to).mean()), rel=1e-5)
+
+
+def kutalev_by_hand(model, optimizer, tasks, loss_of, *, damping=0.1):
+    """Sums that are never reset, the gradient on the same batch after the step, the displacement of each task."""
+    path, found = {name: torch.zeros_like(p) for name, p in model.named_parameters()}, []
+    for data in tasks:
+        start = weights(model)
+        for batch in data:
+            before = weights(model)
+            optimizer.zero_grad()
+            loss_of(model, batch).backward()
+            optimizer.step()
+            after = torch.autograd.grad(loss_of(model, batch), list(model.parameters()))
+            for (name, p), g in zip(model.named_parameters(), after, strict=True):
+                path[name] -= g * (p.detach() - before[name])
+        end = weights(model)
+        found.append({n: path[n].clamp_min(0) / ((end[n] - start[n]) ** 2 + damping) for n in path})
+    return found
+
+
+def convolution() -> nn.Module:
+    torch.manual_seed(2)
+    return nn.Sequential(nn.Unflatten(1, (1, 2, 2)), nn.Conv2d(1, 3, 2), nn.Flatten(), nn.Tanh(), nn.Linear(3, 3))
+
+
+@pytest.mark.parametrize("make_net", [net, convolution])
+@pytest.mark.parametrize(
+    "make", [lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9), lambda p: torch.optim.Adam(p, lr=0.01)]
+)
+@pytest.mark.parametrize("saved", [False, True])
+def test_kutalevs_variant_equals_the_sum_by_hand(make, make_net, saved):
+    def loss_of(model, batch):
+        return F.cross_entropy(model(batch[0]), batch[1])
+
+    tasks = [batches(6, seed=1), batches(5, seed=2)]
+    model = make_net()
+    expected = kutalev_by_hand(model, make(model.parameters()), tasks, loss_of)
+    model = make_net()
+    optimizer = make(model.parameters())
+    path = hf.SynapticIntelligence(model, variant="kutalev").attach(optimizer)
+    for number, data in enumerate(tasks):
+        for step, batch in enumerate(data):
+            optimizer.zero_grad()
+            loss_of(model, batch).backward()
+            optimizer.step()
+            path.after_step(lambda batch=batch: loss_of(model, batch))
+            if saved and step == 2:
+                state = path.detach().state_dict()
+                path = hf.SynapticIntelligence(model, variant="kutalev").attach(optimizer)
+                path.load_state_dict(state)
+        importance = path.importance()
+        assert_same(importance, expected[number])
+        assert importance.info.details["num_steps"] == len(data)
+    assert not torch.allclose(expected[1]["4.weight" if make_net is convolution else "2.weight"], torch.tensor(0.0))
+
+
+def test_the_look_back_leaves_the_model_as_it_was():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Dropout(0.5), nn.Linear(6, 3))
+    model[1].eval()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    path = hf.SynapticIntelligence(model, variant="kutalev").attach(optimizer)
+    (inputs, targets), seen = batches(1)[0], []
+    F.cross_entropy(model(inputs), targets).backward()
+    optimizer.step()
+    before, grads, random = copy.deepcopy(model.state_dict()), gradients(model), torch.get_rng_state()
+
+    def loss() -> torch.Tensor:
+        seen.append([module.training for module in model])
+        return F.cross_entropy(model(inputs), targets)
+
+    path.after_step(loss)
+    assert seen == [[True, False, True, True]] == [[module.training for module in model]]
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(torch.equal(value, grads[name]) for name, value in gradients(model).items())
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_a_step_that_was_not_looked_back_on_is_an_error_with_its_remedy():
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    path = hf.SynapticIntelligence(model, variant="kutalev").attach(optimizer)
+    train(model, optimizer, batches(1))
+    before = weights(model)
+    for call in (lambda: train(model, optimizer, batches(1)), path.importance):
+        with pytest.raises(
+            StateError, match=r"not credited, of 4 parameters such as '0.weight'.*path.after_step\(lambda"
+        ):
+            call()
+    assert all(torch.equal(value, before[name]) for name, value in weights(model).items())
+    path.after_step(lambda: F.cross_entropy(model(batches(1)[0][0]), batches(1)[0][1]))
+    assert float(path.importance()["0.weight"].sum()) > 0
+    with pytest.raises(OptionError, match=r'after_step\(\) belongs to variant="kutalev", and this is \'zenke\''):
+        hf.SynapticIntelligence(model).after_step(lambda: torch.zeros(()))
+    with pytest.raises(OptionError, match=r"gradient is \'after\'; variant=\'kutalev\' has its own"):
+        hf.SynapticIntelligence(model, variant="kutalev", gradient="after")
+
+
 def test_each_call_begins_a_new_path_unless_told_not_to():
     data = batches(10)
     model = net()
@@ -211,7 +360,7 @@ def test_bad_input_is_named_with_its_remedy():
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(OptionError, match=r"damping is 0; expected a number above 0"):
         hf.SynapticIntelligence(model, damping=0)
-    with pytest.raises(OptionError, match='gradient is \'now\'; expected "before" or "after"'):
+    with pytest.raises(OptionError, match="unknown gradient of SynapticIntelligence 'now'. Known: after, before."):
         hf.SynapticIntelligence(model, gradient="now")
     path = hf.SynapticIntelligence(model)
     with pytest.raises(StateError, match=r"no optimizer step was watched .* Call attach\(optimizer\)"):

@@ -48,6 +48,7 @@ def epoch(learner: Learner, optimizer: Any, *, t: int, seed: int) -> None:
         seed=seed,
         loss=learner.loss,
         before_step=lambda step: learner.before_step(Moment(step, steps, step, steps)),
+        after_step=learner.after_step,
     )
 
 
@@ -124,6 +125,7 @@ class TestLiveness:
             ("ewc-kfac", {"pull": "penalty", "strength": 1.0}),
             ("ewc-si", {"damping": 0.01}),
             ("ewc-si", {"si_gradient": "after"}),
+            ("ewc-si", {"si_variant": "kutalev"}),
             ("wva-signal", {"attenuation": "exponential"}),
             ("er", {"buffer": "balanced", "buffer_size": 20}),
             ("er", {"buffer_size": 20}),
@@ -303,6 +305,7 @@ class TestState:
             ("ewc-fisher", {"strength": 1.0, "pull": "penalty"}),
             ("ewc-si", {"strength": 1.0}),
             ("ewc-si", {"strength": 1.0, "si_gradient": "after"}),
+            ("ewc-si", {"strength": 1.0, "si_variant": "kutalev"}),
             ("wva-si", {"strength": 10.0, "accumulate": "decayed:0.5", "weighting": "examples"}),
             ("ewc-kfac", {"strength": 10.0}),
             ("ewc-kfac", {"strength": 10.0, "accumulate": "per_task"}),

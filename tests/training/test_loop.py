@@ -113,6 +113,26 @@ def test_steps_of_an_epoch(num_steps, taken):
     assert steps == [entry for step in range(taken) for entry in (step, -1)]
 
 
+def test_after_a_step_its_batch_is_shown():
+    model, seen = net(), []
+    optimizer = build_optimizer("sgd", model.parameters(), lr=0.1)
+
+    def after(inputs: torch.Tensor, targets: torch.Tensor, columns: torch.Tensor | None) -> None:
+        seen.append((inputs, targets, columns, weights(model)))
+
+    asked = []
+    optimizer.register_step_pre_hook(lambda *_: asked.append(weights(model)))
+    train_epoch(model, optimizer, examples(50), batch_size=16, seed=0, after_step=after)
+    assert [len(inputs) for inputs, *_ in seen] == [16, 16, 16, 2]
+    data = examples(50)
+    rows = {tuple(row.flatten().tolist()): int(label) for row, label in zip(data.inputs, data.targets, strict=True)}
+    for inputs, targets, columns, _ in seen:
+        assert [rows[tuple(row.flatten().tolist())] for row in inputs] == targets.tolist()
+        assert columns is None
+    assert all(not same(before, seen[step][3]) for step, before in enumerate(asked))  # it comes after the step
+    assert all(same(before, seen[step][3]) for step, before in enumerate(asked[1:]))
+
+
 def test_a_learning_rate_set_before_a_step_is_the_one_it_takes():
     model = net()
     optimizer = build_optimizer("sgd", model.parameters(), lr=0.1)

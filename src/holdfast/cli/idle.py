@@ -44,6 +44,7 @@ _OF_IMPORTANCE = {
     "mas_batched": ("mas",),
     "signal_bias": ("signal",),
     "damping": ("si",),
+    "si_variant": ("si",),
     "si_gradient": ("si",),
     "importance_data": ("fisher", "mas", "signal", "taylor", "kfac"),
     "importance_examples": ("fisher", "mas", "signal", "taylor", "kfac"),
@@ -55,6 +56,8 @@ def idle_settings(config: RunConfig, given: Iterable[str]) -> list[str]:
     lines = [line for name in given if (line := _belongs_elsewhere(name, config))]
     if config.iterations is not None and "epochs" in given:
         lines.append(f"--epochs has no effect beside --iterations, which is {config.iterations}.")
+    if config.si_variant != "zenke" and "si_gradient" in given:
+        lines.append("--si-gradient has no effect beside --si-variant kutalev, which has its own.")
     return lines
 
 

@@ -42,6 +42,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "mas_batched",
         "signal_bias",
         "damping",
+        "si_variant",
         "si_gradient",
         "importance_data",
         "importance_examples",

@@ -207,6 +207,8 @@ class _Trained:
             own, added = self._loss(batch)
             (own if added is None else own + added).backward()
             self.optimizer.step()
+            if self.workload.examples is not None:
+                self.learner.after_step(batch[0], batch[1], self._columns)
 
     def close(self) -> None:
         """Close the task on the batches."""

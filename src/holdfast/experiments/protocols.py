@@ -12,7 +12,7 @@ _KUTALEV = {"hidden": (300, 150), "slope": 0.2, "optimizer": "sgd", "lr": 0.2, "
 _KUTALEV_METHODS: dict[str, dict[str, Any]] = {
     "ewc-fisher": {"strength": 15.0},
     "ewc-mas": {"strength": 15.0, "mas_output": "softmax", "mas_batched": True},
-    "ewc-si": {"strength": 0.1, "lr": 0.02, "damping": 0.1},
+    "ewc-si": {"strength": 0.1, "lr": 0.02, "damping": 0.1, "si_variant": "kutalev"},
     "ewc-signal": {"strength": 1.0, "signal_bias": "activation"},
     "ewc-taylor": {"strength": 100.0},
     # no protocol of the authors': chosen on validation data, see docs/results/kfac

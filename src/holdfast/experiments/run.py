@@ -193,6 +193,7 @@ class ActiveRun:
                 num_steps=epoch_steps,
                 before_step=before_step,
                 loss=self.learner.loss,
+                after_step=self.learner.after_step,
                 clip=config.clip,
             )
             self.count_epoch(t, loss=loss, seconds=time.perf_counter() - began, epochs=epochs)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal, Self
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
 
+from holdfast.choices import check_choice
 from holdfast.errors import FileFormatError, OptionError, ParameterMismatchError, StateError
+from holdfast.moments.state import measuring
 from holdfast.records import Importance, ImportanceInfo
-from holdfast.steps import StepHooks, bare_optimizer
-from holdfast.tensors import check_real, trainable_parameters, unwrap
+from holdfast.steps import BackwardGradients, StepHooks, bare_optimizer
+from holdfast.tensors import TensorMap, check_real, is_sharded, trainable_parameters, unwrap
+
+Variant = Literal["zenke", "kutalev"]
+Gradient = Literal["before", "after"]
 
 
 class SynapticIntelligence:
@@ -19,8 +24,9 @@ class SynapticIntelligence:
 
         omega_i = max(0, sum over steps of -g_i * increment_i) / (displacement_i^2 + damping)
 
-    with g the task's gradient as `backward()` left it (before clipping, without any pull), the increment all that
-    happened to the weight until its next step (pull included), the displacement that of the whole task.
+    with g the task's gradient as `backward()` left it (before clipping, without any pull; under
+    `DistributedDataParallel` averaged over processes), the increment all that happened to the weight until its next
+    step (pull included), the displacement that of the whole task.
 
         path = hf.SynapticIntelligence(model).attach(optimizer)
         for task in stream:
@@ -30,19 +36,30 @@ class SynapticIntelligence:
     Args:
         model: the model being trained.
         damping: xi > 0, in weight^2; the authors' 0.1.
-        gradient: "before" each step, as the authors have it: minibatch noise inflates the sum by about lr E|g|^2; or
-            "after": the next step's gradient at the weights it led to, from another batch, free of that bias.
+        variant: "zenke" as above; "kutalev": the sums go on over all tasks, only the displacement is the task's, and g
+            is the gradient on the step's own batch after the step, for which the loop calls `after_step`.
+        gradient: of "zenke" alone: "before" each step (default); or "after": the next step's gradient at the weights
+            that this one led to, from another batch.
         scaler: the `GradScaler` of mixed-precision training, whose scale is taken out of the gradients.
 
     Raises:
-        OptionError: an option out of its range.
+        OptionError: an option out of its range or without effect, or a model that `fully_shard` has spread.
+        UnknownNameError: no such variant or gradient.
         UnsupportedLayerError: a parameter is not of real numbers.
 
-    Cost: no passes over data; four copies of the weights; three passes over the weights a step. A step made by
-    `penalty()` in the loss counts as the task's; use another pull.
+    Minibatch noise inflates the sum: under plain SGD each step credits lr g^2, whose mean lies above that of the whole
+    data's gradient by lr times the variance of g. `gradient="after"` is free of it, "kutalev" is not, for its g comes
+    from the same batch.
 
-    Source: Zenke, Poole & Ganguli 2017 (arXiv 1703.04200); their strength c is half of ours. Departure: they clamp
-    nothing, we clamp the sum at zero, since a penalty needs importances >= 0.
+    Cost: no passes over data ("kutalev": one forward and backward pass a step); four copies of the weights; three
+    passes over the weights a step. A step made by `penalty()` in the loss counts as the task's; use another pull. Under
+    `DistributedDataParallel` no communication: every process finds the same.
+
+    Source: Zenke, Poole & Ganguli 2017 (arXiv 1703.04200); their penalty is c sum omega (theta - anchor)^2, so that our
+    strength is 2 c. Departure: their program clamps the total over all tasks at zero, we clamp each task's sum. Variant
+    "kutalev": the permuted MNIST with plain SGD of Kutalev & Lapina 2021 (arXiv 2109.10021); their program with Adam
+    resets the sums and takes g before the step, penalty included. Departure: they clamp nothing, and a negative
+    importance pushes a weight away from its anchor; under these settings less than 1e-5 of the sum is below zero.
     """
 
     def __init__(
@@ -50,21 +67,29 @@ class SynapticIntelligence:
         model: nn.Module,
         *,
         damping: float = 0.1,
-        gradient: Literal["before", "after"] = "before",
+        variant: Variant = "zenke",
+        gradient: Gradient | None = None,
         scaler: Any = None,
     ) -> None:
         if not (isinstance(damping, int | float) and 0 < damping < float("inf")):
             raise OptionError(f"SynapticIntelligence: damping is {damping!r}; expected a number above 0, such as 0.1.")
-        if gradient not in ("before", "after"):
-            raise OptionError(f'SynapticIntelligence: gradient is {gradient!r}; expected "before" or "after".')
-        check_real(trainable_parameters(model), where="SynapticIntelligence")
+        check_choice("variant of SynapticIntelligence", variant, get_args(Variant))
+        if gradient is not None:
+            check_choice("gradient of SynapticIntelligence", gradient, get_args(Gradient))
+            if variant != "zenke":
+                raise OptionError(
+                    f"SynapticIntelligence: gradient is {gradient!r}; variant={variant!r} has its own, on the same "
+                    'batch after the step. Leave it out, or take variant="zenke".'
+                )
         self.model = model
         self.damping = damping
-        self.gradient = gradient
+        self.variant = variant
+        self.gradient: Gradient | None = (gradient or "before") if variant == "zenke" else None
+        self._watchable()
         self._scaler = scaler
         self._hooks: list[StepHooks] = []
-        self._handles: list[Any] = []
-        self._fresh: dict[str, Tensor] = {}
+        self._kept: list[BackwardGradients] = []
+        self._path: dict[str, Tensor] = {}  # sum of -g * increment
         self._restart()
 
     def attach(self, optimizer: Any) -> Self:
@@ -73,12 +98,12 @@ class SynapticIntelligence:
         Raises:
             StateError: it is attached to this optimizer already.
             ParameterMismatchError: the optimizer trains none of the model's parameters.
+            OptionError: the model is spread by `fully_shard`.
         """
         bare = bare_optimizer(optimizer)
         if any(hooks.optimizer is bare for hooks in self._hooks):
             raise StateError(f"SynapticIntelligence: already attached to this {type(bare).__name__}.")
-        named = trainable_parameters(self.model)
-        check_real(named, where="SynapticIntelligence")
+        named = self._watchable()
         trained = {id(p) for group in bare.param_groups for p in group["params"]}
         watched = {name: parameter for name, parameter in named.items() if id(parameter) in trained}
         if not watched:
@@ -86,22 +111,45 @@ class SynapticIntelligence:
                 f"SynapticIntelligence: this {type(bare).__name__} trains none of the model's parameters. "
                 "Build the optimizer from the same model's parameters()."
             )
-        for name, parameter in watched.items():
-            hook = parameter.register_post_accumulate_grad_hook(lambda p, name=name: self._keep_gradient(name, p))
-            self._handles.append(hook)
-        hooks = StepHooks(bare, gradients=lambda _: self._integrate(watched), after=lambda _: self._count())
-        self._hooks.append(hooks)
+        if self.variant == "zenke":
+            kept = BackwardGradients(watched, scaler=self._scaler)
+            self._kept.append(kept)
+            at_step = {"gradients": lambda _: self._integrate(watched, kept)}
+        else:
+            at_step = {"before": lambda _: self._note(watched)}
+        self._hooks.append(StepHooks(bare, **at_step, after=lambda _: self._count()))
         return self
 
     def detach(self) -> Self:
         """Take every hook off again; the path so far stays."""
-        for hooks in self._hooks:
-            hooks.remove()
-        for handle in self._handles:
-            handle.remove()
-        self._hooks, self._handles = [], []
-        self._fresh = {}
+        for held in (*self._hooks, *self._kept):
+            held.remove()
+        self._hooks, self._kept = [], []
         return self
+
+    def after_step(self, loss: Callable[[], Tensor]) -> None:
+        """Credit the step just taken with the gradient that its own batch has now: of `variant="kutalev"`.
+
+            optimizer.step()
+            path.after_step(lambda: loss_of(model, batch))
+
+        Args:
+            loss: returns the task's mean loss on the batch of this step, without penalty or loss scale; under
+                `DistributedDataParallel` by way of the wrapper. Training modes stay, and gradients, buffers and the
+                random state are given back.
+
+        Raises:
+            OptionError: the variant is another, which needs no such call.
+        """
+        if self.variant != "kutalev":
+            raise OptionError(
+                f'SynapticIntelligence: after_step() belongs to variant="kutalev", and this is {self.variant!r}. '
+                "Leave the call out."
+            )
+        gradients = _gradients_now(self.model, loss)
+        for name, parameter in trainable_parameters(self.model).items():
+            self._credit(name, parameter, gradients.get(name))
+        self._last = {}
 
     @torch.no_grad()
     def importance(self, *, restart: bool = True, num_examples: int = 0) -> Importance:
@@ -115,15 +163,18 @@ class SynapticIntelligence:
             float32 >= 0, in the loss's unit per weight^2 (nats for a likelihood).
 
         Raises:
-            StateError: no step was watched.
+            StateError: no step was watched, or the last one still needs `after_step`.
         """
         if self._num_steps == 0:
             raise StateError(
                 "SynapticIntelligence: no optimizer step was watched since the path began. Call attach(optimizer) "
                 "before training, with the optimizer whose step() trains this model."
             )
-        parameters = trainable_parameters(self.model)
-        self._integrate({name: p for name, p in parameters.items() if name in self._last}, final=True)
+        parameters = self._watchable()
+        if self.variant == "kutalev":
+            self._check_credited(parameters)
+        for name, parameter in parameters.items():
+            self._credit(name, parameter, self._used.get(name))
         values = {}
         for name, parameter in parameters.items():
             if (start := self._start.get(name)) is None:
@@ -136,7 +187,12 @@ class SynapticIntelligence:
             num_examples=num_examples,
             unit="loss/weight^2",
             model=type(unwrap(self.model)).__name__,
-            details={"damping": self.damping, "gradient": self.gradient, "num_steps": self._num_steps},
+            details={
+                "variant": self.variant,
+                "damping": self.damping,
+                "gradient": self.gradient,
+                "num_steps": self._num_steps,
+            },
         )
         if restart:
             self._restart()
@@ -167,31 +223,74 @@ class SynapticIntelligence:
     def _restart(self) -> None:
         self._num_steps = 0
         self._start: dict[str, Tensor] = {}  # weights where the path began
-        self._path: dict[str, Tensor] = {}  # sum of -g * increment
         self._last: dict[str, Tensor] = {}  # weights before the step whose increment is not credited yet
         self._used: dict[str, Tensor] = {}  # the gradient of that step
-
-    def _keep_gradient(self, name: str, parameter: Tensor) -> None:
-        if parameter.grad is not None:
-            scale = 1.0 if self._scaler is None else 1.0 / float(self._scaler.get_scale())
-            self._fresh[name] = parameter.grad.detach() * scale
+        if self.variant == "zenke":
+            self._path = {}
 
     @torch.no_grad()
-    def _integrate(self, watched: Mapping[str, nn.Parameter], *, final: bool = False) -> None:
+    def _integrate(self, watched: Mapping[str, nn.Parameter], kept: BackwardGradients) -> None:
         """Credit the last step's increment, which is complete now, and note where the coming step begins."""
         for name, parameter in watched.items():
-            if name not in self._start:
-                self._start[name] = parameter.detach().clone()
-                self._path[name] = torch.zeros_like(parameter, dtype=torch.float32)
-            gradient = self._fresh.pop(name, None)
+            self._begin(name, parameter)
+            gradient = kept.take(name)
             if gradient is None and parameter.grad is not None:
                 gradient = parameter.grad.detach().clone()
-            credit = self._used.get(name) if self.gradient == "before" or final or gradient is None else gradient
-            if name in self._last and credit is not None:
-                increment = parameter.detach() - self._last.pop(name)
-                self._path[name].sub_(torch.where(increment == 0, 0.0, credit * increment).float())
-            if gradient is not None and not final:
+            own = self.gradient == "before" or gradient is None
+            self._credit(name, parameter, self._used.get(name) if own else gradient)
+            if gradient is not None:
                 self._last[name], self._used[name] = parameter.detach().clone(), gradient
+
+    @torch.no_grad()
+    def _note(self, watched: Mapping[str, nn.Parameter]) -> None:
+        """Note where the coming step begins."""
+        self._check_credited(watched)
+        for name, parameter in watched.items():
+            self._begin(name, parameter)
+            self._last[name] = parameter.detach().clone()
+
+    def _begin(self, name: str, parameter: nn.Parameter) -> None:
+        if name not in self._start:
+            self._start[name] = parameter.detach().clone()
+            self._path.setdefault(name, torch.zeros_like(parameter, dtype=torch.float32))
+
+    @torch.no_grad()
+    def _credit(self, name: str, parameter: nn.Parameter, gradient: Tensor | None) -> None:
+        """Subtract g * increment since the last step began, once."""
+        if gradient is not None and name in self._last:
+            increment = parameter.detach() - self._last.pop(name)
+            self._path[name].sub_(torch.where(increment == 0, 0.0, gradient * increment).float())
+
+    def _check_credited(self, names: TensorMap) -> None:
+        if waiting := [name for name in names if name in self._last]:
+            raise StateError(
+                f"SynapticIntelligence: the last step was not credited, of {len(waiting)} parameters such as "
+                f'{waiting[0]!r}. variant="kutalev" takes its gradient after the step: call '
+                "path.after_step(lambda: loss of the same batch) after every optimizer.step()."
+            )
+
+    def _watchable(self) -> dict[str, nn.Parameter]:
+        """The trainable parameters; raises for those whose path cannot be followed."""
+        named = trainable_parameters(self.model)
+        check_real(named, where="SynapticIntelligence")
+        if spread := [name for name, parameter in named.items() if is_sharded(parameter)]:
+            raise OptionError(
+                f"SynapticIntelligence: {len(spread)} of {len(named)} trainable parameters are sharded, such as "
+                f"{spread[0]!r}, and it follows whole weights. Train under DistributedDataParallel, or measure after "
+                "the task instead: hf.fisher inside holdfast.integrations.sharding.whole_weights(model)."
+            )
+        return named
 
     def _count(self) -> None:
         self._num_steps += 1
+
+
+def _gradients_now(model: nn.Module, loss: Callable[[], Tensor]) -> dict[str, Tensor]:
+    """Of every parameter that `loss` reaches; the model is left as it was, in its own training modes."""
+    modes = [(module, module.training) for module in model.modules()]
+    with measuring(model):
+        for module, mode in modes:
+            module.training = mode
+        loss().backward()
+        named = trainable_parameters(model)
+        return {name: parameter.grad for name, parameter in named.items() if parameter.grad is not None}

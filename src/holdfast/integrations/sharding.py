@@ -12,17 +12,21 @@ step are taken over all of them. `keeper.save` and `load` speak of the whole mod
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from holdfast.errors import OptionError, StateError
-from holdfast.records import Importance
+from holdfast.errors import OptionError, ParameterMismatchError, StateError
+from holdfast.factored import AnyImportance
+from holdfast.records import ImportanceInfo
+from holdfast.retention.replicas import digest, form_of, gathered, tensors_of, with_tensors
+
+Joined = TypeVar("Joined", bound=AnyImportance)
 
 
 @contextmanager
@@ -56,10 +60,12 @@ def whole_weights(model: nn.Module) -> Iterator[nn.Module]:
             module.reshard()
 
 
-def over_processes(importance: Importance, *, group: Any = None) -> Importance:
+def over_processes(importance: Joined, *, group: Any = None) -> Joined:
     """The importance on all processes' data together: the mean of theirs, weighted by their numbers of examples.
 
-    Exact for what is a mean over examples: Fisher importances (all but `kind="batched"`), MAS, signal and Taylor.
+    Exact for what is a mean over examples: Fisher importances (all but `kind="batched"`), MAS, signal and Taylor, and
+    of `kfac` each factor, A and G, which are such means each by itself. `nats_per_unit`, where it was measured, becomes
+    the mean of what the processes found.
 
     Args:
         importance: this process's, measured with the same options as the others', of the same parameters.
@@ -69,30 +75,56 @@ def over_processes(importance: Importance, *, group: Any = None) -> Importance:
         The same in every process; its `num_examples` is that of all data.
 
     Raises:
-        OptionError: an importance that is no mean over examples.
+        OptionError: an importance that is no mean over examples, or whose number of examples nobody knows.
+        ParameterMismatchError: kinds, names or shapes differ between processes; in all of them.
         StateError: no process group is initialised.
 
-    Cost: one all-reduce of each tensor.
+    Cost: an all-gather of three numbers, and one all-reduce of each tensor.
     """
     if not torch.distributed.is_initialized():
         raise StateError("over_processes: no process group. Run under torchrun and call init_process_group() first.")
-    if importance.info.kind == "fisher-batched":
-        raise OptionError(
-            "over_processes: 'fisher-batched' is a mean over batches, which differ between processes. Use another kind."
+    info, tensors = importance.info, tensors_of(importance)
+    if info.kind in _NO_MEANS:
+        raise OptionError(f"over_processes: {info.kind!r} {_NO_MEANS[info.kind]}")
+    num_examples, nats_per_unit = _of_all(info, tensors, group)
+    joined = {name: value * info.num_examples for name, value in tensors.items()}
+    for value in joined.values():
+        torch.distributed.all_reduce(value, group=group)
+        value.div_(num_examples)
+    info = replace(info, num_examples=num_examples, nats_per_unit=nats_per_unit)
+    found: Any = with_tensors(importance, joined, info)
+    return found
+
+
+_NO_MEANS = {
+    "fisher-batched": "is a mean over batches, which differ between processes. Use another kind.",
+    "mas-batched": "is of each process's data at once, and no mean over examples. Measure without batched=True.",
+    "si": "is no mean over examples, and needs none: SynapticIntelligence under DistributedDataParallel finds the same "
+    "in every process. Retain it as it is.",
+}
+
+
+def _of_all(info: ImportanceInfo, tensors: Mapping[str, Tensor], group: Any) -> tuple[int, float | None]:
+    """Examples of all processes together, and their mean nats per unit; raises unless they measured the same."""
+    nats = info.nats_per_unit
+    form = (info.kind, info.unit, nats is None, form_of(tensors))
+    numbers = torch.tensor([info.num_examples, 0.0 if nats is None else nats], dtype=torch.float64).view(torch.int64)
+    mine = torch.cat([torch.tensor([digest(form)]), numbers]).to(next(iter(tensors.values())).device)
+    digests, *rows = gathered(mine, group)
+    examples, factors = (row.view(torch.float64) for row in rows)
+    if (digests != digests[0]).any():
+        raise ParameterMismatchError(
+            "over_processes: kind, unit, names or shapes differ between processes; in this one "
+            f"{info.kind}, {info.unit}, {len(tensors)} tensors. In all of them, measure the same parameters with the "
+            "same options."
         )
-    values = {name: value * importance.info.num_examples for name, value in importance.items()}
-    some = next(iter(values.values()))
-    examples = torch.tensor(importance.info.num_examples, dtype=torch.int64, device=some.device)
-    for tensor in (*values.values(), examples):
-        torch.distributed.all_reduce(tensor, group=group)
-    total = int(examples)
-    return Importance(
-        {name: _divided(value, total) for name, value in values.items()}, replace(importance.info, num_examples=total)
-    )
-
-
-def _divided(total: Tensor, count: int) -> Tensor:
-    return total.div_(count)
+    total = int(examples.sum())
+    if not total:
+        raise OptionError(
+            f"over_processes: num_examples of this importance ({info.kind}) is 0 in all processes, and it weights the "
+            "mean. Say on how many examples each was measured: importance.with_info(num_examples=...)."
+        )
+    return total, None if nats is None else float(examples @ factors / total)
 
 
 def _is_of_fsdp(hook: Any) -> bool:

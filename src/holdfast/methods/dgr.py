@@ -100,6 +100,10 @@ class DGR(Learner):
         added = (1 - share) * (replayed - own)
         return own, added if penalty is None else added + penalty
 
+    def after_step(self, inputs: Tensor, targets: Tensor, columns: Tensor | None) -> None:
+        """For what holds the solver; the replayed inputs of the step do not come again."""
+        self.holding.after_step(inputs, targets, columns)
+
     def close_task(self, examples: Examples, *, classes: tuple[int, ...] | None, task: int) -> None:
         """Freeze the scholar; measure what solver and generator must keep, where they are held.
 

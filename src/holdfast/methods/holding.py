@@ -41,7 +41,12 @@ class Holding(Learner):
         self.keeper = _keeper(method, model, options)
         self.path: SynapticIntelligence | None = None
         if method.importance == "si":
-            self.path = SynapticIntelligence(model, damping=options.damping, gradient=options.si_gradient)
+            self.path = SynapticIntelligence(
+                model,
+                damping=options.damping,
+                variant=options.si_variant,
+                gradient=None if options.si_gradient == "before" else options.si_gradient,  # which "kutalev" refuses
+            )
 
     def attach(self, optimizer: Optimizer) -> None:
         """Hold this optimizer's steps from now on, in place of any other's."""
@@ -53,6 +58,11 @@ class Holding(Learner):
         """The task's mean loss, and the penalty under `pull="penalty"`."""
         own, keeper = task_loss(self.model, inputs, targets, columns), self.keeper
         return own, keeper.penalty() if isinstance(keeper, EWC) and keeper.pull == "penalty" else None
+
+    def after_step(self, inputs: Tensor, targets: Tensor, columns: Tensor | None) -> None:
+        """Let SI take its gradient where the variant takes it after the step."""
+        if self.path is not None and self.path.variant == "kutalev":
+            self.path.after_step(lambda: task_loss(self.model, inputs, targets, columns))
 
     def close_task(self, examples: Examples, *, classes: tuple[int, ...] | None, task: int) -> None:
         """Measure what the task needs, and hold it."""

@@ -63,9 +63,10 @@ class Moment:
 class Learner:
     """The moments of a run in which a method may act. Here nothing is done in any of them: plain fine-tuning.
 
-    The order is: `attach` to each new optimizer; `open_task`; `before_step` and `loss` at every step; `close_task`;
-    `evaluating` around every measurement. What must survive a kill goes through `state` and `load_state`. A method that
-    draws at random draws from torch's global state, which every epoch seeds: so a run that goes on draws the same.
+    The order is: `attach` to each new optimizer; `open_task`; `before_step`, `loss` and `after_step` at every step;
+    `close_task`; `evaluating` around every measurement. What must survive a kill goes through `state` and `load_state`.
+    A method that draws at random draws from torch's global state, which every epoch seeds: so a run that goes on draws
+    the same.
 
     Attributes:
         model: what is trained and tested; a method may wrap the model it was given.
@@ -96,6 +97,9 @@ class Learner:
     def loss(self, inputs: Tensor, targets: Tensor, columns: Tensor | None) -> Losses:
         """The mean loss of a batch of the task at hand, and what the method adds to it; see `train_epoch`."""
         return task_loss(self.model, inputs, targets, columns), None
+
+    def after_step(self, inputs: Tensor, targets: Tensor, columns: Tensor | None) -> None:
+        """Look back on an optimizer step, at the batch it was taken on."""
 
     def close_task(self, examples: Examples, *, classes: tuple[int, ...] | None, task: int) -> None:
         """Keep what must be kept of a task, after its last step.

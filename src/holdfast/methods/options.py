@@ -32,7 +32,9 @@ class MethodOptions:
         mas_batched: MAS from the gradient over the whole set at once.
         signal_bias: importance of biases: mean absolute "output" of the layer, or "activation".
         damping: of SI.
-        si_gradient: SI takes the gradient "before" or "after" each step.
+        si_variant: SI as its authors have it ("zenke"), or with sums that go on over tasks and the gradient on the same
+            batch after the step ("kutalev").
+        si_gradient: SI of "zenke" takes the gradient "before" or "after" each step.
         buffer: er, der, agem: every past example is as likely to be kept ("reservoir"), or every class ("balanced").
         buffer_size: er, der, agem: how many examples are kept.
         der_alpha: der: weight of the squared distance to the kept logits.
@@ -69,6 +71,7 @@ class MethodOptions:
     mas_batched: bool = False
     signal_bias: Literal["output", "activation"] = "output"
     damping: float = 0.1
+    si_variant: Literal["zenke", "kutalev"] = "zenke"
     si_gradient: Literal["before", "after"] = "before"
     buffer: Keep = "reservoir"
     buffer_size: int = 500

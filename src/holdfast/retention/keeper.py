@@ -36,6 +36,7 @@ from holdfast.retention.options import (
     unheld_warning,
 )
 from holdfast.retention.plan import Plan, check_covered, check_held_shapes, check_same_kind
+from holdfast.retention.replicas import check_replicas
 from holdfast.retention.report import Report
 from holdfast.retention.rise import layers_rise, weights_rise
 from holdfast.retention.watch import Watch
@@ -269,6 +270,7 @@ class Keeper:
             FileFormatError: anchors by reference, and their checkpoint is missing, truncated or no safetensors file.
             OptionError: a budget over an importance whose unit is not nats; Kronecker factors where they have no
                 meaning, or for a parameter that is held by a diagonal; no mapping to dense tensors of real numbers.
+            StateError: the processes that train replicas of the model hold different importances (`check_replicas`).
 
         Nothing is changed when it raises. Cost: a copy of importance and, with anchors, of the weights, in the forms
         they are held in and made a few megabytes at a time; for Kronecker factors two eigendecompositions a layer.
@@ -278,6 +280,7 @@ class Keeper:
         parameters = trainable_parameters(self.model)
         check_real(parameters, where=where)
         given = _as_importance(importance, where=where)
+        check_replicas(given, self.model, where=where)
         in_layers = shapes_of(given.layers)
         covers = {**given.diagonal, **in_layers}
         check_names(covers, self.model, where=where)

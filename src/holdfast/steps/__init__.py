@@ -1,11 +1,13 @@
 """What an optimizer's step does: when it happens, its metric, and what it added to each weight."""
 
+from holdfast.steps.gradients import BackwardGradients
 from holdfast.steps.hooks import StepHooks, bare_optimizer, optimizer_around
 from holdfast.steps.increments import Increment, Kept, can_recompute, step_increments
 from holdfast.steps.metric import Metric, RootMetric, UserMetric, metric_values, step_metrics, unknown_rate, update_rule
 from holdfast.steps.own_weights import Copies, weights_of_wrapper
 
 __all__ = [
+    "BackwardGradients",
     "Copies",
     "Increment",
     "Kept",

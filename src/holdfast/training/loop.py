@@ -16,6 +16,9 @@ from holdfast.streams import Examples
 
 BeforeStep = Callable[[int], None]
 
+AfterStep = Callable[[Tensor, Tensor, Tensor | None], None]
+"""Given the inputs, targets and columns of the step, as `task_loss` takes them."""
+
 Losses = tuple[Tensor, Tensor | None]
 """The mean loss of a batch on the task at hand, and what is added to it for the sake of earlier tasks; scalars."""
 
@@ -52,6 +55,7 @@ def train_epoch(
     columns: Tensor | None = None,
     num_steps: int | None = None,
     before_step: BeforeStep | None = None,
+    after_step: AfterStep | None = None,
     loss: Loss | None = None,
     clip: float | None = None,
 ) -> float:
@@ -68,6 +72,7 @@ def train_epoch(
         columns: bool [C, C], row c: the output columns that take part in the loss of an example of class c; None: all.
         num_steps: stop after so many steps; None: go through all examples.
         before_step: called with the number of the step in this epoch, before it; sets learning rates.
+        after_step: called with the batch of the step, after it.
         loss: takes the place of `task_loss` on the model; its second value is added before the backward pass.
         clip: gradients are scaled down to this norm over all parameters; None: they are not.
 
@@ -96,6 +101,8 @@ def train_epoch(
         if clip is not None:
             nn.utils.clip_grad_norm_(model.parameters(), clip)
         optimizer.step()
+        if after_step is not None:
+            after_step(inputs, targets, columns)
     mean = float(torch.stack(losses).mean())
     if not math.isfinite(mean):
         raise NotFiniteError(

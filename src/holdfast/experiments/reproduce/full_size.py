@@ -22,8 +22,8 @@ _TRAINING: dict[str, Any] = {
 _PAPER = Published(0.971, source=_ZENKE)
 _METHODS: dict[str, tuple[str, dict[str, Any], Published | None]] = {
     "EWC K-FAC": ("ewc-kfac", {"strength": 30.0, "pull_every": 25, "schedule": "constant"}, None),
-    "SI, 5, cosine schedule": ("ewc-si", {"strength": 5.0, "schedule": "cosine"}, _PAPER),
-    "SI, 1": ("ewc-si", {"strength": 1.0}, _PAPER),
+    "SI, 5, cosine schedule": ("ewc-si", {"strength": 5.0, "schedule": "cosine", "si_variant": "zenke"}, _PAPER),
+    "SI, 1": ("ewc-si", {"strength": 1.0, "si_variant": "zenke"}, _PAPER),
     "EWC Fisher, 100": ("ewc-fisher", {"strength": 100.0}, None),
     "EWC Fisher, 300": ("ewc-fisher", {"strength": 300.0}, None),
 }

@@ -29,6 +29,8 @@ _TRIALS = {
     "wva-si": (0.01, 0.1, 1, 10),
     "wva-taylor": (0.01, 0.1, 1, 10),
 }
+_SETTINGS = {"ewc-si": {"si_variant": "zenke"}}
+"""Importances are compared as their authors define them."""
 _IMPORTANCES = {"fisher": "Fisher", "mas": "MAS", "si": "SI", "signal": "signal", "taylor": "Taylor"}
 
 
@@ -68,7 +70,10 @@ def importances(size: Size) -> Recipe:
             lines.append(
                 Line(
                     label=f"{mechanism.upper()} {label}",
-                    candidates=around(size.config("permuted", method), _GRIDS.get(method) or _TRIALS[method]),
+                    candidates=around(
+                        size.config("permuted", method, **_SETTINGS.get(method, {})),
+                        _GRIDS.get(method) or _TRIALS[method],
+                    ),
                     seeds=seeds,
                     trial_seeds=seeds if shared else (9,),
                     trial_settings={} if shared or size.name == "quick" else {"num_tasks": 5},

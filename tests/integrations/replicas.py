@@ -1,0 +1,237 @@
+"""What each of two replicas does, started by torchrun: `python replicas.py FOLDER`. The test does the same in one.
+
+One process stands for two by the mean of the losses on their shares, which is what DistributedDataParallel trains on.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextlib import nullcontext
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+import holdfast as hf
+from holdfast.files import write_json
+from holdfast.integrations.sharding import over_processes
+from holdfast.retention.replicas import tensors_of
+
+NUM_STEPS = 6
+
+
+class Branches(nn.Module):
+    """Each process takes a way of its own through it, so that some parameters are used by one process alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ways = nn.ModuleList([nn.Linear(9, 6), nn.Linear(9, 6)])
+        self.last = nn.Linear(6, 3)
+
+    def forward(self, inputs: Tensor, way: int = 0) -> Tensor:
+        return self.last(torch.tanh(self.ways[way](inputs.flatten(1))))
+
+
+def mlp() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(9, 8), nn.Tanh(), nn.Linear(8, 3))
+
+
+def convolution() -> nn.Module:
+    layers = [nn.Conv2d(1, 4, 2), nn.GroupNorm(2, 4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)]
+    return nn.Sequential(nn.Unflatten(1, (1, 3)), *layers)
+
+
+def attention() -> nn.Module:
+    class Encoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(3, 4)
+            self.layer = nn.TransformerEncoderLayer(4, 2, dim_feedforward=8, dropout=0.0, batch_first=True)
+            self.head = nn.Linear(4, 3)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return self.head(self.layer(self.first(inputs)).mean(1))
+
+    return Encoder()
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "mlp": mlp,
+    "convolution": convolution,
+    "attention": attention,
+    "branches": Branches,
+}
+WAYS: dict[str, dict[str, Any]] = {
+    "wrapped before": {},
+    "wrapped after": {"wrapped": "after", "momentum": 0.9},
+    "convolution": {"model": "convolution", "clip": 0.1},
+    "attention, Adam": {"model": "attention", "adam": True, "wrapped": "after"},
+    "next gradient": {"gradient": "after"},
+    "views of buckets": {"gradient_as_bucket_view": True, "clip": 0.1},
+    "accumulated": {"accumulate": "no_sync", "model": "convolution"},
+    "accumulated, each reduced": {"accumulate": "reduced", "clip": 0.1},
+    "unused": {"model": "branches", "find_unused_parameters": True, "clip": 0.1},
+    "unused, accumulated": {"model": "branches", "find_unused_parameters": True, "accumulate": "no_sync"},
+    "scaled": {"scaled": True},
+    "kutalev": {"variant": "kutalev"},
+    "kutalev, convolution": {"variant": "kutalev", "model": "convolution", "adam": True},
+}
+MEASURED = {
+    "fisher": ("convolution", hf.fisher),
+    "kfac": ("mlp", hf.kfac),
+    "kfac, convolution": ("convolution", partial(hf.kfac, kind="empirical")),
+    "kfac, attention": ("attention", hf.kfac),
+}
+
+
+def built(name: str) -> nn.Module:
+    torch.manual_seed(3)
+    return MODELS[name]()
+
+
+def batch(number: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(number)
+    inputs = torch.randn(8, 3, 3, generator=generator)
+    return inputs, (inputs[:, 0, 0] > 0).long() + (inputs[:, 1, 1] > 0).long()
+
+
+def share(number: int, rank: int) -> tuple[Tensor, Tensor]:
+    inputs, targets = batch(number)
+    return inputs[rank::2], targets[rank::2]
+
+
+def loss_of(model: nn.Module, number: int, ranks: list[int]) -> Tensor:
+    """The mean loss over the shares of these processes."""
+    total = torch.zeros(())
+    for rank in ranks:
+        inputs, targets = share(number, rank)
+        branches = isinstance(getattr(model, "module", model), Branches)
+        total = total + F.cross_entropy(model(inputs, (rank + number) % 2) if branches else model(inputs), targets)
+    return total / len(ranks)
+
+
+def two_tasks(
+    ranks: list[int],
+    *,
+    model: str = "mlp",
+    wrapped: str = "before",
+    adam: bool = False,
+    momentum: float = 0.0,
+    clip: float | None = None,
+    accumulate: str | None = None,
+    scaled: bool = False,
+    find_unused_parameters: bool = False,
+    gradient_as_bucket_view: bool = False,
+    **options: Any,
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """SI and EWC over two tasks: the importance of the second, and the weights at its end."""
+    torch.manual_seed(0)
+    bare = built(model)
+
+    def wrap() -> Any:
+        if len(ranks) == 2:
+            return bare
+        return DistributedDataParallel(
+            bare, find_unused_parameters=find_unused_parameters, gradient_as_bucket_view=gradient_as_bucket_view
+        )
+
+    trained = wrap() if wrapped == "before" else bare
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0) if scaled else None
+    optimizer: Any = (
+        torch.optim.Adam(bare.parameters(), lr=0.01)
+        if adam
+        else torch.optim.SGD(bare.parameters(), lr=0.1, momentum=momentum)
+    )
+    keeper = hf.EWC(trained, strength=10.0).attach(optimizer)
+    path = hf.SynapticIntelligence(trained, scaler=scaler, **options).attach(optimizer)
+    if wrapped == "after":
+        trained = wrap()
+    importance = None
+    for task in range(2):
+        for step in range(NUM_STEPS):
+            number = 100 * task + 2 * step
+            optimizer.zero_grad()
+            parts = (number, number + 1) if accumulate else (number,)
+            for index, part in enumerate(parts):
+                waits = accumulate == "no_sync" and index == 0 and len(ranks) == 1
+                with trained.no_sync() if waits else nullcontext():
+                    loss = loss_of(trained, part, ranks) / len(parts)
+                    (loss if scaler is None else scaler.scale(loss)).backward()
+            if scaler is not None:
+                scaler.unscale_(optimizer)
+            if clip is not None:
+                nn.utils.clip_grad_norm_(bare.parameters(), clip)
+            if scaler is None:
+                optimizer.step()
+            else:
+                scaler.step(optimizer)
+                scaler.update()
+            if options.get("variant") == "kutalev":
+                path.after_step(lambda number=number: loss_of(trained, number, ranks))
+        importance = path.importance()
+        keeper.retain(importance)
+    assert importance is not None
+    return dict(importance), {name: weight.detach().clone() for name, weight in bare.named_parameters()}
+
+
+def error_of(call: Callable[[], Any]) -> str:
+    try:
+        call()
+    except hf.HoldfastError as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo")
+    rank = distributed.get_rank()
+    found: dict[str, Tensor] = {}
+    told: dict[str, Any] = {}
+    for name, settings in WAYS.items():
+        importance, weights = two_tasks([rank], **settings)
+        found |= {f"{name}/importance/{key}": value for key, value in importance.items()}
+        found |= {f"{name}/weights/{key}": value for key, value in weights.items()}
+    for name, (kind, estimator) in MEASURED.items():
+        model = DistributedDataParallel(built(kind))
+        own = estimator(model, [batch(0), batch(1)][: 2 - rank])
+        keeper = hf.EWC(model)
+        told[f"{name}, not joined"] = error_of(lambda keeper=keeper, own=own: keeper.retain(own))
+        told[f"{name}, held before"] = keeper.held.num_tasks
+        joined = over_processes(own)
+        keeper.retain(joined)
+        told[f"{name}, joined"] = [keeper.held.num_tasks, joined.info.num_examples]
+        found |= {f"{name}/joined/{key}": value.contiguous() for key, value in tensors_of(joined).items()}
+    model = DistributedDataParallel(built("mlp"))
+    compiled: Any = torch.compile(model)
+    own = hf.fisher(model, [share(0, rank)])
+    told["compiled"] = error_of(lambda: hf.WVA(compiled, strength=1.0).retain(own))
+    told["bare"] = error_of(lambda: hf.EWC(built("mlp")).retain(own))
+    some = hf.mas(model, [share(0, rank)], calibrate=True)
+    joined = over_processes(some)
+    told["nats"] = [some.info.nats_per_unit, joined.info.nats_per_unit]
+    told["si"] = error_of(lambda: over_processes(own.with_info(kind="si")))
+    told["mas-batched"] = error_of(lambda: over_processes(hf.mas(model, [share(0, rank)], batched=True)))
+    told["no examples"] = error_of(lambda: over_processes(own.with_info(num_examples=0)))
+    other = hf.kfac(model, [share(0, rank)]) if rank else own
+    told["other kinds"] = error_of(lambda: over_processes(other))
+    short = distributed.new_group(timeout=timedelta(seconds=2))
+    model = DistributedDataParallel(built("mlp"), process_group=short)
+    if rank == 0:
+        told["alone"] = error_of(lambda: hf.EWC(model).retain(own))
+        told["alone, bare"] = error_of(lambda: hf.EWC(model.module).retain(own))
+    distributed.barrier()
+    save_file(found, folder / f"found-{rank}.safetensors")
+    write_json(folder / f"told-{rank}.json", told)
+    distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,107 @@
+"""Two replicas under DistributedDataParallel find and hold what one process on the joint batch does."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.integrations import replicas
+from torch import distributed
+
+from holdfast.integrations.sharding import over_processes
+from holdfast.retention.replicas import tensors_of
+
+if not distributed.is_available():
+    pytest.skip("torch was built without distributed", allow_module_level=True)
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """What each of two processes found, and what it was told."""
+    folder = tmp_path_factory.mktemp("two")
+    program = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run([*program, replicas.__file__, str(folder)], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = [load_file(folder / f"found-{rank}.safetensors") for rank in range(2)]
+    return found, [json.loads((folder / f"told-{rank}.json").read_text()) for rank in range(2)]
+
+
+def under(found: dict[str, torch.Tensor], start: str) -> dict[str, torch.Tensor]:
+    return {key.removeprefix(start): value for key, value in found.items() if key.startswith(start)}
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        torch.testing.assert_close(value, second[name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", replicas.WAYS)
+def test_synaptic_intelligence_is_that_of_the_joint_batch_on_every_replica(name, two):
+    found, _ = two
+    importance, weights = replicas.two_tasks([0, 1], **replicas.WAYS[name])
+    assert sum(float(value.sum()) for value in importance.values()) > 0
+    for part, expected in (("importance", importance), ("weights", weights)):
+        first, second = (under(each, f"{name}/{part}/") for each in found)
+        assert all(torch.equal(value, second[key]) for key, value in first.items())
+        same(first, expected)
+
+
+@pytest.mark.parametrize("name", replicas.MEASURED)
+def test_importances_of_shares_are_refused_until_they_are_joined(name, two):
+    found, told = two
+    for mine in told:
+        assert mine[f"{name}, not joined"].startswith("StateError: EWC.retain: the importances differ between the 2 p")
+        assert "holdfast.integrations.sharding.over_processes(importance)" in mine[f"{name}, not joined"]
+        assert mine[f"{name}, held before"] == 0
+        assert mine[f"{name}, joined"] == [1, 24]
+    assert told[0][f"{name}, not joined"] == told[1][f"{name}, not joined"]
+    kind, estimator = replicas.MEASURED[name]
+    expected = tensors_of(estimator(replicas.built(kind), [replicas.batch(0), replicas.batch(1), replicas.batch(0)]))
+    for each in found:
+        same(under(each, f"{name}/joined/"), expected)
+
+
+def test_a_compiled_replica_is_compared_and_a_bare_model_is_not(two):
+    for told in two[1]:
+        assert told["compiled"].startswith("StateError: WVA.retain: the importances differ between the 2 processes")
+        assert told["bare"] == ""
+
+
+def test_nats_per_unit_are_the_same_in_all_processes(two):
+    (first, joined), (second, other) = (told["nats"] for told in two[1])
+    assert first != second
+    assert joined == other == pytest.approx((first + second) / 2)  # of equal shares
+
+
+def test_what_cannot_be_joined_is_told_in_all_processes(two):
+    for told in two[1]:
+        assert told["si"].startswith("OptionError: over_processes: 'si' is no mean over examples, and needs none")
+        assert told["mas-batched"].startswith("OptionError: over_processes: 'mas-batched' is of each process's data at")
+        assert told["no examples"].startswith("OptionError: over_processes: num_examples of this importance (fisher-")
+        assert told["other kinds"].startswith("ParameterMismatchError: over_processes: kind, unit, names or shapes")
+
+
+def test_a_process_that_retains_alone_is_told_how(two):
+    first, _ = two[1]
+    assert first["alone"].startswith("StateError: EWC.retain: not all processes of the DistributedDataParallel model")
+    assert "the bare model, model.module" in first["alone"]
+    assert first["alone, bare"] == ""
+
+
+def test_one_process_joins_with_itself(tmp_path):
+    store = distributed.FileStore(str(tmp_path / "store"), 1)
+    distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        own = replicas.MEASURED["kfac"][1](replicas.built("mlp"), [replicas.batch(0)])
+        joined = over_processes(own)
+        assert joined.info == own.info
+        same(tensors_of(joined), tensors_of(own))
+    finally:
+        distributed.destroy_process_group()
