@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+import statistics
+from itertools import pairwise
 
 import pytest
 import torch
@@ -111,15 +113,16 @@ def test_with_theta_still_it_comes_to_the_exact_step_and_stays(seed, decades, st
     stays, _ = layer_pull(d, layer, strength, metric=metric, before=exact)
     torch.testing.assert_close(stays, exact, rtol=1e-6, atol=1e-9)
     pull = 1e3 * torch.randn(OUT, N).double()  # of any past
-    for _ in range(400):
+    for _ in range(200):
         pull, _ = layer_pull(d, layer, strength, metric=metric, before=pull)
     torch.testing.assert_close(pull, exact, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize(("decades", "most"), [(2, 4), (4, 20), (6, 150)])
+@pytest.mark.parametrize(("decades", "most"), [(2, 3), (4, 15), (6, 80)])
 def test_how_many_pulls_that_takes(decades, most):
-    """To within 1% in the norm of what is minimised: docs/strength.md has the typical numbers."""
-    for seed in range(10):
+    """The median over layers, to within 1% in the norm of what is minimised (`benchmarks/resting.py`)."""
+    counts = []
+    for seed in range(11):
         layer, metric = layer_of(seed, zeros=0.0), metric_of(seed, decades)
         d = torch.randn(OUT, N, generator=torch.Generator().manual_seed(seed)).double()
         K = 1e4 * dense(layer)
@@ -133,7 +136,8 @@ def test_how_many_pulls_that_takes(decades, most):
         while pull is None or norm(pull - exact) > 1e-4 * norm(exact):
             pull, _ = layer_pull(d, layer, 1e4, metric=metric, before=pull)
             count += 1
-        assert count <= most, seed
+        counts.append(count)
+    assert statistics.median(counts) <= most, counts
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -145,7 +149,7 @@ def test_the_largest_strengths_pin_at_once(dtype, strength):
     pull, share = layer_pull(d, layer, strength, metric=metric, before=torch.randn(OUT, N).to(dtype))
     held = layer.spectrum > 0
     found = layer.coordinates(d + pull)
-    torch.testing.assert_close(found[held], torch.zeros_like(found[held]), rtol=0, atol=1e-5)
+    torch.testing.assert_close(found[held], torch.zeros_like(found[held]), rtol=0, atol=1e-4)
     assert (share[held] > 0.99).all()
     assert (share[~held] == 0).all()
 
@@ -193,7 +197,7 @@ def test_when_the_gradients_end_the_foreseen_rise_only_falls(schedule, strength,
         its_schedule.step()
         rises.append(keeper.predicted_rise())
     assert rises[29] > 0
-    for before, after in zip(rises[29:], rises[30:]):
+    for before, after in pairwise(rises[29:]):
         assert after <= before * (1 + 1e-4) + 1e-12
 
 
