@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from benchmarks import __main__ as command
-from benchmarks import holding, importance, step
+from benchmarks import holding, importance, resting, step
 from benchmarks.memory import measurable
 from benchmarks.tables import Part, content_of, keep, machine, markdown
 from benchmarks.timing import Spread
@@ -73,6 +73,22 @@ def test_holding_runs(monkeypatch):
     assert [row["form"] for row in step_part.rows] == ["EWC", "WVA, 8-bit importances"]
     assert [row["apart"] == 0 for row in changed.rows] == [True, False]
     assert list(holding.measure(quick=True, workloads=["mlp-small"])) == []
+
+
+def test_resting_runs():
+    metrics, rhythm, clip = resting.measure(quick=True)
+    weak, strong = metrics.rows
+    for row in (weak, strong):
+        assert row["task: exact"] <= row["task: ours"] <= row["task: exact"] + 4
+        assert row["theta' still: ours"] <= row["theta' still: majorised"] < row["task: majorised"]
+    # the shift is (sqrt h - sqrt u)/(sqrt h + sqrt u)
+    shifts = {(row["lr h"], row["every"]): row["every=1"] - row["rests at"] for row in rhythm.rows}
+    assert shifts[0.5, 2] == pytest.approx(0.0718, abs=1e-4)
+    assert shifts[0.5, 10] == pytest.approx(0.3822, abs=1e-4)
+    assert max(shift for (h, every), shift in shifts.items() if h * every <= 0.1) < 0.02
+    for row in clip.rows:
+        assert row["of the way without"] == pytest.approx(min(1.0, row["clip, of the gradient at rest"]), abs=1e-6)
+    assert list(resting.measure(quick=True, workloads=["mlp-small"])) == []
 
 
 @pytest.mark.skipif(not measurable(), reason="this system does not tell its high-water mark")

@@ -6,7 +6,6 @@ import copy
 import json
 import math
 from functools import partial
-from itertools import pairwise
 
 import pytest
 import torch
@@ -66,7 +65,8 @@ def test_under_one_metric_the_step_is_the_dense_solve(strength):
     torch.testing.assert_close(pull, expected, rtol=1e-5, atol=1e-6)
     assert ((share >= 0) & (share < 1)).all()
     # a table of one number is that number
-    again, _ = layer_pull(distance, layer, strength, metric=torch.full_like(distance, 2.5), before=torch.randn(3, 5))
+    table, before = torch.full_like(distance, 2.5), torch.randn(OUT, IN + 1).double()
+    again, _ = layer_pull(distance, layer, strength, metric=table, before=before)
     torch.testing.assert_close(again, pull)
 
 
@@ -96,26 +96,6 @@ def test_each_of_these_steps_lowers_the_proximal_objective():
         fresh, _ = layer_pull(distance, layer, 3.0, metric=metric, before=pull)
         assert objective(fresh) <= objective(pull) * (1 + 1e-6)
         pull = fresh
-
-
-@pytest.mark.parametrize("strength", [1e-2, 1.0, 1e3, 1e12, math.inf])
-def test_without_a_task_the_energy_never_grows(strength):
-    """strength/2 d^T K d + 1/2 (d - d')^T (T - M) (d - d'), under any metric."""
-    for seed in range(5):
-        layer = held_layer(seed, rank=2)
-        metric = torch.rand(OUT, IN + 1, generator=torch.Generator().manual_seed(seed)).double() ** 4
-        slack = metric.max() - metric
-        scale = 1.0 if strength == math.inf else strength
-        d = torch.randn(OUT, IN + 1, generator=torch.Generator().manual_seed(seed + 9)).double()
-        pull, energies = None, []
-        for _ in range(200):
-            pull, _ = layer_pull(d, layer, strength, metric=metric, before=pull)
-            d = d + pull
-            energies.append(float(scale * layer.quadratic(d) + 0.5 * (slack * pull.square()).sum()))
-        if strength != math.inf:
-            assert all(b <= a * (1 + 1e-6) + 1e-9 for a, b in pairwise(energies))
-        assert d.isfinite().all()
-        assert float(d.abs().max()) < 1e3
 
 
 def test_shares_without_nan():

@@ -2,21 +2,28 @@
 
 The proximal step from theta', in the metric M of the optimizer, is the x that minimises
 
-    1/2 (x - theta')^T M (x - theta') + strength/2 (x - anchor)^T K (x - anchor).
+    phi(x) = 1/2 (x - theta')^T M (x - theta') + strength/2 (x - anchor)^T K (x - anchor).
 
 With one number M for the layer (SGD) it is closed form: along each direction of the basis the distance to the anchor
-shrinks by w = a/(1 + a), a = strength * S / M. Under Adam M differs from weight to weight and shares no basis with K.
-Then the largest entry T >= M takes its place, which bounds the objective from above, and what this bound leaves undone
-is made up by starting at theta' + p, p the pull of the step before, where the bound touches the objective:
+shrinks by w = a/(1 + a), a = strength * S / M.
 
-    x = anchor + (T + strength K)^-1 T (theta' - anchor + (1 - M/T) p),        p <- x - theta'.
+Under Adam M differs from weight to weight and shares no basis with K. P = T + strength K does, with T the largest entry
+of M, and P >= M + strength K. So each step improves on the pull p of the step before, with d' = theta' - anchor:
 
-One product with K's basis a step, whatever the metric. Where x rests, M p + strength K (x - anchor) = 0: the fixed
-point is that of the exact step. And it is stable at every strength: without a task's gradient
+    p <- P^-1 (T - M) p_before - P^-1 strength K d'     phi at most that of p_before, from which P bounds it from above
+    p <- p + alpha P^-1 r,   r = (T - M) (p - p_before)    r = -grad phi; alpha where phi is least along the direction
+    p <- beta p                                            beta where phi is least on the line from theta'
 
-    strength/2 d^T K d + 1/2 (d - d_before)^T (T - M) (d - d_before),     d = x - anchor,
+*No growth.* The last line alone proves it, whatever p was: theta' itself lies on the line, so that
+phi(theta' + p) <= phi(theta'). Without a task's gradient theta' is where the step before ended, and
 
-never grows, since T - M is nowhere negative.
+    strength/2 d^T K d + 1/2 p^T M p  <=  strength/2 d_before^T K d_before
+
+for any sequence of metrics and strengths: nothing is carried over that could be of another metric than today's.
+
+*The fixed point* is that of the exact step, grad L + strength K d = 0. Where theta' and M stand still, the first line
+lowers phi by at least a share min M / T of what separates it from its least, the others never raise it, and where it is
+least p stays as it is. How many steps that takes: docs/strength.md.
 """
 
 from __future__ import annotations
@@ -68,21 +75,39 @@ def layer_pull(
         before: p of the step before, where M is a tensor; None for none.
 
     Returns:
-        p [out, n], and w [out, n], the share of its distance that each direction went.
+        p [out, n], and w [out, n], the share of its distance that each direction goes under the largest entry of M.
 
-    Cost: two products [out, out] [out, n] and two [out, n] [n, n].
+    Cost: a product is a change of basis and one back, 4 out n (out + n) operations. One under one number M, else 2.5.
     """
-    if isinstance(metric, Tensor):
-        largest = largest_metric(metric)
-        if before is None:
-            before = torch.zeros_like(distance)
-        before = before - before * (metric / largest)
-        distance = distance + before
-    else:
-        largest, before = metric, None
-    share = share_of_spectrum(layer.spectrum, strength, metric=largest)
-    pull = layer.matrix(share * layer.coordinates(distance)).neg_()
-    return pull if before is None else pull.add_(before), share
+    if not isinstance(metric, Tensor):
+        share = share_of_spectrum(layer.spectrum, strength, metric=metric)
+        return layer.matrix(share * layer.coordinates(distance)).neg_(), share
+    S, M = layer.spectrum, metric.clamp(max=1 / SMALLEST)
+    T = largest_metric(M)
+    share = share_of_spectrum(S, strength, metric=T)
+    rest, slack = 1 - share, 1 - M / T  # of P^-1 T and of (T - M)/T
+    if before is None:
+        before = torch.zeros_like(distance)
+    c = layer.coordinates(distance)
+
+    along = rest * layer.coordinates(slack * before) - share * c  # p in the basis
+    pull = layer.matrix(along)
+
+    r = slack * (pull - before)
+    y = layer.coordinates(r)
+    z_along = rest * y
+    z = layer.matrix(z_along)
+    alpha = _ratio((r * z).sum(), (M / T * z * z).sum() + (share * y * z_along).sum())
+    pull, along = pull + alpha * z, along + alpha * z_along
+
+    moved = (M * pull * pull).sum() / max(strength, SMALLEST)
+    beta = _ratio(-(S * c * along).sum(), moved + (S * along * along).sum())
+    return beta * pull, share
+
+
+def _ratio(above: Tensor, below: Tensor) -> Tensor:
+    """0 where nothing is to be gained along a direction."""
+    return torch.where(below > 0, above / below, 0.0)
 
 
 def largest_metric(metric: float | Tensor) -> float:

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
+from holdfast.curvature.factored import AnyImportance
 from holdfast.errors import OptionError, ParameterMismatchError, StateError
-from holdfast.factored import AnyImportance
 from holdfast.records import ImportanceInfo
 from holdfast.retention.replicas import digest, form_of, gathered, tensors_of, with_tensors
 

@@ -241,12 +241,14 @@ class EWC(Keeper):
     (`holdfast.steps.metric`). This is the proximal step of the penalty. It never overshoots, so that every strength
     from 0 to infinity is stable, and its fixed point is grad L + strength * Omega * (theta - anchor) = 0 under SGD,
     momentum, Nesterov and Adam alike. AdamW's decoupled decay adds decay * M_i * lr * theta_i to that balance, which
-    shifts the point: exclude important weights from decay where that matters.
+    shifts the point: exclude important weights from decay where that matters. The pull knows of no gradient clip: one
+    that is active at rest takes the gradient's place in the balance, and a weight that it halves there rests half as
+    far from its anchor.
 
     With a `FactoredImportance` (from `kfac`) whole layers are held: strength/2 * sum D * K(D), with D = W - anchor for
     weight and bias as one matrix, and K the tasks' Kronecker products along one common basis
     (`holdfast.curvature.kronecker`). The implicit pull has the same fixed point and the same stability; under Adam it
-    comes to the fixed point over a few steps (`holdfast.curvature.implicit`).
+    comes to the exact step over some steps, 1 to 34 by the spread of the metric (`holdfast.curvature.implicit`).
 
     Args:
         model: the model; tied weights count once, frozen ones are left out, wrappers are seen through.
@@ -258,11 +260,11 @@ class EWC(Keeper):
         pull: "implicit"; "gradient", which adds strength * Omega * (theta - anchor) to the gradients before the step
             (after clipping, and it diverges where lr * strength * Omega > 2); or "penalty": add `penalty()` to the
             loss yourself.
-        every: steps from one implicit pull to the next, each as strong as that many pulls together: the same fixed
-            point and stability, for less time where Kronecker factors make it dear, or where what is held is not at
-            hand.
-            Between pulls the weights move freely, and so end elsewhere (`benchmarks/holding.py` measures how far); the
-            last pull of a task should be at its end, so let it divide the number of steps.
+        every: steps from one implicit pull to the next, each as strong as that many pulls together: as stable, for
+            less time where Kronecker factors make it dear, or where what is held is not at hand. Between pulls the
+            weights move freely, and so rest elsewhere: nearer the anchor, by at most every * lr * h / 8 of the way
+            from anchor to task, h the task's own curvature (docs/strength.md; `benchmarks/holding.py` measures it in
+            training). The last pull of a task should be at its end, so let it divide the number of steps.
         metric: for optimizers other than SGD, Adam and AdamW: a function of (group, parameter, state) that gives
             M, a number or tensor. Without it 1/lr is taken, with a warning.
         options: those of every keeper: accumulate, weighting, new_parameters, importance_dtype, anchor_dtype, anchors,
@@ -277,8 +279,8 @@ class EWC(Keeper):
     SGD and five under Adam, block by block, or one kernel a tensor on CUDA where Triton is at hand. Under a budget a
     step within the ellipsoid costs three passes, and finding the multiplier of one that leaves it about two evaluations
     of ten passes. A layer held by Kronecker factors, n inputs and m outputs, has n^2 + m^2 + m n numbers in memory
-    beside its anchor, all in full, and a step costs 4 m n (m + n) operations: 6 plain steps of an MLP 784-300-150-10 at
-    batch 100.
+    beside its anchor, all in full, and a step costs 4 m n (m + n) operations under SGD and 10 m n (m + n) under Adam,
+    which takes m n numbers more: 6 and 15 plain steps of an MLP 784-300-150-10 at batch 100.
 
     Source: Kirkpatrick et al. 2017 (PNAS 114), with the anchors of "sum" as in Huszar's note (2018) and online
     EWC's decay after Schwarz et al. 2018. The implicit pull, the optimizer's metric and the budget are our own.

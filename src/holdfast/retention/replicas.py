@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from holdfast.curvature.factored import AnyImportance, FactoredImportance, factors_to_tensors
 from holdfast.errors import StateError
-from holdfast.factored import AnyImportance, FactoredImportance, factors_to_tensors
 from holdfast.records import Importance, ImportanceInfo
 from holdfast.tensors import prefixed, sum_of
 
