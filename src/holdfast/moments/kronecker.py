@@ -1,12 +1,8 @@
-"""Kronecker factors of the Linear and convolution layers: second moments of their inputs and of the gradients behind.
+"""Sums for the Kronecker factors of Linear and convolution layers, from their inputs and the gradients at their outputs.
 
 With a [B, T, in] the inputs of a layer, an appended 1 for its bias, and g [B, T, out] the gradients of a score at its
 outputs, T positions to an example (one for a Linear on [B, in]; output pixels of a convolution, whose inputs are the
-patches under them), the block of weight and bias is approximated by A (x) G with
-
-    A = E sum_t a_t a_t^T,        G = E sum_k 1/T sum_t g_kt g_kt^T,
-
-k the rows of the scores (KFC's rule; exact where T = 1 and a does not vary with the example, such as for one example).
+patches under them), the block of weight and bias is approximated by A (x) G; `factors` has the rules for A and G.
 """
 
 from __future__ import annotations
@@ -26,6 +22,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from holdfast.errors import LossShapeError, NotFiniteError, UnsupportedLayerError
 from holdfast.layers import LayerForm
 from holdfast.moments.calls import Call, tensors_in
+from holdfast.moments.factors import Rule, partial_trace_size, partial_traces
 from holdfast.moments.gradients import (
     Scores,
     accumulator_dtype,
@@ -37,7 +34,9 @@ from holdfast.moments.gradients import (
     zeros,
 )
 from holdfast.moments.layers import rows_of
+from holdfast.moments.layout import Layout, find_layout
 from holdfast.moments.places import Places
+from holdfast.moments.study import few_examples
 from holdfast.moments.sums import Alone
 from holdfast.moments.transforms import transformed
 from holdfast.moments.watching import Watching
@@ -45,6 +44,9 @@ from holdfast.tensors import trainable_parameters, unwrap
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+_TRIALS = 4
+"""Batches whose first examples are run together and alone because a layer is met whose examples lie nobody knows where."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +65,14 @@ class Layer(LayerForm):
 
 @dataclass
 class _Use:
-    """One call of a layer: its input, and the place of its output in the graph; neither if a transform hides them."""
+    """One call of a layer: its input, the place of its output in the graph, and how many positions all examples have.
+
+    None of them if a transform hides them.
+    """
 
     input: Tensor
     edge: GradientEdge | None
+    num_rows: int
     hidden: bool = False
 
 
@@ -82,20 +88,26 @@ class KroneckerSums:
     Args:
         model: in evaluation mode (see `measuring`).
         where: the estimator, for messages.
-        chunk_bytes: bound on the patches of a convolution held at once.
+        chunk_bytes: bound on the patches of a convolution, and on what "matched" writes for its products, at once.
+        rule: of all layers; None: "matched" for those that have several positions to an example in the batch in which
+            they are first met, "expand" for the others, for which it is K-FAC.
 
     Attributes:
         layers: those that have factors; complete after the first `add`.
         declined: weight of a layer that failed the check -> why. Layers that are called twice are only left out.
-        inputs: weight -> sum over examples and positions of a a^T.
-        outputs: weight -> sum over rows and examples of the mean over positions of g g^T.
+        rules: weight -> its rule, once it was met.
+        inputs: weight -> sum over examples of what the rule's A is the mean of, [n, n].
+        outputs: weight -> likewise for G, [out, out]; of "matched" before the division by tr A.
         num_examples: examples seen.
     """
 
-    def __init__(self, model: nn.Module, *, where: str, chunk_bytes: int) -> None:
-        self._model, self._where, self._chunk_bytes = model, where, chunk_bytes
+    def __init__(self, model: nn.Module, *, where: str, chunk_bytes: int, rule: Rule | None = "expand") -> None:
+        self._model, self._where, self._chunk_bytes, self._rule = model, where, chunk_bytes, rule
         self._proven = False
         self._places = Places(model)
+        self._layouts: dict[str, Layout] = {}
+        self._trials = _TRIALS
+        self.rules: dict[str, Rule] = {}
         self.layers = _layers_of(model)
         self.declined: dict[str, str] = {}
         self.inputs: dict[str, Tensor] = {}
@@ -109,19 +121,23 @@ class KroneckerSums:
             call: B examples.
             scores: outputs -> [K, B]; K scores an example.
             alone: the scores of single examples. Where the data decide how many positions an example has, the examples
-                are run one at a time, as each has its own number of them. None: they are `scores`.
+                are run one at a time, as each has its own number of them; and so they are where a rule other than
+                "expand" must know which positions are whose, and it cannot be seen. None: they are `scores`.
 
         Raises:
             LossShapeError: the scores are not [K, B].
             NotFiniteError: a score is NaN or infinite.
 
         Cost: one forward and K backward passes without weight gradients; for a layer of n inputs and m outputs products
-        of B T n^2 and K B T m^2.
+        of B T n^2 and K B T m^2 under "expand", of B n^2 and K B m^2 under "reduce", and K times those of
+        `partial_traces` under "matched"; patches are then taken anew for each k. A rule other than "expand" costs four
+        forward passes of up to three examples once, to find which positions are whose.
         """
         if not self._proven:
             self._prove(call)
         (uses, outputs), known = self._places.run(call, partial(self._forward, call))
-        if known:
+        self._choose(uses, call.size)
+        if known and self._are_laid_out(call, uses):
             self._add(call, scores, uses, outputs)
         else:
             shapes = [tensor.shape for tensor in tensors_in(outputs)]
@@ -161,29 +177,100 @@ class KroneckerSums:
             )
         for layer in self.layers:
             for use in uses[layer.weight]:
-                for a in self._inputs(layer, use.input):
-                    _add_to(self.inputs, layer.weight, _product(a, a))
+                self._add_inputs(layer, use, call.size)
         called = [(layer, use) for layer in self.layers for use in uses[layer.weight] if use.edge is not None]
         edges = [use.edge for _, use in called if use.edge is not None]
         for k, row in enumerate(rows if rows.requires_grad and edges else ()):
             found = torch.autograd.grad(row.sum(), edges, allow_unused=True, retain_graph=k + 1 < len(rows))
-            for (layer, _), g in zip(called, found):
+            for (layer, use), g in zip(called, found):
                 if g is not None and (g.is_nested or g.numel()):
-                    g = _positions(layer, g)
-                    num_positions = len(g) / call.size
-                    _add_to(self.outputs, layer.weight, _product(g, g) / num_positions)
+                    self._add_gradients(layer, use, g, call.size)
+
+    def _add_inputs(self, layer: Layer, use: _Use, size: int) -> None:
+        """Add what does not depend on the scores."""
+        rule = self.rules[layer.weight]
+        if rule == "expand":
+            for a in self._inputs(layer, use.input):
+                _add_to(self.inputs, layer.weight, _product(a, a))
+        elif rule == "reduce":
+            for a in self._inputs_by_example(layer, use.input, size):
+                mean = a.mean(dim=1)
+                _add_to(self.inputs, layer.weight, _product(mean, mean))
+
+    def _add_gradients(self, layer: Layer, use: _Use, g: Tensor, size: int) -> None:
+        """Add what one row of scores brings."""
+        rule = self.rules[layer.weight]
+        if rule == "expand":
+            g = _rows(layer, g)
+            _add_to(self.outputs, layer.weight, _product(g, g) / (len(g) / size))
+            return
+        g = _grouped(layer, g, self._layouts.get(layer.weight), size)
+        if rule == "reduce":
+            _add_to(self.outputs, layer.weight, _product(g.sum(dim=1), g.sum(dim=1)))
+            return
+        done = 0
+        for a in self._inputs_by_example(layer, use.input, size):
+            behind, done = g[done : done + len(a)], done + len(a)
+            chunk = max(1, self._chunk_bytes // (partial_trace_size(a, behind) * a.element_size()))
+            with torch.autocast(g.device.type, enabled=False):
+                for some, theirs in zip(a.split(chunk), behind.split(chunk)):
+                    for sums, value in zip((self.inputs, self.outputs), partial_traces(some, theirs)):
+                        _add_to(sums, layer.weight, value)
 
     def _inputs(self, layer: Layer, x: Tensor) -> Iterator[Tensor]:
         """The inputs [rows, in (+1)] of one call, examples and positions in one axis; for images in chunks."""
-        module = layer.module
-        if not isinstance(module, Convolution):
+        if isinstance(layer.module, Convolution):
+            for some in self._pieces(layer, _with_examples(layer, x).unsqueeze(1)):
+                yield some.flatten(0, 1)
+        else:
             yield _with_one(_wide(x.detach()).reshape(-1, x.shape[-1]), layer.bias)
-            return
-        x = x if x.ndim == len(layer.shape) else x.unsqueeze(0)
-        size = math.prod(layer.shape[1:]) * math.prod(x.shape[2:]) * 8
-        chunk = max(1, self._chunk_bytes // max(size, 1))
-        for some in x.detach().split(chunk):
-            yield _with_one(patches(_wide(some), module).flatten(0, 1), layer.bias)
+
+    def _inputs_by_example(self, layer: Layer, x: Tensor, size: int) -> Iterator[Tensor]:
+        """The inputs [b, T, in (+1)] of one call, for images in chunks of examples."""
+        x = _apart(_with_examples(layer, x), self._layouts.get(layer.weight), size)
+        if isinstance(layer.module, Convolution):
+            yield from self._pieces(layer, x)
+        else:
+            yield _with_one(_wide(x.detach()).reshape(size, -1, x.shape[-1]), layer.bias)
+
+    def _pieces(self, layer: Layer, x: Tensor) -> Iterator[Tensor]:
+        """Patches [b, T, in (+1)] of images [B, n, channels, *size], n images to an example."""
+        assert isinstance(layer.module, Convolution)
+        num_bytes = math.prod(layer.shape[1:]) * x.shape[1] * math.prod(x.shape[3:]) * 8
+        for some in x.detach().split(max(1, self._chunk_bytes // max(num_bytes, 1))):
+            found = patches(_wide(some).flatten(0, 1), layer.module)
+            yield _with_one(found.reshape(len(some), -1, found.shape[-1]), layer.bias)
+
+    def _choose(self, uses: dict[str, list[_Use]], size: int) -> None:
+        """The rule of layers that are met for the first time, by all examples of the batch."""
+        for layer in self.layers:
+            for use in uses[layer.weight]:
+                by_positions: Rule = "matched" if use.num_rows > size else "expand"
+                self.rules.setdefault(layer.weight, by_positions if self._rule is None else self._rule)
+
+    def _are_laid_out(self, call: Call, uses: dict[str, list[_Use]]) -> bool:
+        """Whether it is known which positions are whose, where it matters."""
+        met = {w: calls[0].input for w, calls in uses.items() if calls and self.rules.get(w, "expand") != "expand"}
+        if call.size == 1 or not met:
+            return True
+        if met.keys() - self._layouts.keys() and self._trials:
+            self._trials -= 1
+            self._find_layouts(few_examples(call))
+        return all(w in self._layouts and self._layouts[w].fits(x, call.size) for w, x in met.items())
+
+    def _find_layouts(self, few: Call) -> None:
+        seen = []
+        for some in (few, *(few.examples(b, b + 1) for b in range(few.size))):
+            with _recorded(self.layers) as uses:
+                some(unwrap(self._model))
+            seen.append(uses)
+        for layer in self.layers:
+            calls = [uses[layer.weight] for uses in seen]
+            if all(len(each) == 1 and not each[0].hidden for each in calls):
+                together, *alone = (each[0].input for each in calls)
+                layout = find_layout(together, alone, rtol=tolerance(self._model))
+                if layout is not None and layout.axis in range(together.ndim - 1):
+                    self._layouts[layer.weight] = layout
 
     def _prove(self, call: Call) -> None:
         """Leave only the layers that prove themselves on this batch."""
@@ -227,7 +314,7 @@ class KroneckerSums:
                 if use.edge is not None and rows.requires_grad:
                     (g,) = torch.autograd.grad(rows.sum(), [use.edge], allow_unused=True, retain_graph=True)
                     if g is not None:
-                        total = _product(_positions(layer, g), torch.cat(list(self._inputs(layer, use.input))))
+                        total = _product(_rows(layer, g), torch.cat(list(self._inputs(layer, use.input))))
             if total is not None:
                 found |= zip(layer.names(layer.weight), layer.split(total))
         empty = zeros(self._model)
@@ -291,11 +378,11 @@ def _recorded(layers: list[Layer], watching: Watching | None = None) -> Iterator
             if watching is not None:
                 watching.meet()
             if transformed():
-                uses[layer.weight].append(_Use(torch.empty(0), None, hidden=True))
+                uses[layer.weight].append(_Use(torch.empty(0), None, 0, hidden=True))
                 return None
             edge = get_gradient_edge(output) if output.requires_grad else None
             x = args[0] if args else next(iter(kwargs.values()))
-            uses[layer.weight].append(_Use(rows_of(x.detach()), edge))
+            uses[layer.weight].append(_Use(rows_of(x.detach()), edge, output.numel() // layer.matrix_shape[0]))
             # a change in place of a view, as of a Linear layer's output for sequences, would leave its edge behind
             return output.clone() if output._is_view() else None
 
@@ -309,13 +396,34 @@ def _recorded(layers: list[Layer], watching: Watching | None = None) -> Iterator
             handle.remove()
 
 
-def _positions(layer: Layer, g: Tensor) -> Tensor:
+def _with_examples(layer: Layer, tensor: Tensor) -> Tensor:
+    """An image without an axis for the examples with one, anything else as it is."""
+    alone = isinstance(layer.module, Convolution) and tensor.ndim < len(layer.shape)
+    return tensor.unsqueeze(0) if alone else tensor
+
+
+def _apart(tensor: Tensor, layout: Layout | None, size: int) -> Tensor:
+    """[B, ...]: the examples on an axis of their own, the first; without a layout there is but one example."""
+    if size == 1:
+        return tensor.unsqueeze(0)
+    assert layout is not None
+    return layout.split(tensor, size)
+
+
+def _rows(layer: Layer, g: Tensor) -> Tensor:
     """[rows, out]: gradients at the outputs, examples and positions in one axis, in the order of the inputs."""
     if not isinstance(layer.module, Convolution):
         g = rows_of(g)
         return _wide(g).reshape(-1, g.shape[-1])
-    g = g if g.ndim == len(layer.shape) else g.unsqueeze(0)
-    return _wide(g).flatten(2).transpose(1, 2).flatten(0, 1)
+    return _wide(_with_examples(layer, g)).flatten(2).transpose(1, 2).flatten(0, 1)
+
+
+def _grouped(layer: Layer, g: Tensor, layout: Layout | None, size: int) -> Tensor:
+    """[B, T, out]: gradients at the outputs, each example's positions in the order of the inputs."""
+    g = _apart(_with_examples(layer, rows_of(g)), layout, size)
+    if isinstance(layer.module, Convolution):
+        g = g.movedim(2, -1)
+    return _wide(g).reshape(size, -1, g.shape[-1])
 
 
 def _product(g: Tensor, a: Tensor) -> Tensor:
