@@ -236,9 +236,9 @@ def nearer(a: FactoredImportance, b: FactoredImportance, exact: dict[str, Tensor
     return FactoredImportance(chosen, a.diagonal, a.info)
 
 
-def measured(name: str, *, seed: int) -> dict[str, Errors]:
+def measured(name: str, *, seed: int, num: int = 32) -> dict[str, Errors]:
     """Rule -> errors of the layers that have positions, where there are any."""
-    model, x, y, learned = trained(name, seed=seed)
+    model, x, y, learned = trained(name, seed=seed, num=num)
     loss = Categorical(causal=False, class_axis=-1 if y.ndim > 1 else None)
     found = {rule: hf.kfac(model, [(x, y)], factors=rule, loss=loss) for rule in RULES}  # pyright: ignore[reportArgumentType]
     exact = blocks(model, x)

@@ -99,17 +99,18 @@ def kfac(
 
     Cost: for C classes one forward and C backward passes without weight gradients ("sampled": `num_draws`, "empirical":
     one), and a product of n^2 for each input and of m^2 for each class and output of a layer of n inputs and m outputs;
-    memory n^2 + m^2 a layer. "matched" takes at most about twice these products, for each class in A too, and less than
-    these where T is far from n and m; "reduce" 1/T of them. Both run a few examples together and alone, once, to see
-    which positions are whose, and all examples one at a time where that cannot be seen. Models with other parameters
-    are passed through once more, for these.
+    memory n^2 + m^2 a layer. "reduce" takes 1/T of these products; "matched" up to about twice as many, and those for A
+    for each class too: on a small GPT, ViT and ConvNet 0.8 to 1.1 times the time of "expand" with "sampled", 1.5 to 1.7
+    times with "exact" and ten classes. Both run a few examples together and alone, once, to see which positions are
+    whose, and all examples one at a time where that cannot be seen. Models with other parameters are passed through
+    once more, for these.
 
-    Source: Martens & Grosse 2015 (arXiv 1503.05671); convolutions: Grosse & Martens 2016 (arXiv 1602.01407); expand and
-    reduce: Eschenhagen et al. 2023 (arXiv 2311.00636); the moments of "matched": Ren & Goldfarb 2021 (arXiv 2106.02925),
-    with the scale of Morwani et al. 2024 (arXiv 2406.17748), who show that it is one step of the power iteration toward
-    the nearest Kronecker product; for continual learning: Ritter et al. 2018 (arXiv 1805.07810). Departures: labels are
-    exact where these sample them, no damping is added, and all factors are means over the whole data instead of running
-    means.
+    Source: Martens & Grosse 2015 (arXiv 1503.05671); convolutions: Grosse & Martens 2016 (arXiv 1602.01407); "expand"
+    and "reduce": Eschenhagen et al. 2023 (arXiv 2311.00636); the moments of "matched": Ren & Goldfarb 2021 (arXiv
+    2106.02925), with the scale of Morwani et al. 2024 (arXiv 2406.17748), who show that it is one step of the power
+    iteration toward the nearest Kronecker product; for continual learning: Ritter et al. 2018 (arXiv 1805.07810).
+    Departures: labels are exact where these sample them, no damping is added, and all factors are means over the whole
+    data instead of running means.
     """
     where = "kfac"
     check_choice("kind of kfac", kind, get_args(KfacKind))

@@ -1,4 +1,4 @@
-"""Sums for the Kronecker factors of Linear and convolution layers, from their inputs and the gradients at their outputs.
+"""Sums for the Kronecker factors of Linear and convolution layers, from inputs and the gradients at outputs.
 
 With a [B, T, in] the inputs of a layer, an appended 1 for its bias, and g [B, T, out] the gradients of a score at its
 outputs, T positions to an example (one for a Linear on [B, in]; output pixels of a convolution, whose inputs are the
@@ -8,7 +8,7 @@ patches under them), the block of weight and bias is approximated by A (x) G; `f
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -46,7 +46,7 @@ Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 _TRIALS = 4
-"""Batches whose first examples are run together and alone because a layer is met whose examples lie nobody knows where."""
+"""Batches whose first examples are run together and alone because it is not known where the examples are in a layer."""
 
 
 @dataclass(frozen=True)
@@ -130,8 +130,8 @@ class KroneckerSums:
 
         Cost: one forward and K backward passes without weight gradients; for a layer of n inputs and m outputs products
         of B T n^2 and K B T m^2 under "expand", of B n^2 and K B m^2 under "reduce", and K times those of
-        `partial_traces` under "matched"; patches are then taken anew for each k. A rule other than "expand" costs four
-        forward passes of up to three examples once, to find which positions are whose.
+        `partial_traces` under "matched", which takes patches beyond `chunk_bytes` anew for each k. A rule other than
+        "expand" costs four forward passes of up to three examples once, to find which positions are whose.
         """
         if not self._proven:
             self._prove(call)
@@ -180,11 +180,13 @@ class KroneckerSums:
                 self._add_inputs(layer, use, call.size)
         called = [(layer, use) for layer in self.layers for use in uses[layer.weight] if use.edge is not None]
         edges = [use.edge for _, use in called if use.edge is not None]
+        kept = self._kept(called, call.size) if len(rows) > 1 else {}
         for k, row in enumerate(rows if rows.requires_grad and edges else ()):
             found = torch.autograd.grad(row.sum(), edges, allow_unused=True, retain_graph=k + 1 < len(rows))
             for (layer, use), g in zip(called, found):
                 if g is not None and (g.is_nested or g.numel()):
-                    self._add_gradients(layer, use, g, call.size)
+                    inputs = kept.get(layer.weight) or self._inputs_by_example(layer, use.input, call.size)
+                    self._add_gradients(layer, inputs, g, call.size)
 
     def _add_inputs(self, layer: Layer, use: _Use, size: int) -> None:
         """Add what does not depend on the scores."""
@@ -197,8 +199,18 @@ class KroneckerSums:
                 mean = a.mean(dim=1)
                 _add_to(self.inputs, layer.weight, _product(mean, mean))
 
-    def _add_gradients(self, layer: Layer, use: _Use, g: Tensor, size: int) -> None:
-        """Add what one row of scores brings."""
+    def _kept(self, called: list[tuple[Layer, _Use]], size: int) -> dict[str, list[Tensor]]:
+        """Inputs that every row of scores needs, of as many layers as go into `chunk_bytes`."""
+        found, room = {}, self._chunk_bytes
+        for layer, use in called:
+            num_bytes = use.num_rows * layer.matrix_shape[1] * 8
+            if self.rules[layer.weight] == "matched" and num_bytes <= room:
+                found[layer.weight] = list(self._inputs_by_example(layer, use.input, size))
+                room -= num_bytes
+        return found
+
+    def _add_gradients(self, layer: Layer, inputs: Iterable[Tensor], g: Tensor, size: int) -> None:
+        """Add what one row of scores brings; `inputs` as `_inputs_by_example` gives them."""
         rule = self.rules[layer.weight]
         if rule == "expand":
             g = _rows(layer, g)
@@ -209,7 +221,7 @@ class KroneckerSums:
             _add_to(self.outputs, layer.weight, _product(g.sum(dim=1), g.sum(dim=1)))
             return
         done = 0
-        for a in self._inputs_by_example(layer, use.input, size):
+        for a in inputs:
             behind, done = g[done : done + len(a)], done + len(a)
             chunk = max(1, self._chunk_bytes // (partial_trace_size(a, behind) * a.element_size()))
             with torch.autocast(g.device.type, enabled=False):
