@@ -17,7 +17,6 @@ from holdfast.importance.alone import alone
 from holdfast.importance.fisher import Rows
 from holdfast.importance.loss import MeasuredLoss
 from holdfast.importance.measure import Batch, DataPass
-from holdfast.moments.factors import Rule
 from holdfast.moments.kronecker import KroneckerSums
 from holdfast.moments.per_example import CHUNK_BYTES
 from holdfast.moments.state import measuring
@@ -25,7 +24,7 @@ from holdfast.moments.sums import MomentSums
 from holdfast.tensors import trainable_parameters, unwrap
 
 KfacKind = Literal["exact", "sampled", "empirical"]
-FactorRule = Literal["auto", Rule]
+FactorRule = Literal["auto", "matched", "expand", "reduce"]
 
 
 def kfac(
