@@ -17,6 +17,7 @@ from holdfast.importance.alone import alone
 from holdfast.importance.fisher import Rows
 from holdfast.importance.loss import MeasuredLoss
 from holdfast.importance.measure import Batch, DataPass
+from holdfast.moments.factors import Rule
 from holdfast.moments.kronecker import KroneckerSums
 from holdfast.moments.per_example import CHUNK_BYTES
 from holdfast.moments.state import measuring
@@ -54,9 +55,9 @@ def kfac(
 
     M_c is the gradient of W for one example, so that "matched" has the partial traces of the Fisher's block, and its
     diagonal the sums that `fisher` has over each layer, each of its rows and each of its columns. It is exact
-    wherever some Kronecker product is. "expand" (with KFC's place for 1/T) is exact in deep linear networks whose loss
-    sums over positions, "reduce" in those that average their outputs over positions before the loss; elsewhere either
-    may be off by a factor, "reduce" by any, as for the keys of an attention, whose gradients sum to zero over
+    wherever some Kronecker product is. "expand" (with KFC's place for 1/T) is exact in deep linear networks whose
+    squared loss sums over positions, "reduce" in those that average their outputs over positions first; elsewhere
+    either may be off by a factor, "reduce" by any, as for the keys of an attention, whose gradients sum to zero over
     positions. For T = 1 both are K-FAC. For one example without positions all three are the Fisher itself.
 
     Factored are layers that are exactly `nn.Linear`, transformers' `Conv1D` (that of GPT-2: a Linear with its weight
@@ -126,7 +127,7 @@ def kfac(
         model, data, where=where, num_examples=num_examples, progress=progress, loss=measured, seed=seed
     )
     with measuring(model):
-        rule = None if factors == "auto" else factors
+        rule: Rule | None = None if factors == "auto" else factors
         sums = KroneckerSums(model, where=where, chunk_bytes=chunk_bytes, rule=rule)
         rows, again = (Rows(measured, kind, num_draws, None, seed) for _ in range(2))
         rest: MomentSums | None = None

@@ -257,8 +257,8 @@ class KroneckerSums:
         """The rule of layers that are met for the first time, by all examples of the batch."""
         for layer in self.layers:
             for use in uses[layer.weight]:
-                by_positions: Rule = "matched" if use.num_rows > size else "expand"
-                self.rules.setdefault(layer.weight, by_positions if self._rule is None else self._rule)
+                rule: Rule = self._rule or ("matched" if use.num_rows > size else "expand")
+                self.rules.setdefault(layer.weight, rule)
 
     def _are_laid_out(self, call: Call, uses: dict[str, list[_Use]]) -> bool:
         """Whether it is known which positions are whose, where it matters."""
