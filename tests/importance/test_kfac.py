@@ -25,7 +25,7 @@ from holdfast.errors import (
     UnknownNameError,
     UnsupportedLayerError,
 )
-from holdfast.moments.kronecker import patches
+from holdfast.moments.matrices import patches
 
 
 def plain() -> nn.Sequential:

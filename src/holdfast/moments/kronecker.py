@@ -7,7 +7,6 @@ patches under them), the block of weight and bias is approximated by A (x) G; `f
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,17 +14,14 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from holdfast.errors import LossShapeError, NotFiniteError, UnsupportedLayerError
-from holdfast.layers import LayerForm
 from holdfast.moments.calls import Call, tensors_in
 from holdfast.moments.factors import Rule, partial_trace_size, partial_traces
 from holdfast.moments.gradients import (
     Scores,
-    accumulator_dtype,
     gradient,
     mismatches,
     random_scores,
@@ -35,32 +31,23 @@ from holdfast.moments.gradients import (
 )
 from holdfast.moments.layers import rows_of
 from holdfast.moments.layout import Layout, find_layout
+from holdfast.moments.matrices import (
+    Layer,
+    gradients_by_example,
+    gradients_of,
+    inputs_by_example,
+    inputs_of,
+    layers_of,
+)
 from holdfast.moments.places import Places
 from holdfast.moments.study import few_examples
 from holdfast.moments.sums import Alone
 from holdfast.moments.transforms import transformed
 from holdfast.moments.watching import Watching
-from holdfast.tensors import trainable_parameters, unwrap
-
-Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+from holdfast.tensors import unwrap
 
 _TRIALS = 4
 """Batches whose first examples are run together and alone because it is not known where the examples are in a layer."""
-
-
-@dataclass(frozen=True)
-class Layer(LayerForm):
-    """A layer whose weight, and bias where it is trained, form one block.
-
-    Attributes:
-        module: a plain `nn.Linear`, a transformers `Conv1D`, or a plain convolution with one group.
-        weight: the weight's name.
-        shape, bias, inputs_first: as `LayerForm` says; a frozen bias is none.
-    """
-
-    module: nn.Module
-    weight: str
 
 
 @dataclass
@@ -102,13 +89,14 @@ class KroneckerSums:
     """
 
     def __init__(self, model: nn.Module, *, where: str, chunk_bytes: int, rule: Rule | None = "expand") -> None:
-        self._model, self._where, self._chunk_bytes, self._rule = model, where, chunk_bytes, rule
+        self._model, self._where, self._chunk_bytes = model, where, chunk_bytes
+        self._rule = rule
         self._proven = False
         self._places = Places(model)
         self._layouts: dict[str, Layout] = {}
         self._trials = _TRIALS
         self.rules: dict[str, Rule] = {}
-        self.layers = _layers_of(model)
+        self.layers = layers_of(model)
         self.declined: dict[str, str] = {}
         self.inputs: dict[str, Tensor] = {}
         self.outputs: dict[str, Tensor] = {}
@@ -185,17 +173,17 @@ class KroneckerSums:
             found = torch.autograd.grad(row.sum(), edges, allow_unused=True, retain_graph=k + 1 < len(rows))
             for (layer, use), g in zip(called, found):
                 if g is not None and (g.is_nested or g.numel()):
-                    inputs = kept.get(layer.weight) or self._inputs_by_example(layer, use.input, call.size)
+                    inputs = kept.get(layer.weight) or self._inputs(layer, use, call.size)
                     self._add_gradients(layer, inputs, g, call.size)
 
     def _add_inputs(self, layer: Layer, use: _Use, size: int) -> None:
         """Add what does not depend on the scores."""
         rule = self.rules[layer.weight]
         if rule == "expand":
-            for a in self._inputs(layer, use.input):
+            for a in inputs_of(layer, use.input, chunk_bytes=self._chunk_bytes):
                 _add_to(self.inputs, layer.weight, _product(a, a))
         elif rule == "reduce":
-            for a in self._inputs_by_example(layer, use.input, size):
+            for a in self._inputs(layer, use, size):
                 mean = a.mean(dim=1)
                 _add_to(self.inputs, layer.weight, _product(mean, mean))
 
@@ -205,18 +193,18 @@ class KroneckerSums:
         for layer, use in called:
             num_bytes = use.num_rows * layer.matrix_shape[1] * 8
             if self.rules[layer.weight] == "matched" and num_bytes <= room:
-                found[layer.weight] = list(self._inputs_by_example(layer, use.input, size))
+                found[layer.weight] = list(self._inputs(layer, use, size))
                 room -= num_bytes
         return found
 
     def _add_gradients(self, layer: Layer, inputs: Iterable[Tensor], g: Tensor, size: int) -> None:
-        """Add what one row of scores brings; `inputs` as `_inputs_by_example` gives them."""
+        """Add what one row of scores brings; `inputs` as `inputs_by_example` gives them."""
         rule = self.rules[layer.weight]
         if rule == "expand":
-            g = _rows(layer, g)
+            g = gradients_of(layer, g)
             _add_to(self.outputs, layer.weight, _product(g, g) / (len(g) / size))
             return
-        g = _grouped(layer, g, self._layouts.get(layer.weight), size)
+        g = gradients_by_example(layer, g, self._layouts.get(layer.weight), size=size)
         if rule == "reduce":
             _add_to(self.outputs, layer.weight, _product(g.sum(dim=1), g.sum(dim=1)))
             return
@@ -229,29 +217,9 @@ class KroneckerSums:
                     for sums, value in zip((self.inputs, self.outputs), partial_traces(some, theirs)):
                         _add_to(sums, layer.weight, value)
 
-    def _inputs(self, layer: Layer, x: Tensor) -> Iterator[Tensor]:
-        """The inputs [rows, in (+1)] of one call, examples and positions in one axis; for images in chunks."""
-        if isinstance(layer.module, Convolution):
-            for some in self._pieces(layer, _with_examples(layer, x).unsqueeze(1)):
-                yield some.flatten(0, 1)
-        else:
-            yield _with_one(_wide(x.detach()).reshape(-1, x.shape[-1]), layer.bias)
-
-    def _inputs_by_example(self, layer: Layer, x: Tensor, size: int) -> Iterator[Tensor]:
-        """The inputs [b, T, in (+1)] of one call, for images in chunks of examples."""
-        x = _apart(_with_examples(layer, x), self._layouts.get(layer.weight), size)
-        if isinstance(layer.module, Convolution):
-            yield from self._pieces(layer, x)
-        else:
-            yield _with_one(_wide(x.detach()).reshape(size, -1, x.shape[-1]), layer.bias)
-
-    def _pieces(self, layer: Layer, x: Tensor) -> Iterator[Tensor]:
-        """Patches [b, T, in (+1)] of images [B, n, channels, *size], n images to an example."""
-        assert isinstance(layer.module, Convolution)
-        num_bytes = math.prod(layer.shape[1:]) * x.shape[1] * math.prod(x.shape[3:]) * 8
-        for some in x.detach().split(max(1, self._chunk_bytes // max(num_bytes, 1))):
-            found = patches(_wide(some).flatten(0, 1), layer.module)
-            yield _with_one(found.reshape(len(some), -1, found.shape[-1]), layer.bias)
+    def _inputs(self, layer: Layer, use: _Use, size: int) -> Iterator[Tensor]:
+        layout = self._layouts.get(layer.weight)
+        return inputs_by_example(layer, use.input, layout, size=size, chunk_bytes=self._chunk_bytes)
 
     def _choose(self, uses: dict[str, list[_Use]], size: int) -> None:
         """The rule of layers that are met for the first time, by all examples of the batch."""
@@ -326,7 +294,10 @@ class KroneckerSums:
                 if use.edge is not None and rows.requires_grad:
                     (g,) = torch.autograd.grad(rows.sum(), [use.edge], allow_unused=True, retain_graph=True)
                     if g is not None:
-                        total = _product(_rows(layer, g), torch.cat(list(self._inputs(layer, use.input))))
+                        total = _product(
+                            gradients_of(layer, g),
+                            torch.cat(list(inputs_of(layer, use.input, chunk_bytes=self._chunk_bytes))),
+                        )
             if total is not None:
                 found |= zip(layer.names(layer.weight), layer.split(total))
         empty = zeros(self._model)
@@ -335,49 +306,6 @@ class KroneckerSums:
     def _decline(self, layer: Layer, reason: str) -> None:
         self.layers.remove(layer)
         self.declined[layer.weight] = reason
-
-
-def patches(x: Tensor, module: Convolution) -> Tensor:
-    """What a convolution sees under each output pixel: [B, T, channels * kernel], in the order of the flattened weight.
-
-    Args:
-        x: [B, channels, *size].
-        module: its kernel, stride, dilation, padding and padding mode.
-    """
-    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-    x = F.pad(x, module._reversed_padding_repeated_twice, mode=mode)
-    for axis, (size, stride, dilation) in enumerate(zip(module.kernel_size, module.stride, module.dilation), start=2):
-        x = x.unfold(axis, dilation * (size - 1) + 1, stride)[..., ::dilation]
-    num = len(module.kernel_size)
-    places = x.movedim(1, num + 1)  # [B, *positions, channels, *kernel]
-    return places.reshape(len(x), math.prod(places.shape[1 : num + 1]), -1)
-
-
-def _layers_of(model: nn.Module) -> list[Layer]:
-    """The plain layers whose trained parameters belong to them alone."""
-    names = {id(parameter): name for name, parameter in trainable_parameters(model).items()}
-    homes: dict[int, int] = {}
-    for module in unwrap(model).modules():
-        for parameter in module._parameters.values():
-            homes[id(parameter)] = homes.get(id(parameter), 0) + 1
-    layers = []
-    for module in unwrap(model).modules():
-        plain = type(module) is nn.Linear or (type(module) in _CONVOLUTIONS and getattr(module, "groups", 0) == 1)
-        own = dict(module._parameters.items())  # no dict in a scripted module
-        weight, bias = own.get("weight"), own.get("bias")
-        if weight is None or id(weight) not in names or not (plain or _is_transposed(module)):
-            continue
-        bias_name = names.get(id(bias))
-        if homes[id(weight)] == 1 and (bias_name is None or homes[id(bias)] == 1):
-            shape = tuple(weight.shape)
-            found = Layer(module, names[id(weight)], shape=shape, bias=bias_name, inputs_first=_is_transposed(module))
-            layers.append(found)
-    return layers
-
-
-def _is_transposed(module: nn.Module) -> bool:
-    """Whether it is the `Conv1D` of transformers, which the GPT-2 family has in place of `nn.Linear`."""
-    return f"{type(module).__module__}.{type(module).__qualname__}" == "transformers.pytorch_utils.Conv1D"
 
 
 @contextmanager
@@ -408,49 +336,11 @@ def _recorded(layers: list[Layer], watching: Watching | None = None) -> Iterator
             handle.remove()
 
 
-def _with_examples(layer: Layer, tensor: Tensor) -> Tensor:
-    """An image without an axis for the examples with one, anything else as it is."""
-    alone = isinstance(layer.module, Convolution) and tensor.ndim < len(layer.shape)
-    return tensor.unsqueeze(0) if alone else tensor
-
-
-def _apart(tensor: Tensor, layout: Layout | None, size: int) -> Tensor:
-    """[B, ...]: the examples on an axis of their own, the first; without a layout there is but one example."""
-    if size == 1:
-        return tensor.unsqueeze(0)
-    assert layout is not None
-    return layout.split(tensor, size)
-
-
-def _rows(layer: Layer, g: Tensor) -> Tensor:
-    """[rows, out]: gradients at the outputs, examples and positions in one axis, in the order of the inputs."""
-    if not isinstance(layer.module, Convolution):
-        g = rows_of(g)
-        return _wide(g).reshape(-1, g.shape[-1])
-    return _wide(_with_examples(layer, g)).flatten(2).transpose(1, 2).flatten(0, 1)
-
-
-def _grouped(layer: Layer, g: Tensor, layout: Layout | None, size: int) -> Tensor:
-    """[B, T, out]: gradients at the outputs, each example's positions in the order of the inputs."""
-    g = _apart(_with_examples(layer, rows_of(g)), layout, size)
-    if isinstance(layer.module, Convolution):
-        g = g.movedim(2, -1)
-    return _wide(g).reshape(size, -1, g.shape[-1])
-
-
 def _product(g: Tensor, a: Tensor) -> Tensor:
     """Sum over rows of g a^T, in float32 or wider also under autocast."""
     with torch.autocast(g.device.type, enabled=False):
         return g.T @ a
 
 
-def _with_one(a: Tensor, bias: str | None) -> Tensor:
-    return a if bias is None else F.pad(a, (0, 1), value=1.0)
-
-
 def _add_to(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
     sums[name] = sums[name] + value if name in sums else value
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.to(accumulator_dtype(tensor))
