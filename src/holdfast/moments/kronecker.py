@@ -90,7 +90,7 @@ class KroneckerSums:
 
     def __init__(self, model: nn.Module, *, where: str, chunk_bytes: int, rule: Rule | None = "expand") -> None:
         self._model, self._where, self._chunk_bytes = model, where, chunk_bytes
-        self._rule = rule
+        self._rule: Rule | None = rule
         self._proven = False
         self._places = Places(model)
         self._layouts: dict[str, Layout] = {}
@@ -225,7 +225,8 @@ class KroneckerSums:
         """The rule of layers that are met for the first time, by all examples of the batch."""
         for layer in self.layers:
             for use in uses[layer.weight]:
-                rule: Rule = self._rule or ("matched" if use.num_rows > size else "expand")
+                by_positions: Rule = "matched" if use.num_rows > size else "expand"
+                rule = by_positions if self._rule is None else self._rule
                 self.rules.setdefault(layer.weight, rule)
 
     def _are_laid_out(self, call: Call, uses: dict[str, list[_Use]]) -> bool:
@@ -294,10 +295,8 @@ class KroneckerSums:
                 if use.edge is not None and rows.requires_grad:
                     (g,) = torch.autograd.grad(rows.sum(), [use.edge], allow_unused=True, retain_graph=True)
                     if g is not None:
-                        total = _product(
-                            gradients_of(layer, g),
-                            torch.cat(list(inputs_of(layer, use.input, chunk_bytes=self._chunk_bytes))),
-                        )
+                        inputs = inputs_of(layer, use.input, chunk_bytes=self._chunk_bytes)
+                        total = _product(gradients_of(layer, g), torch.cat(list(inputs)))
             if total is not None:
                 found |= zip(layer.names(layer.weight), layer.split(total))
         empty = zeros(self._model)
