@@ -100,7 +100,7 @@ def kfac(
     Cost: for C classes one forward and C backward passes without weight gradients ("sampled": `num_draws`, "empirical":
     one), and a product of n^2 for each input and of m^2 for each class and output of a layer of n inputs and m outputs;
     memory n^2 + m^2 a layer. "reduce" takes 1/T of these products; "matched" up to about twice as many, and those for A
-    for each class too: on a small GPT, ViT and ConvNet 0.8 to 1.1 times the time of "expand" with "sampled", 1.5 to 1.7
+    for each class too: on a small GPT, ViT and ConvNet 0.7 to 1.2 times the time of "expand" with "sampled", 1.5 to 1.7
     times with "exact" and ten classes. Both run a few examples together and alone, once, to see which positions are
     whose, and all examples one at a time where that cannot be seen. Models with other parameters are passed through
     once more, for these.
