@@ -25,7 +25,7 @@ from holdfast.errors import (
     UnknownNameError,
     UnsupportedLayerError,
 )
-from holdfast.moments.kronecker import patches
+from holdfast.moments.matrices import patches
 
 
 def plain() -> nn.Sequential:
@@ -157,8 +157,8 @@ def as_rows(inputs: Tensor, layer: nn.Module) -> Tensor:
     return unfolded[0].T.detach()
 
 
-def check(model: nn.Module, x: Tensor, y: Tensor, layers: dict[str, nn.Module], **options: object) -> None:
-    found = kfac(model, batches(x, y, 4), **options)
+def check(model: nn.Module, x: Tensor, y: Tensor, layers: dict[str, nn.Module]) -> None:
+    found = kfac(model, batches(x, y, 4), factors="expand")
     for module in model.modules():
         if isinstance(module, nn.ReLU):
             module.inplace = False  # or the hooks below see what follows the layer
@@ -261,9 +261,10 @@ def test_what_it_says_of_itself():
     assert (info.kind, info.num_examples, info.loss) == ("kfac-exact", 12, "categorical")
     assert (info.unit, info.nats_per_unit, info.model) == ("nats/weight^2", 1.0, "Sequential")
     close(kfac(model, batches(x, y, 5), num_examples=12), kfac(model, [(x[:12], y[:12])]))
-    assert kfac(model, [(x, y)], kind="sampled", num_draws=2).info.details == {"num_draws": 2, "seed": 0}
+    sampled = kfac(model, [(x, y)], kind="sampled", num_draws=2)
+    assert sampled.info.details == {"factors": "auto", "num_draws": 2, "seed": 0}
     with_seed = kfac(model, iter([(x, y)]), loss="categorical")
-    assert with_seed.info.details == {}
+    assert with_seed.info.details == {"factors": "auto"}
 
 
 def test_it_does_not_hang_on_batches_mode_or_wrappers():
@@ -384,6 +385,8 @@ def test_bad_input_is_named():
         kfac(model, [(x, y)], num_draws=3)
     with pytest.raises(UnknownNameError, match="unknown kind of kfac 'exat'. Did you mean 'exact'"):
         kfac(model, [(x, y)], kind="exat")
+    with pytest.raises(UnknownNameError, match="unknown rule for the factors of kfac 'mached'. Did you mean 'matched'"):
+        kfac(model, [(x, y)], factors="mached")
     with pytest.raises(OptionError, match='Pass kind="empirical"'):
         kfac(model, [(x, y)], loss=lambda outputs, batch: outputs.sum(1))
     with pytest.raises(LossShapeError, match="Pass reduction='none'"):

@@ -1,34 +1,28 @@
-"""Kronecker factors of the Linear and convolution layers: second moments of their inputs and of the gradients behind.
+"""Sums for the Kronecker factors of Linear and convolution layers, from inputs and the gradients at outputs.
 
 With a [B, T, in] the inputs of a layer, an appended 1 for its bias, and g [B, T, out] the gradients of a score at its
 outputs, T positions to an example (one for a Linear on [B, in]; output pixels of a convolution, whose inputs are the
-patches under them), the block of weight and bias is approximated by A (x) G with
-
-    A = E sum_t a_t a_t^T,        G = E sum_k 1/T sum_t g_kt g_kt^T,
-
-k the rows of the scores (KFC's rule; exact where T = 1 and a does not vary with the example, such as for one example).
+patches under them), the block of weight and bias is approximated by A (x) G; `factors` has the rules for A and G.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from holdfast.curvature.form import LayerForm
 from holdfast.errors import LossShapeError, NotFiniteError, UnsupportedLayerError
 from holdfast.moments.calls import Call, tensors_in
+from holdfast.moments.factors import Rule, partial_trace_size, partial_traces
 from holdfast.moments.gradients import (
     Scores,
-    accumulator_dtype,
     gradient,
     mismatches,
     random_scores,
@@ -37,36 +31,36 @@ from holdfast.moments.gradients import (
     zeros,
 )
 from holdfast.moments.layers import rows_of
+from holdfast.moments.layout import Layout, find_layout
+from holdfast.moments.matrices import (
+    Layer,
+    gradients_by_example,
+    gradients_of,
+    inputs_by_example,
+    inputs_of,
+    layers_of,
+)
 from holdfast.moments.places import Places
+from holdfast.moments.study import few_examples
 from holdfast.moments.sums import Alone
 from holdfast.moments.transforms import transformed
 from holdfast.moments.watching import Watching
-from holdfast.tensors import trainable_parameters, unwrap
+from holdfast.tensors import unwrap
 
-Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-
-
-@dataclass(frozen=True)
-class Layer(LayerForm):
-    """A layer whose weight, and bias where it is trained, form one block.
-
-    Attributes:
-        module: a plain `nn.Linear`, a transformers `Conv1D`, or a plain convolution with one group.
-        weight: the weight's name.
-        shape, bias, inputs_first: as `LayerForm` says; a frozen bias is none.
-    """
-
-    module: nn.Module
-    weight: str
+_TRIALS = 4
+"""Batches whose first examples are run together and alone because it is not known where the examples are in a layer."""
 
 
 @dataclass
 class _Use:
-    """One call of a layer: its input, and the place of its output in the graph; neither if a transform hides them."""
+    """One call of a layer: its input, the place of its output in the graph, and how many positions all examples have.
+
+    None of them if a transform hides them.
+    """
 
     input: Tensor
     edge: GradientEdge | None
+    num_rows: int
     hidden: bool = False
 
 
@@ -82,21 +76,28 @@ class KroneckerSums:
     Args:
         model: in evaluation mode (see `measuring`).
         where: the estimator, for messages.
-        chunk_bytes: bound on the patches of a convolution held at once.
+        chunk_bytes: bound on the patches of a convolution, and on what "matched" writes for its products, at once.
+        rule: of all layers; None: "matched" for those that have several positions to an example in the batch in which
+            they are first met, "expand" for the others, for which it is K-FAC.
 
     Attributes:
         layers: those that have factors; complete after the first `add`.
         declined: weight of a layer that failed the check -> why. Layers that are called twice are only left out.
-        inputs: weight -> sum over examples and positions of a a^T.
-        outputs: weight -> sum over rows and examples of the mean over positions of g g^T.
+        rules: weight -> its rule, once it was met.
+        inputs: weight -> sum over examples of what the rule's A is the mean of, [n, n].
+        outputs: weight -> likewise for G, [out, out]; of "matched" before the division by tr A.
         num_examples: examples seen.
     """
 
-    def __init__(self, model: nn.Module, *, where: str, chunk_bytes: int) -> None:
+    def __init__(self, model: nn.Module, *, where: str, chunk_bytes: int, rule: Rule | None = "expand") -> None:
         self._model, self._where, self._chunk_bytes = model, where, chunk_bytes
+        self._rule: Rule | None = rule
         self._proven = False
         self._places = Places(model)
-        self.layers = _layers_of(model)
+        self._layouts: dict[str, Layout] = {}
+        self._trials = _TRIALS
+        self.rules: dict[str, Rule] = {}
+        self.layers = layers_of(model)
         self.declined: dict[str, str] = {}
         self.inputs: dict[str, Tensor] = {}
         self.outputs: dict[str, Tensor] = {}
@@ -109,19 +110,23 @@ class KroneckerSums:
             call: B examples.
             scores: outputs -> [K, B]; K scores an example.
             alone: the scores of single examples. Where the data decide how many positions an example has, the examples
-                are run one at a time, as each has its own number of them. None: they are `scores`.
+                are run one at a time, as each has its own number of them; and so they are where a rule other than
+                "expand" must know which positions are whose, and it cannot be seen. None: they are `scores`.
 
         Raises:
             LossShapeError: the scores are not [K, B].
             NotFiniteError: a score is NaN or infinite.
 
         Cost: one forward and K backward passes without weight gradients; for a layer of n inputs and m outputs products
-        of B T n^2 and K B T m^2.
+        of B T n^2 and K B T m^2 under "expand", of B n^2 and K B m^2 under "reduce", and K times those of
+        `partial_traces` under "matched", which takes patches beyond `chunk_bytes` anew for each k. A rule other than
+        "expand" costs four forward passes of up to three examples once, to find which positions are whose.
         """
         if not self._proven:
             self._prove(call)
         (uses, outputs), known = self._places.run(call, partial(self._forward, call))
-        if known:
+        self._choose(uses, call.size)
+        if known and self._are_laid_out(call, uses):
             self._add(call, scores, uses, outputs)
         else:
             shapes = [tensor.shape for tensor in tensors_in(outputs)]
@@ -161,29 +166,93 @@ class KroneckerSums:
             )
         for layer in self.layers:
             for use in uses[layer.weight]:
-                for a in self._inputs(layer, use.input):
-                    _add_to(self.inputs, layer.weight, _product(a, a))
+                self._add_inputs(layer, use, call.size)
         called = [(layer, use) for layer in self.layers for use in uses[layer.weight] if use.edge is not None]
         edges = [use.edge for _, use in called if use.edge is not None]
+        kept = self._kept(called, call.size) if len(rows) > 1 else {}
         for k, row in enumerate(rows if rows.requires_grad and edges else ()):
             found = torch.autograd.grad(row.sum(), edges, allow_unused=True, retain_graph=k + 1 < len(rows))
-            for (layer, _), g in zip(called, found):
+            for (layer, use), g in zip(called, found):
                 if g is not None and (g.is_nested or g.numel()):
-                    g = _positions(layer, g)
-                    num_positions = len(g) / call.size
-                    _add_to(self.outputs, layer.weight, _product(g, g) / num_positions)
+                    inputs = kept.get(layer.weight) or self._inputs(layer, use, call.size)
+                    self._add_gradients(layer, inputs, g, call.size)
 
-    def _inputs(self, layer: Layer, x: Tensor) -> Iterator[Tensor]:
-        """The inputs [rows, in (+1)] of one call, examples and positions in one axis; for images in chunks."""
-        module = layer.module
-        if not isinstance(module, Convolution):
-            yield _with_one(_wide(x.detach()).reshape(-1, x.shape[-1]), layer.bias)
+    def _add_inputs(self, layer: Layer, use: _Use, size: int) -> None:
+        """Add what does not depend on the scores."""
+        rule = self.rules[layer.weight]
+        if rule == "expand":
+            for a in inputs_of(layer, use.input, chunk_bytes=self._chunk_bytes):
+                _add_to(self.inputs, layer.weight, _product(a, a))
+        elif rule == "reduce":
+            for a in self._inputs(layer, use, size):
+                mean = a.mean(dim=1)
+                _add_to(self.inputs, layer.weight, _product(mean, mean))
+
+    def _kept(self, called: list[tuple[Layer, _Use]], size: int) -> dict[str, list[Tensor]]:
+        """Inputs that every row of scores needs, of as many layers as go into `chunk_bytes`."""
+        found, room = {}, self._chunk_bytes
+        for layer, use in called:
+            num_bytes = use.num_rows * layer.matrix_shape[1] * 8
+            if self.rules[layer.weight] == "matched" and num_bytes <= room:
+                found[layer.weight] = list(self._inputs(layer, use, size))
+                room -= num_bytes
+        return found
+
+    def _add_gradients(self, layer: Layer, inputs: Iterable[Tensor], g: Tensor, size: int) -> None:
+        """Add what one row of scores brings; `inputs` as `inputs_by_example` gives them."""
+        rule = self.rules[layer.weight]
+        if rule == "expand":
+            g = gradients_of(layer, g)
+            _add_to(self.outputs, layer.weight, _product(g, g) / (len(g) / size))
             return
-        x = x if x.ndim == len(layer.shape) else x.unsqueeze(0)
-        size = math.prod(layer.shape[1:]) * math.prod(x.shape[2:]) * 8
-        chunk = max(1, self._chunk_bytes // max(size, 1))
-        for some in x.detach().split(chunk):
-            yield _with_one(patches(_wide(some), module).flatten(0, 1), layer.bias)
+        g = gradients_by_example(layer, g, self._layouts.get(layer.weight), size=size)
+        if rule == "reduce":
+            _add_to(self.outputs, layer.weight, _product(g.sum(dim=1), g.sum(dim=1)))
+            return
+        done = 0
+        for a in inputs:
+            behind, done = g[done : done + len(a)], done + len(a)
+            chunk = max(1, self._chunk_bytes // (partial_trace_size(a, behind) * a.element_size()))
+            with torch.autocast(g.device.type, enabled=False):
+                for some, theirs in zip(a.split(chunk), behind.split(chunk)):
+                    for sums, value in zip((self.inputs, self.outputs), partial_traces(some, theirs)):
+                        _add_to(sums, layer.weight, value)
+
+    def _inputs(self, layer: Layer, use: _Use, size: int) -> Iterator[Tensor]:
+        layout = self._layouts.get(layer.weight)
+        return inputs_by_example(layer, use.input, layout, size=size, chunk_bytes=self._chunk_bytes)
+
+    def _choose(self, uses: dict[str, list[_Use]], size: int) -> None:
+        """The rule of layers that are met for the first time, by all examples of the batch."""
+        for layer in self.layers:
+            for use in uses[layer.weight]:
+                by_positions: Rule = "matched" if use.num_rows > size else "expand"
+                rule = by_positions if self._rule is None else self._rule
+                self.rules.setdefault(layer.weight, rule)
+
+    def _are_laid_out(self, call: Call, uses: dict[str, list[_Use]]) -> bool:
+        """Whether it is known which positions are whose, where it matters."""
+        met = {w: calls[0].input for w, calls in uses.items() if calls and self.rules.get(w, "expand") != "expand"}
+        if call.size == 1 or not met:
+            return True
+        if met.keys() - self._layouts.keys() and self._trials:
+            self._trials -= 1
+            self._find_layouts(few_examples(call))
+        return all(w in self._layouts and self._layouts[w].fits(x, call.size) for w, x in met.items())
+
+    def _find_layouts(self, few: Call) -> None:
+        seen = []
+        for some in (few, *(few.examples(b, b + 1) for b in range(few.size))):
+            with _recorded(self.layers) as uses:
+                some(unwrap(self._model))
+            seen.append(uses)
+        for layer in self.layers:
+            calls = [uses[layer.weight] for uses in seen]
+            if all(len(each) == 1 and not each[0].hidden for each in calls):
+                together, *alone = (each[0].input for each in calls)
+                layout = find_layout(together, alone, rtol=tolerance(self._model))
+                if layout is not None and layout.axis in range(together.ndim - 1):
+                    self._layouts[layer.weight] = layout
 
     def _prove(self, call: Call) -> None:
         """Leave only the layers that prove themselves on this batch."""
@@ -227,7 +296,8 @@ class KroneckerSums:
                 if use.edge is not None and rows.requires_grad:
                     (g,) = torch.autograd.grad(rows.sum(), [use.edge], allow_unused=True, retain_graph=True)
                     if g is not None:
-                        total = _product(_positions(layer, g), torch.cat(list(self._inputs(layer, use.input))))
+                        inputs = inputs_of(layer, use.input, chunk_bytes=self._chunk_bytes)
+                        total = _product(gradients_of(layer, g), torch.cat(list(inputs)))
             if total is not None:
                 found |= zip(layer.names(layer.weight), layer.split(total))
         empty = zeros(self._model)
@@ -236,49 +306,6 @@ class KroneckerSums:
     def _decline(self, layer: Layer, reason: str) -> None:
         self.layers.remove(layer)
         self.declined[layer.weight] = reason
-
-
-def patches(x: Tensor, module: Convolution) -> Tensor:
-    """What a convolution sees under each output pixel: [B, T, channels * kernel], in the order of the flattened weight.
-
-    Args:
-        x: [B, channels, *size].
-        module: its kernel, stride, dilation, padding and padding mode.
-    """
-    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-    x = F.pad(x, module._reversed_padding_repeated_twice, mode=mode)
-    for axis, (size, stride, dilation) in enumerate(zip(module.kernel_size, module.stride, module.dilation), start=2):
-        x = x.unfold(axis, dilation * (size - 1) + 1, stride)[..., ::dilation]
-    num = len(module.kernel_size)
-    places = x.movedim(1, num + 1)  # [B, *positions, channels, *kernel]
-    return places.reshape(len(x), math.prod(places.shape[1 : num + 1]), -1)
-
-
-def _layers_of(model: nn.Module) -> list[Layer]:
-    """The plain layers whose trained parameters belong to them alone."""
-    names = {id(parameter): name for name, parameter in trainable_parameters(model).items()}
-    homes: dict[int, int] = {}
-    for module in unwrap(model).modules():
-        for parameter in module._parameters.values():
-            homes[id(parameter)] = homes.get(id(parameter), 0) + 1
-    layers = []
-    for module in unwrap(model).modules():
-        plain = type(module) is nn.Linear or (type(module) in _CONVOLUTIONS and getattr(module, "groups", 0) == 1)
-        own = dict(module._parameters.items())  # no dict in a scripted module
-        weight, bias = own.get("weight"), own.get("bias")
-        if weight is None or id(weight) not in names or not (plain or _is_transposed(module)):
-            continue
-        bias_name = names.get(id(bias))
-        if homes[id(weight)] == 1 and (bias_name is None or homes[id(bias)] == 1):
-            shape = tuple(weight.shape)
-            found = Layer(module, names[id(weight)], shape=shape, bias=bias_name, inputs_first=_is_transposed(module))
-            layers.append(found)
-    return layers
-
-
-def _is_transposed(module: nn.Module) -> bool:
-    """Whether it is the `Conv1D` of transformers, which the GPT-2 family has in place of `nn.Linear`."""
-    return f"{type(module).__module__}.{type(module).__qualname__}" == "transformers.pytorch_utils.Conv1D"
 
 
 @contextmanager
@@ -291,11 +318,11 @@ def _recorded(layers: list[Layer], watching: Watching | None = None) -> Iterator
             if watching is not None:
                 watching.meet()
             if transformed():
-                uses[layer.weight].append(_Use(torch.empty(0), None, hidden=True))
+                uses[layer.weight].append(_Use(torch.empty(0), None, 0, hidden=True))
                 return None
             edge = get_gradient_edge(output) if output.requires_grad else None
             x = args[0] if args else next(iter(kwargs.values()))
-            uses[layer.weight].append(_Use(rows_of(x.detach()), edge))
+            uses[layer.weight].append(_Use(rows_of(x.detach()), edge, output.numel() // layer.matrix_shape[0]))
             # a change in place of a view, as of a Linear layer's output for sequences, would leave its edge behind
             return output.clone() if output._is_view() else None
 
@@ -309,28 +336,11 @@ def _recorded(layers: list[Layer], watching: Watching | None = None) -> Iterator
             handle.remove()
 
 
-def _positions(layer: Layer, g: Tensor) -> Tensor:
-    """[rows, out]: gradients at the outputs, examples and positions in one axis, in the order of the inputs."""
-    if not isinstance(layer.module, Convolution):
-        g = rows_of(g)
-        return _wide(g).reshape(-1, g.shape[-1])
-    g = g if g.ndim == len(layer.shape) else g.unsqueeze(0)
-    return _wide(g).flatten(2).transpose(1, 2).flatten(0, 1)
-
-
 def _product(g: Tensor, a: Tensor) -> Tensor:
     """Sum over rows of g a^T, in float32 or wider also under autocast."""
     with torch.autocast(g.device.type, enabled=False):
         return g.T @ a
 
 
-def _with_one(a: Tensor, bias: str | None) -> Tensor:
-    return a if bias is None else F.pad(a, (0, 1), value=1.0)
-
-
 def _add_to(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
     sums[name] = sums[name] + value if name in sums else value
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.to(accumulator_dtype(tensor))

@@ -79,8 +79,16 @@ def test_kronecker_factors_of_the_parts_are_those_of_the_whole(tmp_path: Path):
     f, whole, a, b = (each[name] for each in (factored, one, *parts))
     assert f.inputs_first
     assert torch.equal(f.inputs, whole.inputs)
-    torch.testing.assert_close(f.inputs, 0.64 * a.inputs + 0.36 * b.inputs)
-    torch.testing.assert_close(f.outputs, 0.64 * a.outputs + 0.36 * b.outputs)
+    traces = 0.64 * a.trace(), 0.36 * b.trace()
+    assert f.trace() == pytest.approx(sum(traces))
+    inputs, outputs = (
+        sum(t / sum(traces) * m / m.trace() for t, m in zip(traces, (getattr(each, part) for each in (a, b))))
+        for part in ("inputs", "outputs")
+    )
+    torch.testing.assert_close(f.inputs / f.inputs.trace(), inputs)
+    torch.testing.assert_close(f.outputs / f.outputs.trace(), outputs)
+    assert factored.info.details["factors"] == "auto"
+    assert name in str(factored.info.details["matched"]).split(", ")
     embedding = "transformer.wte.weight"
     expected = 0.64 * parts[0].diagonal[embedding] + 0.36 * parts[1].diagonal[embedding]
     torch.testing.assert_close(factored.diagonal[embedding], expected)
@@ -94,6 +102,7 @@ def test_of_an_encoder_they_bear_the_names_of_its_own_model(
     assert isinstance(found, hf.FactoredImportance)
     weight = "encoder.layer.0.output.dense.weight"
     assert found[weight].bias == "encoder.layer.0.output.dense.bias"
+    assert weight in str(found.info.details["matched"]).split(", ")
     hf.EWC(encoder.base).retain(found)
     with pytest.raises(UnsupportedLayerError, match="both texts of a pair. Give single texts, or another --kind"):
         measure(encoder, stream(pairs), kind="kfac")

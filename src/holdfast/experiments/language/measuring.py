@@ -140,8 +140,10 @@ def measure(
     """The importance of the weights of `model.base`, under their own names.
 
     The data are measured in parts of 64 examples, each with labels drawn under a seed of its own, and the parts' sums
-    are added up. Sums and count are written down as one file, so that a measurement which was interrupted goes on, and
-    ends with the same numbers. Fewer than all examples are drawn under the seed, from the whole stream.
+    are added up; of Kronecker products the partial traces, which gives "matched" factors (see `hf.kfac`) the values
+    that all examples at once would. Sums and count are written down as one file, so that a measurement which was
+    interrupted goes on, and ends with the same numbers. Fewer than all examples are drawn under the seed, from the
+    whole stream.
 
     Args:
         model: what is measured.
@@ -177,6 +179,7 @@ def measure(
         raise OptionError(f"importance: --examples is {num_examples}; expected a whole number >= 1.")
     count = num_examples or (_MOST_DRAWN if tolerance else None)
     key = {"kind": kind, "seed": seed, "examples": count, **(identity or {})}
+    key |= {"sums": "partial traces"} if kind == "kfac" else {}
     if model.base is not model.module:
         model.module.requires_grad_(False)  # a head is not part of what is measured
         model.base.requires_grad_(True)
@@ -201,7 +204,7 @@ def measure(
             watch(state.progress())
     if state.seen == 0:
         raise EmptyDataError("importance: the data held no example.")
-    importance = state.mean(_info(model, state.seen, kind, seed))
+    importance = state.mean(_info(model, state.seen, kind, seed, state.rules))
     if sample and isinstance(importance, Importance):
         importance = importance.with_info(nats_per_unit=_nats_per_unit(model, importance, sample, seed))
     return importance, state.progress()
@@ -213,8 +216,9 @@ class _State:
 
     Attributes:
         totals: of the diagonal, by name.
-        factors: of Kronecker factors, as `factors_to_tensors` names them.
+        factors: of the partial traces of Kronecker products, as `factors_to_tensors` names the factors.
         layers: the forms of the layers that have factors.
+        rules: how these were made, as `hf.kfac` says in its details.
         groups: for the convergence.
         seen, part, seconds: examples and parts so far, and the time they took.
     """
@@ -222,6 +226,7 @@ class _State:
     totals: dict[str, Tensor] = field(default_factory=dict)
     factors: dict[str, Tensor] = field(default_factory=dict)
     layers: dict[str, Any] = field(default_factory=dict)
+    rules: dict[str, Any] = field(default_factory=dict)
     groups: Groups = field(default_factory=Groups)
     seen: int = 0
     part: int = 0
@@ -239,7 +244,7 @@ class _State:
                 "same command to go on."
             )
         groups = Groups(tensors["groups"], notes["counts"])
-        sums = under("totals", tensors), under("factors", tensors), notes["layers"]
+        sums = under("totals", tensors), under("factors", tensors), notes["layers"], notes.get("rules", {})
         return cls(*sums, groups, notes["seen"], notes["part"], notes["seconds"])
 
     def write(self, path: Path, key: Mapping[str, Any]) -> None:
@@ -249,6 +254,7 @@ class _State:
             "seconds": self.seconds,
             "counts": self.groups.counts,
             "layers": self.layers,
+            "rules": self.rules,
             "key": key,
         }
         tensors = prefixed("totals", self.totals) | prefixed("factors", self.factors)
@@ -269,6 +275,10 @@ class _State:
                 f"importance: {changed} can have Kronecker factors on some of the data only. Measure --kind sampled."
             )
         self.layers = layers
+        self.rules = {name: found.info.details[name] for name in ("factors", "matched") if name in found.info.details}
+        for name, f in found.items() if is_factored else ():
+            traces = {"inputs": f.outputs.trace(), "outputs": f.inputs.trace()}
+            factors |= {f"{name}/{part}": factors[f"{name}/{part}"] * trace for part, trace in traces.items()}
         for totals, values in ((self.totals, diagonal), (self.factors, factors)):
             for name, value in values.items():
                 total = totals.setdefault(name, torch.zeros(value.shape))
@@ -282,6 +292,9 @@ class _State:
         diagonal, factors = ({n: s.div_(self.seen) for n, s in sums.items()} for sums in (self.totals, self.factors))
         if not self.layers:
             return Importance(diagonal, info)
+        for name in self.layers:
+            trace = factors[f"{name}/outputs"].trace()
+            factors[f"{name}/outputs"] /= trace.where(trace > 0, 1.0)
         return FactoredImportance(factors_from(self.layers, factors, where="importance"), diagonal, info)
 
     def progress(self) -> Progress:
@@ -304,7 +317,10 @@ def _of_base(found: AnyImportance, prefix: str) -> AnyImportance:
     if not isinstance(found, FactoredImportance):
         return Importance({own(name): value for name, value in found.items()}, found.info)
     factors = {own(name): replace(f, bias=None if f.bias is None else own(f.bias)) for name, f in found.items()}
-    return FactoredImportance(factors, {own(name): value for name, value in found.diagonal.items()}, found.info)
+    matched = str(found.info.details.get("matched", ""))
+    details = {**found.info.details, **({"matched": ", ".join(map(own, matched.split(", ")))} if matched else {})}
+    diagonal = {own(name): value for name, value in found.diagonal.items()}
+    return FactoredImportance(factors, diagonal, replace(found.info, details=details))
 
 
 def _measure_part(model: LanguageModel, part: list[Example], kind: Kind, seed: int, size: int) -> AnyImportance:
@@ -354,7 +370,7 @@ def _with_room(work: Callable[[int], AnyImportance], size: int) -> tuple[AnyImpo
         size //= 2
 
 
-def _info(model: LanguageModel, seen: int, kind: Kind, seed: int) -> ImportanceInfo:
+def _info(model: LanguageModel, seen: int, kind: Kind, seed: int, rules: Mapping[str, Any]) -> ImportanceInfo:
     is_fisher = kind not in ("mas", "signal")
     seeded = {"seed": seed} if kind in ("sampled", "kfac") else {}
     shifted = {"causal": True, "causal_by": f"task {model.task}"} if is_fisher and model.task == "causal-lm" else {}
@@ -365,7 +381,7 @@ def _info(model: LanguageModel, seen: int, kind: Kind, seed: int) -> ImportanceI
         unit={"mas": "output^2/weight", "signal": "output"}.get(kind, "nats/weight^2"),
         model=type(unwrap(model.base)).__name__,
         nats_per_unit=1.0 if is_fisher else None,
-        details={**seeded, **shifted},
+        details={**rules, **seeded, **shifted},
     )
 
 

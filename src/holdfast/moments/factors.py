@@ -1,0 +1,51 @@
+"""Rules by which a layer's inputs a [B, T, n] and output gradients g [B, T, m] make the two factors of its block.
+
+The block of the Fisher is F = E sum_k vec(M) vec(M)^T with M = sum_t g_kt a_t^T, the gradient of one example for the
+matrix of weight and bias, T positions to an example and k the rows of the scores. The rules differ where T > 1.
+
+    expand     A = E sum_t a_t a_t^T                    G = E sum_k 1/T sum_t g_kt g_kt^T
+    reduce     A = E a a^T, a = 1/T sum_t a_t           G = E sum_k g_k g_k^T, g_k = sum_t g_kt
+    matched    A = E sum_k M^T M                        G = E sum_k M M^T / tr A
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Rule = Literal["expand", "reduce", "matched"]
+
+
+def partial_traces(a: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    """sum_b M_b^T M_b [n, n] and sum_b M_b M_b^T [m, m], with M_b = g_b^T a_b: the sums of the rule "matched".
+
+    Args:
+        a: [B, T, n].
+        g: [B, T, m].
+
+    Cost: products of B m n (T + n + m), or of B T (n^2 + m^2) and 2 B T^2 (n + m), whichever is less; memory as
+    `partial_trace_size` says.
+    """
+    if _is_written_out(a, g):
+        M = g.mT @ a
+        across = M.mT.flatten(0, 1)
+        return M.flatten(0, 1).T @ M.flatten(0, 1), across.T @ across
+    return _summed(a, (g @ g.mT) @ a), _summed(g, (a @ a.mT) @ g)
+
+
+def partial_trace_size(a: Tensor, g: Tensor) -> int:
+    """Numbers that `partial_traces` writes for each example."""
+    (_, T, n), m = a.shape, g.shape[-1]
+    return 2 * m * n if _is_written_out(a, g) else 2 * T * T + T * (n + m)
+
+
+def _is_written_out(a: Tensor, g: Tensor) -> bool:
+    """Whether the gradients of the examples cost less than products between their positions."""
+    (_, T, n), m = a.shape, g.shape[-1]
+    return m * n * (T + n + m) < 2 * T * T * (n + m) + T * (n * n + m * m)
+
+
+def _summed(left: Tensor, right: Tensor) -> Tensor:
+    return torch.mm(left.flatten(0, 1).T, right.flatten(0, 1))
