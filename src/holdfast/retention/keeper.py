@@ -38,6 +38,7 @@ from holdfast.retention.options import (
 from holdfast.retention.plan import Plan, check_covered, check_held_shapes, check_same_kind
 from holdfast.retention.report import Report
 from holdfast.retention.rise import layers_rise, weights_rise
+from holdfast.retention.statistics import HeldStatistics, Statistics
 from holdfast.retention.watch import Watch
 from holdfast.steps import Copies, bare_optimizer, optimizer_around, weights_of_wrapper
 from holdfast.tensors import TensorMap, all_parameters, check_real, shard, sum_of, trainable_parameters, unwrap
@@ -57,6 +58,7 @@ class KeeperOptions(TypedDict, total=False):
     anchor_dtype: AnchorForm
     anchors: str | os.PathLike[str] | None
     offload: Literal["cpu"] | None
+    statistics: Statistics
     log_every: int
 
 
@@ -79,6 +81,9 @@ class Keeper:
             save the weights again and set `keeper.anchors`. The file must stay as it is.
         offload: "cpu" keeps importances and anchors in the host's memory (pinned) when the model is on an accelerator,
             and brings them over block by block in each step.
+        statistics: what a forward pass in training changes besides the weights, such as the running statistics of batch
+            norm: "warn" says so once where it is seen, "hold" holds them as they were when the task was retained, so
+            that norms use these in training too, and "free" lets them move (`holdfast.retention.statistics`).
         log_every: every so many steps of an optimizer the pull is measured and a line logged at INFO (logger
             "holdfast"); 0: never.
 
@@ -104,6 +109,7 @@ class Keeper:
         anchor_dtype: AnchorForm = "float32",
         anchors: str | os.PathLike[str] | None = None,
         offload: Literal["cpu"] | None = None,
+        statistics: Statistics = "warn",
         log_every: int = 100,
     ) -> None:
         where = mechanism.name
@@ -113,8 +119,9 @@ class Keeper:
         for option, value, expected in (
             ("weighting", weighting, ("task", "examples")),
             ("new_parameters", new_parameters, ("error", "free")),
+            ("statistics", statistics, ("warn", "hold", "free")),
         ):
-            check_option(value in expected, option, value, '"{}" or "{}"'.format(*expected), where=where)
+            check_option(value in expected, option, value, " or ".join(f'"{one}"' for one in expected), where=where)
         counts = isinstance(log_every, int) and log_every >= 0
         check_option(counts, "log_every", log_every, "a whole number >= 0", where=where)
         trains = bool(trainable_parameters(model))
@@ -124,6 +131,7 @@ class Keeper:
         self.accumulate: Accumulate = accumulate
         self.weighting: Weighting = weighting
         self.new_parameters: NewParameters = new_parameters
+        self.statistics: Statistics = statistics
         self.log_every = log_every
         self._holdings = Holdings(
             model,
@@ -133,6 +141,9 @@ class Keeper:
             check_sharded=mechanism.check_sharded,
         )
         self.anchors = anchors
+        self._statistics = HeldStatistics(
+            model, statistics, where=where, moving=self._holdings.moving, resting=self._holdings.resting
+        )
         self._attachments: list[Attachment] = []
         self._resumed: list[int] = []  # steps of the optimizers to come, in the order of attaching
         self._figures: tuple[float | None, float | None] = None, None
@@ -230,6 +241,7 @@ class Keeper:
             ),
             copies=Copies(bare, trained if kind is None else []),
             watch=self._watch,
+            statistics=self._statistics,
             log_every=self.log_every,
             measured=self._log,
             num_steps=self._resumed.pop(0) if self._resumed else 0,
@@ -242,12 +254,13 @@ class Keeper:
         return self
 
     def detach(self) -> Self:
-        """Take every hook off again; what is retained stays."""
+        """Take every hook off again, of the model too; what is retained stays."""
         self._resumed, self._figures = self._steps(), self._measured()
         for attachment in self._attachments:
             attachment.remove()
         self._attachments.clear()
         self._watch.remove()
+        self._statistics.release()
         return self
 
     @torch.no_grad()
@@ -288,6 +301,7 @@ class Keeper:
         check_covered(list(parameters), covered, new_parameters=self.new_parameters, where=where)
         self._holdings.follow_shards()
         self._holdings.close(accepted, rule=self.accumulate, weighting=self.weighting)
+        self._statistics.retain()
         self._count_from([])
         self.mechanism.retained()
         self._start_watch()
@@ -499,6 +513,7 @@ class Keeper:
             "anchor_dtype": forms.anchors,
             "anchors": self.anchors,
             "offload": "cpu" if forms.offload else None,
+            "statistics": self.statistics,
             "log_every": self.log_every,
         }
 
@@ -558,6 +573,8 @@ class Keeper:
         held, parameters = self.held.covered, trainable_parameters(self.model)
         others = [p for name, p in parameters.items() if name in held and id(p) not in trained] if trained else []
         self._watch.start(others=others)
+        if self._attachments:
+            self._statistics.begin()
 
     def _warn_unheld(self) -> None:
         kinds = ", ".join(type(optimizer).__name__ for optimizer in self.optimizers)
