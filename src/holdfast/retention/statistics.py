@@ -240,9 +240,10 @@ def moved_warning(where: str, names: Collection[str]) -> str:
     """What to say of statistics that have moved."""
     listed = ", ".join(map(repr, list(names)[:4])) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
     return (
-        f"{where}: forward passes in training have changed {len(names)} buffers since the last task was retained: "
-        f"{listed}. They are no weights, so that nothing holds them, and the old tasks are computed with them. Hold "
-        f'them too with {where}(model, statistics="hold"); where they are to move, say so with statistics="free".'
+        f"{where}: forward passes in training have changed {len(names)} buffer{'s' * (len(names) > 1)} since the last "
+        f"task was retained: {listed}. A buffer is no weight, so that nothing holds it, and the old tasks are computed "
+        f'with it. Hold buffers too with {where}(model, statistics="hold"); where they are to move, say so with '
+        'statistics="free".'
     )
 
 
