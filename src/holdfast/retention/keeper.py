@@ -39,7 +39,7 @@ from holdfast.retention.plan import Plan, check_covered, check_held_shapes, chec
 from holdfast.retention.report import Report
 from holdfast.retention.rise import layers_rise, weights_rise
 from holdfast.retention.statistics import HeldStatistics, Statistics
-from holdfast.retention.watch import Watch
+from holdfast.retention.watch import Watch, moved_by_steps_alone
 from holdfast.steps import Copies, bare_optimizer, optimizer_around, weights_of_wrapper
 from holdfast.tensors import TensorMap, all_parameters, check_real, shard, sum_of, trainable_parameters, unwrap
 
@@ -248,7 +248,7 @@ class Keeper:
             around=around,
         )
         self._attachments.append(attachment)
-        self._watch.add(trained, around=around is not None)
+        self._watch.add(moved_by_steps_alone(trained, self.model), around=around is not None)
         if self.held.num_tasks:
             self._start_watch()
         return self
@@ -572,7 +572,7 @@ class Keeper:
         trained = {id(p) for optimizer in self.optimizers for group in optimizer.param_groups for p in group["params"]}
         held, parameters = self.held.covered, trainable_parameters(self.model)
         others = [p for name, p in parameters.items() if name in held and id(p) not in trained] if trained else []
-        self._watch.start(others=others)
+        self._watch.start(others=moved_by_steps_alone(others, self.model))
         if self._attachments:
             self._statistics.begin()
 
