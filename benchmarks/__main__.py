@@ -16,11 +16,18 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import holding, importance, loop, step, sweep
+from benchmarks import batchnorm, holding, importance, loop, step, sweep
 from benchmarks.tables import check_tables, content_of, keep, markdown
 from benchmarks.workloads import WORKLOADS
 
-BENCHMARKS = {"loop": loop, "importance": importance, "step": step, "holding": holding, "sweep": sweep}
+BENCHMARKS = {
+    "loop": loop,
+    "importance": importance,
+    "step": step,
+    "holding": holding,
+    "batchnorm": batchnorm,
+    "sweep": sweep,
+}
 RESULTS = Path(__file__).parents[1] / "docs" / "results" / "benchmarks"
 
 

@@ -1,11 +1,12 @@
 import json
+import math
 import platform
 from pathlib import Path
 
 import pytest
 import torch
 from benchmarks import __main__ as command
-from benchmarks import holding, importance, step
+from benchmarks import batchnorm, holding, importance, step
 from benchmarks.memory import measurable
 from benchmarks.tables import Part, content_of, keep, machine, markdown
 from benchmarks.timing import Spread
@@ -73,6 +74,17 @@ def test_holding_runs(monkeypatch):
     assert [row["form"] for row in step_part.rows] == ["EWC", "WVA, 8-bit importances"]
     assert [row["apart"] == 0 for row in changed.rows] == [True, False]
     assert list(holding.measure(quick=True, workloads=["mlp-small"])) == []
+
+
+def test_batchnorm_runs(monkeypatch):
+    monkeypatch.setattr(batchnorm, "STRENGTHS", (0.0, math.inf))
+    (part,) = batchnorm.measure(quick=True)
+    free, pinned = part.rows
+    assert pinned["old, hold"] == pinned["old, each its own"]  # the weights and the statistics of the old task
+    assert float(pinned["old, hold"].split()[0]) > float(free["old, hold"].split()[0])
+    assert float(pinned["old, hold"].split()[0]) > float(pinned["old, free"].split()[0])
+    assert batchnorm.build("convolutions")(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+    assert list(batchnorm.measure(quick=True, workloads=["mlp-small"])) == []
 
 
 @pytest.mark.skipif(not measurable(), reason="this system does not tell its high-water mark")

@@ -541,7 +541,11 @@ def test_beside_such_a_table_others_are_watched():
     attached, another = SGD(model.parameters(), lr=0.1), SGD(model.parameters(), lr=0.1)
     held(model, attached)
     ids = torch.arange(48).view(16, 3)
-    with pytest.warns(UserWarning, match="the weights have moved since the last backward pass"):
+
+    def train_the_other():
         for _ in range(30):
             model(ids).square().mean().backward()
             another.step()
+
+    with pytest.warns(UserWarning, match="the weights have moved since the last backward pass"):
+        train_the_other()

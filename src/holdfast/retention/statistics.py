@@ -224,12 +224,12 @@ def check_statistics(values: TensorMap, model: nn.Module, *, where: str) -> None
         ParameterMismatchError: names or shapes that do not match; all of them are listed.
         FileFormatError: one that is no floating-point number.
     """
-    own = _buffers(statistics_of(model))
+    own, kind = _buffers(statistics_of(model)), type(unwrap(model)).__name__
     wrong = [f"{n!r} {tuple(v.shape)}" for n, v in values.items() if n not in own or own[n].shape != v.shape]
     if wrong:
         raise ParameterMismatchError(
-            f"{where}: {len(wrong)} statistics that were held do not match the buffers of {type(unwrap(model)).__name__}: "
-            f"{', '.join(wrong)}. Load it for the model that it was saved for."
+            f"{where}: {len(wrong)} statistics that were held do not match the buffers of {kind}: {', '.join(wrong)}. "
+            "Load it for the model that it was saved for."
         )
     strange = [f"{name!r} ({value.dtype})" for name, value in values.items() if not value.is_floating_point()]
     if strange:
