@@ -290,6 +290,18 @@ def test_moving_the_model_and_loading_other_values_in_between():
     assert same(statistics(model), values)
 
 
+@models
+def test_statistics_of_each_task_by_a_user_answer_the_old_task_too(build):
+    """As docs/statistics.md has it."""
+    model, optimizer = learned(build)
+    before, own = answers(model), {name: buffer.clone() for name, buffer in model.named_buffers()}
+    EWC(model, strength=math.inf, statistics="free").retain(uniform(model)).attach(optimizer)
+    train(model, optimizer, range(20, 40))
+    assert not torch.allclose(answers(model), before, rtol=0, atol=1e-5)
+    model.load_state_dict(own, strict=False)
+    assert torch.allclose(answers(model), before, rtol=0, atol=1e-5)
+
+
 # --- on the model
 
 
