@@ -374,6 +374,24 @@ def test_a_copy_is_held_by_a_keeper_of_its_own():
     assert same(statistics(twin), values)
 
 
+@both
+@pytest.mark.parametrize("name", ["batch", "average", "whole"])
+def test_a_copy_with_its_keeper_is_held(name, kind):
+    model, optimizer = learned((NORMS | OTHERS)[name])
+    keeper = hold(model, optimizer, kind)
+    train(model, optimizer, range(20, 22))
+    values = statistics(model)
+    twin, other, again = copy.deepcopy((model, optimizer, keeper))
+    for net, its in ((twin, other), (model, optimizer)):
+        train(net, its, range(22, 25))
+        assert same(statistics(net), values)
+    again.detach()
+    train(twin, other)
+    train(model, optimizer)
+    assert not same(statistics(twin), values)
+    assert same(statistics(model), values)
+
+
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_compiled_models(when):
     model, optimizer = learned(lambda: nn.Sequential(*perceptron(nn.BatchNorm1d(5)), Centre(2)))
@@ -541,10 +559,10 @@ def warned(model, optimizer, kind=EWC, *, before=lambda: None, steps=range(20, 4
 def test_it_is_said_once_with_what_moves_and_the_remedy(name, kind):
     model, optimizer = learned((NORMS | OTHERS)[name])
     (text,) = warned(model, optimizer, kind)
-    assert text.startswith(f"{kind.mechanism}: {MOVES}")
+    assert text.startswith(f"{kind.__name__}: {MOVES}")
     moving = [repr(found) for found in statistics_of(model)]
     assert all(found in text for found in moving)
-    assert f'{kind.mechanism}(model, statistics="hold")' in text
+    assert f'{kind.__name__}(model, statistics="hold")' in text
     assert not warned(*learned((NORMS | OTHERS)[name]), kind, statistics="free")
     assert not warned(*learned((NORMS | OTHERS)[name]), kind, statistics="hold")
 
@@ -592,7 +610,7 @@ def test_nothing_is_said_of_values_that_a_user_loads_before_training():
 
 def test_another_option_is_refused():
     for kind in (EWC, WVA):
-        with pytest.raises(OptionError, match=f'{kind.mechanism}: statistics is \'held\'; expected "warn", "hold" or '):
+        with pytest.raises(OptionError, match=f'{kind.__name__}: statistics is \'held\'; expected "warn", "hold" or '):
             kind(nn.Linear(2, 2), strength=1.0, statistics="held")
 
 

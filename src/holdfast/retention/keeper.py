@@ -119,9 +119,10 @@ class Keeper:
         for option, value, expected in (
             ("weighting", weighting, ("task", "examples")),
             ("new_parameters", new_parameters, ("error", "free")),
-            ("statistics", statistics, ("warn", "hold", "free")),
         ):
-            check_option(value in expected, option, value, " or ".join(f'"{one}"' for one in expected), where=where)
+            check_option(value in expected, option, value, '"{}" or "{}"'.format(*expected), where=where)
+        known = statistics in ("warn", "hold", "free")
+        check_option(known, "statistics", statistics, '"warn", "hold" or "free"', where=where)
         counts = isinstance(log_every, int) and log_every >= 0
         check_option(counts, "log_every", log_every, "a whole number >= 0", where=where)
         trains = bool(trainable_parameters(model))
