@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import holding, importance, loop, resting, step, sweep
+from benchmarks import batchnorm, holding, importance, loop, resting, step, sweep
 from benchmarks.tables import check_tables, content_of, keep, markdown
 from benchmarks.workloads import WORKLOADS
 
@@ -26,6 +26,7 @@ BENCHMARKS = {
     "step": step,
     "holding": holding,
     "resting": resting,
+    "batchnorm": batchnorm,
     "sweep": sweep,
 }
 RESULTS = Path(__file__).parents[1] / "docs" / "results" / "benchmarks"

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import holdfast as hf
-from holdfast.factored import FactoredImportance
+from holdfast.curvature.factored import FactoredImportance
 from holdfast.heads.categorical import Categorical
 
 CLASSES, WIDTH, LENGTH = 4, 6, 7

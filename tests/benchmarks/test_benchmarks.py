@@ -1,11 +1,12 @@
 import json
+import math
 import platform
 from pathlib import Path
 
 import pytest
 import torch
 from benchmarks import __main__ as command
-from benchmarks import holding, importance, resting, step
+from benchmarks import batchnorm, holding, importance, resting, step
 from benchmarks.memory import measurable
 from benchmarks.tables import Part, content_of, keep, machine, markdown
 from benchmarks.timing import Spread
@@ -89,6 +90,17 @@ def test_resting_runs():
     for row in clip.rows:
         assert row["of the way without"] == pytest.approx(min(1.0, row["clip, of the gradient at rest"]), abs=1e-6)
     assert list(resting.measure(quick=True, workloads=["mlp-small"])) == []
+
+
+def test_batchnorm_runs(monkeypatch):
+    monkeypatch.setattr(batchnorm, "STRENGTHS", (0.0, math.inf))
+    (part,) = batchnorm.measure(quick=True)
+    free, pinned = part.rows
+    assert pinned["old, hold"] == pinned["old, each its own"]  # the weights and the statistics of the old task
+    assert float(pinned["old, hold"].split()[0]) > float(free["old, hold"].split()[0])
+    assert float(pinned["old, hold"].split()[0]) > float(pinned["old, free"].split()[0])
+    assert batchnorm.build("convolutions")(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+    assert list(batchnorm.measure(quick=True, workloads=["mlp-small"])) == []
 
 
 @pytest.mark.skipif(not measurable(), reason="this system does not tell its high-water mark")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -47,11 +48,20 @@ def normalised() -> nn.Module:
 
 
 MODELS = [embedding, frozen_embedding, raw_table, bag, normalised]
-ESTIMATORS = [hf.fisher, hf.mas, hf.taylor, hf.kfac]
+ESTIMATORS: dict[str, Callable[..., object]] = {
+    **{f"fisher, {kind}": partial(hf.fisher, kind=kind) for kind in ("exact", "sampled", "empirical", "batched")},
+    "fisher, calibrated": partial(hf.fisher, calibrate=True),
+    "mas": hf.mas,
+    "mas, batched": partial(hf.mas, batched=True),
+    "mas, local": partial(hf.mas, local=True, others="zero"),
+    "taylor": hf.taylor,
+    "signal": partial(hf.signal, others="zero"),
+    **{f"kfac, {kind}": partial(hf.kfac, kind=kind) for kind in ("exact", "sampled", "empirical")},
+}
 
 
 @pytest.mark.filterwarnings("ignore:.*one example at a time", "ignore:kfac. in .* have the diagonal")
-@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("estimator", ESTIMATORS.values(), ids=ESTIMATORS)
 @pytest.mark.parametrize("make", MODELS)
 def test_weights_come_back(make: Callable[[], nn.Module], estimator: Callable[..., object]):
     model = make()

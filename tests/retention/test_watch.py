@@ -491,3 +491,61 @@ def test_lbfgs_without_a_line_search_is_told_and_its_remedy_reaches_the_balance(
     (loss_of(model) + sum((p - start[n]).square().sum() for n, p in model.named_parameters()) / 2).backward()
     assert max(float(p.grad.abs().max()) for p in model.parameters()) < 1e-3
     assert keeper.report().num_steps == 20
+
+
+# --- tables of bounded norm, whose rows a forward pass scales
+
+
+def table():
+    return nn.Sequential(nn.Embedding(50, 8, max_norm=0.5), nn.Flatten(), nn.Linear(24, 3))
+
+
+def bag():
+    return nn.Sequential(nn.EmbeddingBag(50, 8, max_norm=2.5), nn.Tanh(), nn.Linear(8, 3))
+
+
+def tokens(model, optimizer, steps, *, passes):
+    for step in range(steps):
+        optimizer.zero_grad()
+        for k in range(passes):
+            ids = torch.randint(0, 50, (16, 3), generator=torch.Generator().manual_seed(10 * step + k))
+            nn.functional.cross_entropy(model(ids), ids.sum(1) % 3).backward()
+        optimizer.step()
+
+
+@both
+@pytest.mark.parametrize("passes", [1, 3])
+@pytest.mark.parametrize("base", [partial(SGD, lr=0.1), partial(Adam, lr=0.1)], ids=["sgd", "adam"])
+@pytest.mark.parametrize("build", [table, bag])
+def test_a_table_of_bounded_norm_answers_as_before(build, base, passes, kind):
+    """Rows that were never looked up are scaled by the forward pass that does so first, held or not."""
+    torch.manual_seed(0)
+    model = build()
+    optimizer = base(model.parameters())
+    tokens(model, optimizer, 5, passes=1)
+    ids = torch.arange(48).view(16, 3)
+    with torch.no_grad():
+        before = copy.deepcopy(model)(ids)
+    keeper = held(model, optimizer, kind)
+    tokens(model, optimizer, 20, passes=passes)  # a warning is an error here
+    with torch.no_grad():
+        assert torch.allclose(copy.deepcopy(model)(ids), before, rtol=0, atol=1e-5)
+    keeper.detach()
+    tokens(model, optimizer, 5, passes=passes)
+    with torch.no_grad():
+        assert not torch.allclose(copy.deepcopy(model)(ids), before, rtol=0, atol=1e-2)
+
+
+def test_beside_such_a_table_others_are_watched():
+    model = table()
+    attached, another = SGD(model.parameters(), lr=0.1), SGD(model.parameters(), lr=0.1)
+    held(model, attached)
+    ids = torch.arange(48).view(16, 3)
+
+    def train_the_other():
+        for _ in range(30):
+            model(ids).square().mean().backward()
+            another.step()
+
+    with pytest.warns(UserWarning, match="the weights have moved since the last backward pass"):
+        train_the_other()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from holdfast.layers import LayerForm
+from holdfast.curvature.form import LayerForm
 from holdfast.moments.gradients import accumulator_dtype
 from holdfast.moments.layers import rows_of
 from holdfast.moments.layout import Layout

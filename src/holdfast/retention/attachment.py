@@ -14,6 +14,7 @@ from holdfast.retention.mechanism import Mechanism
 from holdfast.retention.meter import Figures, Meter
 from holdfast.retention.options import own_weights_warning
 from holdfast.retention.plan import Plan
+from holdfast.retention.statistics import HeldStatistics
 from holdfast.retention.step import Step
 from holdfast.retention.watch import Watch
 from holdfast.steps import Copies, StepHooks
@@ -29,6 +30,7 @@ class Attachment:
         plan: which of its weights are held.
         copies: looks for weights in the optimizer's own state.
         watch: looks for weights that move without being held.
+        statistics: holds buffers that the forward pass changes, or looks for them.
         log_every: every so many of its steps are measured; 0: none.
         measured: called after a measured step.
 
@@ -47,6 +49,7 @@ class Attachment:
         plan: Plan,
         copies: Copies,
         watch: Watch,
+        statistics: HeldStatistics,
         log_every: int,
         measured: Callable[[], None],
         num_steps: int = 0,
@@ -55,7 +58,7 @@ class Attachment:
         self.optimizer, self.around, self.num_steps = optimizer, around, num_steps
         self.figures: Figures | None = None
         self._mechanism, self._holdings, self._plan = mechanism, holdings, plan
-        self._copies, self._watch = copies, watch
+        self._copies, self._watch, self._statistics = copies, watch, statistics
         self._log_every, self._measured = log_every, measured
         self._memory: dict[str, Any] = {}
         self._step: Step | None = None
@@ -113,6 +116,7 @@ class Attachment:
             return
         if (self.num_steps + 1) % self._mechanism.period == 0:
             self._mechanism.after(step)
+        self._statistics.after_step()
         self._watch.after_step()
         self._plan.gradients = {}
         self.num_steps += 1

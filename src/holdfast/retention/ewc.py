@@ -268,7 +268,7 @@ class EWC(Keeper):
         metric: for optimizers other than SGD, Adam and AdamW: a function of (group, parameter, state) that gives
             M, a number or tensor. Without it 1/lr is taken, with a warning.
         options: those of every keeper: accumulate, weighting, new_parameters, importance_dtype, anchor_dtype, anchors,
-            offload and log_every (see `Keeper`).
+            offload, statistics and log_every (see `Keeper`).
 
     Raises:
         OptionError: an option out of its range, or both strength and budget.

@@ -32,7 +32,7 @@ from holdfast.version import __version__
 DESCRIPTION = "keeper_config.json"
 """Where a saved keeper says what it is."""
 
-EXTRA = ("pulls", "residuals")
+EXTRA = ("pulls", "residuals", "moving_statistics", "resting_statistics")
 """Tensors that beside `held` decide the steps to come."""
 
 _PARTS = ("importance", "importance_exponents", "anchors", "anchors_exponents", "factors")

@@ -19,6 +19,7 @@ from holdfast.records import check_names
 from holdfast.retention import files
 from holdfast.retention.checks import check_anchors, check_extra, check_retained
 from holdfast.retention.options import check_on_disk, no_factors_in_shards
+from holdfast.retention.statistics import check_statistics
 from holdfast.tensors import (
     Shards,
     TensorMap,
@@ -67,6 +68,7 @@ class Holdings:
         held: of the tasks retained so far; replaced, never changed in place.
         pulls: of the last step, by a factored layer's weight: where the next one starts.
         residuals: by weight of half precision: `holdfast.retention.rounding`.
+        moving, resting: by buffer, the statistics held that are known to move, and all others.
         shards: how the model is sharded; None where it is whole.
     """
 
@@ -85,6 +87,8 @@ class Holdings:
         self.held = Retained()
         self.pulls: dict[str, Tensor] = {}
         self.residuals: dict[str, Tensor] = {}
+        self.moving: dict[str, Tensor] = {}
+        self.resting: dict[str, Tensor] = {}
         self.shards: Shards | None = None
 
     def set_checkpoint(self, path: str | os.PathLike[str] | None, rule: Accumulate) -> None:
@@ -156,6 +160,8 @@ class Holdings:
         shapes = {f"residuals/{name}": parameter.shape for name, parameter in parameters.items()}
         shapes |= {f"pulls/{name}": layer.spectrum.shape for name, layer in held.layers.items()}
         check_extra(extra, shapes, where=where)
+        statistics = {**extra["moving_statistics"], **extra["resting_statistics"]}
+        check_statistics(statistics, self._model, where=where)
         shards = shards_of(trainable_parameters(self._model))
         beside = self._beside(self._in_form(held) if in_form and shards is None else held, parameters, shards=shards)
         return Taken(beside, {part: _each(shard, extra.get(part, {}), parameters) for part in self._extra()}, shards)
@@ -212,7 +218,8 @@ class Holdings:
             torch.distributed.barrier()
 
     def _extra(self) -> Extra:
-        return {"pulls": self.pulls, "residuals": self.residuals}
+        statistics = {"moving_statistics": self.moving, "resting_statistics": self.resting}
+        return {"pulls": self.pulls, "residuals": self.residuals, **statistics}
 
     def _in_form(self, held: Retained) -> Retained:
         """The same, in the forms that were asked for; anchors on disk stay there if there is a checkpoint."""

@@ -39,7 +39,8 @@ from holdfast.retention.plan import Plan, check_covered, check_held_shapes, chec
 from holdfast.retention.replicas import check_replicas
 from holdfast.retention.report import Report
 from holdfast.retention.rise import layers_rise, weights_rise
-from holdfast.retention.watch import Watch
+from holdfast.retention.statistics import HeldStatistics, Statistics
+from holdfast.retention.watch import Watch, moved_by_steps_alone
 from holdfast.steps import Copies, bare_optimizer, optimizer_around, weights_of_wrapper
 from holdfast.tensors import TensorMap, all_parameters, check_real, shard, sum_of, trainable_parameters, unwrap
 
@@ -58,6 +59,7 @@ class KeeperOptions(TypedDict, total=False):
     anchor_dtype: AnchorForm
     anchors: str | os.PathLike[str] | None
     offload: Literal["cpu"] | None
+    statistics: Statistics
     log_every: int
 
 
@@ -80,6 +82,9 @@ class Keeper:
             save the weights again and set `keeper.anchors`. The file must stay as it is.
         offload: "cpu" keeps importances and anchors in the host's memory (pinned) when the model is on an accelerator,
             and brings them over block by block in each step.
+        statistics: what a forward pass in training changes besides the weights, such as the running statistics of batch
+            norm: "warn" says so once where it is seen, "hold" holds them as they were when the task was retained, so
+            that norms use these in training too, and "free" lets them move (`holdfast.retention.statistics`).
         log_every: every so many steps of an optimizer the pull is measured and a line logged at INFO (logger
             "holdfast"); 0: never.
 
@@ -105,6 +110,7 @@ class Keeper:
         anchor_dtype: AnchorForm = "float32",
         anchors: str | os.PathLike[str] | None = None,
         offload: Literal["cpu"] | None = None,
+        statistics: Statistics = "warn",
         log_every: int = 100,
     ) -> None:
         where = mechanism.name
@@ -116,6 +122,8 @@ class Keeper:
             ("new_parameters", new_parameters, ("error", "free")),
         ):
             check_option(value in expected, option, value, '"{}" or "{}"'.format(*expected), where=where)
+        known = statistics in ("warn", "hold", "free")
+        check_option(known, "statistics", statistics, '"warn", "hold" or "free"', where=where)
         counts = isinstance(log_every, int) and log_every >= 0
         check_option(counts, "log_every", log_every, "a whole number >= 0", where=where)
         trains = bool(trainable_parameters(model))
@@ -125,6 +133,7 @@ class Keeper:
         self.accumulate: Accumulate = accumulate
         self.weighting: Weighting = weighting
         self.new_parameters: NewParameters = new_parameters
+        self.statistics: Statistics = statistics
         self.log_every = log_every
         self._holdings = Holdings(
             model,
@@ -134,6 +143,9 @@ class Keeper:
             check_sharded=mechanism.check_sharded,
         )
         self.anchors = anchors
+        self._statistics = HeldStatistics(
+            model, statistics, where=where, moving=self._holdings.moving, resting=self._holdings.resting
+        )
         self._attachments: list[Attachment] = []
         self._resumed: list[int] = []  # steps of the optimizers to come, in the order of attaching
         self._figures: tuple[float | None, float | None] = None, None
@@ -231,24 +243,26 @@ class Keeper:
             ),
             copies=Copies(bare, trained if kind is None else []),
             watch=self._watch,
+            statistics=self._statistics,
             log_every=self.log_every,
             measured=self._log,
             num_steps=self._resumed.pop(0) if self._resumed else 0,
             around=around,
         )
         self._attachments.append(attachment)
-        self._watch.add(trained, around=around is not None)
+        self._watch.add(moved_by_steps_alone(trained, self.model), around=around is not None)
         if self.held.num_tasks:
             self._start_watch()
         return self
 
     def detach(self) -> Self:
-        """Take every hook off again; what is retained stays."""
+        """Take every hook off again, of the model too; what is retained stays."""
         self._resumed, self._figures = self._steps(), self._measured()
         for attachment in self._attachments:
             attachment.remove()
         self._attachments.clear()
         self._watch.remove()
+        self._statistics.release()
         return self
 
     @torch.no_grad()
@@ -291,6 +305,7 @@ class Keeper:
         check_covered(list(parameters), covered, new_parameters=self.new_parameters, where=where)
         self._holdings.follow_shards()
         self._holdings.close(accepted, rule=self.accumulate, weighting=self.weighting)
+        self._statistics.retain()
         self._count_from([])
         self.mechanism.retained()
         self._start_watch()
@@ -504,6 +519,7 @@ class Keeper:
             "anchor_dtype": forms.anchors,
             "anchors": self.anchors,
             "offload": "cpu" if forms.offload else None,
+            "statistics": self.statistics,
             "log_every": self.log_every,
         }
 
@@ -562,7 +578,9 @@ class Keeper:
         trained = {id(p) for optimizer in self.optimizers for group in optimizer.param_groups for p in group["params"]}
         held, parameters = self.held.covered, trainable_parameters(self.model)
         others = [p for name, p in parameters.items() if name in held and id(p) not in trained] if trained else []
-        self._watch.start(others=others)
+        self._watch.start(others=moved_by_steps_alone(others, self.model))
+        if self._attachments:
+            self._statistics.begin()
 
     def _warn_unheld(self) -> None:
         kinds = ", ".join(type(optimizer).__name__ for optimizer in self.optimizers)

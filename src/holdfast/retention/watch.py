@@ -7,8 +7,9 @@ or saves, and after every twelve backward passes without a step.
 
 Not minded are weights that a user changes between a step and the next backward pass (`load_state_dict`, an exponential
 average for evaluation, clipping), perturbations that are taken back before the step (noise, binary weights,
-adversaries), and a common factor (weight decay by hand). After some steps in which all was well nothing more is
-compared until the next task.
+adversaries), and a common factor (weight decay by hand). Tables whose rows a forward pass scales to a bounded norm are
+not watched: it does so before it uses a row, so that one that is held answers as before. After some steps in which all
+was well nothing more is compared until the next task.
 
 An optimizer around the one that is held may change the weights after each of its steps (WSAM), and another may train
 what is held besides. So where there is such a one, and of held weights that no attached optimizer trains, those that
@@ -18,7 +19,7 @@ are elsewhere before a step than the last one left them, several times in a row,
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,12 @@ _PASSES = 12
 
 _IN_A_ROW = 3
 """Steps in a row after which weights have changed, before it is reported."""
+
+
+def moved_by_steps_alone(parameters: Iterable[nn.Parameter], model: nn.Module) -> list[nn.Parameter]:
+    """Those that no forward pass changes, as it does the rows of an `nn.Embedding(max_norm=...)` that it looks up."""
+    bounded = {id(module.weight) for module in model.modules() if getattr(module, "max_norm", None) is not None}
+    return [parameter for parameter in parameters if id(parameter) not in bounded]
 
 
 class Watch:

@@ -115,7 +115,7 @@ class WVA(Keeper):
         on: "increments" (any optimizer), or "gradients": the same for plain SGD without weight decay, and without
             effect under Adam, whose normalisation cancels it.
         options: those of every keeper but anchors and anchor_dtype, which it has none of: accumulate (not "per_task"),
-            weighting, new_parameters, importance_dtype, offload and log_every (see `Keeper`).
+            weighting, new_parameters, importance_dtype, offload, statistics and log_every (see `Keeper`).
 
     Raises:
         OptionError: an option out of its range.

@@ -88,7 +88,9 @@ class Conditional:
 
     def __init__(self, memory: MemoryReplayGAN, config: GenerationConfig, *, ewc: bool) -> None:
         self.gan, self.memory, self._config = memory.gan, memory, config
-        self._keeper = EWC(self.gan.generator, strength=config.strength, log_every=0) if ewc else None
+        # norms keep statistics of each class, and those of a class that is not trained stay
+        options = {"strength": config.strength, "statistics": "free", "log_every": 0}
+        self._keeper = EWC(self.gan.generator, **options) if ewc else None
 
     @property
     def all_optimizers(self) -> Sequence[Optimizer]:
