@@ -1,26 +1,15 @@
 """Old skills held while LoRA adapters learn: the importance of the base weights on the product s B A.
 
-An adapter adds s B A to a frozen base weight W, which is itself the anchor. So EWC's penalty on the new task is
-
-    strength/2 sum_ij Omega_ij (s B A)_ij^2,
-
-with Omega the importance of W, and not one on A and B, which have no meaning of their own (B R^-1 R A is the same
-adapter). After the optimizer's step has given A' and B', each factor takes the proximal step with the other fixed, in
-the optimizer's metric M: for each row b of B, and then with the new B for each column a of A,
-
-    b = argmin  1/2 (b - b')^T M (b - b') + strength/2 sum_j Omega_j (s b A)_j^2
-      = b' - (M + strength G)^-1 strength G b',        G = s^2 A diag(Omega) A^T,    r x r.
-
-It is a ridge regression for every row, solved exactly. The penalty never rises by it, so that every strength from 0 to
-infinity is stable where the gradient step is not, and at rest grad L + strength * grad penalty = 0 in each factor.
+The mathematics is in `holdfast.memory.adapters`. What learns beside the adapters (`modules_to_save`, biases, norms) and
+has an importance is held by an `EWC` of its own: all that was measured and is trained is held, or refused.
 """
 
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Self
 
 import torch
@@ -28,193 +17,358 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from holdfast.errors import OptionError, ParameterMismatchError, StateError, UnsupportedLayerError
-from holdfast.records import Importance
-from holdfast.retention import Report
-from holdfast.retention.options import no_rate, own_weights_warning
-from holdfast.steps import (
-    StepHooks,
-    bare_optimizer,
-    metric_values,
-    step_metrics,
-    unknown_rate,
-    weights_of_wrapper,
-)
-from holdfast.tensors import sum_of, tied_names, wide_dtype
-
-_SOLVED_AT_ONCE = 2**22
-"""Entries of the r x r systems, 16 MB in float32."""
-
-_STARTS_WITHIN = ("pissa", "olora", "corda", "loftq", "lora_ga")
-"""Of `init_lora_weights`: those that change the base weights."""
-
-_STIFFEST = 1e6
-"""Systems are solved as if strength * G were no more than this times M: float32 ends there, and the rest is pinned."""
+from holdfast.errors import FileFormatError, HoldfastError, OptionError, ParameterMismatchError, UnsupportedLayerError
+from holdfast.files import Saved, new_folder, read_folder, write_description, write_tensors, write_text
+from holdfast.memory import Accumulate, Decayed, Weighting
+from holdfast.memory.adapters import Adapter, AdapterCurvature
+from holdfast.memory.stored import num_positive
+from holdfast.records import Importance, ImportanceInfo, check_importance_values, check_tensors
+from holdfast.retention import EWC, Report
+from holdfast.retention.checks import check_finite, check_progress
+from holdfast.retention.files import DESCRIPTION, accumulate_to_json
+from holdfast.retention.options import no_rate
+from holdfast.steps import StepHooks, UserMetric, bare_optimizer, metric_values, step_metrics, unknown_rate
+from holdfast.tensors import canonical_name, is_sharded, sum_of, tied_names, trainable_parameters, unwrap
+from holdfast.version import __version__
 
 
-@dataclass(frozen=True)
-class Adapted:
-    """A base weight with its adapter.
+class _Others(EWC):
+    """Holds what learns beside the adapters."""
 
-    Attributes:
-        name: of the weight, in the bare base model.
-        first: A, [r, in].
-        second: B, [out, r].
-        scale: s.
-        importance: Omega of the base weight, [out, in].
-    """
-
-    name: str
-    first: nn.Parameter
-    second: nn.Parameter
-    scale: float
-    importance: Tensor
-
-    def rise(self) -> Tensor:
-        """1/2 sum Omega (s B A)^2; a temporary of the layer's size."""
-        product = self.second.detach().float() @ self.first.detach().float()
-        return 0.5 * self.scale**2 * (self.importance * product.square_()).sum()
+    mechanism = "LoraEWC"
 
 
 class LoraEWC:
     """Elastic weight consolidation of a base model whose LoRA adapters learn (see this module).
 
-    The base model is untouched, in full precision or quantised; where its importance is zero the adapter is free.
-    Parameters besides adapters that are new, such as a head, are trained without being held; those that the importance
-    covers are refused. Adapters are best in float32, as PEFT makes them.
+    The base model is untouched, in full precision or quantised. Where its importance is zero the adapter is free, and
+    so is a trained parameter that no importance covers, such as a new head. Adapters are best in float32, as PEFT makes
+    them.
 
     Args:
-        model: a PEFT model with LoRA on linear layers, started so that the base weights are what was measured. An
-            adapter that has learned already is held to the product zero, the base model, all the same.
-        importance: of the base model's weights under their names there, measured before the adapters were added, or
-            loaded. What it says of weights without an adapter is not needed.
+        model: a PEFT model with LoRA on linear layers, embeddings or convolutions, however it was started.
         strength: lambda, 0..inf; with Fisher importances N_old/N_new is the Laplace value.
         adapter: name of the adapter that learns.
+        metric: M of a factor's step, for optimizers other than SGD and Adam, as for `EWC`.
+        accumulate: "sum", "mean", "max" or `Decayed`: how a task's importance joins the earlier ones; the anchor is
+            where the model stood at the last `retain`.
+        weighting: "task" or "examples", as for `EWC`.
         log_every: every so many steps the pull is measured, for `report`; 0: never.
 
-    Raises:
-        OptionError: a strength or log_every out of its range, or an adapter that was started from a part of the base
-            weights (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA).
-        ParameterMismatchError: adapted weights without an importance, or of another shape, or parameters with an
-            importance that are trained without being held (`modules_to_save`, `bias`, other adapters); every one is
-            named.
-        UnsupportedLayerError: adapters of this name on other layers than linear ones, whose product is not all they add
-            (DoRA), or on a tied weight.
+    Attributes:
+        adapters: that are held.
+        curvatures: weight of the base model -> what is held of it; empty before the first `retain`.
+        others: the keeper of what learns beside the adapters.
 
-    Cost: memory of the importances of the adapted weights (shared with `importance` on its device) and one layer's
-    temporaries; each step as many operations as a forward pass of r (r + 1) tokens through the adapted layers, and a
-    system of r unknowns for every row and column.
+    Raises:
+        OptionError: an option out of its range.
+        ParameterMismatchError: the model has no adapter of this name.
+        UnsupportedLayerError: the product of an adapter is not all it adds (DoRA, biases of its own), or it is on
+            another kind of layer.
+
+    Cost: memory of the importances of the adapted weights (the first task's are shared with what `retain` is given) and
+    one layer's temporaries; each step as many operations as a forward pass of r (r + 1) tokens through the adapted
+    layers, and a system of r unknowns for every row and column.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        importance: Importance,
         *,
         strength: float = 1.0,
         adapter: str = "default",
+        metric: UserMetric | None = None,
+        accumulate: Accumulate = "sum",
+        weighting: Weighting = "task",
         log_every: int = 100,
     ) -> None:
-        if not (isinstance(strength, int | float) and strength >= 0):
-            raise OptionError(f"LoraEWC: strength is {strength!r}; expected a number from 0 to infinity.")
         if not (isinstance(log_every, int) and log_every >= 0):
             raise OptionError(f"LoraEWC: log_every is {log_every!r}; expected a whole number >= 0.")
-        self.strength, self.log_every = float(strength), log_every
-        self.layers = list(_adapted(model, importance, adapter))
-        _check_others(model, importance, self.layers)
-        self._nats_per_unit = importance.info.nats_per_unit
+        if accumulate == "per_task":
+            raise OptionError(
+                'LoraEWC: accumulate is "per_task", and anchors that are joined weight by weight are no product of low '
+                'rank. Use "sum", "mean", "max" or Decayed(gamma).'
+            )
+        self.model, self.adapter, self.log_every = model, adapter, log_every
+        self.adapters = _adapters(model, adapter)
+        self.curvatures: dict[str, AdapterCurvature] = {}
+        self.others = _Others(
+            model,
+            strength=strength,
+            metric=metric,
+            accumulate=accumulate,
+            weighting=weighting,
+            new_parameters="free",
+            log_every=0,
+        )
+        self._nats_per_unit = 0.0
         self._hooks: list[StepHooks] = []
         self._before: dict[nn.Parameter, Tensor] = {}
         self._moved: set[nn.Parameter] = set()
         self._num_steps = 0
         self._pull_ratio: float | None = None
 
+    @property
+    def strength(self) -> float:
+        """Lambda, 0..inf; it may be changed between steps."""
+        assert self.others.strength is not None
+        return self.others.strength
+
+    @strength.setter
+    def strength(self, value: float) -> None:
+        self.others.strength = value
+
+    @property
+    def is_sharded(self) -> bool:
+        """Never: adapters are held whole."""
+        return False
+
     def attach(self, optimizer: Any) -> Self:
-        """Hold this optimizer's steps back from now on; wrappers are seen through.
+        """Hold this optimizer's steps back from now on, as `EWC.attach` does, with its warnings.
 
         Raises:
             StateError: it is attached to this optimizer already, or its steps cannot be followed.
-            ParameterMismatchError: it does not train both factors of every adapter.
-            OptionError: it has no learning rate to take the metric of its steps from.
+            ParameterMismatchError: it trains some factors of the adapters and not the others.
+            OptionError: it has no learning rate to take the metric of its steps from, or the model is sharded.
         """
         bare = bare_optimizer(optimizer)
-        if any(hooks.optimizer is bare for hooks in self._hooks):
-            raise StateError(f"LoraEWC: already attached to this {type(bare).__name__}. Call detach() first.")
         trained = {id(p) for group in bare.param_groups for p in group["params"]}
-        missing = [a.name for a in self.layers if not {id(a.first), id(a.second)} <= trained]
+        factors = {p: a.name for a in self.adapters for p in (a.first, a.second) if p.requires_grad}
+        if any(is_sharded(p) for p in factors):
+            raise OptionError("LoraEWC: the model is sharded, and adapters are held whole. Train it under DDP instead.")
+        missing = {name: None for p, name in factors.items() if id(p) not in trained}
         if missing:
             raise ParameterMismatchError(
                 f"LoraEWC: this {type(bare).__name__} does not train both factors of the adapters of "
                 f"{', '.join(map(repr, missing))}. Build it from all parameters of the model that require gradients."
             )
-        if (found := unknown_rate(bare)) is not None:
-            raise OptionError(no_rate("LoraEWC", type(bare).__name__, found, remedy=""))
-        if (kind := weights_of_wrapper(optimizer, bare)) is not None:
-            warnings.warn(f"LoraEWC: {own_weights_warning(kind)}", stacklevel=2)
-        self.layers = [replace(a, importance=a.importance.to(a.first.device)) for a in self.layers]
-        self._hooks.append(StepHooks(bare, before=self._note, gradients=self._note_gradients, after=self._hold))
+        if self.others.metric is None and (found := unknown_rate(bare)) is not None:
+            raise OptionError(no_rate("LoraEWC", type(bare).__name__, found, remedy="Pass metric=, or: "))
+        # first, so that what `others` watches for unheld moves is seen after the pull on the adapters
+        hooks = StepHooks(bare, before=self._note, gradients=self._note_gradients, after=self._hold)
+        try:
+            self.others.attach(optimizer)
+        except HoldfastError:
+            hooks.remove()
+            raise
+        self._hooks.append(hooks)
+        self._place()
         return self
 
     def detach(self) -> Self:
-        """Take every hook off again."""
+        """Take every hook off again; what is retained stays."""
         for hooks in self._hooks:
             hooks.remove()
         self._hooks.clear()
         self._before.clear()
+        self.others.detach()
+        return self
+
+    @torch.no_grad()
+    def retain(self, importance: Mapping[str, Tensor]) -> Self:
+        """Close a task: merge its importance into what is held, and hold to today's weights and products.
+
+        Args:
+            importance: of the base model's weights, under their names there, measured before the adapters were added or
+                loaded; of a later task under those of the model with adapters, measured within `base_weights`.
+
+        Raises:
+            ParameterMismatchError: adapted weights without an importance or of another shape, or trained parameters
+                that change what was measured and cannot be held (other adapters, single tokens).
+            UnsupportedLayerError: a weight tied to another that does not learn with it, measured as one.
+            NotFiniteError, OptionError: as `EWC.retain`.
+
+        Nothing is changed when it raises.
+        """
+        if hasattr(importance, "to_diagonal"):
+            raise OptionError(
+                "LoraEWC.retain: this importance has Kronecker factors, and products are held weight by weight. "
+                "Retain importance.to_diagonal()."
+            )
+        if not isinstance(importance, Importance):
+            check_tensors(importance, where="LoraEWC.retain", error=OptionError)
+            importance = Importance(dict(importance), ImportanceInfo(kind="custom", num_examples=0))
+        of_adapters, of_others = _assigned(self.model, self.adapters, importance)
+        factors = {n: p for a in self.adapters for n, p in zip(a.names, (a.first, a.second), strict=True)}
+        check_finite(factors, where="LoraEWC.retain", what="factors of adapters", remedy="Go back to a checkpoint.")
+        num_tasks, info = self.others.held.num_tasks, importance.info
+        self.others.retain(Importance(of_others, info))
+        if self.others.weighting == "examples" and num_tasks:
+            share = info.num_examples / self.others.held.first_examples
+            of_adapters = {name: share * value for name, value in of_adapters.items()}
+        before = sum_of(c.importance.sum() for c in self.curvatures.values())
+        now = sum_of(value.sum() for value in of_adapters.values())
+        nats = (self._nats_per_unit, before), (info.nats_per_unit or 0.0, now)
+        self._nats_per_unit = sum(n * part for n, part in nats) / (before + now) if before + now else nats[1][0]
+        self.curvatures = {
+            a.name: self.curvatures[a.name].joined(of_adapters[a.name], self.others.accumulate, num_tasks=num_tasks)
+            if self.curvatures
+            else AdapterCurvature.of(a, of_adapters[a.name])
+            for a in self.adapters
+        }
+        self._num_steps, self._pull_ratio = 0, None
         return self
 
     @torch.no_grad()
     def predicted_rise(self) -> float:
-        """How much the old tasks' loss has risen by the quadratic model: 1/2 sum Omega (s B A)^2, >= 0.
+        """How much the old tasks' loss has risen by the quadratic model: 1/2 sum Omega (W - anchor)^2, >= 0.
+
+        W is a base weight with what its adapter adds, or a weight that learns beside the adapters.
 
         Returns:
-            Nats, where the importance knows its factor; else in its own unit.
+            Nats, where the importances know their factor; else in their own unit.
         """
-        factor = 1.0 if self._nats_per_unit is None else self._nats_per_unit
-        return factor * sum_of(layer.rise() for layer in self.layers)
+        factor = 1.0 if self.others.held.nats_per_unit is None else self._nats_per_unit
+        return factor * sum_of(c.rise() for c in self.curvatures.values()) + self.others.predicted_rise()
 
     def report(self) -> Report:
-        """Is it on, and does it work? `protected` is the share of the adapted base weights."""
-        weights = sum(layer.importance.numel() for layer in self.layers)
+        """Is it on, and does it work? `protected` is the share of the adapted base weights and all else that learns."""
+        others = self.others.report()
+        factors = {id(p) for a in self.adapters for p in (a.first, a.second)}
+        beside = sum(p.numel() for p in trainable_parameters(self.model).values() if id(p) not in factors)
+        weights = sum(a.shape.numel() for a in self.adapters) + beside
+        protected = sum_of((c.importance > 0).sum() for c in self.curvatures.values())
+        protected += sum_of(num_positive(value) for value in self.others.held.importance.values())
         return Report(
             mechanism="LoraEWC",
-            num_tasks=1,
+            num_tasks=others.num_tasks,
             num_steps=self._num_steps,
             strength=self.strength,
-            protected=sum_of((layer.importance > 0).sum() for layer in self.layers) / weights,
+            protected=protected / weights,
             pinned=None,
             pull_ratio=self._pull_ratio,
             predicted_rise=self.predicted_rise(),
-            rise_unit="importance units" if self._nats_per_unit is None else "nats",
+            rise_unit=others.rise_unit,
         )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the folder `path`: tensors, `keeper_config.json` and a `README.md`; whole or not at all.
+
+        Raises:
+            OutputError: if it cannot be written, or holds what holdfast did not write; it is then unchanged.
+        """
+        tensors, notes = self.state()
+        others = self.others
+        rule = accumulate_to_json(others.accumulate)
+        options = {"strength": str(self.strength), "adapter": self.adapter, "accumulate": rule}
+        options |= {"weighting": others.weighting, "log_every": self.log_every}
+        content = {"mechanism": "LoraEWC", "library_version": __version__, "options": options, "notes": notes}
+        with new_folder(path) as folder:
+            write_tensors(folder, "state", tensors)
+            write_description(folder / DESCRIPTION, content)
+            write_text(folder / "README.md", _CARD.format(tasks=others.held.num_tasks, version=__version__))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], model: nn.Module, **options: Any) -> Self:
+        """A keeper as `save` wrote it, for a model with the same adapters; `options` replace the saved ones.
+
+        The model's weights are not touched: load the adapters too.
+
+        Raises:
+            FileFormatError: a missing, truncated, edited or wrong-version file, or another mechanism's folder.
+            ParameterMismatchError: names or shapes that do not match `model`.
+        """
+        content, tensors = read_folder(path, _saved)
+        saved, rule = content["options"], content["options"]["accumulate"]
+        saved = {**saved, "strength": float(saved["strength"])}
+        saved["accumulate"] = Decayed(rule["decayed"]) if isinstance(rule, dict) else rule
+        keeper = cls(model, **{**saved, **options})
+        keeper.load_state(tensors, content["notes"])
+        return keeper
+
+    def restore(self, path: str | os.PathLike[str]) -> Self:
+        """Go on from what `save` wrote; the options stay those of this keeper. Raises as `load`, and changes nothing then."""
+        content, tensors = read_folder(path, _saved)
+        self.load_state(tensors, content["notes"])
+        return self
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything that going on to the same bits needs, for a training checkpoint: tensors, and JSON notes."""
+        others, notes = self.others.state()
+        tensors = {f"others/{name}": tensor for name, tensor in others.items()}
+        for name, curvature in self.curvatures.items():
+            tensors |= {f"{part}/{name}": tensor for part, tensor in curvature.tensors().items()}
+        progress = {"num_steps": self._num_steps, "pull_ratio": self._pull_ratio, "nats_per_unit": self._nats_per_unit}
+        return tensors, {"others": notes, "progress": progress}
+
+    def load_state(self, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
+        """Go on from what `state` gave.
+
+        Raises:
+            FileFormatError, NotFiniteError: what was saved is damaged.
+            ParameterMismatchError: names or shapes that do not match the model and its adapters.
+
+        Nothing is changed when it raises.
+        """
+        where = "LoraEWC.load_state"
+        check_tensors(tensors, where=where, error=FileFormatError)
+        if not all(isinstance(notes.get(part), Mapping) for part in ("others", "progress")):
+            raise FileFormatError(f"{where}: the notes lack 'others' or 'progress'. Save the keeper again.")
+        progress = {name: notes["progress"].get(name) for name in ("num_steps", "pull_ratio", "nats_per_unit")}
+        check_progress(progress, names=progress, where=where)
+        beside = {n.removeprefix("others/"): t for n, t in tensors.items() if n.startswith("others/")}
+        own = {name: tensor for name, tensor in tensors.items() if not name.startswith("others/")}
+        expected = {
+            f"{part}/{a.name}": shape
+            for a in (self.adapters if own else ())
+            for part, shape in AdapterCurvature.shapes(a).items()
+        }
+        found = {name: tuple(tensor.shape) for name, tensor in own.items()}
+        wrong = sorted(n for n in {**found, **expected} if found.get(n) != expected.get(n))
+        if wrong:
+            named = "; ".join(f"{n!r} is {found.get(n, 'missing')}, expected {expected.get(n, 'none')}" for n in wrong)
+            raise ParameterMismatchError(
+                f"{where}: {len(wrong)} tensors are not those of this model's adapters: {named}. Add the same adapters."
+            )
+        check_importance_values({n: t for n, t in own.items() if n.startswith("importance/")}, where=where)
+        check_finite(own, where=where, what="factors", remedy="Save the keeper again, or take an older copy.")
+        if bool(own) != bool(notes["others"].get("held", {}).get("num_tasks")):
+            raise FileFormatError(f"{where}: tensors and number of tasks contradict each other. Save the keeper again.")
+        self.others.load_state(beside, notes["others"])
+        parts = ("importance", "first", "second") if own else ()
+        self.curvatures = {
+            a.name: AdapterCurvature(a, *(own[f"{part}/{a.name}"] for part in parts)) for a in self.adapters if own
+        }
+        self._place()
+        self._num_steps, self._pull_ratio, self._nats_per_unit = progress.values()
+
+    def _place(self) -> None:
+        self.curvatures = {name: c.to(c.adapter.first.device) for name, c in self.curvatures.items()}
+
+    def _factors(self) -> Iterator[nn.Parameter]:
+        return (p for a in self.adapters for p in (a.second, a.first))
 
     @torch.no_grad()
     def _note(self, optimizer: Optimizer) -> None:
-        if self.log_every and self._num_steps % self.log_every == 0:
-            factors = (factor for layer in self.layers for factor in (layer.first, layer.second))
-            self._before = {factor: factor.detach().clone() for factor in factors}
+        if self.curvatures and self.log_every and self._num_steps % self.log_every == 0:
+            self._before = {p: p.detach().clone() for p in self._factors()}
 
     def _note_gradients(self, optimizer: Optimizer) -> None:
         """Which factors this step moves, of an optimizer that lets go of its gradients within too."""
-        factors = (factor for layer in self.layers for factor in (layer.first, layer.second))
-        self._moved = {factor for factor in factors if factor.grad is not None}
+        self._moved = {p for p in self._factors() if p.grad is not None}
 
     @torch.no_grad()
     def _hold(self, optimizer: Optimizer) -> None:
+        if not self.curvatures:
+            return
         groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
         steps, pulls = [], []
-        for layer in self.layers if self.strength > 0 else ():
-            for factor in (layer.second, layer.first):
-                if factor not in self._moved and factor.grad is None:
+        for curvature in self.curvatures.values() if self.strength > 0 else ():
+            for factor in ("second", "first"):
+                parameter: nn.Parameter = getattr(curvature.adapter, factor)
+                moved = parameter in self._moved or parameter.grad is not None
+                if id(parameter) not in groups or not moved:
                     continue
-                metric = _metric(optimizer, groups[id(factor)], factor)
-                if metric is None:
+                described = step_metrics(optimizer, groups[id(parameter)], [parameter], user_metric=self.others.metric)
+                metric = metric_values(described, [parameter])
+                metric = metric[0] if isinstance(metric, list) else metric
+                if not isinstance(metric, Tensor) and metric == math.inf:  # a learning rate of zero: nothing moves
                     continue
-                moved = factor.detach().clone() if self._before else None
-                _pull(layer, factor, self.strength, metric=metric)
-                if moved is not None:
-                    steps.append((moved - self._before[factor]).float().square().sum())
-                    pulls.append((factor.detach() - moved).float().square().sum())
+                pull = curvature.pull(factor, self.strength, metric=metric)
+                if self._before:
+                    steps.append((parameter.detach() - self._before[parameter]).float().square().sum())
+                    pulls.append(pull.square().sum())
+                parameter.detach().sub_(pull.to(parameter.dtype))
         if self._before:
             step = math.sqrt(sum_of(steps))
             self._pull_ratio = math.sqrt(sum_of(pulls)) / step if step else None
@@ -222,156 +376,178 @@ class LoraEWC:
         self._num_steps += 1
 
 
-def ridge_pull(values: Tensor, importance: Tensor, other: Tensor, *, metric: Tensor, strength: float) -> Tensor:
-    """What the proximal step takes from each row: (M + strength G)^-1 strength G b', G = X diag(Omega) X^T.
+@contextmanager
+def base_weights(model: nn.Module, *, adapter: str = "default") -> Iterator[None]:
+    """Within it the adapted weights require gradients and their factors do not: so a later task is measured.
 
-    Args:
-        values: b', [n, r].
-        importance: Omega of each row, [n, m], >= 0.
-        other: X, the other factor times s, [r, m].
-        metric: M > 0, [n, r].
-        strength: lambda > 0; infinity pins what Omega reaches.
+        with base_weights(model):
+            importance = hf.fisher(model, data)
+        keeper.retain(importance)
 
-    Returns:
-        [n, r], to be subtracted from `values`; exactly zero where Omega is.
+    The gradient of a base weight is that of the sum W + s B A.
 
-    Cost: n m r (r + 1) operations, and memory for r (r + 1)/2 rows of m.
+    Raises:
+        ParameterMismatchError: the model has no adapter of this name.
+        UnsupportedLayerError: base weights are quantised, which have no gradient, or adapted as `LoraEWC` cannot hold.
     """
-    r = len(other)
-    i, j = torch.triu_indices(r, r, device=other.device)
-    pairs = (other[i] * other[j]).T
-    pulls = []
-    rows = max(1, _SOLVED_AT_ONCE // r**2)
-    for b, omega, m in zip(values.split(rows), importance.split(rows), metric.split(rows), strict=True):
-        upper = omega @ pairs
-        curvature = upper.new_empty(len(b), r, r)
-        curvature[:, i, j] = upper
-        curvature[:, j, i] = upper
-        largest = curvature.diagonal(dim1=1, dim2=2).amax(1, keepdim=True)
-        stiffness = (m / strength).clamp_min(1e-30).maximum(largest / _STIFFEST)
-        root = stiffness.rsqrt()
-        # (M/strength + G)^-1 = root (1 + root G root)^-1 root, whose inner matrix is never singular
-        scaled = root.unsqueeze(2) * curvature * root.unsqueeze(1)
-        scaled.diagonal(dim1=1, dim2=2).add_(1.0)
-        right = root.unsqueeze(2) * (curvature @ b.unsqueeze(2))
-        solved = torch.cholesky_solve(right, torch.linalg.cholesky(scaled))
-        pulls.append(root * solved.squeeze(2))
-    return torch.cat(pulls)
+    adapters = _adapters(model, adapter)
+    layers = [layer for _, layer in _lora_layers(model, adapter)]
+    weights = [layer.get_base_layer().weight for layer in layers]
+    packed = [a.name for a, w in zip(adapters, weights) if not w.is_floating_point() or w.shape != a.shape]
+    if packed:
+        raise UnsupportedLayerError(
+            f"base_weights: {len(packed)} adapted weights are quantised and have no gradient, such as {packed[0]!r}. "
+            "Measure on the model before it is quantised, with the same adapters loaded, and retain that importance."
+        )
+    changed = {w: True for w in weights} | {p: False for a in adapters for p in (a.first, a.second)}
+    before = {p: p.requires_grad for p in changed}
+    try:
+        for p, requires in changed.items():
+            p.requires_grad_(requires)
+        yield
+    finally:
+        for p, requires in before.items():
+            p.requires_grad_(requires)
 
 
-def _pull(layer: Adapted, factor: nn.Parameter, strength: float, *, metric: float | Tensor) -> None:
-    is_second = factor is layer.second
-    other = (layer.first if is_second else layer.second.T).detach().float() * layer.scale
-    values = (factor if is_second else factor.T).detach().float()
-    omega = layer.importance if is_second else layer.importance.T
-    if isinstance(metric, Tensor):
-        m = (metric if is_second else metric.T).float()
-    else:
-        m = torch.full_like(values, metric)
-    pull = ridge_pull(values, omega, other, metric=m, strength=strength)
-    factor.detach().sub_((pull if is_second else pull.T).to(factor.dtype))
+def _lora_layers(model: nn.Module, adapter: str) -> list[tuple[str, Any]]:
+    """Their attributes are modules by adapter, which no type says."""
+    named = ((canonical_name(name), module) for name, module in unwrap(model).named_modules())
+    layers: list[tuple[str, Any]] = [(name, module) for name, module in named if isinstance(module, LoraLayer)]
+    return [(name, m) for name, m in layers if adapter in m.lora_A or adapter in m.lora_embedding_A]
 
 
-def _metric(optimizer: Optimizer, group: Any, factor: nn.Parameter) -> float | Tensor | None:
-    """M of one factor; None where the learning rate is zero."""
-    found = metric_values(step_metrics(optimizer, group, [factor]), [factor])
-    metric = found[0] if isinstance(found, list) else found
-    return metric if isinstance(metric, Tensor) or metric != math.inf else None
+def _adapters(model: nn.Module, adapter: str) -> list[Adapter]:
+    """Those of this name, one a layer.
 
-
-def _adapted(model: nn.Module, importance: Importance, adapter: str) -> Iterator[Adapted]:
-    layers: dict[str, Any] = {  # its attributes are modules by adapter, which no type says
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, LoraLayer) and (adapter in module.lora_A or adapter in module.lora_embedding_A)
-    }
+    Raises:
+        ParameterMismatchError: there is none.
+        UnsupportedLayerError: their product is not all they add.
+    """
+    layers = _lora_layers(model, adapter)
     if not layers:
         raise ParameterMismatchError(
-            f"LoraEWC: {type(model).__name__} has no LoRA adapter {adapter!r}. Name one of peft_config, or call "
-            "get_peft_model first."
+            f"LoraEWC: {type(unwrap(model)).__name__} has no LoRA adapter {adapter!r}. Name one of peft_config, or "
+            "call get_peft_model first."
         )
-    unfit = [name for name, layer in layers.items() if not _is_linear(layer, adapter)]
+    unfit = [name for name, layer in layers if not _is_product(layer, adapter)]
     if unfit:
         raise UnsupportedLayerError(
-            f"LoraEWC: {', '.join(map(repr, unfit))}: an adapter on no linear layer, or that adds more than the "
-            "product of its factors (DoRA). Use plain LoRA on linear layers, or EWC on the adapters' own weights."
+            f"LoraEWC: {', '.join(map(repr, unfit))}: the adapter is on no linear layer, embedding or convolution, or "
+            "adds more than the product of its factors (DoRA). Use plain LoRA, or EWC on the adapters' own weights."
         )
-    start = getattr(getattr(model, "peft_config", {}).get(adapter), "init_lora_weights", True)
-    if isinstance(start, str) and start.startswith(_STARTS_WITHIN):
-        raise OptionError(
-            f"LoraEWC: init_lora_weights={start!r} moves a part of the base weights into the adapter, so that the "
-            "skills lie at a product other than zero, where they would not be held. Build the adapter with "
-            "init_lora_weights=True."
-        )
-    tied = {name for names in tied_names(model).values() for name in names if len(names) > 1}
-    twice = [name for name in layers if f"{name}.base_layer.weight" in tied]
-    if twice:
+    return [_adapter_of(name, layer, adapter) for name, layer in layers]
+
+
+def _is_product(layer: Any, adapter: str) -> bool:
+    if adapter in layer.lora_variant or layer.lora_bias.get(adapter, False):
+        return False
+    if adapter in layer.lora_embedding_A or isinstance(layer.lora_A[adapter], nn.Linear):
+        return True
+    return getattr(layer.get_base_layer(), "groups", 0) == 1  # a convolution
+
+
+def _adapter_of(name: str, layer: Any, adapter: str) -> Adapter:
+    weight, scale = _bare_name(f"{name}.weight"), layer.scaling[adapter]
+    if adapter in layer.lora_embedding_A:
+        names = f"{name}.lora_embedding_A.{adapter}", f"{name}.lora_embedding_B.{adapter}"
+        return Adapter(weight, names, layer.lora_embedding_A[adapter], layer.lora_embedding_B[adapter], scale, True)
+    names = f"{name}.lora_A.{adapter}.weight", f"{name}.lora_B.{adapter}.weight"
+    first, second = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
+    return Adapter(weight, names, first, second, scale, bool(getattr(layer, "fan_in_fan_out", False)))
+
+
+def _assigned(
+    model: nn.Module, adapters: Iterable[Adapter], importance: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The importance of each adapted weight, and of each parameter that learns beside, under its name in the model."""
+    values = {_bare_name(name): value for name, value in importance.items()}
+    uses: dict[str, set[str]] = {}
+    groups = {name: {_bare_name(n) for n in names} for name, names in tied_names(model).items()}
+    for names in groups.values():
+        for name in names:
+            uses[name] = uses.get(name, set()) | names
+    tied, misfits, free = [], [], []
+
+    def entry(names: set[str]) -> Tensor | None:
+        """Of a weight with these uses; None where none was measured, or others together with them."""
+        together = set().union(*(uses.get(name, {name}) for name in names))
+        if together != names and not together <= values.keys():
+            tied.extend(names if together & values.keys() else ())
+            return None
+        return next((values[name] for name in sorted(names) if name in values), None)
+
+    of_adapters, of_others = {}, {}
+    for adapter in adapters:
+        value = entry({adapter.name})
+        if value is not None and value.shape == adapter.shape:
+            of_adapters[adapter.name] = value
+        elif adapter.name not in tied:
+            found = "has none" if value is None else f"is {tuple(value.shape)}, its weight {tuple(adapter.shape)}"
+            misfits.append(f"{adapter.name!r} {found}")
+    factors = {id(p) for a in adapters for p in (a.first, a.second)}
+    for name, parameter in trainable_parameters(model).items():
+        if id(parameter) in factors:
+            continue
+        value = entry(groups[name])
+        if groups[name] & of_adapters.keys() or (value is None and _is_within(_bare_name(name), values)):
+            free.append(name)
+        elif value is not None:
+            of_others[name] = value
+    if tied:
         raise UnsupportedLayerError(
-            f"LoraEWC: {', '.join(map(repr, twice))}: the weight is tied to another layer's, whose importance is "
-            "that of both uses together, and an adapter changes only one of them. Leave it out of target_modules."
+            f"LoraEWC.retain: {', '.join(map(repr, tied))}: the weight is tied to another layer's, and the importance "
+            "is that of both uses together, while only one of them learns. Leave it out of target_modules and "
+            "modules_to_save, or measure a copy of the model whose weights are not tied."
         )
-    found = {_base_name(name): layer for name, layer in layers.items()}
-    offenders = []
-    for name, layer in found.items():
-        shape = _shape(layer, adapter)
-        if name not in importance:
-            offenders.append(f"{name!r} has none")
-        elif importance[name].shape != shape:
-            offenders.append(f"{name!r} is {tuple(importance[name].shape)}, its weight {tuple(shape)}")
-    if offenders:
+    if misfits:
         raise ParameterMismatchError(
-            f"LoraEWC: the importance does not fit {len(offenders)} of {len(found)} adapted weights: "
-            f"{'; '.join(offenders)}. Measure it on the base model, before the adapters are added."
+            f"LoraEWC.retain: the importance does not fit {len(misfits)} of {len(misfits) + len(of_adapters)} adapted "
+            f"weights: {'; '.join(misfits)}. Measure it on the base model before the adapters are added, or later "
+            "within base_weights(model)."
         )
-    for name, layer in found.items():
-        first, second = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
-        omega = importance[name].to(first.device, wide_dtype(importance[name]))
-        yield Adapted(name, first, second, layer.scaling[adapter], omega.T if _is_transposed(layer) else omega)
-
-
-def _check_others(model: nn.Module, importance: Importance, layers: Sequence[Adapted]) -> None:
-    """Raise `ParameterMismatchError` naming the parameters that matter and are trained outside of these adapters."""
-    held = {id(factor) for layer in layers for factor in (layer.first, layer.second)}
-    trained = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in held]
-    same = {_bare_name(name): _bare_name(names[0]) for names in tied_names(model).values() for name in names}
-    free = [name for name in trained if any(importance[w].any() for w in _weights_of(name, importance, same))]
     if free:
         raise ParameterMismatchError(
-            f"LoraEWC: {len(free)} of the parameters that are trained have an importance, and would not be held, as "
-            f"they are outside of the adapters: {', '.join(map(repr, free))}. Leave them out of modules_to_save, bias "
-            "and other adapters, or freeze them; to train them all the same, leave them out of the importance."
+            f"LoraEWC.retain: {len(free)} of the parameters that are trained change weights that have an importance, "
+            f"and cannot be held outside of these adapters: {', '.join(map(repr, free))}. Leave them out (other "
+            "adapters, trainable_token_indices) or freeze them; to train them all the same, leave these weights out of "
+            "the importance."
         )
+    return of_adapters, of_others
 
 
-def _weights_of(name: str, importance: Importance, same: Mapping[str, str]) -> list[str]:
-    """The measured parameters that a trained one is, or changes as a part of their module; `same`: of tied weights."""
-    pieces = _bare_name(name).split(".")
+def _is_within(name: str, values: Mapping[str, Tensor]) -> bool:
+    """Whether a parameter is a part of a module whose weight or bias was measured."""
+    pieces = name.split(".")
     leaf = pieces[-1] if pieces[-1] in ("weight", "bias") else "weight"
-    above = [".".join((*pieces[:count], leaf)) for count in range(1, len(pieces) - 1)]
-    return [first for weight in (".".join(pieces), *above) if (first := same.get(weight, weight)) in importance]
+    above = (".".join((*pieces[:count], leaf)) for count in range(1, len(pieces) - 1))
+    return any(weight in values and bool(values[weight].any()) for weight in above)
 
 
 def _bare_name(name: str) -> str:
     """Of a parameter as the bare base model has it."""
-    pieces = name.removeprefix("base_model.model.").split(".")
-    return ".".join(piece for piece in pieces if piece not in ("base_layer", "original_module"))
+    pieces = canonical_name(name).removeprefix("base_model.model.").split(".")
+    after = [False, *(piece == "modules_to_save" for piece in pieces)]
+    wrappers = ("base_layer", "original_module", "modules_to_save")
+    return ".".join(piece for piece, is_adapter in zip(pieces, after) if not is_adapter and piece not in wrappers)
 
 
-def _shape(layer: Any, adapter: str) -> torch.Size:
-    """Of the base weight as it was before it may have been packed into fewer bits."""
-    shape = torch.Size((layer.lora_B[adapter].weight.shape[0], layer.lora_A[adapter].weight.shape[1]))
-    return shape[::-1] if _is_transposed(layer) else shape
+def _saved(saved: Saved) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    content = saved.description(DESCRIPTION)
+    if content.get("mechanism") != "LoraEWC":
+        raise FileFormatError(
+            f"{saved.path}: this keeper is {content.get('mechanism')!r}, to be loaded as 'LoraEWC'. "
+            f"Use hf.{content.get('mechanism')}.load."
+        )
+    if not all(isinstance(content.get(part), dict) for part in ("options", "notes")):
+        raise FileFormatError(f"{saved.path}: 'options' or 'notes' is missing or damaged. Save the keeper again.")
+    return content, saved.tensors("state")
 
 
-def _is_linear(layer: Any, adapter: str) -> bool:
-    has_two = adapter in layer.lora_A and isinstance(layer.lora_A[adapter], nn.Linear)
-    return has_two and adapter not in layer.lora_variant and not layer.lora_bias.get(adapter, False)
+_CARD = """# Skills of a base model, held on its LoRA adapters
 
+Saved with holdfast {version}: {tasks} tasks.
 
-def _is_transposed(layer: Any) -> bool:
-    return bool(getattr(layer, "fan_in_fan_out", False))
-
-
-def _base_name(name: str) -> str:
-    """Of an adapted layer's weight in the bare base model."""
-    return f"{name.removeprefix('base_model.model.')}.weight"
+    from holdfast.integrations.peft import LoraEWC
+    keeper = LoraEWC.load("THIS FOLDER", model).attach(optimizer)
+"""
