@@ -77,7 +77,7 @@ def solved(curvature, factor, strength, metric):
     adapter = curvature.adapter
     first, second = (p.detach().double().flatten(1) for p in (adapter.first, adapter.second))
     start = curvature.second.double() @ curvature.first.double()
-    omega = curvature.importance.double()
+    omega = adapter.matrix(curvature.importance).double()
     values = second if factor == "second" else first
 
     def penalty(flat):
@@ -112,11 +112,15 @@ def test_the_pull_is_the_proximal_step(factor, strength, dtype):
 
 
 def test_a_convolution_is_its_matrix():
-    conv, linear = adapter_of(kernel=(2, 2)), None
+    conv = adapter_of(kernel=(2, 2))
     omega = importance_of(conv)
     curvature = AdapterCurvature.of(conv, omega)
     linear = Adapter(
-        "w", ("A", "B"), nn.Parameter(conv.first.detach().flatten(1)), nn.Parameter(conv.second.detach().flatten(1)), 1.5
+        "w",
+        ("A", "B"),
+        nn.Parameter(conv.first.detach().flatten(1)),
+        nn.Parameter(conv.second.detach().flatten(1)),
+        1.5,
     )
     other = AdapterCurvature.of(linear, omega.flatten(1))
     moved(conv)

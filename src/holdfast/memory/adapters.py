@@ -21,7 +21,6 @@ at rest grad L + strength * grad penalty = 0 in each factor.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, Self
 
@@ -82,7 +81,7 @@ class AdapterCurvature:
 
     Attributes:
         adapter: the live factors.
-        importance: Omega, [out, in], float32, >= 0, of all tasks.
+        importance: Omega of all tasks, float32, >= 0, of the weight's shape.
         first: A0, [r, in].
         second: s B0, [out, r].
     """
@@ -96,7 +95,7 @@ class AdapterCurvature:
     def of(cls, adapter: Adapter, importance: Tensor) -> Self:
         """Of the first task: its importance, of the weight's shape, not copied where it lies beside the factors."""
         first, second = adapter.factors()
-        omega = adapter.matrix(importance).to(first.device, torch.float32)
+        omega = importance.to(first.device, torch.float32).contiguous()  # products of other strides round otherwise
         return cls(adapter, omega, first.clone(), second.clone())
 
     def joined(self, importance: Tensor, rule: Accumulate, *, num_tasks: int) -> Self:
@@ -111,7 +110,7 @@ class AdapterCurvature:
     def rise(self) -> Tensor:
         """1/2 sum Omega D^2, zero-dimensional; a temporary of the layer's size."""
         left, right = self._displacement()
-        return 0.5 * (left @ right).square_().mul_(self.importance).sum()
+        return 0.5 * (left @ right).square_().mul_(self.adapter.matrix(self.importance)).sum()
 
     def pull(self, factor: Factor, strength: float, *, metric: float | Tensor) -> Tensor:
         """What the proximal step takes from a factor, the other one fixed.
@@ -128,17 +127,17 @@ class AdapterCurvature:
         """
         first, second = self.adapter.factors()
         left, right = self._displacement()
-        parameter = getattr(self.adapter, factor)
+        omega, parameter = self.adapter.matrix(self.importance), getattr(self.adapter, factor)
         m = torch.as_tensor(metric, dtype=left.dtype, device=left.device).expand(parameter.shape).flatten(1)
         if factor == "second":
-            pull = ridge_pull(left, right, self.importance, self.adapter.scale * first, metric=m, strength=strength)
+            pull = ridge_pull(left, right, omega, self.adapter.scale * first, metric=m, strength=strength)
         else:
-            pull = ridge_pull(right.T, left.T, self.importance.T, second.T, metric=m.T, strength=strength).T
+            pull = ridge_pull(right.T, left.T, omega.T, second.T, metric=m.T, strength=strength).T
         return pull.reshape(parameter.shape)
 
     def diagonal(self) -> Tensor:
-        """Omega in the shape of the weight, sharing its memory."""
-        return self.importance.T if self.adapter.transposed else self.importance.reshape(self.adapter.shape)
+        """Omega, of the weight's shape."""
+        return self.importance
 
     def to(self, device: torch.device | str) -> Self:
         """The same on another device, for the same factors."""
@@ -150,14 +149,10 @@ class AdapterCurvature:
         return {"importance": self.importance, "first": self.first, "second": self.second}
 
     @classmethod
-    def shapes(cls, adapter: Adapter) -> Mapping[str, tuple[int, int]]:
+    def shapes(cls, adapter: Adapter) -> dict[str, tuple[int, ...]]:
         """Those of `tensors`."""
-        first, second = adapter.first.flatten(1), adapter.second.flatten(1)
-        return {
-            "importance": (len(second), first.shape[1]),
-            "first": (len(first), first.shape[1]),
-            "second": (len(second), len(first)),
-        }
+        first, second = adapter.factors()
+        return {"importance": tuple(adapter.shape), "first": tuple(first.shape), "second": tuple(second.shape)}
 
     def _displacement(self) -> tuple[Tensor, Tensor]:
         """D as a product of 2r columns and rows: (s B - s B0) A + s B0 (A - A0), without cancellation."""
