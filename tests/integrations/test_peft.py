@@ -194,6 +194,25 @@ def test_in_a_trainer(tmp_path):
     assert keeper.report().num_steps == len(entries)
 
 
+def test_a_trainer_goes_on_from_a_checkpoint(tmp_path):
+    """A fresh keeper, of which nothing is retained, gets all from the folder."""
+    ends = []
+    for resume in (None, str(tmp_path / "checkpoint-2")):
+        model, importance = adapted("llama", modules_to_save=["norm"])
+        keeper = LoraEWC(model, strength=10.0, log_every=1)
+        if resume is None:
+            keeper.retain(importance)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of PEFT, saving a model that has no name on a hub
+            callbacks = [HoldfastCallback(keeper)]
+            trainer = trainer_of(model, tmp_path, callbacks=callbacks, save_strategy="steps", save_steps=2)
+            trainer.train(resume_from_checkpoint=resume)
+        ends.append((weights_of(model), keeper.report()))
+    assert same(ends[0][0], ends[1][0])
+    assert ends[0][1] == ends[1][1]
+    assert ends[0][1].num_steps > 2
+
+
 def test_a_sequence_of_tasks_in_one_adapter():
     """EWC on the trainable parameters is EWC on the adapter: importances and anchors of its factors alone."""
     moved = []

@@ -18,7 +18,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from holdfast.errors import StateError
 from holdfast.files import read_json
-from holdfast.retention import Keeper, Report
+from holdfast.retention import Report
 
 FOLDER = "holdfast"
 """Where in a checkpoint the keeper is, a folder for `Keeper.load`."""
@@ -26,6 +26,11 @@ FOLDER = "holdfast"
 
 class Holder(Protocol):
     """A `Keeper`, or what else acts on an optimizer's steps, such as `holdfast.integrations.peft.LoraEWC`."""
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether every process has a part of what `save` writes."""
+        ...
 
     def attach(self, optimizer: Any) -> Any:
         """Act on this optimizer's steps."""
@@ -39,6 +44,14 @@ class Holder(Protocol):
         """What it does."""
         ...
 
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write what going on needs to a folder."""
+        ...
+
+    def restore(self, path: str | os.PathLike[str]) -> Any:
+        """Go on from such a folder."""
+        ...
+
 
 class HoldfastCallback(TrainerCallback):
     """Holds what `keeper` retains while a `Trainer` trains.
@@ -50,7 +63,7 @@ class HoldfastCallback(TrainerCallback):
     pull over that of the task's step in the last step that was measured (the keeper's `log_every`).
 
     Args:
-        keeper: over the model that is trained, or a part of it; or a `LoraEWC`, which has no state for checkpoints.
+        keeper: over the model that is trained, or a part of it; or a `LoraEWC`.
         resume_from_checkpoint: only needed where training resumes from a folder that is named neither in the
             `TrainingArguments` nor `checkpoint-<step>` in their `output_dir`: the same folder again.
 
@@ -58,7 +71,7 @@ class HoldfastCallback(TrainerCallback):
     """
 
     def __init__(
-        self, keeper: Keeper | Holder, *, resume_from_checkpoint: str | os.PathLike[str] | None = None
+        self, keeper: Holder, *, resume_from_checkpoint: str | os.PathLike[str] | None = None
     ) -> None:
         self.keeper = keeper
         self._resume_from_checkpoint = resume_from_checkpoint
@@ -82,8 +95,8 @@ class HoldfastCallback(TrainerCallback):
             FileFormatError: the checkpoint, or the keeper in it, is damaged.
         """
         self.keeper.detach()  # of an attempt with a larger batch that ran out of memory
-        if state.global_step > 0 and isinstance(self.keeper, Keeper):
-            self._resume(args, state, self.keeper)
+        if state.global_step > 0:
+            self._resume(args, state)
         self.keeper.attach(kwargs["optimizer"])
 
     def on_train_end(
@@ -94,7 +107,7 @@ class HoldfastCallback(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Write the keeper into the checkpoint that was just written."""
-        if isinstance(self.keeper, Keeper) and (args.should_save or self.keeper.is_sharded):
+        if args.should_save or self.keeper.is_sharded:
             self.keeper.save(_checkpoint(args, state) / FOLDER)
 
     def on_log(
@@ -116,7 +129,7 @@ class HoldfastCallback(TrainerCallback):
         logs.update(known)
         state.log_history[-1].update(known)
 
-    def _resume(self, args: TrainingArguments, state: TrainerState, keeper: Keeper) -> None:
+    def _resume(self, args: TrainingArguments, state: TrainerState) -> None:
         named = [self._resume_from_checkpoint, args.resume_from_checkpoint, _checkpoint(args, state)]
         candidates = [Path(folder) for folder in named if folder is not None]
         found = next((folder for folder in candidates if _wrote(folder, state)), None)
@@ -127,11 +140,11 @@ class HoldfastCallback(TrainerCallback):
                 "Pass HoldfastCallback(keeper, resume_from_checkpoint=...), the folder that train() was given."
             )
         if os.path.lexists(found / FOLDER):
-            keeper.restore(found / FOLDER)
+            self.keeper.restore(found / FOLDER)
         else:
             warnings.warn(
                 f"HoldfastCallback: {found} was written without a keeper; it is held from here on what this keeper "
-                f"retains ({keeper.held.num_tasks} tasks).",
+                f"retains ({self.keeper.report().num_tasks} tasks).",
                 stacklevel=2,
             )
 
