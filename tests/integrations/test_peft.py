@@ -14,7 +14,7 @@ from torch import nn
 
 pytest.importorskip("peft")
 
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, get_peft_model, inject_adapter_in_model
 from tests.integrations.test_transformers import trainer_of
 from tests.integrations.tiny import examples_for, gpt2, importance_of, llama, same, stacked, weights_of
 from tests.strange_optimizers import Lookahead, RelativeSteps, clearing
@@ -585,6 +585,17 @@ def test_embeddings_and_convolutions_are_held(kind):
         LoraEWC(model)
 
 
+def test_adapters_injected_into_a_model_are_held():
+    """Without PEFT's own model around it, and under DataParallel's name."""
+    base = nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 3))
+    importance = importance_of(base)
+    model = inject_adapter_in_model(LoraConfig(r=2, target_modules=["0", "1"]), base)
+    keeper = LoraEWC(nn.DataParallel(model)).retain(importance)
+    disturb(model)
+    expected = sum(float((importance[name] * d.square()).sum()) for name, d in products(model).items()) / 2
+    assert keeper.predicted_rise() == pytest.approx(expected, rel=1e-5)
+
+
 def test_one_factor_may_rest():
     """LoRA-FA freezes A: B alone is pulled."""
     model, _, keeper = held("llama", strength=1e6)
@@ -677,7 +688,7 @@ def test_saved_and_loaded_it_goes_on_to_the_same_bits(kind, tmp_path):
 
 
 def test_what_was_saved_is_looked_at_before_it_is_taken(tmp_path):
-    model, importance, keeper = held("llama", strength=math.inf)
+    model, _, keeper = held("llama", strength=math.inf)
     keeper.save(tmp_path / "keeper")
     assert LoraEWC.load(tmp_path / "keeper", model).strength == math.inf
     tensors, notes = keeper.state()

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import torch
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from holdfast.errors import FileFormatError, HoldfastError, OptionError, ParameterMismatchError, UnsupportedLayerError
+from holdfast.errors import FileFormatError, HoldfastError, OptionError, ParameterMismatchError
 from holdfast.files import Saved, new_folder, read_folder, write_description, write_tensors, write_text
+from holdfast.integrations.peft_layers import assigned, base_weights, lora_adapters
 from holdfast.memory import Accumulate, Decayed, Weighting
 from holdfast.memory.adapters import Adapter, AdapterCurvature
 from holdfast.memory.stored import num_positive
@@ -28,8 +27,13 @@ from holdfast.retention.checks import check_finite, check_progress
 from holdfast.retention.files import DESCRIPTION, accumulate_to_json
 from holdfast.retention.options import no_rate
 from holdfast.steps import StepHooks, UserMetric, bare_optimizer, metric_values, step_metrics, unknown_rate
-from holdfast.tensors import canonical_name, is_sharded, sum_of, tied_names, trainable_parameters, unwrap
+from holdfast.tensors import is_sharded, sum_of, trainable_parameters
 from holdfast.version import __version__
+
+__all__ = ["LoraEWC", "base_weights"]
+
+
+_PROGRESS = ("num_steps", "pull_ratio", "nats_per_unit")
 
 
 class _Others(EWC):
@@ -90,7 +94,7 @@ class LoraEWC:
                 'rank. Use "sum", "mean", "max" or Decayed(gamma).'
             )
         self.model, self.adapter, self.log_every = model, adapter, log_every
-        self.adapters = _adapters(model, adapter)
+        self.adapters = lora_adapters(model, adapter)
         self.curvatures: dict[str, AdapterCurvature] = {}
         self.others = _Others(
             model,
@@ -188,7 +192,7 @@ class LoraEWC:
         if not isinstance(importance, Importance):
             check_tensors(importance, where="LoraEWC.retain", error=OptionError)
             importance = Importance(dict(importance), ImportanceInfo(kind="custom", num_examples=0))
-        of_adapters, of_others = _assigned(self.model, self.adapters, importance)
+        of_adapters, of_others = assigned(self.model, self.adapters, importance)
         factors = {n: p for a in self.adapters for n, p in zip(a.names, (a.first, a.second), strict=True)}
         check_finite(factors, where="LoraEWC.retain", what="factors of adapters", remedy="Go back to a checkpoint.")
         num_tasks, info = self.others.held.num_tasks, importance.info
@@ -277,7 +281,7 @@ class LoraEWC:
         return keeper
 
     def restore(self, path: str | os.PathLike[str]) -> Self:
-        """Go on from what `save` wrote; the options stay those of this keeper. Raises as `load`, and changes nothing then."""
+        """Go on from what `save` wrote; the options stay those of this keeper. Raises as `load`, changing nothing."""
         content, tensors = read_folder(path, _saved)
         self.load_state(tensors, content["notes"])
         return self
@@ -288,8 +292,8 @@ class LoraEWC:
         tensors = {f"others/{name}": tensor for name, tensor in others.items()}
         for name, curvature in self.curvatures.items():
             tensors |= {f"{part}/{name}": tensor for part, tensor in curvature.tensors().items()}
-        progress = {"num_steps": self._num_steps, "pull_ratio": self._pull_ratio, "nats_per_unit": self._nats_per_unit}
-        return tensors, {"others": notes, "progress": progress}
+        progress = self._num_steps, self._pull_ratio, self._nats_per_unit
+        return tensors, {"others": notes, "progress": dict(zip(_PROGRESS, progress, strict=True))}
 
     def load_state(self, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
         """Go on from what `state` gave.
@@ -300,37 +304,11 @@ class LoraEWC:
 
         Nothing is changed when it raises.
         """
-        where = "LoraEWC.load_state"
-        check_tensors(tensors, where=where, error=FileFormatError)
-        if not all(isinstance(notes.get(part), Mapping) for part in ("others", "progress")):
-            raise FileFormatError(f"{where}: the notes lack 'others' or 'progress'. Save the keeper again.")
-        progress = {name: notes["progress"].get(name) for name in ("num_steps", "pull_ratio", "nats_per_unit")}
-        check_progress(progress, names=progress, where=where)
-        beside = {n.removeprefix("others/"): t for n, t in tensors.items() if n.startswith("others/")}
-        own = {name: tensor for name, tensor in tensors.items() if not name.startswith("others/")}
-        expected = {
-            f"{part}/{a.name}": shape
-            for a in (self.adapters if own else ())
-            for part, shape in AdapterCurvature.shapes(a).items()
-        }
-        found = {name: tuple(tensor.shape) for name, tensor in own.items()}
-        wrong = sorted(n for n in {**found, **expected} if found.get(n) != expected.get(n))
-        if wrong:
-            named = "; ".join(f"{n!r} is {found.get(n, 'missing')}, expected {expected.get(n, 'none')}" for n in wrong)
-            raise ParameterMismatchError(
-                f"{where}: {len(wrong)} tensors are not those of this model's adapters: {named}. Add the same adapters."
-            )
-        check_importance_values({n: t for n, t in own.items() if n.startswith("importance/")}, where=where)
-        check_finite(own, where=where, what="factors", remedy="Save the keeper again, or take an older copy.")
-        if bool(own) != bool(notes["others"].get("held", {}).get("num_tasks")):
-            raise FileFormatError(f"{where}: tensors and number of tasks contradict each other. Save the keeper again.")
+        curvatures, beside = _checked(self.adapters, tensors, notes, where="LoraEWC.load_state")
         self.others.load_state(beside, notes["others"])
-        parts = ("importance", "first", "second") if own else ()
-        self.curvatures = {
-            a.name: AdapterCurvature(a, *(own[f"{part}/{a.name}"] for part in parts)) for a in self.adapters if own
-        }
+        self.curvatures = curvatures
         self._place()
-        self._num_steps, self._pull_ratio, self._nats_per_unit = progress.values()
+        self._num_steps, self._pull_ratio, self._nats_per_unit = (notes["progress"][name] for name in _PROGRESS)
 
     def _place(self) -> None:
         self.curvatures = {name: c.to(c.adapter.first.device) for name, c in self.curvatures.items()}
@@ -359,10 +337,8 @@ class LoraEWC:
                 moved = parameter in self._moved or parameter.grad is not None
                 if id(parameter) not in groups or not moved:
                     continue
-                described = step_metrics(optimizer, groups[id(parameter)], [parameter], user_metric=self.others.metric)
-                metric = metric_values(described, [parameter])
-                metric = metric[0] if isinstance(metric, list) else metric
-                if not isinstance(metric, Tensor) and metric == math.inf:  # a learning rate of zero: nothing moves
+                metric = _metric(optimizer, groups[id(parameter)], parameter, user_metric=self.others.metric)
+                if metric is None:
                     continue
                 pull = curvature.pull(factor, self.strength, metric=metric)
                 if self._before:
@@ -376,160 +352,40 @@ class LoraEWC:
         self._num_steps += 1
 
 
-@contextmanager
-def base_weights(model: nn.Module, *, adapter: str = "default") -> Iterator[None]:
-    """Within it the adapted weights require gradients and their factors do not: so a later task is measured.
-
-        with base_weights(model):
-            importance = hf.fisher(model, data)
-        keeper.retain(importance)
-
-    The gradient of a base weight is that of the sum W + s B A.
-
-    Raises:
-        ParameterMismatchError: the model has no adapter of this name.
-        UnsupportedLayerError: base weights are quantised, which have no gradient, or adapted as `LoraEWC` cannot hold.
-    """
-    adapters = _adapters(model, adapter)
-    layers = [layer for _, layer in _lora_layers(model, adapter)]
-    weights = [layer.get_base_layer().weight for layer in layers]
-    packed = [a.name for a, w in zip(adapters, weights) if not w.is_floating_point() or w.shape != a.shape]
-    if packed:
-        raise UnsupportedLayerError(
-            f"base_weights: {len(packed)} adapted weights are quantised and have no gradient, such as {packed[0]!r}. "
-            "Measure on the model before it is quantised, with the same adapters loaded, and retain that importance."
-        )
-    changed = {w: True for w in weights} | {p: False for a in adapters for p in (a.first, a.second)}
-    before = {p: p.requires_grad for p in changed}
-    try:
-        for p, requires in changed.items():
-            p.requires_grad_(requires)
-        yield
-    finally:
-        for p, requires in before.items():
-            p.requires_grad_(requires)
+def _metric(
+    optimizer: Optimizer, group: Mapping[str, Any], factor: nn.Parameter, *, user_metric: UserMetric | None
+) -> float | Tensor | None:
+    """M of one factor; None where the learning rate is zero."""
+    found = metric_values(step_metrics(optimizer, group, [factor], user_metric=user_metric), [factor])
+    metric = found[0] if isinstance(found, list) else found
+    return metric if isinstance(metric, Tensor) or metric != math.inf else None
 
 
-def _lora_layers(model: nn.Module, adapter: str) -> list[tuple[str, Any]]:
-    """Their attributes are modules by adapter, which no type says."""
-    named = ((canonical_name(name), module) for name, module in unwrap(model).named_modules())
-    layers: list[tuple[str, Any]] = [(name, module) for name, module in named if isinstance(module, LoraLayer)]
-    return [(name, m) for name, m in layers if adapter in m.lora_A or adapter in m.lora_embedding_A]
-
-
-def _adapters(model: nn.Module, adapter: str) -> list[Adapter]:
-    """Those of this name, one a layer.
-
-    Raises:
-        ParameterMismatchError: there is none.
-        UnsupportedLayerError: their product is not all they add.
-    """
-    layers = _lora_layers(model, adapter)
-    if not layers:
+def _checked(
+    adapters: Sequence[Adapter], tensors: Mapping[str, Tensor], notes: Mapping[str, Any], *, where: str
+) -> tuple[dict[str, AdapterCurvature], dict[str, Tensor]]:
+    """What a state holds of the adapters, and the tensors of what learns beside them."""
+    check_tensors(tensors, where=where, error=FileFormatError)
+    if not all(isinstance(notes.get(part), Mapping) for part in ("others", "progress")):
+        raise FileFormatError(f"{where}: the notes lack 'others' or 'progress'. Save the keeper again.")
+    check_progress(notes["progress"], names=_PROGRESS, where=where)
+    beside = {name.removeprefix("others/"): t for name, t in tensors.items() if name.startswith("others/")}
+    own = {name: tensor for name, tensor in tensors.items() if not name.startswith("others/")}
+    shapes = ((a.name, AdapterCurvature.shapes(a)) for a in adapters if own)
+    expected = {f"{part}/{name}": shape for name, parts in shapes for part, shape in parts.items()}
+    found = {name: tuple(tensor.shape) for name, tensor in own.items()}
+    wrong = sorted(name for name in {**found, **expected} if found.get(name) != expected.get(name))
+    if wrong:
+        named = "; ".join(f"{n!r} is {found.get(n, 'missing')}, expected {expected.get(n, 'none')}" for n in wrong)
         raise ParameterMismatchError(
-            f"LoraEWC: {type(unwrap(model)).__name__} has no LoRA adapter {adapter!r}. Name one of peft_config, or "
-            "call get_peft_model first."
+            f"{where}: {len(wrong)} tensors are not those of this model's adapters: {named}. Add the same adapters."
         )
-    unfit = [name for name, layer in layers if not _is_product(layer, adapter)]
-    if unfit:
-        raise UnsupportedLayerError(
-            f"LoraEWC: {', '.join(map(repr, unfit))}: the adapter is on no linear layer, embedding or convolution, or "
-            "adds more than the product of its factors (DoRA). Use plain LoRA, or EWC on the adapters' own weights."
-        )
-    return [_adapter_of(name, layer, adapter) for name, layer in layers]
-
-
-def _is_product(layer: Any, adapter: str) -> bool:
-    if adapter in layer.lora_variant or layer.lora_bias.get(adapter, False):
-        return False
-    if adapter in layer.lora_embedding_A or isinstance(layer.lora_A[adapter], nn.Linear):
-        return True
-    return getattr(layer.get_base_layer(), "groups", 0) == 1  # a convolution
-
-
-def _adapter_of(name: str, layer: Any, adapter: str) -> Adapter:
-    weight, scale = _bare_name(f"{name}.weight"), layer.scaling[adapter]
-    if adapter in layer.lora_embedding_A:
-        names = f"{name}.lora_embedding_A.{adapter}", f"{name}.lora_embedding_B.{adapter}"
-        return Adapter(weight, names, layer.lora_embedding_A[adapter], layer.lora_embedding_B[adapter], scale, True)
-    names = f"{name}.lora_A.{adapter}.weight", f"{name}.lora_B.{adapter}.weight"
-    first, second = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
-    return Adapter(weight, names, first, second, scale, bool(getattr(layer, "fan_in_fan_out", False)))
-
-
-def _assigned(
-    model: nn.Module, adapters: Iterable[Adapter], importance: Mapping[str, Tensor]
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The importance of each adapted weight, and of each parameter that learns beside, under its name in the model."""
-    values = {_bare_name(name): value for name, value in importance.items()}
-    uses: dict[str, set[str]] = {}
-    groups = {name: {_bare_name(n) for n in names} for name, names in tied_names(model).items()}
-    for names in groups.values():
-        for name in names:
-            uses[name] = uses.get(name, set()) | names
-    tied, misfits, free = [], [], []
-
-    def entry(names: set[str]) -> Tensor | None:
-        """Of a weight with these uses; None where none was measured, or others together with them."""
-        together = set().union(*(uses.get(name, {name}) for name in names))
-        if together != names and not together <= values.keys():
-            tied.extend(names if together & values.keys() else ())
-            return None
-        return next((values[name] for name in sorted(names) if name in values), None)
-
-    of_adapters, of_others = {}, {}
-    for adapter in adapters:
-        value = entry({adapter.name})
-        if value is not None and value.shape == adapter.shape:
-            of_adapters[adapter.name] = value
-        elif adapter.name not in tied:
-            found = "has none" if value is None else f"is {tuple(value.shape)}, its weight {tuple(adapter.shape)}"
-            misfits.append(f"{adapter.name!r} {found}")
-    factors = {id(p) for a in adapters for p in (a.first, a.second)}
-    for name, parameter in trainable_parameters(model).items():
-        if id(parameter) in factors:
-            continue
-        value = entry(groups[name])
-        if groups[name] & of_adapters.keys() or (value is None and _is_within(_bare_name(name), values)):
-            free.append(name)
-        elif value is not None:
-            of_others[name] = value
-    if tied:
-        raise UnsupportedLayerError(
-            f"LoraEWC.retain: {', '.join(map(repr, tied))}: the weight is tied to another layer's, and the importance "
-            "is that of both uses together, while only one of them learns. Leave it out of target_modules and "
-            "modules_to_save, or measure a copy of the model whose weights are not tied."
-        )
-    if misfits:
-        raise ParameterMismatchError(
-            f"LoraEWC.retain: the importance does not fit {len(misfits)} of {len(misfits) + len(of_adapters)} adapted "
-            f"weights: {'; '.join(misfits)}. Measure it on the base model before the adapters are added, or later "
-            "within base_weights(model)."
-        )
-    if free:
-        raise ParameterMismatchError(
-            f"LoraEWC.retain: {len(free)} of the parameters that are trained change weights that have an importance, "
-            f"and cannot be held outside of these adapters: {', '.join(map(repr, free))}. Leave them out (other "
-            "adapters, trainable_token_indices) or freeze them; to train them all the same, leave these weights out of "
-            "the importance."
-        )
-    return of_adapters, of_others
-
-
-def _is_within(name: str, values: Mapping[str, Tensor]) -> bool:
-    """Whether a parameter is a part of a module whose weight or bias was measured."""
-    pieces = name.split(".")
-    leaf = pieces[-1] if pieces[-1] in ("weight", "bias") else "weight"
-    above = (".".join((*pieces[:count], leaf)) for count in range(1, len(pieces) - 1))
-    return any(weight in values and bool(values[weight].any()) for weight in above)
-
-
-def _bare_name(name: str) -> str:
-    """Of a parameter as the bare base model has it."""
-    pieces = canonical_name(name).removeprefix("base_model.model.").split(".")
-    after = [False, *(piece == "modules_to_save" for piece in pieces)]
-    wrappers = ("base_layer", "original_module", "modules_to_save")
-    return ".".join(piece for piece, is_adapter in zip(pieces, after) if not is_adapter and piece not in wrappers)
+    check_importance_values({n: t for n, t in own.items() if n.startswith("importance/")}, where=where)
+    check_finite(own, where=where, what="factors", remedy="Save the keeper again, or take an older copy.")
+    if bool(own) != bool(notes["others"].get("held", {}).get("num_tasks")):
+        raise FileFormatError(f"{where}: tensors and number of tasks contradict each other. Save the keeper again.")
+    parts = [(a, {part: own[f"{part}/{a.name}"] for part in AdapterCurvature.shapes(a)}) for a in adapters if own]
+    return {a.name: AdapterCurvature(a, **of_adapter) for a, of_adapter in parts}, beside
 
 
 def _saved(saved: Saved) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -70,9 +70,7 @@ class HoldfastCallback(TrainerCallback):
     Cost: beside the keeper's own two passes over the weights each time the Trainer logs.
     """
 
-    def __init__(
-        self, keeper: Holder, *, resume_from_checkpoint: str | os.PathLike[str] | None = None
-    ) -> None:
+    def __init__(self, keeper: Holder, *, resume_from_checkpoint: str | os.PathLike[str] | None = None) -> None:
         self.keeper = keeper
         self._resume_from_checkpoint = resume_from_checkpoint
 
