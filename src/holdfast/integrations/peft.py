@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -75,6 +75,9 @@ class LoraEWC:
     layers, and a system of r unknowns for every row and column.
     """
 
+    is_sharded = False
+    """Adapters are held whole."""
+
     def __init__(
         self,
         model: nn.Module,
@@ -121,11 +124,6 @@ class LoraEWC:
     @strength.setter
     def strength(self, value: float) -> None:
         self.others.strength = value
-
-    @property
-    def is_sharded(self) -> bool:
-        """Never: adapters are held whole."""
-        return False
 
     def attach(self, optimizer: Any) -> Self:
         """Hold this optimizer's steps back from now on, as `EWC.attach` does, with its warnings.
@@ -201,9 +199,9 @@ class LoraEWC:
             share = info.num_examples / self.others.held.first_examples
             of_adapters = {name: share * value for name, value in of_adapters.items()}
         before = sum_of(c.importance.sum() for c in self.curvatures.values())
-        now = sum_of(value.sum() for value in of_adapters.values())
-        nats = (self._nats_per_unit, before), (info.nats_per_unit or 0.0, now)
-        self._nats_per_unit = sum(n * part for n, part in nats) / (before + now) if before + now else nats[1][0]
+        now, factor = sum_of(value.sum() for value in of_adapters.values()), info.nats_per_unit or 0.0
+        weighed = self._nats_per_unit * before + factor * now
+        self._nats_per_unit = weighed / (before + now) if before + now else factor
         self.curvatures = {
             a.name: self.curvatures[a.name].joined(of_adapters[a.name], self.others.accumulate, num_tasks=num_tasks)
             if self.curvatures
@@ -252,15 +250,14 @@ class LoraEWC:
             OutputError: if it cannot be written, or holds what holdfast did not write; it is then unchanged.
         """
         tensors, notes = self.state()
-        others = self.others
-        rule = accumulate_to_json(others.accumulate)
+        rule = accumulate_to_json(self.others.accumulate)
         options = {"strength": str(self.strength), "adapter": self.adapter, "accumulate": rule}
-        options |= {"weighting": others.weighting, "log_every": self.log_every}
+        options |= {"weighting": self.others.weighting, "log_every": self.log_every}
         content = {"mechanism": "LoraEWC", "library_version": __version__, "options": options, "notes": notes}
         with new_folder(path) as folder:
             write_tensors(folder, "state", tensors)
             write_description(folder / DESCRIPTION, content)
-            write_text(folder / "README.md", _CARD.format(tasks=others.held.num_tasks, version=__version__))
+            write_text(folder / "README.md", _CARD.format(tasks=self.others.held.num_tasks, version=__version__))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], model: nn.Module, **options: Any) -> Self:
@@ -273,10 +270,7 @@ class LoraEWC:
             ParameterMismatchError: names or shapes that do not match `model`.
         """
         content, tensors = read_folder(path, _saved)
-        saved, rule = content["options"], content["options"]["accumulate"]
-        saved = {**saved, "strength": float(saved["strength"])}
-        saved["accumulate"] = Decayed(rule["decayed"]) if isinstance(rule, dict) else rule
-        keeper = cls(model, **{**saved, **options})
+        keeper = cls(model, **{**content["options"], **options})
         keeper.load_state(tensors, content["notes"])
         return keeper
 
@@ -329,27 +323,40 @@ class LoraEWC:
     def _hold(self, optimizer: Optimizer) -> None:
         if not self.curvatures:
             return
-        groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
-        steps, pulls = [], []
-        for curvature in self.curvatures.values() if self.strength > 0 else ():
-            for factor in ("second", "first"):
-                parameter: nn.Parameter = getattr(curvature.adapter, factor)
-                moved = parameter in self._moved or parameter.grad is not None
-                if id(parameter) not in groups or not moved:
-                    continue
-                metric = _metric(optimizer, groups[id(parameter)], parameter, user_metric=self.others.metric)
-                if metric is None:
-                    continue
-                pull = curvature.pull(factor, self.strength, metric=metric)
-                if self._before:
-                    steps.append((parameter.detach() - self._before[parameter]).float().square().sum())
-                    pulls.append(pull.square().sum())
-                parameter.detach().sub_(pull.to(parameter.dtype))
+        found = _pull(self.curvatures.values(), optimizer, self.others, moved=self._moved, before=self._before)
         if self._before:
-            step = math.sqrt(sum_of(steps))
-            self._pull_ratio = math.sqrt(sum_of(pulls)) / step if step else None
+            self._pull_ratio = found
         self._before = {}
         self._num_steps += 1
+
+
+def _pull(
+    curvatures: Iterable[AdapterCurvature],
+    optimizer: Optimizer,
+    options: EWC,
+    *,
+    moved: Collection[nn.Parameter],
+    before: Mapping[nn.Parameter, Tensor],
+) -> float | None:
+    """Take both factors of each adapter back, and tell the length of the pull over that of the step from `before`."""
+    strength = options.strength or 0.0
+    groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    steps, pulls = [], []
+    for curvature in curvatures if strength > 0 else ():
+        for factor in ("second", "first"):
+            parameter: nn.Parameter = getattr(curvature.adapter, factor)
+            if id(parameter) not in groups or (parameter not in moved and parameter.grad is None):
+                continue
+            metric = _metric(optimizer, groups[id(parameter)], parameter, user_metric=options.metric)
+            if metric is None:
+                continue
+            pull = curvature.pull(factor, strength, metric=metric)
+            if before:
+                steps.append((parameter.detach() - before[parameter]).float().square().sum())
+                pulls.append(pull.square().sum())
+            parameter.detach().sub_(pull.to(parameter.dtype))
+    step = math.sqrt(sum_of(steps))
+    return math.sqrt(sum_of(pulls)) / step if step else None
 
 
 def _metric(
@@ -382,7 +389,8 @@ def _checked(
         )
     check_importance_values({n: t for n, t in own.items() if n.startswith("importance/")}, where=where)
     check_finite(own, where=where, what="factors", remedy="Save the keeper again, or take an older copy.")
-    if bool(own) != bool(notes["others"].get("held", {}).get("num_tasks")):
+    held = notes["others"].get("held")
+    if not isinstance(held, Mapping) or bool(own) != bool(held.get("num_tasks")):
         raise FileFormatError(f"{where}: tensors and number of tasks contradict each other. Save the keeper again.")
     parts = [(a, {part: own[f"{part}/{a.name}"] for part in AdapterCurvature.shapes(a)}) for a in adapters if own]
     return {a.name: AdapterCurvature(a, **of_adapter) for a, of_adapter in parts}, beside
@@ -397,6 +405,9 @@ def _saved(saved: Saved) -> tuple[dict[str, Any], dict[str, Tensor]]:
         )
     if not all(isinstance(content.get(part), dict) for part in ("options", "notes")):
         raise FileFormatError(f"{saved.path}: 'options' or 'notes' is missing or damaged. Save the keeper again.")
+    options, rule = content["options"], content["options"]["accumulate"]
+    options["strength"] = float(options["strength"])
+    options["accumulate"] = Decayed(rule["decayed"]) if isinstance(rule, dict) else rule
     return content, saved.tensors("state")
 
 

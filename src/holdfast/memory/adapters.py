@@ -109,8 +109,7 @@ class AdapterCurvature:
 
     def rise(self) -> Tensor:
         """1/2 sum Omega D^2, zero-dimensional; a temporary of the layer's size."""
-        left, right = self._displacement()
-        return 0.5 * (left @ right).square_().mul_(self.adapter.matrix(self.importance)).sum()
+        return 0.5 * self._displacement().square_().mul_(self.adapter.matrix(self.importance)).sum()
 
     def pull(self, factor: Factor, strength: float, *, metric: float | Tensor) -> Tensor:
         """What the proximal step takes from a factor, the other one fixed.
@@ -126,13 +125,14 @@ class AdapterCurvature:
         Cost: out * in * r (r + 1) operations, and memory for r (r + 1)/2 rows and a layer or two.
         """
         first, second = self.adapter.factors()
-        left, right = self._displacement()
         omega, parameter = self.adapter.matrix(self.importance), getattr(self.adapter, factor)
-        m = torch.as_tensor(metric, dtype=left.dtype, device=left.device).expand(parameter.shape).flatten(1)
+        force = self._displacement().mul_(omega)
+        m = torch.as_tensor(metric, dtype=force.dtype, device=force.device).expand(parameter.shape).flatten(1)
         if factor == "second":
-            pull = ridge_pull(left, right, omega, self.adapter.scale * first, metric=m, strength=strength)
+            other = self.adapter.scale * first
+            pull = ridge_pull(force @ other.T, omega, other, metric=m, strength=strength)
         else:
-            pull = ridge_pull(right.T, left.T, omega.T, second.T, metric=m.T, strength=strength).T
+            pull = ridge_pull(force.T @ second, omega.T, second.T, metric=m.T, strength=strength).T
         return pull.reshape(parameter.shape)
 
     def diagonal(self) -> Tensor:
@@ -154,38 +154,34 @@ class AdapterCurvature:
         first, second = adapter.factors()
         return {"importance": tuple(adapter.shape), "first": tuple(first.shape), "second": tuple(second.shape)}
 
-    def _displacement(self) -> tuple[Tensor, Tensor]:
-        """D as a product of 2r columns and rows: (s B - s B0) A + s B0 (A - A0), without cancellation."""
+    def _displacement(self) -> Tensor:
+        """D as (s B - s B0) A + s B0 (A - A0), without cancellation; a new tensor [out, in], laid out as Omega is."""
         first, second = self.adapter.factors()
-        return torch.cat([second - self.second, self.second], 1), torch.cat([first, first - self.first])
+        left, right = torch.cat([second - self.second, self.second], 1), torch.cat([first, first - self.first])
+        return (right.T @ left.T).T if self.adapter.transposed else left @ right
 
 
-def ridge_pull(
-    left: Tensor, right: Tensor, importance: Tensor, other: Tensor, *, metric: Tensor, strength: float
-) -> Tensor:
-    """What the proximal step takes from each row: (M/strength + G)^-1 X diag(Omega) d, G = X diag(Omega) X^T.
+def ridge_pull(force: Tensor, importance: Tensor, other: Tensor, *, metric: Tensor, strength: float) -> Tensor:
+    """What the proximal step takes from each row: (M/strength + G)^-1 f, with G = X diag(Omega) X^T.
 
     Args:
-        left: L of the displacement D = L R, [n, k]; d is a row of D.
-        right: R, [k, m].
+        force: f = X diag(Omega) d of each row, [n, r].
         importance: Omega of each row, [n, m], >= 0.
         other: X, the other factor times s, [r, m].
         metric: M > 0, [n, r].
         strength: lambda, 0..inf.
 
     Returns:
-        [n, r], to be subtracted from the rows; exactly zero where Omega is.
+        [n, r], to be subtracted from the rows; exactly zero where f is.
     """
     r = len(other)
     i, j = torch.triu_indices(r, r, device=other.device)
     pairs = (other[i] * other[j]).T
     pulls = []
     rows = max(1, _SOLVED_AT_ONCE // r**2)
-    for l, omega, m in zip(left.split(rows), importance.split(rows), metric.split(rows), strict=True):  # noqa: E741
-        omega = omega.to(other.dtype)
-        force = (l @ right).mul_(omega) @ other.T
-        upper = omega @ pairs
-        curvature = upper.new_empty(len(l), r, r)
+    for f, omega, m in zip(force.split(rows), importance.split(rows), metric.split(rows), strict=True):
+        upper = omega.to(other.dtype) @ pairs
+        curvature = upper.new_empty(len(f), r, r)
         curvature[:, i, j] = upper
         curvature[:, j, i] = upper
         largest = curvature.diagonal(dim1=1, dim2=2).amax(1, keepdim=True)
@@ -194,6 +190,6 @@ def ridge_pull(
         # (M/strength + G)^-1 = root (1 + root G root)^-1 root, whose inner matrix is never singular
         scaled = root.unsqueeze(2) * curvature * root.unsqueeze(1)
         scaled.diagonal(dim1=1, dim2=2).add_(1.0)
-        solved = torch.cholesky_solve((root * force).unsqueeze(2), torch.linalg.cholesky(scaled))
+        solved = torch.cholesky_solve((root * f).unsqueeze(2), torch.linalg.cholesky(scaled))
         pulls.append(root * solved.squeeze(2))
     return torch.cat(pulls)
