@@ -102,7 +102,7 @@ def test_the_rise_is_that_of_the_merged_weights(kind):
     doubled = held(kind, scale=2.0)[2]
     assert doubled.predicted_rise() == pytest.approx(2 * rise, rel=1e-5)
     model, importance = adapted(kind)
-    doubled = LoraEWC(model).retain(2.0 * importance)
+    doubled = LoraEWC(model, 2.0 * importance)  # retained at once
     disturb(model)
     assert doubled.predicted_rise() == pytest.approx(rise, rel=1e-5)  # nats are nats
 

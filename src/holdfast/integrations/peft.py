@@ -51,6 +51,7 @@ class LoraEWC:
 
     Args:
         model: a PEFT model with LoRA on linear layers, embeddings or convolutions, however it was started.
+        importance: of a first task, to be retained at once.
         strength: lambda, 0..inf; with Fisher importances N_old/N_new is the Laplace value.
         adapter: name of the adapter that learns.
         metric: M of a factor's step, for optimizers other than SGD and Adam, as for `EWC`.
@@ -68,7 +69,7 @@ class LoraEWC:
         OptionError: an option out of its range.
         ParameterMismatchError: the model has no adapter of this name.
         UnsupportedLayerError: the product of an adapter is not all it adds (DoRA, biases of its own), or it is on
-            another kind of layer.
+            another kind of layer. What `retain` raises.
 
     Cost: memory of the importances of the adapted weights (the first task's are shared with what `retain` is given) and
     one layer's temporaries; each step as many operations as a forward pass of r (r + 1) tokens through the adapted
@@ -81,6 +82,7 @@ class LoraEWC:
     def __init__(
         self,
         model: nn.Module,
+        importance: Mapping[str, Tensor] | None = None,
         *,
         strength: float = 1.0,
         adapter: str = "default",
@@ -114,6 +116,8 @@ class LoraEWC:
         self._moved: set[nn.Parameter] = set()
         self._num_steps = 0
         self._pull_ratio: float | None = None
+        if importance is not None:
+            self.retain(importance)
 
     @property
     def strength(self) -> float:
