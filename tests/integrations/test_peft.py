@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import warnings
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -149,7 +150,7 @@ def test_it_rests_where_gradient_and_penalty_balance(strength, lr):
     keeper = LoraEWC(model, strength=strength, log_every=0).retain(importance).attach(optimizer)
     nn.init.normal_(model.base_model.model[0].lora_B["default"].weight)
     inputs, targets = torch.randn(40, 5), torch.randn(40, 4)
-    (curvature,) = keeper.curvatures.values()
+    (curvature,) = keeper.mechanism.curvatures.values()
 
     def gradients(*, penalty: float) -> float:
         model.zero_grad()
@@ -240,8 +241,6 @@ def test_what_does_not_fit_is_told_before_anything_is_attached():
     keeper = LoraEWC(model)
     with pytest.raises(ParameterMismatchError, match=rf"2 of 2 .*'{name}' is \(3, 16\).*down_proj.*none"):
         keeper.retain(hf.Importance(values, importance.info))
-    with pytest.raises(OptionError, match=r"Kronecker factors.*to_diagonal"):
-        keeper.retain(hf.FactoredImportance({}, importance, importance.info))
     with pytest.raises(OptionError, match="dense tensors"):
         keeper.retain({name: [1.0]})
     assert keeper.report().num_tasks == 0
@@ -347,7 +346,7 @@ def test_what_learns_beside_the_adapters_is_held(what):
     model, importance, keeper = held(kind, options=options, strength=1e6)
     beside = {bare(name): p for name, p in model.named_parameters() if p.requires_grad and "lora_" not in name}
     assert set(beside) == names
-    assert {bare(name) for name in keeper.others.held.importance} == names
+    assert {bare(name) for name in keeper.held.importance} == names
     rise, start = keeper.predicted_rise(), {name: p.detach().clone() for name, p in beside.items()}
     with torch.no_grad():
         for p in beside.values():
@@ -401,7 +400,7 @@ def test_a_new_head_is_free():
     model, importance = adapted("llama")
     model.new_head = nn.Linear(4, 2)
     keeper = LoraEWC(model).retain(importance)
-    assert not keeper.others.held.importance
+    assert not keeper.held.importance
     positive = sum(int((importance[name] > 0).sum()) for name in products(model))
     weights = sum(importance[name].numel() for name in products(model)) + 10
     assert keeper.report().protected == pytest.approx(positive / weights)
@@ -671,7 +670,7 @@ def test_saved_and_loaded_it_goes_on_to_the_same_bits(kind, tmp_path):
         model.load_state_dict({**model.state_dict(), **weights})
         if way == "load":
             other = LoraEWC.load(tmp_path / "keeper", model)
-            assert other.others.accumulate == hf.Decayed(0.7)
+            assert other.accumulate == hf.Decayed(0.7)
             assert (other.strength, other.log_every) == (3.0, 2)
         elif way == "restore":
             other.restore(tmp_path / "keeper")
@@ -693,7 +692,7 @@ def test_what_was_saved_is_looked_at_before_it_is_taken(tmp_path):
     assert LoraEWC.load(tmp_path / "keeper", model).strength == math.inf
     tensors, notes = keeper.state()
     report = keeper.report()
-    name = "importance/model.layers.0.self_attn.q_proj.weight"
+    name = "adapters/importance/model.layers.0.self_attn.q_proj.weight"
     other = get_peft_model(llama(), LoraConfig(r=5, target_modules=["q_proj"]))
     with pytest.raises(
         ParameterMismatchError, match=r"5 tensors are not .*'first/.*q_proj.weight' is \(3, 16\), expected \(5,"
@@ -704,7 +703,7 @@ def test_what_was_saved_is_looked_at_before_it_is_taken(tmp_path):
         ({**tensors, name: tensors[name] * math.nan}, NotFiniteError, "q_proj.weight"),
         ({n: t for n, t in tensors.items() if n != name}, ParameterMismatchError, "q_proj.weight' is missing"),
         (
-            {**tensors, "first/more": tensors[name]},
+            {**tensors, "adapters/first/more": tensors[name]},
             ParameterMismatchError,
             r"'first/more' is \(16, 16\), expected none",
         ),
@@ -713,13 +712,56 @@ def test_what_was_saved_is_looked_at_before_it_is_taken(tmp_path):
         with pytest.raises(error, match=said):
             keeper.load_state(damage, notes)
         assert keeper.report() == report
-    for damage in ({}, {**notes, "progress": {**notes["progress"], "num_steps": -1}}, {**notes, "others": 3}):
-        with pytest.raises(FileFormatError, match=r"LoraEWC.load_state: the (notes lack|progress is damaged)"):
+    for damage in ({}, {**notes, "progress": {**notes["progress"], "nats_per_unit": -1}}, {**notes, "held": 3}):
+        with pytest.raises(FileFormatError, match=r"LoraEWC.load_state: the (notes have no|progress is damaged)"):
             keeper.load_state(tensors, damage)
         assert keeper.report() == report
     hf.EWC(model).save(tmp_path / "ewc")
     with pytest.raises(FileFormatError, match="this keeper is 'EWC', to be loaded as 'LoraEWC'"):
         LoraEWC.load(tmp_path / "ewc", model)
+
+
+def test_of_kronecker_factors_the_diagonal_is_held():
+    base = nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 3))
+    data = [(torch.randn(8, 5), torch.randint(3, (8,)))]
+    factored = hf.kfac(base, data)
+    model = get_peft_model(base, LoraConfig(r=2, target_modules=["0", "1"]))
+    keeper = LoraEWC(model, factored)
+    disturb(model)
+    diagonal = factored.to_diagonal()
+    expected = sum(float((diagonal[name] * d.square()).sum()) for name, d in products(model).items()) / 2
+    assert keeper.predicted_rise() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_copy_of_all_three_goes_on_alone():
+    """`copy.deepcopy` of model, optimizer and keeper; and `state_dict` into a fresh keeper."""
+    model, _, keeper = held("llama", options={"modules_to_save": ["norm"]}, strength=10.0)
+    optimizer = torch.optim.AdamW(trainable(model), lr=0.01)
+    keeper.attach(optimizer)
+    train(model, optimizer, steps=2)
+    twins = copy.deepcopy((model, optimizer, keeper))
+    fresh = LoraEWC(twins[0])
+    fresh.load_state_dict(keeper.state_dict())
+    assert fresh.report() == replace(keeper.report(), strength=1.0)
+    start, rise = weights_of(model), keeper.predicted_rise()
+    train(twins[0], twins[1])
+    assert same(weights_of(model), start)
+    assert keeper.predicted_rise() == rise != twins[2].predicted_rise()
+    train(model, optimizer)
+    assert same(weights_of(model), weights_of(twins[0]))
+    assert keeper.report() == twins[2].report()
+
+
+def test_a_pull_every_few_steps_is_as_strong():
+    model, _, keeper = held("llama", strength=0.5, every=2)
+    single, _, other = held("llama", strength=1.0)
+    for trained, of, steps in ((model, keeper, 2), (single, other, 1)):
+        of.attach(optimizer := torch.optim.SGD(trainable(trained), lr=0.01))
+        for _ in range(steps):
+            for parameter in trainable(trained):
+                parameter.grad = torch.zeros_like(parameter)
+            optimizer.step()
+    assert keeper.predicted_rise() == other.predicted_rise()
 
 
 def test_weights_that_move_without_a_step_are_told_of():

@@ -10,7 +10,7 @@ import json
 import os
 import warnings
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
@@ -18,39 +18,10 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from holdfast.errors import StateError
 from holdfast.files import read_json
-from holdfast.retention import Report
+from holdfast.retention import Keeper
 
 FOLDER = "holdfast"
 """Where in a checkpoint the keeper is, a folder for `Keeper.load`."""
-
-
-class Holder(Protocol):
-    """A `Keeper`, or what else acts on an optimizer's steps, such as `holdfast.integrations.peft.LoraEWC`."""
-
-    @property
-    def is_sharded(self) -> bool:
-        """Whether every process has a part of what `save` writes."""
-        ...
-
-    def attach(self, optimizer: Any) -> Any:
-        """Act on this optimizer's steps."""
-        ...
-
-    def detach(self) -> Any:
-        """Leave it as it was."""
-        ...
-
-    def report(self) -> Report:
-        """What it does."""
-        ...
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write what going on needs to a folder."""
-        ...
-
-    def restore(self, path: str | os.PathLike[str]) -> Any:
-        """Go on from such a folder."""
-        ...
 
 
 class HoldfastCallback(TrainerCallback):
@@ -63,14 +34,14 @@ class HoldfastCallback(TrainerCallback):
     pull over that of the task's step in the last step that was measured (the keeper's `log_every`).
 
     Args:
-        keeper: over the model that is trained, or a part of it; or a `LoraEWC`.
+        keeper: over the model that is trained, or a part of it.
         resume_from_checkpoint: only needed where training resumes from a folder that is named neither in the
             `TrainingArguments` nor `checkpoint-<step>` in their `output_dir`: the same folder again.
 
     Cost: beside the keeper's own two passes over the weights each time the Trainer logs.
     """
 
-    def __init__(self, keeper: Holder, *, resume_from_checkpoint: str | os.PathLike[str] | None = None) -> None:
+    def __init__(self, keeper: Keeper, *, resume_from_checkpoint: str | os.PathLike[str] | None = None) -> None:
         self.keeper = keeper
         self._resume_from_checkpoint = resume_from_checkpoint
 
@@ -142,7 +113,7 @@ class HoldfastCallback(TrainerCallback):
         else:
             warnings.warn(
                 f"HoldfastCallback: {found} was written without a keeper; it is held from here on what this keeper "
-                f"retains ({self.keeper.report().num_tasks} tasks).",
+                f"retains ({self.keeper.held.num_tasks} tasks).",
                 stacklevel=2,
             )
 
