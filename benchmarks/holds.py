@@ -127,6 +127,6 @@ def held_bytes(keeper: Keeper) -> int:
     """Of importances, anchors and factors."""
     held = keeper.held
     tensors = [*held.importance.values(), *held.anchors.values()]
-    for layer in held.factors.values():
+    for layer in held.layers.values():
         tensors += [value for value in vars(layer).values() if isinstance(value, Tensor)]
     return sum(held.nbytes for held in tensors)

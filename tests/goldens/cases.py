@@ -318,11 +318,12 @@ def run_lora(optimizer: str, strength: float) -> tuple[Tensor, str]:
     from holdfast.integrations.peft import LoraEWC
 
     model, generator = get_peft_model(network(), LoraConfig(r=2, lora_alpha=4, target_modules=["0", "3"])), drawn(2)
+    keeper = LoraEWC(model, strength=strength, log_every=10).retain(importance(0))  # to a product of zero
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
     (built,) = optimizers_of(model, optimizer)
-    keeper = LoraEWC(model, importance(0), strength=strength, log_every=10).attach(built)
+    keeper.attach(built)
     for step in range(SECOND, STEPS):
         inputs, targets = data(step)
         built.zero_grad()

@@ -157,6 +157,15 @@ def test_quantised_weights_that_cannot_be_measured_are_told(what):
         ESTIMATORS[what](model)
     assert len(c) == 1
     ESTIMATORS[what](nn.Sequential(Adapted(), nn.Linear(3, 2)))
+    of_floats = nn.Sequential(nn.Linear(3, 3).requires_grad_(False), nn.Linear(3, 2))
+    ESTIMATORS[what](of_floats)
+    of_floats[0].weight.quant_state = object()  # bitsandbytes' codes in the memory of float32
+    with pytest.warns(UserWarning, match=f"{what}: 1 parameters are quantised and .*'0.weight'; .* of the 2 others"):
+        ESTIMATORS[what](of_floats)
+    of_buffers = nn.Sequential(nn.Linear(3, 2))
+    of_buffers.is_quantized = True  # GPTQ's codes are no parameters; transformers marks the model
+    with pytest.warns(UserWarning, match=f"{what}: layers of Sequential are quantised and .*; .* of the 2 others"):
+        ESTIMATORS[what](of_buffers)
 
 
 def test_synaptic_intelligence_over_a_step_that_clears_its_gradients():

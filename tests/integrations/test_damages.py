@@ -76,3 +76,29 @@ def test_a_file_in_place_of_the_keeper_is_no_checkpoint_without_one(tmp_path: Pa
     (tmp_path / "checkpoint-2" / "holdfast").write_text("")
     with pytest.raises(FileFormatError, match="holdfast: no such folder; expected one that holdfast has saved"):
         _resumed(tmp_path)
+
+
+def _adapted() -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    return get_peft_model(
+        gpt2(), LoraConfig(r=2, target_modules=["c_attn"], modules_to_save=["ln_f"], fan_in_fan_out=True)
+    )
+
+
+def _saved_adapters(path: Path) -> None:
+    from holdfast.integrations.peft import LoraEWC
+
+    LoraEWC(_adapted(), importance_of(gpt2())).save(path)
+
+
+def _loaded_adapters(path: Path) -> Any:
+    from holdfast.integrations.peft import LoraEWC
+
+    return LoraEWC.load(path, _adapted()).state()
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_a_damaged_keeper_of_adapters_is_refused_or_goes_on(tmp_path: Path):
+    pytest.importorskip("peft")
+    check(Kind("adapters", _saved_adapters, _loaded_adapters), tmp_path, times=10, seed=0)

@@ -193,13 +193,23 @@ def _check_is_many(data: Any, where: str) -> None:
 
 
 def _warn_of_quantised(model: nn.Module, where: str) -> None:
-    """Warn where weights are packed into whole numbers and cannot be measured; not where adapters learn beside them."""
+    """Warn where weights are packed into fewer bits and cannot be measured; not where adapters learn beside them."""
     bare = unwrap(model)
-    packed = [name for name, p in bare.named_parameters() if not (p.is_floating_point() or p.is_complex())]
-    if packed and not any(".base_layer." in f".{name}" for name in packed):
+    if any("base_layer" in name.split(".") for name, _ in bare.named_modules()):
+        return
+    packed = [name for name, p in bare.named_parameters() if _is_packed(p)]
+    if packed or getattr(bare, "is_quantized", False):  # transformers says so, also where packed weights are buffers
+        found = f"{len(packed)} parameters are" if packed else f"layers of {type(bare).__name__} are"
+        named = f", such as {packed[0]!r}" if packed else ""
         kept = len(trainable_parameters(model))
         warnings.warn(
-            f"{where}: {len(packed)} parameters are quantised and cannot be measured, such as {packed[0]!r}; the "
-            f"importance is of the {kept} others alone. Measure it on the model before it is quantised.",
+            f"{where}: {found} quantised and cannot be measured{named}; the importance is of the {kept} others alone. "
+            "Measure it on the model before it is quantised.",
             stacklevel=4,
         )
+
+
+def _is_packed(parameter: nn.Parameter) -> bool:
+    """Whether it holds codes: whole numbers, numbers of 8 bits, or 4 bits each in the memory of what seem floats."""
+    is_number = parameter.is_floating_point() or parameter.is_complex()
+    return not is_number or parameter.element_size() == 1 or hasattr(parameter, "quant_state")

@@ -2,6 +2,6 @@
 
 transformers    `HoldfastCallback` for `transformers.Trainer` and the trainers of TRL, which derive from it
 lightning       `HoldfastCallback` for `lightning.Trainer`
-peft            `LoraEWC`: the importance of base weights held on their LoRA adapters
+peft            `LoraEWC`: the importance of base weights held on their LoRA adapters (found in `peft_layers`)
 sharding        importances and keepers of models that `fully_shard` or `DistributedDataParallel` spread over processes
 """

@@ -10,7 +10,7 @@ import json
 import os
 import warnings
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
@@ -18,26 +18,10 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from holdfast.errors import StateError
 from holdfast.files import read_json
-from holdfast.retention import Keeper, Report
+from holdfast.retention import Keeper
 
 FOLDER = "holdfast"
 """Where in a checkpoint the keeper is, a folder for `Keeper.load`."""
-
-
-class Holder(Protocol):
-    """A `Keeper`, or what else acts on an optimizer's steps, such as `holdfast.integrations.peft.LoraEWC`."""
-
-    def attach(self, optimizer: Any) -> Any:
-        """Act on this optimizer's steps."""
-        ...
-
-    def detach(self) -> Any:
-        """Leave it as it was."""
-        ...
-
-    def report(self) -> Report:
-        """What it does."""
-        ...
 
 
 class HoldfastCallback(TrainerCallback):
@@ -50,16 +34,14 @@ class HoldfastCallback(TrainerCallback):
     pull over that of the task's step in the last step that was measured (the keeper's `log_every`).
 
     Args:
-        keeper: over the model that is trained, or a part of it; or a `LoraEWC`, which has no state for checkpoints.
+        keeper: over the model that is trained, or a part of it.
         resume_from_checkpoint: only needed where training resumes from a folder that is named neither in the
             `TrainingArguments` nor `checkpoint-<step>` in their `output_dir`: the same folder again.
 
     Cost: beside the keeper's own two passes over the weights each time the Trainer logs.
     """
 
-    def __init__(
-        self, keeper: Keeper | Holder, *, resume_from_checkpoint: str | os.PathLike[str] | None = None
-    ) -> None:
+    def __init__(self, keeper: Keeper, *, resume_from_checkpoint: str | os.PathLike[str] | None = None) -> None:
         self.keeper = keeper
         self._resume_from_checkpoint = resume_from_checkpoint
 
@@ -82,8 +64,8 @@ class HoldfastCallback(TrainerCallback):
             FileFormatError: the checkpoint, or the keeper in it, is damaged.
         """
         self.keeper.detach()  # of an attempt with a larger batch that ran out of memory
-        if state.global_step > 0 and isinstance(self.keeper, Keeper):
-            self._resume(args, state, self.keeper)
+        if state.global_step > 0:
+            self._resume(args, state)
         self.keeper.attach(kwargs["optimizer"])
 
     def on_train_end(
@@ -94,7 +76,7 @@ class HoldfastCallback(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Write the keeper into the checkpoint that was just written."""
-        if isinstance(self.keeper, Keeper) and (args.should_save or self.keeper.is_sharded):
+        if args.should_save or self.keeper.is_sharded:
             self.keeper.save(_checkpoint(args, state) / FOLDER)
 
     def on_log(
@@ -116,7 +98,7 @@ class HoldfastCallback(TrainerCallback):
         logs.update(known)
         state.log_history[-1].update(known)
 
-    def _resume(self, args: TrainingArguments, state: TrainerState, keeper: Keeper) -> None:
+    def _resume(self, args: TrainingArguments, state: TrainerState) -> None:
         named = [self._resume_from_checkpoint, args.resume_from_checkpoint, _checkpoint(args, state)]
         candidates = [Path(folder) for folder in named if folder is not None]
         found = next((folder for folder in candidates if _wrote(folder, state)), None)
@@ -127,11 +109,11 @@ class HoldfastCallback(TrainerCallback):
                 "Pass HoldfastCallback(keeper, resume_from_checkpoint=...), the folder that train() was given."
             )
         if os.path.lexists(found / FOLDER):
-            keeper.restore(found / FOLDER)
+            self.keeper.restore(found / FOLDER)
         else:
             warnings.warn(
                 f"HoldfastCallback: {found} was written without a keeper; it is held from here on what this keeper "
-                f"retains ({keeper.held.num_tasks} tasks).",
+                f"retains ({self.keeper.held.num_tasks} tasks).",
                 stacklevel=2,
             )
 

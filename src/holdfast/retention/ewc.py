@@ -180,7 +180,7 @@ class Elastic(Mechanism):
             return
         if self.metric is None and (found := unknown_rate(optimizer)) is not None:
             remedy = "Pass metric=, such as lambda group, parameter, state: 1 / 1e-3 for steps of about 1e-3. Or: "
-            raise OptionError(no_rate("EWC", kind, found, remedy=remedy))
+            raise OptionError(no_rate(self.name, kind, found, remedy=remedy))
         if is_unsteady(optimizer):
             yield unsteady_warning(others='pull="gradient", which LBFGS minimises beside the loss, ')
         if self.metric is None and rule == "other":

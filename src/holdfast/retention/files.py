@@ -66,7 +66,7 @@ def save(
             "mechanism": mechanism,
             "library_version": __version__,
             "model": type(model).__name__,
-            "options": {name: _to_json(value) for name, value in options.items()},
+            "options": {name: option_to_json(value) for name, value in options.items()},
             "progress": progress,
             "held": numbers_of(held),
             **({"factors": layers_to_json(held.layers)} if held.layers else {}),
@@ -125,7 +125,7 @@ def _read(
     if "factors" in content:
         held = replace(held, layers=layers_from(content["factors"], saved.tensors("factors"), where=str(config)))
     extra = {part: saved.tensors(part) if saved.has(part) else {} for part in EXTRA}
-    return held, {name: _from_json(value) for name, value in options.items()}, progress, extra
+    return held, {name: option_from_json(value) for name, value in options.items()}, progress, extra
 
 
 def check_options(saved: Mapping[str, Any], known: Collection[str], *, where: Any, kind: str) -> None:
@@ -220,13 +220,15 @@ def _apart(anchors: HeldMap) -> tuple[dict[str, Reference], dict[str, Held]]:
     return on_disk, {name: anchor for name, anchor in anchors.items() if name not in on_disk}
 
 
-def _to_json(value: Any) -> Any:
+def option_to_json(value: Any) -> Any:
+    """An option of a keeper as a JSON value."""
     if isinstance(value, Decayed):
         return {"decayed": value.gamma}
     return "infinity" if isinstance(value, float) and math.isinf(value) else value
 
 
-def _from_json(value: Any) -> Any:
+def option_from_json(value: Any) -> Any:
+    """What `option_to_json` was given."""
     if value == "infinity":
         return math.inf
     if isinstance(value, dict) and set(value) == {"decayed"}:
