@@ -126,10 +126,14 @@ class Route:
 def _fused(block: Block) -> ModuleType | None:
     """The kernels for CUDA, if they can treat every tensor of the block as one stretch of memory."""
     weight = block.weights[0]
-    if not weight.is_cuda or weight.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+    if not _is_on_device(weight) or weight.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return None
     entries = (*block.weights, *block.anchors, *block.importance, *block.metrics, *block.increments)
     return _kernels() if all(tensor.is_contiguous() for entry in entries for tensor in _tensors(entry)) else None
+
+
+def _is_on_device(weight: Tensor) -> bool:
+    return weight.is_cuda
 
 
 def _tensors(entry: Metric | Increment | Kept | None) -> list[Tensor]:
