@@ -29,7 +29,7 @@ class Route:
     """EWC's and WVA's steps on blocks, in scratch memory that is used again for every block."""
 
     def __init__(self) -> None:
-        self._rows = torch.empty(2, 0)
+        self._rows = torch.empty(2, 0, dtype=torch.float32)
         self._views: dict[int, Scratch] = {}
 
     def pull(self, block: Block, strength: float, *, largest: float) -> None:
@@ -117,7 +117,7 @@ class Route:
         size = block.weights[0].numel()
         if size not in self._views:
             if size > self._rows.shape[1]:
-                self._rows = torch.empty(2, size)
+                self._rows = torch.empty(2, size, dtype=torch.float32)
                 self._views.clear()
             self._views[size] = self._rows[0, :size], self._rows[1, :size]
         return self._views[size]
