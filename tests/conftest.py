@@ -12,6 +12,10 @@ import torch
 from tests.browser import chromium
 
 torch.set_num_threads(1)
+if not torch.cuda.is_available():
+    os.environ.setdefault(
+        "TRITON_INTERPRET", "1"
+    )  # before triton, which torch._dynamo imports: CUDA kernels on the CPU
 
 
 class _TorchGenerator:

@@ -24,6 +24,9 @@ NEVER_WITH_HOLDFAST = EXTRAS | {"pandas", "sklearn"}
 MAY_USE_EXTRAS = {"cli", "experiments", "integrations"}
 COMES_WITH_TORCH = {path: {"triton"} for path in ("moments/kernels/fused.py", "retention/fused.py")}  # on CUDA, lazily
 
+FACTORIES = {"empty", "eye", "full", "linspace", "logspace", "ones", "rand", "randn", "zeros"}
+MAKE_NETWORKS = {"cli", "experiments", "methods", "replay", "streams", "training"}  # of the user's default dtype
+
 PICKLERS = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 TORCH_PICKLERS = {"load", "save", "serialization"}
 
@@ -56,6 +59,14 @@ def pickles(tree: ast.AST) -> Iterator[tuple[int, str]]:
         elif isinstance(node, ast.keyword) and node.arg == "allow_pickle":
             if not (isinstance(node.value, ast.Constant) and node.value.value is False):
                 yield node.value.lineno, "allow_pickle"
+
+
+def default_dtypes(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Line and text of every call that makes a tensor of the dtype that is the default when it runs."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in {f"torch.{name}" for name in FACTORIES}:
+            if not any(keyword.arg == "dtype" for keyword in node.keywords):
+                yield node.lineno, ast.unparse(node)
 
 
 def open_matches(tree: ast.AST) -> Iterator[int]:
@@ -132,6 +143,22 @@ def test_nothing_is_pickled():
         tree = ast.parse(path.read_text(encoding="utf-8"))
         found += [f"{path.relative_to(PACKAGE)}:{line}: {what}" for line, what in pickles(tree)]
     assert not found, "use safetensors and JSON instead of\n" + "\n".join(found)
+
+
+def test_what_is_computed_has_no_default_dtype():
+    """`torch.set_default_dtype` is the user's, and what holdfast measures and holds is of a dtype that it names."""
+    found = [
+        f"{path.relative_to(PACKAGE)}:{line}: {call}"
+        for path in sources()
+        if path.relative_to(PACKAGE).parts[0] not in MAKE_NETWORKS
+        for line, call in default_dtypes(ast.parse(path.read_text(encoding="utf-8")))
+    ]
+    assert not found, "pass dtype= to\n" + "\n".join(found)
+
+
+def test_the_search_for_default_dtypes_finds_them():
+    code = "x = torch.zeros(3)\ny = torch.zeros(3, dtype=d)\nz = torch.zeros_like(y)\nw = f(torch.rand(2, device=d))"
+    assert [line for line, _ in default_dtypes(ast.parse(code))] == [1, 4]
 
 
 @pytest.mark.parametrize(

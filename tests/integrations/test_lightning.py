@@ -214,6 +214,38 @@ def test_a_keeper_on_one_of_several_players(mechanism, sizes, tmp_path):
     assert moves(module, tmp_path, keeper) == [False] * len(sizes)
 
 
+def test_a_keeper_on_each_of_two_players(tmp_path):
+    """Their states and figures have names of their own, and a resumed fit gives each keeper its own back."""
+
+    def fitted(keepers, module, epochs, **resume):
+        names = ("", "second")
+        trainer = Trainer(
+            accelerator="cpu",
+            max_epochs=epochs,
+            default_root_dir=tmp_path,
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            log_every_n_steps=1,
+            callbacks=[HoldfastCallback(keeper, name=name) for keeper, name in zip(keepers, names)],
+        )
+        trainer.fit(module, DataLoader(TensorDataset(torch.ones(8, 2)), 2), **resume)
+        return trainer
+
+    module = Players(3, 4)
+    keepers = [EWC(module.players[0], 2.0).retain(uniform(module.players[0])), WVA(module.players[1], 3.0)]
+    keepers[1].retain(uniform(module.players[1]))
+    trainer = fitted(keepers, module, 2)
+    assert {"predicted_rise", "pull_ratio", "second/pull_ratio"} == set(trainer.logged_metrics)
+    trainer.save_checkpoint(tmp_path / "both.ckpt")
+    other = Players(3, 4)
+    fresh = [EWC(other.players[0], 2.0), WVA(other.players[1], 3.0)]
+    fitted(fresh, other, 3, ckpt_path=tmp_path / "both.ckpt")
+    assert [keeper.report().num_steps for keeper in fresh] == [12, 12]
+    fitted(keepers, module, 3, ckpt_path=tmp_path / "both.ckpt")
+    assert same(weights_of(module), weights_of(other))
+
+
 def test_a_keeper_on_what_no_optimizer_trains(tmp_path):
     module = Players(3, 1)
     other = nn.Linear(2, 2)

@@ -23,7 +23,7 @@ from tests.integrations.tiny import (
 )
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from holdfast import EWC, WVA
+from holdfast import EWC, WVA, uniform
 from holdfast.errors import StateError
 from holdfast.integrations.transformers import HoldfastCallback
 
@@ -170,6 +170,35 @@ def test_a_resumed_run_is_an_uninterrupted_one(mechanism, dtype, tmp_path):
     resumed.train(resume_from_checkpoint=True)
     assert same(weights_of(fresh), weights_of(whole))
     assert keeper.report() == uninterrupted.report()
+
+
+def test_two_keepers_in_one_trainer(tmp_path):
+    """Over parts of a model, under names of their own; each gets its own back where training resumes."""
+
+    def keepers_of(model):
+        return {"": MECHANISMS["ewc"](model.transformer.h[0]), "tables": MECHANISMS["wva"](model.transformer.wte)}
+
+    def trained(model, keepers, checkpoint=None):
+        trainer = trainer_of(model, tmp_path, save_strategy="steps", save_steps=2, steps=4)
+        for name, keeper in keepers.items():
+            HoldfastCallback(keeper, name=name).attach(trainer)
+        with pytest.raises(
+            StateError, match="this Trainer has one named 'tables' already. Give each a name of its own"
+        ):
+            HoldfastCallback(keepers["tables"], name="tables").attach(trainer)
+        trainer.train(resume_from_checkpoint=checkpoint)
+        return trainer.state.log_history
+
+    model, again = gpt2(), gpt2()
+    keepers, fresh = keepers_of(model), keepers_of(again)
+    for keeper in keepers.values():
+        keeper.retain(uniform(keeper.model))
+    logs = trained(model, keepers)
+    assert {"predicted_rise", "pull_ratio", "tables/pull_ratio"} <= set(logs[0])
+    trained(again, fresh, str(tmp_path / "checkpoint-2"))
+    assert same(weights_of(again), weights_of(model))
+    for name, keeper in fresh.items():
+        assert str(keeper.report()) == str(keepers[name].report())
 
 
 def test_a_checkpoint_elsewhere_must_be_named(tmp_path):

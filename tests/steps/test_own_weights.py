@@ -22,6 +22,13 @@ def parameters():
     return [nn.Parameter(torch.randn(4, 3)), nn.Parameter(torch.randn(5))]
 
 
+def looking_sam(parameters):
+    """As LookSAM, whose options are called as Lookahead's are."""
+    optimizer = Sam(parameters, SGD, lr=0.1)
+    optimizer.alpha, optimizer.k = 0.5, 10
+    return optimizer
+
+
 @pytest.mark.parametrize(
     ("build", "kind"),
     [
@@ -30,6 +37,7 @@ def parameters():
         (lambda p: ScheduleFree(p, lr=0.1), "ScheduleFree"),
         (lambda p: Handing(Handing(SGD(p, lr=0.1))), None),
         (lambda p: Sam(p, SGD, lr=0.1), None),
+        (looking_sam, None),
         (Adam, None),
     ],
 )
@@ -48,6 +56,46 @@ class Remembering(SGD):
         super().step(closure)
 
 
+class Masters(SGD):
+    """Wider weights of its own, as fused optimizers of other packages have them; `masters` are those of a group."""
+
+    def __init__(self, params, **options):
+        super().__init__(params, **options)
+        self.keep([[p.detach().double() for p in group["params"]] for group in self.param_groups])
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group, masters in zip(self.param_groups, self.masters()):
+            for p, master in zip(group["params"], masters):
+                p.copy_(master.add_(p.grad, alpha=-group["lr"]))
+
+
+class InLists(Masters):
+    def keep(self, masters):
+        self.wide = masters
+
+    def masters(self):
+        return self.wide
+
+
+class InGroups(Masters):
+    def keep(self, masters):
+        for group, own in zip(self.param_groups, masters):
+            group["wide"] = tuple(own)
+
+    def masters(self):
+        return [group["wide"] for group in self.param_groups]
+
+
+class ByParameter(Masters):
+    def keep(self, masters):
+        parameters = [group["params"] for group in self.param_groups]
+        self.wide = {p: own for group, kept in zip(parameters, masters) for p, own in zip(group, kept)}
+
+    def masters(self):
+        return [[self.wide[p] for p in group["params"]] for group in self.param_groups]
+
+
 class Fork(Adam):
     """An Adam of another package."""
 
@@ -58,6 +106,7 @@ class Fork(Adam):
         (lambda p: MasterWeights(p, lr=0.01), "master"),
         (lambda p: InnerLookahead(p, lr=0.01), "slow_buffer"),
         (lambda p: ScheduleFree(p, lr=0.01), "z"),
+        *((lambda p, kind=kind: kind(p, lr=0.01), "wide") for kind in (InLists, InGroups, ByParameter)),
         (lambda p: Remembering(p, lr=0.01), None),
         (lambda p: Fork(p, lr=0.01), None),
         (lambda p: ASGD(p, lr=0.01), None),

@@ -188,7 +188,7 @@ def merged(
     A, G = _wide(new.inputs), add * _wide(new.outputs)
     inputs, outputs = G.trace() * A, A.trace() * G
     if held is None:
-        U_A, U_G = torch.eye(len(A)).to(A), torch.eye(len(G)).to(G)
+        U_A, U_G = (torch.eye(len(M), dtype=M.dtype, device=M.device) for M in (A, G))
         S = A.new_zeros(len(G), len(A))
     else:
         U_A, U_G, S = _wide(held.inputs_basis), _wide(held.outputs_basis), keep * _wide(held.spectrum)

@@ -139,7 +139,7 @@ class Curvature(Group, Protocol):
 
 def shapes_of(layers: Mapping[str, Group]) -> dict[str, Tensor]:
     """Name -> a zero of the parameter's shape that takes no memory, for every parameter in a layer."""
-    zero = torch.zeros(())
+    zero = torch.zeros((), dtype=torch.float32)
     return {n: zero.expand(shape) for name, layer in layers.items() for n, shape in layer.shapes(name).items()}
 
 

@@ -116,7 +116,7 @@ class Categorical:
         among_others = rest.sqrt() * (logits.gather(-1, drawn) - mean)
         scores = torch.cat([among_top, among_others], dim=-1) * (labels != IGNORED).unsqueeze(-1)
         if scores.shape[1] > 1:
-            coins = torch.rand(scores.shape, generator=generator, device=scores.device)
+            coins = torch.rand(scores.shape, generator=generator, dtype=torch.float32, device=scores.device)
             scores = scores.where(coins < 0.5, -scores)
         return scores.sum(dim=1).T
 

@@ -109,7 +109,9 @@ def _restored(model: nn.Module) -> Iterator[dict[str, Tensor]]:
 
 def _gaussian(weights: Mapping[str, Tensor], *, seed: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return {name: torch.randn(w.shape, generator=generator).to(w.device) for name, w in weights.items()}
+    return {
+        name: torch.randn(w.shape, generator=generator, dtype=torch.float32).to(w.device) for name, w in weights.items()
+    }
 
 
 @torch.no_grad()

@@ -231,7 +231,8 @@ class _Part:
             found = self._score(with_tensors(self._outputs, tensors), self.batch)[..., start:stop]
             if not (found.requires_grad and leaves):
                 return None
-            weights = torch.empty(found.shape).uniform_(0.5, 1.5, generator=torch.Generator().manual_seed(0))
+            generator = torch.Generator().manual_seed(0)
+            weights = torch.empty(found.shape, dtype=torch.float32).uniform_(0.5, 1.5, generator=generator)
             gradients = torch.autograd.grad((found * weights.to(found)).sum(), leaves, allow_unused=True)
         for gradient in gradients:
             if gradient is None:

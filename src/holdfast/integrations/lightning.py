@@ -25,12 +25,19 @@ class HoldfastCallback(Callback):
     Args:
         keeper: over the `LightningModule` or a part of it, such as the generator of a GAN; optimizers that train
             none of its parameters are left alone.
+        name: stands before the logged figures and in the checkpoint's key, to tell several keepers in one `Trainer`
+            apart.
 
     Cost: beside the keeper's own two passes over the weights each time it logs.
     """
 
-    def __init__(self, keeper: Keeper) -> None:
-        self.keeper = keeper
+    def __init__(self, keeper: Keeper, *, name: str = "") -> None:
+        self.keeper, self.name = keeper, name
+
+    @property
+    def state_key(self) -> str:
+        """Of its state in a checkpoint."""
+        return type(self).__qualname__ + self.name
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Attach the keeper to every optimizer that trains some of its model's parameters.
@@ -59,7 +66,7 @@ class HoldfastCallback(Callback):
         report = self.keeper.report()
         for name, value in (("predicted_rise", report.predicted_rise), ("pull_ratio", report.pull_ratio)):
             if value is not None:
-                pl_module.log(name, value)
+                pl_module.log(f"{self.name}/{name}" if self.name else name, value)
 
     def state_dict(self) -> dict[str, Any]:
         """The keeper's state, for a checkpoint."""

@@ -21,7 +21,7 @@ from holdfast.files import read_json
 from holdfast.retention import Keeper
 
 FOLDER = "holdfast"
-"""Where in a checkpoint the keeper is, a folder for `Keeper.load`."""
+"""Where in a checkpoint the keeper is, a folder for `Keeper.load`; of a callback with a name, "holdfast-" and that."""
 
 
 class HoldfastCallback(TrainerCallback):
@@ -37,20 +37,37 @@ class HoldfastCallback(TrainerCallback):
         keeper: over the model that is trained, or a part of it.
         resume_from_checkpoint: only needed where training resumes from a folder that is named neither in the
             `TrainingArguments` nor `checkpoint-<step>` in their `output_dir`: the same folder again.
+        name: stands before the logged figures and in the folder's name, to tell several keepers in one `Trainer` apart.
 
     Cost: beside the keeper's own two passes over the weights each time the Trainer logs.
     """
 
-    def __init__(self, keeper: Keeper, *, resume_from_checkpoint: str | os.PathLike[str] | None = None) -> None:
-        self.keeper = keeper
+    def __init__(
+        self, keeper: Keeper, *, resume_from_checkpoint: str | os.PathLike[str] | None = None, name: str = ""
+    ) -> None:
+        self.keeper, self.name = keeper, name
         self._resume_from_checkpoint = resume_from_checkpoint
+
+    @property
+    def folder(self) -> str:
+        """Of the keeper in a checkpoint."""
+        return f"{FOLDER}-{self.name}" if self.name else FOLDER
 
     def attach(self, trainer: Trainer) -> Self:
         """Join the callbacks of `trainer`, as the first, so that all that report its logs report these figures too.
 
         Given as `Trainer(callbacks=[...])` it holds as well, but comes after what `report_to` names (TensorBoard,
         Weights & Biases), and the figures stand in the Trainer's history and progress alone.
+
+        Raises:
+            StateError: another keeper's callback of the same name is there; each would write over the other's folder.
         """
+        others = [c for c in trainer.callback_handler.callbacks if isinstance(c, HoldfastCallback)]
+        if any(other.name == self.name for other in others):
+            raise StateError(
+                f"HoldfastCallback: this {type(trainer).__name__} has one named {self.name!r} already. Give each "
+                'a name of its own, such as HoldfastCallback(keeper, name="head").'
+            )
         trainer.callback_handler.callbacks.insert(0, self)
         return self
 
@@ -76,8 +93,8 @@ class HoldfastCallback(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Write the keeper into the checkpoint that was just written."""
-        if args.should_save or self.keeper.is_sharded:
-            self.keeper.save(_checkpoint(args, state) / FOLDER)
+        if isinstance(self.keeper, Keeper) and (args.should_save or self.keeper.is_sharded):
+            self.keeper.save(_checkpoint(args, state) / self.folder)
 
     def on_log(
         self,
@@ -94,7 +111,8 @@ class HoldfastCallback(TrainerCallback):
         if report.num_tasks == 0:
             return
         figures = {"predicted_rise": report.predicted_rise, "pull_ratio": report.pull_ratio}
-        known = {name: value for name, value in figures.items() if value is not None}
+        prefix = f"{self.name}/" if self.name else ""
+        known = {prefix + name: value for name, value in figures.items() if value is not None}
         logs.update(known)
         state.log_history[-1].update(known)
 
@@ -108,8 +126,8 @@ class HoldfastCallback(TrainerCallback):
                 f"{', '.join(map(str, candidates))} is the checkpoint it resumes from. "
                 "Pass HoldfastCallback(keeper, resume_from_checkpoint=...), the folder that train() was given."
             )
-        if os.path.lexists(found / FOLDER):
-            self.keeper.restore(found / FOLDER)
+        if os.path.lexists(found / self.folder):
+            keeper.restore(found / self.folder)
         else:
             warnings.warn(
                 f"HoldfastCallback: {found} was written without a keeper; it is held from here on what this keeper "

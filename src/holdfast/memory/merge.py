@@ -82,7 +82,7 @@ class Merger:
         written = written and closing.reference is None
         columns = (importance, old, closing.new, closing.mean, theta, anchor)
         for joint, before, new, mean, weight, moved in zip(*map(_pieces_or_none, columns)):
-            f = torch.zeros(joint.shape, device=device) if new is None else _float32(new, device)
+            f = torch.zeros(joint.shape, dtype=torch.float32, device=device) if new is None else _float32(new, device)
             f = f if self._share == 1 else f * self._share
             self.sums.now.append(f.sum())
             if before is None:

@@ -148,7 +148,7 @@ class Scaled:
         if out.dtype == torch.float32:
             decode(moved, scales, out=out.view(-1))
             return out
-        wide = decode(moved, scales, out=torch.empty(out.numel(), device=out.device))
+        wide = decode(moved, scales, out=torch.empty(out.numel(), dtype=torch.float32, device=out.device))
         return out.copy_(wide.view(out.shape))
 
 
@@ -208,7 +208,7 @@ def num_positive(held: Held) -> Tensor:
 
 def shapes_of_held(held: HeldMap) -> dict[str, Tensor]:
     """Name -> a zero of the weight's shape that takes no memory."""
-    zero = torch.zeros(())
+    zero = torch.zeros((), dtype=torch.float32)
     return {name: zero.expand(value.shape) for name, value in held.items()}
 
 

@@ -47,7 +47,7 @@ class Attribution:
         """For each backward pass the factors [B] of the examples: 1, and then powers of two."""
         examples = torch.arange(self._size, device=device)
         num_places = max(1, math.ceil(math.log(max(2, self._size), self._base) - 1e-9))
-        yield torch.ones(self._size, device=device)
+        yield torch.ones(self._size, dtype=torch.float32, device=device)
         for place in range(num_places):
             self._place = place + 1
             yield torch.exp2((examples // self._base**place % self._base).float())
@@ -60,8 +60,8 @@ class Attribution:
         flat = rows.flatten(1) if rows.ndim > 1 else rows.unsqueeze(1)
         flat = flat.to(accumulator_dtype(flat))
         generator = torch.Generator().manual_seed(0)
-        mixing = torch.empty(flat.shape[1], 2).uniform_(0.5, 1.5, generator=generator)
-        mixing *= torch.empty(flat.shape[1], 2).bernoulli_(0.5, generator=generator).mul_(2).sub_(1)
+        mixing = torch.empty(flat.shape[1], 2, dtype=torch.float32).uniform_(0.5, 1.5, generator=generator)
+        mixing *= torch.empty_like(mixing).bernoulli_(0.5, generator=generator).mul_(2).sub_(1)
         sums = self._seen.setdefault(use, [])
         if len(sums) == self._place:
             sums.append(flat @ mixing.to(flat))

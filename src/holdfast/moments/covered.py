@@ -182,7 +182,7 @@ class Covering(Watching):
         shape = torch.broadcast_shapes(x.shape, *shapes)
         places = [layout.axis - len(shape) + len(own) for own in shapes]
         apart = all(place < 0 or own[place] == 1 for place, own in zip(places, shapes))
-        return apart and layout.fits(torch.empty(shape, device="meta"), self._size)
+        return apart and layout.fits(torch.empty(shape, dtype=torch.float32, device="meta"), self._size)
 
     @staticmethod
     def _has_rows(operation: Operation, x: Tensor, weights: Sequence[Tensor | None]) -> bool:

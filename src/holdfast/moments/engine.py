@@ -276,7 +276,8 @@ class Engine:
         if torch.is_autocast_enabled(outputs[0].device.type):
             dtypes.append(torch.get_autocast_dtype(outputs[0].device.type))
         attribution = collector.attribution = Attribution(collector.size, dtypes=dtypes, rtol=tolerance(self._model))
-        factors = torch.empty(at_outputs.num_rows, 1).uniform_(0.5, 1.5, generator=torch.Generator().manual_seed(0))
+        generator = torch.Generator().manual_seed(0)
+        factors = torch.empty(at_outputs.num_rows, 1, dtype=torch.float32).uniform_(0.5, 1.5, generator=generator)
         device = outputs[0].device
         for weights in attribution.weights(device):
             gradients = at_outputs.combined(factors.to(device) * weights if len(factors) > 1 else weights.unsqueeze(0))

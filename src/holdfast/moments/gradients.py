@@ -113,10 +113,10 @@ def _wide(value: Tensor | None, parameter: Tensor) -> Tensor:
 def random_scores(size: int, outputs: object) -> Tensor:
     """[1, B]: a fixed random linear function of the outputs, with weights of its own for each example."""
     generator = torch.Generator().manual_seed(0)
-    total = torch.zeros(size)
+    total = torch.zeros(size, dtype=torch.float32)
     for tensor in tensors_in(outputs):
         if tensor.is_floating_point() and tensor.ndim and len(tensor) == size:
-            weights = torch.empty(tensor.shape).uniform_(-1, 1, generator=generator).to(tensor)
+            weights = torch.empty(tensor.shape, dtype=torch.float32).uniform_(-1, 1, generator=generator).to(tensor)
             total = total.to(tensor.device) + (weights * tensor).reshape(size, -1).sum(dim=1)
     return total.unsqueeze(0)
 

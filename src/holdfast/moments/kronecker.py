@@ -317,7 +317,7 @@ def _recorded(layers: list[Layer], watching: Watching | None = None) -> Iterator
             if watching is not None:
                 watching.meet()
             if transformed():
-                uses[layer.weight].append(_Use(torch.empty(0), None, 0, hidden=True))
+                uses[layer.weight].append(_Use(torch.empty(0, dtype=torch.float32), None, 0, hidden=True))
                 return None
             edge = get_gradient_edge(output) if output.requires_grad else None
             x = args[0] if args else next(iter(kwargs.values()))

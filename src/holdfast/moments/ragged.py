@@ -188,7 +188,7 @@ def _gathered(rows: Contribution, examples: Tensor, size: int, shape: tuple[int,
     if isinstance(rows, Rows):
         return Rows(_summed(rows.values, examples, size).values.reshape(size, *shape))
     if not len(rows):
-        return Rows(torch.zeros(size, *shape, device=examples.device))
+        return Rows(torch.zeros(size, *shape, dtype=torch.float32, device=examples.device))
     return _Gathered(rows, examples, size, 4 * torch.Size(shape).numel())
 
 

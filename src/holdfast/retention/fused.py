@@ -6,6 +6,8 @@ precision, of any shape and each one stretch of memory; what is computed is floa
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton  # pyright: ignore[reportMissingImports]
 import triton.language as tl  # pyright: ignore[reportMissingImports]
@@ -91,7 +93,7 @@ def pull_(weight: Tensor, anchor: Tensor, importance: Tensor, strength: float, *
     root = isinstance(metric, RootMetric)
     slope, offset = (metric.slope, metric.offset) if root else (0.0, metric)
     with torch.cuda.device_of(weight):
-        _pull[_grid(weight)](  # pyright: ignore[reportIndexIssue]
+        _over(_pull, weight)(
             weight,
             anchor,
             importance,
@@ -117,7 +119,7 @@ def attenuate_(
     described = Increment(increment.before, 1.0) if kept else increment
     buffer, metric = described.buffer, described.metric
     with torch.cuda.device_of(weight):
-        _attenuate[_grid(weight)](  # pyright: ignore[reportIndexIssue]
+        _over(_attenuate, weight)(
             weight,
             importance,
             described.first,
@@ -139,5 +141,6 @@ def attenuate_(
         )
 
 
-def _grid(weight: Tensor) -> tuple[int]:
-    return (triton.cdiv(weight.numel(), _BLOCK),)
+def _over(kernel: Any, weight: Tensor) -> Any:
+    """The kernel with a program for each block of the weight; Triton's stubs want what only the compiler makes."""
+    return kernel[(triton.cdiv(weight.numel(), _BLOCK),)]

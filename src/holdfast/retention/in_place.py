@@ -12,7 +12,7 @@ from torch import Tensor
 from holdfast.retention.force import Attenuation
 from holdfast.steps import Increment, RootMetric
 
-_ONE = torch.ones(())
+_ONE = torch.ones((), dtype=torch.float32)
 
 Scratch = tuple[Tensor, Tensor]
 """Two rows of memory of the piece's size, whatever is in them."""

@@ -29,7 +29,7 @@ class Route:
     """EWC's and WVA's steps on blocks, in scratch memory that is used again for every block."""
 
     def __init__(self) -> None:
-        self._rows = torch.empty(2, 0)
+        self._rows = torch.empty(2, 0, dtype=torch.float32)
         self._views: dict[int, Scratch] = {}
 
     def pull(self, block: Block, strength: float, *, largest: float) -> None:
@@ -117,7 +117,7 @@ class Route:
         size = block.weights[0].numel()
         if size not in self._views:
             if size > self._rows.shape[1]:
-                self._rows = torch.empty(2, size)
+                self._rows = torch.empty(2, size, dtype=torch.float32)
                 self._views.clear()
             self._views[size] = self._rows[0, :size], self._rows[1, :size]
         return self._views[size]
@@ -126,10 +126,14 @@ class Route:
 def _fused(block: Block) -> ModuleType | None:
     """The kernels for CUDA, if they can treat every tensor of the block as one stretch of memory."""
     weight = block.weights[0]
-    if not weight.is_cuda or weight.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+    if not _is_on_device(weight) or weight.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return None
     entries = (*block.weights, *block.anchors, *block.importance, *block.metrics, *block.increments)
     return _kernels() if all(tensor.is_contiguous() for entry in entries for tensor in _tensors(entry)) else None
+
+
+def _is_on_device(weight: Tensor) -> bool:
+    return weight.is_cuda
 
 
 def _tensors(entry: Metric | Increment | Kept | None) -> list[Tensor]:

@@ -33,10 +33,15 @@ def bare_optimizer(optimizer: Any) -> Optimizer:
             "Pass the optimizer whose step() trains the model."
         )
     found = _inner_optimizers(inner)
-    if found and all(callable(getattr(inner, name, None)) for name in ("first_step", "second_step")):
+    if found and is_sharpness_aware(inner):
         return bare_optimizer(next(iter(found.values())))
     _check_steps(inner, found)
     return inner
+
+
+def is_sharpness_aware(optimizer: Any) -> bool:
+    """Whether it is of SAM's kind, which takes its steps by halves."""
+    return all(callable(getattr(optimizer, name, None)) for name in ("first_step", "second_step"))
 
 
 def optimizer_around(optimizer: Any, bare: Optimizer) -> str | None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from holdfast.steps.hooks import is_sharpness_aware
 from holdfast.tensors import local, some_entries
 
 _COMPARED = 4
@@ -21,9 +22,10 @@ _COMPARED = 4
 _NEAR = 0.05
 """Relative distance below which a tensor of the state is taken for a copy of the weights."""
 
-
 _LOOKS = 16
 """Steps before which the state is looked at."""
+
+_Path = tuple[str, ...]
 
 
 def weights_of_wrapper(optimizer: Any, bare: Optimizer) -> str | None:
@@ -36,9 +38,11 @@ def weights_of_wrapper(optimizer: Any, bare: Optimizer) -> str | None:
     parameters = [p for group in bare.param_groups for p in group["params"]]
     found = None
     for outer in _wrappers(optimizer, bare):
+        if is_sharpness_aware(outer):  # its weights are elsewhere only within a step
+            continue
         state = getattr(outer, "state", None)
         own = state if isinstance(state, Mapping) and state is not bare.state else {}
-        if any(_of_shape(own.get(p, {}), p) for p in parameters[:_COMPARED]):
+        if any(_of_shape(own.get(p), p) for p in parameters[:_COMPARED]):
             found = type(outer).__name__
         if hasattr(outer, "alpha") and hasattr(outer, "k"):  # Lookahead's rate and period
             found = type(outer).__name__
@@ -49,7 +53,7 @@ def weights_of_wrapper(optimizer: Any, bare: Optimizer) -> str | None:
 
 
 class Copies:
-    """Looks for a copy of the weights in an optimizer's state that leads a life of its own.
+    """Looks for a copy of the weights that leads a life of its own, in an optimizer's state, groups and attributes.
 
     Args:
         optimizer: those of `torch.optim` are known to keep none that they return to.
@@ -61,11 +65,11 @@ class Copies:
         self._optimizer = optimizer
         self._parameters = [] if own else [p for p in parameters if p.numel() > 1][:_COMPARED]
         self._looks = _LOOKS
-        self._seen: dict[tuple[nn.Parameter, str], Tensor] = {}
+        self._seen: dict[tuple[nn.Parameter, _Path], Tensor] = {}
 
     @torch.no_grad()
     def found(self) -> str | None:
-        """Name of the state that holds it; None for none so far, and after some looks.
+        """Name of the state or attribute that holds it; None for none so far, and after some looks.
 
         To be asked before a step that comes after a held one. A copy that equals the weights was made of them, and one
         that does not change is only remembered: neither matters.
@@ -74,13 +78,25 @@ class Copies:
             self._parameters = []
         self._looks -= 1
         for parameter in self._parameters:
-            for key, tensor in _of_shape(self._optimizer.state.get(parameter, {}), parameter).items():
-                before = self._seen.get((parameter, key))
-                now = self._seen[parameter, key] = some_entries(tensor)
+            own = {**self._optimizer.state.get(parameter, {}), **self._shared}
+            for path, tensor in _tensors_in(own):
+                if not _has_shape(tensor, parameter):
+                    continue
+                before = self._seen.get((parameter, path))
+                now = self._seen[parameter, path] = some_entries(tensor)
                 if before is not None and not torch.equal(before, now) and _is_near(tensor, local(parameter.detach())):
                     self._looks, self._parameters = 0, []
-                    return key
+                    return path[0]
         return None
+
+    @property
+    def _shared(self) -> dict[str, Any]:
+        """What the optimizer keeps beside the states of single parameters."""
+        attributes = {
+            key: value for key, value in vars(self._optimizer).items() if key not in ("state", "param_groups")
+        }
+        groups = [{k: v for k, v in group.items() if k != "params"} for group in self._optimizer.param_groups]
+        return attributes | {key: [group.get(key) for group in groups] for group in groups for key in group}
 
 
 def _is_near(tensor: Tensor, weight: Tensor) -> bool:
@@ -96,12 +112,23 @@ def _wrappers(optimizer: Any, bare: Optimizer) -> Iterator[Any]:
         optimizer = getattr(optimizer, "optimizer", None)
 
 
-def _of_shape(state: Any, parameter: Tensor) -> dict[str, Tensor]:
-    """The entries of an optimizer's state that could be weights of this parameter."""
-    if not isinstance(state, Mapping):
-        return {}
-    return {
-        str(key): value
-        for key, value in state.items()
-        if isinstance(value, Tensor) and value.shape == parameter.shape and value.is_floating_point()
-    }
+def _of_shape(state: Any, parameter: Tensor) -> bool:
+    """Whether an optimizer's state of this parameter has an entry that could be weights of it."""
+    return isinstance(state, Mapping) and any(_has_shape(value, parameter) for value in state.values())
+
+
+def _has_shape(value: Any, parameter: Tensor) -> bool:
+    return isinstance(value, Tensor) and value.shape == parameter.shape and value.is_floating_point()
+
+
+def _tensors_in(value: Any, path: _Path = ()) -> Iterator[tuple[_Path, Tensor]]:
+    """Every tensor in nested maps and lists, with the names and places that lead there."""
+    match value:
+        case Tensor():
+            yield path, value
+        case Mapping():
+            for place, (key, inner) in enumerate(value.items()):  # a parameter as a key is long to print
+                yield from _tensors_in(inner, (*path, key if isinstance(key, str) else str(place)))
+        case list() | tuple():
+            for place, inner in enumerate(value):
+                yield from _tensors_in(inner, (*path, str(place)))

@@ -5,6 +5,8 @@ Imported only where Triton is at hand, which comes with torch's CUDA builds on L
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton  # pyright: ignore[reportMissingImports]
 import triton.language as tl  # pyright: ignore[reportMissingImports]
@@ -81,7 +83,8 @@ def add_products(total: Tensor, G: Tensor, A: Tensor, phi: Phi) -> None:
     splits = max(1, min(size, _PROGRAMS // tiles))
     precision = "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
     grid = (triton.cdiv(width, _TILE), triton.cdiv(depth, _TILE), splits)
-    _add_products[grid](  # pyright: ignore[reportIndexIssue]
+    kernel: Any = _add_products  # Triton's stubs want what only the compiler makes
+    kernel[grid](
         G,
         A,
         total,
