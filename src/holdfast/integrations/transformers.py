@@ -127,7 +127,7 @@ class HoldfastCallback(TrainerCallback):
                 "Pass HoldfastCallback(keeper, resume_from_checkpoint=...), the folder that train() was given."
             )
         if os.path.lexists(found / self.folder):
-            keeper.restore(found / self.folder)
+            self.keeper.restore(found / self.folder)
         else:
             warnings.warn(
                 f"HoldfastCallback: {found} was written without a keeper; it is held from here on what this keeper "
