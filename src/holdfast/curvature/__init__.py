@@ -1,19 +1,23 @@
 """What an importance of several weights together is: Kronecker factors of a layer, a low-rank adapter on a weight."""
 
+from holdfast.curvature.adapters import AdapterCurvature
 from holdfast.curvature.factored import AnyImportance, FactoredImportance, load_importance
 from holdfast.curvature.kronecker import KroneckerCurvature, KroneckerFactors
-from holdfast.curvature.protocol import Curvature, MeasuredLayer, shapes_of
+from holdfast.curvature.protocol import Curvature, Measured, MeasuredLayer, MixedImportance, shapes_of
 from holdfast.curvature.rules import Accumulate, Decayed, Weighting
 
 __all__ = [
     "Accumulate",
+    "AdapterCurvature",
     "AnyImportance",
     "Curvature",
     "Decayed",
     "FactoredImportance",
     "KroneckerCurvature",
     "KroneckerFactors",
+    "Measured",
     "MeasuredLayer",
+    "MixedImportance",
     "Weighting",
     "load_importance",
     "shapes_of",

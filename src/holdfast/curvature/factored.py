@@ -112,9 +112,7 @@ class FactoredImportance(Mapping[str, KroneckerFactors]):
 
     def __mul__(self, factor: float) -> FactoredImportance:
         diagonal = self.diagonal * factor
-        return FactoredImportance(
-            {name: replace(f, outputs=f.outputs * factor) for name, f in self.items()}, diagonal, diagonal.info
-        )
+        return FactoredImportance({name: f.scaled(factor) for name, f in self.items()}, diagonal, diagonal.info)
 
     __rmul__ = __mul__
 

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from holdfast.curvature.adapters import AdapterCurvature
 from holdfast.curvature.kronecker import KroneckerCurvature
 from holdfast.curvature.protocol import Curvature
 from holdfast.errors import FileFormatError, NotFiniteError
 
-_KINDS: dict[str, Any] = {"kronecker": KroneckerCurvature}
+_KINDS: dict[str, Any] = {"kronecker": KroneckerCurvature, "adapter": AdapterCurvature}
 _DEFAULT = "kronecker"
 """The kind of a layer that says none, as those that were saved before there were others."""
 

@@ -39,6 +39,7 @@ class KroneckerCurvature(LayerForm):
     """
 
     PARTS: ClassVar[tuple[str, ...]] = ("inputs_basis", "outputs_basis", "spectrum")
+    has_directions: ClassVar[bool] = True
 
     inputs_basis: Tensor
     outputs_basis: Tensor
@@ -149,12 +150,22 @@ class KroneckerFactors(LayerForm):
         shape, bias, inputs_first: of the layer, as `LayerForm` says.
     """
 
+    has_directions: ClassVar[bool] = True
+
     inputs: Tensor
     outputs: Tensor
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> KroneckerFactors:
         """The same on another device or in another dtype."""
         return replace(self, inputs=self.inputs.to(device, dtype), outputs=self.outputs.to(device, dtype))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Part -> tensor, for a file."""
+        return {"inputs": self.inputs, "outputs": self.outputs}
+
+    def scaled(self, factor: float) -> KroneckerFactors:
+        """Of factor * A (x) G."""
+        return replace(self, outputs=factor * self.outputs)
 
     def joined(
         self, held: KroneckerCurvature | None, rule: Accumulate, *, num_tasks: int, share: float

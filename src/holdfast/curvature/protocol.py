@@ -9,12 +9,15 @@ importance has a `diagonal` and such `layers`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, Self
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from holdfast.curvature.rules import Accumulate
+from holdfast.errors import OptionError
+from holdfast.records import Importance, ImportanceInfo
 
 Line = tuple[Tensor, Tensor, float]
 """Coordinates of a displacement along directions, the curvature along each, and one metric for all of them."""
@@ -23,12 +26,24 @@ Line = tuple[Tensor, Tensor, float]
 class Group(Protocol):
     """Parameters that matter together."""
 
+    has_directions: ClassVar[bool]
+    """Whether K has directions of its own, across its parameters: a budget projects along them, and an optimizer has
+    to move all of the parameters or none."""
+
     def shapes(self, name: str) -> dict[str, tuple[int, ...]]:
         """Name -> shape of its parameters, in order; `name` is the first one's."""
         ...
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Any:
         """The same on another device or in another dtype."""
+        ...
+
+    def scaled(self, factor: float) -> Any:
+        """Of factor * K."""
+        ...
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Part -> tensor: all of it that is one."""
         ...
 
 
@@ -68,10 +83,6 @@ class Curvature(Group, Protocol):
         """The curvature of each weight by itself, >= 0."""
         ...
 
-    def scaled(self, factor: float) -> Self:
-        """The curvature factor * K."""
-        ...
-
     def rise(self, values: Sequence[Tensor], anchors: Sequence[Tensor]) -> Tensor:
         """1/2 d^T K d >= 0 for the displacement d; zero-dimensional, differentiable."""
         ...
@@ -108,7 +119,7 @@ class Curvature(Group, Protocol):
         """What a budget projects along: after a pull of strength mu a coordinate c is c / (1 + mu S / M).
 
         Raises:
-            OptionError: it has no directions of its own.
+            OptionError: it has no directions.
         """
         ...
 
@@ -127,10 +138,6 @@ class Curvature(Group, Protocol):
         """
         ...
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Part -> tensor, for a file."""
-        ...
-
     @property
     def form(self) -> dict[str, Any]:
         """What of it is no tensor, as JSON values."""
@@ -146,3 +153,67 @@ def shapes_of(layers: Mapping[str, Group]) -> dict[str, Tensor]:
 def names_of(layers: Mapping[str, Group]) -> dict[str, list[str]]:
     """Layer -> the names of its parameters."""
     return {name: list(layer.shapes(name)) for name, layer in layers.items()}
+
+
+class Measured(Protocol):
+    """An importance of any kind: what `retain` takes."""
+
+    @property
+    def layers(self) -> Mapping[str, MeasuredLayer]:
+        """By the name of each layer's first parameter."""
+        ...
+
+    @property
+    def diagonal(self) -> Importance:
+        """Of the other parameters, one by one."""
+        ...
+
+    @property
+    def info(self) -> ImportanceInfo:
+        """How it was made."""
+        ...
+
+    def __mul__(self, factor: float) -> Measured:
+        """Scaled."""
+        ...
+
+    def to_diagonal(self) -> Importance:
+        """Of all parameters one by one.
+
+        Raises:
+            OptionError: it cannot be had so.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class MixedImportance:
+    """An importance of some layers as a whole, and of other weights one by one.
+
+    Attributes:
+        layers: name of a layer's first parameter -> its importance.
+        diagonal: of the other parameters.
+        info: how it was made.
+    """
+
+    layers: Mapping[str, MeasuredLayer]
+    diagonal: Importance
+    info: ImportanceInfo
+
+    def __mul__(self, factor: float) -> MixedImportance:
+        scaled = {name: layer.scaled(factor) for name, layer in self.layers.items()}
+        diagonal = self.diagonal * factor
+        return MixedImportance(scaled, diagonal, diagonal.info)
+
+    def to_diagonal(self) -> Importance:
+        """Its parameters one by one, which layers in general are not.
+
+        Raises:
+            OptionError: there are layers.
+        """
+        if self.layers:
+            raise OptionError(
+                f"the importance ({self.info.kind}) of {len(self.layers)} layers, such as {next(iter(self.layers))!r}, "
+                "is not one of single weights. Hold it with EWC."
+            )
+        return self.diagonal

@@ -4,14 +4,50 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from holdfast.curvature import AdapterCurvature, MixedImportance
 from holdfast.errors import ParameterMismatchError, UnsupportedLayerError
-from holdfast.memory.adapters import Adapter
+from holdfast.records import Importance
 from holdfast.tensors import canonical_name, tied_names, trainable_parameters, unwrap
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """S B A, which is added to a weight. Kernels of a convolution count as its inputs.
+
+    Attributes:
+        name: of the weight, in the bare base model.
+        names: of A and B, in the model with adapters.
+        first: A, [r, in], or [r, in, kernel...].
+        second: B, [out, r], or [out, r, 1...].
+        scale: s.
+        transposed: whether the weight is stored as [in, out].
+    """
+
+    name: str
+    names: tuple[str, str]
+    first: nn.Parameter
+    second: nn.Parameter
+    scale: float
+    transposed: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the weight as it is before it may be packed into fewer bits."""
+        shape = (len(self.second), *self.first.shape[1:])
+        return shape[::-1] if self.transposed else shape
+
+    def curvature(self, importance: Tensor) -> tuple[str, AdapterCurvature]:
+        """The layer's name, and its curvature where this is the importance of the weight."""
+        shapes = tuple(self.first.shape), tuple(self.second.shape)
+        omega = importance.to(self.first.device, torch.float32)
+        return self.names[0], AdapterCurvature(omega, self.name, self.names[1], self.scale, shapes, self.transposed)
 
 
 @contextmanager
@@ -152,6 +188,18 @@ def assigned(
             "the importance."
         )
     return of_adapters, of_others
+
+
+def on_adapters(model: nn.Module, adapter: str, importance: Importance) -> MixedImportance:
+    """The importance of a base model, as that of its adapters of this name and of what learns beside them.
+
+    Raises:
+        ParameterMismatchError, UnsupportedLayerError: as `lora_adapters` and `assigned`.
+    """
+    adapters = lora_adapters(model, adapter)
+    of_adapters, of_others = assigned(model, adapters, importance)
+    layers = dict(adapter.curvature(of_adapters[adapter.name]) for adapter in adapters)
+    return MixedImportance(layers, Importance(of_others, importance.info), importance.info)
 
 
 def _is_within(name: str, values: Mapping[str, Tensor]) -> bool:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from holdfast.curvature import AnyImportance
+from holdfast.curvature import Measured
+from holdfast.curvature.protocol import Group
 from holdfast.errors import OptionError, StateError
 from holdfast.memory import Retained
 from holdfast.retention import force
@@ -60,13 +61,13 @@ class Elastic(Mechanism):
         if self.strength is None and self.budget is None:
             self.strength = 1.0
         if self.strength is not None:
-            check_strength(self.strength, where="EWC")
+            check_strength(self.strength, where=self.name)
         pulls = '"implicit", "gradient" or "penalty"'
-        check_option(self.pull in ("implicit", "gradient", "penalty"), "pull", self.pull, pulls, where="EWC")
+        check_option(self.pull in ("implicit", "gradient", "penalty"), "pull", self.pull, pulls, where=self.name)
         holds = self.budget is None or (isinstance(self.budget, int | float) and self.budget > 0)
-        check_option(holds, "budget", self.budget, "nats above 0", where="EWC")
+        check_option(holds, "budget", self.budget, "nats above 0", where=self.name)
         counts = isinstance(self.every, int) and self.every >= 1
-        check_option(counts, "every", self.every, "a whole number >= 1", where="EWC")
+        check_option(counts, "every", self.every, "a whole number >= 1", where=self.name)
         check_implicit(self.pull, strength=self.strength, budget=self.budget, every=self.every)
         self._route = Route()
 
@@ -119,7 +120,8 @@ class Elastic(Mechanism):
         if after is not None:
             step.pulls[part.name] = after
         if step.is_measured:
-            step.measure(step.moved(part), pulls, [share], [held.spectrum])
+            pinned = ([share], [held.spectrum]) if share.numel() else ([], [])
+            step.measure(step.moved(part), pulls, *pinned)
         part.add(pulls)
 
     def _solved(self, step: Step, budget: float) -> float:
@@ -149,6 +151,14 @@ class Elastic(Mechanism):
                 return 0.0
         self.multiplier = solve_multiplier(rise, limit, start=self.multiplier)
         return self.multiplier
+
+    def _check_directions(self, layers: Mapping[str, Group], *, where: str) -> None:
+        without = [name for name, layer in layers.items() if not layer.has_directions]
+        if without:
+            raise OptionError(
+                f"{where}: a budget is kept along the directions of a curvature, and those of {len(without)} layers, "
+                f"such as {without[0]!r}, have none. Give a strength."
+            )
 
     def _check_was_added(self, step: Step) -> None:
         if step.memory.get("penalties", 0) == self.num_penalties:
@@ -198,9 +208,12 @@ class Elastic(Mechanism):
                 'EWC: the model is sharded, and pull="penalty" needs whole weights in the loss. Use pull="implicit".'
             )
 
-    def accepted(self, importance: AnyImportance, *, where: str) -> AnyImportance:
+    def accepted(self, importance: Measured, *, where: str) -> Measured:
         """In nats under a budget."""
-        return importance if self.budget is None else in_nats(importance)
+        if self.budget is None:
+            return importance
+        self._check_directions(importance.layers, where=where)
+        return in_nats(importance)
 
     def retained(self) -> None:
         """The multiplier starts at zero."""
@@ -221,6 +234,8 @@ class Elastic(Mechanism):
 
     def resume(self, progress: Mapping[str, float], held: Retained, *, where: str) -> None:
         """Go on from a saved multiplier."""
+        if self.budget is not None:
+            self._check_directions(held.layers, where=where)
         if self.budget is not None and held.num_tasks and held.nats_per_unit != 1:
             raise OptionError(
                 f"{where}: a budget is in nats, and the importance that was saved is not (nats_per_unit is "
@@ -313,7 +328,7 @@ class EWC(Keeper):
     def strength(self, value: float) -> None:
         if self.mechanism.strength is None:
             raise OptionError("EWC: it keeps a budget, not a strength. Set budget, or build another.")
-        check_strength(value, where="EWC")
+        check_strength(value, where=self.name)
         check_implicit(self.pull, strength=value, budget=None, every=self.every)
         self.mechanism.strength = value
 
@@ -326,7 +341,7 @@ class EWC(Keeper):
     def budget(self, value: float) -> None:
         if self.mechanism.budget is None:
             raise OptionError("EWC: it keeps a strength, not a budget. Set strength, or build another.")
-        check_option(isinstance(value, int | float) and value > 0, "budget", value, "nats above 0", where="EWC")
+        check_option(isinstance(value, int | float) and value > 0, "budget", value, "nats above 0", where=self.name)
         self.mechanism.budget = value
 
     @property

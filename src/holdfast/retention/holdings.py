@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from holdfast.curvature import Accumulate, AnyImportance, Weighting, shapes_of
+from holdfast.curvature import Accumulate, Measured, Weighting, shapes_of
 from holdfast.errors import OptionError, StateError
 from holdfast.memory import Forms, Retained, retain
 from holdfast.memory.codes import IMPORTANCE_ERROR
@@ -101,7 +101,7 @@ class Holdings:
             check_on_disk(path, self.forms, rule)
         self.checkpoint = None if path is None else os.fspath(path)
 
-    def close(self, importance: AnyImportance, *, rule: Accumulate, weighting: Weighting) -> None:
+    def close(self, importance: Measured, *, rule: Accumulate, weighting: Weighting) -> None:
         """Merge one more task into what is held, at today's weights.
 
         Args:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from holdfast.curvature import Accumulate, AnyImportance, Weighting, shapes_of
+from holdfast.curvature import Accumulate, Measured, Weighting, shapes_of
 from holdfast.curvature.rules import check_rule
 from holdfast.errors import OptionError, ParameterMismatchError, StateError
 from holdfast.files import from_bytes, to_bytes
@@ -266,7 +266,7 @@ class Keeper:
         return self
 
     @torch.no_grad()
-    def retain(self, importance: Mapping[str, Tensor] | AnyImportance) -> Self:
+    def retain(self, importance: Mapping[str, Tensor] | Measured) -> Self:
         """Close a task: merge its importance into what is held, and move the anchors to today's weights.
 
         Args:
@@ -293,10 +293,11 @@ class Keeper:
         self._watch.compare()
         parameters = trainable_parameters(self.model)
         check_real(parameters, where=where)
-        given = _as_importance(importance, where=where)
+        given = as_importance(importance, where=where)
         check_replicas(given, self.model, where=where)
         in_layers = shapes_of(given.layers)
-        covers = {**given.diagonal, **in_layers}
+        rests = {name for name in in_layers if name in all_parameters(self.model) and name not in parameters}
+        covers = {**given.diagonal, **{name: zero for name, zero in in_layers.items() if name not in rests}}
         check_names(covers, self.model, where=where)
         check_held_shapes(self.held, self.model, where=where)
         accepted = self.mechanism.accepted(given, where=where)
@@ -593,7 +594,7 @@ class Keeper:
                 warnings.warn(moved_around_warning(self.name, attachment.around, inner), stacklevel=2)
 
 
-def _as_importance(importance: Any, *, where: str) -> AnyImportance:
+def as_importance(importance: Any, *, where: str) -> Measured:
     """As it is; of a plain mapping an `Importance` of unknown unit."""
     if hasattr(importance, "layers") and hasattr(importance, "info"):
         return importance

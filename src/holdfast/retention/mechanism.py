@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from torch.optim import Optimizer
 
-from holdfast.curvature import AnyImportance
+from holdfast.curvature import Measured
 from holdfast.errors import OptionError
 from holdfast.memory import Retained
 from holdfast.retention.step import Step
@@ -68,7 +68,7 @@ class Mechanism:
     def check_sharded(self, held: Retained) -> None:
         """Raise `OptionError` for an option that needs whole weights, where the model is sharded."""
 
-    def accepted(self, importance: AnyImportance, *, where: str) -> AnyImportance:
+    def accepted(self, importance: Measured, *, where: str) -> Measured:
         """The importance as it can be held.
 
         Raises:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch.optim import LBFGS, Optimizer
 
-from holdfast.curvature import Accumulate, AnyImportance
+from holdfast.curvature import Accumulate, Measured
 from holdfast.errors import OptionError
 from holdfast.memory import Forms
 
@@ -66,7 +66,7 @@ def no_factors_in_shards(where: str) -> str:
     return f"{where}: the model is sharded, and Kronecker factors hold whole layers. Retain importance.to_diagonal()."
 
 
-def in_nats(importance: AnyImportance) -> AnyImportance:
+def in_nats(importance: Measured) -> Measured:
     """The importance in nats, as a budget needs it.
 
     Raises:

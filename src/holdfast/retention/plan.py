@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from holdfast.records import check_shapes
 from holdfast.retention.parts import Part
 from holdfast.retention.rounding import is_half, no_residual, round_, widened
 from holdfast.steps import UserMetric, metric_values, step_metrics
-from holdfast.tensors import chunks, local, trainable_parameters, wide_dtype
+from holdfast.tensors import all_parameters, chunks, local, trainable_parameters, wide_dtype
 
 
 @dataclass(frozen=True)
@@ -27,19 +27,21 @@ class LayerPart:
 
     Attributes:
         name: of its first parameter.
-        groups: of each parameter.
+        groups: of each parameter; None for one that the optimizer does not train.
         parameters: in order.
         curvature: what is held of it, in the dtype that steps are computed in.
         anchors: of each, likewise.
         residuals: of parameters of half precision, what rounding took from earlier pulls; None for others.
+        moved: those that the last step moved.
     """
 
     name: str
-    groups: list[Mapping[str, Any]]
+    groups: list[Mapping[str, Any] | None]
     parameters: list[nn.Parameter]
     curvature: Curvature
     anchors: list[Tensor]
     residuals: list[Tensor | None]
+    moved: set[nn.Parameter] = field(default_factory=set)
 
     def values(self) -> list[Tensor]:
         """The weights with what rounding took from them; new tensors in the dtype that steps are computed in."""
@@ -56,17 +58,19 @@ class LayerPart:
                 round_(parameter.detach(), residual, value.add_(change))
 
     def metrics(self, optimizer: Optimizer, user_metric: UserMetric | None, *, where: str) -> list[float | Tensor]:
-        """The metric of the step just taken, for each parameter: a number, or a tensor of its shape.
+        """The metric of the step just taken, for each parameter: a number, infinite where it rested, or a tensor.
 
         Raises:
-            StateError: the learning rate of some of them is zero, and of others it is not.
+            StateError: some of the parameters move, and the layer moves as one.
         """
-        found: list[float | Tensor] = []
-        for group, parameter in zip(self.groups, self.parameters, strict=True):
-            values = metric_values(step_metrics(optimizer, group, [parameter], user_metric=user_metric), [parameter])
-            found.append(values[0] if isinstance(values, list) else values)
+        found: list[float | Tensor] = [math.inf] * len(self.parameters)
+        for index, (group, parameter) in enumerate(zip(self.groups, self.parameters, strict=True)):
+            if group is not None and parameter in self.moved:
+                described = step_metrics(optimizer, group, [parameter], user_metric=user_metric)
+                values = metric_values(described, [parameter])
+                found[index] = values[0] if isinstance(values, list) else values
         still = [not isinstance(metric, Tensor) and metric == math.inf for metric in found]
-        if any(still) and not all(still):
+        if self.curvature.has_directions and any(still) and not all(still):
             raise StateError(apart_message(self.name, where))
         return found
 
@@ -74,12 +78,14 @@ class LayerPart:
         """Whether the optimizer moves the layer in this step: it has gradients, now or in `gradients`.
 
         Raises:
-            StateError: it moves the weight without the bias, or the bias without the weight.
+            StateError: it moves some of the parameters, and the layer moves as one.
         """
-        moved = [p.grad is not None or id(p) in gradients for p in self.parameters]
-        if len(set(moved)) > 1:
+        trained = [p for p, group in zip(self.parameters, self.groups, strict=True) if group is not None]
+        self.moved.clear()
+        self.moved.update(p for p in trained if p.grad is not None or id(p) in gradients)
+        if self.curvature.has_directions and 0 < len(self.moved) < len(self.parameters):
             raise StateError(apart_message(self.name, where))
-        return moved[0]
+        return bool(self.moved)
 
 
 class Plan:
@@ -203,21 +209,22 @@ class Plan:
     def _find_layers(self, optimizer: Optimizer, held: Retained) -> list[LayerPart]:
         if not held.layers:
             return []
-        parameters = trainable_parameters(self.model)
-        groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+        parameters = all_parameters(self.model)
+        groups = {id(p): group for group in optimizer.param_groups for p in group["params"] if p.requires_grad}
         layers = []
         for name, layer in held.layers.items():
             names = list(layer.shapes(name))
-            found = [parameters[n] for n in names if n in parameters and id(parameters[n]) in groups]
-            if not found:
+            found = [parameters[n] for n in names if n in parameters]
+            trained: list[Mapping[str, Any] | None] = [groups.get(id(p)) for p in found]
+            if not any(group is not None for group in trained):
                 continue
-            if len(found) < len(names):
+            if len(found) < len(names) or (layer.has_directions and None in trained):
                 raise StateError(apart_message(name, self._where))
             weight, dtype = found[0], wide_dtype(found[0])
             anchors = [read(held.anchors[n], dtype=dtype, device=weight.device) for n in names]
             moved = layer.to(weight.device, dtype)
             residuals = [self._residual(n, p) for n, p in zip(names, found, strict=True)]
-            layers.append(LayerPart(name, [groups[id(p)] for p in found], found, moved, anchors, residuals))
+            layers.append(LayerPart(name, trained, found, moved, anchors, residuals))
         return layers
 
 

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from holdfast.curvature.factored import AnyImportance, FactoredImportance, factors_to_tensors
+from holdfast.curvature.factored import AnyImportance, FactoredImportance
+from holdfast.curvature.protocol import Measured
 from holdfast.errors import StateError
 from holdfast.records import Importance, ImportanceInfo
-from holdfast.tensors import prefixed, sum_of
+from holdfast.tensors import prefixed, sum_of, under
 
 
-def check_replicas(importance: AnyImportance, model: nn.Module, *, where: str) -> None:
+def check_replicas(importance: Measured, model: nn.Module, *, where: str) -> None:
     """Raise where the processes that train replicas of `model` are about to hold different importances.
 
     They are compared where the model was given wrapped in `DistributedDataParallel`, over its process group: all of its
@@ -58,10 +59,10 @@ def check_replicas(importance: AnyImportance, model: nn.Module, *, where: str) -
         )
 
 
-def tensors_of(importance: AnyImportance) -> dict[str, Tensor]:
+def tensors_of(importance: Measured) -> dict[str, Tensor]:
     """Everything that an importance consists of, in the order of names; of layers "factors/WEIGHT/inputs" and so on."""
-    found = {**prefixed("factors", factors_to_tensors(importance.layers)[0]), **importance.diagonal}
-    return dict(sorted(found.items()))
+    layers = {f"{name}/{part}": t for name, layer in importance.layers.items() for part, t in layer.tensors().items()}
+    return dict(sorted({**prefixed("factors", layers), **importance.diagonal}.items()))
 
 
 def with_tensors(importance: AnyImportance, tensors: Mapping[str, Tensor], info: ImportanceInfo) -> AnyImportance:
@@ -69,9 +70,9 @@ def with_tensors(importance: AnyImportance, tensors: Mapping[str, Tensor], info:
     diagonal = {name: tensors[name] for name in importance.diagonal}
     if importance.diagonal is importance:
         return Importance(diagonal, info)
-    layers = {
-        name: replace(f, inputs=tensors[f"factors/{name}/inputs"], outputs=tensors[f"factors/{name}/outputs"])
-        for name, f in importance.layers.items()
+    layers: dict[str, Any] = {
+        name: replace(layer, **under(f"factors/{name}", tensors))
+        for name, layer in dict[str, Any](importance.layers).items()
     }
     return FactoredImportance(layers, diagonal, info)
 

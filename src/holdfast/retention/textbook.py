@@ -34,10 +34,10 @@ def add_to_gradients(step: Step, strength: float) -> None:
             gradient.add_(pull)
     for layer in step.layers():
         pulls = [strength * pull for pull in layer.curvature.gradient(layer.values(), layer.anchors)]
-        gradients = [p.grad for p in layer.parameters if p.grad is not None]
-        step.measure(gradients, pulls, [], [layer.curvature.spectrum])
-        for group, gradient, pull in zip(layer.groups, gradients, pulls, strict=True):
-            gradient.add_(-pull if group.get("maximize") else pull)
+        for group, parameter, pull in zip(layer.groups, layer.parameters, pulls, strict=True):
+            if group is not None and parameter.grad is not None:
+                step.measure([parameter.grad], [pull], [], [])
+                parameter.grad.add_(-pull if group.get("maximize") else pull)
 
 
 def penalty(held: Retained, parameters: TensorMap, strength: float) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from holdfast.curvature import AnyImportance
+from holdfast.curvature import Measured
 from holdfast.errors import OptionError
 from holdfast.retention.force import Attenuation, relative_force, relative_share
 from holdfast.retention.keeper import Keeper, KeeperOptions
@@ -82,7 +82,7 @@ class Viscous(Mechanism):
                 'gradient by its own size. Use on="increments".'
             )
 
-    def accepted(self, importance: AnyImportance, *, where: str) -> AnyImportance:
+    def accepted(self, importance: Measured, *, where: str) -> Measured:
         """Weights one by one."""
         if importance.layers:
             raise OptionError(
