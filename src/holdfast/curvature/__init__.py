@@ -1,6 +1,7 @@
 """What an importance of several weights together is: Kronecker factors of a layer, a low-rank adapter on a weight."""
 
 from holdfast.curvature.factored import AnyImportance, FactoredImportance, load_importance
+from holdfast.curvature.files import register_curvature
 from holdfast.curvature.kronecker import KroneckerCurvature, KroneckerFactors
 from holdfast.curvature.protocol import Curvature, MeasuredLayer, shapes_of
 from holdfast.curvature.rules import Accumulate, Decayed, Weighting
@@ -16,5 +17,6 @@ __all__ = [
     "MeasuredLayer",
     "Weighting",
     "load_importance",
+    "register_curvature",
     "shapes_of",
 ]

@@ -10,4 +10,14 @@ from holdfast.importance.signal import signal
 from holdfast.importance.signal_recorder import SignalRecorder
 from holdfast.importance.taylor import taylor
 
-__all__ = ["SignalRecorder", "SynapticIntelligence", "calibrated", "fisher", "kfac", "mas", "signal", "taylor", "uniform"]
+__all__ = [
+    "SignalRecorder",
+    "SynapticIntelligence",
+    "calibrated",
+    "fisher",
+    "kfac",
+    "mas",
+    "signal",
+    "taylor",
+    "uniform",
+]
