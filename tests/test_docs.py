@@ -147,7 +147,7 @@ def test_an_own_curvature_without_correlations_pulls_as_a_diagonal(own, optimize
     layer = own["importance"].layers["3.weight"]
     K = torch.cat([fisher[name].flatten() for name in layer.parameters]).diag()
     rest = {name: value for name, value in fisher.items() if name not in layer.parameters}
-    mixed = own["Mixed"](hf.Importance(rest, fisher.info), {"3.weight": own["Dense"](K, layer.parameters)})
+    mixed = own["Mixed"](hf.Importance(rest, fisher.info), {"3.weight": own["Dense"].of(K, layer.parameters)})
     one, other = (
         from_learned(own, lambda model, held=held: hf.EWC(model, **options).retain(held), optimizer)
         for held in (fisher, mixed)
@@ -178,7 +178,7 @@ def test_an_unknown_curvature_is_told_how_to_be_saved(own):
         pass
 
     layer = own["importance"].layers["3.weight"]
-    nameless = own["Mixed"](own["importance"].diagonal, {"3.weight": Nameless(layer.matrix, layer.parameters)})
+    nameless = own["Mixed"](own["importance"].diagonal, {"3.weight": Nameless(layer.R, layer.parameters)})
     keeper = hf.EWC(from_learned(own, None, epochs=0), 1.0).retain(nameless)
     with pytest.raises(OptionError, match=r"'3.weight' \(Nameless\). Put @holdfast.curvature.register_curvature"):
         keeper.save(own["skills"] / "nameless")
