@@ -6,15 +6,26 @@
     train(model, optimizer, old_task)               # any loop: nothing in it changes
     keeper.retain(hf.fisher(model, old_task))       # close the task; train on
 
-Estimators: `fisher`, `kfac`, `mas`, `signal`, `taylor`, `SynapticIntelligence`, `uniform`. Streams of tasks are in
-`holdfast.streams`, accuracies and forgetting in `holdfast.metrics`, whole experiments in `holdfast.experiments`.
+Estimators: `fisher`, `kfac`, `mas`, `signal`, `taylor`, `SynapticIntelligence`, `uniform`; `calibrated` for one's own.
+Streams of tasks are in `holdfast.streams`, accuracies and forgetting in `holdfast.metrics`, whole experiments in
+`holdfast.experiments`.
 """
 
 from holdfast import metrics, streams
 from holdfast.curvature import Curvature, Decayed, FactoredImportance, KroneckerFactors
 from holdfast.errors import HoldfastError
 from holdfast.heads import Bernoulli, Categorical, Gaussian, Likelihood
-from holdfast.importance import SignalRecorder, SynapticIntelligence, fisher, kfac, mas, signal, taylor, uniform
+from holdfast.importance import (
+    SignalRecorder,
+    SynapticIntelligence,
+    calibrated,
+    fisher,
+    kfac,
+    mas,
+    signal,
+    taylor,
+    uniform,
+)
 from holdfast.records import Importance, ImportanceInfo
 from holdfast.retention import EWC, WVA, Keeper, Mechanism, Report, Step
 from holdfast.version import __version__
@@ -40,6 +51,7 @@ __all__ = [
     "Step",
     "SynapticIntelligence",
     "__version__",
+    "calibrated",
     "fisher",
     "kfac",
     "mas",

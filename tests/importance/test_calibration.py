@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import holdfast as hf
+from holdfast.errors import ParameterMismatchError
 from holdfast.importance import fisher, mas, signal, taylor
 
 
@@ -62,3 +64,39 @@ def test_the_same_seed_gives_the_same_factor():
         mas(model, data, calibrate=True, loss="gaussian", seed=s).info.nats_per_unit for s in (0, 0, 1)
     )
     assert first == second != other
+
+
+def test_an_importance_from_elsewhere_is_calibrated_as_an_estimators_own():
+    model, data = regression()
+    measured = mas(model, data, calibrate=True, loss="gaussian", seed=3)
+    weights = {name: p.detach().clone() for name, p in model.named_parameters()}
+    found = hf.calibrated(measured.with_info(nats_per_unit=None), model, data, loss="gaussian", seed=3)
+    assert found.info == measured.info
+    assert all(torch.equal(found[name], value) for name, value in measured.items())
+    assert all(torch.equal(p, weights[name]) for name, p in model.named_parameters())
+    assert (4.0 * found).info.nats_per_unit == pytest.approx(
+        hf.calibrated(4.0 * found, model, data, loss="gaussian", seed=3).info.nats_per_unit
+    )
+
+
+def test_only_the_weights_of_an_importance_are_moved_to_calibrate_it():
+    model, data = regression()
+    exact = fisher(model, data, loss="gaussian")
+    part = hf.Importance({"bias": exact["bias"]}, hf.ImportanceInfo("bias", 200))
+    found = hf.calibrated(part, model, data, loss="gaussian")
+    assert found.info.nats_per_unit == pytest.approx(1.0, rel=1e-3)  # without curvature between them
+
+
+def test_kronecker_factors_are_calibrated_too():
+    model, data = regression()
+    found = hf.calibrated(hf.kfac(model, data, loss="gaussian"), model, data, loss="gaussian")
+    assert found.info.nats_per_unit == pytest.approx(1.0, rel=0.15)
+    assert list(found) == ["weight"]
+
+
+def test_an_importance_of_another_model_is_not_calibrated():
+    model, data = regression()
+    with pytest.raises(
+        ParameterMismatchError, match="calibrated: 2 names not among the trainable parameters of Linear"
+    ):
+        hf.calibrated(hf.uniform(nn.Sequential(model)), nn.Linear(20, 4), data, loss="gaussian")

@@ -190,7 +190,7 @@ def test_importances_that_are_not_in_nats_are_an_error():
         keeper.retain(importance_of(model, kind="mas", nats_per_unit=None, unit="1/weight"))
     assert str(caught.value) == (
         "EWC.retain: a budget is in nats, and the unit of this 'mas' importance (1/weight) has no known "
-        "factor to nats. Measure it with calibrate=True, or give a strength."
+        "factor to nats. Measure it with calibrate=True or by hf.calibrated, or give a strength."
     )
     assert keeper.held.num_tasks == 0
     keeper.retain(importance_of(model, kind="mas", nats_per_unit=0.5))

@@ -2,6 +2,7 @@
 
 from holdfast.curvature.adapters import AdapterCurvature
 from holdfast.curvature.factored import AnyImportance, FactoredImportance, load_importance
+from holdfast.curvature.files import register_curvature
 from holdfast.curvature.kronecker import KroneckerCurvature, KroneckerFactors
 from holdfast.curvature.protocol import Curvature, Measured, MeasuredLayer, MixedImportance, shapes_of
 from holdfast.curvature.rules import Accumulate, Decayed, Weighting
@@ -20,5 +21,6 @@ __all__ = [
     "MixedImportance",
     "Weighting",
     "load_importance",
+    "register_curvature",
     "shapes_of",
 ]

@@ -1,5 +1,6 @@
 """How much each weight matters for a learned skill: estimators from model and data to `Importance`."""
 
+from holdfast.importance.calibrated import calibrated
 from holdfast.importance.fisher import fisher
 from holdfast.importance.kfac import kfac
 from holdfast.importance.mas import mas
@@ -9,4 +10,14 @@ from holdfast.importance.signal import signal
 from holdfast.importance.signal_recorder import SignalRecorder
 from holdfast.importance.taylor import taylor
 
-__all__ = ["SignalRecorder", "SynapticIntelligence", "fisher", "kfac", "mas", "signal", "taylor", "uniform"]
+__all__ = [
+    "SignalRecorder",
+    "SynapticIntelligence",
+    "calibrated",
+    "fisher",
+    "kfac",
+    "mas",
+    "signal",
+    "taylor",
+    "uniform",
+]

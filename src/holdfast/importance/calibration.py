@@ -36,7 +36,7 @@ def measured_nats_per_unit(
 
     Args:
         model: in evaluation mode.
-        importance: name -> Omega.
+        importance: name -> Omega; parameters that it leaves out are not moved.
         sample: calls and batches, about a thousand examples.
         likelihood: whose mean negative log-likelihood is L.
         seed: of the directions.
@@ -53,7 +53,7 @@ def measured_nats_per_unit(
         start = _mean_loss(model, sample, likelihood)
         scale = 1e-3
         for number in range(_DIRECTIONS):
-            direction = _gaussian(weights, seed=seed + number)
+            direction = _gaussian({name: weights[name] for name in weights if name in importance}, seed=seed + number)
 
             def rise(scale: float, direction: Mapping[str, Tensor] = direction) -> float:
                 both = 0.0
@@ -71,7 +71,7 @@ def measured_nats_per_unit(
     if not (math.isfinite(factor) and factor > 0):
         predicted, measured = rows[0]
         warnings.warn(
-            f"calibrate=True: no factor found, nats_per_unit stays None: a perturbation by {scale:.3g} a weight raises "
+            f"calibration: no factor found, nats_per_unit stays None: a perturbation by {scale:.3g} a weight raises "
             f"the mean loss by {measured:.3g} nats, where 1/2 sum Omega d^2 is {predicted:.3g}. "
             "Measure a trained model, on data that it fits.",
             stacklevel=4,
@@ -116,8 +116,9 @@ def _gaussian(weights: Mapping[str, Tensor], *, seed: int) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _move(model: nn.Module, weights: Mapping[str, Tensor], direction: Mapping[str, Tensor], scale: float) -> None:
-    for name, parameter in trainable_parameters(model).items():
-        parameter.copy_(weights[name] + scale * direction[name].to(parameter.dtype))
+    parameters = trainable_parameters(model)
+    for name, along in direction.items():
+        parameters[name].copy_(weights[name] + scale * along.to(parameters[name].dtype))
 
 
 def _mean_loss(model: nn.Module, sample: Sample, likelihood: Likelihood) -> float:

@@ -105,7 +105,7 @@ def _read(
     if content.get("mechanism") != mechanism:
         raise FileFormatError(
             f"{config}: this keeper is {content.get('mechanism')!r}, to be loaded as {mechanism!r}. "
-            f"Use hf.{content.get('mechanism')}.load."
+            f"Use {_load_call(content.get('mechanism'), 'folder')}."
         )
     numbers, options, progress = (content.get(part) for part in ("held", "options", "progress"))
     if not (isinstance(numbers, dict) and isinstance(options, dict) and isinstance(progress, dict)):
@@ -245,5 +245,12 @@ Saved with holdfast {content["library_version"]}: {held.num_tasks} tasks, {weigh
 Options: {options}
 
     import holdfast as hf
-    keeper = hf.{content["mechanism"]}.load("THIS FOLDER", model).attach(optimizer)
+    keeper = {_load_call(content["mechanism"], '"THIS FOLDER"')}.attach(optimizer)
 """
+
+
+def _load_call(mechanism: Any, folder: str) -> str:
+    """How a keeper of this mechanism is loaded; one that is not ours is named by its class."""
+    if mechanism in ("EWC", "WVA"):
+        return f"hf.{mechanism}.load({folder}, model)"
+    return f"hf.Keeper.load({folder}, model, mechanism={mechanism})"

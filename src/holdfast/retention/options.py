@@ -75,8 +75,8 @@ def in_nats(importance: Measured) -> Measured:
     if importance.info.nats_per_unit is None:
         raise OptionError(
             f"EWC.retain: a budget is in nats, and the unit of this {importance.info.kind!r} importance "
-            f"({importance.info.unit}) has no known factor to nats. Measure it with calibrate=True, or give a "
-            "strength."
+            f"({importance.info.unit}) has no known factor to nats. Measure it with calibrate=True or by "
+            "hf.calibrated, or give a strength."
         )
     return importance if importance.info.nats_per_unit == 1 else importance * importance.info.nats_per_unit
 

@@ -1,0 +1,185 @@
+"""The code in the docs does what the pages say."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import itertools
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import SGD, Adam, Optimizer
+
+import holdfast as hf
+from holdfast.errors import OptionError
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def blocks(page: str) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```$", (DOCS / page).read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+def run(page: str) -> dict[str, Any]:
+    """The names that the page's blocks leave, run one after the other; a fault has the line of the page."""
+    text, names = (DOCS / page).read_text(), {"__name__": page}
+    for block in blocks(page):
+        line = text[: text.index(block)].count("\n")
+        exec(compile("\n" * line + block, DOCS / page, "exec", dont_inherit=True), names)
+    return names
+
+
+def num_lines(page: str, start: str) -> int:
+    """Of the class or function that starts so, with its blank lines."""
+    text = next(block for block in blocks(page) if start in block)
+    rest = text[text.index(start) :].splitlines()[1:]
+    inside = list(itertools.takewhile(lambda line: line[:1] in ("", " "), rest))
+    return 1 + len("\n".join(inside).rstrip().splitlines())
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder, printed = tmp_path_factory.mktemp("own"), io.StringIO()
+    with contextlib.chdir(folder), contextlib.redirect_stdout(printed):
+        return {**run("own.md"), "printed": printed.getvalue(), "skills": folder / "skills"}
+
+
+def from_learned(
+    own: dict[str, Any],
+    make: Callable[[nn.Module], hf.Keeper] | None,
+    optimizer: type[Optimizer] = Adam,
+    *,
+    epochs: int = 1,
+) -> nn.Module:
+    """The page's model as it was when it knew the old digits, and then learned the new ones."""
+    model = copy.deepcopy(own["model"])
+    model.load_state_dict(own["learned"])
+    its = optimizer(model.parameters(), lr=2e-3 if optimizer is Adam else 0.1)  # pyright: ignore[reportCallIssue]
+    if make is not None:
+        make(model).attach(its)
+    own["train"](model, its, own["new"], epochs=epochs)
+    return model
+
+
+def close(one: nn.Module, other: nn.Module, atol: float) -> bool:
+    return all(torch.allclose(a, b, atol=atol, rtol=0) for a, b in zip(one.parameters(), other.parameters()))
+
+
+def test_own_parts_are_short():
+    assert num_lines("own.md", "@dataclass\nclass Interval") < 40
+    assert num_lines("own.md", "def hessian") < 40
+
+
+def test_the_table_of_accuracies(own):
+    model = from_learned(own, None, epochs=0)
+    assert own["accuracy"](model, own["old"]) == pytest.approx(0.94, abs=0.02)
+    plain = from_learned(own, None, epochs=10)
+    assert own["accuracy"](plain, own["old"]) < 0.75
+    for name, (old, new) in {"interval": (0.94, 0.87), "budget": (0.84, 0.92), "dense": (0.95, 0.90)}.items():
+        assert own[f"{name}_old"] == pytest.approx(old, abs=0.03)
+        assert own[f"{name}_new"] == pytest.approx(new, abs=0.03)
+
+
+def test_an_own_mechanism_keeps_every_weight_within_its_interval(own):
+    keepers = []
+
+    def make(model: nn.Module) -> hf.Keeper:
+        keepers.append(hf.Keeper(model, own["Interval"](1e-5)).retain(hf.fisher(model, own["old"].train)))
+        return keepers[0]
+
+    model, at_bound = from_learned(own, make), 0
+    for name, weight in model.named_parameters():
+        rise = 0.5 * keepers[0].held.importance[name] * (weight - own["learned"][name]).square()
+        assert rise.max() < 1.01e-5
+        at_bound += int((rise > 0.99e-5).sum())
+    assert at_bound > 20
+    with pytest.raises(OptionError, match="most is in nats, and the importance is not"):
+        keepers[0].retain(hf.mas(model, own["old"].train))
+    with pytest.raises(OptionError, match="most is -1; expected nats above 0"):
+        own["Interval"](-1)
+
+
+def test_an_own_mechanism_is_reported_saved_and_loaded(own):
+    assert re.search(r"^Interval: 1 task held, 380 steps, .* pull / task step 0\.\d+, predicted rise", own["printed"])
+    assert own["loaded"].mechanism == own["Interval"](1e-5)
+    assert own["loaded"].report().num_steps == 380
+    folder = own["skills"] / "interval"
+    with pytest.raises(hf.HoldfastError, match=r"Use hf\.Keeper\.load\(folder, model, mechanism=Interval\)\."):
+        hf.EWC.load(folder, own["model"])
+    told = 'keeper = hf.Keeper.load("THIS FOLDER", model, mechanism=Interval).attach(optimizer)'
+    assert told in (folder / "README.md").read_text()
+
+
+def test_an_own_importance_is_the_diagonal_of_the_hessian(own):
+    """Of a linear model the loss's Hessian is the exact Fisher."""
+    model, data = nn.Linear(6, 3), [(torch.randn(50, 6), torch.randint(3, (50,)))]
+    found, exact = own["hessian"](model, data, num_probes=3000), hf.fisher(model, data)
+    for name, value in exact.items():
+        assert torch.allclose(found[name], value, rtol=0.2, atol=0.01)
+
+
+def test_an_own_importance_keeps_a_budget_in_nats(own):
+    loaded = hf.Importance.load(own["skills"] / "hessian")
+    assert loaded.info.kind == "hessian"
+    assert loaded.info.nats_per_unit == pytest.approx(0.79, abs=0.1)
+    risen = re.findall(r"EWC: 1 task held.* predicted rise ([\d.]+) nats", own["printed"])
+    assert float(risen[0]) == pytest.approx(0.02, rel=3e-3)
+
+
+def test_an_own_curvature_is_fishers_block(own):
+    for name, value in own["diagonals"](own["importance"].layers).items():
+        exact = hf.fisher(from_learned(own, None, epochs=0), own["old"].train)[name]
+        assert torch.allclose(value, exact, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", [SGD, Adam])
+@pytest.mark.parametrize("options", [{"strength": 10.0}, {"strength": math.inf}])
+def test_an_own_curvature_without_correlations_pulls_as_a_diagonal(own, optimizer, options):
+    fisher = hf.fisher(from_learned(own, None, epochs=0), own["old"].train)
+    fisher = hf.Importance({name: value + 1e-3 for name, value in fisher.items()}, fisher.info)
+    layer = own["importance"].layers["3.weight"]
+    K = torch.cat([fisher[name].flatten() for name in layer.parameters]).diag()
+    rest = {name: value for name, value in fisher.items() if name not in layer.parameters}
+    mixed = own["Mixed"](hf.Importance(rest, fisher.info), {"3.weight": own["Dense"].of(K, layer.parameters)})
+    one, other = (
+        from_learned(own, lambda model, held=held: hf.EWC(model, **options).retain(held), optimizer)
+        for held in (fisher, mixed)
+    )
+    assert close(one, other, 1e-4)
+    assert not close(one, from_learned(own, None, optimizer), 1e-2)
+
+
+def test_an_own_curvature_is_copied_and_loaded(own):
+    model = from_learned(own, None, epochs=0)
+    optimizer = SGD(model.parameters(), lr=0.1)
+    keeper = hf.EWC(model, 10.0).retain(own["importance"]).attach(optimizer)
+    keeper.save(own["skills"] / "again")
+    copied, its, _ = copy.deepcopy((model, optimizer, keeper))
+    fresh, again = copy.deepcopy((model, optimizer))
+    again = SGD(fresh.parameters(), lr=0.1)
+    loaded = hf.EWC.load(own["skills"] / "again", fresh).attach(again)
+    assert loaded.predicted_rise() == 0
+    for net, steps in ((model, optimizer), (copied, its), (fresh, again)):
+        own["train"](net, steps, own["new"], epochs=1)
+    assert close(model, copied, 0.0)
+    assert close(model, fresh, 0.0)
+    assert keeper.predicted_rise() == loaded.predicted_rise() > 0
+
+
+def test_an_unknown_curvature_is_told_how_to_be_saved(own):
+    class Nameless(own["Dense"]):
+        pass
+
+    layer = own["importance"].layers["3.weight"]
+    nameless = own["Mixed"](own["importance"].diagonal, {"3.weight": Nameless(layer.R, layer.parameters)})
+    keeper = hf.EWC(from_learned(own, None, epochs=0), 1.0).retain(nameless)
+    with pytest.raises(OptionError, match=r"'3.weight' \(Nameless\). Put @holdfast.curvature.register_curvature"):
+        keeper.save(own["skills"] / "nameless")
+    assert not (own["skills"] / "nameless").exists()
