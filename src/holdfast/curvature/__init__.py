@@ -1,6 +1,6 @@
 """What an importance of several weights together is: Kronecker factors of a layer, a low-rank adapter on a weight."""
 
-from holdfast.curvature.factored import AnyImportance, FactoredImportance, load_importance
+from holdfast.curvature.factored import AnyImportance, FactoredImportance, importance_of, load_importance
 from holdfast.curvature.kronecker import KroneckerCurvature, KroneckerFactors
 from holdfast.curvature.protocol import Curvature, MeasuredLayer, shapes_of
 from holdfast.curvature.rules import Accumulate, Decayed, Weighting
@@ -15,6 +15,7 @@ __all__ = [
     "KroneckerFactors",
     "MeasuredLayer",
     "Weighting",
+    "importance_of",
     "load_importance",
     "shapes_of",
 ]
