@@ -124,9 +124,7 @@ def _of_columns(importance: Importance, classes: tuple[int, ...] | None) -> Impo
     return Importance(of_columns(importance, classes), importance.info)
 
 
-def _keeper(
-    method: Method, model: nn.Module, options: MethodOptions
-) -> tuple[Keeper, Callable[[], Tensor] | None]:
+def _keeper(method: Method, model: nn.Module, options: MethodOptions) -> tuple[Keeper, Callable[[], Tensor] | None]:
     """The keeper, and what it adds to the loss, if anything."""
     rule = accumulation(options.accumulate)
     if options.budget is not None and not method.keeps_budget:
