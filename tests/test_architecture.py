@@ -176,6 +176,167 @@ def test_the_search_for_pickles_finds_one(code: str, what: str):
     assert what in {name for _, name in pickles(ast.parse(code))}
 
 
+IMPORTANCES = {"Importance", "FactoredImportance", "AnyImportance", "Curvature", "MeasuredLayer"}
+IMPORTANCES |= {"KroneckerFactors", "KroneckerCurvature"}
+THEIR_OWN = ("records.py", "curvature/")
+
+
+def class_tests(tree: ast.AST, names: set[str]) -> Iterator[tuple[int, str]]:
+    """Line and text of every test whether an object is of a class of these names, by whatever module it is spelled."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in {"isinstance", "issubclass"} and len(node.args) > 1:
+            found = node.args[1]
+        elif isinstance(node, ast.MatchClass):
+            found = node.cls
+        elif isinstance(node, ast.Compare) and any("type(" in ast.unparse(part) for part in ast.walk(node)):
+            found = node
+        else:
+            continue
+        parts = [part.id if isinstance(part, ast.Name) else getattr(part, "attr", "") for part in ast.walk(found)]
+        if names.intersection(parts):
+            yield getattr(node, "lineno", 0), ast.unparse(node)
+
+
+def test_no_importance_is_told_by_its_class_outside_its_package():
+    """Ask for its `layers`, `diagonal`, `covers` or `to_diagonal()`: every kind has them."""
+    found = []
+    for path in sources():
+        inside = path.relative_to(PACKAGE).as_posix()
+        if not inside.startswith(THEIR_OWN):
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            found += [f"{inside}:{line}: {what}" for line, what in class_tests(tree, IMPORTANCES)]
+    assert all((PACKAGE / name).exists() for name in THEIR_OWN)
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("code", "is_test"),
+    [
+        ("isinstance(x, Importance)", True),
+        ("isinstance(x, dict | hf.FactoredImportance)", True),
+        ("assert isinstance(x, (int, Importance))", True),
+        ("issubclass(kind, KroneckerFactors)", True),
+        ("type(x) is Importance", True),
+        ("match x:\n    case FactoredImportance():\n        y = 1", True),
+        ("isinstance(x, dict)", False),
+        ("Importance(x, info)", False),
+        ("isinstance(Importance(x, info), Mapping)", False),
+    ],
+)
+def test_the_search_for_class_tests_finds_them(code: str, is_test: bool):
+    assert bool(list(class_tests(ast.parse(code), IMPORTANCES))) == is_test
+
+
+FOREIGN = {  # private names of torch and the standard library that have no public way; no class of ours has them
+    "torch": {"_C", "_set_grad_enabled", "_are_functorch_transforms_active", "_current_graph_task_id", "_unsafe_view"},
+    "torch.autograd": {"_current_level", "_execution_engine"},
+    "OpOverload": {"_schema"},
+    "Tensor": {"_is_view", "_backward_hooks", "_post_accumulate_grad_hooks"},
+    "Module": {"_modules", "_backward_hooks", "_backward_pre_hooks", "_forward_hooks", "_forward_pre_hooks"}
+    | {"_non_persistent_buffers_set", "_reversed_padding_repeated_twice", "_orig_mod"},
+    "sys": {"_getframe"},
+    "os": {"_exit"},
+}
+FOREIGN_NAMES = set().union(*FOREIGN.values())
+FOREIGN_USES = {"module._parameters", "module._buffers", "tensor._values"}  # names that classes of ours have too
+FOREIGN_USES |= {"hasattr(value, '_fields')", "hasattr(tree, '_fields')"}  # of a named tuple
+BY_NAME = {"getattr", "setattr", "hasattr", "delattr"}
+
+
+def is_private(name: object) -> bool:
+    return isinstance(name, str) and name.startswith("_") and not name.endswith("__")
+
+
+def defined_names(tree: ast.AST) -> set[str]:
+    """Names of functions, classes, variables, fields and attributes of `self` that a module defines."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        match node:
+            case ast.FunctionDef(name=name) | ast.ClassDef(name=name) | ast.Name(id=name, ctx=ast.Store()):
+                names.add(name)
+            case ast.Attribute(value=ast.Name(id="self" | "cls"), attr=name, ctx=ast.Store()):
+                names.add(name)
+    return names
+
+
+def reach_ins(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Line and text of every use of a private name that belongs to an object of another module."""
+    allowed = defined_names(tree) | FOREIGN_NAMES
+    for node in ast.walk(tree):
+        match node:
+            case ast.Attribute(value=ast.Name(id="self" | "cls")) | ast.Attribute(value=ast.Call(ast.Name("super"))):
+                continue
+            case ast.Attribute(attr=name) if not name.startswith("_foreach_"):
+                names = [name]
+            case ast.Call(func=ast.Name(id=function), args=[_, ast.Constant(value=name), *_]) if function in BY_NAME:
+                names = [name]
+            case ast.ImportFrom(module=str(module)) if module.partition(".")[0] == "holdfast":
+                names = [alias.name for alias in node.names]
+            case _:
+                continue
+        text = ast.unparse(node)
+        if text not in FOREIGN_USES and any(is_private(name) and name not in allowed for name in names):
+            yield node.lineno, text
+
+
+def test_nothing_reaches_into_another_modules_objects():
+    found = []
+    for path in sources():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        assert not defined_names(tree) & FOREIGN_NAMES, f"{path}: a name of torch's for something of ours"
+        found += [f"{path.relative_to(PACKAGE)}:{line}: {what}" for line, what in reach_ins(tree)]
+    assert not found, "give it a public name, or list it in FOREIGN where it is not ours:\n" + "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        ("keeper._holdings.held", ["keeper._holdings"]),
+        ("self.keeper._holdings = 1", ["self.keeper._holdings"]),
+        ("keepers[0]._take()", ["keepers[0]._take"]),
+        ("getattr(keeper, '_holdings', None)", ["getattr(keeper, '_holdings', None)"]),
+        ("from holdfast.records import _card", ["from holdfast.records import _card"]),
+        ("self._holdings; cls._kind; super()._take()", []),
+        ("class A:\n    _kind = 1\n    def join(self, other):\n        return other._kind", []),
+        ("class A:\n    def __init__(self, a):\n        self._a = a._a", []),
+        ("importance._values", ["importance._values"]),
+        ("tensor._values(); torch._foreach_add_(a, b); torch._C.f(); keeper.__class__; os._exit(0)", []),
+    ],
+)
+def test_the_search_for_reach_ins_finds_them(code: str, found: list[str]):
+    assert [what for _, what in reach_ins(ast.parse(code))] == found
+
+
+def imports_for_types(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Line and name of every import of our own that is made for type checkers alone."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test).rpartition(".")[2] == "TYPE_CHECKING":
+            for part in node.body:
+                yield from ((line, root) for line, root in imported_roots(part) if root == "holdfast")
+
+
+def test_no_import_circle_is_hidden_from_the_interpreter():
+    """A type that two modules need stands below both."""
+    found = []
+    for path in sources():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        found += [f"{path.relative_to(PACKAGE)}:{line}" for line, _ in imports_for_types(tree)]
+    assert not found, "import it as it is, or move it, in " + ", ".join(found)
+
+
+@pytest.mark.parametrize(
+    ("code", "lines"),
+    [
+        ("if TYPE_CHECKING:\n    from holdfast.records import Importance", [2]),
+        ("if typing.TYPE_CHECKING:\n    import torch\n    import holdfast", [3]),
+        ("if TYPE_CHECKING:\n    from matplotlib.axes import Axes", []),
+        ("from holdfast.records import Importance", []),
+    ],
+)
+def test_the_search_for_imports_for_types_finds_them(code: str, lines: list[int]):
+    assert [line for line, _ in imports_for_types(ast.parse(code))] == lines
+
+
 def test_no_text_sends_a_user_to_another_project():
     """On PyPI `holdfast` is somebody else's: what we tell people to install is `torch-holdfast`."""
     found = [

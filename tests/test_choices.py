@@ -20,7 +20,7 @@ from holdfast.experiments import advise as advising
 from holdfast.experiments.config import RunConfig
 from holdfast.experiments.generation import GenerationConfig
 from holdfast.experiments.generation.config import GenerationStream
-from holdfast.experiments.reproduce.recipe import Size
+from holdfast.experiments.reproduce.lines import Size
 from holdfast.experiments.sweep import Space
 from holdfast.heads import masks
 from holdfast.memory import Forms, Retained

@@ -125,6 +125,11 @@ class Importance(Mapping[str, Tensor]):
         """None: the part that is held by whole layers, by the name of the layer's weight."""
         return {}
 
+    @property
+    def covers(self) -> Mapping[str, Tensor]:
+        """Itself: a tensor of its shape for every parameter that it says something of."""
+        return self
+
     def to_diagonal(self) -> Importance:
         """Itself."""
         return self

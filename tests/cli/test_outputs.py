@@ -263,8 +263,8 @@ def test_a_name_that_is_needed_is_refused_before_any_work(
 @pytest.mark.parametrize(
     ("argv", "file", "work"),
     [
-        (["sweep", "permuted-digits", "--methods", "none"], "sweep-permuted-digits.json", "sweep.drive.pool_of"),
-        (["sweep", "permuted-digits", "--methods", "none"], "sweep-permuted-digits.csv", "sweep.drive.pool_of"),
+        (["sweep", "permuted-digits", "--methods", "none"], "sweep-permuted-digits.json", "sweep.carry_out.pool_of"),
+        (["sweep", "permuted-digits", "--methods", "none"], "sweep-permuted-digits.csv", "sweep.carry_out.pool_of"),
         (["sweep", "permuted-digits", "--methods", "none"], "sweep.db", "sweep.storage._opened"),
         (["advise", "mlp"], "advice/mlp-on-permuted-mnist.json", "workloads.build_stream"),
         (

@@ -9,7 +9,9 @@ from tests.files.folders import edit
 from torch import Tensor, nn
 
 from holdfast import FactoredImportance, Importance, ImportanceInfo, KroneckerFactors
+from holdfast.curvature import importance_of, shapes_of
 from holdfast.errors import FileFormatError, NotFiniteError, OptionError, ParameterMismatchError
+from holdfast.records import check_names
 
 INFO = ImportanceInfo("kfac-exact", 10, loss="categorical", unit="nats/weight^2", nats_per_unit=1.0)
 
@@ -66,6 +68,30 @@ def test_its_diagonal_is_that_of_the_product():
     assert diagonal["1.weight"].tolist() == [2.0] * 4
     assert found.correlation(diagonal)["0.weight"] == pytest.approx(1.0)
     assert found.correlation(importance(seed=9)).keys() == diagonal.keys()
+
+
+def test_both_kinds_are_read_by_the_same_names():
+    found = importance()
+    diagonal = found.to_diagonal()
+    shapes = {name: tuple(p.shape) for name, p in net().named_parameters()}
+    for one in (found, diagonal):
+        assert {name: tuple(value.shape) for name, value in one.covers.items()} == shapes
+        assert {*shapes_of(one.layers), *one.diagonal} == set(shapes)
+        check_names(one.covers, net(), where="here")
+        with pytest.raises(ParameterMismatchError, match="here: 4 names not among the trainable parameters"):
+            check_names({f"own.{n}": value for n, value in one.covers.items() if n != "1.bias"}, net(), where="here")
+    assert diagonal.covers is diagonal
+
+
+def test_an_importance_is_made_of_its_parts():
+    found = importance()
+    again = importance_of(found.layers, found.diagonal, found.info)
+    assert repr(again) == repr(found)
+    for name, block in blocks(found).items():
+        torch.testing.assert_close(torch.kron(again.layers[name].outputs, again.layers[name].inputs), block)
+    flat = importance_of({}, found.diagonal, found.info)
+    assert type(flat) is Importance
+    assert flat["1.weight"].tolist() == [2.0] * 4
 
 
 def test_it_scales():

@@ -20,7 +20,6 @@ from holdfast.experiments.language.rehearsal import NUM_EXAMPLES, rehearse
 from holdfast.experiments.language.sources import Source
 from holdfast.experiments.run import usable_device
 from holdfast.files import check_output
-from holdfast.records import Importance
 
 
 def importance_command(options: ImportanceOptions) -> None:
@@ -81,14 +80,15 @@ def importance_command(options: ImportanceOptions) -> None:
             identity=identity,
             watch=tell,
         )
-        if options.rehearse and isinstance(found, Importance):
+        if options.rehearse:
+            diagonal = found.to_diagonal()
             shown = examples(model, source.rows(), length=options.length, labelled=False)
             some = list(drawn(shown, NUM_EXAMPLES[model.task], seed=options.seed))
             rehearsed = rehearse(
-                model, found, some, budget=options.rehearse_budget, seed=options.seed, on_progress=stages
+                model, diagonal, some, budget=options.rehearse_budget, seed=options.seed, on_progress=stages
             )
             stages.say(f"rehearsal: rise predicted {rehearsed.predicted:.3g}, measured {rehearsed.measured:.3g} nats")
-            found = rehearsed.applied_to(found)
+            found = rehearsed.applied_to(diagonal)
     write_importance(path, found, model, data=Path(options.data).name, progress=progress, length=options.length)
     checkpoint.unlink(missing_ok=True)
     told = console_for()

@@ -1,7 +1,7 @@
 """What an importance of several weights together is: Kronecker factors of a layer, a low-rank adapter on a weight."""
 
 from holdfast.curvature.adapters import AdapterCurvature
-from holdfast.curvature.factored import AnyImportance, FactoredImportance, load_importance
+from holdfast.curvature.factored import AnyImportance, FactoredImportance, importance_of, load_importance
 from holdfast.curvature.files import register_curvature
 from holdfast.curvature.kronecker import KroneckerCurvature, KroneckerFactors
 from holdfast.curvature.protocol import Curvature, Measured, MeasuredLayer, MixedImportance, shapes_of
@@ -20,6 +20,7 @@ __all__ = [
     "MeasuredLayer",
     "MixedImportance",
     "Weighting",
+    "importance_of",
     "load_importance",
     "register_curvature",
     "shapes_of",

@@ -80,6 +80,11 @@ class FactoredImportance(Mapping[str, KroneckerFactors]):
         """Itself: the part that is held by whole layers, by the name of the layer's weight."""
         return self
 
+    @property
+    def covers(self) -> Mapping[str, Tensor]:
+        """A tensor of its shape for every parameter that it says something of; those in layers take no memory."""
+        return {**shapes_of(self), **self.diagonal}
+
     def parameter_names(self) -> list[str]:
         """Names of the parameters in factored layers."""
         return list(shapes_of(self))
@@ -160,7 +165,7 @@ class FactoredImportance(Mapping[str, KroneckerFactors]):
         """
         found = read_folder(path, cls.saved_in)
         if model is not None:
-            check_factored_names(found, model, where=f"FactoredImportance.load({str(path)!r})")
+            check_names(found.covers, model, where=f"FactoredImportance.load({str(path)!r})")
         return found
 
     @classmethod
@@ -177,6 +182,13 @@ class FactoredImportance(Mapping[str, KroneckerFactors]):
 AnyImportance = Importance | FactoredImportance
 
 
+def importance_of(
+    layers: Mapping[str, KroneckerFactors], diagonal: Mapping[str, Tensor], info: ImportanceInfo
+) -> AnyImportance:
+    """The importance with these `layers` and this `diagonal`; an `Importance` where there is no layer."""
+    return FactoredImportance(layers, diagonal, info) if layers else Importance(diagonal, info)
+
+
 def load_importance(path: str | os.PathLike[str], *, model: nn.Module | None = None) -> AnyImportance:
     """Read a folder that `Importance.save` or `FactoredImportance.save` wrote.
 
@@ -189,14 +201,8 @@ def load_importance(path: str | os.PathLike[str], *, model: nn.Module | None = N
 
     found = read_folder(path, lambda saved: kind(saved).saved_in(saved))
     if model is not None:
-        check = check_factored_names if isinstance(found, FactoredImportance) else check_names
-        check(found, model, where=f"load_importance({str(path)!r})")  # pyright: ignore[reportArgumentType]
+        check_names(found.covers, model, where=f"load_importance({str(path)!r})")
     return found
-
-
-def check_factored_names(importance: FactoredImportance, model: nn.Module, *, where: str) -> None:
-    """Raise `ParameterMismatchError` naming every entry that has no parameter of its name and shape in `model`."""
-    check_names({**shapes_of(importance), **importance.diagonal}, model, where=where)
 
 
 def _check_shapes(factors: Mapping[str, KroneckerFactors], where: str) -> None:

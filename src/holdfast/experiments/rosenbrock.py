@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from holdfast.errors import NotFiniteError, OptionError
 from holdfast.experiments.canvas import check_matplotlib
-from holdfast.experiments.rosenbrock_picture import draw
+from holdfast.experiments.rosenbrock_picture import Path2D, Point, draw
 from holdfast.files import check_output, new_folder, write_json
 from holdfast.records import Importance, ImportanceInfo
 from holdfast.retention import EWC
@@ -22,32 +22,6 @@ from holdfast.retention import EWC
 STEEPNESS = 10.0
 START = (-1.2, 1.0)
 STRENGTHS = (0.01, 1.0)
-
-Point = tuple[float, float]
-
-
-@dataclass(frozen=True)
-class Path2D:
-    """One training on task 2, from the anchor.
-
-    Attributes:
-        strength: of EWC; None without EWC.
-        points: (x, y) before the first step and after every step.
-        loss_1: of task 1 at the end.
-        loss_2: of task 2 at the end.
-        predicted_rise: of task 1's loss, as EWC foretells it from the importances; None without EWC.
-    """
-
-    strength: float | None
-    points: list[Point]
-    loss_1: float
-    loss_2: float
-    predicted_rise: float | None
-
-    @property
-    def label(self) -> str:
-        """What tables and the picture call it."""
-        return "without EWC" if self.strength is None else f"EWC, strength {self.strength:g}"
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from holdfast.experiments.rosenbrock import Path2D
-
 Point = tuple[float, float]
 Task = Callable[[Tensor], Tensor]
 
@@ -29,6 +28,30 @@ _LEVELS = tuple(0.1 * 10 ** (step / 2) for step in range(7))
 _TASKS = ("#0068a8", "#c94f00")
 _PATHS = (INK, "#b0438f", "#008361", "#a67600", "#7a5c3a")
 _RISES = (0.25, 1.0, 4.0)
+
+
+@dataclass(frozen=True)
+class Path2D:
+    """One training on task 2, from the anchor.
+
+    Attributes:
+        strength: of EWC; None without EWC.
+        points: (x, y) before the first step and after every step.
+        loss_1: of task 1 at the end.
+        loss_2: of task 2 at the end.
+        predicted_rise: of task 1's loss, as EWC foretells it from the importances; None without EWC.
+    """
+
+    strength: float | None
+    points: list[Point]
+    loss_1: float
+    loss_2: float
+    predicted_rise: float | None
+
+    @property
+    def label(self) -> str:
+        """What tables and the picture call it."""
+        return "without EWC" if self.strength is None else f"EWC, strength {self.strength:g}"
 
 
 def draw(

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from holdfast.methods.learner import Learner
+from holdfast.methods.buffered import BufferLearner
 from holdfast.methods.options import MethodOptions
-from holdfast.replay import Buffer
 from holdfast.steps.hooks import StepHooks
-from holdfast.streams import Examples
 from holdfast.tensors import trainable_parameters
 from holdfast.training import Losses, task_loss
 
@@ -34,7 +32,7 @@ def project_(gradients: Sequence[Tensor], reference: Sequence[Tensor]) -> None:
         g.sub_(against * ref)
 
 
-class AveragedGem(Learner):
+class AveragedGem(BufferLearner):
     """Before every step the gradient is projected so that it does not raise the loss on a draw of past examples.
 
     The draw is as large as the batch, from what is kept of the tasks before; see `project_`. Every batch is offered
@@ -47,12 +45,10 @@ class AveragedGem(Learner):
     the step; clipping comes before.
     """
 
-    replays: ClassVar[bool] = True
+    title: ClassVar[str] = "A-GEM"
 
     def __init__(self, model: nn.Module, options: MethodOptions) -> None:
-        super().__init__(model)
-        self.buffer = Buffer(options.buffer_size, keep=options.buffer)
-        self._num_closed = 0
+        super().__init__(model, options)
         self._hooks: StepHooks | None = None
         self._reference: dict[str, Tensor] = {}
 
@@ -64,32 +60,14 @@ class AveragedGem(Learner):
 
     def loss(self, inputs: Tensor, targets: Tensor, columns: Tensor | None) -> Losses:
         """The task's mean loss; the gradient on past examples is kept for the step."""
-        if self._num_closed:
+        if self.num_closed:
             self._reference = self._past_gradient(len(targets), columns)
-        tasks = torch.full_like(targets, self._num_closed)
+        tasks = torch.full_like(targets, self.num_closed)
         self.buffer.offer(inputs=inputs, targets=targets, tasks=tasks)
         return task_loss(self.model, inputs, targets, columns), None
 
-    def close_task(self, examples: Examples, *, classes: tuple[int, ...] | None, task: int) -> None:
-        """From now on this task's examples are past ones."""
-        self._num_closed = task + 1
-
-    def report(self) -> str:
-        """How many examples are kept."""
-        return f"A-GEM: {len(self.buffer)} examples kept of room for {self.buffer.capacity}"
-
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The buffer."""
-        tensors, notes = self.buffer.state()
-        return tensors, {"buffer": notes, "closed": self._num_closed}
-
-    def load_state(self, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
-        """Go on from what `state` gave."""
-        self.buffer.load_state(tensors, notes["buffer"])
-        self._num_closed = notes["closed"]
-
     def _past_gradient(self, count: int, columns: Tensor | None) -> dict[str, Tensor]:
-        old = self.buffer.draw(count, among=self.buffer["tasks"] < self._num_closed)
+        old = self.buffer.draw(count, among=self.buffer["tasks"] < self.num_closed)
         if not len(old["targets"]):
             return {}
         parameters = trainable_parameters(self.model)

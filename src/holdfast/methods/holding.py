@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, assert_never
 
 from torch import Tensor, nn
@@ -38,7 +38,7 @@ class Holding(Learner):
     def __init__(self, method: Method, model: nn.Module, options: MethodOptions) -> None:
         super().__init__(model)
         self.method, self.options = method, options
-        self.keeper = _keeper(method, model, options)
+        self.keeper, self._penalty = _keeper(method, model, options)
         self.path: SynapticIntelligence | None = None
         if method.importance == "si":
             self.path = SynapticIntelligence(
@@ -56,8 +56,8 @@ class Holding(Learner):
 
     def loss(self, inputs: Tensor, targets: Tensor, columns: Tensor | None) -> Losses:
         """The task's mean loss, and the penalty under `pull="penalty"`."""
-        own, keeper = task_loss(self.model, inputs, targets, columns), self.keeper
-        return own, keeper.penalty() if isinstance(keeper, EWC) and keeper.pull == "penalty" else None
+        own = task_loss(self.model, inputs, targets, columns)
+        return own, None if self._penalty is None else self._penalty()
 
     def after_step(self, inputs: Tensor, targets: Tensor, columns: Tensor | None) -> None:
         """Let SI take its gradient where the variant takes it after the step."""
@@ -124,7 +124,8 @@ def _of_columns(importance: Importance, classes: tuple[int, ...] | None) -> Impo
     return Importance(of_columns(importance, classes), importance.info)
 
 
-def _keeper(method: Method, model: nn.Module, options: MethodOptions) -> Keeper:
+def _keeper(method: Method, model: nn.Module, options: MethodOptions) -> tuple[Keeper, Callable[[], Tensor] | None]:
+    """The keeper, and what it adds to the loss, if anything."""
     rule = accumulation(options.accumulate)
     if options.budget is not None and not method.keeps_budget:
         lacking = "its importance is not known in nats"
@@ -136,7 +137,7 @@ def _keeper(method: Method, model: nn.Module, options: MethodOptions) -> Keeper:
     if method.importance == "kfac":
         _check_kfac(method, options)
     if method.mechanism == "ewc":
-        return EWC(
+        keeper = EWC(
             model,
             strength=options.strength,
             budget=options.budget,
@@ -145,6 +146,7 @@ def _keeper(method: Method, model: nn.Module, options: MethodOptions) -> Keeper:
             accumulate=rule,
             weighting=options.weighting,
         )
+        return keeper, keeper.penalty if options.pull == "penalty" else None
     if method.mechanism != "wva":
         raise OptionError(
             f"{method.name}: mechanism is {method.mechanism!r}, which holds no weights; expected 'ewc' or 'wva'. "
@@ -152,7 +154,7 @@ def _keeper(method: Method, model: nn.Module, options: MethodOptions) -> Keeper:
         )
     if options.strength is None:
         raise OptionError(f"{method.name} needs a strength; found None. Give one.")
-    return WVA(
+    keeper = WVA(
         model,
         strength=options.strength,
         attenuation=options.attenuation,
@@ -160,6 +162,7 @@ def _keeper(method: Method, model: nn.Module, options: MethodOptions) -> Keeper:
         accumulate=rule,
         weighting=options.weighting,
     )
+    return keeper, None
 
 
 def _check_kfac(method: Method, options: MethodOptions) -> None:

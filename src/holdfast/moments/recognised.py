@@ -3,26 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from holdfast.moments.kernels.convolution import Geometry
-from holdfast.moments.operations import Affine, BatchNorm, Convolution, Embedding, Linear
-
-if TYPE_CHECKING:
-    from holdfast.moments.intercept import Interception
+from holdfast.moments.operations import Affine, BatchNorm, Convolution, Embedding, Linear, Operation
 
 Ints = int | tuple[int, ...]
 
 
-def _linear(seen: Interception, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
+class Seen(Protocol):
+    """A forward pass that is looked at: it knows which tensors are parameters, and computes what they are used for."""
+
+    def use(self, operation: Operation, x: Tensor, *weights: Tensor | None) -> Tensor:
+        """The result of an operation of which at least one weight is tracked."""
+        ...
+
+    def is_tracked(self, tensor: Tensor) -> bool:
+        """Whether a tensor is known to be a parameter or a part of one."""
+        ...
+
+    def view(self, tensor: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+        """A view of a tracked tensor, tracked as well."""
+        ...
+
+
+def _linear(seen: Seen, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
     return seen.use(Linear(), input, weight, bias)
 
 
-def _matmul(seen: Interception, input: Tensor, other: Tensor, **options: Any) -> Any:
+def _matmul(seen: Seen, input: Tensor, other: Tensor, **options: Any) -> Any:
     if options or input.ndim < 2 or other.ndim < 2:
         return NotImplemented
     if seen.is_tracked(other) and other.ndim == 2:
@@ -32,7 +45,7 @@ def _matmul(seen: Interception, input: Tensor, other: Tensor, **options: Any) ->
     return NotImplemented
 
 
-def _addmm(seen: Interception, input: Tensor, mat1: Tensor, mat2: Tensor, **options: Any) -> Any:
+def _addmm(seen: Seen, input: Tensor, mat1: Tensor, mat2: Tensor, **options: Any) -> Any:
     if options or input.ndim != 1 or not seen.is_tracked(mat2):
         return NotImplemented
     return seen.use(Linear(), mat1, seen.view(mat2, Tensor.t), input)
@@ -43,7 +56,7 @@ def _convolution(axes: int, transposed: bool) -> Callable[..., Any]:
         return (value,) * axes if isinstance(value, int) else tuple(value) * (axes if len(value) == 1 else 1)
 
     def forward(
-        seen: Interception,
+        seen: Seen,
         input: Tensor,
         weight: Tensor,
         bias: Tensor | None = None,
@@ -63,7 +76,7 @@ def _convolution(axes: int, transposed: bool) -> Callable[..., Any]:
         return seen.use(Convolution(Geometry(*options)), input, weight, bias)
 
     def backward(
-        seen: Interception,
+        seen: Seen,
         input: Tensor,
         weight: Tensor,
         bias: Tensor | None = None,
@@ -82,7 +95,7 @@ def _convolution(axes: int, transposed: bool) -> Callable[..., Any]:
 
 
 def _embedding(
-    seen: Interception,
+    seen: Seen,
     input: Tensor,
     weight: Tensor,
     padding_idx: int | None = None,
@@ -100,7 +113,7 @@ def _embedding(
 
 
 def _layer_norm(
-    seen: Interception,
+    seen: Seen,
     input: Tensor,
     normalized_shape: Any,
     weight: Tensor | None = None,
@@ -111,13 +124,13 @@ def _layer_norm(
 
 
 def _rms_norm(
-    seen: Interception, input: Tensor, normalized_shape: Any, weight: Tensor | None = None, eps: float | None = None
+    seen: Seen, input: Tensor, normalized_shape: Any, weight: Tensor | None = None, eps: float | None = None
 ) -> Any:
     return seen.use(Affine(), F.rms_norm(input, normalized_shape, None, eps), weight, None)
 
 
 def _group_norm(
-    seen: Interception,
+    seen: Seen,
     input: Tensor,
     num_groups: int,
     weight: Tensor | None = None,
@@ -128,7 +141,7 @@ def _group_norm(
 
 
 def _batch_norm(
-    seen: Interception,
+    seen: Seen,
     input: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
@@ -144,7 +157,7 @@ def _batch_norm(
 
 
 def _instance_norm(
-    seen: Interception,
+    seen: Seen,
     input: Tensor,
     running_mean: Tensor | None = None,
     running_var: Tensor | None = None,
@@ -158,13 +171,13 @@ def _instance_norm(
     return seen.use(Affine(input.ndim - 2), normal, weight, bias)
 
 
-def _add(seen: Interception, input: Any, other: Any, **options: Any) -> Any:
+def _add(seen: Seen, input: Any, other: Any, **options: Any) -> Any:
     if options or not _tensors(input, other):
         return NotImplemented
     return _either(seen, input, other, lambda x, shift: seen.use(Affine(), x, None, shift))
 
 
-def _sub(seen: Interception, input: Any, other: Any, **options: Any) -> Any:
+def _sub(seen: Seen, input: Any, other: Any, **options: Any) -> Any:
     if options or not _tensors(input, other):
         return NotImplemented
     if seen.is_tracked(other):
@@ -172,25 +185,25 @@ def _sub(seen: Interception, input: Any, other: Any, **options: Any) -> Any:
     return seen.use(Affine(), -other, None, input)
 
 
-def _mul(seen: Interception, input: Any, other: Any, **options: Any) -> Any:
+def _mul(seen: Seen, input: Any, other: Any, **options: Any) -> Any:
     if options or not _tensors(input, other):
         return NotImplemented
     return _either(seen, input, other, lambda x, scale: seen.use(Affine(), x, scale, None))
 
 
-def _either(seen: Interception, a: Tensor, b: Tensor, use: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+def _either(seen: Seen, a: Tensor, b: Tensor, use: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """A commutative operation, with the tracked one of two tensors as the weight, or each of both in turn."""
     found = use(b, a) if seen.is_tracked(a) else None
     return use(a, b) if found is None or seen.is_tracked(b) else found
 
 
-def _expand(seen: Interception, input: Tensor, *size: Any) -> Any:
+def _expand(seen: Seen, input: Tensor, *size: Any) -> Any:
     """The parameter itself for every example, as of a class token: nothing, shifted by it."""
     nothing = input.new_zeros(()).expand(input.expand(*size).shape)
     return seen.use(Affine(), nothing, None, input)
 
 
-def _repeat(seen: Interception, input: Tensor, *repeats: Any) -> Any:
+def _repeat(seen: Seen, input: Tensor, *repeats: Any) -> Any:
     numbers = tuple(repeats[0]) if len(repeats) == 1 and not isinstance(repeats[0], int) else repeats
     shape = [1] * (len(numbers) - input.ndim) + list(input.shape)
     if any(n > 1 and times > 1 for n, times in zip(shape, numbers)):
@@ -220,7 +233,7 @@ HANDLERS: dict[Any, Callable[..., Any]] = {
     Tensor.expand: _expand,
     Tensor.repeat: _repeat,
 }
-"""From a function to what calls `Interception.use` for it, or returns NotImplemented to let it run as it is."""
+"""From a function to what calls `Seen.use` for it, or returns NotImplemented to let it run as it is."""
 
 COMPOSITES: frozenset[Any] = frozenset(
     {F.multi_head_attention_forward, torch.autograd.grad, torch.autograd.backward, Tensor.backward}

@@ -13,7 +13,7 @@ from holdfast.errors import FailedRunsError, OptionError
 from holdfast.experiments import RunConfig
 from holdfast.experiments.reproduce import Recipe, recipe_named
 from holdfast.experiments.reproduce.carry_out import answer, known, measure, train
-from holdfast.experiments.reproduce.recipe import Line, around
+from holdfast.experiments.reproduce.lines import Line, around
 from holdfast.files import read_sealed, seal_of
 
 

@@ -8,8 +8,8 @@ from tests.experiments.reproduce.made_up import filled, outcome
 from holdfast.errors import UnknownNameError
 from holdfast.experiments import configure
 from holdfast.experiments.reproduce import FULL, QUICK, RECIPES, recipe_named
+from holdfast.experiments.reproduce.lines import Line, around
 from holdfast.experiments.reproduce.outcome import Outcome
-from holdfast.experiments.reproduce.recipe import Line, around
 
 BASE = configure("permuted-digits", "ewc-fisher", strength=10.0)
 

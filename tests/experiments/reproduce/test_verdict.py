@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from holdfast.experiments.reproduce.recipe import Published
+from holdfast.experiments.reproduce.lines import Published
 from holdfast.experiments.reproduce.verdict import above, equal, not_below, stand_text, verdict
 from holdfast.experiments.tables import Estimate
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from torch import Tensor
 from torch.optim import AdamW
 
-from holdfast.curvature.factored import AnyImportance, FactoredImportance
+from holdfast.curvature.factored import AnyImportance, importance_of
 from holdfast.errors import EmptyDataError, OptionError
 from holdfast.experiments.language.batches import Example, collate
 from holdfast.experiments.language.checkpoints import last_checkpoint, seal
@@ -21,7 +21,6 @@ from holdfast.experiments.language.rehearsal import REHEARSED
 from holdfast.experiments.language.skills import likelihood_of
 from holdfast.heads.categorical import IGNORED
 from holdfast.memory import AnchorForm, ImportanceForm
-from holdfast.records import Importance
 from holdfast.retention import EWC, WVA
 
 HoldMethod = Literal["ewc", "wva"]
@@ -93,7 +92,7 @@ def keeper_of(model: LanguageModel, importance: AnyImportance, holding: Holding)
     Warns:
         UserWarning: a budget over an importance that was not rehearsed.
     """
-    if isinstance(importance, FactoredImportance) and (holding.method != "ewc" or holding.budget is not None):
+    if importance.layers and (holding.method != "ewc" or holding.budget is not None):
         raise OptionError(
             "finetune: this importance has Kronecker factors, which neither --budget nor --method wva can hold. Give "
             "--method ewc --strength S, or measure another --kind."
@@ -126,12 +125,9 @@ def keeper_of(model: LanguageModel, importance: AnyImportance, holding: Holding)
 
 def _among(importance: AnyImportance, prefix: str) -> AnyImportance:
     """What is said of the parameters whose names begin so."""
-    if not isinstance(importance, FactoredImportance):
-        values = {name: value for name, value in importance.items() if name.startswith(prefix)}
-        return Importance(values, importance.info)
-    factors = {name: f for name, f in importance.items() if name.startswith(prefix)}
+    layers = {name: layer for name, layer in importance.layers.items() if name.startswith(prefix)}
     diagonal = {name: value for name, value in importance.diagonal.items() if name.startswith(prefix)}
-    return FactoredImportance(factors, diagonal, importance.info)
+    return importance_of(layers, diagonal, importance.info)
 
 
 def fine_tune(

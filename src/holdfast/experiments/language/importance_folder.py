@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from holdfast.curvature.factored import AnyImportance, FactoredImportance, check_factored_names, load_importance
+from holdfast.curvature.factored import AnyImportance, load_importance
 from holdfast.errors import ModelMismatchError
 from holdfast.experiments.language.heads import read_heads
 from holdfast.experiments.language.measuring import Kind, Progress
@@ -79,8 +79,7 @@ def read_importance(path: str | Path, model: LanguageModel) -> AnyImportance:
             f"measure again: holdfast importance {model.name} DATA -o ANOTHER-FOLDER"
         )
     base = model.with_head(head).base if isinstance(head, str) else model.base
-    check = check_factored_names if isinstance(importance, FactoredImportance) else check_names
-    check(importance, base, where=str(path))  # pyright: ignore[reportArgumentType]
+    check_names(importance.covers, base, where=str(path))
     named = {key: importance.info.details.get(key) for key in ("base_model", "base_revision", "tokenizer")}
     if named["tokenizer"] not in (None, tokenizer_hash(model.tokenizer)):
         raise ModelMismatchError(
@@ -100,9 +99,8 @@ def card(importance: AnyImportance, progress: Progress, model: LanguageModel, *,
     """The model card; its lines of Python work as they stand where `folder` and the model's name are found."""
     info = importance.info
     told = info.details
-    is_factored = isinstance(importance, FactoredImportance)
-    held = "--strength 0.1" if is_factored else "--budget 0.05"
-    diagonal = importance.to_diagonal() if is_factored else importance
+    held = "--strength 0.1" if importance.layers else "--budget 0.05"
+    diagonal = importance.to_diagonal()
     weights = sum(value.numel() for value in diagonal.values())
     nats = "unknown" if info.nats_per_unit is None else f"{info.nats_per_unit:g}"
     return f"""# What {told["base_model"]} needs for its skill

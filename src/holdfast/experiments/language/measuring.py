@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from holdfast.curvature.factored import AnyImportance, FactoredImportance, factors_from, factors_to_tensors
+from holdfast.curvature.factored import AnyImportance, factors_from, factors_to_tensors, importance_of
 from holdfast.errors import (
     EmptyDataError,
     FileFormatError,
@@ -205,8 +205,9 @@ def measure(
     if state.seen == 0:
         raise EmptyDataError("importance: the data held no example.")
     importance = state.mean(_info(model, state.seen, kind, seed, state.rules))
-    if sample and isinstance(importance, Importance):
-        importance = importance.with_info(nats_per_unit=_nats_per_unit(model, importance, sample, seed))
+    if sample:
+        nats = _nats_per_unit(model, importance.to_diagonal(), sample, seed)
+        importance = importance.with_info(nats_per_unit=nats)
     return importance, state.progress()
 
 
@@ -266,9 +267,7 @@ class _State:
         Raises:
             UnsupportedLayerError: other layers than before have factors.
         """
-        is_factored = isinstance(found, FactoredImportance)
-        diagonal = found.diagonal if is_factored else found
-        factors, layers = factors_to_tensors(found if is_factored else {})
+        factors, layers = factors_to_tensors(found.layers)
         if self.seen and layers.keys() != self.layers.keys():
             changed = ", ".join(map(repr, sorted(layers.keys() ^ self.layers.keys())))
             raise UnsupportedLayerError(
@@ -276,34 +275,28 @@ class _State:
             )
         self.layers = layers
         self.rules = {name: found.info.details[name] for name in ("factors", "matched") if name in found.info.details}
-        for name, f in found.items() if is_factored else ():
+        for name, f in found.layers.items():
             traces = {"inputs": f.outputs.trace(), "outputs": f.inputs.trace()}
             factors |= {f"{name}/{part}": factors[f"{name}/{part}"] * trace for part, trace in traces.items()}
-        for totals, values in ((self.totals, diagonal), (self.factors, factors)):
+        for totals, values in ((self.totals, found.diagonal), (self.factors, factors)):
             for name, value in values.items():
                 total = totals.setdefault(name, torch.zeros(value.shape))
                 total.add_(value.cpu(), alpha=size)
-        self.groups.add(self.part, _diagonal(found), size)
+        self.groups.add(self.part, found.to_diagonal(), size)
         self.seen += size
         self.part += 1
 
     def mean(self, info: ImportanceInfo) -> AnyImportance:
         """Over all examples; the sums are gone then."""
         diagonal, factors = ({n: s.div_(self.seen) for n, s in sums.items()} for sums in (self.totals, self.factors))
-        if not self.layers:
-            return Importance(diagonal, info)
         for name in self.layers:
             trace = factors[f"{name}/outputs"].trace()
             factors[f"{name}/outputs"] /= trace.where(trace > 0, 1.0)
-        return FactoredImportance(factors_from(self.layers, factors, where="importance"), diagonal, info)
+        return importance_of(factors_from(self.layers, factors, where="importance"), diagonal, info)
 
     def progress(self) -> Progress:
         error, agreement = self.groups.compare() or (None, None)
         return Progress(self.seen, error, agreement, self.seconds)
-
-
-def _diagonal(importance: AnyImportance) -> Importance:
-    return importance.to_diagonal() if isinstance(importance, FactoredImportance) else importance
 
 
 def _of_base(found: AnyImportance, prefix: str) -> AnyImportance:
@@ -314,13 +307,11 @@ def _of_base(found: AnyImportance, prefix: str) -> AnyImportance:
     def own(name: str) -> str:
         return name.removeprefix(prefix)
 
-    if not isinstance(found, FactoredImportance):
-        return Importance({own(name): value for name, value in found.items()}, found.info)
-    factors = {own(name): replace(f, bias=None if f.bias is None else own(f.bias)) for name, f in found.items()}
+    layers = {own(name): replace(f, bias=None if f.bias is None else own(f.bias)) for name, f in found.layers.items()}
     matched = str(found.info.details.get("matched", ""))
     details = {**found.info.details, **({"matched": ", ".join(map(own, matched.split(", ")))} if matched else {})}
     diagonal = {own(name): value for name, value in found.diagonal.items()}
-    return FactoredImportance(factors, diagonal, replace(found.info, details=details))
+    return importance_of(layers, diagonal, replace(found.info, details=details))
 
 
 def _measure_part(model: LanguageModel, part: list[Example], kind: Kind, seed: int, size: int) -> AnyImportance:

@@ -7,9 +7,9 @@ from typing import Any
 
 from holdfast.experiments.config import RunConfig
 from holdfast.experiments.reproduce.curve import AUTHORS
-from holdfast.experiments.reproduce.findings import Answer, Findings, best, final, percent, points
+from holdfast.experiments.reproduce.findings import Answer, Findings, Recipe, best, final, percent, points
+from holdfast.experiments.reproduce.lines import Line, Size, around
 from holdfast.experiments.reproduce.pictures import Series, beside, curves
-from holdfast.experiments.reproduce.recipe import Line, Recipe, Size, around
 from holdfast.experiments.reproduce.verdict import above, equal, not_below, stand_text
 from holdfast.experiments.tables import Estimate
 

@@ -13,10 +13,10 @@ from holdfast.errors import FailedRunsError, OptionError
 from holdfast.experiments.config import RunConfig
 from holdfast.experiments.folder import versions
 from holdfast.experiments.parallel import run_all
-from holdfast.experiments.reproduce.findings import Findings
+from holdfast.experiments.reproduce.findings import Findings, Recipe
+from holdfast.experiments.reproduce.lines import Found, once
 from holdfast.experiments.reproduce.outcome import Outcome
 from holdfast.experiments.reproduce.page import page
-from holdfast.experiments.reproduce.recipe import Found, Recipe, once
 from holdfast.experiments.reproduce.store import (
     RESULTS,
     check_results,

@@ -8,9 +8,10 @@ from dataclasses import replace
 from holdfast.errors import UnknownNameError
 from holdfast.experiments.reproduce.attenuation import attenuation, increments
 from holdfast.experiments.reproduce.curve import curve
+from holdfast.experiments.reproduce.findings import Recipe
 from holdfast.experiments.reproduce.full_size import full_size
+from holdfast.experiments.reproduce.lines import FULL, Size
 from holdfast.experiments.reproduce.nets import nets
-from holdfast.experiments.reproduce.recipe import FULL, Recipe, Size
 from holdfast.experiments.reproduce.replay import controls, dgr
 from holdfast.experiments.reproduce.scenarios import scenarios
 from holdfast.experiments.reproduce.strength import importances, strength

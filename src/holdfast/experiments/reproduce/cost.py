@@ -9,7 +9,8 @@ from itertools import pairwise
 from statistics import median
 
 from holdfast.experiments.config import RunConfig
-from holdfast.experiments.reproduce.recipe import Found, Recipe, once
+from holdfast.experiments.reproduce.findings import Recipe
+from holdfast.experiments.reproduce.lines import Found, once
 from holdfast.methods import method_named
 from holdfast.streams import STREAMS
 from holdfast.training import num_epochs

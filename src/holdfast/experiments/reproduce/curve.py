@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from holdfast.experiments.plots import accuracy_curves, accuracy_matrices
-from holdfast.experiments.reproduce.findings import Findings, as_groups, best, final, percent, points
+from holdfast.experiments.reproduce.findings import Findings, Recipe, as_groups, best, final, percent, points
+from holdfast.experiments.reproduce.lines import Line, Published, Size, around
 from holdfast.experiments.reproduce.pictures import beside
-from holdfast.experiments.reproduce.recipe import Line, Published, Recipe, Size, around
 from holdfast.experiments.reproduce.verdict import above, stand_text
 
 AUTHORS = "Kutalev, arXiv 2005.07107, 2109.10021, 2208.05791, 2211.17012"

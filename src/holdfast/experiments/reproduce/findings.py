@@ -1,16 +1,17 @@
-"""What the runs of a recipe say, row by row."""
+"""A published experiment, and what its runs say, row by row."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from holdfast.experiments.config import RunConfig
 from holdfast.experiments.groups import Group
+from holdfast.experiments.reproduce.lines import Found, Line, Size, once
 from holdfast.experiments.reproduce.outcome import Outcome
-from holdfast.experiments.reproduce.recipe import Found, Line, Recipe
 from holdfast.experiments.reproduce.verdict import Verdict, verdict
 from holdfast.experiments.results import RunResult
 from holdfast.experiments.tables import Estimate
@@ -71,6 +72,53 @@ class Answer:
     def by_seed(self, value: Value) -> dict[int, float]:
         """The value of each seed that did not diverge."""
         return {result.seed: value(result) for result in self.results}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A published experiment.
+
+    Attributes:
+        name: as it is typed.
+        title: one line for people.
+        question: what it asks.
+        source: who asked it, with the number of the article.
+        claim: what the authors found; empty where their answer is not known.
+        size: in full or small.
+        lines: the rows of the answer.
+        conclude: findings -> one paragraph, agreeing or disagreeing with the authors, by arithmetic.
+        draw: findings and a folder -> the pictures in it.
+        measure: in place of runs, what is measured under one seed, as JSON values; given the folder of MNIST.
+        measure_seeds: under which.
+        measure_seconds: about how long one takes in full.
+        notes: what the reader should know, such as what was tuned.
+    """
+
+    name: str
+    title: str
+    question: str
+    source: str
+    claim: str
+    size: Size
+    lines: tuple[Line, ...] = ()
+    conclude: Callable[[Findings], str]
+    draw: Callable[[Findings, Path], Sequence[Path]]
+    measure: Callable[[int, str | None], dict[str, Any]] | None = None
+    measure_seeds: tuple[int, ...] = ()
+    measure_seconds: float = 60.0
+    notes: str = ""
+
+    def wanted(self, found: Found) -> list[RunConfig]:
+        """All runs that are known to be needed, each once: trials, and what is reported where the choice is made."""
+        return once(c for line in self.lines for c in (*line.trials(), *line.reported(found)))
+
+    def to_do(self, found: Found) -> list[RunConfig]:
+        """Of those, the ones not done. When they are done there may be more, until there are none."""
+        return [config for config in self.wanted(found) if config not in found]
+
+    def undecided(self, found: Found) -> list[Line]:
+        """The lines whose choice is still open: their reported runs are not among the wanted ones yet."""
+        return [line for line in self.lines if line.chosen(found) is None]
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.experiments.plots import accuracy_curves
-from holdfast.experiments.reproduce.findings import Findings, as_groups, final, percent
+from holdfast.experiments.reproduce.findings import Findings, Recipe, as_groups, final, percent
+from holdfast.experiments.reproduce.lines import Line, Published, Size
 from holdfast.experiments.reproduce.pictures import beside
-from holdfast.experiments.reproduce.recipe import Line, Published, Recipe, Size
 
 _ZENKE = "Zenke et al. 2017, arXiv 1703.04200"
 _TRAINING: dict[str, Any] = {

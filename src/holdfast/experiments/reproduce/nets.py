@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.experiments.reproduce.curve import AUTHORS
-from holdfast.experiments.reproduce.findings import Answer, Findings, best, final, percent, points
+from holdfast.experiments.reproduce.findings import Answer, Findings, Recipe, best, final, percent, points
+from holdfast.experiments.reproduce.lines import Line, Size
 from holdfast.experiments.reproduce.pictures import Series, curves
-from holdfast.experiments.reproduce.recipe import Line, Recipe, Size
 
 PULLS: dict[str, dict[str, Any]] = {
     "implicit": {"pull": "implicit"},

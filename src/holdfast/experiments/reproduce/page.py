@@ -7,8 +7,7 @@ from pathlib import Path
 
 from holdfast.experiments.config import RunConfig
 from holdfast.experiments.groups import differing, setting_text
-from holdfast.experiments.reproduce.findings import Answer, Findings, final
-from holdfast.experiments.reproduce.recipe import Recipe
+from holdfast.experiments.reproduce.findings import Answer, Findings, Recipe, final
 from holdfast.experiments.reproduce.verdict import LEGEND
 
 SMALL = "This is the small version, on other data: it neither confirms nor refutes what is in print."

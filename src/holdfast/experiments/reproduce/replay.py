@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.experiments.plots import accuracy_curves
-from holdfast.experiments.reproduce.findings import Findings, as_groups, final, percent, points
+from holdfast.experiments.reproduce.findings import Findings, Recipe, as_groups, final, percent, points
+from holdfast.experiments.reproduce.lines import Line, Published, Size
 from holdfast.experiments.reproduce.pictures import beside
-from holdfast.experiments.reproduce.recipe import Line, Published, Recipe, Size
 from holdfast.experiments.reproduce.verdict import above, stand_text
 
 _AUTHORS = "van de Ven and Tolias 2019, arXiv 1904.07734"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from holdfast.experiments.reproduce.findings import Answer, Findings, final, percent
+from holdfast.experiments.reproduce.findings import Answer, Findings, Recipe, final, percent
+from holdfast.experiments.reproduce.lines import Line, Published, Size, around
 from holdfast.experiments.reproduce.pictures import beside
-from holdfast.experiments.reproduce.recipe import Line, Published, Recipe, Size, around
 from holdfast.experiments.reproduce.which_fisher import TRAINING
 from holdfast.methods import METHODS
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.experiments.reproduce.curve import AUTHORS
-from holdfast.experiments.reproduce.findings import Findings, percent
+from holdfast.experiments.reproduce.findings import Findings, Recipe, percent
+from holdfast.experiments.reproduce.lines import Size
 from holdfast.experiments.reproduce.pictures import Series, correlations, curves
-from holdfast.experiments.reproduce.recipe import Recipe, Size
 from holdfast.experiments.tables import Estimate
 from holdfast.importance import SynapticIntelligence, fisher, mas, signal, taylor
 from holdfast.streams import Examples

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from holdfast.experiments.reproduce.recipe import Published
+from holdfast.experiments.reproduce.lines import Published
 from holdfast.experiments.tables import Estimate
 
 Verdict = Literal["reproduced", "better", "not reached"]

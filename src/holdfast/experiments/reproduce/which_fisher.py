@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from holdfast.experiments.reproduce.findings import Findings, final, points
+from holdfast.experiments.reproduce.findings import Findings, Recipe, final, points
+from holdfast.experiments.reproduce.lines import Line, Published, Size, around
 from holdfast.experiments.reproduce.pictures import beside
-from holdfast.experiments.reproduce.recipe import Line, Published, Recipe, Size, around
 from holdfast.experiments.reproduce.verdict import equal
 
 SOURCE = "van de Ven, ICLR blog 2025, arXiv 2502.11756"

@@ -1,6 +1,6 @@
 """Settings compared on validation data: methods, strengths, optimizers and learning rates, over seeds."""
 
-from holdfast.experiments.sweep.drive import sweep
+from holdfast.experiments.sweep.carry_out import sweep
 from holdfast.experiments.sweep.findings import Finding, Findings
 from holdfast.experiments.sweep.space import Choice, Space
 

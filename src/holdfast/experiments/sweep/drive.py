@@ -1,91 +1,28 @@
-"""A sweep: trials taken from a study, their runs done, and the best of them told."""
+"""The work of a sweep: trials taken from a study, and their runs done."""
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from holdfast.errors import FailedRunsError, NotFiniteError, OptionError
+from holdfast.errors import NotFiniteError
 from holdfast.experiments.config import RunConfig
 from holdfast.experiments.job import Job
-from holdfast.experiments.pool import Done, Pool, pool_of
+from holdfast.experiments.pool import Done, Pool
 from holdfast.experiments.results import RunResult
 from holdfast.experiments.run import Watch
 from holdfast.experiments.stacked import why_not_stacked
-from holdfast.experiments.sweep.findings import Findings, check_findings, write_findings
+from holdfast.experiments.sweep.board import Board, Trial
 from holdfast.experiments.sweep.space import Space
-
-if TYPE_CHECKING:
-    from holdfast.experiments.sweep.board import Board, Trial
 
 PATIENCE = 2.0
 """Seconds between two looks at trials that other processes are at work on."""
 
 MOST_MEMBERS = 64
 """Runs in one batched program."""
-
-
-def sweep(
-    space: Space,
-    *,
-    output: str | os.PathLike[str] = "runs",
-    storage: str | None = None,
-    jobs: int = 1,
-    device: str = "cpu",
-    data_dir: str | os.PathLike[str] | None = None,
-    watch: Watch | None = None,
-) -> Findings:
-    """Try every setting of `space`, and choose the best of each method by its mean validation accuracy.
-
-    Each run stands in its own folder of `output`. Kill it, or its processes, at any moment: the same call goes on. Any
-    number of processes and machines may share one storage: each setting is tried by one of them, and each process
-    returns when all are.
-
-    Args:
-        space: what is compared.
-        output: parent of the run folders; `sweep-STREAM.json` and `.csv` are written there.
-        storage: an address as Optuna takes it; None: `sweep.db` in `output`.
-        jobs: local processes; see `run_all`.
-        device: as torch names it.
-        data_dir: where MNIST is; see `holdfast.streams.mnist`.
-        watch: called with each event of each run, under "run" the name of its folder, and as each setting ends with
-            {"event": "trial", "method", "setting", "state": "complete", "pruned" or "failed", "validation", "why"}.
-
-    Returns:
-        What was found, with settings that other processes tried.
-
-    Raises:
-        FailedRunsError: runs failed for another reason than that training diverged; raised when all others are done.
-        OptionError: the storage cannot be used, or optuna is not installed.
-        OutputError: `output` cannot be written, or files of somebody else's have the names of the sweep's.
-    """
-    try:
-        from holdfast.experiments.sweep.board import boards_of
-    except ImportError as error:
-        raise OptionError(
-            f'a sweep needs {error.name}, not installed here: pip install "torch-holdfast[sweep]"'
-        ) from error
-    folder = Path(output)
-    check_findings(space, folder)
-    drive = _Drive(space, watch, device=device)
-    with (
-        pool_of(jobs, output=folder, device=device, data_dir=data_dir, watch=drive.watch_run) as pool,
-        boards_of(space, folder=folder, storage=storage) as boards,
-    ):
-        try:
-            drive.go(boards, pool, jobs=jobs)
-        finally:
-            drive.give_back()
-        found = [finding for board in boards for finding in board.findings()]
-    findings = write_findings(found, space=space, output=folder)
-    if drive.failures:
-        raise FailedRunsError(drive.failures, of=drive.num_runs)
-    return findings
 
 
 @dataclass(eq=False)
@@ -100,7 +37,7 @@ class _Open:
     ended: bool = False
 
 
-class _Drive:
+class Drive:
     """Hands the runs of trials to a pool, as many at once as it has workers, and tells the trials what came of them."""
 
     def __init__(self, space: Space, watch: Watch | None, *, device: str) -> None:

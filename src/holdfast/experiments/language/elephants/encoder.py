@@ -114,8 +114,7 @@ class Encoder:
             num_examples=MEASURED_PAIRS[self.size],
             watch=lambda progress: watch(f"importance: {progress.text}"),
         )
-        assert isinstance(found, Importance)
-        found = rehearsed("encoder", self.ready, found, pairs, PACES[self.size], watch=watch)
+        found = rehearsed("encoder", self.ready, found.to_diagonal(), pairs, PACES[self.size], watch=watch)
         found.save(folder)
         return found
 
@@ -188,8 +187,7 @@ class Encoder:
         found = self.sentences(model, task, "train")
         order = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed)).tolist()
         chosen = [found[number] for number in order[: MEASURED_SENTENCES[self.size]]]
-        importance, _ = measure(model, lambda: iter(chosen), kind="sampled", seed=seed)
-        assert isinstance(importance, Importance)
+        importance = measure(model, lambda: iter(chosen), kind="sampled", seed=seed)[0].to_diagonal()
         model.module.requires_grad_(True)
         return rehearsed("encoder", model, importance, chosen, PACES[self.size], watch=watch) if budget else importance
 

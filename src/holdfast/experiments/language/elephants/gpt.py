@@ -153,8 +153,7 @@ class Gpt:
         check_output(folder)
         blocks = _spread(self.blocks["english", "train"], self.sizes.measured)
         found, _ = measure(self.ready, lambda: iter(blocks), watch=partial(_tell, watch, "importance"))
-        assert isinstance(found, Importance)
-        found = rehearsed("gpt", self.ready, found, blocks, self.sizes.python, watch=watch)
+        found = rehearsed("gpt", self.ready, found.to_diagonal(), blocks, self.sizes.python, watch=watch)
         found.save(folder)
         return found
 

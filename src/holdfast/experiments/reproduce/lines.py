@@ -1,18 +1,14 @@
-"""What a published experiment is made of: a question, the lines that answer it, and the figures in print."""
+"""What a published experiment is made of: the lines that answer its question, and the figures in print."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from holdfast.choices import check_choices
 from holdfast.experiments.config import RunConfig, configure
 from holdfast.experiments.reproduce.outcome import Outcome
-
-if TYPE_CHECKING:
-    from holdfast.experiments.reproduce.findings import Findings
 
 Found = Mapping[RunConfig, Outcome]
 """What is known of runs, by their configuration."""
@@ -118,53 +114,6 @@ class Line:
         strengths = sorted({c.strength for c in self.candidates if c.strength is not None})
         chosen = self.chosen(found)
         return len(strengths) > 1 and chosen is not None and chosen.strength in (strengths[0], strengths[-1])
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """A published experiment.
-
-    Attributes:
-        name: as it is typed.
-        title: one line for people.
-        question: what it asks.
-        source: who asked it, with the number of the article.
-        claim: what the authors found; empty where their answer is not known.
-        size: in full or small.
-        lines: the rows of the answer.
-        conclude: findings -> one paragraph, agreeing or disagreeing with the authors, by arithmetic.
-        draw: findings and a folder -> the pictures in it.
-        measure: in place of runs, what is measured under one seed, as JSON values; given the folder of MNIST.
-        measure_seeds: under which.
-        measure_seconds: about how long one takes in full.
-        notes: what the reader should know, such as what was tuned.
-    """
-
-    name: str
-    title: str
-    question: str
-    source: str
-    claim: str
-    size: Size
-    lines: tuple[Line, ...] = ()
-    conclude: Callable[[Findings], str]
-    draw: Callable[[Findings, Path], Sequence[Path]]
-    measure: Callable[[int, str | None], dict[str, Any]] | None = None
-    measure_seeds: tuple[int, ...] = ()
-    measure_seconds: float = 60.0
-    notes: str = ""
-
-    def wanted(self, found: Found) -> list[RunConfig]:
-        """All runs that are known to be needed, each once: trials, and what is reported where the choice is made."""
-        return once(c for line in self.lines for c in (*line.trials(), *line.reported(found)))
-
-    def to_do(self, found: Found) -> list[RunConfig]:
-        """Of those, the ones not done. When they are done there may be more, until there are none."""
-        return [config for config in self.wanted(found) if config not in found]
-
-    def undecided(self, found: Found) -> list[Line]:
-        """The lines whose choice is still open: their reported runs are not among the wanted ones yet."""
-        return [line for line in self.lines if line.chosen(found) is None]
 
 
 def once(configs: Iterable[RunConfig]) -> list[RunConfig]:
