@@ -10,7 +10,7 @@ from torch import Tensor
 
 from holdfast.curvature.kronecker import KroneckerCurvature
 from holdfast.curvature.protocol import Curvature
-from holdfast.errors import FileFormatError, NotFiniteError
+from holdfast.errors import FileFormatError, NotFiniteError, OptionError
 
 _KINDS: dict[str, Any] = {"kronecker": KroneckerCurvature}
 _DEFAULT = "kronecker"
@@ -18,10 +18,16 @@ _DEFAULT = "kronecker"
 
 
 def layers_to_json(layers: Mapping[str, Curvature]) -> dict[str, Any]:
-    """What of them is no tensor."""
-    kinds = {cls: kind for kind, cls in _KINDS.items() if kind != _DEFAULT}
-    said = {name: {"kind": kinds[type(layer)]} if type(layer) in kinds else {} for name, layer in layers.items()}
-    return {name: {**said[name], **layer.form} for name, layer in layers.items()}
+    """What of them is no tensor.
+
+    Raises:
+        OptionError: a curvature of a kind that no file can be read back as.
+    """
+    kinds = {cls: {} if kind == _DEFAULT else {"kind": kind} for kind, cls in _KINDS.items()}
+    if own := {name: type(layer).__name__ for name, layer in layers.items() if type(layer) not in kinds}:
+        listed = ", ".join(f"{name!r} ({kind})" for name, kind in own.items())
+        raise OptionError(f"save: {listed}: files know Kronecker factors alone. Retain a diagonal to save the keeper.")
+    return {name: {**kinds[type(layer)], **layer.form} for name, layer in layers.items()}
 
 
 def layers_to_tensors(layers: Mapping[str, Curvature]) -> dict[str, Tensor]:

@@ -45,12 +45,13 @@ def save(
     held: Retained,
     *,
     mechanism: str,
+    own: bool,
     options: Mapping[str, Any],
     progress: Mapping[str, Any],
     extra: Mapping[str, TensorMap],
     model: nn.Module,
 ) -> None:
-    """Write a keeper's folder, whole or not at all."""
+    """Write a keeper's folder, whole or not at all; `own`: the mechanism is a user's."""
     read = {anchor.file.path for anchor in held.anchors.values() if isinstance(anchor, Reference)}
     with new_folder(path, reading=read) as folder:
         _write_held(folder, "importance", held.importance)
@@ -73,7 +74,7 @@ def save(
             **({"references": references_to_json(on_disk)} if on_disk else {}),
         }
         write_description(folder / DESCRIPTION, content)
-        write_text(folder / "README.md", _card(content, held))
+        write_text(folder / "README.md", _card(content, held, own=own))
 
 
 def load(
@@ -105,7 +106,8 @@ def _read(
     if content.get("mechanism") != mechanism:
         raise FileFormatError(
             f"{config}: this keeper is {content.get('mechanism')!r}, to be loaded as {mechanism!r}. "
-            f"Use hf.{content.get('mechanism')}.load."
+            f"Use hf.{content.get('mechanism')}.load, or hf.Keeper.load(folder, model, mechanism=...) for a mechanism of "
+            "your own."
         )
     numbers, options, progress = (content.get(part) for part in ("held", "options", "progress"))
     if not (isinstance(numbers, dict) and isinstance(options, dict) and isinstance(progress, dict)):
@@ -224,7 +226,7 @@ def option_to_json(value: Any) -> Any:
     """An option of a keeper as a JSON value."""
     if isinstance(value, Decayed):
         return {"decayed": value.gamma}
-    return "infinity" if isinstance(value, float) and math.isinf(value) else value
+    return "infinity" if isinstance(value, float) and value == math.inf else value
 
 
 def option_from_json(value: Any) -> Any:
@@ -236,14 +238,16 @@ def option_from_json(value: Any) -> Any:
     return value
 
 
-def _card(content: Mapping[str, Any], held: Retained) -> str:
+def _card(content: Mapping[str, Any], held: Retained, *, own: bool) -> str:
     weights = sum(value.numel() for value in held.covered.values())
     options = ", ".join(f"{name}={value}" for name, value in content["options"].items())
-    return f"""# Skills of {content["model"]}, held by {content["mechanism"]}
+    mechanism = content["mechanism"]
+    cls, kind = ("Keeper", f", mechanism={mechanism}") if own else (mechanism, "")
+    return f"""# Skills of {content["model"]}, held by {mechanism}
 
 Saved with holdfast {content["library_version"]}: {held.num_tasks} tasks, {weights:,} weights.
 Options: {options}
 
     import holdfast as hf
-    keeper = hf.{content["mechanism"]}.load("THIS FOLDER", model).attach(optimizer)
+    keeper = hf.{cls}.load("THIS FOLDER", model{kind}).attach(optimizer)
 """
