@@ -200,7 +200,7 @@ class SynapticIntelligence:
         return Importance(values, info)
 
     def state_dict(self) -> dict[str, Any]:
-        """The path so far: {"variant": str, "num_steps": int, "tensors": {"start/NAME": tensor, ...}}, to resume with."""
+        """The path so far: {"variant": str, "num_steps": int, "tensors": {"start/NAME": tensor, ...}}."""
         groups = {"start": self._start, "path": self._path, "last": self._last, "used": self._used}
         tensors = {f"{group}/{name}": tensor for group, named in groups.items() for name, tensor in named.items()}
         return {"variant": self.variant, "num_steps": self._num_steps, "tensors": tensors}

@@ -106,8 +106,8 @@ def _read(
     if content.get("mechanism") != mechanism:
         raise FileFormatError(
             f"{config}: this keeper is {content.get('mechanism')!r}, to be loaded as {mechanism!r}. "
-            f"Use hf.{content.get('mechanism')}.load, or hf.Keeper.load(folder, model, mechanism=...) for a mechanism of "
-            "your own."
+            f"Use hf.{content.get('mechanism')}.load, or for a mechanism of your own "
+            "hf.Keeper.load(folder, model, mechanism=...)."
         )
     numbers, options, progress = (content.get(part) for part in ("held", "options", "progress"))
     if not (isinstance(numbers, dict) and isinstance(options, dict) and isinstance(progress, dict)):
@@ -147,9 +147,9 @@ def to_state(held: Retained, extra: Mapping[str, TensorMap]) -> tuple[dict[str, 
 
 
 def from_state(
-    tensors: Mapping[str, Tensor], notes: Mapping[str, Any], *, where: str
+    tensors: Mapping[str, Tensor], notes: Mapping[str, Any], *, checkpoint: str | None, where: str
 ) -> tuple[Retained, dict[str, dict[str, Tensor]]]:
-    """What `to_state` was given.
+    """What `to_state` was given; `checkpoint`: as for `load`.
 
     Raises:
         FileFormatError: codes without their exponents, or a checkpoint with anchors that is gone or another.
@@ -160,7 +160,7 @@ def from_state(
         parts[part][name] = tensor
     importance = from_tensors(parts["importance"], parts["importance_exponents"], where=where)
     anchors: dict[str, Held] = from_tensors(parts["anchors"], parts["anchors_exponents"], where=where)
-    anchors |= references_from(notes.get("references"), None, where=where)
+    anchors |= references_from(notes.get("references"), checkpoint, where=where)
     layers = layers_from(notes.get("factors", {}), parts["factors"], where=where)
     return Retained(importance, anchors, **notes["held"], layers=layers), {part: parts[part] for part in EXTRA}
 

@@ -424,7 +424,7 @@ class Keeper:
         kind = cls._kind or mechanism
         if not (isinstance(kind, type) and issubclass(kind, Mechanism)):
             raise OptionError(
-                f"{cls.__name__}.load: say which mechanism it has: load(folder, model, mechanism=...), the class itself."
+                f"{cls.__name__}.load: say which mechanism it has: load(folder, model, mechanism=...), the class."
             )
         if mechanism not in (None, kind):
             raise OptionError(f"{cls.__name__}.load: its mechanism is its own. Use hf.Keeper.load for {mechanism!r}.")
@@ -477,7 +477,7 @@ class Keeper:
         """
         where = f"{self.name}.load_state"
         check_notes(tensors, notes, parts=files.PARTS, mechanism=self.name, where=where)
-        held, extra = files.from_state(tensors, notes, where=where)
+        held, extra = files.from_state(tensors, notes, checkpoint=self.anchors, where=where)
         self._take(held, extra, notes["progress"], where=where)
 
     def state_dict(self) -> dict[str, Any]:

@@ -93,8 +93,8 @@ class Mechanism:
         """Its options as JSON values or numbers, for a file."""
         if not is_dataclass(self):
             raise OptionError(
-                f"{self.name}: {type(self).__name__} is no dataclass, whose fields would be its options. Put @dataclass "
-                "over the class."
+                f"{self.name}: {type(self).__name__} is no dataclass, whose fields would be its options. Put "
+                "@dataclass over the class."
             )
         return {f.name: getattr(self, f.name) for f in fields(self) if f.init and f.name not in self.unsaved}
 
