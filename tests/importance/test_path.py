@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -346,6 +347,34 @@ def test_a_closure_and_a_frozen_layer():
     assert all(float(v.sum()) > 0 for v in importance.values())
 
 
+@pytest.mark.parametrize("options", [{}, {"gradient": "after"}, {"variant": "kutalev", "damping": 0.3}])
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0)])
+def test_a_deep_copy_watches_the_copies(options, order):
+    model = net()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    path = hf.SynapticIntelligence(model, **options).attach(optimizer)
+
+    def go(model, optimizer, path, data):
+        for batch in data:
+            train(model, optimizer, [batch])
+            if options.get("variant") == "kutalev":
+                path.after_step(lambda batch=batch: F.cross_entropy(model(batch[0]), batch[1]))
+
+    triple = (model, optimizer, path)
+    go(*triple, batches(3))
+    copies = copy.deepcopy([triple[i] for i in order])
+    twins = tuple(copies[order.index(i)] for i in range(3))
+    go(*triple, batches(3, seed=2))
+    go(*twins, batches(3, seed=2))
+    ours, theirs = path.importance(), twins[2].importance()
+    assert ours.info.details == theirs.info.details
+    assert ours.info.details["num_steps"] == 6
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    for act in (pickle.dumps, copy.copy):
+        with pytest.raises(TypeError, match=r"neither pickled nor copied alone. Use state_dict\(\), or copy.deepcopy"):
+            act(path)
+
+
 def test_detach_leaves_no_trace():
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -370,6 +399,12 @@ def test_bad_input_is_named_with_its_remedy():
     path.attach(optimizer)
     with pytest.raises(StateError, match="already attached to this SGD"):
         path.attach(optimizer)
+    for damaged in ({}, {"num_steps": 3}, {"num_steps": -1, "tensors": {}}, None):
+        with pytest.raises(FileFormatError, match='"num_steps" or "tensors" of the state is missing or damaged'):
+            path.load_state_dict(damaged)
+    other = hf.SynapticIntelligence(net(), variant="kutalev").state_dict()
+    with pytest.raises(FileFormatError, match="the state of variant='kutalev', and this is 'zenke'. Build Synaptic"):
+        path.load_state_dict(other)
     with pytest.raises(FileFormatError, match="'start/9.weight' does not match the model"):
         path.load_state_dict({"num_steps": 1, "tensors": {"start/9.weight": torch.zeros(1)}})
     train(model, optimizer, batches(3))

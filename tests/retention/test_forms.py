@@ -283,6 +283,36 @@ def test_a_checkpoint_that_was_moved(today, tmp_path):
         assert torch.equal(read(anchor, dtype=torch.float32, device=CPU), values[name])
 
 
+def test_a_checkpoint_that_was_renamed(today, tmp_path):
+    """The file is known by its contents, for a folder as for a state."""
+    keeper, _ = held_run("reference", "adam", 1.0, today)
+    keeper.save(tmp_path / "skills")
+    state = keeper.state()
+    new = Path(keeper.anchors).rename(tmp_path / "other.safetensors")
+    fresh = EWC(keeper.model, importance_dtype="int8", anchors=new)
+    fresh.load_state(*state)
+    for found in (EWC.load(tmp_path / "skills", keeper.model, anchors=new), fresh):
+        assert found.anchors == str(new)
+        assert found.predicted_rise() > 0
+    wrong = today(network(), tmp_path / "wrong.safetensors")
+    with pytest.raises(FileFormatError, match=r"wrong.safetensors, and that is not the file it was: .* anchors=PATH"):
+        EWC.load(tmp_path / "skills", keeper.model, anchors=wrong)
+
+
+def test_checkpoints_of_one_name(today, tmp_path):
+    """A trainer's all have the same: the anchors stay in the old one where the next is looked for in a new one."""
+    model, folders = wide_network(), [tmp_path / "checkpoint-1", tmp_path / "checkpoint-2"]
+    paths = [folder / "model.safetensors" for folder in folders]
+    for number, path in enumerate(paths):
+        path.parent.mkdir()
+        today(wide_network() if number == 0 else network(), path)
+    keeper = EWC(model, anchors=folders[0]).retain(importance_of(model))
+    keeper.save(tmp_path / "skills")
+    later = EWC(model, anchors=folders[1]).restore(tmp_path / "skills")
+    assert {anchor.file.path for anchor in later.held.anchors.values()} == {paths[0]}
+    assert later.anchors == str(folders[1])
+
+
 def test_from_disk_into_memory(today, tmp_path):
     keeper, _ = held_run("reference", "adam", 1.0, today)
     keeper.save(tmp_path / "skills")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 import pickle
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -144,7 +146,131 @@ def test_bfloat16_weights_of_an_own_mechanism_lose_no_small_pull():
         assert 0.30 < left < 0.44  # exp(-1)
 
 
+@dataclass
+class Named(hf.Mechanism):
+    """Options of every kind that a file takes, and one that it does not."""
+
+    unsaved: ClassVar[frozenset[str]] = frozenset({"rule"})
+
+    lowest: float = -math.inf
+    metric: float = 2.0
+    note: str | None = None
+    rule: Callable[[float], float] | None = None
+
+
+def test_own_options_come_back_as_they_were(tmp_path):
+    model = network()
+    hf.Keeper(model, Named(metric=3.0, note="x", rule=abs)).retain(importance_of(model)).save(tmp_path / "skills")
+    loaded = hf.Keeper.load(tmp_path / "skills", model, mechanism=Named, rule=math.sqrt)
+    assert loaded.mechanism == Named(-math.inf, 3.0, "x", math.sqrt)
+    card = (tmp_path / "skills" / "README.md").read_text()
+    assert 'hf.Keeper.load("THIS FOLDER", model, mechanism=Named)' in card
+
+
+class Undecorated(hf.Mechanism):
+    """Not a dataclass."""
+
+
+@dataclass
+class Still(hf.Mechanism):
+    """Never called: its period is no number of steps."""
+
+    period: ClassVar[int] = 0
+
+
+@dataclass
+class Twice(hf.Mechanism):
+    """With the name of an option that every keeper has."""
+
+    log_every: int = 3
+
+
+@pytest.mark.parametrize(
+    ("mechanism", "message"),
+    [
+        (Named, r"mechanism is <class .*Named'>; expected an instance of a subclass of hf.Mechanism"),
+        (hf.EWC, r"expected an instance .* EWC and WVA are keepers: hf.EWC\(model, strength=...\)"),
+        (5.0, "mechanism is 5.0; expected an instance"),
+        (Undecorated(), "Undecorated is no dataclass.* Put @dataclass over the class"),
+        (Still(), "Still: period is 0; expected a whole number >= 1"),
+        (Twice(), "Twice: log_every are options of every keeper too. Give the fields other names"),
+        (Named(note=abs), r"note is <built-in .*; expected a number, a string or None; or its name in `unsaved`"),
+    ],
+)
+def test_a_keeper_is_not_built_on_what_it_could_not_drive_or_save(mechanism, message):
+    with pytest.raises(OptionError, match=message):
+        hf.Keeper(network(), mechanism)
+
+
+@pytest.mark.parametrize("kind", [None, Spring(1.0), dict])
+def test_loading_needs_the_class_of_the_mechanism(kind, tmp_path):
+    trained(Spring(2.0))[0].save(tmp_path / "skills")
+    with pytest.raises(OptionError, match=r"Keeper.load: say which mechanism it has: .*the class"):
+        hf.Keeper.load(tmp_path / "skills", network(), mechanism=kind)
+    with pytest.raises(OptionError, match=r"EWC.load: its mechanism is its own. Use hf.Keeper.load for .*Spring"):
+        hf.EWC.load(tmp_path / "skills", network(), mechanism=Spring)
+
+
+@dataclass
+class Telling(hf.Mechanism):
+    """Says anything of its progress."""
+
+    def __post_init__(self):
+        self.told = {"seen": 1.0}
+
+    def progress(self) -> dict[str, float]:
+        return self.told
+
+
+@pytest.mark.parametrize("told", [{"seen": math.nan}, {"seen": -1.0}, {"seen": "x"}, {"steps": 3}])
+def test_progress_that_could_not_be_loaded_is_not_saved(told, tmp_path):
+    keeper, _ = trained(Telling())
+    keeper.mechanism.told = told
+    name, value = next(iter(told.items()))
+    for act in (lambda: keeper.save(tmp_path / "skills"), keeper.state_dict, lambda: copy.deepcopy(keeper)):
+        with pytest.raises(OptionError, match=rf"Telling: its progress\(\) gives {name}={value!r}; expected finite"):
+            act()
+    assert not (tmp_path / "skills").exists()
+    keeper.mechanism.told = {"seen": 2.5}
+    keeper.save(tmp_path / "skills")
+    hf.Keeper.load(tmp_path / "skills", network(), mechanism=Telling)
+
+
+@pytest.mark.parametrize("factored", [False, True])
+def test_the_state_of_another_mechanism_is_refused(factored):
+    """WVA would hold no layer of it, and report it as held."""
+    keeper, _ = halfway("ewc", factored=factored)
+    other = hf.WVA(network(), 1.0)
+    with pytest.raises(FileFormatError, match="the state of a keeper of 'EWC'. Load it into one of 'EWC'"):
+        other.load_state_dict(keeper.state_dict())
+    assert other.held.num_tasks == 0
+    tensors, notes = keeper.state()
+    del notes["mechanism"]  # as it was before it was told
+    hf.EWC(network(), 1.0).load_state(tensors, notes)
+
+
 # --- copies and files as torch has them
+
+
+class Tagged(hf.EWC):
+    """A keeper with something of its own."""
+
+    def __init__(self, model, strength=1.0, *, partner=None, **options):
+        super().__init__(model, strength, **options)
+        self.partner = partner
+
+
+def test_a_deep_copy_takes_along_what_a_subclass_has():
+    model = network()
+    partner = hf.WVA(model, 1.0)
+    keeper = Tagged(model, 3.0, partner=partner)
+    keeper.note = ["mine"]
+    model_, keeper_, partner_ = copy.deepcopy((model, keeper, partner))
+    assert type(keeper_) is Tagged
+    assert keeper_.partner is partner_
+    assert keeper_.model is partner_.model is model_
+    assert keeper_.note == ["mine"]
+    assert keeper_.note is not keeper.note
 
 
 @every

@@ -182,6 +182,53 @@ def test_references_that_do_not_fit():
 # --- the penalty, and options without effect
 
 
+def test_a_reference_may_ask_for_a_gradient_and_must_be_tensors():
+    keeper = held(EWC, strength=4.0)
+    there = {name: value.clone().requires_grad_() * 1.0 for name, value in keeper.held.anchors.items()}
+    assert keeper.predicted_rise(there) == keeper.predicted_rise() > 0
+    with pytest.raises(
+        ParameterMismatchError, match=r"EWC.predicted_rise: expected dense tensors .*'0.weight' is array"
+    ):
+        keeper.predicted_rise({name: value.detach().numpy() for name, value in there.items()})
+
+
+def test_a_model_that_is_frozen_by_now():
+    keeper = held(EWC, strength=4.0)
+    rise = keeper.predicted_rise()
+    keeper.model.requires_grad_(False)
+    report = keeper.report()
+    assert (report.protected, report.predicted_rise) == (0.0, rise)
+
+
+@pytest.mark.parametrize("form", ["float32", "int8"])
+@pytest.mark.parametrize("pull", ["implicit", "gradient", "penalty"])
+def test_a_parameter_without_entries(form, pull):
+    """The others are held, reported and told of as if it were not there."""
+
+    class Empty(nn.Module):
+        def __init__(self, rows=None):
+            super().__init__()
+            self.empty = nn.Parameter(torch.zeros(0, 4)) if rows == 0 else None
+            self.weight = nn.Parameter(torch.linspace(-1, 1, 300))
+
+        def forward(self):
+            return self.weight.sum() + (0.0 if self.empty is None else self.empty.sum())
+
+    found = []
+    for rows in (0, None):
+        model = Empty(rows)
+        optimizer = Adam(model.parameters(), lr=0.1)
+        keeper = EWC(model, strength=2.0, pull=pull, importance_dtype=form).attach(optimizer)
+        keeper.retain({name: torch.full_like(p, 3.0) for name, p in model.named_parameters()})
+        for _ in range(3):
+            optimizer.zero_grad()
+            (model() + (keeper.penalty() if pull == "penalty" else 0.0)).backward()
+            optimizer.step()
+        found.append((str(keeper.report()), model.weight.tolist()))
+    assert found[0] == found[1]
+    assert "predicted rise 0 " not in found[0][0]
+
+
 def test_the_penalty_by_hand_with_its_gradient():
     keeper = held(EWC, pull="penalty", strength=3.0)
     keeper.model.zero_grad()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, NoReturn, Self, get_args
 
 import torch
 from torch import Tensor, nn
@@ -199,17 +200,30 @@ class SynapticIntelligence:
         return Importance(values, info)
 
     def state_dict(self) -> dict[str, Any]:
-        """The path so far: {"num_steps": int, "tensors": {"start/NAME": tensor, ...}}, to resume training with."""
+        """The path so far: {"variant": str, "num_steps": int, "tensors": {"start/NAME": tensor, ...}}."""
         groups = {"start": self._start, "path": self._path, "last": self._last, "used": self._used}
         tensors = {f"{group}/{name}": tensor for group, named in groups.items() for name, tensor in named.items()}
-        return {"num_steps": self._num_steps, "tensors": tensors}
+        return {"variant": self.variant, "num_steps": self._num_steps, "tensors": tensors}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on with a path that `state_dict` gave.
 
         Raises:
-            FileFormatError: a name or shape that does not match the model.
+            FileFormatError: a name or shape that does not match the model, another variant's state, or none at all.
         """
+        found = state if isinstance(state, Mapping) else {}
+        num_steps, variant = found.get("num_steps"), found.get("variant", self.variant)
+        if variant != self.variant:
+            raise FileFormatError(
+                f"SynapticIntelligence: this is the state of variant={variant!r}, and this is {self.variant!r}. Build "
+                f"SynapticIntelligence(model, variant={variant!r}) to go on with it."
+            )
+        whole = isinstance(num_steps, int) and num_steps >= 0
+        if not (whole and isinstance(found.get("tensors"), Mapping)):
+            raise FileFormatError(
+                'SynapticIntelligence: "num_steps" or "tensors" of the state is missing or damaged. Take what '
+                "state_dict() gave."
+            )
         parameters = trainable_parameters(self.model)
         groups: dict[str, dict[str, Tensor]] = {"start": {}, "path": {}, "last": {}, "used": {}}
         for key, tensor in state["tensors"].items():
@@ -218,7 +232,23 @@ class SynapticIntelligence:
                 raise FileFormatError(f"SynapticIntelligence: the state's {key!r} does not match the model.")
             groups[group][name] = tensor.to(parameters[name].device).clone()
         self._start, self._path, self._last, self._used = groups.values()
-        self._num_steps = int(state["num_steps"])
+        self._num_steps = num_steps
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Attached to the copies of its optimizers, as they are copied together with it and the model."""
+        twin = memo[id(self)] = type(self).__new__(type(self))
+        options = {"damping": self.damping, "variant": self.variant, "gradient": self.gradient}
+        twin.__init__(copy.deepcopy(self.model, memo), scaler=copy.deepcopy(self._scaler, memo), **options)
+        twin.load_state_dict(self.state_dict())
+        for hooks in self._hooks:
+            twin.attach(copy.deepcopy(hooks.optimizer, memo))
+        return twin
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise TypeError(
+            "SynapticIntelligence: it is bound to its model and optimizers, and is neither pickled nor copied alone. "
+            "Use state_dict(), or copy.deepcopy((model, optimizer, path))."
+        )
 
     def _restart(self) -> None:
         self._num_steps = 0

@@ -259,8 +259,8 @@ def references_from(content: Any, path: str | os.PathLike[str] | None, *, where:
         return {}
     try:
         digests, tensors = dict(content["files"]), dict(content["tensors"])
-        here = {} if path is None else {file.path.name: file for file in checkpoint_files(path)}
-        files = {old: here.get(Path(old).name) or CheckpointFile(Path(old)) for old in digests}
+        here = [] if path is None else checkpoint_files(path)
+        files = {old: _file_of(Path(old), digest, here) for old, digest in digests.items()}
         for old, file in files.items():
             if file.sha256 != digests[old]:
                 raise FileFormatError(
@@ -274,6 +274,15 @@ def references_from(content: Any, path: str | os.PathLike[str] | None, *, where:
             raise
         raise FileFormatError(f"{where}: 'references' is damaged ({error!r}). Save the keeper again.") from error
     return {name: reference for name, reference in found.items() if reference is not None}
+
+
+def _file_of(old: Path, digest: Any, here: list[CheckpointFile]) -> CheckpointFile:
+    """The file with this sha256: one of those that are here, whatever its name, else the one where it was."""
+    named = [file for file in here if file.path.name == old.name]
+    found = next((file for file in (*named, *here) if file.sha256 == digest), None)
+    if found is None and (old.exists() or not here):
+        return CheckpointFile(old)
+    return found or (*named, *here)[0]
 
 
 def _check_entries(tensors: Mapping[str, Any]) -> None:

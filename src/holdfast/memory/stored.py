@@ -193,7 +193,7 @@ def side_by_side(weight: Tensor, importance: Held, anchor: Held) -> Iterator[tup
     """A weight, its importance in float32 and its anchor in the weight's dtype, piece after piece on its device."""
     dense = isinstance(importance, Tensor) and isinstance(anchor, Tensor)
     size = PIECE if dense else PIECE // 16  # a row to read into has to be small beside what is saved by the form
-    columns = weight.reshape(-1).split(size), readings(importance, size), readings(anchor, size)
+    columns = _slices(weight, size), readings(importance, size), readings(anchor, size)
     for part, omega, end in zip(*columns, strict=True):
         read_there = partial(read, device=weight.device)
         yield part, read_there(omega, dtype=torch.float32), read_there(end, dtype=weight.dtype)

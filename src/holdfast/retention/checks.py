@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from holdfast.errors import FileFormatError, NotFiniteError
+from holdfast.errors import FileFormatError, NotFiniteError, OptionError
 from holdfast.memory import Retained
 from holdfast.records import check_importance_values, check_tensors
 from holdfast.tensors import TensorMap
@@ -50,13 +50,14 @@ def check_anchors(weights: TensorMap, *, where: str, sum_of: Callable[[Iterable[
         check_finite(weights, where=where, what="weights", remedy=remedy)
 
 
-def check_notes(tensors: TensorMap, notes: Any, *, parts: Iterable[str], where: str) -> None:
+def check_notes(tensors: TensorMap, notes: Any, *, parts: Iterable[str], mechanism: str, where: str) -> None:
     """Raise `FileFormatError` where tensors or notes are not as `Keeper.state` gave them.
 
     Args:
         tensors: by "part/name".
         notes: a mapping with "held" and "progress".
         parts: that are known.
+        mechanism: name of that of the keeper that takes them.
         where: for the message.
     """
     check_tensors(tensors, where=where, error=FileFormatError)
@@ -66,6 +67,8 @@ def check_notes(tensors: TensorMap, notes: Any, *, parts: Iterable[str], where: 
     for part in ("held", "progress"):
         if not isinstance(notes, Mapping) or not isinstance(notes.get(part), Mapping):
             raise FileFormatError(f"{where}: the notes have no {part!r}, or it is damaged. {_AGAIN}")
+    if (found := notes.get("mechanism", mechanism)) != mechanism:
+        raise FileFormatError(f"{where}: this is the state of a keeper of {found!r}. Load it into one of {found!r}.")
     check_numbers(notes["held"], where=where)
     if more := sorted(set(notes["held"]) - set(NUMBERS)):
         raise FileFormatError(f"{where}: 'held' has {', '.join(map(repr, more))}, which no keeper holds. {_AGAIN}")
@@ -142,6 +145,23 @@ def check_progress(progress: Mapping[str, Any], *, names: Iterable[str], where: 
         listed = ", ".join(f"{name}={value!r}" for name, value in wrong.items())
         raise FileFormatError(f"{where}: the progress is damaged: {listed}; expected numbers >= 0. {_AGAIN}")
     return steps
+
+
+def check_mechanism_progress(progress: Mapping[str, Any], *, taken: Iterable[str], where: str) -> None:
+    """Raise `OptionError` for what a mechanism says of its progress and no file could give back.
+
+    Args:
+        progress: as the mechanism gave it.
+        taken: names of the keeper's own figures.
+        where: for the message.
+    """
+    wrong = {n: v for n, v in progress.items() if n in set(taken) or not _is_count(v, whole=False)}
+    if wrong:
+        listed = ", ".join(f"{name}={value!r:.40}" for name, value in wrong.items())
+        raise OptionError(
+            f"{where}: its progress() gives {listed}; expected finite numbers >= 0, under names other than "
+            f"{', '.join(taken)}."
+        )
 
 
 def _is_progress(name: str, value: Any) -> bool:

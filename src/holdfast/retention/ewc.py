@@ -44,6 +44,7 @@ class Elastic(Mechanism):
     """
 
     name: ClassVar[str] = "EWC"
+    unsaved: ClassVar[frozenset[str]] = frozenset({"metric"})
 
     strength: float | None = None
     budget: float | None = None
@@ -223,10 +224,6 @@ class Elastic(Mechanism):
     def acting_strength(self) -> float | None:
         """The strength; under a budget the multiplier."""
         return self.strength if self.budget is None else self.multiplier
-
-    def options(self) -> dict[str, Any]:
-        """All but the metric, which is a function."""
-        return {name: value for name, value in super().options().items() if name != "metric"}
 
     def progress(self) -> dict[str, float]:
         """The multiplier, where the next step starts."""

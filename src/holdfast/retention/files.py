@@ -145,9 +145,9 @@ def to_state(held: Retained, extra: Mapping[str, TensorMap]) -> tuple[dict[str, 
 
 
 def from_state(
-    tensors: Mapping[str, Tensor], notes: Mapping[str, Any], *, where: str
+    tensors: Mapping[str, Tensor], notes: Mapping[str, Any], *, checkpoint: str | None, where: str
 ) -> tuple[Retained, dict[str, dict[str, Tensor]]]:
-    """What `to_state` was given.
+    """What `to_state` was given; `checkpoint`: as for `load`.
 
     Raises:
         FileFormatError: codes without their exponents, or a checkpoint with anchors that is gone or another.
@@ -158,7 +158,7 @@ def from_state(
         parts[part][name] = tensor
     importance = from_tensors(parts["importance"], parts["importance_exponents"], where=where)
     anchors: dict[str, Held] = from_tensors(parts["anchors"], parts["anchors_exponents"], where=where)
-    anchors |= references_from(notes.get("references"), None, where=where)
+    anchors |= references_from(notes.get("references"), checkpoint, where=where)
     layers = layers_from(notes.get("factors", {}), parts["factors"], where=where)
     return Retained(importance, anchors, **notes["held"], layers=layers), {part: parts[part] for part in EXTRA}
 
@@ -224,7 +224,7 @@ def option_to_json(value: Any) -> Any:
     """An option of a keeper as a JSON value."""
     if isinstance(value, Decayed):
         return {"decayed": value.gamma}
-    return "infinity" if isinstance(value, float) and math.isinf(value) else value
+    return "infinity" if isinstance(value, float) and value == math.inf else value
 
 
 def option_from_json(value: Any) -> Any:
@@ -239,7 +239,8 @@ def option_from_json(value: Any) -> Any:
 def _card(content: Mapping[str, Any], held: Retained) -> str:
     weights = sum(value.numel() for value in held.covered.values())
     options = ", ".join(f"{name}={value}" for name, value in content["options"].items())
-    return f"""# Skills of {content["model"]}, held by {content["mechanism"]}
+    mechanism = content["mechanism"]
+    return f"""# Skills of {content["model"]}, held by {mechanism}
 
 Saved with holdfast {content["library_version"]}: {held.num_tasks} tasks, {weights:,} weights.
 Options: {options}
@@ -251,6 +252,7 @@ Options: {options}
 
 def _load_call(mechanism: Any, folder: str) -> str:
     """How a keeper of this mechanism is loaded; one that is not ours is named by its class."""
-    if mechanism in ("EWC", "WVA"):
-        return f"hf.{mechanism}.load({folder}, model)"
+    ours = {"EWC": "hf.EWC", "WVA": "hf.WVA", "LoraEWC": "holdfast.integrations.peft.LoraEWC"}
+    if mechanism in ours:
+        return f"{ours[mechanism]}.load({folder}, model)"
     return f"hf.Keeper.load({folder}, model, mechanism={mechanism})"

@@ -25,9 +25,9 @@ from holdfast.memory.stored import num_positive
 from holdfast.records import Importance, ImportanceInfo, check_names, check_shapes, check_tensors
 from holdfast.retention import files
 from holdfast.retention.attachment import Attachment
-from holdfast.retention.checks import check_notes, check_progress
+from holdfast.retention.checks import check_mechanism_progress, check_notes, check_progress
 from holdfast.retention.holdings import Holdings
-from holdfast.retention.mechanism import Mechanism, check_option
+from holdfast.retention.mechanism import Mechanism, check_mechanism, check_option
 from holdfast.retention.meter import Figures
 from holdfast.retention.options import (
     chosen_forms,
@@ -113,6 +113,7 @@ class Keeper:
         statistics: Statistics = "warn",
         log_every: int = 100,
     ) -> None:
+        check_mechanism(mechanism, taken={*KeeperOptions.__annotations__, "model", "mechanism"})
         where = mechanism.name
         check_rule(accumulate, where=where)
         if accumulate == "per_task" and not mechanism.anchored:
@@ -339,8 +340,9 @@ class Keeper:
                     "bare model's state_dict()."
                 )
             given = {name: reference[name] for name in held.covered}
+            check_tensors(given, where=where, error=ParameterMismatchError)
             check_shapes(given, self.model, where=where, remedy="Give the weights of this model.")
-            there = {name: shard(value, weights[name]) for name, value in given.items() if name in weights}
+            there = {name: shard(value.detach(), weights[name]) for name, value in given.items() if name in weights}
             constant = 0.0
         elif not self.mechanism.anchored:
             raise OptionError(f"{where}: {self.name} keeps no anchors. Pass reference=, the weights of the old task.")
@@ -365,7 +367,7 @@ class Keeper:
             num_tasks=self.held.num_tasks,
             num_steps=sum(self._steps()),
             strength=self.mechanism.acting_strength,
-            protected=protected / weights,
+            protected=protected / weights if weights else 0.0,
             pinned=pinned,
             pull_ratio=pull_ratio,
             predicted_rise=self.predicted_rise() if self.mechanism.anchored else None,
@@ -420,12 +422,16 @@ class Keeper:
             ParameterMismatchError: names or shapes that do not match `model`.
         """
         kind = cls._kind or mechanism
-        if kind is None:
-            raise OptionError(f"{cls.__name__}.load: say which mechanism it has: load(folder, model, mechanism=...).")
+        if not (isinstance(kind, type) and issubclass(kind, Mechanism)):
+            raise OptionError(
+                f"{cls.__name__}.load: say which mechanism it has: load(folder, model, mechanism=...), the class."
+            )
+        if mechanism not in (None, kind):
+            raise OptionError(f"{cls.__name__}.load: its mechanism is its own. Use hf.Keeper.load for {mechanism!r}.")
         held, saved, progress, extra = files.load(
             path, mechanism=kind.name, anchors=kind.anchored, checkpoint=options.get("anchors")
         )
-        own = set(signature(kind).parameters) - {"metric"}  # a function, which no file holds
+        own = set(signature(kind).parameters) - kind.unsaved
         files.check_options(saved, {*KeeperOptions.__annotations__, *own}, where=path, kind=kind.name)
         given = {**saved, **options}
         if cls._kind is None:
@@ -461,7 +467,7 @@ class Keeper:
         Of a sharded model every process asks for it, and the first gets it, whole.
         """
         tensors, notes = files.to_state(*self._holdings.whole())
-        return tensors, {**notes, "progress": self._progress()}
+        return tensors, {**notes, "mechanism": self.name, "progress": self._progress()}
 
     def load_state(self, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
         """Go on from what `state` gave.
@@ -470,8 +476,8 @@ class Keeper:
             FileFormatError, NotFiniteError, ParameterMismatchError, OptionError: as `restore`.
         """
         where = f"{self.name}.load_state"
-        check_notes(tensors, notes, parts=files.PARTS, where=where)
-        held, extra = files.from_state(tensors, notes, where=where)
+        check_notes(tensors, notes, parts=files.PARTS, mechanism=self.name, where=where)
+        held, extra = files.from_state(tensors, notes, checkpoint=self.anchors, where=where)
         self._take(held, extra, notes["progress"], where=where)
 
     def state_dict(self) -> dict[str, Any]:
@@ -500,6 +506,8 @@ class Keeper:
         twin.load_state({name: tensor.clone() for name, tensor in tensors.items()}, notes)
         for optimizer in self.optimizers:
             twin.attach(copy.deepcopy(optimizer, memo))
+        of_subclass = vars(self).keys() - vars(twin).keys()
+        vars(twin).update({name: copy.deepcopy(vars(self)[name], memo) for name in of_subclass})
         return twin
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
@@ -528,8 +536,12 @@ class Keeper:
         """What besides `held` decides the steps and reports to come, as JSON values."""
         pinned, ratio = self._measured()
         steps = self._steps()
-        told = {"num_steps": sum(steps), "steps": steps, "pinned": pinned, "pull_ratio": ratio}
-        return {**told, **self.mechanism.progress()}
+        told, own = (
+            {"num_steps": sum(steps), "steps": steps, "pinned": pinned, "pull_ratio": ratio},
+            self.mechanism.progress(),
+        )
+        check_mechanism_progress(own, taken=told, where=self.name)
+        return {**told, **own}
 
     def _take(
         self,

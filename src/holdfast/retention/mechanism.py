@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import fields
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any, ClassVar
 
 from torch.optim import Optimizer
@@ -23,10 +23,13 @@ class Mechanism:
     Attributes:
         name: in messages, reports and files; the class's own unless it is given.
         anchored: whether the keeper keeps an anchor for every held weight, where it was when its task was closed.
+        unsaved: fields that no file holds, such as functions. They have a default, and are given again when it is
+            loaded.
     """
 
     name: ClassVar[str] = "Mechanism"
     anchored: ClassVar[bool] = True
+    unsaved: ClassVar[frozenset[str]] = frozenset()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -88,7 +91,12 @@ class Mechanism:
 
     def options(self) -> dict[str, Any]:
         """Its options as JSON values or numbers, for a file."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.init}  # pyright: ignore[reportArgumentType]
+        if not is_dataclass(self):
+            raise OptionError(
+                f"{self.name}: {type(self).__name__} is no dataclass, whose fields would be its options. Put "
+                "@dataclass over the class."
+            )
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.init and f.name not in self.unsaved}
 
     def progress(self) -> dict[str, float]:
         """Numbers >= 0 beside the options that decide the steps to come, for a file."""
@@ -100,6 +108,27 @@ class Mechanism:
         Raises:
             OptionError: what is held contradicts an option; nothing was changed.
         """
+
+
+def check_mechanism(mechanism: object, *, taken: Collection[str]) -> None:
+    """Raise `OptionError` unless a keeper can be driven by it, saved, and built from the file again.
+
+    Args:
+        mechanism: as a keeper was given it.
+        taken: names of the keeper's own options.
+    """
+    if not isinstance(mechanism, Mechanism):
+        raise OptionError(
+            f"Keeper: mechanism is {mechanism!r:.80}; expected an instance of a subclass of hf.Mechanism, as in "
+            "hf.Keeper(model, MyMechanism(...)). EWC and WVA are keepers: hf.EWC(model, strength=...)."
+        )
+    where, period, options = mechanism.name, mechanism.period, mechanism.options()
+    check_option(isinstance(period, int) and period >= 1, "period", period, "a whole number >= 1", where=where)
+    if twice := sorted(set(options) & set(taken)):
+        raise OptionError(f"{where}: {', '.join(twice)} are options of every keeper too. Give the fields other names.")
+    for name, value in options.items():
+        known = value is None or isinstance(value, bool | int | float | str)
+        check_option(known, name, value, "a number, a string or None; or its name in `unsaved`", where=where)
 
 
 def check_strength(strength: object, *, where: str) -> None:
