@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import holdfast as hf
+from holdfast.errors import CoupledExamplesError
 from holdfast.importance.gathering import gathered
 from holdfast.importance.measure import Batch
 from holdfast.moments.calls import Call
@@ -88,6 +90,68 @@ def test_data_may_use_their_memory_again(kind: Any):
         torch.testing.assert_close(found[name], expected[name])
 
 
+LAYERWISE: dict[str, Any] = {
+    "signal": hf.signal,
+    "signal of activations": partial(hf.signal, bias="activation"),
+    "local mas": partial(hf.mas, local=True),
+    "kfac": hf.kfac,
+    "empirical kfac": partial(hf.kfac, kind="empirical"),
+}
+
+
+@pytest.mark.parametrize("kind", LAYERWISE)
+def test_layer_by_layer_small_batches_go_together_as_well(kind: str):
+    torch.manual_seed(0)
+    measure, model = LAYERWISE[kind], Sizes().double()
+    examples = [(torch.randn(2, 3).double(), torch.randint(4, (2,))) for _ in range(20)]
+    singles = [(x[b : b + 1], y[b : b + 1]) for x, y in examples for b in range(2)]
+    expected = measure(model, singles[::-1])  # of which nothing is studied, and each is run alone
+    model.seen.clear()
+    found = measure(model, reused(examples))
+    assert max(model.seen) == 38
+    if not kind.endswith("kfac"):
+        assert {*found} == {*expected} == {"layer.weight", "layer.bias"}
+        for name in expected:
+            torch.testing.assert_close(found[name], expected[name], rtol=1e-6, atol=0.0)
+        return
+    assert {*found} == {*expected} == {"layer.weight"}
+    for name, factors in expected.items():
+        for side in ("inputs", "outputs"):
+            ours, theirs = getattr(found[name], side), getattr(factors, side)
+            torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("measure", [hf.signal, partial(hf.mas, local=True)])
+def test_examples_that_mix_are_found_on_the_way(measure: Any):
+    class Centred(nn.Module):
+        """Subtracts the mean over the examples."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.layer(x)
+            return x - x.mean(dim=0)
+
+    drops = nn.Sequential(nn.Linear(3, 4), Drops())
+    data = [(torch.randn(2, 3), torch.randint(4, (2,))) for _ in range(3)]
+    one = (torch.randn(1, 3), torch.randint(4, (1,)))
+    for batches in (data, [one, *data]):
+        with pytest.raises(CoupledExamplesError, match="differ from those for each of them alone"):
+            measure(Centred(), batches)
+    for batches in (data, [one], [one, *data]):
+        with pytest.raises(CoupledExamplesError, match="its outputs"):
+            measure(drops, batches)
+
+
+class Drops(nn.Module):
+    """Drops out in evaluation mode, too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.dropout(x, 0.5, training=True)
+
+
 def test_a_loss_of_the_users_own_sees_the_batches_of_the_data():
     seen: list[int] = []
 
@@ -118,7 +182,7 @@ def images(side: int, count: int) -> list[tuple[Tensor, Tensor]]:
     return [(torch.randn(2, 1, side, side), torch.randint(2, (2,))) for _ in range(count)]
 
 
-@pytest.mark.parametrize("measure", [hf.fisher, hf.mas, hf.taylor])
+@pytest.mark.parametrize("measure", [hf.fisher, hf.mas, hf.taylor, hf.signal, partial(hf.mas, local=True), hf.kfac])
 @pytest.mark.parametrize(("channels", "most"), [(4, 2**23 // (3 * 4 * 4 * 62**2)), (256, 3)])
 def test_what_passes_through_frozen_layers_counts(measure: Any, channels: int, most: int):
     model = Probe(channels)

@@ -155,7 +155,7 @@ def test_kfac_of_a_layer_that_a_transform_hides():
         found = hf.kfac(model, data, loss="gaussian")
     assert set(found) == {"outer.weight"}
 
-    model._transform = lambda network, x: mapped(network, x) if len(x) == 1 and x[0, 0] > 5 else network(x)
+    model._transform = lambda network, x: mapped(network, x) if (x[:, 0] > 5).any() else network(x)
     late = [*data, (torch.full((1, 6), 9.0, dtype=torch.float64), data[0][1][:1])]
     with pytest.raises(
         UnsupportedLayerError, match=r"kfac: the layer of 'inner.0.weight' is called inside a transform"

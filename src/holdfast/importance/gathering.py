@@ -12,7 +12,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from holdfast.heads.batches import model_inputs
 from holdfast.importance.measure import Batch
 from holdfast.moments.calls import Call
-from holdfast.moments.sums import TOGETHER_BYTES
+from holdfast.moments.study import TOGETHER_BYTES
 
 
 def gathered(batches: Iterable[Batch], room: Callable[[], int]) -> Iterator[Batch]:
@@ -72,7 +72,7 @@ class _Held:
     @torch.no_grad()
     def add(self, leaves: list[Tensor], size: int) -> None:
         if self._leaves and self.size + size > len(self._leaves[0]):
-            self._grow(min(self._limit, 2 * (self.size + size)))
+            self._grow(min(self._limit, 4 * (self.size + size)))
         for own, leaf in zip(self._leaves, leaves):
             own[self.size : self.size + size] = leaf
         self.size += size

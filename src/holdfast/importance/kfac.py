@@ -15,6 +15,7 @@ from holdfast.errors import OptionError
 from holdfast.heads.likelihoods import Likelihood, resolve_likelihood
 from holdfast.importance.alone import alone
 from holdfast.importance.fisher import Rows
+from holdfast.importance.gathering import gathered
 from holdfast.importance.loss import MeasuredLoss
 from holdfast.importance.measure import Batch, DataPass
 from holdfast.moments.factors import Rule
@@ -131,7 +132,7 @@ def kfac(
         sums = KroneckerSums(model, where=where, chunk_bytes=chunk_bytes, rule=rule)
         rows, again = (Rows(measured, kind, num_draws, None, seed) for _ in range(2))
         rest: MomentSums | None = None
-        for batch in data_pass:
+        for batch in gathered(data_pass, lambda: sums.room if measured.is_own else 0):
             sums.add(batch.call, lambda outputs, batch=batch: rows(outputs, batch), alone=alone(rows, batch))
             with _frozen(model, [name for layer in sums.layers for name in layer.names(layer.weight)]):
                 if rest is None:

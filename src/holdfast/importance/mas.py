@@ -109,7 +109,7 @@ def mas(
         loss=measured,
         calibrate=calibrate,
         seed=seed,
-        check=batched or local,
+        check=batched,
     )
 
     def scores(outputs: Any) -> Tensor:

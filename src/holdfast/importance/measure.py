@@ -40,7 +40,7 @@ class DataPass:
     """One pass over the data, batch by batch. One-shot iterators are good: nothing is read twice.
 
     The first batch is used to check that the model does not mix its examples (`check_independent`), unless `MomentSums`
-    does so.
+    or `Places` does so.
 
     Args:
         model: in evaluation mode while the pass runs.
@@ -73,12 +73,13 @@ class DataPass:
         if num_examples is not None and num_examples < 1:
             raise OptionError(f"{where}: num_examples={num_examples}, expected a whole number >= 1, or None for all.")
         _check_has_shapes(model, where)
-        if not trainable_parameters(model):
+        parameters = trainable_parameters(model)
+        if not parameters:
             raise OptionError(
                 f"{where}: {type(unwrap(model)).__name__} has no trainable parameters. Call requires_grad_(True) on "
                 "those to be measured."
             )
-        check_real(trainable_parameters(model), where=where)
+        check_real(parameters, where=where)
         _warn_of_quantised(model, where)
         _check_is_many(data, where)
         self._model, self._data, self._where = model, data, where
@@ -95,7 +96,7 @@ class DataPass:
             size = batch_size(content)
             if size == 0:
                 continue
-            lists = self._cuts_lists(content, device)
+            lists = self._cuts_lists(content, Call(args, kwargs, size), device)
             if self._limit is not None and self.seen + size > self._limit:
                 size = self._limit - self.seen
                 content = slice_batch(content, 0, size, lists=lists)
@@ -118,17 +119,15 @@ class DataPass:
                 "was read before is empty now: make it anew."
             )
 
-    def _cuts_lists(self, content: Any, device: torch.device) -> bool:
+    def _cuts_lists(self, content: Any, call: Call, device: torch.device) -> bool:
         """Whether lists of as many entries as there are examples are the examples'; decided on two or more of these."""
-        args, kwargs = model_inputs(content)
-        if self._lists is not None or all(isinstance(value, Tensor) for value in (*args, *kwargs.values())):
+        if self._lists is not None or all(isinstance(value, Tensor) for value in (*call.args, *call.kwargs.values())):
             return bool(self._lists)
-        size = batch_size(content)
-        if not Call(args, kwargs, size).has_lists:
+        if not call.has_lists:
             return False
         args, kwargs = model_inputs(batch_to(content, device))
-        found = reads_entries(self._model, Call(args, kwargs, size))
-        self._lists = found if size > 1 else None
+        found = reads_entries(self._model, Call(args, kwargs, call.size))
+        self._lists = found if call.size > 1 else None
         return found
 
     def importance(

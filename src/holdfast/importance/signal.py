@@ -6,20 +6,23 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, get_args
 
-import torch
 from torch import Tensor, nn
 
 from holdfast.choices import check_choice
 from holdfast.heads.likelihoods import Likelihood
+from holdfast.importance.gathering import gathered
 from holdfast.importance.layerwise import Others, check_watchable, watched_forward
 from holdfast.importance.measure import DataPass, calibration_loss
 from holdfast.importance.signal_sums import UNIT, BiasSignal, SignalSums
 from holdfast.moments.calls import Call
-from holdfast.moments.layers import LayerUse
 from holdfast.moments.places import Places
 from holdfast.moments.state import measuring
+from holdfast.moments.study import TOGETHER_BYTES
 from holdfast.moments.watching import Watching
 from holdfast.records import Importance
+
+_TOGETHER_BYTES = TOGETHER_BYTES // 2
+"""Activations of the examples that go together: half of what is best where a backward pass follows."""
 
 
 def signal(
@@ -84,23 +87,19 @@ def signal(
         loss=measured,
         calibrate=calibrate,
         seed=seed,
+        check=False,
     )
-    sums, places = SignalSums(model, bias), Places(model, any_order=True)
+    sums, places = SignalSums(model, bias), Places(model, any_order=True, where="signal")
     graph = False
     with measuring(model):
-        for batch in data_pass:
+        for batch in gathered(data_pass, lambda: places.room(_TOGETHER_BYTES)):
             first = data_pass.seen == batch.call.size
             run = partial(watched_forward, model, activations=bias == "activation", others=others, where="signal")
 
             def forward(call: Call, watching: Watching | None = None) -> tuple[SignalSums, bool]:
                 found = SignalSums(model, bias)
-
-                def add(use: LayerUse) -> None:
-                    with torch._C.DisableTorchFunction():  # sums are not a part of the forward pass
-                        found.add(use)
-
                 meet = None if watching is None else watching.meet
-                return found, run(call, add, first=first, graph=graph, meet=meet)  # noqa: B023
+                return found, run(call, found.add, first=first, graph=graph, meet=meet)  # noqa: B023
 
             (found, graph), known = places.run(batch.call, partial(forward, batch.call))
             for b in range(0 if known else batch.call.size):  # where padding would count, or other layers are used

@@ -74,8 +74,8 @@ class Engine:
         self._model, self._chunk_bytes, self._where = model, chunk_bytes, where
         self._phi: Phi = phi
         self._by_token = by_token
-        self._names = list(trainable_parameters(model))
-        self._parameters = list(trainable_parameters(model).values())
+        parameters = trainable_parameters(model)
+        self._names, self._parameters = list(parameters), list(parameters.values())
         self._tracked = tracked_parameters(model)
         self._layouts: dict[Key, Layout | None] = {}
         self._differentiated: set[Key] = set()

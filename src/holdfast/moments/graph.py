@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor
@@ -21,17 +21,16 @@ def is_reentrant(tensors: Iterable[Tensor]) -> bool:
 
     `torch.autograd.grad` refuses them where it meets one, but finds nothing where all that is asked for lies inside.
     """
-    return any(node.name() == _REENTRANT for node in nodes_of(tensors))
+    return _REENTRANT in [type(node).__name__ for node in nodes_of(tensors)]
 
 
-def nodes_of(tensors: Iterable[Tensor]) -> Iterator[Any]:
+def nodes_of(tensors: Iterable[Tensor]) -> list[Any]:
     """Every node of the graph once."""
-    stack = [tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None]
-    visited = set(stack)
-    while stack:
-        node = stack.pop()
-        yield node
+    nodes: list[Any] = list({tensor.grad_fn for tensor in tensors} - {None})
+    visited = set(nodes)
+    for node in nodes:  # which become more
         for following, _ in node.next_functions:
             if following is not None and following not in visited:
                 visited.add(following)
-                stack.append(following)
+                nodes.append(following)
+    return nodes

@@ -92,6 +92,9 @@ def tracked_parameters(model: nn.Module) -> dict[int, Tracked]:
     }
 
 
+_NEVER_ASKED = PLAIN.difference(HANDLERS, COMPOSITES, REORDERS)
+"""Functions that run as they are, unless their first argument is a parameter."""
+
 Key = tuple[Any, ...]
 """An operation, the places of its weights, the axes of its input, and the orders that axes were put in before.
 
@@ -126,9 +129,11 @@ class Interception(TorchFunctionMode):
         """What the function returns."""
         kwargs = kwargs or {}
         tracked = self.tracked
+        if func in _NEVER_ASKED and not (args and id(args[0]) in tracked):
+            return func(*args, **kwargs)
         handler = HANDLERS.get(func)
         if handler is not None:
-            if any(id(value) in tracked for value in (*args, *kwargs.values())) and _are_usual(args):
+            if not tracked.keys().isdisjoint(map(id, (*args, *kwargs.values()))) and _are_usual(args):
                 found = handler(self, *args, **kwargs)
                 if found is not NotImplemented:
                     return found

@@ -102,6 +102,11 @@ class KroneckerSums:
         self.outputs: dict[str, Tensor] = {}
         self.num_examples = 0
 
+    @property
+    def room(self) -> int:
+        """How many examples like those studied go together well; 0 where nothing is known."""
+        return self._places.room(self._chunk_bytes)
+
     def add(self, call: Call, scores: Scores, *, alone: Alone | None = None) -> None:
         """Add a batch.
 

@@ -129,7 +129,8 @@ class LayerWatch(TorchFunctionMode):
         if self._activations and func in ACTIVATIONS and args and id(args[0]) in self._pending:
             _, use = self._pending.pop(id(args[0]))
             use.activation = lambda z: func(z.clone(), *args[1:], **kwargs)
-            self._record(use)
+            with torch._C.DisableTorchFunction():
+                self._record(use)
         result = func(*args, **kwargs)
         used = [self._names[id(value)] for value in _tensors((*args, *kwargs.values())) if id(value) in self._names]
         if func in _BACKWARD:
@@ -139,7 +140,8 @@ class LayerWatch(TorchFunctionMode):
                 self.elsewhere.setdefault(name, set()).add(f"{func.__name__} inside a transform of torch.func")
             return result
         if used and (func is F.linear or func in CONVOLUTIONS):
-            of_layer = self._layer(func, result, *args, **kwargs)
+            with torch._C.DisableTorchFunction():  # what is noted is no part of the forward pass
+                of_layer = self._layer(func, result, *args, **kwargs)
             used = [name for name in used if name not in of_layer]
         if used and _consumes(func, result):
             for name in used:
@@ -174,7 +176,8 @@ class LayerWatch(TorchFunctionMode):
         found = tensors_in(outputs)
         for result, use in self._pending.values():
             use.final = any(result is tensor for tensor in found)
-            self._record(use)
+            with torch._C.DisableTorchFunction():
+                self._record(use)
         self._pending.clear()
         for parameter in leaves_of(found):
             name = self._names.get(id(parameter))

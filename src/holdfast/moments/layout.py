@@ -65,7 +65,7 @@ def find_layout(together: Tensor, alone: Sequence[Tensor], *, rtol: float) -> La
         return None
     axes = [axis for axis in range(one.ndim) if together.shape[axis] != one.shape[axis]]
     if not axes:
-        return UNBATCHED if all(equal(together, tensor, rtol) for tensor in alone) else None
+        return UNBATCHED if all(tensor is together or equal(together, tensor, rtol) for tensor in alone) else None
     if len(axes) > 1 or together.shape[axes[0]] != size * one.shape[axes[0]]:
         return None
     orders: tuple[Order, ...] = ("alone",) if one.shape[axes[0]] == 1 else ("major", "minor")

@@ -24,6 +24,14 @@ from holdfast.tensors import unwrap
 NUM_STUDIED = 3
 """Examples that are run together and alone: more than two, so that no axis of two is taken for theirs."""
 
+TOGETHER_BYTES = 2**23
+"""Examples go together as long as their activations stay in the processor's cache, and cost no memory to speak of."""
+
+
+def room_for(bytes_per_example: int, chunk_bytes: int = TOGETHER_BYTES) -> int:
+    """How many examples go together well; 0 where a study has not yet said how much one takes."""
+    return min(TOGETHER_BYTES, chunk_bytes) // bytes_per_example if bytes_per_example else 0
+
 
 def few_examples(call: Call) -> Call:
     """The first few examples of a call; of a single one two copies, so that it has company."""
@@ -127,6 +135,11 @@ class _Hidden(TorchDispatchMode):
         self._recorder = recorder
         self.found = False
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """False: the base class would import the whole of torch._dynamo, some seconds, to keep it away."""
+        return False
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -170,7 +183,9 @@ class _Recorder(Interception):
         """What a function returns, with its operands, or the number that it tells Python, noted."""
         if not transformed():
             for number, operand in enumerate(worked_along(func, args, kwargs) or ()):
-                tensor = operand.tensor.detach().clone()  # which the function may change in place
+                tensor = operand.tensor
+                if not isinstance(tensor, nn.Parameter):  # as a table of embeddings, which takes much memory
+                    tensor = tensor.detach().clone()  # which the function may change in place
                 self.uses.setdefault(self.along_key(func, operand, number), []).append((tensor, tensor, False))
         result = func(*args, **kwargs)
         if func in CHOICES:

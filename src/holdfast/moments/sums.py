@@ -27,10 +27,8 @@ from holdfast.moments.gradients import (
 )
 from holdfast.moments.oracle import oracle_sums
 from holdfast.moments.per_example import CHUNK_BYTES, per_example_sums
+from holdfast.moments.study import room_for
 from holdfast.tensors import unwrap
-
-TOGETHER_BYTES = 2**23
-"""Examples go together as long as their activations stay in the processor's cache, and cost no memory to speak of."""
 
 Route = Callable[..., dict[str, Tensor]]
 Per = Literal["sequence", "token"]
@@ -66,8 +64,7 @@ class MomentSums:
     def __init__(
         self, model: nn.Module, *, phi: Phi, where: str, chunk_bytes: int = CHUNK_BYTES, per: Per = "sequence"
     ) -> None:
-        self._model, self._phi, self._where = model, phi, where
-        self._together_bytes = min(TOGETHER_BYTES, chunk_bytes)
+        self._model, self._phi, self._where, self._chunk_bytes = model, phi, where, chunk_bytes
         by_token = per == "token"
         self._engine: Engine | None = Engine(model, phi=phi, chunk_bytes=chunk_bytes, where=where, by_token=by_token)
         self._fallbacks: list[Route] = [partial(per_example_sums, chunk_bytes=chunk_bytes), oracle_sums]
@@ -86,9 +83,9 @@ class MomentSums:
     @property
     def room(self) -> int:
         """How many examples like those studied go together well; 0 where nothing is known, or gained."""
-        if self._engine is None or self.missed or not self._engine.bytes_per_example:
+        if self._engine is None or self.missed:
             return 0
-        return self._together_bytes // self._engine.bytes_per_example
+        return room_for(self._engine.bytes_per_example, self._chunk_bytes)
 
     def add(self, call: Call, scores: Scores, *, alone: Alone | None = None) -> None:
         """Add a batch.
