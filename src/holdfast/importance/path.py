@@ -232,7 +232,7 @@ class SynapticIntelligence:
                 raise FileFormatError(f"SynapticIntelligence: the state's {key!r} does not match the model.")
             groups[group][name] = tensor.to(parameters[name].device).clone()
         self._start, self._path, self._last, self._used = groups.values()
-        self._num_steps = num_steps
+        self._num_steps: int = num_steps
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Attached to the copies of its optimizers, as they are copied together with it and the model."""
