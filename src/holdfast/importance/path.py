@@ -218,8 +218,7 @@ class SynapticIntelligence:
                 f"SynapticIntelligence: this is the state of variant={variant!r}, and this is {self.variant!r}. Build "
                 f"SynapticIntelligence(model, variant={variant!r}) to go on with it."
             )
-        whole = isinstance(num_steps, int) and num_steps >= 0
-        if not (whole and isinstance(found.get("tensors"), Mapping)):
+        if not (isinstance(num_steps, int) and num_steps >= 0 and isinstance(found.get("tensors"), Mapping)):
             raise FileFormatError(
                 'SynapticIntelligence: "num_steps" or "tensors" of the state is missing or damaged. Take what '
                 "state_dict() gave."
@@ -232,7 +231,7 @@ class SynapticIntelligence:
                 raise FileFormatError(f"SynapticIntelligence: the state's {key!r} does not match the model.")
             groups[group][name] = tensor.to(parameters[name].device).clone()
         self._start, self._path, self._last, self._used = groups.values()
-        self._num_steps: int = num_steps
+        self._num_steps = num_steps
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Attached to the copies of its optimizers, as they are copied together with it and the model."""
