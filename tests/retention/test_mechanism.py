@@ -27,7 +27,7 @@ from tests.retention.loops import (
 from torch.optim import SGD, Adam
 
 import holdfast as hf
-from holdfast.errors import FileFormatError, OptionError
+from holdfast.errors import FileFormatError, OptionError, StateError
 
 every = pytest.mark.parametrize("mechanism", [name for name in MECHANISMS if name != "wva-gradients"])
 
@@ -292,6 +292,23 @@ def test_a_deep_copy_is_a_working_triple(mechanism, order):
     train_held(keeper, optimizer, batches(4, seed=1))
     assert same(weights_of(model), weights_of(model_))
     assert str(keeper_.report()) == str(keeper.report())
+
+
+@pytest.mark.parametrize("build", [lambda model: hf.EWC(model, 5.0), lambda model: hf.SynapticIntelligence(model)])
+def test_copied_as_an_attribute_of_its_model(build):
+    model = network()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    model.held = build(model).attach(optimizer)
+    train(model, optimizer, batches(2))
+    with pytest.raises(StateError, match=r"an attribute of the Sequential that is being copied.* Copy it first"):
+        copy.deepcopy(model)
+    twin, model_, optimizer_ = copy.deepcopy((model.held, model, optimizer))
+    assert model_.held is twin
+    assert twin.model is model_
+    train(model_, optimizer_, batches(1))
+    outer = torch.nn.ModuleDict({"net": network()})
+    outer.held = build(outer["net"])  # of a part of it: there already
+    assert copy.deepcopy(outer).held.model is not outer["net"]
 
 
 @every
