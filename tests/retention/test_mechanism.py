@@ -352,6 +352,28 @@ def test_state_dict_goes_through_torch_save(mechanism):
     assert goes_on(keeper, optimizer, lambda fresh: fresh.load_state_dict(saved))
 
 
+def test_keepers_loaded_from_one_state_do_not_share_it():
+    """What rounding took from the pulls on weights of half precision changes in place at every step."""
+    model = network(torch.bfloat16)
+    optimizer = SGD(model.parameters(), lr=0.05)
+    keeper = hf.EWC(model, 20.0).attach(optimizer).retain(importance_of(network()))
+    data = batches(4, dtype=torch.bfloat16)
+    train(model, optimizer, data)
+    state = keeper.state()
+    before = {name: value.clone() for name, value in state[0].items()}
+    found = []
+    for _ in range(2):
+        twin = copy.deepcopy(model)
+        its = SGD(twin.parameters(), lr=0.05)
+        again = hf.EWC(twin, 20.0).attach(its)
+        again.load_state(*state)
+        train(twin, its, data)
+        found.append(weights_of(twin))
+    assert any(name.startswith("residuals/") and value.any() for name, value in before.items())
+    assert same(before, state[0])
+    assert same(*found)
+
+
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 @pytest.mark.parametrize("factored", [False, True])
 def test_a_distributed_checkpoint_resumes_into_a_fresh_keeper(tmp_path, factored):

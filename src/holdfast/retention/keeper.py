@@ -464,6 +464,7 @@ class Keeper:
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that going on to the same bits needs, for a training checkpoint: tensors, and JSON notes.
 
+        The tensors are those in use, as in torch's own state dicts: copy them to keep them past the next step.
         Of a sharded model every process asks for it, and the first gets it, whole.
         """
         tensors, notes = files.to_state(*self._holdings.whole())
