@@ -9,6 +9,7 @@ own shards, in plain tensors: `local`, `shard` and `whole` go from one form to t
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from holdfast.errors import ParameterMismatchError, UnsupportedLayerError
+from holdfast.errors import ParameterMismatchError, StateError, UnsupportedLayerError
 
 TensorMap = Mapping[str, Tensor]
 
@@ -28,6 +29,26 @@ _REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 CHUNK_BYTES = 64 * 2**20
 """Lists of tensors are walked in chunks of at most this many bytes (or one tensor), which bounds temporaries."""
+
+
+def copied(model: nn.Module, memo: dict[int, Any], *, where: str) -> nn.Module:
+    """The model's deep copy, for what is copied together with it.
+
+    Args:
+        model: the model.
+        memo: of `copy.deepcopy`.
+        where: who asks, for the message.
+
+    Raises:
+        StateError: the model is being copied, and who asks is an attribute of it: nothing is in the copy yet.
+    """
+    twin = copy.deepcopy(model, memo)
+    if not vars(twin):
+        raise StateError(
+            f"{where}: it is an attribute of the {type(model).__name__} that is being copied, and would be copied "
+            "before the weights. Copy it first, copy.deepcopy((it, model, optimizer)), or keep it outside of the model."
+        )
+    return twin
 
 
 def unwrap(model: nn.Module) -> nn.Module:

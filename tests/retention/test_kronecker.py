@@ -405,6 +405,22 @@ def test_layers_apart_are_an_error_with_a_remedy():
         train(model, optimizer, batches(1))
 
 
+@pytest.mark.parametrize("options", [{"strength": 5.0}, {"strength": 5.0, "every": 2}, {"budget": 1e-3}])
+def test_a_layer_that_would_move_in_parts_is_refused_before_it_moves(options):
+    model = network()
+    optimizer = Adam(model.parameters(), lr=0.01)
+    EWC(model, **options).attach(optimizer).retain(factored_of(model))
+    train(model, optimizer, batches(options.get("every", 1) - 1))
+    before = weights_of(model)
+    optimizer.zero_grad()
+    inputs, targets = batches(1)[0]
+    torch.nn.functional.mse_loss(model(inputs), targets).backward()
+    model[0].bias.grad = None
+    with pytest.raises(StateError, match="the optimizer moves only one of '0.weight' and its bias"):
+        optimizer.step()
+    assert same(before, weights_of(model))
+
+
 def test_layers_that_a_step_does_not_move_stay():
     model = network()
     optimizer = SGD(model.parameters(), lr=0.1)

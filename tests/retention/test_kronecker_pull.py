@@ -90,7 +90,7 @@ def test_without_a_task_the_old_loss_never_grows(dtype, shape, seed, decades, st
         metric = (SHAPES[shape](seed, t, decades) / RATES[rate](t)).to(dtype)
         if t < max(moving, 1):
             d = d + torch.randn(OUT, N, generator=generator).to(dtype)
-        before = float(layer.rise(d))
+        before = float(layer.quadratic(d))
         pull, share = layer_pull(d, layer, strength, metric=metric, before=pull)
         largest = float(d.abs().max())
         d = d + pull
@@ -101,7 +101,7 @@ def test_without_a_task_the_old_loss_never_grows(dtype, shape, seed, decades, st
         went = 0.5 * float(step) / strength if strength >= 1e-30 else 0.0
         slack = 1e-9 if dtype == torch.float64 else 1e-4
         if math.isfinite(went):
-            assert float(layer.rise(d)) + went <= before * (1 + slack) + rounding
+            assert float(layer.quadratic(d)) + went <= before * (1 + slack) + rounding
 
 
 @given(seed=st.integers(0, 1000), decades=st.sampled_from([0.5, 2.0]), strength=st.sampled_from([1e-2, 1.0, 1e4]))

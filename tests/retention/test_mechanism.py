@@ -27,7 +27,7 @@ from tests.retention.loops import (
 from torch.optim import SGD, Adam
 
 import holdfast as hf
-from holdfast.errors import FileFormatError, OptionError
+from holdfast.errors import FileFormatError, OptionError, StateError
 
 every = pytest.mark.parametrize("mechanism", [name for name in MECHANISMS if name != "wva-gradients"])
 
@@ -294,6 +294,23 @@ def test_a_deep_copy_is_a_working_triple(mechanism, order):
     assert str(keeper_.report()) == str(keeper.report())
 
 
+@pytest.mark.parametrize("build", [lambda model: hf.EWC(model, 5.0), lambda model: hf.SynapticIntelligence(model)])
+def test_copied_as_an_attribute_of_its_model(build):
+    model = network()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    model.held = build(model).attach(optimizer)
+    train(model, optimizer, batches(2))
+    with pytest.raises(StateError, match=r"an attribute of the Sequential that is being copied.* Copy it first"):
+        copy.deepcopy(model)
+    twin, model_, optimizer_ = copy.deepcopy((model.held, model, optimizer))
+    assert model_.held is twin
+    assert twin.model is model_
+    train(model_, optimizer_, batches(1))
+    outer = torch.nn.ModuleDict({"net": network()})
+    outer.held = build(outer["net"])  # of a part of it: there already
+    assert copy.deepcopy(outer).held.model is not outer["net"]
+
+
 @every
 def test_it_is_not_pickled(mechanism):
     keeper = MECHANISMS[mechanism](network(), strength=1.0)
@@ -333,6 +350,28 @@ def test_state_dict_goes_through_torch_save(mechanism):
     file.seek(0)
     saved = torch.load(file, weights_only=True)
     assert goes_on(keeper, optimizer, lambda fresh: fresh.load_state_dict(saved))
+
+
+def test_keepers_loaded_from_one_state_do_not_share_it():
+    """What rounding took from the pulls on weights of half precision changes in place at every step."""
+    model = network(torch.bfloat16)
+    optimizer = SGD(model.parameters(), lr=0.05)
+    keeper = hf.EWC(model, 20.0).attach(optimizer).retain(importance_of(network()))
+    data = batches(4, dtype=torch.bfloat16)
+    train(model, optimizer, data)
+    state = keeper.state()
+    before = {name: value.clone() for name, value in state[0].items()}
+    found = []
+    for _ in range(2):
+        twin = copy.deepcopy(model)
+        its = SGD(twin.parameters(), lr=0.05)
+        again = hf.EWC(twin, 20.0).attach(its)
+        again.load_state(*state)
+        train(twin, its, data)
+        found.append(weights_of(twin))
+    assert any(name.startswith("residuals/") and value.any() for name, value in before.items())
+    assert same(before, state[0])
+    assert same(*found)
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")

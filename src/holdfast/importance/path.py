@@ -14,7 +14,7 @@ from holdfast.errors import FileFormatError, OptionError, ParameterMismatchError
 from holdfast.moments.state import measuring
 from holdfast.records import Importance, ImportanceInfo
 from holdfast.steps import BackwardGradients, StepHooks, bare_optimizer
-from holdfast.tensors import TensorMap, check_real, is_sharded, trainable_parameters, unwrap
+from holdfast.tensors import TensorMap, check_real, copied, is_sharded, trainable_parameters, unwrap
 
 Variant = Literal["zenke", "kutalev"]
 Gradient = Literal["before", "after"]
@@ -237,7 +237,8 @@ class SynapticIntelligence:
         """Attached to the copies of its optimizers, as they are copied together with it and the model."""
         twin = memo[id(self)] = type(self).__new__(type(self))
         options = {"damping": self.damping, "variant": self.variant, "gradient": self.gradient}
-        twin.__init__(copy.deepcopy(self.model, memo), scaler=copy.deepcopy(self._scaler, memo), **options)
+        model = copied(self.model, memo, where="SynapticIntelligence")
+        twin.__init__(model, scaler=copy.deepcopy(self._scaler, memo), **options)
         twin.load_state_dict(self.state_dict())
         for hooks in self._hooks:
             twin.attach(copy.deepcopy(hooks.optimizer, memo))

@@ -75,7 +75,10 @@ class Elastic(Mechanism):
     # --- the steps
 
     def gradients(self, step: Step) -> None:
-        """Add the textbook's pull to the gradients."""
+        """Add the textbook's pull to the gradients, or see that the implicit one will find its layers whole."""
+        if self.pull == "implicit" and self.strength != 0 and (step.number + 1) % self.every == 0:
+            for _ in step.layers():  # raises before anything has moved
+                pass
         if self.pull == "gradient":
             assert self.strength is not None
             # a fused optimizer under GradScaler divides by the scale itself, inside its step

@@ -171,7 +171,7 @@ class Holdings:
         self.held, self.shards = taken.held, taken.shards
         for part, own in self._extra().items():
             own.clear()
-            own.update(taken.extra[part])
+            own.update({name: value.clone() for name, value in taken.extra[part].items()})  # changed in place by steps
 
     def whole(self) -> tuple[Retained, Extra]:
         """What is held, and the extra; of a sharded model gathered, for the first process alone."""

@@ -42,7 +42,7 @@ from holdfast.retention.rise import layers_rise, weights_rise
 from holdfast.retention.statistics import HeldStatistics, Statistics
 from holdfast.retention.watch import Watch, moved_by_steps_alone
 from holdfast.steps import Copies, bare_optimizer, optimizer_around, weights_of_wrapper
-from holdfast.tensors import TensorMap, all_parameters, check_real, shard, sum_of, trainable_parameters, unwrap
+from holdfast.tensors import TensorMap, all_parameters, check_real, copied, shard, sum_of, trainable_parameters, unwrap
 
 logger = logging.getLogger("holdfast")
 
@@ -464,6 +464,7 @@ class Keeper:
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that going on to the same bits needs, for a training checkpoint: tensors, and JSON notes.
 
+        The tensors are those in use, as in torch's own state dicts: copy them to keep them past the next step.
         Of a sharded model every process asks for it, and the first gets it, whole.
         """
         tensors, notes = files.to_state(*self._holdings.whole())
@@ -501,7 +502,7 @@ class Keeper:
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         twin = memo[id(self)] = type(self).__new__(type(self))
         mechanism = copy.deepcopy(self.mechanism, memo)
-        Keeper.__init__(twin, copy.deepcopy(self.model, memo), mechanism, **self._keeper_options())
+        Keeper.__init__(twin, copied(self.model, memo, where=self.name), mechanism, **self._keeper_options())
         tensors, notes = self.state()
         twin.load_state({name: tensor.clone() for name, tensor in tensors.items()}, notes)
         for optimizer in self.optimizers:
