@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import holdfast as hf
 from holdfast.curvature.factored import FactoredImportance
-from holdfast.heads.categorical import Categorical
+from holdfast.likelihoods.categorical import Categorical
 
 CLASSES, WIDTH, LENGTH = 4, 6, 7
 Batch = tuple[Tensor, Tensor]

@@ -20,7 +20,7 @@ Drawn = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Held:
+class HeldModel:
     """A model, its optimizer, and what is done besides.
 
     Attributes:
@@ -38,27 +38,27 @@ class Held:
     keeper: Keeper | None = None
 
 
-Hold = Callable[[Workload, OptimizerName], Held]
+Hold = Callable[[Workload, OptimizerName], HeldModel]
 
 
-def plain(workload: Workload, optimizer: OptimizerName) -> Held:
+def plain(workload: Workload, optimizer: OptimizerName) -> HeldModel:
     """Nothing held."""
     model = workload.model().train()
     if optimizer == "sgd":
-        return Held(model, torch.optim.SGD(model.parameters(), lr=0.01))
-    return Held(model, torch.optim.Adam(model.parameters(), lr=1e-4))
+        return HeldModel(model, torch.optim.SGD(model.parameters(), lr=0.01))
+    return HeldModel(model, torch.optim.Adam(model.parameters(), lr=1e-4))
 
 
 def kept(build: Callable[[nn.Module], Keeper], *, num_tasks: int = 1) -> Hold:
     """By a keeper, with importances drawn at random."""
 
-    def hold(workload: Workload, optimizer: OptimizerName) -> Held:
+    def hold(workload: Workload, optimizer: OptimizerName) -> HeldModel:
         held = plain(workload, optimizer)
         keeper = build(held.model).attach(held.optimizer)
         for task in range(num_tasks):
             info = hf.ImportanceInfo(kind="drawn", num_examples=1, nats_per_unit=1.0)
             keeper.retain(hf.Importance(drawn(held.model, task), info))
-        return Held(held.model, held.optimizer, keeper=keeper)
+        return HeldModel(held.model, held.optimizer, keeper=keeper)
 
     return hold
 
@@ -66,14 +66,14 @@ def kept(build: Callable[[nn.Module], Keeper], *, num_tasks: int = 1) -> Hold:
 def kept_by_factors(*, every: int, accumulate: Accumulate = "sum", num_tasks: int = 1) -> Hold:
     """By EWC on Kronecker factors, measured on one batch."""
 
-    def hold(workload: Workload, optimizer: OptimizerName) -> Held:
+    def hold(workload: Workload, optimizer: OptimizerName) -> HeldModel:
         held = plain(workload, optimizer)
         kind = "exact" if workload.exact else "sampled"
         factors = hf.kfac(held.model, workload.batches(1), kind=kind)
         keeper = hf.EWC(held.model, every=every, accumulate=accumulate).attach(held.optimizer)
         for _ in range(num_tasks):
             keeper.retain(factors)
-        return Held(held.model, held.optimizer, keeper=keeper)
+        return HeldModel(held.model, held.optimizer, keeper=keeper)
 
     return hold
 
@@ -81,7 +81,7 @@ def kept_by_factors(*, every: int, accumulate: Accumulate = "sum", num_tasks: in
 def penalised(num_tasks: int) -> Hold:
     """By the penalty of each task in the loss, as the first page of a search has it."""
 
-    def hold(workload: Workload, optimizer: OptimizerName) -> Held:
+    def hold(workload: Workload, optimizer: OptimizerName) -> HeldModel:
         held = plain(workload, optimizer)
         tasks = [(drawn(held.model, task), anchors(held.model)) for task in range(num_tasks)]
 
@@ -92,12 +92,12 @@ def penalised(num_tasks: int) -> Hold:
                     loss = loss + 0.5 * (importance[name] * (parameter - anchor[name]) ** 2).sum()
             return loss
 
-        return Held(held.model, held.optimizer, penalty=penalty)
+        return HeldModel(held.model, held.optimizer, penalty=penalty)
 
     return hold
 
 
-def injected(workload: Workload, optimizer: OptimizerName) -> Held:
+def injected(workload: Workload, optimizer: OptimizerName) -> HeldModel:
     """By the pull added to each gradient before the step."""
     held = plain(workload, optimizer)
     importance, anchor = drawn(held.model, 0), anchors(held.model)
@@ -108,7 +108,7 @@ def injected(workload: Workload, optimizer: OptimizerName) -> Held:
             if parameter.grad is not None:
                 parameter.grad += importance[name] * (parameter - anchor[name])
 
-    return Held(held.model, held.optimizer, inject=inject)
+    return HeldModel(held.model, held.optimizer, inject=inject)
 
 
 def drawn(model: nn.Module, task: int) -> Drawn:

@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.workloads import Batches, nll
 
-Rows = Callable[[Tensor, Tensor], Tensor]
+RowScores = Callable[[Tensor, Tensor], Tensor]
 """Outputs [B, ...] and targets -> [K, B], the numbers whose gradients are wanted."""
 
 Phi = Callable[[Tensor], Tensor]
@@ -40,7 +40,7 @@ def mas_rows(outputs: Tensor, _: Tensor) -> Tensor:
     return outputs.square().flatten(1).sum(dim=1).unsqueeze(0)
 
 
-def one_at_a_time(model: nn.Module, batches: Batches, *, rows: Rows, phi: Phi) -> Means:
+def one_at_a_time(model: nn.Module, batches: Batches, *, rows: RowScores, phi: Phi) -> Means:
     """A backward pass for every example and row; batches of one example each."""
     parameters = dict(model.named_parameters())
     sums, count = _zeros(model), 0

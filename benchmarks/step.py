@@ -16,7 +16,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from benchmarks.holds import Held, Hold, OptimizerName, held_bytes, injected, kept, kept_by_factors, penalised, plain
+from benchmarks.holds import (
+    HeldModel,
+    Hold,
+    OptimizerName,
+    held_bytes,
+    injected,
+    kept,
+    kept_by_factors,
+    penalised,
+    plain,
+)
 from benchmarks.memory import MB
 from benchmarks.tables import Part
 from benchmarks.timing import Spread, clock, in_turn, ratios
@@ -124,7 +134,7 @@ def many_tasks(workload: Workload, *, num_steps: int, quick: bool) -> Part:
 
 
 def timed(
-    held: Mapping[str, Held], workload: Workload, num_steps: int, *, quick: bool, within: float
+    held: Mapping[str, HeldModel], workload: Workload, num_steps: int, *, quick: bool, within: float
 ) -> dict[str, list[Taken]]:
     """For each way, and each round, the time of a step."""
     batches = workload.batches(num_steps)
@@ -132,7 +142,7 @@ def timed(
     return in_turn(calls, rounds=1 if quick else 41, within=within)
 
 
-def take_steps(held: Held, batches: Sequence[Batch]) -> Taken:
+def take_steps(held: HeldModel, batches: Sequence[Batch]) -> Taken:
     """A step for each batch; the mean time of one."""
     now, in_steps = clock(), 0.0
     began = now()

@@ -364,3 +364,25 @@ def test_public_names_are_those_agreed():
 def test_public_names_exist():
     missing = [name for name in holdfast.__all__ if not hasattr(holdfast, name)]
     assert not missing
+
+
+FUNCTIONS = {"sum", "mean", "max", "min", "log", "exp", "sqrt", "diag", "tr"}
+GREEK = {"alpha", "beta", "gamma", "delta", "eta", "theta", "lambda", "mu", "phi", "sigma", "omega"}
+LIBRARIES = {"holdfast", "tyro"}
+
+
+def test_docstrings_begin_with_a_capital_or_with_a_symbol():
+    """Words have a capital; symbols and code keep their case, which ruff's D403 does not tell apart."""
+    strings = (
+        (path.relative_to(ROOT), node.value.lineno, node.value.value)
+        for path in sources()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+    )
+    words = [
+        f"{path}:{line}: {found[0]}"
+        for path, line, text in strings
+        if (found := re.match(r"[a-z]+(?=[ ,.:']|$)", text)) and len(found[0]) > 1
+        if found[0] not in FUNCTIONS | GREEK | LIBRARIES
+    ]
+    assert not words

@@ -22,13 +22,13 @@ from holdfast.experiments.generation import GenerationConfig
 from holdfast.experiments.generation.config import GenerationStream
 from holdfast.experiments.reproduce.lines import Size
 from holdfast.experiments.sweep import Space
-from holdfast.heads import masks
+from holdfast.likelihoods import masks
 from holdfast.memory import Forms, Retained
 from holdfast.memory import retain as remember
 from holdfast.methods import METHODS, Learner, Method, MethodOptions, Setting, build_learner
-from holdfast.methods.holding import Holding
+from holdfast.methods.holding import KeeperLearner
 from holdfast.replay import WGAN, Buffer, scholar
-from holdfast.replay.generators import Held
+from holdfast.replay.generators import HoldablePart
 from holdfast.retention import Keeper
 from holdfast.streams import Stream, catalog, permuted, split
 from holdfast.streams.catalog import StreamSpec, load_images
@@ -107,7 +107,7 @@ USES: dict[Any, Callable[..., Any]] = {
     Setting: lambda **given: Setting(((0, 1),), **given),
     WGAN: lambda **given: WGAN((1, 8, 8), **given),
     Buffer: lambda **given: Buffer(3, **given),
-    Held: lambda kind: Held(net(), [], "gaussian", kind),
+    HoldablePart: lambda kind: HoldablePart(net(), [], "gaussian", kind),
     Stream: lambda scenario: Stream("mine", scenario, 2, (3,), ((0, 1),), lambda task: digits()),
     StreamSpec: lambda **given: StreamSpec(
         "", num_tasks=2, **{"images": "digits", "kind": "split", "scenario": "task", **given}
@@ -151,7 +151,7 @@ def public_choosers() -> dict[tuple[str, str], Any]:
                 source = taker
             else:
                 continue
-            hints = get_type_hints(source, localns={"Findings": Any})
+            hints = get_type_hints(source, localns={"RecipeFindings": Any})
             found |= {(name, part): taker for part, hint in hints.items() if part != "return" and takes_names(hint)}
     return found
 
@@ -200,7 +200,7 @@ def test_every_method_of_the_table_has_a_learner():
 
 def test_only_what_holds_weights_is_a_holding():
     with pytest.raises(OptionError, match=r"none: mechanism is 'none', which holds no weights; expected 'ewc' or"):
-        Holding(METHODS["none"], net(), MethodOptions(strength=1.0))
+        KeeperLearner(METHODS["none"], net(), MethodOptions(strength=1.0))
 
 
 def test_an_unknown_stream_has_no_images():
@@ -211,7 +211,7 @@ def test_an_unknown_stream_has_no_images():
 def test_methods_to_advise_on_are_looked_up_before_any_is_measured():
     seen: list[str] = []
     with pytest.raises(UnknownNameError, match="unknown method 'ewc-fischer'. Did you mean 'ewc-fisher'"):
-        advising.advise(workload(), methods=["none", "ewc-fischer"], watch=seen.append)
+        advising.advise(workload(), methods=["none", "ewc-fischer"], on_method=seen.append)
     assert not seen
 
 

@@ -24,7 +24,7 @@ from holdfast.files import (
     write_tensors,
 )
 from holdfast.memory.stored import read
-from holdfast.records import DESCRIPTION
+from holdfast.records import IMPORTANCE_CONFIG
 
 
 def net():
@@ -81,7 +81,7 @@ def in_shards(path):
     importance = fisher(net(), data())
     with new_folder(path) as folder:
         write_tensors(folder, "importance", importance, limit=150)
-        write_description(folder / DESCRIPTION, asdict(importance.info))
+        write_description(folder / IMPORTANCE_CONFIG, asdict(importance.info))
 
 
 def of_first_version(path):
@@ -91,7 +91,7 @@ def of_first_version(path):
     write_tensors(path, "importance", importance)
     digest = hashlib.sha256((path / "importance.safetensors").read_bytes()).hexdigest()
     files = {"importance.safetensors": digest}
-    write_json(path / DESCRIPTION, {"format_version": 1, "files": files, **asdict(importance.info)})
+    write_json(path / IMPORTANCE_CONFIG, {"format_version": 1, "files": files, **asdict(importance.info)})
 
 
 def by_reference(path):

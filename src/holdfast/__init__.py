@@ -14,7 +14,6 @@ Streams of tasks are in `holdfast.streams`, accuracies and forgetting in `holdfa
 from holdfast import metrics, streams
 from holdfast.curvature import Curvature, Decayed, FactoredImportance, KroneckerFactors
 from holdfast.errors import HoldfastError
-from holdfast.heads import Bernoulli, Categorical, Gaussian, Likelihood
 from holdfast.importance import (
     SignalRecorder,
     SynapticIntelligence,
@@ -26,6 +25,7 @@ from holdfast.importance import (
     taylor,
     uniform,
 )
+from holdfast.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
 from holdfast.records import Importance, ImportanceInfo
 from holdfast.retention import EWC, WVA, Keeper, Mechanism, Report, Step
 from holdfast.version import __version__

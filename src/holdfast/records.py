@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from holdfast.errors import FileFormatError, HoldfastError, NotFiniteError, OptionError, ParameterMismatchError
 from holdfast.files import Saved, new_folder, read_folder, write_description, write_tensors, write_text
-from holdfast.files.typed import Count, Within, listed, typed
+from holdfast.files.typed import Count, Within, listed_mistakes, typed
 from holdfast.tensors import all_parameters, local, spearman, trainable_parameters, unwrap
 from holdfast.version import __version__
 
 Detail = str | int | float | bool | None
 
-DESCRIPTION = "importance_config.json"
+IMPORTANCE_CONFIG = "importance_config.json"
 """Where a saved importance says how it was made."""
 
 
@@ -63,7 +63,9 @@ class ImportanceInfo:
             expected = "an object of texts, numbers, true, false or null"
             mistakes.append(f"details is {reprlib.repr(details)}, expected {expected}")
         if mistakes:
-            raise FileFormatError(f"{where} says not how the importance was made: {listed(mistakes)}. Save it again.")
+            raise FileFormatError(
+                f"{where} says not how the importance was made: {listed_mistakes(mistakes)}. Save it again."
+            )
         return cls(**record, details=details)
 
 
@@ -195,7 +197,7 @@ class Importance(Mapping[str, Tensor]):
         """
         with new_folder(path) as folder:
             write_tensors(folder, "importance", self)
-            write_description(folder / DESCRIPTION, asdict(self.info))
+            write_description(folder / IMPORTANCE_CONFIG, asdict(self.info))
             write_text(folder / "README.md", _card(self))
 
     @classmethod
@@ -214,8 +216,8 @@ class Importance(Mapping[str, Tensor]):
     @classmethod
     def saved_in(cls, saved: Saved) -> Importance:
         """Read one save of a folder; see `load`."""
-        content = saved.description(DESCRIPTION)
-        info = ImportanceInfo.from_dict(content, where=str(saved.path / DESCRIPTION))
+        content = saved.description(IMPORTANCE_CONFIG)
+        info = ImportanceInfo.from_dict(content, where=str(saved.path / IMPORTANCE_CONFIG))
         if "factors" in content:
             raise FileFormatError(f"{saved.path} holds Kronecker factors. Load it with hf.FactoredImportance.load.")
         return cls(saved.tensors("importance"), info)

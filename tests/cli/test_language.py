@@ -207,7 +207,7 @@ def test_bad_input_is_one_clear_line(
         ("finetune", "--steps", "-3", "a whole number from 1"),
         ("finetune", "--accumulate", "0", "a whole number from 1"),
         ("finetune", "--save-every", "0", "a whole number from 1"),
-        ("finetune", "--every", "0", "a whole number from 1"),
+        ("finetune", "--pull-every", "0", "a whole number from 1"),
         ("finetune", "--epochs", "nan", "a number above 0"),
         ("evaluate", "--batch-size", "-1", "a whole number from 1"),
         ("evaluate", "--length", "1", "a whole number from 2"),

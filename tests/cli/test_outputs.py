@@ -99,7 +99,7 @@ COMMANDS = {
         ),
         Command(
             "reproduce",
-            "holdfast.cli.reproduce.known",
+            "holdfast.cli.reproduce.known_outcomes",
             "quick/correlation",
             lambda _, out: ["reproduce", "correlation", "--quick", "--seeds", "0", "--output", str(out), "--quiet"],
         ),

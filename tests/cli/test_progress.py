@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from holdfast.cli import progress
-from holdfast.cli.progress import Stages, Watcher
+from holdfast.cli.progress import EventDisplay, Stages
 
 EVENTS = [
     {"event": "start", "num_tasks": 2, "resumed": False},
@@ -21,7 +21,7 @@ EVENTS = [
 def shown(*, terminal: bool = False, brief: bool = False, events=EVENTS) -> str:
     text = io.StringIO()
     console = Console(file=text, force_terminal=terminal, width=100, markup=False, highlight=False)
-    with Watcher(console, "EWC [x]", brief=brief) as watcher:
+    with EventDisplay(console, "EWC [x]", brief=brief) as watcher:
         for event in events:
             watcher(event)
     return text.getvalue()
@@ -60,7 +60,7 @@ def test_in_a_terminal_the_line_moves():
 
 def test_quiet_shows_nothing():
     text = io.StringIO()
-    with Watcher(Console(file=text, force_terminal=True, quiet=True), "x") as watcher:
+    with EventDisplay(Console(file=text, force_terminal=True, quiet=True), "x") as watcher:
         for event in EVENTS:
             watcher(event)
     assert text.getvalue() == ""

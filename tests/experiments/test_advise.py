@@ -72,7 +72,7 @@ def test_the_model_is_left_as_it_is():
     work = small()
     before = {name: value.clone() for name, value in work.model.state_dict().items()}
     told: list[str] = []
-    advise(work, methods=["ewc-fisher", "hat"], rounds=1, watch=told.append)
+    advise(work, methods=["ewc-fisher", "hat"], rounds=1, on_method=told.append)
     assert told == ["ewc-fisher", "hat"]
     assert all(torch.equal(before[name], value) for name, value in work.model.state_dict().items())
     assert all(p.grad is None and p.requires_grad for p in work.model.parameters())

@@ -7,14 +7,14 @@ from tests.experiments.tiny import Killed
 
 from holdfast.errors import FileFormatError, OutputError
 from holdfast.experiments import checkpoint
-from holdfast.experiments.checkpoint import Progress
+from holdfast.experiments.checkpoint import RunProgress
 from holdfast.files import read_state, write_state
 from holdfast.methods import MethodOptions, Setting, build_learner, method_named
 from holdfast.streams.examples import Examples
 from holdfast.training import build_optimizer, mlp, train_epoch
 
 DATA = Examples(torch.randn(40, 5, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 3)
-PROGRESS = Progress(
+PROGRESS = RunProgress(
     task=1,
     epoch=2,
     test=[[0.1, 1 / 3]],
@@ -127,7 +127,7 @@ class TestInterrupted:
         with monkeypatch.context() as patched:
             self.fail(patched, where=where, error=error)
             with pytest.raises(OutputError if isinstance(error, OSError) else type(error)):
-                checkpoint.save(path, Progress(), **parts())
+                checkpoint.save(path, RunProgress(), **parts())
         assert path.read_bytes() == before
         assert list(tmp_path.iterdir()) == [path]
         assert checkpoint.load(path, **parts()) == PROGRESS

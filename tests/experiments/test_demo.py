@@ -8,29 +8,31 @@ from tests.files.folders import listing
 
 from holdfast.errors import OptionError, OutputError, UnknownNameError
 from holdfast.experiments.config import configure
-from holdfast.experiments.demo import METHODS, STREAM, demo
+from holdfast.experiments.demo import DEMO_METHODS, STREAM, demo
 from holdfast.methods import METHODS as KNOWN
 
 TINY = {"num_tasks": 2, "epochs": 1, "hidden": (8,)}
 
 
 def test_every_kind_of_method_is_shown():
-    assert set(METHODS) <= set(KNOWN)
-    assert {"none", "joint"} < set(METHODS)
-    assert {KNOWN[name].importance for name in METHODS} >= {"fisher", "mas", "si", "signal", "taylor"}
-    assert {KNOWN[name].mechanism for name in METHODS} == {"none", "joint", "ewc", "wva"}
+    assert set(DEMO_METHODS) <= set(KNOWN)
+    assert {"none", "joint"} < set(DEMO_METHODS)
+    assert {KNOWN[name].importance for name in DEMO_METHODS} >= {"fisher", "mas", "si", "signal", "taylor"}
+    assert {KNOWN[name].mechanism for name in DEMO_METHODS} == {"none", "joint", "ewc", "wva"}
 
 
 def test_tiny(tmp_path: Path):
     events = []
-    found = demo(output=tmp_path, settings=TINY, watch=events.append)
-    assert [result.method for result in found.results] == list(METHODS)
+    found = demo(output=tmp_path, settings=TINY, on_event=events.append)
+    assert [result.method for result in found.results] == list(DEMO_METHODS)
     assert all(len(result.accuracy_matrix) == 2 for result in found.results)
     assert found.accuracy == tmp_path / "demo" / "accuracy.png"
     assert found.accuracy.read_bytes().startswith(b"\x89PNG")
     assert found.matrix.read_bytes().startswith(b"\x89PNG")
     runs = [event for event in events if event["event"] == "run"]
-    assert [(event["number"], event["of"]) for event in runs] == [(n, len(METHODS)) for n in range(len(METHODS))]
+    assert [(event["number"], event["of"]) for event in runs] == [
+        (n, len(DEMO_METHODS)) for n in range(len(DEMO_METHODS))
+    ]
     assert [event["event"] for event in events[:3]] == ["run", "start", "epoch"]
 
 
@@ -50,7 +52,7 @@ def test_again_it_reads_back(tmp_path: Path):
     first = demo(output=tmp_path, methods=["none", "ewc-signal"], settings=TINY)
     first.matrix.unlink()
     events = []
-    again = demo(output=tmp_path, methods=["none", "ewc-signal"], settings=TINY, watch=events.append)
+    again = demo(output=tmp_path, methods=["none", "ewc-signal"], settings=TINY, on_event=events.append)
     assert again.results == first.results
     assert again.matrix.is_file()
     assert {event["event"] for event in events} == {"run"}

@@ -46,7 +46,7 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path, jobs):
     bad, told = tiny("none", lr=1e5), []
     warned = tiny("wva-fisher", strength=1.0, attenuate="gradients", optimizer="adam")
     with pytest.raises(FailedRunsError) as caught, pytest.warns(UserWarning, match="gradients"):
-        run_all([bad, CONFIGS[0], warned], output=tmp_path, jobs=jobs, watch=told.append)
+        run_all([bad, CONFIGS[0], warned], output=tmp_path, jobs=jobs, on_event=told.append)
     assert list(caught.value.failures) == [bad.name]
     assert str(caught.value).startswith(f"1 of 3 runs failed; the others are finished. {bad.name}: train_epoch: the")
     ends = {event["run"]: event for event in told if event["event"] in ("finished", "failed")}
@@ -66,7 +66,7 @@ def test_a_folder_of_somebody_elses_is_refused_before_any_run(tmp_path):
 
 def test_what_is_finished_is_read_back(one_by_one):
     told = []
-    run_all(CONFIGS, output=one_by_one, watch=told.append)
+    run_all(CONFIGS, output=one_by_one, on_event=told.append)
     assert [event["event"] for event in told] == ["finished"] * len(CONFIGS)
 
 
@@ -79,7 +79,7 @@ def test_an_interruption_leaves_everything_resumable(one_by_one, tmp_path):
             raise Killed
 
     with pytest.raises(Killed):
-        run_all(CONFIGS[:2], output=tmp_path, jobs=2, watch=interrupt)
+        run_all(CONFIGS[:2], output=tmp_path, jobs=2, on_event=interrupt)
     run_all(CONFIGS[:2], output=tmp_path)
     for config in CONFIGS[:2]:
         assert_same(outcome(config, tmp_path), outcome(config, one_by_one))
@@ -93,7 +93,7 @@ def test_a_killed_worker_is_replaced_and_its_run_resumed(one_by_one, tmp_path):
             killed.append(event["run"])
             os.kill(int(_children(os.getpid())[0]), signal.SIGKILL)
 
-    run_all(CONFIGS[:3], output=tmp_path, jobs=2, watch=kill_a_worker)
+    run_all(CONFIGS[:3], output=tmp_path, jobs=2, on_event=kill_a_worker)
     assert killed
     for config in CONFIGS[:3]:
         assert_same(outcome(config, tmp_path), outcome(config, one_by_one))
@@ -104,7 +104,7 @@ import sys
 from tests.experiments.test_parallel import CONFIGS
 from holdfast.experiments import pool
 from holdfast.experiments.parallel import run_all
-run_all(CONFIGS, output=sys.argv[1], jobs=2, watch=lambda event: print(event["event"], flush=True))
+run_all(CONFIGS, output=sys.argv[1], jobs=2, on_event=lambda event: print(event["event"], flush=True))
 """
 
 
@@ -143,7 +143,7 @@ def _alive(process: str) -> bool:
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_job_can_be_stopped_and_resumed(one_by_one, tmp_path, jobs):
     job = Job((CONFIGS[0],))
-    with pool_of(jobs, output=tmp_path, watch=lambda job, _: workers.stop(job)) as workers:
+    with pool_of(jobs, output=tmp_path, on_event=lambda job, _: workers.stop(job)) as workers:
         workers.submit(job)
         done = workers.wait()
     if jobs == 1:  # a process may have come to the end before it heard of it
@@ -162,7 +162,7 @@ def test_a_worker_that_dies_again_and_again_is_a_failed_run(tmp_path, monkeypatc
                 os.kill(int(child), signal.SIGKILL)
 
     with pytest.raises(FailedRunsError, match=r"process died 1 time, .* status -9, killed by SIGKILL.*memory"):
-        run_all(CONFIGS[:2], output=tmp_path, jobs=2, watch=kill_the_workers)
+        run_all(CONFIGS[:2], output=tmp_path, jobs=2, on_event=kill_the_workers)
     run_all(CONFIGS[:2], output=tmp_path)
 
 

@@ -26,7 +26,7 @@ from holdfast.experiments.config import RunConfig
 from holdfast.experiments.results import RunResult
 from holdfast.experiments.run import run
 from holdfast.methods import METHODS
-from holdfast.methods.holding import Holding
+from holdfast.methods.holding import KeeperLearner
 from holdfast.streams.catalog import build_stream
 from holdfast.streams.stream import Stream
 
@@ -85,7 +85,7 @@ class TestRun:
     def test_it_tells_what_it_writes(self, tmp_path):
         told: list[Mapping[str, Any]] = []
         config = tiny("ewc-fisher")
-        run(config, output=tmp_path, watch=told.append)
+        run(config, output=tmp_path, on_event=told.append)
         assert told == events(config, tmp_path)
         assert [event["event"] for event in told] == ["start", *["epoch", "epoch", "task"] * TASKS, "done"]
         assert len(told) == NUM_EVENTS
@@ -159,13 +159,13 @@ class TestRun:
 
     def test_importances_come_from_the_data_that_were_asked_for(self, tmp_path, monkeypatch):
         lengths = []
-        measure = Holding.close_task
+        measure = KeeperLearner.close_task
 
         def spied(self: Any, examples: Any, **kwargs: Any) -> None:
             lengths.append(len(examples))
             measure(self, examples, **kwargs)
 
-        monkeypatch.setattr(Holding, "close_task", spied)
+        monkeypatch.setattr(KeeperLearner, "close_task", spied)
         run(tiny("ewc-fisher", importance_examples=None, importance_data="validation"), output=tmp_path)
         run(tiny("ewc-fisher", importance_examples=None, importance_data="train"), output=tmp_path)
         run(tiny("ewc-fisher", importance_examples=17), output=tmp_path)
@@ -186,14 +186,14 @@ class TestRun:
 
         alive = []
 
-        def watch(event: Mapping[str, Any]) -> None:
+        def on_event(event: Mapping[str, Any]) -> None:
             if event["event"] in ("epoch", "task"):
                 gc.collect()
                 # task 0 is the images themselves, which the stream makes the others of
                 alive.append({k for k, refs in built.items() if k and any(ref() is not None for ref in refs)})
 
         monkeypatch.setattr(run_module, "build_stream", spied)
-        run(tiny("none", num_tasks=4, epochs=1), output=tmp_path, watch=watch)
+        run(tiny("none", num_tasks=4, epochs=1), output=tmp_path, on_event=on_event)
         assert alive == [set(), set(), {1}, {1}, {2}, {2}, {3}, {3}]
 
 
@@ -285,13 +285,13 @@ class TestScenarios:
 
     def test_fisher_of_a_head_is_of_its_own_columns(self, tmp_path, monkeypatch):
         classes = []
-        close = Holding.close_task
+        close = KeeperLearner.close_task
 
         def spied(self: Any, *args: Any, **kwargs: Any) -> None:
             classes.append(kwargs["classes"])
             close(self, *args, **kwargs)
 
-        monkeypatch.setattr(Holding, "close_task", spied)
+        monkeypatch.setattr(KeeperLearner, "close_task", spied)
         run(self.split("ewc-fisher"), output=tmp_path)
         run(self.split("ewc-fisher", mask="seen"), output=tmp_path)
         run(self.split("ewc-fisher", mask="all"), output=tmp_path)
@@ -415,7 +415,7 @@ class TestResume:
             "from holdfast.experiments.config import RunConfig\n"
             "module.CHECKPOINT_SECONDS = 0.0\n"
             "config = RunConfig.from_dict(json.loads(sys.argv[1]))\n"
-            "module.run(config, output=sys.argv[2], watch=lambda event: print(json.dumps(event), flush=True))\n"
+            "module.run(config, output=sys.argv[2], on_event=lambda event: print(json.dumps(event), flush=True))\n"
         )
         arguments = [sys.executable, "-c", program, json.dumps(config.to_dict()), str(tmp_path / "killed")]
         path = os.pathsep.join(entry for entry in sys.path if entry)
@@ -433,7 +433,7 @@ class TestResume:
         assert (folder / "checkpoint" / "state.safetensors").exists()
         assert not (folder / "result.json").exists()
         told: list[Mapping[str, Any]] = []
-        run(config, output=tmp_path / "killed", watch=told.append)
+        run(config, output=tmp_path / "killed", on_event=told.append)
         assert told[0]["resumed"]
         assert told[1]["task"] == 1
         assert told[1]["epoch"] >= 10
@@ -446,7 +446,7 @@ class TestResume:
         monkeypatch.setattr(run_module, "time", SimpleNamespace(perf_counter=lambda: now))
         count = 0
 
-        def watch(_: Mapping[str, Any]) -> None:
+        def on_event(_: Mapping[str, Any]) -> None:
             nonlocal now, count
             now, count = now + 1.0, count + 1
             if count == 3:
@@ -454,9 +454,9 @@ class TestResume:
 
         config = tiny("none")
         with pytest.raises(Killed):
-            run(config, output=tmp_path, watch=watch)
+            run(config, output=tmp_path, on_event=on_event)
         now += 1000.0  # between the sessions
-        result = run(config, output=tmp_path, watch=watch)
+        result = run(config, output=tmp_path, on_event=on_event)
         # start and one epoch in the first session (the second epoch was lost), start and all the rest in the other
         assert result.seconds == 2 + 1 + (NUM_EVENTS - 3)
 
@@ -467,7 +467,7 @@ class TestFinished:
         result = run(config, output=tmp_path)
         told: list[Any] = []
         monkeypatch.setattr(run_module, "ActiveRun", None)
-        assert run(config, output=tmp_path, watch=told.append) == result
+        assert run(config, output=tmp_path, on_event=told.append) == result
         assert told == []
 
     def test_a_deleted_result_is_made_again_from_the_checkpoint(self, tmp_path, monkeypatch):
@@ -548,7 +548,7 @@ def test_the_checkpoint_of_a_finished_run_stands_after_its_last_task(tmp_path):
     config = tiny("none")
     run(config, output=tmp_path)
     whole = run_module.ActiveRun(
-        config, run_module.RunFolder(tmp_path / config.name, config), device="cpu", data_dir=None, watch=None
+        config, run_module.RunFolder(tmp_path / config.name, config), device="cpu", data_dir=None, on_event=None
     )
     progress = checkpoint.load(
         whole.folder.checkpoint, model=whole.model, optimizer=whole.optimizer, learner=whole.learner

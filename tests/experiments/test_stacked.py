@@ -83,7 +83,7 @@ def test_killed_it_goes_on(whole, tmp_path, number):
             raise Killed
 
     with pytest.raises(Killed):
-        train_stacked(PLAIN, output=tmp_path, watch=kill)
+        train_stacked(PLAIN, output=tmp_path, on_event=kill)
     train_stacked(PLAIN, output=tmp_path)
     for config in PLAIN:
         ours, expected = weights(config, tmp_path), weights(config, whole)

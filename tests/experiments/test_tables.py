@@ -5,11 +5,11 @@ import math
 import pytest
 from tests.experiments.made_up import result
 
-from holdfast.experiments.tables import COLUMNS, Estimate, best, markdown, rows
+from holdfast.experiments.tables import COLUMNS, Estimate, best_row, markdown, result_rows
 
 
 def test_figures_of_one_run():
-    (row,) = rows([result(kept=0.7)])
+    (row,) = result_rows([result(kept=0.7)])
     assert row.label == "EWC Fisher"
     assert row.num_seeds == 1
     assert row.accuracy == Estimate(pytest.approx((0.7 + 0.7 + 1) / 3))
@@ -23,16 +23,16 @@ def test_figures_of_one_run():
 
 
 def test_what_is_held_is_told_where_every_run_recorded_it():
-    (row,) = rows([result(seed=seed, held_bytes=2_000_000, num_parameters=250_000) for seed in (0, 1)])
+    (row,) = result_rows([result(seed=seed, held_bytes=2_000_000, num_parameters=250_000) for seed in (0, 1)])
     assert row.held_bytes == Estimate(2_000_000, 0.0)
     assert COLUMNS[-1].text(row, interval=False) == "2.0"
-    (row,) = rows([result(seed=0, held_bytes=2_000_000), result(seed=1)])
+    (row,) = result_rows([result(seed=0, held_bytes=2_000_000), result(seed=1)])
     assert row.held_bytes is None
     assert COLUMNS[-1].text(row) == "–"
 
 
 def test_seeds_give_a_mean_and_half_of_the_interval():
-    (row,) = rows([result(kept=kept, seed=seed) for seed, kept in enumerate((0.7, 0.8, 0.9))])
+    (row,) = result_rows([result(kept=kept, seed=seed) for seed, kept in enumerate((0.7, 0.8, 0.9))])
     # forgetting 0.3, 0.2, 0.1: deviation 0.1, Student's t of 2 degrees of freedom 4.3027
     assert row.num_seeds == 3
     assert row.forgetting.mean == pytest.approx(0.2)
@@ -47,15 +47,15 @@ def test_estimates_as_text():
 
 
 def test_the_best_row_is_the_best_that_learns_task_after_task():
-    found = rows([result("joint", kept=1.0), result("ewc-mas", kept=0.9), result("none", kept=0.2)])
-    winner = best(found)
+    found = result_rows([result("joint", kept=1.0), result("ewc-mas", kept=0.9), result("none", kept=0.2)])
+    winner = best_row(found)
     assert winner is not None
     assert winner.method == "ewc-mas"
-    assert best(rows([result("joint"), result("none")])) is None
+    assert best_row(result_rows([result("joint"), result("none")])) is None
 
 
 def test_markdown():
-    lines = markdown(rows([result("none", kept=0.25), result("ewc-mas", kept=0.7)])).splitlines()
+    lines = markdown(result_rows([result("none", kept=0.25), result("ewc-mas", kept=0.7)])).splitlines()
     assert lines[0].split(" | ")[0] == "| method"
     assert lines[2] == "| EWC MAS | **80.0** | 75.0 | 30.0 | -30.0 | 0.0 | 100.0 | 2.0 | 0.5 | – | 1 |"
     assert lines[3] == "| plain | 50.0 | 45.0 | 75.0 | -75.0 | 0.0 | 100.0 | 2.0 | 0.5 | – | 1 |"

@@ -25,11 +25,11 @@ def test_what_is_read_back_is_what_happened(tmp_path: Path):
     losses = []
     with TensorBoard(tmp_path / config.name) as board:
 
-        def watch(event):
+        def on_event(event):
             board(event)
             losses.extend([event["loss"]] if event["event"] == "epoch" else [])
 
-        result = run(config, output=tmp_path, watch=watch)
+        result = run(config, output=tmp_path, on_event=on_event)
     folder = tmp_path / config.name
     assert set(read(folder).Tags()["scalars"]) == {
         "loss/train",
@@ -58,7 +58,7 @@ def test_a_resumed_run_tells_every_epoch_once(tmp_path: Path):
         seen = 0
         with TensorBoard(tmp_path / config.name) as board:
 
-            def watch(event, killed=killed, board=board):
+            def on_event(event, killed=killed, board=board):
                 nonlocal seen
                 seen += 1
                 board(event)
@@ -67,9 +67,9 @@ def test_a_resumed_run_tells_every_epoch_once(tmp_path: Path):
 
             if killed:
                 with pytest.raises(Killed):
-                    run(config, output=tmp_path, watch=watch)
+                    run(config, output=tmp_path, on_event=on_event)
             else:
-                run(config, output=tmp_path, watch=watch)
+                run(config, output=tmp_path, on_event=on_event)
     steps = [step for step, _ in scalars(tmp_path / config.name, "loss/train")]
     assert sorted(set(steps)) == list(range(1, TASKS * EPOCHS + 1))
 

@@ -44,14 +44,14 @@ def killed_at(number: int, config: RunConfig, output: Path) -> bool:
     """Run until the event of that number, from 1, and be killed in it; whether it came."""
     seen = 0
 
-    def watch(_: Mapping[str, Any]) -> None:
+    def on_event(_: Mapping[str, Any]) -> None:
         nonlocal seen
         seen += 1
         if seen == number:
             raise Killed
 
     try:
-        run(config, output=output, watch=watch)
+        run(config, output=output, on_event=on_event)
     except Killed:
         return True
     return False

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from holdfast.files.typed import Amount, Count, Fraction, listed, typed
+from holdfast.files.typed import Amount, Count, Fraction, listed_mistakes, typed
 
 
 @pytest.mark.parametrize(
@@ -64,5 +64,5 @@ def test_what_is_missing():
 
 
 def test_three_mistakes_are_told():
-    assert listed(["a", "b"]) == "a; b"
-    assert listed(list("abcde")) == "a; b; c; and 2 more"
+    assert listed_mistakes(["a", "b"]) == "a; b"
+    assert listed_mistakes(list("abcde")) == "a; b; c; and 2 more"

@@ -15,8 +15,8 @@ from torch import nn
 
 import holdfast as hf
 from holdfast.errors import OutputError
-from holdfast.experiments.language.importance_folder import write_importance
-from holdfast.experiments.language.measuring import Progress
+from holdfast.experiments.language.importance_folder import write_importance_folder
+from holdfast.experiments.language.measuring import MeasuringProgress
 from holdfast.experiments.language.models import LanguageModel, load_model
 from holdfast.experiments.report import write_report
 
@@ -42,7 +42,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
 def _measured(model: LanguageModel, path: Path) -> None:
     weights = {name: torch.ones_like(value) for name, value in model.base.named_parameters()}
     importance = hf.Importance(weights, hf.ImportanceInfo(kind="fisher-sampled", num_examples=1, unit="nats/weight^2"))
-    write_importance(path, importance, model, data="x", progress=Progress(1, None, None, 0.0))
+    write_importance_folder(path, importance, model, data="x", progress=MeasuringProgress(1, None, None, 0.0))
 
 
 WRITERS: dict[str, Callable[[LanguageModel, Path], object]] = {

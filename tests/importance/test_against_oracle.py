@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import holdfast as hf
-from holdfast.heads.outputs import logits_of
+from holdfast.likelihoods.outputs import logits_of
 
 Batch = dict[str, Any]
 

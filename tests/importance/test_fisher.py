@@ -19,8 +19,8 @@ from holdfast.errors import (
     OptionError,
     UnknownNameError,
 )
-from holdfast.heads.likelihoods import Categorical
 from holdfast.importance import fisher, mas, signal, taylor, uniform
+from holdfast.likelihoods.likelihood import Categorical
 
 Data = list[tuple[Tensor, Tensor]]
 

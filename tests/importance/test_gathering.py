@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import holdfast as hf
 from holdfast.errors import CoupledExamplesError
-from holdfast.importance.gathering import gathered
+from holdfast.importance.gathering import gathered_batches
 from holdfast.importance.measure import Batch
 from holdfast.moments.calls import Call
 
@@ -25,7 +25,7 @@ def batch(start: int, size: int, *, width: int = 2, note: object = None) -> Batc
 
 def sizes(batches: list[Batch], *, room: int) -> list[int]:
     found = []
-    for joined in gathered(iter(batches), lambda: room):
+    for joined in gathered_batches(iter(batches), lambda: room):
         assert all(len(tensor) == joined.call.size for tensor in (*joined.call.args[:1], joined.content[1]))
         found.append(joined.call.size)
     return found
@@ -46,7 +46,7 @@ def test_as_many_as_there_is_room_for_in_their_order(given: list[int], room: int
     starts = [sum(given[:i]) for i in range(len(given))]
     batches = [batch(start, size) for start, size in zip(starts, given)]
     assert sizes(batches, room=room) == expected
-    seen = [y.clone() for joined in gathered(iter(batches), lambda: room) for y in (joined.content[1],)]
+    seen = [y.clone() for joined in gathered_batches(iter(batches), lambda: room) for y in (joined.content[1],)]
     assert not given or torch.equal(torch.cat(seen), torch.arange(sum(given)))
 
 
@@ -200,7 +200,7 @@ def test_no_more_go_together_than_chunk_bytes_allow():
 
 def test_memory_is_taken_as_batches_come():
     kept = [batch(start, 2) for start in range(0, 20, 2)]
-    joined = next(iter(gathered(iter(kept), lambda: 10_000)))
+    joined = next(iter(gathered_batches(iter(kept), lambda: 10_000)))
     assert joined.call.size == 20
     assert joined.content[0].untyped_storage().nbytes() <= 4 * joined.content[0].nbytes
 
@@ -210,7 +210,7 @@ def test_larger_examples_than_those_measured_have_less_room(width: int, together
     rooms = iter([0, *[24] * 40])
     found = [
         joined.call.size
-        for joined in gathered(
+        for joined in gathered_batches(
             iter([batch(0, 2), *(batch(start, 2, width=width) for start in range(0, 16, 2))]), lambda: next(rooms)
         )
     ]
@@ -220,4 +220,4 @@ def test_larger_examples_than_those_measured_have_less_room(width: int, together
 
 def test_targets_count_as_well():
     wide = [Batch((x, torch.zeros(2, 2**20)), Call((x,), {}, 2)) for x in torch.zeros(4, 2, 1)]
-    assert [joined.call.size for joined in gathered(iter(wide), lambda: 1000)] == [2, 2, 2, 2]
+    assert [joined.call.size for joined in gathered_batches(iter(wide), lambda: 1000)] == [2, 2, 2, 2]

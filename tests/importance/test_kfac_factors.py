@@ -17,7 +17,7 @@ from tests.moments.zoo import ZOO, Apply, build
 from torch import Tensor, nn
 
 import holdfast as hf
-from holdfast.heads.categorical import Categorical
+from holdfast.likelihoods.categorical import Categorical
 from holdfast.moments.factors import partial_traces
 
 Batches = list[tuple[Tensor, Tensor]]

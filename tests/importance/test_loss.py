@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 import holdfast as hf
 from holdfast.errors import BatchError, CoupledExamplesError, OptionError
-from holdfast.heads.likelihoods import Categorical
 from holdfast.importance.loss import MeasuredLoss
+from holdfast.likelihoods.likelihood import Categorical
 
 transformers = pytest.importorskip("transformers")
 

@@ -14,7 +14,7 @@ from tests.moments.zoo import Apply
 from torch import Tensor, nn
 
 import holdfast as hf
-from holdfast.heads.outputs import logits_of
+from holdfast.likelihoods.outputs import logits_of
 
 Output = namedtuple("Output", "loss logits")
 

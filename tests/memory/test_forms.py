@@ -14,7 +14,7 @@ from holdfast.memory import Forms, Retained, retain
 from holdfast.memory import forms as forms_module
 from holdfast.memory import merge as merge_module
 from holdfast.memory.codes import ANCHOR_ERROR, BFLOAT16_ERROR, IMPORTANCE_ERROR, IMPORTANCE_FLOOR
-from holdfast.memory.stored import Blocks, from_tensors, num_positive, pieces, read, shapes_of_held, to_tensors
+from holdfast.memory.stored import Blocks, from_tensors, num_positive, pieces, read, shapes_of_any, to_tensors
 
 CPU = torch.device("cpu")
 SHAPE = (13, 61)
@@ -155,7 +155,7 @@ def test_pieces_are_the_whole(forms):
         parts = [dense(piece) for piece in pieces(entry, 256)]
         assert [len(part) for part in parts] == [256, 256, 256, 13 * 61 - 768]
         assert torch.equal(torch.cat(parts), dense(entry).flatten())
-        assert shapes_of_held({"w": entry})["w"].shape == SHAPE
+        assert shapes_of_any({"w": entry})["w"].shape == SHAPE
         out = torch.full(SHAPE, 7.0)
         assert torch.equal(read(entry, dtype=torch.float32, device=CPU, out=out), dense(entry))
     assert num_positive(held.importance["w"]) == (drawn(0)[0] > 0).sum()

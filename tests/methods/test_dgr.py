@@ -8,7 +8,7 @@ from tests.replay.drawers import Stuck, class_of, patterns
 from torch import Tensor
 
 from holdfast.errors import CollapseError, OptionError
-from holdfast.heads.masks import active_classes
+from holdfast.likelihoods.masks import active_classes
 from holdfast.methods import Learner, MethodOptions, Setting, build_learner, dgr, method_named
 from holdfast.methods.dgr import DGR
 from holdfast.streams.examples import Examples

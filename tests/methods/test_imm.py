@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import holdfast as hf
 from holdfast.methods import MethodOptions
-from holdfast.methods.imm import MomentMatching, merged
+from holdfast.methods.imm import MomentMatching, merged_mode
 from holdfast.streams import Examples
 from holdfast.training import build_optimizer, mlp
 
@@ -61,7 +61,7 @@ def test_mode_and_mean_differ_and_kinds_of_fisher_too():
 
 def test_merging_where_nothing_is_known():
     mean, weights = torch.tensor([1.0, 1.0, 1.0]), torch.tensor([3.0, 3.0, 3.0])
-    found = merged(mean, torch.tensor([0.0, 1.0, 1.0]), weights, torch.tensor([0.0, 0.0, 3.0]))
+    found = merged_mode(mean, torch.tensor([0.0, 1.0, 1.0]), weights, torch.tensor([0.0, 0.0, 3.0]))
     assert found.tolist() == [3.0, 1.0, 2.5]
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import holdfast as hf
 from holdfast.curvature import Decayed
 from holdfast.errors import OptionError
-from holdfast.heads.likelihoods import Categorical
+from holdfast.likelihoods.likelihood import Categorical
 from holdfast.methods import METHODS, Learner, Method, MethodOptions, Moment, Setting, build_learner, method_named
 from holdfast.methods.options import accumulation
 from holdfast.streams.examples import Examples

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from holdfast.heads.masks import Mask
+from holdfast.likelihoods.masks import Mask
 from holdfast.methods import MethodOptions, Setting
 from holdfast.methods.lwf import LearningWithoutForgetting, distillation
 from holdfast.streams import Examples

@@ -43,7 +43,7 @@ def test_labels_and_summaries():
 
 def test_what_a_name_is_made_of():
     assert (METHODS["wva-taylor"].mechanism, METHODS["wva-taylor"].importance) == ("wva", "taylor")
-    assert (METHODS["l2"].mechanism, METHODS["l2"].importance) == ("ewc", "ones")
+    assert (METHODS["l2"].mechanism, METHODS["l2"].importance) == ("ewc", "uniform")
     assert (METHODS["joint"].mechanism, METHODS["joint"].importance) == ("joint", None)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from holdfast.heads.masks import Mask
+from holdfast.likelihoods.masks import Mask
 from holdfast.methods import MethodOptions, Moment, Setting
 from holdfast.methods.sfa import SequentialAveraging
 from holdfast.streams import Examples

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from holdfast.moments.arrangement import CHOICES, PLAIN, worked_along
+from holdfast.moments.arrangement import CHOICES, PLAIN_FUNCTIONS, worked_along
 
 X, ROWS = torch.arange(24.0).view(2, 3, 4), torch.tensor([1, 0])
 
@@ -32,7 +32,7 @@ def last(act: Callable[[], object]) -> tuple[Any, tuple[Any, ...], dict[str, Any
 
 def axes(act: Callable[[], object]) -> list[tuple[int, ...]] | None:
     func, args, kwargs = last(act)
-    assert func not in PLAIN
+    assert func not in PLAIN_FUNCTIONS
     found = worked_along(func, args, kwargs)
     return None if found is None else [each.axes for each in found]
 
@@ -62,7 +62,7 @@ def axes(act: Callable[[], object]) -> list[tuple[int, ...]] | None:
     ],
 )
 def test_plain_functions(act: Callable[[], object]):
-    assert last(act)[0] in PLAIN
+    assert last(act)[0] in PLAIN_FUNCTIONS
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_functions_that_may_put_rows_anywhere(act: Callable[[], object]):
 )
 def test_functions_that_tell_python_a_number(act: Callable[[], object]):
     assert last(act)[0] in CHOICES
-    assert last(act)[0] not in PLAIN
+    assert last(act)[0] not in PLAIN_FUNCTIONS
 
 
 def test_an_index_that_counts():

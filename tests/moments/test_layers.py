@@ -1,4 +1,4 @@
-"""What the watch on Linear and convolution layers sees."""
+"""What the recorder on Linear and convolution layers sees."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import torch.nn.functional as F
 from tests.moments.zoo import Apply, build
 from torch import Tensor, nn
 
-from holdfast.moments.layers import LayerUse, LayerWatch
+from holdfast.moments.layers import LayerRecorder, LayerUse
 
 
 def watched(model: nn.Module, *args: Tensor, activations: bool = True) -> tuple[list[LayerUse], dict[str, set[str]]]:
     uses: list[LayerUse] = []
-    watch = LayerWatch(model, uses.append, activations=activations)
-    with watch:
+    recorder = LayerRecorder(model, uses.append, activations=activations)
+    with recorder:
         outputs = model(*args)
-    watch.finish(outputs)
-    return uses, watch.elsewhere
+    recorder.finish(outputs)
+    return uses, recorder.elsewhere
 
 
 ACTIVATIONS = {

@@ -14,12 +14,12 @@ from tests.moments.zoo import ZOO, Apply, Doubling, build
 from torch import Tensor, nn
 
 from holdfast.errors import BatchError, LossShapeError, NotFiniteError, StateError
-from holdfast.heads.likelihoods import logits_of
+from holdfast.likelihoods.likelihood import logits_of
 from holdfast.moments.calls import Call
 from holdfast.moments.gradients import OutputGradients, gradient
 from holdfast.moments.oracle import oracle_sums
 from holdfast.moments.per_example import per_example_sums
-from holdfast.moments.sums import MomentSums, Route
+from holdfast.moments.sums import MomentSums, SumRoute
 
 K = 3
 
@@ -56,7 +56,7 @@ def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], *, rtol:
         )
 
 
-def by_route(route: Route, model: nn.Module, call: Call, phi: str) -> dict[str, Tensor]:
+def by_route(route: SumRoute, model: nn.Module, call: Call, phi: str) -> dict[str, Tensor]:
     at_outputs = OutputGradients(call(model), call.size, scores)
     names = {name for name, p in model.named_parameters() if p.requires_grad}
     return route(model, call, at_outputs, phi=phi, names=names)
@@ -199,7 +199,7 @@ def check_any(model: nn.Module, x: Tensor, chunk_bytes: int) -> None:
 
 
 @pytest.mark.parametrize("route", [per_example_sums, oracle_sums])
-def test_signed_sums_are_the_ordinary_gradient(route: Route):
+def test_signed_sums_are_the_ordinary_gradient(route: SumRoute):
     model, call = build("mlp")
     assert_close(by_route(route, model, call, "signed"), gradient(model, call, scores), rtol=1e-9)
 

@@ -5,7 +5,7 @@ import torch
 from tests.replay.drawers import Stuck
 from torch import nn
 
-from holdfast.replay import Head, Replay, Scholar, mixed, replay_heads, replay_loss
+from holdfast.replay import Replay, ReplayHead, Scholar, mixed, replay_heads, replay_loss
 from holdfast.training import task_loss
 
 TASKS = ((0, 1), (2, 3), (4, 5))
@@ -19,18 +19,18 @@ def replay(*, asked: bool = False) -> Replay:
 
 class TestHeads:
     def test_one_head_a_task(self):
-        assert replay_heads("task", TASKS, 2) == (Head((0, 1), (0, 1)), Head((2, 3), (2, 3)))
+        assert replay_heads("task", TASKS, 2) == (ReplayHead((0, 1), (0, 1)), ReplayHead((2, 3), (2, 3)))
 
     def test_the_classes_seen(self):
-        assert replay_heads("seen", TASKS, 1) == (Head((0, 1), (0, 1, 2, 3)),)
-        assert replay_heads("seen", TASKS, 2) == (Head((0, 1, 2, 3), (0, 1, 2, 3, 4, 5)),)
+        assert replay_heads("seen", TASKS, 1) == (ReplayHead((0, 1), (0, 1, 2, 3)),)
+        assert replay_heads("seen", TASKS, 2) == (ReplayHead((0, 1, 2, 3), (0, 1, 2, 3, 4, 5)),)
 
     def test_all_columns(self):
-        assert replay_heads("all", TASKS, 1) == (Head((0, 1), (0, 1, 2, 3, 4, 5)),)
+        assert replay_heads("all", TASKS, 1) == (ReplayHead((0, 1), (0, 1, 2, 3, 4, 5)),)
 
     def test_the_same_classes_in_every_task(self):
-        assert replay_heads("all", ((0, 1),) * 3, 2) == (Head((0, 1), (0, 1)),)
-        assert replay_heads("task", ((0, 1),) * 3, 2) == (Head((0, 1), (0, 1)),)
+        assert replay_heads("all", ((0, 1),) * 3, 2) == (ReplayHead((0, 1), (0, 1)),)
+        assert replay_heads("task", ((0, 1),) * 3, 2) == (ReplayHead((0, 1), (0, 1)),)
 
 
 class TestLoss:

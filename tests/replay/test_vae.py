@@ -48,7 +48,7 @@ def test_a_conditional_one_draws_the_class_asked_for():
 @pytest.mark.parametrize("conditional", [False, True])
 def test_its_decoder_can_be_held(conditional):
     vae = trained(conditional=conditional, steps=5)
-    held = vae.held(300, classes=(0, 2), seed=1)
+    held = vae.holdable_part(300, classes=(0, 2), seed=1)
     assert held.module is vae.decoder
     batches = [batch[0] for batch in held.batches]
     assert [len(batch) for batch in batches] == [128, 128, 44]

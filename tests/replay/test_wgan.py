@@ -104,7 +104,7 @@ def test_sampling_leaves_the_mode_alone():
 def test_its_generator_can_be_held():
     """Like any network, by the library's own Fisher information and EWC."""
     wgan = trained(gan(), classes=(0, 1), steps=2)
-    held = wgan.held(20, classes=(0, 1), seed=0)
+    held = wgan.holdable_part(20, classes=(0, 1), seed=0)
     importance = hf.fisher(held.module, held.batches, kind=held.kind, loss=held.loss)
     (z, classes), _ = next(iter(held.batches))
     wgan.eval()

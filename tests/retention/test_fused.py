@@ -24,7 +24,7 @@ from holdfast import EWC
 from holdfast.retention import force, parts, route
 from holdfast.retention.parts import Block
 from holdfast.retention.route import Route
-from holdfast.steps import Increment, Kept, RootMetric
+from holdfast.steps import CopiedIncrement, Increment, RootMetric
 
 pytest.importorskip("triton", reason="Triton is not installed")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -58,7 +58,7 @@ def increment_of(kind, weight, buffer, second, gradient):
         "adam": Increment(first, -1.25, metric=metric),
         "adam without eps": Increment(first, -1.25, metric=RootMetric(second + 1e-2, 1e3, 0.0)),
         "adamw": Increment(first, -1.25, metric=metric, decay=0.01),
-        "kept": Kept(weight - gradient),
+        "kept": CopiedIncrement(weight - gradient),
     }[kind]
 
 
@@ -125,7 +125,7 @@ def test_a_small_share_of_an_increment_is_exact():
 
     before, x = torch.ones(1000, device=DEVICE), torch.logspace(-12, 1, 1000, device=DEVICE)
     found = torch.zeros_like(before)
-    fused.attenuate_(found, x, 1.0, increment=Kept(before), attenuation="exponential")
+    fused.attenuate_(found, x, 1.0, increment=CopiedIncrement(before), attenuation="exponential")
     torch.testing.assert_close(found, -x.double().neg().expm1().float(), rtol=2e-5, atol=0)
 
 

@@ -18,7 +18,7 @@ from holdfast import EWC, WVA, Importance, ImportanceInfo
 from holdfast.retention import force, in_place, parts
 from holdfast.retention.parts import Block, Part
 from holdfast.retention.route import Route
-from holdfast.steps import Increment, Kept, RootMetric
+from holdfast.steps import CopiedIncrement, Increment, RootMetric
 
 SIZE = 67  # no multiple of a vector register
 strengths = st.one_of(st.floats(-12, 12).map(lambda x: 10**x), st.sampled_from([0.0, 1e25, 1e30, math.inf]))
@@ -200,7 +200,7 @@ def test_every_weight_is_in_exactly_one_block(cut, small_blocks, monkeypatch):
     ones = [torch.ones_like(weight) for weight in weights]
     part = Part({}, [nn.Parameter(weight) for weight in weights], ones, ones)
     sizes = []
-    for block in part.blocks(metrics=[1.0] * 7, increments=[Kept(one) for one in ones]):
+    for block in part.blocks(metrics=[1.0] * 7, increments=[CopiedIncrement(one) for one in ones]):
         for weight, anchor, moved in zip(block.weights, block.anchors, block.moved(), strict=True):
             weight.add_(anchor)
             sizes.append(moved.numel())

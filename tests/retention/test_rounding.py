@@ -12,7 +12,7 @@ from torch import nn
 
 from holdfast import EWC, WVA
 from holdfast.retention import force
-from holdfast.retention.rounding import no_residual, round_, widened
+from holdfast.retention.rounding import no_residual, round_, with_residual
 
 HALF = [torch.bfloat16, torch.float16]
 half_precision = pytest.mark.parametrize("dtype", HALF, ids=str)
@@ -28,7 +28,7 @@ def test_weight_and_residual_say_what_float32_says(dtype):
     round_(weight, residual, value.clone())
     assert torch.equal(weight, value.to(dtype))
     unit = value.abs().clamp_min(float(torch.finfo(dtype).smallest_normal)) * torch.finfo(dtype).eps / 65534
-    assert ((widened(weight, residual) - value).abs() <= 0.6 * unit + 1e-7 * value.abs()).all()
+    assert ((with_residual(weight, residual) - value).abs() <= 0.6 * unit + 1e-7 * value.abs()).all()
 
 
 def one_weight(dtype, *, start: float, anchor: float):

@@ -6,7 +6,7 @@ from tests.optimizers import EXACT
 from torch import nn
 from torch.optim import SGD, Adagrad, Adam, AdamW, RMSprop
 
-from holdfast.steps import Kept, can_recompute, step_increments
+from holdfast.steps import CopiedIncrement, can_recompute, step_increments
 
 
 def increments(optimizer, group, weights):
@@ -102,5 +102,5 @@ def test_torchs_foreach_nesterov_overwrites_the_gradient():
 
 def test_a_kept_copy_tells_the_increment_of_half_precision_in_full():
     before, after = torch.tensor([1.0], dtype=torch.bfloat16), torch.tensor([1.0078125], dtype=torch.bfloat16)
-    found = Kept(before).value(after)
+    found = CopiedIncrement(before).value(after)
     assert (found.dtype, found.item()) == (torch.float32, 0.0078125)

@@ -46,7 +46,7 @@ def advise_command(options: AdviseOptions) -> None:
             methods=names,
             num_examples=options.examples,
             options={} if options.buffer_size is None else {"buffer_size": options.buffer_size},
-            watch=lambda name: status.update(f"measuring {name} ..."),
+            on_method=lambda name: status.update(f"measuring {name} ..."),
         )
     _show(found, console_for())
     check_files([path], is_ours=_is_advice)

@@ -7,11 +7,11 @@ from typing import Any
 
 from holdfast.cli.console import console_for, say, warnings_told
 from holdfast.cli.options import DemoOptions
-from holdfast.cli.progress import Watcher
+from holdfast.cli.progress import EventDisplay
 from holdfast.cli.tables import rows_table
 from holdfast.experiments.demo import STREAM, demo
 from holdfast.experiments.groups import method_label
-from holdfast.experiments.tables import Row, rows
+from holdfast.experiments.tables import ResultRow, result_rows
 
 
 def demo_command(options: DemoOptions) -> None:
@@ -19,20 +19,20 @@ def demo_command(options: DemoOptions) -> None:
     console = console_for(quiet=options.quiet)
     say(console, ("Five tasks of handwritten digits", "bold"), f" ({STREAM}), learned one after the other.")
     say(console, "Average accuracy on all five at the end, method by method:\n")
-    with warnings_told(console), Watcher(console, STREAM, brief=True) as watcher:
+    with warnings_told(console), EventDisplay(console, STREAM, brief=True) as display:
 
-        def watch(event: Mapping[str, Any]) -> None:
-            watcher({**event, "label": method_label(event["method"])} if event["event"] == "run" else event)
+        def on_event(event: Mapping[str, Any]) -> None:
+            display({**event, "label": method_label(event["method"])} if event["event"] == "run" else event)
 
-        found = demo(output=options.output, seed=options.seed, device=options.device, watch=watch)
-    table = rows(found.results)
+        found = demo(output=options.output, seed=options.seed, device=options.device, on_event=on_event)
+    table = result_rows(found.results)
     console.print()
     console.print(rows_table(table, seeds=False))
     say(console, _in_a_sentence(table) + "\n")
     say(console_for(), f"pictures: {found.accuracy}\n          {found.matrix}\nruns:     {options.output}")
 
 
-def _in_a_sentence(table: Sequence[Row]) -> str:
+def _in_a_sentence(table: Sequence[ResultRow]) -> str:
     accuracy = {row.method: row.accuracy.mean for row in table}
     held = max((row for row in table if row.method not in ("joint", "none")), key=lambda row: row.accuracy.mean)
     return (

@@ -39,7 +39,7 @@ def elephants_command(options: ElephantsOptions) -> None:
             rival_seeds=options.rival_seeds,
             methods=options.methods,
             device=usable_device(options.device),
-            watch=lambda text: say(console, text),
+            on_message=lambda text: say(console, text),
         )
     command = f"holdfast elephants {options.story}" + (f" --size {options.size}" if options.size != "full" else "")
     blank = ElephantsOptions(options.story)

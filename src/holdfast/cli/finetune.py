@@ -15,9 +15,9 @@ from holdfast.cli.language_options import FinetuneOptions, check_options, column
 from holdfast.cli.progress import Stages
 from holdfast.cli.tables import new_table
 from holdfast.errors import OptionError
-from holdfast.experiments.language.finetuning import Holding, Settings
+from holdfast.experiments.language.finetuning import FineTuneSettings, HoldOptions
 from holdfast.experiments.language.keeping import keep_and_learn
-from holdfast.experiments.language.kept import Kept, verdict
+from holdfast.experiments.language.kept import SkillChange, forecast_verdict
 from holdfast.experiments.language.rows import Columns
 from holdfast.experiments.language.sources import Source
 from holdfast.experiments.run import usable_device
@@ -52,7 +52,7 @@ def finetune_command(options: FinetuneOptions) -> None:
             Source(options.data, columns, options.split),
             keep=Path(options.keep),
             output=Path(options.output),
-            settings=Settings(
+            settings=FineTuneSettings(
                 epochs=options.epochs,
                 steps=options.steps,
                 lr=options.lr,
@@ -62,7 +62,7 @@ def finetune_command(options: FinetuneOptions) -> None:
                 save_every=options.save_every,
                 checkpointing=options.checkpointing,
             ),
-            holding=Holding(**{entry.name: getattr(options, entry.name) for entry in fields(Holding)}),
+            holding=HoldOptions(**{entry.name: getattr(options, entry.name) for entry in fields(HoldOptions)}),
             task=options.task,
             head=options.head,
             old_data=old,
@@ -71,14 +71,14 @@ def finetune_command(options: FinetuneOptions) -> None:
             length=options.length,
             device=usable_device(options.device),
             dtype=getattr(torch, options.dtype),
-            watch=tell,
+            on_log=tell,
             on_plan=show_plan,
             on_progress=stages,
         )
     _show(kept, console_for())
 
 
-def _show(kept: Kept, console: Console) -> None:
+def _show(kept: SkillChange, console: Console) -> None:
     """The table of both skills, where the models are, and whether the forecast held."""
     table = new_table("kept and learned")
     table.add_column("")
@@ -97,10 +97,10 @@ def _show(kept: Kept, console: Console) -> None:
     say(console, f"written to {kept.folder}{_heads(kept)}")
     if kept.plain_folder is not None:
         say(console, f"plain fine-tuning, to compare with, written to {kept.plain_folder}")
-    say(console, (verdict(kept), "bold red" if kept.is_far_above else ""))
+    say(console, (forecast_verdict(kept), "bold red" if kept.is_far_above else ""))
 
 
-def _heads(kept: Kept) -> str:
+def _heads(kept: SkillChange) -> str:
     """How an old head can be had again."""
     if not kept.kept_heads:
         return ""

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from holdfast.cli.console import console_for, say, warnings_told
 from holdfast.cli.options import RunOptions, settings
-from holdfast.cli.progress import watched
+from holdfast.cli.progress import event_callback
 from holdfast.cli.tables import generation_table, matrix_table
 from holdfast.errors import OptionError
 from holdfast.experiments.canvas import check_matplotlib
@@ -26,9 +26,12 @@ def run_generation_command(options: RunOptions, console: Console) -> None:
     folder = Path(options.output) / config.name
     finished = (folder / "result.json").exists()
     say(console, (f"{options.stream}, {label}", "bold"), f", seed {options.seed}  ", (str(folder), "dim"))
-    with warnings_told(console), watched(console, label, event_files=folder if options.tensorboard else None) as watch:
+    with (
+        warnings_told(console),
+        event_callback(console, label, event_files=folder if options.tensorboard else None) as on_event,
+    ):
         result = run_generation(
-            config, output=options.output, device=options.device, data_dir=options.data_dir, watch=watch
+            config, output=options.output, device=options.device, data_dir=options.data_dir, on_event=on_event
         )
     if finished:
         console.print("This run was finished before: read back, not trained again.")

@@ -61,7 +61,7 @@ def idle_settings(config: RunConfig, given: Iterable[str]) -> list[str]:
     return lines
 
 
-def hopeless(config: RunConfig) -> list[str]:
+def hopeless_note(config: RunConfig) -> list[str]:
     """A line that says why holding weights does not help, where classes of different tasks are to be told apart."""
     scenario = config.scenario or STREAMS[config.stream].scenario
     if scenario != "class" or not method_named(config.method).holds_weights:

@@ -13,8 +13,8 @@ from holdfast.cli.progress import Stages
 from holdfast.errors import OptionError
 from holdfast.experiments.language.batches import Example, drawn, examples
 from holdfast.experiments.language.choosing import choose_task, known_labels, plan
-from holdfast.experiments.language.importance_folder import importance_names, write_importance
-from holdfast.experiments.language.measuring import MEASURING, Progress, measure
+from holdfast.experiments.language.importance_folder import importance_names, write_importance_folder
+from holdfast.experiments.language.measuring import MEASURING, MeasuringProgress, measure_importance
 from holdfast.experiments.language.models import load_model
 from holdfast.experiments.language.rehearsal import NUM_EXAMPLES, rehearse
 from holdfast.experiments.language.sources import Source
@@ -59,7 +59,7 @@ def importance_command(options: ImportanceOptions) -> None:
         say(console, f"goes on from {checkpoint}")
     with warnings_told(console), Stages(console) as stages:
 
-        def tell(progress: Progress) -> None:
+        def tell(progress: MeasuringProgress) -> None:
             stages.say(f"{progress.text}, {progress.seconds:.0f} s")
             stages("measuring", progress.num_examples, options.examples)
 
@@ -67,7 +67,7 @@ def importance_command(options: ImportanceOptions) -> None:
             rows = known_labels(model, source.rows(), where=source.path) if labelled else source.rows()
             return examples(model, rows, length=options.length, labelled=labelled)
 
-        found, progress = measure(
+        found, progress = measure_importance(
             model,
             read,
             kind=options.kind,
@@ -78,7 +78,7 @@ def importance_command(options: ImportanceOptions) -> None:
             calibrate=options.calibrate,
             checkpoint=checkpoint,
             identity=identity,
-            watch=tell,
+            on_part=tell,
         )
         if options.rehearse:
             diagonal = found.to_diagonal()
@@ -89,7 +89,7 @@ def importance_command(options: ImportanceOptions) -> None:
             )
             stages.say(f"rehearsal: rise predicted {rehearsed.predicted:.3g}, measured {rehearsed.measured:.3g} nats")
             found = rehearsed.applied_to(diagonal)
-    write_importance(path, found, model, data=Path(options.data).name, progress=progress, length=options.length)
+    write_importance_folder(path, found, model, data=Path(options.data).name, progress=progress, length=options.length)
     checkpoint.unlink(missing_ok=True)
     told = console_for()
     say(told, f"{progress.text}, {progress.seconds:.0f} s")

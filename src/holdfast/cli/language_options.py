@@ -15,7 +15,7 @@ from holdfast.cli.values import option
 from holdfast.errors import OptionError, UnknownNameError
 from holdfast.experiments.language.finetuning import HoldMethod
 from holdfast.experiments.language.measuring import Kind
-from holdfast.experiments.language.models import Task
+from holdfast.experiments.language.models import LanguageTask
 from holdfast.experiments.language.rows import Columns
 from holdfast.memory import AnchorForm, ImportanceForm
 
@@ -36,7 +36,7 @@ _Data = Annotated[
         help_behavior_hint="",
     ),
 ]
-_Task = option("task", Task, "left out: what the model was made for; of an encoder what the data look like")
+_Task = option("task", LanguageTask, "left out: what the model was made for; of an encoder what the data look like")
 _Text = option("text", tuple[str, ...], "column of the text, or the two columns of a pair (left out: the usual names)")
 _Label = option("label", str, "column of the label (left out: the usual names)")
 _Split = option("split", str, "split of a folder or of a named data set; all: every file (default: train)")
@@ -50,7 +50,7 @@ _Length = option("length", int, "tokens of an example at most, and of a block of
 _Dtype = option("dtype", Dtype, "number format of the weights (default: float32)")
 
 
-_LEAST = {"length": 2, "examples": 1, "batch_size": 1, "steps": 1, "accumulate": 1, "save_every": 1, "every": 1}
+_LEAST = {"length": 2, "examples": 1, "batch_size": 1, "steps": 1, "accumulate": 1, "save_every": 1, "pull_every": 1}
 """The smallest value of each option that counts something; a block of one token has nothing to foresee."""
 
 
@@ -110,7 +110,9 @@ class FinetuneOptions(_OnData):
     anchors: option(
         "anchors", str, "safetensors of MODEL's own weights, read in place of anchors in memory; ewc alone"
     ) = None
-    every: option("every", int, "steps from one pull to the next (default: 1); ewc with a strength alone") = None
+    pull_every: option("pull_every", int, "steps from one pull to the next (default: 1); ewc with a strength alone") = (
+        None
+    )
     offload: option("offload", Literal["cpu"], "keep importance and anchors in the computer's memory") = None
     output: Annotated[
         option("output", str, "folder of the fine-tuned model (default: runs/finetuned)"), arg(aliases=("-o",))
@@ -178,7 +180,7 @@ def check_options(options: ImportanceOptions | FinetuneOptions | EvaluateOptions
     choices = {
         "kind": Kind,
         "method": HoldMethod,
-        "task": Task,
+        "task": LanguageTask,
         "dtype": Dtype,
         "importance_dtype": ImportanceForm,
         "anchor_dtype": AnchorForm,

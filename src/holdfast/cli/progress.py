@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from holdfast.cli.console import say
-from holdfast.experiments.run import Watch
+from holdfast.experiments.run import EventCallback
 from holdfast.experiments.tensorboard import TensorBoard
 
 SILENT_SECONDS = 20.0
@@ -51,7 +51,7 @@ class _Lines:
         say(self._console, text)
 
 
-class Watcher(_Lines):
+class EventDisplay(_Lines):
     """Shows the events of runs, one run after the other. A context manager; call it with each event.
 
     Args:
@@ -184,8 +184,8 @@ class Stages(_Lines):
 
 
 @contextmanager
-def watched(console: Console, label: str, *, event_files: Path | None = None) -> Iterator[Watch]:
-    """What one run is to be handed as `watch`: it shows the events, and writes TensorBoard's files where asked.
+def event_callback(console: Console, label: str, *, event_files: Path | None = None) -> Iterator[EventCallback]:
+    """What one run is to be handed as `on_event`: it shows the events, and writes TensorBoard's files where asked.
 
     Args:
         console: where to show them.
@@ -196,15 +196,15 @@ def watched(console: Console, label: str, *, event_files: Path | None = None) ->
         OptionError: tensorboard is not installed.
     """
     with ExitStack() as stack:
-        watches: list[Watch] = [stack.enter_context(Watcher(console, label))]
+        callbacks: list[EventCallback] = [stack.enter_context(EventDisplay(console, label))]
         if event_files is not None:
-            watches.append(stack.enter_context(TensorBoard(event_files)))
+            callbacks.append(stack.enter_context(TensorBoard(event_files)))
 
-        def watch(event: Mapping[str, Any]) -> None:
-            for each in watches:
+        def on_event(event: Mapping[str, Any]) -> None:
+            for each in callbacks:
                 each(event)
 
-        yield watch
+        yield on_event
 
 
 def _progress(console: Console) -> Progress:

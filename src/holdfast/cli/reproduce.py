@@ -15,8 +15,8 @@ from holdfast.cli.console import console_for, say, warnings_told
 from holdfast.cli.options import ReproduceOptions
 from holdfast.errors import OptionError
 from holdfast.experiments.reproduce import FULL, QUICK, RECIPES, Recipe, recipe_named
-from holdfast.experiments.reproduce.carry_out import Answered, answer, known, measure, train
-from holdfast.experiments.reproduce.cost import cost
+from holdfast.experiments.reproduce.carry_out import Answered, answer, known_outcomes, measure_recipe, train
+from holdfast.experiments.reproduce.cost import remaining_cost
 from holdfast.experiments.reproduce.page import cells, conclusion
 from holdfast.experiments.reproduce.store import check_results
 
@@ -39,13 +39,13 @@ def reproduce_command(options: ReproduceOptions) -> None:
     if not options.dry_run:
         for recipe in recipes:
             check_results(results / recipe.name)
-    found = known(recipes, output=output, results=results)
-    measured = {recipe.name: measure(recipe, results=results, kept_only=True) for recipe in recipes}
+    found = known_outcomes(recipes, output=output, results=results)
+    measured = {recipe.name: measure_recipe(recipe, results=results, kept_only=True) for recipe in recipes}
     for recipe in recipes:
         say(console, (f"{recipe.name}: {recipe.title}", "bold"), f"  ({recipe.source})")
-        say(console, f"  {cost([recipe], found, measured).text(options.jobs)}")
+        say(console, f"  {remaining_cost([recipe], found, measured).text(options.jobs)}")
     if len(recipes) > 1:
-        say(console, f"together: {cost(recipes, found, measured).text(options.jobs)}")
+        say(console, f"together: {remaining_cost(recipes, found, measured).text(options.jobs)}")
     if options.dry_run:
         for config in dict.fromkeys(config for recipe in recipes for config in recipe.to_do(found)):
             say(console, f"  {config.name}")
@@ -59,11 +59,11 @@ def reproduce_command(options: ReproduceOptions) -> None:
                 jobs=options.jobs,
                 device=options.device,
                 data_dir=options.data_dir,
-                watch=_Told(console),
+                on_event=_Told(console),
             )
     for recipe in recipes:
-        kept = measure(
-            recipe, results=results, data_dir=options.data_dir, watch=_Told(console), kept_only=options.from_results
+        kept = measure_recipe(
+            recipe, results=results, data_dir=options.data_dir, on_event=_Told(console), kept_only=options.from_results
         )
         _show(answer(recipe, found, kept, results=results, command=_command(options, recipe)), console)
 

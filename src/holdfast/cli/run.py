@@ -8,9 +8,9 @@ from rich.console import Console
 
 from holdfast.cli.console import console_for, say, warnings_told
 from holdfast.cli.generation import run_generation_command
-from holdfast.cli.idle import hopeless, idle_settings
+from holdfast.cli.idle import hopeless_note, idle_settings
 from holdfast.cli.options import RunOptions, settings
-from holdfast.cli.progress import watched
+from holdfast.cli.progress import event_callback
 from holdfast.cli.tables import matrix_table, names_tables, rosenbrock_table, summary_table
 from holdfast.errors import OptionError, UnknownNameError
 from holdfast.experiments.canvas import check_matplotlib
@@ -45,14 +45,17 @@ def _run(options: RunOptions, console: Console) -> None:
         raise OptionError(f"run {options.stream}: which method? Give --method, one of: {', '.join(METHODS)}.")
     given = settings(options)
     config = configure(options.stream, options.method, seed=options.seed, **given)
-    for line in [*idle_settings(config, given), *hopeless(config)]:
+    for line in [*idle_settings(config, given), *hopeless_note(config)]:
         say(console, ("warning: ", "yellow"), line)
     label = METHODS[options.method].label
     folder = Path(options.output) / config.name
     finished = (folder / "result.json").exists()
     say(console, (f"{options.stream}, {label}", "bold"), f", seed {options.seed}  ", (str(folder), "dim"))
-    with warnings_told(console), watched(console, label, event_files=folder if options.tensorboard else None) as watch:
-        result = run(config, output=options.output, device=options.device, data_dir=options.data_dir, watch=watch)
+    with (
+        warnings_told(console),
+        event_callback(console, label, event_files=folder if options.tensorboard else None) as on_event,
+    ):
+        result = run(config, output=options.output, device=options.device, data_dir=options.data_dir, on_event=on_event)
     if finished:
         console.print("This run was finished before: read back, not trained again.")
     console.print()

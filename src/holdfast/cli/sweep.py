@@ -37,7 +37,7 @@ def sweep_command(options: SweepOptions) -> None:
         f": up to {planned} settings of each, over {len(options.seeds)} seeds  ",
         (options.output, "dim"),
     )
-    with warnings_told(console), SweepWatcher(console) as watcher:
+    with warnings_told(console), SweepWatcher(console) as display:
         found = sweep(
             space,
             output=options.output,
@@ -45,7 +45,7 @@ def sweep_command(options: SweepOptions) -> None:
             jobs=options.jobs,
             device=options.device,
             data_dir=options.data_dir,
-            watch=watcher,
+            on_event=display,
         )
     console.print()
     console.print(findings_table(found))

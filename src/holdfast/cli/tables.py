@@ -11,8 +11,8 @@ from rich.text import Text
 from holdfast.experiments.generation import GENERATION_METHODS, GENERATION_STREAMS
 from holdfast.experiments.results import RunResult
 from holdfast.experiments.rosenbrock import Rosenbrock
-from holdfast.experiments.sweep.findings import Findings
-from holdfast.experiments.tables import COLUMNS, Estimate, Row, best
+from holdfast.experiments.sweep.findings import SweepFindings
+from holdfast.experiments.tables import COLUMNS, Estimate, ResultRow, best_row
 from holdfast.methods import METHODS
 from holdfast.streams import STREAMS
 
@@ -72,9 +72,9 @@ def generation_table(result: RunResult) -> Table:
     return table
 
 
-def rows_table(rows: Sequence[Row], *, seeds: bool = True) -> Table:
+def rows_table(rows: Sequence[ResultRow], *, seeds: bool = True) -> Table:
     """The figures of many runs that fit a terminal, a line a configuration; the best accuracy is bold."""
-    winner = best(rows)
+    winner = best_row(rows)
     table = new_table(f"{rows[0].stream}, {rows[0].scenario}-incremental (accuracies in %)")
     table.add_column("method", min_width=20)
     shown = [column for column in COLUMNS if column.short]
@@ -88,7 +88,7 @@ def rows_table(rows: Sequence[Row], *, seeds: bool = True) -> Table:
     return table
 
 
-def findings_table(findings: Findings) -> Table:
+def findings_table(findings: SweepFindings) -> Table:
     """The best setting of each method, chosen on validation data, and its test accuracy beside it."""
     seeds = len(findings.space.seeds)
     table = new_table(f"{findings.space.stream}, best on validation data over {seeds} seed{'s' * (seeds != 1)} (%)")

@@ -206,7 +206,7 @@ class AdapterCurvature:
         return values[0].flatten(1), self.scale * values[1].flatten(1)
 
     def _displacement(self, values: Sequence[Tensor], anchors: Sequence[Tensor]) -> Tensor:
-        """D as (s B - s B0) A + s B0 (A - A0), without cancellation; a new tensor [out, in], laid out as Omega is."""
+        """d as (s B - s B0) A + s B0 (A - A0), without cancellation; a new tensor [out, in], laid out as Omega is."""
         (A, sB), (A0, sB0) = self._factors(values), self._factors(anchors)
         left, right = torch.cat([sB - sB0, sB0], 1), torch.cat([A, A - A0])
         return (right.T @ left.T).T if self.transposed else left @ right

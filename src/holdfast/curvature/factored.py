@@ -16,7 +16,7 @@ from holdfast.curvature.kronecker import KroneckerFactors
 from holdfast.curvature.protocol import shapes_of
 from holdfast.errors import FileFormatError, NotFiniteError, ParameterMismatchError
 from holdfast.files import Saved, new_folder, read_folder, write_description, write_tensors, write_text
-from holdfast.records import DESCRIPTION, Importance, ImportanceInfo, check_names
+from holdfast.records import IMPORTANCE_CONFIG, Importance, ImportanceInfo, check_names
 
 _ROUNDING = 1e-5
 """How far a factor may be from symmetric and positive, relative to its norm: the rounding of float32 sums."""
@@ -152,7 +152,7 @@ class FactoredImportance(Mapping[str, KroneckerFactors]):
         with new_folder(path) as folder:
             write_tensors(folder, "factors", tensors)
             write_tensors(folder, "importance", self.diagonal)
-            write_description(folder / DESCRIPTION, {**asdict(self.info), "factors": described})
+            write_description(folder / IMPORTANCE_CONFIG, {**asdict(self.info), "factors": described})
             write_text(folder / "README.md", _card(self))
 
     @classmethod
@@ -171,7 +171,7 @@ class FactoredImportance(Mapping[str, KroneckerFactors]):
     @classmethod
     def saved_in(cls, saved: Saved) -> FactoredImportance:
         """Read one save of a folder; see `load`."""
-        config, content = str(saved.path / DESCRIPTION), saved.description(DESCRIPTION)
+        config, content = str(saved.path / IMPORTANCE_CONFIG), saved.description(IMPORTANCE_CONFIG)
         info = ImportanceInfo.from_dict(content, where=config)
         if "factors" not in content:
             raise FileFormatError(f"{config}: it holds no Kronecker factors. Load it with hf.Importance.load.")
@@ -197,7 +197,7 @@ def load_importance(path: str | os.PathLike[str], *, model: nn.Module | None = N
     """
 
     def kind(saved: Saved) -> type[Importance] | type[FactoredImportance]:
-        return FactoredImportance if "factors" in saved.description(DESCRIPTION) else Importance
+        return FactoredImportance if "factors" in saved.description(IMPORTANCE_CONFIG) else Importance
 
     found = read_folder(path, lambda saved: kind(saved).saved_in(saved))
     if model is not None:

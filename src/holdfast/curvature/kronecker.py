@@ -109,7 +109,7 @@ class KroneckerCurvature(LayerForm):
         return self.split(start + self.matrix(share * way)), cost, rise
 
     def distance(self, values: Sequence[Tensor], anchors: Sequence[Tensor]) -> Tensor:
-        """D = W - anchor, [out, n]."""
+        """d = W - anchor, [out, n]."""
         return self.join(*values) - self.join(*anchors)
 
     def metric(self, values: Sequence[Tensor], metrics: Sequence[float | Tensor]) -> float | Tensor:

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from holdfast.errors import HoldfastError
-from holdfast.heads.batches import batch_size, model_inputs
-from holdfast.heads.likelihoods import Categorical
-from holdfast.heads.shift import decided
+from holdfast.likelihoods.batches import batch_size, model_inputs
+from holdfast.likelihoods.likelihood import Categorical
+from holdfast.likelihoods.shift import decided
 from holdfast.methods import METHODS, Learner, Method, MethodOptions, Moment, Setting, build_learner, method_named
 from holdfast.replay import Buffer
 from holdfast.streams import Examples
@@ -33,7 +33,7 @@ class Workload:
     Attributes:
         name: for people.
         model: on its device.
-        batches: on the same device, in either form of `holdfast.heads.batches`; at least one.
+        batches: on the same device, in either form of `holdfast.likelihoods.batches`; at least one.
         setting: of the stream that it stands for.
         classes: the output columns of the first task's loss; None: all.
     """
@@ -59,7 +59,7 @@ class Workload:
 
 
 @dataclass(frozen=True)
-class Cost:
+class MethodCost:
     """What a method costs.
 
     Attributes:
@@ -107,7 +107,7 @@ class Advice:
     step_seconds: float
     batch_size: int
     num_examples: int
-    costs: tuple[Cost, ...]
+    costs: tuple[MethodCost, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
@@ -122,7 +122,7 @@ def advise(
     num_examples: int = 10_000,
     rounds: int = 5,
     options: Mapping[str, Any] | None = None,
-    watch: Callable[[str], None] | None = None,
+    on_method: Callable[[str], None] | None = None,
 ) -> Advice:
     """Measure what every method costs for a model.
 
@@ -137,7 +137,7 @@ def advise(
         rounds: how often the batches are gone through, at least 1.
         options: of `MethodOptions`, such as buffer_size. The Fisher is sampled where batches are no class targets of
             examples: the exact one of a language model takes a pass for every word and position.
-        watch: called with each method's name before it is measured.
+        on_method: called with each method's name before it is measured.
 
     Raises:
         UnknownNameError: there is no such method, optimizer or option; before anything is measured.
@@ -151,8 +151,8 @@ def advise(
     plain.steps()
     seconds, costs = [], []
     for method in chosen:
-        if watch is not None:
-            watch(method.name)
+        if on_method is not None:
+            on_method(method.name)
         cost, beside = _cost(method, workload, plain, optimizer, settings, rounds, num_examples)
         costs.append(cost)
         seconds += beside
@@ -237,10 +237,10 @@ def _cost(
     settings: Mapping[str, Any],
     rounds: int,
     num_examples: int,
-) -> tuple[Cost, list[float]]:
+) -> tuple[MethodCost, list[float]]:
     """The cost of a method, and the seconds that plain training took beside it."""
     if workload.examples is None and method.mechanism not in _BY_WEIGHTS:
-        return Cost(method.name, lacking="it needs batches of (inputs, class targets)"), []
+        return MethodCost(method.name, lacking="it needs batches of (inputs, class targets)"), []
     try:
         trained = _Trained(method, workload, optimizer, settings)
         trained.steps()
@@ -249,7 +249,7 @@ def _cost(
         trained.steps()
         closing = _seconds(trained.close, trained.device)
     except HoldfastError as error:
-        return Cost(method.name, lacking=str(error)), []
+        return MethodCost(method.name, lacking=str(error)), []
     trained.steps()
     held = trained.held_bytes()  # with what only a step adds, such as what half precision rounds away of a pull
     if trained.device.type == "cuda":
@@ -261,12 +261,12 @@ def _cost(
     peak = torch.cuda.max_memory_allocated(trained.device) if trained.device.type == "cuda" else None
     ratio = statistics.median(one / other for one, other in zip(taken, beside))
     scale = num_examples / workload.num_examples if _looks_at_examples(method, settings) else 1.0
-    return Cost(method.name, held, ratio, closing * scale, peak), beside
+    return MethodCost(method.name, held, ratio, closing * scale, peak), beside
 
 
 def _looks_at_examples(method: Method, settings: Mapping[str, Any]) -> bool:
     """Whether a task is closed by a pass over examples."""
-    measured = method.importance not in (None, "si", "ones")
+    measured = method.importance not in (None, "si", "uniform")
     return measured or (method.mechanism == "imm" and settings.get("imm") == "mode")
 
 

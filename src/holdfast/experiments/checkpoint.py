@@ -16,7 +16,7 @@ from holdfast.training import load_optimizer_state, optimizer_state
 
 
 @dataclass
-class Progress:
+class RunProgress:
     """How far a run has come.
 
     Attributes:
@@ -44,7 +44,7 @@ class Progress:
     keeper: str = ""
 
 
-def save(path: Path, progress: Progress, *, model: nn.Module, optimizer: Optimizer, learner: Learner) -> None:
+def save(path: Path, progress: RunProgress, *, model: nn.Module, optimizer: Optimizer, learner: Learner) -> None:
     """Write a checkpoint in place of the one before.
 
     Raises:
@@ -57,7 +57,7 @@ def save(path: Path, progress: Progress, *, model: nn.Module, optimizer: Optimiz
     write_state(path, tensors, content)
 
 
-def load(path: Path, *, model: nn.Module, optimizer: Optimizer, learner: Learner) -> Progress:
+def load(path: Path, *, model: nn.Module, optimizer: Optimizer, learner: Learner) -> RunProgress:
     """Put model, optimizer and learner where the checkpoint left them.
 
     Raises:
@@ -68,7 +68,7 @@ def load(path: Path, *, model: nn.Module, optimizer: Optimizer, learner: Learner
         load_optimizer_state(optimizer, under("optimizer", tensors), notes)
         model.load_state_dict(under("model", tensors))
         learner.load_state(under("learner", tensors), notes["learner"])
-        return Progress(**notes["progress"])
+        return RunProgress(**notes["progress"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         why = " ".join(str(error).split())  # torch says it in several lines
         raise FileFormatError(f"{path} does not fit this run ({why}). Delete it to start the run again.") from error

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from holdfast.errors import OptionError, UnknownNameError
 from holdfast.experiments.protocols import defaults_of
-from holdfast.heads.masks import Mask, Scenario
+from holdfast.likelihoods.masks import Mask, Scenario
 from holdfast.methods import MethodOptions, method_named
 from holdfast.training import NetName, OptimizerName, Schedule
 

@@ -15,11 +15,21 @@ from holdfast.experiments.groups import group_results
 from holdfast.experiments.plots import accuracy_curves, accuracy_matrices
 from holdfast.experiments.pool import one_thread
 from holdfast.experiments.results import RunResult
-from holdfast.experiments.run import Watch, run
+from holdfast.experiments.run import EventCallback, run
 from holdfast.files import check_output, new_folder
 
 STREAM = "permuted-digits"
-METHODS = ("none", "ewc-fisher", "ewc-mas", "ewc-si", "ewc-signal", "ewc-taylor", "wva-fisher", "ewc-kfac", "joint")
+DEMO_METHODS = (
+    "none",
+    "ewc-fisher",
+    "ewc-mas",
+    "ewc-si",
+    "ewc-signal",
+    "ewc-taylor",
+    "wva-fisher",
+    "ewc-kfac",
+    "joint",
+)
 """From the floor to the ceiling; WVA with the importance that is best for it on validation data."""
 
 
@@ -43,9 +53,9 @@ def demo(
     output: str | os.PathLike[str] = "runs",
     seed: int = 0,
     device: str = "cpu",
-    methods: Sequence[str] = METHODS,
+    methods: Sequence[str] = DEMO_METHODS,
     settings: Mapping[str, Any] | None = None,
-    watch: Watch | None = None,
+    on_event: EventCallback | None = None,
 ) -> Demo:
     """Learn five tasks of permuted digits with each method in turn, and draw what became of them.
 
@@ -58,7 +68,7 @@ def demo(
         device: as torch names it.
         methods: names of the methods.
         settings: fields of `RunConfig`, above the protocol's.
-        watch: called with {"event": "run", "method", "number", "of"} before each run, and then with its events.
+        on_event: called with {"event": "run", "method", "number", "of"} before each run, and then with its events.
 
     Raises:
         OptionError: matplotlib is not installed, or an unknown setting.
@@ -73,9 +83,9 @@ def demo(
     results = []
     with one_thread():
         for number, config in enumerate(configs):
-            if watch is not None:
-                watch({"event": "run", "method": config.method, "number": number, "of": len(configs)})
-            results.append(run(config, output=output, device=device, watch=watch))
+            if on_event is not None:
+                on_event({"event": "run", "method": config.method, "number": number, "of": len(configs)})
+            results.append(run(config, output=output, device=device, on_event=on_event))
     groups = group_results(results)
     with new_folder(folder) as fresh:
         accuracy = accuracy_curves(groups, fresh / "accuracy.png").name

@@ -23,7 +23,7 @@ _ORDER[_ORDER.index("dgr") : _ORDER.index("dgr")] = [name for name in GENERATION
 
 
 @dataclass(frozen=True)
-class Group:
+class RunGroup:
     """Runs of one configuration under different seeds.
 
     Attributes:
@@ -57,7 +57,7 @@ class Group:
         return [result.seed for result in self.results]
 
 
-def group_results(results: Iterable[RunResult]) -> list[Group]:
+def group_results(results: Iterable[RunResult]) -> list[RunGroup]:
     """Group runs by configuration without seed.
 
     Sorted by stream and scenario, and there from the ceiling to the floor, as `METHODS` has them; one method's
@@ -78,9 +78,9 @@ def group_results(results: Iterable[RunResult]) -> list[Group]:
     return [group for key in ordered for group in _variants(by_method[key])]
 
 
-def sections(groups: Sequence[Group]) -> dict[tuple[str, str], list[Group]]:
+def sections(groups: Sequence[RunGroup]) -> dict[tuple[str, str], list[RunGroup]]:
     """The groups of each (stream, scenario), which alone can be compared."""
-    found: dict[tuple[str, str], list[Group]] = defaultdict(list)
+    found: dict[tuple[str, str], list[RunGroup]] = defaultdict(list)
     for group in groups:
         found[group.stream, group.scenario].append(group)
     return dict(found)
@@ -122,7 +122,7 @@ def method_order(method: str) -> tuple[int, str]:
     return (_ORDER.index(method) if method in _ORDER else len(_ORDER), method)
 
 
-def _variants(configurations: Sequence[Sequence[RunResult]]) -> list[Group]:
+def _variants(configurations: Sequence[Sequence[RunResult]]) -> list[RunGroup]:
     settings = [settings_of(runs[0]) for runs in configurations]
     names = differing(settings)
     order = sorted(range(len(settings)), key=lambda i: [_sortable(settings[i].get(name)) for name in names])
@@ -131,7 +131,7 @@ def _variants(configurations: Sequence[Sequence[RunResult]]) -> list[Group]:
         first = configurations[i][0]
         told = [setting_text(name, settings[i].get(name)) for name in names]
         groups.append(
-            Group(
+            RunGroup(
                 stream=first.stream,
                 scenario=first.scenario,
                 method=first.method,

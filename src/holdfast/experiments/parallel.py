@@ -14,7 +14,7 @@ from holdfast.experiments.folder import RunFolder
 from holdfast.experiments.job import Job
 from holdfast.experiments.pool import pool_of
 from holdfast.experiments.results import RunResult
-from holdfast.experiments.run import Watch
+from holdfast.experiments.run import EventCallback
 
 
 def run_all(
@@ -24,7 +24,7 @@ def run_all(
     jobs: int = 1,
     device: str = "cpu",
     data_dir: str | os.PathLike[str] | None = None,
-    watch: Watch | None = None,
+    on_event: EventCallback | None = None,
 ) -> list[RunResult]:
     """Do all the runs, each in its own folder, and give their results in the order of `configs`.
 
@@ -37,8 +37,8 @@ def run_all(
         jobs: how many processes, each of one torch thread, which import and load the data once; 1: this one alone.
         device: as torch names it.
         data_dir: where MNIST is; see `holdfast.streams.mnist`.
-        watch: called with each event of each run, under "run" the name of its folder, and with {"event": "finished" or
-            "failed", "run", "number", "of", "error"} as each ends.
+        on_event: called with each event of each run, under "run" the name of its folder, and with {"event": "finished"
+            or "failed", "run", "number", "of", "error"} as each ends.
 
     Raises:
         FailedRunsError: some failed; raised when all others are finished.
@@ -50,13 +50,15 @@ def run_all(
     failures: dict[str, str] = {}
 
     def told(_: Job, event: Mapping[str, Any]) -> None:
-        if watch is not None:
-            watch(event)
+        if on_event is not None:
+            on_event(event)
 
     for config in wanted.values():
         with suppress(RunMismatchError, FileFormatError):  # told as the run's own failure
             RunFolder(Path(output) / config.name, config)
-    with pool_of(min(jobs, max(len(wanted), 1)), output=output, device=device, data_dir=data_dir, watch=told) as pool:
+    with pool_of(
+        min(jobs, max(len(wanted), 1)), output=output, device=device, data_dir=data_dir, on_event=told
+    ) as pool:
         for config in wanted.values():
             pool.submit(Job((config,)))
         for number in range(1, len(wanted) + 1):

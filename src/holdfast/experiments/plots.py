@@ -12,7 +12,7 @@ import numpy as np
 from holdfast.errors import OptionError
 from holdfast.experiments.canvas import FONT, GRID, INK, MUTED, axes_at, new_figure, write_picture
 from holdfast.experiments.escaping import one_line, picture_text
-from holdfast.experiments.groups import Group
+from holdfast.experiments.groups import RunGroup
 from holdfast.methods import METHODS
 from holdfast.metrics import confidence_interval
 
@@ -30,7 +30,7 @@ _HUES = {
     "signal": "#b0438f",
     "taylor": "#a67600",
     "kfac": "#5b3fb0",
-    "ones": "#7a5c3a",
+    "uniform": "#7a5c3a",
     "er": "#b3202c",
     "der": "#b3202c",
     "agem": "#b3202c",
@@ -62,7 +62,7 @@ _STROKES: dict[str, dict[str, Any]] = {
 _MATRIX_COLOURS = "YlGnBu"
 
 
-def stroke(group: Group, *, palest: float = 0.7) -> dict[str, Any]:
+def stroke(group: RunGroup, *, palest: float = 0.7) -> dict[str, Any]:
     """Colour, line style and marker of a group: the same in every picture, whatever else is drawn.
 
     Configurations of one method share its colour, from full to pale (`palest` is the share of white that none reaches).
@@ -74,7 +74,7 @@ def stroke(group: Group, *, palest: float = 0.7) -> dict[str, Any]:
     return {"color": _mixed_with_white(hue, paleness), **_STROKES[mechanism]}
 
 
-def accuracy_curves(groups: Sequence[Group], path: str | os.PathLike[str], *, title: str = "") -> Path:
+def accuracy_curves(groups: Sequence[RunGroup], path: str | os.PathLike[str], *, title: str = "") -> Path:
     """Draw the average accuracy on the tasks so far against their number: a line a group, named at its end.
 
     With several seeds the line is the mean and the band its 95% confidence interval. Joint training, the ceiling, is
@@ -119,7 +119,7 @@ def accuracy_curves(groups: Sequence[Group], path: str | os.PathLike[str], *, ti
     return write_picture(figure, path)
 
 
-def accuracy_matrices(groups: Sequence[Group], path: str | os.PathLike[str], *, title: str = "") -> Path:
+def accuracy_matrices(groups: Sequence[RunGroup], path: str | os.PathLike[str], *, title: str = "") -> Path:
     """Draw the accuracy on every task after every task: a heat map a group, all on the scale from 0 to 100 per cent.
 
     Row t stands for the network after task t, column j for its test accuracy on task j: going down a column one sees
@@ -185,7 +185,7 @@ def spread(places: Sequence[float], gap: float) -> list[float]:
     return moved
 
 
-def _draw_curve(axes: Axes, group: Group, mean: Sequence[float]) -> None:
+def _draw_curve(axes: Axes, group: RunGroup, mean: Sequence[float]) -> None:
     tasks = np.arange(1, group.num_tasks + 1)
     outer = METHODS.get(group.method) is None or METHODS[group.method].mechanism in ("joint", "none")
     look = stroke(group)
@@ -206,7 +206,7 @@ def _draw_curve(axes: Axes, group: Group, mean: Sequence[float]) -> None:
         axes.fill_between(tasks, low, high, color=look["color"], alpha=0.13, linewidth=0, zorder=1)
 
 
-def name_ends(axes: Axes, ends: Sequence[tuple[Group, float, float, str]], *, gap: float) -> None:
+def name_ends(axes: Axes, ends: Sequence[tuple[RunGroup, float, float, str]], *, gap: float) -> None:
     """Name each line right of the plot; where ends crowd, names move apart and thin leaders lead to them.
 
     Args:
@@ -235,7 +235,7 @@ def name_ends(axes: Axes, ends: Sequence[tuple[Group, float, float, str]], *, ga
         )
 
 
-def _draw_matrix(axes: Axes, group: Group, side: float) -> Any:
+def _draw_matrix(axes: Axes, group: RunGroup, side: float) -> Any:
     matrix = np.mean([result.accuracy_matrix for result in group.results], axis=0)
     count = len(matrix)
     image = axes.imshow(matrix, cmap=_MATRIX_COLOURS, vmin=0, vmax=1, aspect="equal")
@@ -275,12 +275,12 @@ def bare(axes: Axes, spines: Sequence[str]) -> None:
     axes.set_axisbelow(True)
 
 
-def by_task(group: Group) -> list[list[float]]:
+def by_task(group: RunGroup) -> list[list[float]]:
     """For each number of tasks the average accuracies of all seeds."""
     return [list(values) for values in zip(*(result.average_accuracy for result in group.results))]
 
 
-def _all_accuracies(group: Group) -> list[float]:
+def _all_accuracies(group: RunGroup) -> list[float]:
     return [accuracy for result in group.results for accuracy in result.average_accuracy]
 
 
@@ -297,12 +297,12 @@ def task_ticks(count: int) -> list[int]:
     return [1, *range(step if step > 1 else 2, count + 1, step)] if count > 1 else [1]
 
 
-def title_of(group: Group) -> str:
+def title_of(group: RunGroup) -> str:
     """What a picture of groups of one stream and scenario is called."""
     return f"{one_line(group.stream)}, {one_line(group.scenario)}-incremental"
 
 
-def seeds_told(groups: Sequence[Group], *, interval: bool = True) -> str:
+def seeds_told(groups: Sequence[RunGroup], *, interval: bool = True) -> str:
     """What the accuracies are means of, in a line."""
     counts = sorted({len(group.results) for group in groups})
     if counts == [1]:
@@ -312,7 +312,7 @@ def seeds_told(groups: Sequence[Group], *, interval: bool = True) -> str:
     return f"test accuracy, mean{' and 95% confidence interval' if interval else ''} over {told} seeds"
 
 
-def _check_groups(groups: Sequence[Group], *, where: str) -> None:
+def _check_groups(groups: Sequence[RunGroup], *, where: str) -> None:
     if not groups:
         raise OptionError(f"{where}: there is nothing to draw; expected at least one group of runs.")
 

@@ -18,7 +18,7 @@ from holdfast.errors import FailedRunsError, HoldfastError, NotFiniteError, Opti
 from holdfast.experiments.config import RunConfig
 from holdfast.experiments.job import Job
 from holdfast.experiments.results import RunResult
-from holdfast.experiments.run import Watch, run
+from holdfast.experiments.run import EventCallback, run
 from holdfast.experiments.stacked import named, train_stacked
 from holdfast.experiments.worker_process import Inbox, WorkerProcess
 from holdfast.streams.catalog import load_images
@@ -44,7 +44,7 @@ class Done:
     kind: str = ""
 
 
-JobWatch = Callable[[Job, Mapping[str, Any]], None]
+JobEventCallback = Callable[[Job, Mapping[str, Any]], None]
 """Called, in the thread that waits, with every event of a job's runs; the event's "run" is the folder's name."""
 
 
@@ -71,7 +71,7 @@ def pool_of(
     output: str | os.PathLike[str],
     device: str = "cpu",
     data_dir: str | os.PathLike[str] | None = None,
-    watch: JobWatch | None = None,
+    on_event: JobEventCallback | None = None,
 ) -> Iterator[Pool]:
     """Workers, each a process of one torch thread that imports and loads the data once; one job: no other process.
 
@@ -86,9 +86,9 @@ def pool_of(
     perform = Performer(output=output, device=device, data_dir=data_dir)
     if jobs == 1:
         with one_thread():
-            yield _Alone(perform, watch)
+            yield _Alone(perform, on_event)
     else:
-        with _Workers(jobs, perform, watch) as workers:
+        with _Workers(jobs, perform, on_event) as workers:
             yield workers
 
 
@@ -105,23 +105,23 @@ class Performer:
     data_dir: str | os.PathLike[str] | None = None
     _images: object = None
 
-    def __call__(self, job: Job, watch: Watch) -> tuple[dict[str, str], str]:
+    def __call__(self, job: Job, on_event: EventCallback) -> tuple[dict[str, str], str]:
         """Do it.
 
         Returns:
             Name -> why, of the runs that failed, and the name of the class of error that was.
 
         Raises:
-            StoppedError: by `watch`.
+            StoppedError: by `on_event`.
         """
         if not all(self._finished(config) for config in job.configs):
             self._images = load_images(job.configs[0].stream, data_dir=self.data_dir)
         where = {"output": self.output, "device": self.device, "data_dir": self.data_dir}
         try:
             if job.stacked:
-                train_stacked(job.configs, watch=watch, **where)
+                train_stacked(job.configs, on_event=on_event, **where)
             else:
-                run(job.configs[0], watch=named(watch, job.configs[0].name), **where)
+                run(job.configs[0], on_event=named(on_event, job.configs[0].name), **where)
         except FailedRunsError as error:
             return error.failures, NotFiniteError.__name__
         except HoldfastError as error:
@@ -157,8 +157,8 @@ def one_thread() -> Iterator[None]:
 class _Alone:
     """Does the jobs in this process."""
 
-    def __init__(self, perform: Performer, watch: JobWatch | None) -> None:
-        self._perform, self._watch = perform, watch
+    def __init__(self, perform: Performer, on_event: JobEventCallback | None) -> None:
+        self._perform, self._on_event = perform, on_event
         self._queue: deque[Job] = deque()
         self._to_stop: Job | None = None
 
@@ -171,14 +171,14 @@ class _Alone:
     def wait(self) -> Done:
         job = self._queue.popleft()
 
-        def watch(event: Mapping[str, Any]) -> None:
-            if self._watch is not None:
-                self._watch(job, event)
+        def on_event(event: Mapping[str, Any]) -> None:
+            if self._on_event is not None:
+                self._on_event(job, event)
             if self._to_stop is job:
                 raise StoppedError
 
         try:
-            return self._perform.done(job, *self._perform(job, watch))
+            return self._perform.done(job, *self._perform(job, on_event))
         except StoppedError:
             return Done(job)
         finally:
@@ -188,8 +188,8 @@ class _Alone:
 class _Workers:
     """Hands jobs to processes and reads what they tell."""
 
-    def __init__(self, count: int, perform: Performer, watch: JobWatch | None) -> None:
-        self._count, self._perform, self._watch = count, perform, watch
+    def __init__(self, count: int, perform: Performer, on_event: JobEventCallback | None) -> None:
+        self._count, self._perform, self._on_event = count, perform, on_event
         self._queue: deque[Job] = deque()
         self._workers: list[WorkerProcess] = []
         self._deaths: Counter[Job] = Counter()
@@ -229,8 +229,8 @@ class _Workers:
                 stopped = message["stopped"]
                 done = Done(job) if stopped else self._perform.done(job, message["failures"], message["kind"])
             else:
-                if self._watch is not None:
-                    self._watch(job, message)
+                if self._on_event is not None:
+                    self._on_event(job, message)
                 continue
             self._feed()
             if done is not None:

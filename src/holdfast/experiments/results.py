@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypedDict, get_type_hints
 from holdfast import metrics
 from holdfast.errors import FileFormatError
 from holdfast.files import read_sealed, write_sealed
-from holdfast.files.typed import Amount, Change, Count, Fraction, Within, listed, typed
+from holdfast.files.typed import Amount, Change, Count, Fraction, Within, listed_mistakes, typed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +94,7 @@ class RunResult:
         values, mistakes = typed(content, hints, optional=optional)
         mistakes = mistakes or misshapen(values)
         if mistakes:
-            raise FileFormatError(f"{path} is no complete result: {listed(mistakes)}. {remedy}")
+            raise FileFormatError(f"{path} is no complete result: {listed_mistakes(mistakes)}. {remedy}")
         return cls(**values)
 
 

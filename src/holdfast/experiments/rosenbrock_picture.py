@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Point = tuple[float, float]
-Task = Callable[[Tensor], Tensor]
+TaskLoss = Callable[[Tensor], Tensor]
 
 _X, _Y = (-1.6, 2.1), (-0.45, 3.35)
 _NEAR_X, _NEAR_Y = (0.62, 1.28), (0.5, 1.6)
@@ -58,7 +58,7 @@ def draw(
     paths: Sequence[Path2D],
     target: Path,
     *,
-    tasks: tuple[Task, Task],
+    tasks: tuple[TaskLoss, TaskLoss],
     anchor: Point,
     importance: Point,
     first: Sequence[Point],
@@ -106,7 +106,7 @@ def draw(
     return write_picture(figure, target)
 
 
-def _draw_valleys(axes: Axes, tasks: tuple[Task, Task], *, x: Point, y: Point) -> None:
+def _draw_valleys(axes: Axes, tasks: tuple[TaskLoss, TaskLoss], *, x: Point, y: Point) -> None:
     across, up = np.meshgrid(np.linspace(*x, 500), np.linspace(*y, 500))
     points = torch.from_numpy(np.stack([across, up], axis=-1))
     for task, colour in zip(tasks, _TASKS):

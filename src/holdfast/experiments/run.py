@@ -15,12 +15,12 @@ from torch.optim import Optimizer
 
 from holdfast.errors import OptionError
 from holdfast.experiments import checkpoint
-from holdfast.experiments.checkpoint import Progress
+from holdfast.experiments.checkpoint import RunProgress
 from holdfast.experiments.config import RunConfig
 from holdfast.experiments.folder import RunFolder, versions
 from holdfast.experiments.lock import locked
 from holdfast.experiments.results import RunResult, summarise
-from holdfast.heads.masks import Mask, Scenario, active_classes
+from holdfast.likelihoods.masks import Mask, Scenario, active_classes
 from holdfast.methods import Moment, Setting, build_learner, method_named
 from holdfast.metrics import average_accuracy
 from holdfast.streams import Examples
@@ -28,7 +28,7 @@ from holdfast.streams.catalog import build_stream
 from holdfast.streams.stream import Task
 from holdfast.training import accuracy, build_net, build_optimizer, learning_rate, num_epochs, train_epoch
 
-Watch = Callable[[Mapping[str, Any]], None]
+EventCallback = Callable[[Mapping[str, Any]], None]
 
 _MASKS: dict[Scenario, Mask] = {"task": "task", "domain": "all", "class": "seen"}
 
@@ -42,7 +42,7 @@ def run(
     output: str | os.PathLike[str] = "runs",
     device: str = "cpu",
     data_dir: str | os.PathLike[str] | None = None,
-    watch: Watch | None = None,
+    on_event: EventCallback | None = None,
 ) -> RunResult:
     """Learn a stream with one method, in the folder `output`/`config.name`.
 
@@ -55,8 +55,8 @@ def run(
         output: parent of the run's folder.
         device: as torch names it.
         data_dir: where MNIST is; see `holdfast.streams.mnist`.
-        watch: called with each event, as written to `metrics.jsonl`: "start", "epoch", "task", "done"; and with "busy"
-            where another process is at work on this run.
+        on_event: called with each event, as written to `metrics.jsonl`: "start", "epoch", "task", "done"; and with
+            "busy" where another process is at work on this run.
 
     Returns:
         What `result.json` holds.
@@ -72,11 +72,11 @@ def run(
     folder = RunFolder(Path(output) / config.name, config)
     if folder.result.exists():
         return RunResult.load(folder.result)
-    made = ActiveRun(config, folder, device=device, data_dir=data_dir, watch=watch)
+    made = ActiveRun(config, folder, device=device, data_dir=data_dir, on_event=on_event)
 
     def waiting() -> None:
-        if watch is not None:
-            watch({"event": "busy"})
+        if on_event is not None:
+            on_event({"event": "busy"})
 
     with locked(folder.lock, waiting=waiting):
         return RunResult.load(folder.result) if folder.result.exists() else made.finish()
@@ -90,7 +90,7 @@ class ActiveRun:
         folder: where it stands.
         device: as torch names it.
         data_dir: where MNIST is.
-        watch: called with each event.
+        on_event: called with each event.
         like: a run of the same stream and seed, whose data it shares.
     """
 
@@ -101,10 +101,10 @@ class ActiveRun:
         *,
         device: str,
         data_dir: str | os.PathLike[str] | None,
-        watch: Watch | None,
+        on_event: EventCallback | None,
         like: ActiveRun | None = None,
     ) -> None:
-        self.config, self.folder, self.watch = config, folder, watch
+        self.config, self.folder, self.on_event = config, folder, on_event
         self.device = usable_device(device)
         self.method = method_named(config.method)
         self.stream = (
@@ -138,7 +138,7 @@ class ActiveRun:
         self.learner = build_learner(self.method, net.to(self.device), options=config, setting=setting)
         self.model: nn.Module = self.learner.model
         self.optimizer = self._new_optimizer()
-        self.progress = Progress()
+        self.progress = RunProgress()
         self.tasks = like.tasks if like is not None else [_Kept(task, self.device) for task in self.stream]
         self._clock = time.perf_counter()
         self._saved = self._clock
@@ -309,8 +309,8 @@ class ActiveRun:
     def _tell(self, event: Mapping[str, Any]) -> None:
         self.folder.append(event)
         self.progress.num_events += 1
-        if self.watch is not None:
-            self.watch(event)
+        if self.on_event is not None:
+            self.on_event(event)
 
     def result(self) -> RunResult:
         """Write what was found."""

@@ -29,11 +29,11 @@ from holdfast.experiments.config import RunConfig
 from holdfast.experiments.folder import RunFolder
 from holdfast.experiments.lock import locked
 from holdfast.experiments.results import RunResult
-from holdfast.experiments.run import ActiveRun, Watch, seed_of
+from holdfast.experiments.run import ActiveRun, EventCallback, seed_of
 from holdfast.memory import Retained
-from holdfast.memory.stored import Held, read
+from holdfast.memory.stored import AnyTensor, read
 from holdfast.methods import method_named
-from holdfast.methods.holding import Holding
+from holdfast.methods.holding import KeeperLearner
 from holdfast.retention import EWC, WVA, Keeper
 from holdfast.streams import STREAMS
 from holdfast.training import build_optimizer, learning_rate, num_epochs
@@ -91,7 +91,7 @@ def train_stacked(
     output: str | os.PathLike[str] = "runs",
     device: str = "cpu",
     data_dir: str | os.PathLike[str] | None = None,
-    watch: Watch | None = None,
+    on_event: EventCallback | None = None,
 ) -> list[RunResult]:
     """Do runs that differ in seed and strength alone as one batched program.
 
@@ -104,7 +104,7 @@ def train_stacked(
         output: parent of the run folders.
         device: as torch names it.
         data_dir: where MNIST is.
-        watch: called with each event of each run, under "run" the name of its folder.
+        on_event: called with each event of each run, under "run" the name of its folder.
 
     Returns:
         What each found, in the order of `configs`.
@@ -127,9 +127,9 @@ def train_stacked(
         for config in {config.name: config for config in configs}.values():
             if not folders[config.name].result.exists():
                 like = next((member for member in members if member.config.seed == config.seed), None)
-                watched = named(watch, config.name)
+                on_its_event = named(on_event, config.name)
                 folder = folders[config.name]
-                member = ActiveRun(config, folder, device=device, data_dir=data_dir, watch=watched, like=like)
+                member = ActiveRun(config, folder, device=device, data_dir=data_dir, on_event=on_its_event, like=like)
                 members.append(member)
         for member in members:
             member.begin()
@@ -148,13 +148,13 @@ def train_stacked(
     return [RunResult.load(folders[config.name].result) for config in configs]
 
 
-def named(watch: Watch | None, name: str) -> Watch | None:
-    """The same watch, told under "run" the name of the run's folder."""
-    if watch is None:
+def named(on_event: EventCallback | None, name: str) -> EventCallback | None:
+    """The same callback, called with "run" the name of the run's folder."""
+    if on_event is None:
         return None
 
     def told(event: Mapping[str, Any]) -> None:
-        watch({**event, "run": name})
+        on_event({**event, "run": name})
 
     return told
 
@@ -235,7 +235,7 @@ def stacked(models: Sequence[nn.Module]) -> nn.Module:
 def _hold(members: Sequence[ActiveRun], net: nn.Module, optimizer: Optimizer) -> None:
     """Hold the steps of all networks by one keeper of strength 1, from what each network's own keeper holds."""
     learners = [member.learner for member in members]
-    held = [learner.keeper.held for learner in learners if isinstance(learner, Holding)]
+    held = [learner.keeper.held for learner in learners if isinstance(learner, KeeperLearner)]
     if not held or held[0].num_tasks == 0:
         return
     strengths = [member.config.strength or 0.0 for member in members]
@@ -254,7 +254,7 @@ def _hold(members: Sequence[ActiveRun], net: nn.Module, optimizer: Optimizer) ->
     keeper.attach(optimizer)
 
 
-def _dense(held: Held) -> Tensor:
+def _dense(held: AnyTensor) -> Tensor:
     return read(held, dtype=torch.float32, device=held.device)
 
 

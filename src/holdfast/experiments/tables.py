@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from holdfast.experiments.escaping import markdown_text
-from holdfast.experiments.groups import Group, group_results
+from holdfast.experiments.groups import RunGroup, group_results
 from holdfast.experiments.results import RunResult
 from holdfast.metrics import confidence_interval
 
@@ -38,14 +38,14 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Row:
+class ResultRow:
     """What the runs of one configuration found, over their seeds.
 
     Attributes:
         stream: name of the stream.
         scenario: "task", "domain" or "class".
         method: name of the method.
-        label: what tables call it; see `Group`.
+        label: what tables call it; see `RunGroup`.
         num_seeds: how many runs the estimates are of.
         accuracy: average test accuracy after the last task, a fraction.
         validation: the same on validation data.
@@ -83,7 +83,7 @@ class Column:
     Attributes:
         title: with its unit.
         short: where room is scarce; empty for what is then left out.
-        field: of `Row`.
+        field: of `ResultRow`.
         scale: 100 turns a fraction into per cent.
         digits: behind the point.
     """
@@ -94,7 +94,7 @@ class Column:
     scale: float = 100.0
     digits: int = 1
 
-    def text(self, row: Row, *, interval: bool = True) -> str:
+    def text(self, row: ResultRow, *, interval: bool = True) -> str:
         """The cell of a row, with or without the half width of its interval."""
         estimate: Estimate | None = getattr(row, self.field)
         if estimate is None:
@@ -117,19 +117,19 @@ COLUMNS = (
 """What is shown of a row, in order, behind its label."""
 
 
-def rows(results: Iterable[RunResult]) -> list[Row]:
+def result_rows(results: Iterable[RunResult]) -> list[ResultRow]:
     """One row a configuration, in the order of `group_results`: from the ceiling, joint, to the floor, none."""
-    return [row_of(group) for group in group_results(results)]
+    return [result_row(group) for group in group_results(results)]
 
 
-def row_of(group: Group) -> Row:
+def result_row(group: RunGroup) -> ResultRow:
     """The figures of one group."""
 
     def over_seeds(field: str) -> Estimate:
         return Estimate.of([getattr(result, field) for result in group.results])
 
     held = [result.held_bytes for result in group.results if result.held_bytes is not None]
-    return Row(
+    return ResultRow(
         stream=group.stream,
         scenario=group.scenario,
         method=group.method,
@@ -148,7 +148,7 @@ def row_of(group: Group) -> Row:
     )
 
 
-def best(found: Sequence[Row]) -> Row | None:
+def best_row(found: Sequence[ResultRow]) -> ResultRow | None:
     """The row of highest mean test accuracy among those that learn one task after the other; None without any.
 
     Joint training, which sees all data at once, is out of the contest. This is for emphasis, never for choosing
@@ -158,9 +158,9 @@ def best(found: Sequence[Row]) -> Row | None:
     return max(contest, key=lambda row: row.accuracy.mean, default=None) if len(contest) > 1 else None
 
 
-def markdown(found: Sequence[Row]) -> str:
+def markdown(found: Sequence[ResultRow]) -> str:
     """A Markdown table of rows that can be compared; the best accuracy stands in bold."""
-    winner = best(found)
+    winner = best_row(found)
     lines = [
         "| method | " + " | ".join(column.title for column in COLUMNS) + " | seeds |",
         "|:--|" + "--:|" * (len(COLUMNS) + 1),

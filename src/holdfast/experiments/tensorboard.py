@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class TensorBoard:
-    """Writes the events of one run as TensorBoard's event files. A context manager; hand it to `run` as `watch`.
+    """Writes the events of one run as TensorBoard's event files. A context manager; hand it to `run` as `on_event`.
 
     Against the number of epochs of all tasks, or of iterations where images are generated: `loss/train`. Against the
     number of tasks learned: `accuracy/average` and `accuracy/task_01`, ... on test data, `validation/average`,

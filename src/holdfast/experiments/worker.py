@@ -40,7 +40,7 @@ def main() -> None:
         told.write(json.dumps(message) + "\n")
         told.flush()
 
-    def watch(event: Mapping[str, Any]) -> None:
+    def on_event(event: Mapping[str, Any]) -> None:
         tell(event)
         if stop.is_set():
             raise StoppedError
@@ -52,13 +52,13 @@ def main() -> None:
     while True:
         message = inbox.get()
         stop.clear()
-        tell(_done(Job(tuple(RunConfig.from_dict(content) for content in message["configs"])), perform, watch))
+        tell(_done(Job(tuple(RunConfig.from_dict(content) for content in message["configs"])), perform, on_event))
 
 
-def _done(job: Job, perform: Performer, watch: Any) -> dict[str, Any]:
+def _done(job: Job, perform: Performer, on_event: Any) -> dict[str, Any]:
     stopped, failures, kind = False, {}, ""
     try:
-        failures, kind = perform(job, watch)
+        failures, kind = perform(job, on_event)
     except StoppedError:
         stopped = True
     except Exception as error:

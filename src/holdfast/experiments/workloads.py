@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from holdfast.errors import OptionError
 from holdfast.experiments.advise import Workload
-from holdfast.heads.batches import batch_to
-from holdfast.heads.masks import Mask, active_classes
+from holdfast.likelihoods.batches import batch_to
+from holdfast.likelihoods.masks import Mask, active_classes
 from holdfast.methods import Setting
 from holdfast.streams.catalog import build_stream
 from holdfast.training import NetName, build_net

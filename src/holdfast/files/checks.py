@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from holdfast.errors import FileFormatError, OutputError
-from holdfast.files.manifest import listed
+from holdfast.files.manifest import listed_files
 from holdfast.files.plain import read_json
 
 COMMIT = ".holdfast-commit"
@@ -141,8 +141,8 @@ def ours_in(target: Path) -> set[str]:
     try:
         entries = {entry.name for entry in target.iterdir()}
         others = sorted(name for name in entries - _SYSTEM if not name.startswith(_HIDDEN))
-        staged = {name for name in listed(target / COMMIT) or () if not (target / COMMIT / name).exists()}
-        found = listed(target)
+        staged = {name for name in listed_files(target / COMMIT) or () if not (target / COMMIT / name).exists()}
+        found = listed_files(target)
     except FileFormatError as error:
         raise OutputError(f"{target} is not written over, for it cannot be told what is ours in it: {error}") from error
     except OSError as error:

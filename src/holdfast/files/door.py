@@ -17,7 +17,7 @@ from pathlib import Path
 from holdfast.errors import HoldfastError, OutputError
 from holdfast.files.checks import COMMIT, check_free, check_output, check_same_kind, is_within, ours_in
 from holdfast.files.locks import HAS_LOCKS, writing
-from holdfast.files.manifest import MANIFEST, listed, write_manifest
+from holdfast.files.manifest import MANIFEST, listed_files, write_manifest
 
 _STAGING = ".holdfast-new-"
 
@@ -83,11 +83,11 @@ def _commit(target: Path, fresh: Path) -> None:
 def _finish(target: Path) -> None:
     """Move the files of a save up into their place; also those of a process that was killed while it did so."""
     commit = target / COMMIT
-    new = listed(commit) if (commit / MANIFEST).is_file() else None
+    new = listed_files(commit) if (commit / MANIFEST).is_file() else None
     if new is None:
         shutil.rmtree(commit, ignore_errors=True)  # its manifest is the last to move: all others have
         return
-    old = (listed(target) or set()) - {MANIFEST}
+    old = (listed_files(target) or set()) - {MANIFEST}
     check_free(target, [name for name in new - {MANIFEST} if (commit / name).exists()], old)
     for name in old:
         path = target / name

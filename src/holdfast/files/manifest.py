@@ -80,7 +80,7 @@ def checked_files(files: object, *, where: Path) -> dict[str, str]:
     return files
 
 
-def listed(folder: Path) -> set[str] | None:
+def listed_files(folder: Path) -> set[str] | None:
     """Names of the files in a folder that holdfast wrote and may replace; None where it is no folder of ours.
 
     Raises:

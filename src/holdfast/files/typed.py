@@ -55,7 +55,7 @@ def typed(
     return found, mistakes
 
 
-def listed(mistakes: Collection[str]) -> str:
+def listed_mistakes(mistakes: Collection[str]) -> str:
     """The first mistakes in a line, and how many more there are."""
     first = list(mistakes)[:MOST_TOLD]
     more = len(mistakes) - len(first)

@@ -4,11 +4,11 @@ from holdfast.importance.calibrated import calibrated
 from holdfast.importance.fisher import fisher
 from holdfast.importance.kfac import kfac
 from holdfast.importance.mas import mas
-from holdfast.importance.ones import uniform
 from holdfast.importance.path import SynapticIntelligence
 from holdfast.importance.signal import signal
 from holdfast.importance.signal_recorder import SignalRecorder
 from holdfast.importance.taylor import taylor
+from holdfast.importance.uniform import uniform
 
 __all__ = [
     "SignalRecorder",

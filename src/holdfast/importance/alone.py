@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from holdfast.heads.batches import slice_batch
 from holdfast.importance.measure import Batch
+from holdfast.likelihoods.batches import slice_batch
 from holdfast.moments.calls import tensors_in
 from holdfast.moments.gradients import Scores
 from holdfast.moments.sums import Alone

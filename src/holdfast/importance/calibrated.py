@@ -8,10 +8,10 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from holdfast.curvature import FactoredImportance
-from holdfast.heads.likelihoods import Likelihood, resolve_likelihood
 from holdfast.importance.calibration import CALIBRATION_EXAMPLES
 from holdfast.importance.loss import MeasuredLoss
 from holdfast.importance.measure import DataPass
+from holdfast.likelihoods.likelihood import Likelihood, resolve_likelihood
 from holdfast.moments.state import measuring
 from holdfast.records import Importance, check_names
 from holdfast.tensors import unwrap

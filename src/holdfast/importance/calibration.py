@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from holdfast.heads.likelihoods import Likelihood
+from holdfast.likelihoods.likelihood import Likelihood
 from holdfast.moments.calls import Call
 from holdfast.tensors import copies, sum_of, trainable_parameters, unwrap
 

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from holdfast.choices import check_choice
 from holdfast.errors import NotFiniteError, OptionError
-from holdfast.heads.likelihoods import Categorical, Likelihood, check_per_example, resolve_likelihood
 from holdfast.importance.alone import alone
-from holdfast.importance.gathering import gathered
+from holdfast.importance.gathering import gathered_batches
 from holdfast.importance.loss import MeasuredLoss
 from holdfast.importance.measure import Batch, DataPass
+from holdfast.likelihoods.likelihood import Categorical, Likelihood, check_per_example, resolve_likelihood
 from holdfast.moments.calls import tensors_in
 from holdfast.moments.gradients import gradient, zeros
 from holdfast.moments.per_example import CHUNK_BYTES
@@ -134,9 +134,9 @@ def fisher(
         if kind == "batched":
             values = _squared_batch_gradients(model, data_pass, measured)
         else:
-            rows = Rows(measured, kind, num_draws, top_k, seed)
+            rows = FisherScores(measured, kind, num_draws, top_k, seed)
             sums = MomentSums(model, phi="square", where=where, chunk_bytes=chunk_bytes, per=per)
-            for batch in gathered(data_pass, lambda: sums.room if measured.is_own else 0):
+            for batch in gathered_batches(data_pass, lambda: sums.room if measured.is_own else 0):
                 sums.add(batch.call, lambda outputs, batch=batch: rows(outputs, batch), alone=alone(rows, batch))
             values = {name: total / sums.num_examples for name, total in sums.totals.items()}
         return data_pass.importance(
@@ -149,7 +149,7 @@ def fisher(
         )
 
 
-class Rows:
+class FisherScores:
     """Scores [K, B] whose squared gradients, summed over K, are one example's term of the Fisher."""
 
     def __init__(self, loss: MeasuredLoss, kind: FisherKind, num_draws: int, top_k: int | None, seed: int) -> None:

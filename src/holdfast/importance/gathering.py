@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-from holdfast.heads.batches import model_inputs
 from holdfast.importance.measure import Batch
+from holdfast.likelihoods.batches import model_inputs
 from holdfast.moments.calls import Call
 from holdfast.moments.study import TOGETHER_BYTES
 
 
-def gathered(batches: Iterable[Batch], room: Callable[[], int]) -> Iterator[Batch]:
+def gathered_batches(batches: Iterable[Batch], room: Callable[[], int]) -> Iterator[Batch]:
     """The same examples in the same order, as many together as there is room for.
 
     Whatever its size a batch costs about a millisecond of Python, half of the arithmetic of a small network on 128

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from holdfast.choices import check_choice
 from holdfast.curvature.factored import FactoredImportance, KroneckerFactors
 from holdfast.errors import OptionError
-from holdfast.heads.likelihoods import Likelihood, resolve_likelihood
 from holdfast.importance.alone import alone
-from holdfast.importance.fisher import Rows
-from holdfast.importance.gathering import gathered
+from holdfast.importance.fisher import FisherScores
+from holdfast.importance.gathering import gathered_batches
 from holdfast.importance.loss import MeasuredLoss
 from holdfast.importance.measure import Batch, DataPass
-from holdfast.moments.factors import Rule
+from holdfast.likelihoods.likelihood import Likelihood, resolve_likelihood
+from holdfast.moments.factors import SharingRule
 from holdfast.moments.kronecker import KroneckerSums
 from holdfast.moments.per_example import CHUNK_BYTES
 from holdfast.moments.state import measuring
@@ -128,11 +128,11 @@ def kfac(
         model, data, where=where, num_examples=num_examples, progress=progress, loss=measured, seed=seed
     )
     with measuring(model):
-        rule: Rule | None = None if factors == "auto" else factors
+        rule: SharingRule | None = None if factors == "auto" else factors
         sums = KroneckerSums(model, where=where, chunk_bytes=chunk_bytes, rule=rule)
-        rows, again = (Rows(measured, kind, num_draws, None, seed) for _ in range(2))
+        rows, again = (FisherScores(measured, kind, num_draws, None, seed) for _ in range(2))
         rest: MomentSums | None = None
-        for batch in gathered(data_pass, lambda: sums.room if measured.is_own else 0):
+        for batch in gathered_batches(data_pass, lambda: sums.room if measured.is_own else 0):
             sums.add(batch.call, lambda outputs, batch=batch: rows(outputs, batch), alone=alone(rows, batch))
             with _frozen(model, [name for layer in sums.layers for name in layer.names(layer.weight)]):
                 if rest is None:
@@ -155,7 +155,7 @@ def kfac(
         return FactoredImportance(_means(sums, model), diagonal, diagonal.info)
 
 
-def _add_rest(rest: MomentSums, batch: Batch, rows: Rows) -> None:
+def _add_rest(rest: MomentSums, batch: Batch, rows: FisherScores) -> None:
     if rest.totals:
         rest.add(batch.call, lambda outputs: rows(outputs, batch), alone=alone(rows, batch))
 

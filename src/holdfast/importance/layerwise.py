@@ -10,7 +10,7 @@ from torch import nn
 
 from holdfast.errors import UnsupportedLayerError
 from holdfast.moments.calls import Call
-from holdfast.moments.layers import LayerUse, LayerWatch
+from holdfast.moments.layers import LayerRecorder, LayerUse
 from holdfast.tensors import unwrap
 
 Others = Literal["error", "zero"]
@@ -39,12 +39,12 @@ def watched_forward(
     Raises:
         UnsupportedLayerError: with `others="error"`, parameters are used by something else than these layers.
     """
-    watch = LayerWatch(model, record, activations=activations, meet=meet)
-    with torch.set_grad_enabled(first or graph), watch:
+    recorder = LayerRecorder(model, record, activations=activations, meet=meet)
+    with torch.set_grad_enabled(first or graph), recorder:
         outputs = call(unwrap(model))
-    watch.finish(outputs)
-    check_elsewhere(watch.elsewhere, others=others, where=where)
-    return watch.differentiates
+    recorder.finish(outputs)
+    check_elsewhere(recorder.elsewhere, others=others, where=where)
+    return recorder.differentiates
 
 
 def check_watchable(model: nn.Module, *, where: str) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import vjp, vmap
 
 from holdfast.errors import UnsupportedLayerError
-from holdfast.importance.gathering import gathered
+from holdfast.importance.gathering import gathered_batches
 from holdfast.importance.layerwise import Others, check_watchable, watched_forward
 from holdfast.importance.measure import DataPass
 from holdfast.moments.calls import Call
@@ -28,7 +28,7 @@ def local_sums(model: nn.Module, data_pass: DataPass, *, others: Others, chunk_b
     """
     check_watchable(model, where="mas(local=True)")
     totals, graph, places = zeros(model), False, Places(model, where="mas")
-    for batch in gathered(data_pass, lambda: places.room(chunk_bytes)):
+    for batch in gathered_batches(data_pass, lambda: places.room(chunk_bytes)):
         size, first = batch.call.size, data_pass.seen == batch.call.size
         run = partial(watched_forward, model, activations=True, others=others, where="mas(local=True)", graph=graph)
 

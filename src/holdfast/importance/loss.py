@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.errors import HoldfastError, OptionError
-from holdfast.heads.batches import batch_size
-from holdfast.heads.likelihoods import OWN, Categorical, Likelihood
-from holdfast.heads.shift import Shift, check_shift, shift_of
 from holdfast.importance.loss_check import LossCheck
+from holdfast.likelihoods.batches import batch_size
+from holdfast.likelihoods.likelihood import OWN, Categorical, Likelihood
+from holdfast.likelihoods.shift import Shift, check_shift, shift_of
 
 
 class MeasuredLoss:

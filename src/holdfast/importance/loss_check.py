@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from holdfast.errors import CoupledExamplesError
-from holdfast.heads.batches import batch_size, has_opaque_entries, readings
+from holdfast.likelihoods.batches import batch_readings, batch_size, has_opaque_entries
 from holdfast.moments.calls import tensors_in, with_tensors
 from holdfast.moments.gradients import tolerance
 
@@ -132,7 +132,7 @@ class LossCheck:
             CoupledExamplesError: it gives them another value then.
         """
         expected, first = together[start:stop], None
-        for content in readings(part.batch, start, stop):
+        for content in batch_readings(part.batch, start, stop):
             alone = part.of(start, stop, content=content)
             values = alone.values()
             if values is None:
@@ -204,7 +204,7 @@ class _Part:
         """Examples `start` to `stop`; `content` is their part of the batch where it is known."""
         tensors = [t[start:stop] if its else t for t, its in zip(self._tensors, self._by_example)]
         if content is None:
-            content = next(readings(self.batch, start, stop))
+            content = next(batch_readings(self.batch, start, stop))
         outputs, size = with_tensors(self._outputs, tensors), stop - start
         return _Part(self._score, outputs, content, size, by_example=self._by_example)
 

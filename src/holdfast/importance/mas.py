@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from holdfast.choices import check_choice
 from holdfast.errors import OptionError
-from holdfast.heads.likelihoods import Likelihood, logits_of
-from holdfast.importance.gathering import gathered
+from holdfast.importance.gathering import gathered_batches
 from holdfast.importance.layerwise import Others
 from holdfast.importance.local_mas import local_sums
 from holdfast.importance.measure import DataPass, calibration_loss
+from holdfast.likelihoods.likelihood import Likelihood, logits_of
 from holdfast.moments.gradients import gradient, zeros
 from holdfast.moments.per_example import CHUNK_BYTES
 from holdfast.moments.state import measuring
@@ -129,7 +129,7 @@ def mas(
                     totals[name] += value
         else:
             sums = MomentSums(model, phi="abs", where=where, chunk_bytes=chunk_bytes)
-            for batch in gathered(data_pass, lambda: sums.room):
+            for batch in gathered_batches(data_pass, lambda: sums.room):
                 sums.add(batch.call, scores)
             totals = sums.totals
         return data_pass.importance(

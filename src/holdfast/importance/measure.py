@@ -13,10 +13,10 @@ from torch.nn.parameter import is_lazy
 from tqdm import tqdm
 
 from holdfast.errors import BatchError, EmptyDataError, OptionError
-from holdfast.heads.batches import batch_size, batch_to, model_inputs, slice_batch
-from holdfast.heads.likelihoods import resolve_likelihood
 from holdfast.importance.calibration import CALIBRATION_EXAMPLES, measured_nats_per_unit
 from holdfast.importance.loss import MeasuredLoss
+from holdfast.likelihoods.batches import batch_size, batch_to, model_inputs, slice_batch
+from holdfast.likelihoods.likelihood import resolve_likelihood
 from holdfast.moments.calls import Call
 from holdfast.moments.coupling import check_independent, reads_entries
 from holdfast.records import Importance, ImportanceInfo

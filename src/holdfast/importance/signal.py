@@ -9,11 +9,11 @@ from typing import Any, get_args
 from torch import Tensor, nn
 
 from holdfast.choices import check_choice
-from holdfast.heads.likelihoods import Likelihood
-from holdfast.importance.gathering import gathered
+from holdfast.importance.gathering import gathered_batches
 from holdfast.importance.layerwise import Others, check_watchable, watched_forward
 from holdfast.importance.measure import DataPass, calibration_loss
 from holdfast.importance.signal_sums import UNIT, BiasSignal, SignalSums
+from holdfast.likelihoods.likelihood import Likelihood
 from holdfast.moments.calls import Call
 from holdfast.moments.places import Places
 from holdfast.moments.state import measuring
@@ -92,7 +92,7 @@ def signal(
     sums, places = SignalSums(model, bias), Places(model, any_order=True, where="signal")
     graph = False
     with measuring(model):
-        for batch in gathered(data_pass, lambda: places.room(_TOGETHER_BYTES)):
+        for batch in gathered_batches(data_pass, lambda: places.room(_TOGETHER_BYTES)):
             first = data_pass.seen == batch.call.size
             run = partial(watched_forward, model, activations=bias == "activation", others=others, where="signal")
 

@@ -14,7 +14,7 @@ from holdfast.choices import check_choice
 from holdfast.errors import StateError
 from holdfast.importance.layerwise import Others, check_elsewhere, check_watchable
 from holdfast.importance.signal_sums import UNIT, BiasSignal, SignalSums
-from holdfast.moments.layers import LayerWatch
+from holdfast.moments.layers import LayerRecorder
 from holdfast.records import Importance, ImportanceInfo
 from holdfast.tensors import unwrap
 
@@ -51,7 +51,7 @@ class SignalRecorder:
         self._others: Others = others
         self._sums = SignalSums(model, bias)
         self._handles: list[RemovableHandle] = []
-        self._watch: LayerWatch | None = None
+        self._recorder: LayerRecorder | None = None
         self.num_examples = 0
 
     def attach(self) -> Self:
@@ -110,16 +110,16 @@ class SignalRecorder:
         return Importance(self._sums.values(), info)
 
     def _before(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if model.training and self._watch is None and not torch.compiler.is_compiling():
-            self._watch = LayerWatch(model, self._sums.add, activations=self._bias == "activation")
-            self._watch.__enter__()
+        if model.training and self._recorder is None and not torch.compiler.is_compiling():
+            self._recorder = LayerRecorder(model, self._sums.add, activations=self._bias == "activation")
+            self._recorder.__enter__()
             tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.ndim]
             self.num_examples += len(tensors[0]) if tensors else 1
 
     def _after(self, model: nn.Module, args: tuple[Any, ...], outputs: Any) -> None:
-        watch, self._watch = self._watch, None
-        if watch is not None:
-            watch.__exit__(None, None, None)
+        recorder, self._recorder = self._recorder, None
+        if recorder is not None:
+            recorder.__exit__(None, None, None)
             if outputs is not None:
-                watch.finish(outputs)
-                check_elsewhere(watch.elsewhere, others=self._others, where="SignalRecorder")
+                recorder.finish(outputs)
+                check_elsewhere(recorder.elsewhere, others=self._others, where="SignalRecorder")

@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from holdfast.heads.likelihoods import Likelihood, resolve_likelihood
 from holdfast.importance.alone import alone
 from holdfast.importance.fisher import per_example_nll
-from holdfast.importance.gathering import gathered
+from holdfast.importance.gathering import gathered_batches
 from holdfast.importance.loss import MeasuredLoss
 from holdfast.importance.measure import Batch, DataPass
+from holdfast.likelihoods.likelihood import Likelihood, resolve_likelihood
 from holdfast.moments.per_example import CHUNK_BYTES
 from holdfast.moments.state import measuring
 from holdfast.moments.sums import MomentSums
@@ -76,7 +76,7 @@ def taylor(
 
     with measuring(model):
         sums = MomentSums(model, phi="abs", where="taylor", chunk_bytes=chunk_bytes)
-        for batch in gathered(data_pass, lambda: sums.room if measured.is_own else 0):
+        for batch in gathered_batches(data_pass, lambda: sums.room if measured.is_own else 0):
             sums.add(batch.call, lambda outputs, batch=batch: scores(outputs, batch), alone=alone(scores, batch))
         weights = trainable_parameters(model)
         values = {name: weights[name].detach().abs() * total / sums.num_examples for name, total in sums.totals.items()}

@@ -19,7 +19,7 @@ from holdfast.tensors import canonical_name, tied_names, trainable_parameters, u
 
 @dataclass(frozen=True)
 class Adapter:
-    """S B A, which is added to a weight. Kernels of a convolution count as its inputs.
+    """s B A, which is added to a weight. Kernels of a convolution count as its inputs.
 
     Attributes:
         name: of the weight, in the bare base model.

@@ -24,7 +24,7 @@ from torch.distributed.fsdp import FSDPModule
 from holdfast.curvature.factored import AnyImportance
 from holdfast.errors import OptionError, ParameterMismatchError, StateError
 from holdfast.records import ImportanceInfo
-from holdfast.retention.replicas import digest, form_of, gathered, tensors_of, with_tensors
+from holdfast.retention.replicas import digest, form_of, gathered, importance_with, tensors_of
 
 Joined = TypeVar("Joined", bound=AnyImportance)
 
@@ -92,7 +92,7 @@ def over_processes(importance: Joined, *, group: Any = None) -> Joined:
         torch.distributed.all_reduce(value, group=group)
         value.div_(num_examples)
     info = replace(info, num_examples=num_examples, nats_per_unit=nats_per_unit)
-    found: Any = with_tensors(importance, joined, info)
+    found: Any = importance_with(importance, joined, info)
     return found
 
 

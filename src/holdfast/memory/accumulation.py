@@ -27,7 +27,7 @@ from holdfast.curvature.rules import check_rule, shares_of
 from holdfast.errors import OptionError
 from holdfast.memory.forms import Forms
 from holdfast.memory.merge import Closing, Merger, Sums
-from holdfast.memory.stored import Held, HeldMap, shapes_of_held
+from holdfast.memory.stored import AnyTensor, AnyTensorMap, shapes_of_any
 from holdfast.tensors import TensorMap, sum_of
 
 
@@ -50,8 +50,8 @@ class Retained:
         layers: weight -> the curvature of its layer, for layers whose parameters are in no `importance`.
     """
 
-    importance: HeldMap = field(default_factory=dict)
-    anchors: HeldMap = field(default_factory=dict)
+    importance: AnyTensorMap = field(default_factory=dict)
+    anchors: AnyTensorMap = field(default_factory=dict)
     constant: float = 0.0
     start: float = 0.0
     num_tasks: int = 0
@@ -63,7 +63,7 @@ class Retained:
     @property
     def covered(self) -> dict[str, Tensor]:
         """Name -> a tensor of the parameter's shape, for every parameter that is held, alone or in a layer."""
-        return {**shapes_of_held(self.importance), **shapes_of(self.layers)}
+        return {**shapes_of_any(self.importance), **shapes_of(self.layers)}
 
 
 def retain(
@@ -77,7 +77,7 @@ def retain(
     num_examples: int = 0,
     nats_per_unit: float | None = None,
     forms: Forms | None = None,
-    references: HeldMap | None = None,
+    references: AnyTensorMap | None = None,
     sum_of: Callable[[Iterable[Tensor]], float] = sum_of,
 ) -> Retained:
     """What is held after one more task.
@@ -120,8 +120,8 @@ def retain(
         raise OptionError('retain: accumulate="per_task" joins anchors, and this mechanism has none. Use "sum".')
     joint = _joined_layers(held, layers or {}, rule, share=share)
     merger = Merger(rule, num_tasks=held.num_tasks, share=share, forms=forms or Forms())
-    joined: dict[str, Held] = {}
-    anchors: dict[str, Held] = {}
+    joined: dict[str, AnyTensor] = {}
+    anchors: dict[str, AnyTensor] = {}
     for name in dict.fromkeys([*importance, *held.importance]):
         closing = Closing(
             held=held.importance.get(name),

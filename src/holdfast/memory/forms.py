@@ -27,7 +27,7 @@ from torch import Tensor
 
 from holdfast.choices import check_choices
 from holdfast.memory import codes
-from holdfast.memory.stored import PIECE, Blocks, Held, pieces, read
+from holdfast.memory.stored import PIECE, AnyTensor, Blocks, pieces, read
 
 ImportanceForm = Literal["float32", "bfloat16", "int8"]
 AnchorForm = Literal["float32", "bfloat16", "int16"]
@@ -50,39 +50,39 @@ class Forms:
     def __post_init__(self) -> None:
         check_choices(self)
 
-    def new_importance(self, shape: torch.Size, device: torch.device) -> Held:
+    def new_importance(self, shape: torch.Size, device: torch.device) -> AnyTensor:
         """Of the form of importances, contiguous, to be written to."""
         if self.importance == "int8":
             return Blocks.zeros(shape, dtype=torch.uint8, device=device)
         dtype = torch.bfloat16 if self.importance == "bfloat16" else torch.float32
         return torch.empty(shape, dtype=dtype, device=device)
 
-    def new_anchor(self, weight: Tensor) -> Held:
+    def new_anchor(self, weight: Tensor) -> AnyTensor:
         """Of the form of this weight's anchor, contiguous, to be written to."""
         if self.anchors == "int16":
             return Blocks.zeros(weight.shape, dtype=torch.int16, device=weight.device)
         dtype = torch.bfloat16 if self.anchors == "bfloat16" else weight.dtype
         return torch.empty(weight.shape, dtype=dtype, device=weight.device)
 
-    def placed(self, held: Held, device: torch.device | None = None) -> Held:
+    def placed(self, held: AnyTensor, device: torch.device | None = None) -> AnyTensor:
         """Where it is to be kept: in the host's memory, or on `device` (None: where it is)."""
         if self.offload:
             return _pinned(held.to(torch.device("cpu")))
         return held if device is None else held.to(device)
 
-    def importance_as(self, held: Held) -> Held:
+    def importance_as(self, held: AnyTensor) -> AnyTensor:
         """The same importance in this form; itself if it is."""
         out = self.new_importance(held.shape, held.device)
         return held if _form(held) == _form(out) else _copied(held, out, write_importance)
 
-    def anchor_as(self, held: Held, weight: Tensor) -> Held:
+    def anchor_as(self, held: AnyTensor, weight: Tensor) -> AnyTensor:
         """The same anchor of this weight in this form; itself if it is, and a tensor where tensors are asked for."""
         out = self.new_anchor(weight)
         same = _form(held) == _form(out) or (self.anchors == "float32" and isinstance(held, Tensor))
         return held if same else _copied(held, out, write_anchor)
 
 
-def write_importance(held: Held, values: Tensor, noise: torch.Generator | None = None) -> None:
+def write_importance(held: AnyTensor, values: Tensor, noise: torch.Generator | None = None) -> None:
     """Take up the importances of a flat piece, float32 and >= 0; `noise` as for `codes.encode_importance`."""
     match held:
         case Blocks():
@@ -95,7 +95,7 @@ def write_importance(held: Held, values: Tensor, noise: torch.Generator | None =
             raise AssertionError(f"{type(held).__name__} cannot be written to")
 
 
-def write_anchor(held: Held, values: Tensor) -> None:
+def write_anchor(held: AnyTensor, values: Tensor) -> None:
     """Take up the weights of a flat piece."""
     if isinstance(held, Blocks):
         _fill(held, codes.encode_anchor(values.float()))
@@ -109,18 +109,18 @@ def _fill(blocks: Blocks, encoded: tuple[Tensor, Tensor]) -> None:
     blocks.exponents.copy_(encoded[1])
 
 
-def _form(held: Held) -> tuple[type, torch.dtype | None]:
+def _form(held: AnyTensor) -> tuple[type, torch.dtype | None]:
     values = held.codes if isinstance(held, Blocks) else held
     return type(held), values.dtype if isinstance(values, Tensor) else None
 
 
-def _copied(held: Held, out: Held, write: Callable[[Held, Tensor], None]) -> Held:
+def _copied(held: AnyTensor, out: AnyTensor, write: Callable[[AnyTensor, Tensor], None]) -> AnyTensor:
     for source, target in zip(pieces(held, PIECE), pieces(out, PIECE), strict=True):
         write(target, read(source, dtype=torch.float32, device=out.device))
     return out
 
 
-def _pinned(held: Held) -> Held:
+def _pinned(held: AnyTensor) -> AnyTensor:
     if not torch.cuda.is_available():
         return held
     if isinstance(held, Blocks):

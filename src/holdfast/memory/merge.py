@@ -11,7 +11,7 @@ from torch import Tensor
 
 from holdfast.curvature.rules import Accumulate, joined
 from holdfast.memory.forms import Forms, write_anchor, write_importance
-from holdfast.memory.stored import PIECE, Held, pieces, read
+from holdfast.memory.stored import PIECE, AnyTensor, pieces, read
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,11 @@ class Closing:
         reference: its anchor on disk, equal to `theta`; None for one in memory.
     """
 
-    held: Held | None
+    held: AnyTensor | None
     new: Tensor | None
-    mean: Held | None = None
+    mean: AnyTensor | None = None
     theta: Tensor | None = None
-    reference: Held | None = None
+    reference: AnyTensor | None = None
 
 
 @dataclass
@@ -68,7 +68,7 @@ class Merger:
         self._num_tasks, self._share, self._forms = num_tasks, share, forms
         self._generators: dict[torch.device, torch.Generator] = {}
 
-    def merge(self, closing: Closing) -> tuple[Held, Held | None]:
+    def merge(self, closing: Closing) -> tuple[AnyTensor, AnyTensor | None]:
         """F', and the anchor: m' under "per_task", else theta; None for a mechanism without anchors."""
         first = closing.held if closing.new is None else closing.new
         assert first is not None
@@ -105,7 +105,7 @@ class Merger:
                 self.sums.rises.append(0.5 * (stands * distance.float().square()).sum())
         return self._forms.placed(importance), None if anchor is None else self._forms.placed(anchor)
 
-    def _new_anchor(self, closing: Closing, *, collapses: bool) -> Held | None:
+    def _new_anchor(self, closing: Closing, *, collapses: bool) -> AnyTensor | None:
         if closing.theta is None or closing.reference is not None:
             return closing.mean if closing.theta is None else closing.reference
         if self._forms.anchors == "float32" and not collapses:
@@ -113,7 +113,7 @@ class Merger:
         return self._forms.new_anchor(closing.theta)
 
     def _collapsed(self, held: Tensor, new: Tensor, mean: Tensor, theta: Tensor) -> Tensor:
-        """M' = m + f/F' (theta - m), theta where F' = 0; what that costs is noted."""
+        """m' = m + f/F' (theta - m), theta where F' = 0; what that costs is noted."""
         total = held + new
         share = torch.where(total > 0, new / total, torch.ones_like(total))
         self.sums.costs.append(0.5 * (held * share * (mean.float() - theta.float()).square()).sum())
@@ -126,9 +126,9 @@ class Merger:
         return self._generators[device]
 
 
-def _pieces_or_none(held: Held | None) -> Iterable:
+def _pieces_or_none(held: AnyTensor | None) -> Iterable:
     return repeat(None) if held is None else pieces(held, PIECE)
 
 
-def _float32(held: Held, device: torch.device) -> Tensor:
+def _float32(held: AnyTensor, device: torch.device) -> Tensor:
     return read(held, dtype=torch.float32, device=device)

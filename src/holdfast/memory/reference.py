@@ -25,7 +25,7 @@ from torch import Tensor
 
 from holdfast.errors import FileFormatError, ParameterMismatchError
 from holdfast.files import opened, read_json
-from holdfast.files.typed import Count, listed, typed
+from holdfast.files.typed import Count, listed_mistakes, typed
 from holdfast.memory.stored import PIECE, read
 from holdfast.tensors import TensorMap
 
@@ -300,7 +300,7 @@ def _check_entries(tensors: Mapping[str, Any]) -> None:
         if len(found["data_offsets"]) != 2 or found["data_offsets"][1] - found["data_offsets"][0] != num_bytes:
             mistakes.append(f"{name!r:.40}: data_offsets are {found['data_offsets']!r:.40}, expected {num_bytes} bytes")
     if mistakes:
-        raise ValueError(listed(mistakes))
+        raise ValueError(listed_mistakes(mistakes))
 
 
 def _num_other(reference: Reference, weight: Tensor) -> int:

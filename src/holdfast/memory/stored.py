@@ -64,8 +64,8 @@ class Stored(Readable, Protocol):
         ...
 
 
-Held = Tensor | Stored
-HeldMap = Mapping[str, Held]
+AnyTensor = Tensor | Stored
+AnyTensorMap = Mapping[str, AnyTensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,7 +152,7 @@ class Scaled:
         return out.copy_(wide.view(out.shape))
 
 
-def pieces(held: Held, size: int) -> Iterator[Held]:
+def pieces(held: AnyTensor, size: int) -> Iterator[AnyTensor]:
     """Successive pieces of the flattened entries, each of `size` (a multiple of 256) but the last.
 
     Made as they are asked for: those of a large model at once would be megabytes of views.
@@ -160,7 +160,7 @@ def pieces(held: Held, size: int) -> Iterator[Held]:
     return _slices(held, size) if isinstance(held, Tensor) else held.pieces(size)
 
 
-def readings(held: Held, size: int) -> Iterator[Tensor | Readable]:
+def readings(held: AnyTensor, size: int) -> Iterator[Tensor | Readable]:
     """As `pieces`, to be read alone, and sooner."""
     return held.readings(size) if isinstance(held, Blocks) else pieces(held, size)
 
@@ -189,7 +189,7 @@ def read(held: Tensor | Readable, *, dtype: torch.dtype, device: torch.device, o
     return out.copy_(_moved(held, device)) if isinstance(held, Tensor) else held.read(out)
 
 
-def side_by_side(weight: Tensor, importance: Held, anchor: Held) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def side_by_side(weight: Tensor, importance: AnyTensor, anchor: AnyTensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """A weight, its importance in float32 and its anchor in the weight's dtype, piece after piece on its device."""
     dense = isinstance(importance, Tensor) and isinstance(anchor, Tensor)
     size = PIECE if dense else PIECE // 16  # a row to read into has to be small beside what is saved by the form
@@ -199,33 +199,33 @@ def side_by_side(weight: Tensor, importance: Held, anchor: Held) -> Iterator[tup
         yield part, read_there(omega, dtype=torch.float32), read_there(end, dtype=weight.dtype)
 
 
-def num_positive(held: Held) -> Tensor:
+def num_positive(held: AnyTensor) -> Tensor:
     """How many entries of an importance are above zero."""
     counted = held.codes if isinstance(held, Blocks) else held
     assert isinstance(counted, Tensor)
     return torch.count_nonzero(counted)
 
 
-def shapes_of_held(held: HeldMap) -> dict[str, Tensor]:
+def shapes_of_any(held: AnyTensorMap) -> dict[str, Tensor]:
     """Name -> a zero of the weight's shape that takes no memory."""
     zero = torch.zeros((), dtype=torch.float32)
     return {name: zero.expand(value.shape) for name, value in held.items()}
 
 
-def to_tensors(held: HeldMap) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def to_tensors(held: AnyTensorMap) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """What is held as tensors for a file: entries or codes, and the exponents of those that are codes."""
     codes_of = {name: value.codes if isinstance(value, Blocks) else value for name, value in held.items()}
     tensors = {name: value for name, value in codes_of.items() if isinstance(value, Tensor)}
     return tensors, {name: value.exponents for name, value in held.items() if isinstance(value, Blocks)}
 
 
-def from_tensors(tensors: Mapping[str, Tensor], exponents: Mapping[str, Tensor], *, where: str) -> dict[str, Held]:
+def from_tensors(tensors: Mapping[str, Tensor], exponents: Mapping[str, Tensor], *, where: str) -> dict[str, AnyTensor]:
     """What `to_tensors` was given.
 
     Raises:
         FileFormatError: codes whose exponents are missing or not one for every 256 of them; every such name is listed.
     """
-    found: dict[str, Held] = {}
+    found: dict[str, AnyTensor] = {}
     wrong = []
     for name, value in tensors.items():
         if value.is_floating_point():

@@ -12,7 +12,7 @@ from holdfast.methods.dgr import DGR
 from holdfast.methods.er import ExperienceReplay
 from holdfast.methods.frozen import Frozen
 from holdfast.methods.hat import HardAttention
-from holdfast.methods.holding import Holding
+from holdfast.methods.holding import KeeperLearner
 from holdfast.methods.imm import MomentMatching
 from holdfast.methods.learner import Learner, Setting
 from holdfast.methods.lwf import LearningWithoutForgetting
@@ -54,6 +54,6 @@ def build_learner(method: Method, model: nn.Module, *, options: MethodOptions, s
         case "dgr":
             return DGR(method, model, options, setting, distilled=method.name == "dgr-distilled")
         case "ewc" | "wva":
-            return Holding(method, model, options)
+            return KeeperLearner(method, model, options)
         case _:
             assert_never(method.mechanism)

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from holdfast.errors import OptionError
-from holdfast.heads.masks import active_classes
 from holdfast.importance import fisher
-from holdfast.methods.holding import Holding
+from holdfast.likelihoods.masks import active_classes
+from holdfast.methods.holding import KeeperLearner
 from holdfast.methods.learner import Learner, Setting
 from holdfast.methods.options import GeneratorName, MethodOptions, accumulation
 from holdfast.methods.registry import METHODS, Method
@@ -213,7 +213,7 @@ class DGR(Learner):
         if self.keeper is None:
             return
         assert isinstance(self.generator, Holdable)
-        held = self.generator.held(HELD_LATENTS, classes=self.setting.task_classes[task], seed=task)
+        held = self.generator.holdable_part(HELD_LATENTS, classes=self.setting.task_classes[task], seed=task)
         self.keeper.retain(fisher(held.module, held.batches, kind=held.kind, loss=held.loss, seed=task))
 
 
@@ -248,7 +248,7 @@ def _holding(method: Method, model: nn.Module, options: MethodOptions) -> Learne
             f"{method.name}: hold={options.hold!r} needs a strength or a budget, one of them; found strength "
             f"{options.strength!r} and budget {options.budget!r}."
         )
-    return Holding(held, model, options)
+    return KeeperLearner(held, model, options)
 
 
 def _generator_keeper(method: Method, generator: Generator, options: MethodOptions) -> EWC | WVA | None:
@@ -259,6 +259,6 @@ def _generator_keeper(method: Method, generator: Generator, options: MethodOptio
             f"{method.name}: hold_generator={options.hold_generator!r} needs generator_strength; found None. Give one."
         )
     assert isinstance(generator, Holdable)
-    module = generator.held(0, classes=(0,), seed=0).module
+    module = generator.holdable_part(0, classes=(0,), seed=0).module
     kind = {"ewc": EWC, "wva": WVA}[options.hold_generator]
     return kind(module, strength=options.generator_strength, accumulate=accumulation(options.accumulate))

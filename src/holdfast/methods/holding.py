@@ -10,9 +10,9 @@ from torch.optim import Optimizer
 
 from holdfast.curvature.factored import AnyImportance
 from holdfast.errors import OptionError
-from holdfast.heads import Categorical
 from holdfast.importance import fisher, kfac, mas, signal, taylor, uniform
 from holdfast.importance.path import SynapticIntelligence
+from holdfast.likelihoods import Categorical
 from holdfast.methods.columns import of_columns
 from holdfast.methods.learner import Learner
 from holdfast.methods.options import MethodOptions, accumulation
@@ -24,7 +24,7 @@ from holdfast.tensors import prefixed, under
 from holdfast.training import Losses, task_loss
 
 
-class Holding(Learner):
+class KeeperLearner(Learner):
     """A keeper, and the importance it is given as each task closes.
 
     Attributes:
@@ -96,7 +96,7 @@ class Holding(Learner):
             case "si":
                 assert self.path is not None
                 return self.path.importance(num_examples=len(examples))
-            case "ones":
+            case "uniform":
                 return _of_columns(uniform(model), classes)
             case None:
                 raise AssertionError("Holding was made for a method that holds no weights")

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from holdfast.curvature import Decayed
-from holdfast.heads import Categorical
 from holdfast.importance import fisher, uniform
+from holdfast.likelihoods import Categorical
 from holdfast.methods.columns import of_columns
 from holdfast.methods.learner import Learner
 from holdfast.methods.options import MethodOptions
@@ -22,7 +22,7 @@ from holdfast.streams import Examples
 from holdfast.tensors import trainable_parameters
 
 
-def merged(mean: Tensor, precision: Tensor, weights: Tensor, own: Tensor) -> Tensor:
+def merged_mode(mean: Tensor, precision: Tensor, weights: Tensor, own: Tensor) -> Tensor:
     """The mode of a product of Gaussians, by one more of them.
 
         m' = m + F_k/(F + F_k) (theta_k - m);   theta_k where F + F_k = 0
@@ -77,7 +77,7 @@ class MomentMatching(Learner):
         for name, weights in trainable_parameters(self.model).items():
             mean = self._mean.get(name, weights)
             precision = self._precision.get(name, torch.zeros_like(own[name]))
-            self._mean[name] = merged(mean, precision, weights, own[name]).detach().clone()
+            self._mean[name] = merged_mode(mean, precision, weights, own[name]).detach().clone()
             self._precision[name] = precision + own[name]
 
     @contextmanager

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from holdfast.choices import check_choices
-from holdfast.heads.masks import Mask, Scenario
+from holdfast.likelihoods.masks import Mask, Scenario
 from holdfast.streams import Examples
 from holdfast.training import Losses, task_loss
 
@@ -22,7 +22,7 @@ class Setting:
 
     Attributes:
         task_classes: the classes of every task, as output columns.
-        mask: the output columns that take part in a task's loss; see `holdfast.heads.masks`.
+        mask: the output columns that take part in a task's loss; see `holdfast.likelihoods.masks`.
         scenario: what is to be told at test time.
         input_shape: of one example.
         past: the training examples of an earlier task, for controls that may have them again; None: not to be had.

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from holdfast.heads.masks import active_classes
+from holdfast.likelihoods.masks import active_classes
 from holdfast.methods.learner import Learner, Setting
 from holdfast.methods.options import MethodOptions
 from holdfast.streams import Examples

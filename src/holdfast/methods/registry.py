@@ -11,7 +11,7 @@ from holdfast.errors import OptionError, UnknownNameError
 MechanismName = Literal[
     "joint", "cumulative", "dgr", "er", "der", "agem", "lwf", "ewc", "wva", "imm", "sfa", "hat", "frozen", "none"
 ]
-ImportanceName = Literal["fisher", "mas", "si", "signal", "taylor", "kfac", "ones"]
+ImportanceName = Literal["fisher", "mas", "si", "signal", "taylor", "kfac", "uniform"]
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Method:
     @property
     def keeps_budget(self) -> bool:
         """Whether it can hold the rise of the old loss to a budget: that takes anchors, and each weight's own nats."""
-        return self.mechanism == "ewc" and self.importance not in ("si", "kfac", "ones")
+        return self.mechanism == "ewc" and self.importance not in ("si", "kfac", "uniform")
 
 
 _IMPORTANCES: tuple[tuple[ImportanceName, str, str], ...] = (
@@ -92,7 +92,7 @@ _WHOLE_NETWORKS = (
     Method("hat", "HAT", "hat", None, "opens other hidden units for every task, whose number it must be told"),
 )
 _SIMPLE = (
-    Method("l2", "L2", "ewc", "ones", "elastic pull on every weight alike: EWC with all importances one"),
+    Method("l2", "L2", "ewc", "uniform", "elastic pull on every weight alike: EWC with a uniform importance"),
     Method("frozen", "frozen", "frozen", None, "trains the last layer alone after the first task"),
     Method("none", "plain", "none", None, "plain fine-tuning: nothing holds the old tasks (the floor)"),
 )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from holdfast.heads.masks import active_classes
+from holdfast.likelihoods.masks import active_classes
 from holdfast.methods.columns import of_columns
 from holdfast.methods.learner import Learner, Moment, Setting
 from holdfast.methods.options import MethodOptions

@@ -1,9 +1,9 @@
 """Functions that arrange rows by what the data say, from which on no layout can be taken for granted.
 
-Where every function of a forward pass is among `PLAIN`, the places of the examples depend on shapes alone: what was
-proved on one batch holds for another. A function of `ALONG` works along certain axes of its operands, and keeps the
-examples where they are if theirs is another axis. A function of `CHOICES` tells Python a number, which may choose a
-branch or a length. Every other function may put the rows of the examples anywhere.
+Where every function of a forward pass is among `PLAIN_FUNCTIONS`, the places of the examples depend on shapes alone:
+what was proved on one batch holds for another. A function of `ALONG` works along certain axes of its operands, and
+keeps the examples where they are if theirs is another axis. A function of `CHOICES` tells Python a number, which may
+choose a branch or a length. Every other function may put the rows of the examples anywhere.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Along:
         return torch.equal(index.flatten(), torch.arange(size, dtype=index.dtype, device=index.device))
 
 
-Rule = Callable[..., list[Along] | None]
+AxisRule = Callable[..., list[Along] | None]
 """From the arguments of a function to what it works along; None where that cannot be told."""
 
 
@@ -62,7 +62,7 @@ def _norm(input: Tensor, p: Any = 2, dim: Any = None, *_: Any, **__: Any) -> lis
     return _reduction(input, dim)
 
 
-def _by_axis(default: int | None) -> Rule:
+def _by_axis(default: int | None) -> AxisRule:
     """Functions (input, dim, ...)."""
 
     def rule(input: Tensor, dim: Any = default, *_: Any, **__: Any) -> list[Along] | None:
@@ -71,7 +71,7 @@ def _by_axis(default: int | None) -> Rule:
     return rule
 
 
-def _by_second(default: int) -> Rule:
+def _by_second(default: int) -> AxisRule:
     """Functions (input, k or index, dim, ...)."""
 
     def rule(input: Tensor, _k: Any = None, dim: Any = default, *_: Any, **__: Any) -> list[Along] | None:
@@ -183,11 +183,11 @@ def _functions(names: str) -> Iterable[Any]:
             yield from (getattr(place, form) for place in places if callable(getattr(place, form, None)))
 
 
-def _table(rules: dict[str, Rule]) -> dict[Any, Rule]:
+def _table(rules: dict[str, AxisRule]) -> dict[Any, AxisRule]:
     return {function: rule for names, rule in rules.items() for function in _functions(names)}
 
 
-ALONG: dict[Any, Rule] = _table(
+ALONG: dict[Any, AxisRule] = _table(
     {
         "sum mean prod amax amin max min nansum nanmean logsumexp var std all any count_nonzero argmax argmin "
         "var_mean std_mean aminmax": _reduction,
@@ -270,7 +270,7 @@ SELECTIONS: frozenset[Any] = frozenset(
 )
 """Functions whose results have as many entries as the data say."""
 
-PLAIN: frozenset[Any] = (
+PLAIN_FUNCTIONS: frozenset[Any] = (
     frozenset(
         {
             *(function for names in (_ARITHMETIC, _LOGIC, _ACTIVATIONS, _LAYERS) for function in _functions(names)),
@@ -293,7 +293,7 @@ _TURNS: frozenset[Any] = frozenset(getattr(Tensor, name).__get__ for name in ("T
 """The properties that give axes another order."""
 
 REORDERS: frozenset[Any] = _TURNS | frozenset((*_functions(_ORDERS), torch.einsum, torch.stack))
-"""Functions of `PLAIN` and `ALONG` that put axes in another order."""
+"""Functions of `PLAIN_FUNCTIONS` and `ALONG` that put axes in another order."""
 
 
 def order_of(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:

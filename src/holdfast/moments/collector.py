@@ -18,7 +18,7 @@ from holdfast.moments.kernels.linear import add_outer
 from holdfast.moments.layout import RAGGED, Layout
 from holdfast.moments.operations import Convolution, Linear, by_token, wide
 from holdfast.moments.ragged import ragged_contributions, row_axes, row_examples
-from holdfast.moments.shared import Part, add_shared
+from holdfast.moments.shared import PlacedContribution, add_shared
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Collector:
     ) -> None:
         self._totals, self.size, self._chunk_bytes = totals, size, chunk_bytes
         self._phi: Phi = phi
-        self._kept: dict[str, list[Part]] = {}
+        self._kept: dict[str, list[PlacedContribution]] = {}
         self._spread: dict[Use, tuple[Tensor, Tensor]] = {}
         self._by_token = tokens
         self.proof, self.num_rows = Proof(), 1

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from holdfast.errors import CoupledExamplesError
 from holdfast.moments.calls import Call, tensors_in
 from holdfast.moments.gradients import tolerance
-from holdfast.moments.layout import equal
+from holdfast.moments.layout import equal_but_for_rounding
 from holdfast.tensors import canonical_name, unwrap
 
 _PROBED = 3
@@ -44,7 +44,7 @@ def check_independent(model: nn.Module, call: Call, *, where: str) -> None:
             _message(model, where, f"its batch norm refuses one example alone ({error})")
         ) from error
     rtol = tolerance(model)
-    if not all(equal(a, b, rtol) for a, b in zip(together, again)):
+    if not all(equal_but_for_rounding(a, b, rtol) for a, b in zip(together, again)):
         raise CoupledExamplesError(
             _message(model, where, "its outputs for the same examples differ from one call to the next")
         )
@@ -71,7 +71,7 @@ def check_in_company(model: nn.Module, call: Call, outputs: Any, *, where: str) 
     for b in {0, call.size - 1} if call.size > 1 else ():
         own = [t[b : b + 1] if t.ndim and len(t) == call.size else t[:0] for t in together if t.ndim]
         alone = [t for t in _outputs(model, call.examples(b, b + 1)) if t.ndim]
-        if any(a.shape == o.shape and not equal(a, o, tolerance(model)) for a, o in zip(alone, own)):
+        if any(a.shape == o.shape and not equal_but_for_rounding(a, o, tolerance(model)) for a, o in zip(alone, own)):
             found = f"its outputs for example {b} of a batch of {call.size} differ from those for it alone"
             raise CoupledExamplesError(_message(model, where, found))
 
@@ -98,7 +98,7 @@ def reads_entries(model: nn.Module, call: Call) -> bool:
         except Exception:  # of the model, about a list that is too long or too short
             continue
         pairs = [(a, b) for a, b in zip(together, found) if a.ndim and b.ndim and a.shape[1:] == b.shape[1:]]
-        if all(equal(a[:1], b[:1], tolerance(model)) for a, b in pairs):
+        if all(equal_but_for_rounding(a[:1], b[:1], tolerance(model)) for a, b in pairs):
             return lists
     return True
 
@@ -115,7 +115,7 @@ def is_each_alone(together: Sequence[Tensor], alone: Sequence[Sequence[Tensor]],
         parts = [outputs[place] for outputs in alone]
         one = (1, *tensor.shape[1:])
         comparable = tensor.ndim and len(tensor) == len(alone) and all(part.shape == one for part in parts)
-        if comparable and not equal(tensor, torch.cat(parts), rtol):
+        if comparable and not equal_but_for_rounding(tensor, torch.cat(parts), rtol):
             return False
     return True
 

@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Rule = Literal["expand", "reduce", "matched"]
+SharingRule = Literal["expand", "reduce", "matched"]
 
 
 def partial_traces(a: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from holdfast.moments.arrangement import PLAIN, REORDERS, Along, order_of
+from holdfast.moments.arrangement import PLAIN_FUNCTIONS, REORDERS, Along, order_of
 from holdfast.moments.operations import Embedding, Operation
 from holdfast.moments.recognised import COMPOSITES, HANDLERS
 from holdfast.moments.transforms import transformed
@@ -65,11 +65,11 @@ class Tracked:
 
     tensor: Tensor
     place: Place
-    rows: Rows | None = None
+    rows: TableRows | None = None
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
+class TableRows:
     """Rows of a table that are the same for all examples.
 
     Attributes:
@@ -92,7 +92,7 @@ def tracked_parameters(model: nn.Module) -> dict[int, Tracked]:
     }
 
 
-_NEVER_ASKED = PLAIN.difference(HANDLERS, COMPOSITES, REORDERS)
+_NEVER_ASKED = PLAIN_FUNCTIONS.difference(HANDLERS, COMPOSITES, REORDERS)
 """Functions that run as they are, unless their first argument is a parameter."""
 
 Key = tuple[Any, ...]
@@ -138,7 +138,7 @@ class Interception(TorchFunctionMode):
                 if found is not NotImplemented:
                     return found
         elif args and id(args[0]) in tracked:
-            look = func not in PLAIN and tracked[id(args[0])].rows is not None
+            look = func not in PLAIN_FUNCTIONS and tracked[id(args[0])].rows is not None
             result = self.other(func, args, kwargs) if look else func(*args, **kwargs)
             if func is not Tensor.detach and not transformed():
                 self._track_views(tracked[id(args[0])], result)
@@ -148,7 +148,7 @@ class Interception(TorchFunctionMode):
                 return _opened(func)(*args, **kwargs)
         if func in REORDERS:
             self.orders = hash((self.orders, order_of(func, args, kwargs)))
-        return func(*args, **kwargs) if func in PLAIN else self.other(func, args, kwargs)
+        return func(*args, **kwargs) if func in PLAIN_FUNCTIONS else self.other(func, args, kwargs)
 
     def other(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What a function returns that may arrange rows as the data say."""
@@ -183,7 +183,7 @@ class Interception(TorchFunctionMode):
         spot = self.tracked.get(id(table))
         if spot is not None and spot.rows is None and isinstance(operation, Embedding):
             place = Place(spot.place.name, tuple(found.shape), found.stride(), looked_up=True)
-            self.tracked[id(found)] = Tracked(found, place, Rows(spot.place, numbers, operation.padding))
+            self.tracked[id(found)] = Tracked(found, place, TableRows(spot.place, numbers, operation.padding))
 
     def _track_views(self, base: Tracked, result: Any) -> None:
         for tensor in result if isinstance(result, tuple | list) else (result,):

@@ -19,7 +19,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from holdfast.errors import LossShapeError, NotFiniteError, UnsupportedLayerError
 from holdfast.moments.calls import Call, tensors_in
-from holdfast.moments.factors import Rule, partial_trace_size, partial_traces
+from holdfast.moments.factors import SharingRule, partial_trace_size, partial_traces
 from holdfast.moments.gradients import (
     Scores,
     gradient,
@@ -88,14 +88,14 @@ class KroneckerSums:
         num_examples: examples seen.
     """
 
-    def __init__(self, model: nn.Module, *, where: str, chunk_bytes: int, rule: Rule | None = "expand") -> None:
+    def __init__(self, model: nn.Module, *, where: str, chunk_bytes: int, rule: SharingRule | None = "expand") -> None:
         self._model, self._where, self._chunk_bytes = model, where, chunk_bytes
-        self._rule: Rule | None = rule
+        self._rule: SharingRule | None = rule
         self._proven = False
         self._places = Places(model)
         self._layouts: dict[str, Layout] = {}
         self._trials = _TRIALS
-        self.rules: dict[str, Rule] = {}
+        self.rules: dict[str, SharingRule] = {}
         self.layers = layers_of(model)
         self.declined: dict[str, str] = {}
         self.inputs: dict[str, Tensor] = {}
@@ -230,7 +230,7 @@ class KroneckerSums:
         """The rule of layers that are met for the first time, by all examples of the batch."""
         for layer in self.layers:
             for use in uses[layer.weight]:
-                by_positions: Rule = "matched" if use.num_rows > size else "expand"
+                by_positions: SharingRule = "matched" if use.num_rows > size else "expand"
                 rule = by_positions if self._rule is None else self._rule
                 self.rules.setdefault(layer.weight, rule)
 

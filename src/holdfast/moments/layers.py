@@ -89,8 +89,8 @@ class LayerUse:
         return self.function(x, kernel, None, *args, **kwargs)
 
 
-class LayerWatch(TorchFunctionMode):
-    """Watches one forward pass, inside `with`; `finish` then ends it.
+class LayerRecorder(TorchFunctionMode):
+    """Records the uses of layers in one forward pass, inside `with`; `finish` then ends it.
 
     Args:
         model: its trainable parameters are looked for among the arguments of every function.

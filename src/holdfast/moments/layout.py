@@ -65,7 +65,11 @@ def find_layout(together: Tensor, alone: Sequence[Tensor], *, rtol: float) -> La
         return None
     axes = [axis for axis in range(one.ndim) if together.shape[axis] != one.shape[axis]]
     if not axes:
-        return UNBATCHED if all(tensor is together or equal(together, tensor, rtol) for tensor in alone) else None
+        return (
+            UNBATCHED
+            if all(tensor is together or equal_but_for_rounding(together, tensor, rtol) for tensor in alone)
+            else None
+        )
     if len(axes) > 1 or together.shape[axes[0]] != size * one.shape[axes[0]]:
         return None
     orders: tuple[Order, ...] = ("alone",) if one.shape[axes[0]] == 1 else ("major", "minor")
@@ -86,10 +90,10 @@ def equal_each(a: Tensor, b: Tensor, rtol: float) -> bool:
         errors, scales = (tensor.abs().flatten(1).amax(dim=1) for tensor in (a - b, a))
         if bool(((errors <= rtol * scales) & scales.isfinite()).all()):
             return True
-    return a.shape == b.shape and all(equal(one, other, rtol) for one, other in zip(a, b))
+    return a.shape == b.shape and all(equal_but_for_rounding(one, other, rtol) for one, other in zip(a, b))
 
 
-def equal(a: Tensor, b: Tensor, rtol: float) -> bool:
+def equal_but_for_rounding(a: Tensor, b: Tensor, rtol: float) -> bool:
     """Whether two tensors agree but for rounding, relative to the largest value of the first."""
     if a.shape != b.shape or not a.numel():
         return a.shape == b.shape

@@ -15,7 +15,7 @@ from holdfast.moments.layers import rows_of
 from holdfast.moments.layout import Layout
 from holdfast.tensors import trainable_parameters, unwrap
 
-Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
+ConvolutionLayer = nn.Conv1d | nn.Conv2d | nn.Conv3d
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -57,7 +57,7 @@ def layers_of(model: nn.Module) -> list[Layer]:
 
 def inputs_of(layer: Layer, x: Tensor, *, chunk_bytes: int) -> Iterator[Tensor]:
     """The inputs [rows, in (+1)] of one call, examples and positions in one axis; for images in chunks."""
-    if isinstance(layer.module, Convolution):
+    if isinstance(layer.module, ConvolutionLayer):
         for some in _pieces(layer, _with_examples(layer, x).unsqueeze(1), chunk_bytes):
             yield some.flatten(0, 1)
     else:
@@ -77,7 +77,7 @@ def inputs_by_example(
         chunk_bytes: bound on the patches of a chunk.
     """
     x = _apart(_with_examples(layer, x), layout, size)
-    if isinstance(layer.module, Convolution):
+    if isinstance(layer.module, ConvolutionLayer):
         yield from _pieces(layer, x, chunk_bytes)
     else:
         yield _with_one(_wide(x.detach()).reshape(size, -1, x.shape[-1]), layer.bias)
@@ -85,7 +85,7 @@ def inputs_by_example(
 
 def gradients_of(layer: Layer, g: Tensor) -> Tensor:
     """[rows, out]: gradients at the outputs, in the order of `inputs_of`."""
-    if not isinstance(layer.module, Convolution):
+    if not isinstance(layer.module, ConvolutionLayer):
         g = rows_of(g)
         return _wide(g).reshape(-1, g.shape[-1])
     return _wide(_with_examples(layer, g)).flatten(2).transpose(1, 2).flatten(0, 1)
@@ -94,12 +94,12 @@ def gradients_of(layer: Layer, g: Tensor) -> Tensor:
 def gradients_by_example(layer: Layer, g: Tensor, layout: Layout | None, *, size: int) -> Tensor:
     """[B, T, out]: gradients at the outputs for B = size examples, in the order of `inputs_by_example`."""
     g = _apart(_with_examples(layer, rows_of(g)), layout, size)
-    if isinstance(layer.module, Convolution):
+    if isinstance(layer.module, ConvolutionLayer):
         g = g.movedim(2, -1)
     return _wide(g).reshape(size, -1, g.shape[-1])
 
 
-def patches(x: Tensor, module: Convolution) -> Tensor:
+def patches(x: Tensor, module: ConvolutionLayer) -> Tensor:
     """What a convolution sees under each output pixel: [B, T, channels * kernel], in the order of the flattened weight.
 
     Args:
@@ -122,7 +122,7 @@ def _is_transposed(module: nn.Module) -> bool:
 
 def _pieces(layer: Layer, x: Tensor, chunk_bytes: int) -> Iterator[Tensor]:
     """Patches [b, T, in (+1)] of images [B, n, channels, *size], n images to an example."""
-    assert isinstance(layer.module, Convolution)
+    assert isinstance(layer.module, ConvolutionLayer)
     num_bytes = math.prod(layer.shape[1:]) * x.shape[1] * math.prod(x.shape[3:]) * 8
     for some in x.detach().split(max(1, chunk_bytes // max(num_bytes, 1))):
         found = patches(_wide(some).flatten(0, 1), layer.module)
@@ -131,7 +131,7 @@ def _pieces(layer: Layer, x: Tensor, chunk_bytes: int) -> Iterator[Tensor]:
 
 def _with_examples(layer: Layer, tensor: Tensor) -> Tensor:
     """An image without an axis for the examples with one, anything else as it is."""
-    alone = isinstance(layer.module, Convolution) and tensor.ndim < len(layer.shape)
+    alone = isinstance(layer.module, ConvolutionLayer) and tensor.ndim < len(layer.shape)
     return tensor.unsqueeze(0) if alone else tensor
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from holdfast.moments.gradients import accumulator_dtype
-from holdfast.moments.kernels.contribution import Contribution, Rows, reduced
+from holdfast.moments.kernels.contribution import Contribution, DenseContribution, reduced
 from holdfast.moments.kernels.convolution import Geometry, Kernels
 from holdfast.moments.kernels.embedding import Lookups
 from holdfast.moments.kernels.linear import Products
@@ -81,7 +81,7 @@ class Linear:
         """Products over positions, and sums over them."""
         G = positions(g, layout, size)
         products = Products(positions(x, layout, size), G) if wanted[0] else None
-        return [products, Rows(G[:, 0] if G.shape[1] == 1 else G.sum(dim=1)) if wanted[1] else None]
+        return [products, DenseContribution(G[:, 0] if G.shape[1] == 1 else G.sum(dim=1)) if wanted[1] else None]
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class Convolution:
         G, weight = wide(g), weights[0]
         assert weight is not None
         kernels = Kernels(self.geometry, wide(x), G, wide(weight)) if wanted[0] else None
-        return [kernels, Rows(G.flatten(2).sum(dim=2)) if wanted[1] else None]
+        return [kernels, DenseContribution(G.flatten(2).sum(dim=2)) if wanted[1] else None]
 
 
 @dataclass(frozen=True)
@@ -190,9 +190,9 @@ class Affine:
             found[1] = self._rows(G if self.sign == 1 else -G, weights[1])
         return found
 
-    def _rows(self, values: Tensor, weight: Tensor | None) -> Rows:
+    def _rows(self, values: Tensor, weight: Tensor | None) -> DenseContribution:
         assert weight is not None
-        return Rows(reduced(values, self._aligned(weight).shape).reshape(len(values), *weight.shape))
+        return DenseContribution(reduced(values, self._aligned(weight).shape).reshape(len(values), *weight.shape))
 
     def _aligned(self, weight: Tensor) -> Tensor:
         return weight.reshape(*weight.shape, *[1] * self.trailing) if self.trailing else weight

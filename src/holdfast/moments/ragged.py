@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from holdfast.moments.gradients import Phi
-from holdfast.moments.kernels.contribution import Contribution, Rows, add_blocks
+from holdfast.moments.kernels.contribution import Contribution, DenseContribution, add_blocks
 from holdfast.moments.kernels.embedding import Lookups
 from holdfast.moments.kernels.linear import Products
 from holdfast.moments.layout import Layout
@@ -129,7 +129,7 @@ class RaggedProducts:
         return Products(self.inputs[rows].masked_fill(~there.unsqueeze(-1), 0.0), gradients)
 
 
-def joined(products: Sequence[Products | RaggedProducts]) -> Products:
+def joined_products(products: Sequence[Products | RaggedProducts]) -> Products:
     """Products of one weight as one with more positions."""
     if any(isinstance(item, RaggedProducts) for item in products):
         parts = [item if isinstance(item, RaggedProducts) else _apart(item) for item in products]
@@ -185,15 +185,15 @@ class _Gathered:
 
 
 def _gathered(rows: Contribution, examples: Tensor, size: int, shape: tuple[int, ...]) -> Contribution:
-    if isinstance(rows, Rows):
-        return Rows(_summed(rows.values, examples, size).values.reshape(size, *shape))
+    if isinstance(rows, DenseContribution):
+        return DenseContribution(_summed(rows.values, examples, size).values.reshape(size, *shape))
     if not len(rows):
-        return Rows(torch.zeros(size, *shape, dtype=torch.float32, device=examples.device))
+        return DenseContribution(torch.zeros(size, *shape, dtype=torch.float32, device=examples.device))
     return _Gathered(rows, examples, size, 4 * torch.Size(shape).numel())
 
 
-def _summed(values: Tensor, examples: Tensor, size: int) -> Rows:
-    return Rows(values.new_zeros(size, *values.shape[1:]).index_add_(0, examples, values))
+def _summed(values: Tensor, examples: Tensor, size: int) -> DenseContribution:
+    return DenseContribution(values.new_zeros(size, *values.shape[1:]).index_add_(0, examples, values))
 
 
 def _own_axes(operation: Affine, weight: Tensor) -> int:

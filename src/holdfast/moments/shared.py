@@ -12,12 +12,12 @@ from holdfast.moments.intercept import Place
 from holdfast.moments.kernels.contribution import Contribution, add_blocks
 from holdfast.moments.kernels.embedding import Lookups
 from holdfast.moments.kernels.linear import Products
-from holdfast.moments.ragged import RaggedProducts, joined
+from holdfast.moments.ragged import RaggedProducts, joined_products
 
-Part = tuple[Place, Contribution]
+PlacedContribution = tuple[Place, Contribution]
 
 
-def add_shared(total: Tensor, parts: Sequence[Part], *, phi: Phi, chunk_bytes: int) -> None:
+def add_shared(total: Tensor, parts: Sequence[PlacedContribution], *, phi: Phi, chunk_bytes: int) -> None:
     """Add sum_b phi(sum over uses of g_b) to `total`.
 
     Args:
@@ -39,7 +39,7 @@ def add_shared(total: Tensor, parts: Sequence[Part], *, phi: Phi, chunk_bytes: i
         _joined(lookups).add_to(places.pop().of(total), phi)
     else:
         target = places.pop().of(total)
-        joint = joined(products)
+        joint = joined_products(products)
         joint.add_to(target, phi)
         if lookups:
             _add_looked_up(target, joint, _joined(lookups), phi)
@@ -65,7 +65,7 @@ def _joined(lookups: Sequence[Lookups]) -> Lookups:
     return Lookups(tokens, gradients, first.num_rows, examples=examples, size=len(first))
 
 
-def _add_written_out(total: Tensor, parts: Sequence[Part], phi: Phi, chunk: int) -> None:
+def _add_written_out(total: Tensor, parts: Sequence[PlacedContribution], phi: Phi, chunk: int) -> None:
     size = len(parts[0][1])
     for start in range(0, size, chunk):
         number = min(chunk, size - start)

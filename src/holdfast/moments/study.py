@@ -15,7 +15,7 @@ from holdfast.moments.arrangement import CHOICES, HIDDEN, worked_along
 from holdfast.moments.calls import Call
 from holdfast.moments.coupling import floats_in, is_each_alone
 from holdfast.moments.intercept import Interception, Key, Tracked
-from holdfast.moments.layout import RAGGED, Layout, equal, find_layout
+from holdfast.moments.layout import RAGGED, Layout, equal_but_for_rounding, find_layout
 from holdfast.moments.operations import Operation
 from holdfast.moments.transforms import transformed
 from holdfast.moments.watching import Choices, beginnings
@@ -67,7 +67,7 @@ class Study:
     def has(self, again: Sequence[Tensor], *, rtol: float) -> bool:
         """Whether these, for the first of the examples, are the same outputs."""
         pairs = [(a, b) for a, b in zip(self.outputs, again) if a.ndim == b.ndim > 0]
-        return all(a[: len(b)].shape != b.shape or equal(a[: len(b)], b, rtol) for a, b in pairs)
+        return all(a[: len(b)].shape != b.shape or equal_but_for_rounding(a[: len(b)], b, rtol) for a, b in pairs)
 
 
 def study(model: nn.Module, few: Call, *, tracked: Mapping[int, Tracked], rtol: float) -> Study:
@@ -117,7 +117,7 @@ def study(model: nn.Module, few: Call, *, tracked: Mapping[int, Tracked], rtol: 
     )
 
 
-Record = dict[Key, list[tuple[Tensor, Tensor, bool]]]
+LayoutRecord = dict[Key, list[tuple[Tensor, Tensor, bool]]]
 
 
 def _recorded(model: nn.Module, call: Call, tracked: Mapping[int, Tracked]) -> tuple[_Recorder, list[Tensor]]:
@@ -154,7 +154,7 @@ class _Recorder(Interception):
 
     def __init__(self, parameters: Mapping[int, Tracked]) -> None:
         super().__init__(parameters)
-        self.uses: Record = {}
+        self.uses: LayoutRecord = {}
         self.num_bytes = 0
         self.chosen: Choices = ()
         self.hidden = _Hidden(self)

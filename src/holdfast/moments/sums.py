@@ -30,7 +30,7 @@ from holdfast.moments.per_example import CHUNK_BYTES, per_example_sums
 from holdfast.moments.study import room_for
 from holdfast.tensors import unwrap
 
-Route = Callable[..., dict[str, Tensor]]
+SumRoute = Callable[..., dict[str, Tensor]]
 Per = Literal["sequence", "token"]
 
 Alone = Callable[[int, Sequence[torch.Size]], Scores]
@@ -67,7 +67,7 @@ class MomentSums:
         self._model, self._phi, self._where, self._chunk_bytes = model, phi, where, chunk_bytes
         by_token = per == "token"
         self._engine: Engine | None = Engine(model, phi=phi, chunk_bytes=chunk_bytes, where=where, by_token=by_token)
-        self._fallbacks: list[Route] = [partial(per_example_sums, chunk_bytes=chunk_bytes), oracle_sums]
+        self._fallbacks: list[SumRoute] = [partial(per_example_sums, chunk_bytes=chunk_bytes), oracle_sums]
         self._proven: frozenset[str] = frozenset()
         self._selects = False
         self.totals = zeros(model)

@@ -1,9 +1,9 @@
 """The past learned again: examples kept of it, or networks that draw it."""
 
 from holdfast.replay.buffer import Buffer, Keep
-from holdfast.replay.generators import Generator, Held, Holdable, check_alive, frozen, is_conditional
+from holdfast.replay.generators import Generator, Holdable, HoldablePart, check_alive, frozen, is_conditional
 from holdfast.replay.mergan import MemoryReplayGAN
-from holdfast.replay.scholar import Head, Replay, ReplaySource, Scholar, mixed, replay_heads, replay_loss
+from holdfast.replay.scholar import Replay, ReplayHead, ReplaySource, Scholar, mixed, replay_heads, replay_loss
 from holdfast.replay.vae import VAE
 from holdfast.replay.wgan import WGAN, Alignment
 
@@ -13,12 +13,12 @@ __all__ = [
     "Alignment",
     "Buffer",
     "Generator",
-    "Head",
-    "Held",
     "Holdable",
+    "HoldablePart",
     "Keep",
     "MemoryReplayGAN",
     "Replay",
+    "ReplayHead",
     "ReplaySource",
     "Scholar",
     "check_alive",

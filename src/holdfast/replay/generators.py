@@ -81,7 +81,7 @@ class Generator(Protocol):
 
 
 @dataclass(frozen=True)
-class Held:
+class HoldablePart:
     """The part of a generator that EWC or WVA may hold, and what its importance is measured on.
 
     Attributes:
@@ -104,7 +104,7 @@ class Held:
 class Holdable(Protocol):
     """A generator whose weights EWC and WVA can hold."""
 
-    def held(self, n: int, *, classes: Sequence[int], seed: int) -> Held:
+    def holdable_part(self, n: int, *, classes: Sequence[int], seed: int) -> HoldablePart:
         """What to hold, and n latents (of these classes, drawn evenly) to measure its importance on."""
         ...
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from holdfast.heads.masks import Mask, active_classes
+from holdfast.likelihoods.masks import Mask, active_classes
 from holdfast.replay.generators import Generator, drawn_classes, is_conditional
 
 ReplaySource = Literal["generative", "exact", "noise", "none"]
@@ -20,7 +20,7 @@ but the first are the controls of Shin et al. 2017."""
 
 
 @dataclass(frozen=True)
-class Head:
+class ReplayHead:
     """Output columns that answer replayed inputs together.
 
     Attributes:
@@ -32,7 +32,7 @@ class Head:
     columns: tuple[int, ...]
 
 
-def replay_heads(mask: Mask, task_classes: Sequence[Sequence[int]], t: int) -> tuple[Head, ...]:
+def replay_heads(mask: Mask, task_classes: Sequence[Sequence[int]], t: int) -> tuple[ReplayHead, ...]:
     """The heads that are rehearsed while task t is learned (t > 0).
 
     With one head a task each earlier task's head answers every replayed input, since nothing says of which task it is;
@@ -47,12 +47,12 @@ def replay_heads(mask: Mask, task_classes: Sequence[Sequence[int]], t: int) -> t
         UnknownNameError: there is no such mask.
     """
     if mask == "task":
-        return tuple(Head(own, own) for own in dict.fromkeys(tuple(classes) for classes in task_classes[:t]))
+        return tuple(ReplayHead(own, own) for own in dict.fromkeys(tuple(classes) for classes in task_classes[:t]))
     known = active_classes("seen", task_classes, t - 1)
     every = active_classes("seen", task_classes, len(task_classes) - 1)
     assert known is not None
     assert every is not None
-    return (Head(known, active_classes(mask, task_classes, t) or every),)
+    return (ReplayHead(known, active_classes(mask, task_classes, t) or every),)
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +85,7 @@ class Scholar:
     generator: Generator | None = None
 
     @torch.no_grad()
-    def replay(self, n: int, heads: Sequence[Head], *, generator: torch.Generator | None = None) -> Replay:
+    def replay(self, n: int, heads: Sequence[ReplayHead], *, generator: torch.Generator | None = None) -> Replay:
         """Draw n inputs and answer them. Of a conditional generator each known class is asked for alike often."""
         assert self.generator is not None
         known = sorted({column for head in heads for column in head.answers})
@@ -97,14 +97,16 @@ class Scholar:
         return Replay(inputs, self.solver(inputs), asked, asked=True)
 
     @torch.no_grad()
-    def answer(self, inputs: Tensor, heads: Sequence[Head]) -> Replay:
+    def answer(self, inputs: Tensor, heads: Sequence[ReplayHead]) -> Replay:
         """Answer given inputs."""
         logits = self.solver(inputs)
         known = torch.tensor(sorted({column for head in heads for column in head.answers}), device=logits.device)
         return Replay(inputs, logits, known[logits[:, known].argmax(1)], asked=False)
 
 
-def replay_loss(logits: Tensor, replay: Replay, heads: Sequence[Head], *, temperature: float | None = None) -> Tensor:
+def replay_loss(
+    logits: Tensor, replay: Replay, heads: Sequence[ReplayHead], *, temperature: float | None = None
+) -> Tensor:
     """The mean loss of a solver on replayed inputs, over heads and inputs; a scalar, in nats.
 
     Hard answers, the old solver's most probable class y: CE(softmax(logits), y). Distilled ones, at temperature T:
@@ -160,7 +162,7 @@ def _only(logits: Tensor, columns: Sequence[int]) -> Tensor:
     return logits.masked_fill(outside, -math.inf)
 
 
-def _of_own_head(logits: Tensor, classes: Tensor, heads: Sequence[Head]) -> Tensor:
+def _of_own_head(logits: Tensor, classes: Tensor, heads: Sequence[ReplayHead]) -> Tensor:
     """The logits, minus infinity in the columns of other heads than the one that each class belongs to."""
     width = logits.shape[1]
     table = torch.ones(width, width, dtype=torch.bool, device=logits.device)

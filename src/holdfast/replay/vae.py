@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from holdfast.errors import BatchError
-from holdfast.replay.generators import Held, check_range, drawn_classes
+from holdfast.replay.generators import HoldablePart, check_range, drawn_classes
 
 HELD_BATCH = 128
 
@@ -103,7 +103,7 @@ class VAE(nn.Module):
         z = self._latents(n, generator)
         return self.decoder(self._told(z, classes)).sigmoid().view(n, *self.shape)
 
-    def held(self, n: int, *, classes: Sequence[int], seed: int) -> Held:
+    def holdable_part(self, n: int, *, classes: Sequence[int], seed: int) -> HoldablePart:
         """The decoder, measured by the Fisher information of p(x|z) with z and classes drawn as in `sample`."""
 
         def batches():
@@ -114,7 +114,7 @@ class VAE(nn.Module):
                 latents = self._told(self._latents(size, random), asked)
                 yield latents, latents.new_zeros(size)  # the sampled Fisher draws its own pixels
 
-        return Held(self.decoder, _Again(batches), "bernoulli", "sampled")
+        return HoldablePart(self.decoder, _Again(batches), "bernoulli", "sampled")
 
     @property
     def _device(self) -> torch.device:

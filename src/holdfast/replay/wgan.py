@@ -24,7 +24,7 @@ from torch.optim import Adam, Optimizer
 
 from holdfast.choices import check_choice
 from holdfast.errors import BatchError
-from holdfast.replay.generators import Held, check_range, drawn_classes
+from holdfast.replay.generators import HoldablePart, check_range, drawn_classes
 from holdfast.replay.images import ImageCritic, ImageGenerator
 
 HELD_BATCH = 64
@@ -147,7 +147,7 @@ class WGAN(nn.Module):
         self.generator.train(training)
         return (images.float() + 1) / 2
 
-    def held(self, n: int, *, classes: Sequence[int], seed: int) -> Held:
+    def holdable_part(self, n: int, *, classes: Sequence[int], seed: int) -> HoldablePart:
         """G, measured by the squared gradients of its loss, -D(G(z, c)) + CE(D_class(G(z, c)), c), image by image."""
         critic, generator = self.critic, self.generator
 
@@ -161,7 +161,7 @@ class WGAN(nn.Module):
             size = min(HELD_BATCH, n - start)
             asked = drawn_classes(size, classes, device=self._device, generator=random)
             batches.append(((self._latents(size, random), asked), asked))
-        return Held(generator, batches, loss, "empirical")
+        return HoldablePart(generator, batches, loss, "empirical")
 
     def _critic_step(
         self, real: Tensor, classes: Tensor | None, weights: Tensor | None, optimizer: Optimizer

@@ -16,7 +16,7 @@ from holdfast.retention.options import own_weights_warning
 from holdfast.retention.plan import Plan
 from holdfast.retention.statistics import HeldStatistics
 from holdfast.retention.step import Step
-from holdfast.retention.watch import Watch
+from holdfast.retention.unheld import UnheldDetector
 from holdfast.steps import Copies, StepHooks
 
 
@@ -29,7 +29,7 @@ class Attachment:
         holdings: what is held.
         plan: which of its weights are held.
         copies: looks for weights in the optimizer's own state.
-        watch: looks for weights that move without being held.
+        unheld: looks for weights that move without being held.
         statistics: holds buffers that the forward pass changes, or looks for them.
         log_every: every so many of its steps are measured; 0: none.
         measured: called after a measured step.
@@ -48,7 +48,7 @@ class Attachment:
         holdings: Holdings,
         plan: Plan,
         copies: Copies,
-        watch: Watch,
+        unheld: UnheldDetector,
         statistics: HeldStatistics,
         log_every: int,
         measured: Callable[[], None],
@@ -58,7 +58,7 @@ class Attachment:
         self.optimizer, self.around, self.num_steps = optimizer, around, num_steps
         self.figures: Figures | None = None
         self._mechanism, self._holdings, self._plan = mechanism, holdings, plan
-        self._copies, self._watch, self._statistics = copies, watch, statistics
+        self._copies, self._unheld, self._statistics = copies, unheld, statistics
         self._log_every, self._measured = log_every, measured
         self._memory: dict[str, Any] = {}
         self._step: Step | None = None
@@ -78,7 +78,7 @@ class Attachment:
         self._step = None  # of a step that ended in an exception
         if self._holdings.held.num_tasks == 0:
             return
-        self._watch.before_step()
+        self._unheld.before_step()
         self._plan.gradients = {}
         if (key := self._copies.found()) is not None:
             text = own_weights_warning(type(optimizer).__name__, key)
@@ -104,8 +104,8 @@ class Attachment:
         if step is None:
             return
         self._plan.note_gradients()
-        if self._watch.is_on or not self._plan.gradients:
-            self._watch.without_gradients([p for p in self._plan.found if id(p) not in self._plan.gradients])
+        if self._unheld.is_on or not self._plan.gradients:
+            self._unheld.without_gradients([p for p in self._plan.found if id(p) not in self._plan.gradients])
         with torch.no_grad():
             self._mechanism.gradients(step)
 
@@ -117,7 +117,7 @@ class Attachment:
         if (self.num_steps + 1) % self._mechanism.period == 0:
             self._mechanism.after(step)
         self._statistics.after_step()
-        self._watch.after_step()
+        self._unheld.after_step()
         self._plan.gradients = {}
         self.num_steps += 1
         if step.meter is not None:

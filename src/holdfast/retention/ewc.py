@@ -321,7 +321,7 @@ class EWC(Keeper):
 
     @property
     def strength(self) -> float | None:
-        """Lambda, 0..inf; None under a budget. It may be changed between steps."""
+        """lambda, 0..inf; None under a budget. It may be changed between steps."""
         return self.mechanism.strength
 
     @strength.setter

@@ -23,13 +23,13 @@ from holdfast.errors import FileFormatError
 from holdfast.files import Saved, new_folder, read_folder, write_description, write_tensors, write_text
 from holdfast.memory import Forms, Retained
 from holdfast.memory.reference import Reference, references_from, references_to_json
-from holdfast.memory.stored import Held, HeldMap, from_tensors, read, to_tensors
+from holdfast.memory.stored import AnyTensor, AnyTensorMap, from_tensors, read, to_tensors
 from holdfast.records import check_importance_values
 from holdfast.retention.checks import NUMBERS, check_numbers
 from holdfast.tensors import TensorMap, shard, whole_on_first
 from holdfast.version import __version__
 
-DESCRIPTION = "keeper_config.json"
+KEEPER_CONFIG = "keeper_config.json"
 """Where a saved keeper says what it is."""
 
 EXTRA = ("pulls", "residuals", "moving_statistics", "resting_statistics")
@@ -72,7 +72,7 @@ def save(
             **({"factors": layers_to_json(held.layers)} if held.layers else {}),
             **({"references": references_to_json(on_disk)} if on_disk else {}),
         }
-        write_description(folder / DESCRIPTION, content)
+        write_description(folder / KEEPER_CONFIG, content)
         write_text(folder / "README.md", _card(content, held))
 
 
@@ -101,7 +101,7 @@ def load(
 def _read(
     saved: Saved, *, mechanism: str, anchors: bool, checkpoint: str | os.PathLike[str] | None
 ) -> tuple[Retained, dict[str, Any], dict[str, Any], dict[str, dict[str, Tensor]]]:
-    config, content = saved.path / DESCRIPTION, saved.description(DESCRIPTION)
+    config, content = saved.path / KEEPER_CONFIG, saved.description(KEEPER_CONFIG)
     if content.get("mechanism") != mechanism:
         raise FileFormatError(
             f"{config}: this keeper is {content.get('mechanism')!r}, to be loaded as {mechanism!r}. "
@@ -128,7 +128,7 @@ def _read(
     return held, {name: option_from_json(value) for name, value in options.items()}, progress, extra
 
 
-def check_options(saved: Mapping[str, Any], known: Collection[str], *, where: Any, kind: str) -> None:
+def check_saved_options(saved: Mapping[str, Any], known: Collection[str], *, where: Any, kind: str) -> None:
     """Raise `FileFormatError` where a keeper of this kind has no such options."""
     if unknown := sorted(set(saved) - set(known)):
         raise FileFormatError(f"{where}: unknown options of {kind}: {', '.join(unknown)}. Save it again.")
@@ -157,7 +157,7 @@ def from_state(
         part, _, name = key.partition("/")
         parts[part][name] = tensor
     importance = from_tensors(parts["importance"], parts["importance_exponents"], where=where)
-    anchors: dict[str, Held] = from_tensors(parts["anchors"], parts["anchors_exponents"], where=where)
+    anchors: dict[str, AnyTensor] = from_tensors(parts["anchors"], parts["anchors_exponents"], where=where)
     anchors |= references_from(notes.get("references"), checkpoint, where=where)
     layers = layers_from(notes.get("factors", {}), parts["factors"], where=where)
     return Retained(importance, anchors, **notes["held"], layers=layers), {part: parts[part] for part in EXTRA}
@@ -171,7 +171,7 @@ def numbers_of(held: Retained) -> dict[str, Any]:
 def on_devices(held: Retained, devices: Mapping[str, torch.device], *, forms: Forms) -> Retained:
     """The same, each tensor on the device of its parameter, or where the forms have it."""
 
-    def moved(entries: HeldMap) -> dict[str, Held]:
+    def moved(entries: AnyTensorMap) -> dict[str, AnyTensor]:
         return {name: forms.placed(value, devices.get(name)) for name, value in entries.items()}
 
     layers = {name: layer.to(devices.get(name)) for name, layer in held.layers.items()}
@@ -185,7 +185,7 @@ def sharded(held: Retained, parameters: TensorMap) -> Retained:
     )
 
 
-def gathered(held: Retained, parameters: TensorMap) -> Retained:
+def whole_tensors(held: Retained, parameters: TensorMap) -> Retained:
     """The whole of what the processes hold of their shards, for the first alone; each of them must ask for it."""
     return replace(
         held,
@@ -194,27 +194,27 @@ def gathered(held: Retained, parameters: TensorMap) -> Retained:
     )
 
 
-def _each(act: Callable[[Tensor, Tensor], Tensor], held: HeldMap, parameters: TensorMap) -> dict[str, Held]:
-    def wide(value: Held, parameter: Tensor) -> Tensor:
+def _each(act: Callable[[Tensor, Tensor], Tensor], held: AnyTensorMap, parameters: TensorMap) -> dict[str, AnyTensor]:
+    def wide(value: AnyTensor, parameter: Tensor) -> Tensor:
         return value if isinstance(value, Tensor) else read(value, dtype=torch.float32, device=parameter.device)
 
     return {n: act(wide(v, parameters[n]), parameters[n]) if n in parameters else v for n, v in held.items()}
 
 
-def _write_held(folder: Path, stem: str, held: HeldMap) -> None:
+def _write_held(folder: Path, stem: str, held: AnyTensorMap) -> None:
     tensors, exponents = to_tensors(held)
     write_tensors(folder, stem, tensors)
     if exponents:
         write_tensors(folder, f"{stem}_exponents", exponents)
 
 
-def _read_held(saved: Saved, stem: str) -> dict[str, Held]:
+def _read_held(saved: Saved, stem: str) -> dict[str, AnyTensor]:
     tensors, beside = saved.tensors(stem), f"{stem}_exponents"
     exponents = saved.tensors(beside) if saved.has(beside) else {}
     return from_tensors(tensors, exponents, where=str(saved.path / f"{stem}.safetensors"))
 
 
-def _apart(anchors: HeldMap) -> tuple[dict[str, Reference], dict[str, Held]]:
+def _apart(anchors: AnyTensorMap) -> tuple[dict[str, Reference], dict[str, AnyTensor]]:
     """Those on disk, and those in memory."""
     on_disk = {name: anchor for name, anchor in anchors.items() if isinstance(anchor, Reference)}
     return on_disk, {name: anchor for name, anchor in anchors.items() if name not in on_disk}

@@ -94,7 +94,7 @@ def rise(
     *,
     metric: float | list[Tensor],
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Sum Omega d^2 of each tensor, d = (theta' - anchor)/(1 + a), and sum Omega d^2 k/(1 + a), where a = strength * k.
+    """sum Omega d^2 of each tensor, d = (theta' - anchor)/(1 + a), and sum Omega d^2 k/(1 + a), where a = strength * k.
 
     The derivative of the first by the strength is -2 times the second.
     """

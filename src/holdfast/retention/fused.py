@@ -14,7 +14,7 @@ import triton.language as tl  # pyright: ignore[reportMissingImports]
 from torch import Tensor
 
 from holdfast.retention.force import Attenuation
-from holdfast.steps import Increment, Kept, RootMetric
+from holdfast.steps import CopiedIncrement, Increment, RootMetric
 
 _BLOCK = 1024
 
@@ -111,11 +111,11 @@ def attenuate_(
     importance: Tensor,
     strength: float,
     *,
-    increment: Increment | Kept,
+    increment: Increment | CopiedIncrement,
     attenuation: Attenuation,
 ) -> None:
     """The step theta' - increment * w in place, as `in_place.attenuate_`, also from a kept copy."""
-    kept = isinstance(increment, Kept)
+    kept = isinstance(increment, CopiedIncrement)
     described = Increment(increment.before, 1.0) if kept else increment
     buffer, metric = described.buffer, described.metric
     with torch.cuda.device_of(weight):

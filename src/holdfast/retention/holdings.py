@@ -14,7 +14,7 @@ from holdfast.errors import OptionError, StateError
 from holdfast.memory import Forms, Retained, retain
 from holdfast.memory.codes import IMPORTANCE_ERROR
 from holdfast.memory.reference import Reference, anchors_on_disk
-from holdfast.memory.stored import shapes_of_held
+from holdfast.memory.stored import shapes_of_any
 from holdfast.records import check_names
 from holdfast.retention import files
 from holdfast.retention.checks import check_anchors, check_extra, check_retained
@@ -53,7 +53,7 @@ class Taken:
 
 
 class Holdings:
-    """Of a sharded model, what belongs to this process's shards of it.
+    """What this process holds of its model: of a sharded one the entries of its own shards.
 
     Args:
         model: whose parameter names everything bears.
@@ -153,7 +153,7 @@ class Holdings:
             NotFiniteError, FileFormatError: as `check_retained` and `check_extra`.
             OptionError: what needs whole weights, where the model is sharded.
         """
-        for named in (held.covered, shapes_of_held(held.anchors)):
+        for named in (held.covered, shapes_of_any(held.anchors)):
             check_names(named, self._model, where=where)
         check_retained(held, anchored=self._anchored, where=where)
         parameters = all_parameters(self._model)
@@ -178,7 +178,7 @@ class Holdings:
         if self.shards is None:
             return self.held, self._extra()
         parameters = all_parameters(self._model)
-        held = files.gathered(self.held, parameters)
+        held = files.whole_tensors(self.held, parameters)
         return held, {part: _each(whole_on_first, own, parameters) for part, own in self._extra().items()}
 
     def follow_shards(self) -> None:

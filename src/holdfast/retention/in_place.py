@@ -19,7 +19,7 @@ Scratch = tuple[Tensor, Tensor]
 
 
 def share_(out: Tensor, importance: Tensor, strength: float, *, metric: float | RootMetric) -> Tensor:
-    """W = Omega / (Omega + M/strength) into `out`: `force.pull_shares`.
+    """w = Omega / (Omega + M/strength) into `out`: `force.pull_shares`.
 
     A second moment of zero becomes a root of infinity and from that M = offset, as it should be.
     """
@@ -42,7 +42,7 @@ def pull_(
 def rise(
     weight: Tensor, anchor: Tensor, importance: Tensor, strength: float, *, metric: float | RootMetric, scratch: Scratch
 ) -> tuple[Tensor, Tensor]:
-    """Sum Omega d^2 for d the distance to the anchor after such a pull, and sum Omega d^2 w; two rows of scratch."""
+    """sum Omega d^2 for d the distance to the anchor after such a pull, and sum Omega d^2 w; two rows of scratch."""
     share = share_(scratch[0], importance, strength, metric=metric)
     terms = torch.lerp(weight, anchor, share, out=scratch[1]).sub_(anchor)
     terms.mul_(terms).mul_(importance)
@@ -50,7 +50,7 @@ def rise(
 
 
 def distance(weight: Tensor, anchor: Tensor, importance: Tensor, *, scratch: Scratch) -> Tensor:
-    """Sum Omega (theta - anchor)^2, with two rows of scratch."""
+    """sum Omega (theta - anchor)^2, with two rows of scratch."""
     along = torch.sub(weight, anchor, out=scratch[0])
     return torch.dot(along, torch.mul(along, importance, out=scratch[1]))
 

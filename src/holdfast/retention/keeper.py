@@ -35,12 +35,12 @@ from holdfast.retention.options import (
     own_weights_warning,
     unheld_warning,
 )
-from holdfast.retention.plan import Plan, check_covered, check_held_shapes, check_same_kind
+from holdfast.retention.plan import Plan, check_covered, check_held_shapes, check_same_curvature
 from holdfast.retention.replicas import check_replicas
 from holdfast.retention.report import Report
 from holdfast.retention.rise import layers_rise, weights_rise
 from holdfast.retention.statistics import HeldStatistics, Statistics
-from holdfast.retention.watch import Watch, moved_by_steps_alone
+from holdfast.retention.unheld import UnheldDetector, moved_by_steps_alone
 from holdfast.steps import Copies, bare_optimizer, optimizer_around, weights_of_wrapper
 from holdfast.tensors import TensorMap, all_parameters, check_real, copied, shard, sum_of, trainable_parameters, unwrap
 
@@ -150,7 +150,7 @@ class Keeper:
         self._attachments: list[Attachment] = []
         self._resumed: list[int] = []  # steps of the optimizers to come, in the order of attaching
         self._figures: tuple[float | None, float | None] = None, None
-        self._watch = Watch(self._warn_unheld, self._warn_moved_around)
+        self._unheld = UnheldDetector(self._warn_unheld, self._warn_moved_around)
 
     def __repr__(self) -> str:
         options = ", ".join(f"{k}={v!r}" for k, v in self.mechanism.options().items() if v is not None)
@@ -211,7 +211,7 @@ class Keeper:
             OptionError: the metric of its steps cannot be known, for want of a learning rate.
 
         Warns where weights are known to move without being held: an optimizer with weights of its own now, any other as
-        soon as it is seen (`holdfast.retention.watch`).
+        soon as it is seen (`holdfast.retention.unheld`).
         """
         bare = bare_optimizer(optimizer)
         if any(attached is bare for attached in self.optimizers):
@@ -243,7 +243,7 @@ class Keeper:
                 residuals=self._holdings.residuals if self.mechanism.moves_weights else None,
             ),
             copies=Copies(bare, trained if kind is None else []),
-            watch=self._watch,
+            unheld=self._unheld,
             statistics=self._statistics,
             log_every=self.log_every,
             measured=self._log,
@@ -251,7 +251,7 @@ class Keeper:
             around=around,
         )
         self._attachments.append(attachment)
-        self._watch.add(moved_by_steps_alone(trained, self.model), around=around is not None)
+        self._unheld.add(moved_by_steps_alone(trained, self.model), around=around is not None)
         if self.held.num_tasks:
             self._start_watch()
         return self
@@ -262,7 +262,7 @@ class Keeper:
         for attachment in self._attachments:
             attachment.remove()
         self._attachments.clear()
-        self._watch.remove()
+        self._unheld.remove()
         self._statistics.release()
         return self
 
@@ -291,7 +291,7 @@ class Keeper:
         they are held in and made a few megabytes at a time; for Kronecker factors two eigendecompositions a layer.
         """
         where = f"{self.name}.retain"
-        self._watch.compare()
+        self._unheld.compare()
         parameters = trainable_parameters(self.model)
         check_real(parameters, where=where)
         given = as_importance(importance, where=where)
@@ -302,7 +302,7 @@ class Keeper:
         check_names(covers, self.model, where=where)
         check_held_shapes(self.held, self.model, where=where)
         accepted = self.mechanism.accepted(given, where=where)
-        check_same_kind(covers, shapes_of(accepted.layers), self.held, where=where)
+        check_same_curvature(covers, shapes_of(accepted.layers), self.held, where=where)
         covered = Retained(importance={**self.held.covered, **covers}, num_tasks=self.held.num_tasks)
         check_covered(list(parameters), covered, new_parameters=self.new_parameters, where=where)
         self._holdings.follow_shards()
@@ -352,7 +352,7 @@ class Keeper:
 
     def report(self) -> Report:
         """Is it on, and does it work? Pull and pinned share are those of the last measured steps (`log_every`)."""
-        self._watch.compare()
+        self._unheld.compare()
         parameters = trainable_parameters(self.model)
         in_layers, layers = shapes_of(self.held.layers), [layer.diagonal() for layer in self.held.layers.values()]
         weights = sum(parameter.numel() for name, parameter in parameters.items() if name not in in_layers)
@@ -389,7 +389,7 @@ class Keeper:
         Raises:
             OutputError: if it cannot be written, or holds what holdfast did not write; it is then unchanged.
         """
-        self._watch.compare()
+        self._unheld.compare()
         held, extra = self._holdings.whole()
         try:
             if self._holdings.writes:
@@ -432,7 +432,7 @@ class Keeper:
             path, mechanism=kind.name, anchors=kind.anchored, checkpoint=options.get("anchors")
         )
         own = set(signature(kind).parameters) - kind.unsaved
-        files.check_options(saved, {*KeeperOptions.__annotations__, *own}, where=path, kind=kind.name)
+        files.check_saved_options(saved, {*KeeperOptions.__annotations__, *own}, where=path, kind=kind.name)
         given = {**saved, **options}
         if cls._kind is None:
             of_kind = {name: given.pop(name) for name in signature(kind).parameters if name in given}
@@ -563,7 +563,7 @@ class Keeper:
         if held.num_tasks:
             self._start_watch()
         else:
-            self._watch.stop()
+            self._unheld.stop()
 
     def _count_from(self, steps: list[int]) -> None:
         """Count on from these steps of the attached optimizers in turn, and of those to come; 0 where there is none."""
@@ -592,7 +592,7 @@ class Keeper:
         trained = {id(p) for optimizer in self.optimizers for group in optimizer.param_groups for p in group["params"]}
         held, parameters = self.held.covered, trainable_parameters(self.model)
         others = [p for name, p in parameters.items() if name in held and id(p) not in trained] if trained else []
-        self._watch.start(others=moved_by_steps_alone(others, self.model))
+        self._unheld.start(others=moved_by_steps_alone(others, self.model))
         if self._attachments:
             self._statistics.begin()
 

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from holdfast.memory.stored import Held, Readable, is_ready, pieces, read, readings
-from holdfast.retention.rounding import round_, widened
-from holdfast.steps import Increment, Kept, Metric, RootMetric, metric_values
+from holdfast.memory.stored import AnyTensor, Readable, is_ready, pieces, read, readings
+from holdfast.retention.rounding import round_, with_residual
+from holdfast.steps import CopiedIncrement, Increment, Metric, RootMetric, metric_values
 from holdfast.tensors import chunks, local
 
 BLOCK = 2**18
@@ -58,7 +58,7 @@ class Block:
     anchors: list[Tensor]
     importance: list[Tensor]
     metrics: list[Metric] = field(default_factory=list)
-    increments: list[Increment | Kept] = field(default_factory=list)
+    increments: list[Increment | CopiedIncrement] = field(default_factory=list)
     residuals: list[Tensor] = field(default_factory=list)
     gradients: list[Tensor] = field(default_factory=list)
 
@@ -67,7 +67,7 @@ class Block:
         if not self.residuals:
             return self
         return Block(
-            [widened(weight, residual) for weight, residual in zip(self.weights, self.residuals, strict=True)],
+            [with_residual(weight, residual) for weight, residual in zip(self.weights, self.residuals, strict=True)],
             [anchor.float() for anchor in self.anchors],
             self.importance,
             [replace(m, second=m.second.float()) if isinstance(m, RootMetric) else m for m in self.metrics],
@@ -94,8 +94,8 @@ class Part:
 
     group: Mapping[str, Any]
     parameters: list[nn.Parameter]
-    importance: list[Held]
-    anchors: list[Held]
+    importance: list[AnyTensor]
+    anchors: list[AnyTensor]
     residuals: list[Tensor] = field(default_factory=list)
 
     @cached_property
@@ -122,7 +122,9 @@ class Part:
         importance = [_as_importance(held, weight) for held, weight in zip(self.importance, weights, strict=True)]
         return Block(weights, anchors, importance, residuals=list(self.residuals), gradients=self.gradients)
 
-    def blocks(self, *, metrics: Sequence[Metric] = (), increments: Sequence[Increment | Kept] = ()) -> Iterator[Block]:
+    def blocks(
+        self, *, metrics: Sequence[Metric] = (), increments: Sequence[Increment | CopiedIncrement] = ()
+    ) -> Iterator[Block]:
         """Its blocks, every weight in exactly one of them; a block is to be done with when the next is asked for.
 
         Args:
@@ -149,7 +151,7 @@ class Part:
             yield block
 
     @property
-    def _columns(self) -> tuple[list[nn.Parameter], list[Held], list[Held], list[Tensor]]:
+    def _columns(self) -> tuple[list[nn.Parameter], list[AnyTensor], list[AnyTensor], list[Tensor]]:
         return self.parameters, self.importance, self.anchors, self.residuals
 
     @cached_property

@@ -13,10 +13,10 @@ from torch.optim import Optimizer
 from holdfast.curvature import Curvature, shapes_of
 from holdfast.errors import OptionError, ParameterMismatchError, StateError
 from holdfast.memory import Forms, Retained
-from holdfast.memory.stored import Held, read
+from holdfast.memory.stored import AnyTensor, read
 from holdfast.records import check_shapes
 from holdfast.retention.parts import Part
-from holdfast.retention.rounding import is_half, no_residual, round_, widened
+from holdfast.retention.rounding import is_half, no_residual, round_, with_residual
 from holdfast.steps import UserMetric, metric_values, step_metrics
 from holdfast.tensors import all_parameters, chunks, local, trainable_parameters, wide_dtype
 
@@ -46,7 +46,7 @@ class LayerPart:
     def values(self) -> list[Tensor]:
         """The weights with what rounding took from them; new tensors in the dtype that steps are computed in."""
         pairs = zip(self.parameters, self.residuals, self.anchors, strict=True)
-        return [p.detach().to(a.dtype, copy=True) if r is None else widened(p.detach(), r) for p, r, a in pairs]
+        return [p.detach().to(a.dtype, copy=True) if r is None else with_residual(p.detach(), r) for p, r, a in pairs]
 
     def add(self, changes: Sequence[Tensor]) -> None:
         """Add to the weights what a pull found."""
@@ -200,7 +200,7 @@ class Plan:
         self._residuals[name] = found
         return found
 
-    def _anchor(self, anchor: Held, parameter: nn.Parameter) -> Held:
+    def _anchor(self, anchor: AnyTensor, parameter: nn.Parameter) -> AnyTensor:
         placed = self._forms.placed(anchor, parameter.device)
         if isinstance(placed, Tensor) and placed.dtype.itemsize >= parameter.dtype.itemsize:
             return placed.to(parameter.dtype)  # no larger, and then a step can take it as it is
@@ -246,7 +246,7 @@ def check_held_shapes(held: Retained, model: nn.Module, *, where: str) -> None:
     check_shapes(held.covered, model, where=where, remedy=remedy)
 
 
-def check_same_kind(new: Iterable[str], layered: Iterable[str], held: Retained, *, where: str) -> None:
+def check_same_curvature(new: Iterable[str], layered: Iterable[str], held: Retained, *, where: str) -> None:
     """Raise `OptionError` for parameters held by factors for some tasks and by a diagonal for others.
 
     Args:

@@ -65,7 +65,7 @@ def tensors_of(importance: Measured) -> dict[str, Tensor]:
     return dict(sorted({**prefixed("factors", layers), **importance.diagonal}.items()))
 
 
-def with_tensors(importance: AnyImportance, tensors: Mapping[str, Tensor], info: ImportanceInfo) -> AnyImportance:
+def importance_with(importance: AnyImportance, tensors: Mapping[str, Tensor], info: ImportanceInfo) -> AnyImportance:
     """Of the form of `importance`, from tensors as `tensors_of` names them."""
     diagonal = {name: tensors[name] for name in importance.diagonal}
     if importance.diagonal is importance:

@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 from holdfast.curvature import Curvature
-from holdfast.memory.stored import HeldMap, read, side_by_side
+from holdfast.memory.stored import AnyTensorMap, read, side_by_side
 from holdfast.tensors import TensorMap, local, sum_of, wide_dtype
 
 
 @torch.no_grad()
 def weights_rise(
     weights: TensorMap,
-    importance: HeldMap,
-    anchors: HeldMap,
+    importance: AnyTensorMap,
+    anchors: AnyTensorMap,
     *,
     sum_of: Callable[[Iterable[Tensor]], float] = sum_of,
 ) -> float:
@@ -30,13 +30,13 @@ def weights_rise(
 
 
 @torch.no_grad()
-def layers_rise(weights: TensorMap, layers: Mapping[str, Curvature], anchors: HeldMap) -> float:
+def layers_rise(weights: TensorMap, layers: Mapping[str, Curvature], anchors: AnyTensorMap) -> float:
     """Of the layers whose parameters are all among the weights; in their unit, >= 0."""
     whole = {name: layer for name, layer in layers.items() if all(n in weights for n in layer.shapes(name))}
     return sum_of(layer_rise(name, layer, weights, anchors) for name, layer in whole.items())
 
 
-def layer_rise(name: str, layer: Curvature, weights: TensorMap, anchors: HeldMap) -> Tensor:
+def layer_rise(name: str, layer: Curvature, weights: TensorMap, anchors: AnyTensorMap) -> Tensor:
     """Of a layer that is held as a whole, by the name of its weight; zero-dimensional, with its gradient."""
     device, dtype, names = weights[name].device, wide_dtype(weights[name]), layer.shapes(name)
     there = [read(anchors[n], dtype=dtype, device=device) for n in names]

@@ -26,18 +26,18 @@ def is_half(weight: Tensor) -> bool:
 
 
 def no_residual(weight: Tensor) -> Tensor:
-    """Q = 0 for every entry: int16, laid out as the weight."""
+    """q = 0 for every entry: int16, laid out as the weight."""
     return torch.zeros_like(weight, dtype=torch.int16)
 
 
-def widened(weight: Tensor, residual: Tensor) -> Tensor:
-    """V = theta + q u, a new float32 tensor."""
+def with_residual(weight: Tensor, residual: Tensor) -> Tensor:
+    """v = theta + q u, a new float32 tensor."""
     wide = weight.float()
     return wide.addcmul_(_unit(weight, wide), residual)
 
 
 def round_(weight: Tensor, residual: Tensor, value: Tensor) -> None:
-    """Theta and q for which theta + q u = `value`, in place; `value` is used up."""
+    """theta and q for which theta + q u = `value`, in place; `value` is used up."""
     weight.copy_(value)
     wide = weight.float()
     residual.copy_(value.sub_(wide).div_(_unit(weight, wide)).round_().clamp_(-_LARGEST, _LARGEST))

@@ -20,7 +20,7 @@ from holdfast.retention import force, in_place
 from holdfast.retention.force import LARGEST, Attenuation
 from holdfast.retention.in_place import Scratch
 from holdfast.retention.parts import Block
-from holdfast.steps import Increment, Kept, Metric, RootMetric
+from holdfast.steps import CopiedIncrement, Increment, Metric, RootMetric
 
 SMALLEST = 1 / LARGEST
 
@@ -86,7 +86,7 @@ class Route:
             force.attenuate_(block.weights, block.moved(), force.relative_share(shares, attenuation=attenuation))
 
     def rise(self, block: Block, strength: float, *, largest: float) -> tuple[list[Tensor], list[Tensor]]:
-        """Sum Omega d^2, d what a pull would leave of the distance to the anchor, and its derivative by strength / -2.
+        """sum Omega d^2, d what a pull would leave of the distance to the anchor, and its derivative by strength / -2.
 
         Args:
             block: with anchors and metrics.
@@ -136,13 +136,13 @@ def _is_on_device(weight: Tensor) -> bool:
     return weight.is_cuda
 
 
-def _tensors(entry: Metric | Increment | Kept | None) -> list[Tensor]:
+def _tensors(entry: Metric | Increment | CopiedIncrement | None) -> list[Tensor]:
     match entry:
         case Tensor():
             return [entry]
         case RootMetric():
             return [entry.second]
-        case Kept():
+        case CopiedIncrement():
             return [entry.before]
         case Increment():
             return [entry.first, *_tensors(entry.buffer), *_tensors(entry.metric)]

@@ -28,7 +28,7 @@ from holdfast.tensors import TensorMap, canonical_name, copies, unwrap
 Statistics = Literal["warn", "hold", "free"]
 """Statistics that move: say so once, hold them, or let them."""
 
-Place = tuple[nn.Module, str]
+BufferPlace = tuple[nn.Module, str]
 """A module, and the name of a buffer in it."""
 
 _STEPS = 16
@@ -68,7 +68,7 @@ class HeldStatistics:
     ) -> None:
         self._model, self._option, self._where = model, option, where
         self._moving, self._resting = moving, resting
-        self._places: dict[str, Place] = {}
+        self._places: dict[str, BufferPlace] = {}
         self._modes: dict[nn.Module, _EvaluationMode] = {}
         self._noted: dict[str, Tensor] = {}
         self._steps_left = 0
@@ -131,14 +131,14 @@ class HeldStatistics:
     def _held(self) -> dict[str, Tensor]:
         return {**self._resting, **self._moving}
 
-    def _hold(self, places: Mapping[str, Place], known: Collection[str]) -> None:
+    def _hold(self, places: Mapping[str, BufferPlace], known: Collection[str]) -> None:
         """Hold these as they are; `known`: to move, besides those of norms."""
         for name, value in copies(_buffers(places)).items():
             moves = name in known or _is_norm(places[name][0])
             (self._moving if moves else self._resting)[name] = value
 
     @torch.no_grad()
-    def _put_back(self, places: Mapping[str, Place]) -> list[str]:
+    def _put_back(self, places: Mapping[str, BufferPlace]) -> list[str]:
         buffers, held = _buffers(places), self._held()
         found = moved(buffers, held)
         for name in found:
@@ -186,7 +186,7 @@ class _EvaluationMode:
             module.training = self._asked.pop()
 
 
-def statistics_of(model: nn.Module) -> dict[str, Place]:
+def statistics_of(model: nn.Module) -> dict[str, BufferPlace]:
     """Canonical name -> the place of every statistic: a saved buffer of floating-point numbers of at least 16 bits."""
     return {
         canonical_name(f"{prefix}.{key}" if prefix else key): (module, key)
@@ -257,7 +257,7 @@ def _is_norm(module: nn.Module) -> bool:
     return isinstance(module, _NormBase) and module.track_running_stats
 
 
-def _buffers(places: Mapping[str, Place]) -> dict[str, Tensor]:
+def _buffers(places: Mapping[str, BufferPlace]) -> dict[str, Tensor]:
     """The buffers that are there now, which `to()` and others replace."""
     return {name: buffer for name, (module, key) in places.items() if (buffer := module._buffers.get(key)) is not None}
 

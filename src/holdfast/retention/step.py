@@ -13,7 +13,7 @@ from holdfast.memory import Retained
 from holdfast.retention.meter import Meter
 from holdfast.retention.parts import Block, Part
 from holdfast.retention.plan import LayerPart, Plan
-from holdfast.steps import Increment, Kept, Metric, UserMetric, can_recompute, step_increments, step_metrics
+from holdfast.steps import CopiedIncrement, Increment, Metric, UserMetric, can_recompute, step_increments, step_metrics
 from holdfast.tensors import all_parameters, local
 
 
@@ -139,10 +139,10 @@ class Step:
     def _metrics(self, part: Part, user_metric: UserMetric | None) -> list[Metric]:
         return step_metrics(self.optimizer, part.group, part.parameters, user_metric=user_metric)
 
-    def _increments(self, part: Part) -> list[Increment | Kept]:
+    def _increments(self, part: Part) -> list[Increment | CopiedIncrement]:
         """What the optimizer's own step added, to be computed before anything else changes the weights."""
         known = [parameter for parameter in part.parameters if parameter not in self.snapshots]
         described: Iterator[Increment] = iter(())
         if known:
             described = iter(step_increments(self.optimizer, part.group, known, gradients=self.plan.gradients))
-        return [Kept(self.snapshots[p]) if p in self.snapshots else next(described) for p in part.parameters]
+        return [CopiedIncrement(self.snapshots[p]) if p in self.snapshots else next(described) for p in part.parameters]

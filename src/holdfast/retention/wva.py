@@ -144,7 +144,7 @@ class WVA(Keeper):
 
     @property
     def strength(self) -> float:
-        """Lambda, 0..inf. It may be changed between steps."""
+        """lambda, 0..inf. It may be changed between steps."""
         return self.mechanism.strength
 
     @strength.setter

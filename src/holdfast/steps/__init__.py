@@ -2,15 +2,15 @@
 
 from holdfast.steps.gradients import BackwardGradients
 from holdfast.steps.hooks import StepHooks, bare_optimizer, optimizer_around
-from holdfast.steps.increments import Increment, Kept, can_recompute, step_increments
+from holdfast.steps.increments import CopiedIncrement, Increment, can_recompute, step_increments
 from holdfast.steps.metric import Metric, RootMetric, UserMetric, metric_values, step_metrics, unknown_rate, update_rule
 from holdfast.steps.own_weights import Copies, weights_of_wrapper
 
 __all__ = [
     "BackwardGradients",
+    "CopiedIncrement",
     "Copies",
     "Increment",
-    "Kept",
     "Metric",
     "RootMetric",
     "StepHooks",

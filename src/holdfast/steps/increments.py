@@ -91,19 +91,19 @@ class Increment:
 
 
 @dataclass(frozen=True)
-class Kept:
+class CopiedIncrement:
     """The increment since a copy of one weight was kept, for steps that `Increment` cannot describe."""
 
     before: Tensor
 
     def value(self, weight: Tensor) -> Tensor:
-        """Theta' - theta in float32 or wider, where the difference of half precision is exact."""
+        """theta' - theta in float32 or wider, where the difference of half precision is exact."""
         wide = wide_dtype(weight)
         return weight.to(wide) - self.before.to(wide)
 
-    def pieces(self, size: int) -> Iterator[Kept]:
+    def pieces(self, size: int) -> Iterator[CopiedIncrement]:
         """Of successive pieces of the flat weight."""
-        return map(Kept, self.before.reshape(-1).split(size))
+        return map(CopiedIncrement, self.before.reshape(-1).split(size))
 
 
 def step_increments(

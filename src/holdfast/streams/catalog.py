@@ -9,7 +9,7 @@ from weakref import WeakValueDictionary
 
 from holdfast.choices import check_choices
 from holdfast.errors import OptionError, UnknownNameError
-from holdfast.heads.masks import Scenario
+from holdfast.likelihoods.masks import Scenario
 from holdfast.streams.digits import digits
 from holdfast.streams.mnist import mnist
 from holdfast.streams.permuted import permuted, rotated

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from holdfast.errors import OptionError
-from holdfast.heads.masks import Scenario
+from holdfast.likelihoods.masks import Scenario
 from holdfast.streams.examples import Examples
 from holdfast.streams.stream import Stream, Task, check_num_tasks
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from holdfast.errors import OptionError
-from holdfast.heads.masks import Scenario
+from holdfast.likelihoods.masks import Scenario
 from holdfast.streams.examples import Examples
 from holdfast.streams.stream import Stream, Task, check_num_tasks
 

@@ -8,7 +8,7 @@ from typing import get_args, overload
 
 from holdfast.choices import check_choice
 from holdfast.errors import OptionError
-from holdfast.heads.masks import Scenario
+from holdfast.likelihoods.masks import Scenario
 from holdfast.streams.examples import Examples
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from holdfast.errors import EmptyDataError, NotFiniteError
-from holdfast.heads.masks import predict
+from holdfast.likelihoods.masks import predict
 from holdfast.streams import Examples
 
 BeforeStep = Callable[[int], None]

@@ -31,7 +31,7 @@ def always(monkeypatch: pytest.MonkeyPatch) -> None:
 class TestRun:
     def test_the_result(self, tmp_path):
         config, told = small(), []
-        result = run_generation(config, output=tmp_path, watch=told.append)
+        result = run_generation(config, output=tmp_path, on_event=told.append)
         assert (result.stream, result.method, result.scenario) == ("digits-generation", "mergan-jtr", "class")
         assert [len(row) for row in result.accuracy_matrix] == [2, 2]
         assert len(result.generation["frechet_distance"]) == 2

@@ -13,18 +13,18 @@ from transformers import AutoModel
 
 import holdfast as hf
 from holdfast.experiments.language.batches import examples
-from holdfast.experiments.language.importance_folder import read_importance, write_importance
-from holdfast.experiments.language.measuring import Kind, measure
+from holdfast.experiments.language.importance_folder import read_importance, write_importance_folder
+from holdfast.experiments.language.measuring import Kind, measure_importance
 from holdfast.experiments.language.models import load_model
 from holdfast.experiments.language.rows import read_rows
 
 
 def card_of(name: str, data: Path, *, kind: Kind = "sampled", head: str | None = None, folder: str = "keep") -> str:
     model = load_model(name, head=head)
-    found, progress = measure(
+    found, progress = measure_importance(
         model, lambda: examples(model, read_rows(str(data)), length=16, labelled=False), kind=kind, num_examples=16
     )
-    write_importance(Path(folder), found, model, data=data.name, progress=progress)
+    write_importance_folder(Path(folder), found, model, data=data.name, progress=progress)
     read_importance(folder, load_model(name))
     return (Path(folder) / "README.md").read_text()
 

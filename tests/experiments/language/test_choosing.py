@@ -17,13 +17,13 @@ from holdfast.experiments.language.choosing import (
     fits,
     head_for,
     known_labels,
-    listed,
+    listed_labels,
     number_of,
     number_read,
     plan,
     sample,
 )
-from holdfast.experiments.language.models import LanguageModel, Task, load_model
+from holdfast.experiments.language.models import LanguageModel, LanguageTask, load_model
 from holdfast.experiments.language.rows import Columns, Row
 from holdfast.experiments.language.sources import Source
 
@@ -65,7 +65,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_a_model_stays_what_it_was_made_for(
-    place: Path, name: str, data: str, learns: bool, task: Task, why: str, monkeypatch: pytest.MonkeyPatch
+    place: Path, name: str, data: str, learns: bool, task: LanguageTask, why: str, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(place)
     source = Source(f"{data}.jsonl")
@@ -111,7 +111,9 @@ def test_the_user_has_the_last_word(place: Path):
         ("causal", "pairs", None, "causal-lm needs one text in each row, and .*pairs.jsonl has 2 texts"),
     ],
 )
-def test_data_that_cannot_serve_the_task_are_refused(place: Path, name: str, data: str, asked: Task | None, told: str):
+def test_data_that_cannot_serve_the_task_are_refused(
+    place: Path, name: str, data: str, asked: LanguageTask | None, told: str
+):
     source = Source(str(place / f"{data}.jsonl"))
     with pytest.raises(OptionError, match=told):
         choose_task(load_model(str(place / name)), source, asked=asked, learns=True, labelled=True)
@@ -230,4 +232,4 @@ def test_what_is_long_is_cut(place: Path):
     shown = sample(model, Example((list(range(4, 20)) * 10,)))
     assert len(shown) < 200
     assert shown.endswith("...' (160 tokens)")
-    assert listed([str(n) for n in range(9)]) == "'0', '1', '2', '3', ..."
+    assert listed_labels([str(n) for n in range(9)]) == "'0', '1', '2', '3', ..."

@@ -20,17 +20,17 @@ from holdfast.curvature.factored import load_importance
 from holdfast.errors import DataFileError, FileFormatError, HoldfastError
 from holdfast.experiments.language.batches import examples
 from holdfast.experiments.language.checkpoints import last_checkpoint
-from holdfast.experiments.language.finetuning import Holding, Settings
-from holdfast.experiments.language.importance_folder import read_importance, write_importance
+from holdfast.experiments.language.finetuning import FineTuneSettings, HoldOptions
+from holdfast.experiments.language.importance_folder import read_importance, write_importance_folder
 from holdfast.experiments.language.keeping import keep_and_learn
-from holdfast.experiments.language.measuring import Progress, measure
+from holdfast.experiments.language.measuring import MeasuringProgress, measure_importance
 from holdfast.experiments.language.models import LanguageModel, load_model
 from holdfast.experiments.language.rows import read_rows
 from holdfast.experiments.language.sources import Source
 from holdfast.files import write_state
 from holdfast.records import Importance, ImportanceInfo
 
-SETTINGS = Settings(steps=4, lr=5e-3, batch_size=8, save_every=1)
+SETTINGS = FineTuneSettings(steps=4, lr=5e-3, batch_size=8, save_every=1)
 
 
 @pytest.fixture(scope="module")
@@ -48,14 +48,16 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     encoder = load_model(str(folder / "encoder"))
     weights = {name: torch.ones_like(value) for name, value in encoder.base.named_parameters()}
     found = Importance(weights, ImportanceInfo(kind="fisher-sampled", num_examples=1, unit="nats/weight^2"))
-    write_importance(folder / "keep-encoder", found, encoder, data="x", progress=Progress(1, None, None, 0.0))
+    write_importance_folder(
+        folder / "keep-encoder", found, encoder, data="x", progress=MeasuringProgress(1, None, None, 0.0)
+    )
     return folder
 
 
 def _measured(place: Path, path: Path, **options: Any) -> None:
     model = load_model(str(place / "causal"))
-    found, progress = measure(model, lambda: _blocks(place, model), kind="empirical", **options)
-    write_importance(path, found, model, data="prose.txt", progress=progress)
+    found, progress = measure_importance(model, lambda: _blocks(place, model), kind="empirical", **options)
+    write_importance_folder(path, found, model, data="prose.txt", progress=progress)
 
 
 def _blocks(place: Path, model: LanguageModel) -> Any:
@@ -78,7 +80,7 @@ def _learned(place: Path, output: Path, *, killed_at: int = 0) -> None:
         keep=place / "keep-encoder",
         output=output,
         settings=SETTINGS,
-        holding=Holding(strength=1.0),
+        holding=HoldOptions(strength=1.0),
         length=8,
         on_progress=step,
     )
@@ -107,7 +109,9 @@ def _half_measured(place: Path, path: Path) -> None:
             raise Killed
 
     with pytest.raises(Killed):
-        _measured(place, path, checkpoint=path / ".holdfast-measuring.safetensors", checkpoint_seconds=0.0, watch=kill)
+        _measured(
+            place, path, checkpoint=path / ".holdfast-measuring.safetensors", checkpoint_seconds=0.0, on_part=kill
+        )
 
 
 def _fully_measured(place: Path, path: Path) -> Any:

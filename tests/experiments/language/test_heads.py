@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
 from holdfast.errors import FileFormatError, ModelMismatchError, OptionError, UnknownNameError
-from holdfast.experiments.language.heads import Head, base_prefix, head_tensors, module_with, new_head
+from holdfast.experiments.language.heads import ClassifierHead, base_prefix, head_tensors, module_with, new_head
 from holdfast.experiments.language.models import LanguageModel, free_name, load_model
 
 KINDS = ("bert", "distilbert", "roberta", "gpt2")
@@ -121,9 +121,9 @@ def test_a_head_of_another_model_is_refused(tmp_path: Path):
     bert = load_model(str(tiny.classifier(tmp_path / "a"))).module
     distilbert = load_model(str(tiny.classifier(tmp_path / "b", kind="distilbert"))).module
     with pytest.raises(ModelMismatchError, match="'pre_classifier.bias'.* are in one of them alone. Use the head with"):
-        module_with(bert, Head(("a", "b"), head_tensors(distilbert)))
+        module_with(bert, ClassifierHead(("a", "b"), head_tensors(distilbert)))
     with pytest.raises(ModelMismatchError, match="the head is of another model: .*size mismatch for classifier.weight"):
-        module_with(bert, Head(("a", "b", "c"), head_tensors(bert)))
+        module_with(bert, ClassifierHead(("a", "b", "c"), head_tensors(bert)))
     with pytest.raises(ModelMismatchError, match="Linear has no part of its own without the head; expected a transf"):
         base_prefix(nn.Linear(2, 2))
 

@@ -28,23 +28,25 @@ from holdfast.errors import (
 )
 from holdfast.experiments.language import keeping
 from holdfast.experiments.language.batches import examples
-from holdfast.experiments.language.finetuning import Holding, Settings, fine_tune, keeper_of
-from holdfast.experiments.language.importance_folder import read_importance, write_importance
+from holdfast.experiments.language.finetuning import FineTuneSettings, HoldOptions, fine_tune, keeper_of
+from holdfast.experiments.language.importance_folder import read_importance, write_importance_folder
 from holdfast.experiments.language.keeping import Source, keep_and_learn
-from holdfast.experiments.language.measuring import measure
+from holdfast.experiments.language.measuring import measure_importance
 from holdfast.experiments.language.models import LanguageModel, load_model, revision_of
 from holdfast.experiments.language.rehearsal import Rehearsed
 from holdfast.experiments.lock import locked
 
-SETTINGS = Settings(steps=12, lr=5e-3, batch_size=8)
+SETTINGS = FineTuneSettings(steps=12, lr=5e-3, batch_size=8)
 
 
 def keep(folder: Path, model: LanguageModel, data: Path, **options: Any) -> Path:
     """The folder of an importance of the model on these data."""
     source = Source(str(data))
-    found, progress = measure(model, lambda: examples(model, source.rows(), length=16, labelled=False), **options)
+    found, progress = measure_importance(
+        model, lambda: examples(model, source.rows(), length=16, labelled=False), **options
+    )
     found = Rehearsed(1.0, predicted=0.0, measured=0.0).applied_to(found)
-    write_importance(folder, found, model, data=data.name, progress=progress)
+    write_importance_folder(folder, found, model, data=data.name, progress=progress)
     return folder
 
 
@@ -59,7 +61,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def learn(place: Path, output: Path, **options: Any) -> Any:
-    holding = Holding(**{name: options.pop(name) for name in list(options) if name in Holding.__dataclass_fields__})
+    holding = HoldOptions(
+        **{name: options.pop(name) for name in list(options) if name in HoldOptions.__dataclass_fields__}
+    )
     given: dict[str, Any] = {"keep": place / "keep", "settings": SETTINGS, "length": 16, "output": output}
     given |= {"holding": holding, **options}
     return keep_and_learn(str(place / "encoder"), Source(str(place / "intents.jsonl")), **given)
@@ -73,7 +77,7 @@ def test_what_is_held_is_kept_where_plain_fine_tuning_loses_it(place: Path, tmp_
         budget=1e-4,
         old_data=Source(str(place / "pairs.csv")),
         compare=True,
-        watch=lambda way, logs: told.append((way, logs)),
+        on_log=lambda way, logs: told.append((way, logs)),
         settings=replace(SETTINGS, steps=40),
     )
     assert list(kept.old) == list(kept.new) == ["before", "held", "plain"]
@@ -132,7 +136,7 @@ def test_a_classifiers_own_head_is_left_free(tmp_path: Path):
     for strength in (1e-9, 1e12):
         output = tmp_path / f"{strength:g}"
         settings = replace(SETTINGS, head_factor=1.0)  # so that the base has to learn too
-        given: dict[str, Any] = {"settings": settings, "holding": Holding(strength=strength), "length": 16}
+        given: dict[str, Any] = {"settings": settings, "holding": HoldOptions(strength=strength), "length": 16}
         keep_and_learn(str(folder), data, keep=tmp_path / "keep", output=output, **given)
         after = dict(load_model(str(output)).base.named_parameters())
         assert after["classifier.weight"].shape[0] == 3
@@ -151,7 +155,7 @@ def test_a_causal_model_learns_on(tmp_path: Path):
         keep=tmp_path / "keep",
         output=tmp_path / "out",
         settings=replace(SETTINGS, accumulate=2),
-        holding=Holding(strength=1.0),
+        holding=HoldOptions(strength=1.0),
         length=16,
         old_data=Source(str(prose)),
         test_data=Source(str(prose)),
@@ -173,14 +177,14 @@ def test_a_model_can_be_held_without_a_copy_of_it_in_memory(tmp_path: Path):
             keep=tmp_path / "keep",
             output=tmp_path / name,
             settings=SETTINGS,
-            holding=Holding(strength=1.0, **forms),
+            holding=HoldOptions(strength=1.0, **forms),
             length=16,
         )
         return kept.new["held"].loss
 
     on_disk = learned("on-disk", anchors=str(tmp_path / "causal"))
     assert on_disk == pytest.approx(learned("in-memory"), rel=1e-6)
-    coded = learned("coded", anchors=str(tmp_path / "causal"), importance_dtype="int8", every=2)
+    coded = learned("coded", anchors=str(tmp_path / "causal"), importance_dtype="int8", pull_every=2)
     assert coded == pytest.approx(on_disk, rel=0.1)
 
 
@@ -194,7 +198,7 @@ def test_a_classifier_gets_new_classes_beside_what_it_keeps(tmp_path: Path):
         keep=folder,
         output=tmp_path / "out",
         settings=SETTINGS,
-        holding=Holding(strength=math.inf),
+        holding=HoldOptions(strength=math.inf),
         length=16,
     )
     assert kept.new["held"].measure == "accuracy"
@@ -220,7 +224,7 @@ def test_training_goes_on_from_its_checkpoint(place: Path, tmp_path: Path):
     settings = replace(SETTINGS, steps=30, save_every=10)
     learn(place, tmp_path / "whole", strength=10.0, settings=settings)
     with pytest.raises(Killed):
-        learn(place, tmp_path / "out", strength=10.0, settings=settings, watch=kill)
+        learn(place, tmp_path / "out", strength=10.0, settings=settings, on_log=kill)
     assert [path.name for path in (tmp_path / "out").iterdir()] == [".holdfast-training"]
     assert [path.name for path in (tmp_path / "out" / ".holdfast-training" / "held").iterdir()] == ["checkpoint-10"]
     before = listing(tmp_path / "out")
@@ -277,7 +281,7 @@ def test_a_training_that_fails_leaves_nothing(place: Path, tmp_path: Path):
         raise Broken
 
     with pytest.raises(Broken):
-        learn(place, tmp_path / "deep" / "out", strength=1.0, settings=replace(SETTINGS, steps=20), watch=fail)
+        learn(place, tmp_path / "deep" / "out", strength=1.0, settings=replace(SETTINGS, steps=20), on_log=fail)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -324,7 +328,7 @@ def test_the_importance_of_another_model_is_refused(place: Path, tmp_path: Path)
                 keep=place / "keep",
                 output=tmp_path / "out",
                 settings=SETTINGS,
-                holding=Holding(strength=1.0),
+                holding=HoldOptions(strength=1.0),
             )
         assert not (tmp_path / "out").exists()
 
@@ -360,8 +364,8 @@ def test_options_that_have_no_meaning_are_refused(place: Path, tmp_path: Path):
         learn(place, tmp_path / "out", method="wva", budget=0.1)
     with pytest.raises(OptionError, match="--method wva needs --strength[.]"):
         learn(place, tmp_path / "out", method="wva")
-    with pytest.raises(OptionError, match="--method wva needs --strength and takes no --every, --anchor-dtype:"):
-        learn(place, tmp_path / "out", method="wva", strength=1.0, every=2, anchor_dtype="int16")
+    with pytest.raises(OptionError, match="--method wva needs --strength and takes no --pull-every, --anchor-dtype:"):
+        learn(place, tmp_path / "out", method="wva", strength=1.0, pull_every=2, anchor_dtype="int16")
     prose = tiny.prose(tmp_path / "a.txt")
     factors = keep(tmp_path / "factors", load_model(str(place / "encoder")), prose, kind="kfac")
     for options in ({"budget": 0.1}, {"method": "wva", "strength": 1.0}):
@@ -377,7 +381,7 @@ def test_options_that_have_no_meaning_are_refused(place: Path, tmp_path: Path):
             keep=place / "keep",
             output=tmp_path / "out",
             settings=SETTINGS,
-            holding=Holding(strength=1.0),
+            holding=HoldOptions(strength=1.0),
             task="classification",
         )
     model = load_model(str(place / "encoder"))
@@ -386,7 +390,7 @@ def test_options_that_have_no_meaning_are_refused(place: Path, tmp_path: Path):
     found = read_importance(place / "keep", model)
     found = Importance(found, replace(found.info, details={}))
     with pytest.warns(UserWarning, match="this importance was not rehearsed[.] .* Measure it with"):
-        keeper = keeper_of(model, found, Holding(budget=0.1))
+        keeper = keeper_of(model, found, HoldOptions(budget=0.1))
     assert keeper.held.num_tasks == 1
 
 
@@ -400,7 +404,7 @@ def test_the_old_skill_of_another_task_cannot_be_measured(tmp_path: Path):
             keep=folder,
             output=tmp_path / "out",
             settings=SETTINGS,
-            holding=Holding(strength=1.0),
+            holding=HoldOptions(strength=1.0),
             task="classification",
             length=16,
             old_data=Source(str(tmp_path / "prose.txt")),

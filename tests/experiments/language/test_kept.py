@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from holdfast.experiments.language.kept import Kept, to_dict, verdict
+from holdfast.experiments.language.kept import SkillChange, forecast_verdict, to_dict
 from holdfast.experiments.language.skills import Skill
 
 
@@ -19,10 +19,10 @@ def skill(*losses: float) -> Skill:
     return Skill("accuracy", 0.5, float(values.mean()), len(values), values)
 
 
-def kept(after: Skill | None, predicted: float | None = 0.1, **options: Any) -> Kept:
+def kept(after: Skill | None, predicted: float | None = 0.1, **options: Any) -> SkillChange:
     old = {} if after is None else {"before": skill(1.0, 2.0, 3.0), "held": after}
     new = {"before": skill(1.0), "held": skill(1.0)}
-    return Kept(old, new, predicted, "EWC: 1 task held", Path("out"), **options)
+    return SkillChange(old, new, predicted, "EWC: 1 task held", Path("out"), **options)
 
 
 def test_the_noise_is_that_of_the_examples_own_rises():
@@ -33,46 +33,50 @@ def test_the_noise_is_that_of_the_examples_own_rises():
 
 
 def test_a_rise_near_the_forecast_is_told_and_a_fall_is_a_fall():
-    told = verdict(kept(skill(1.2, 2.2, 3.1)))
+    told = forecast_verdict(kept(skill(1.2, 2.2, 3.1)))
     assert told == (
         "the old loss rose by 0.1667 nats an example (standard error 0.033); a rise of 0.1 nats was foreseen"
     )
-    assert verdict(kept(skill(0.9, 1.8, 2.9))).startswith("the old loss fell by 0.1333 nats an example (standard")
+    assert forecast_verdict(kept(skill(0.9, 1.8, 2.9))).startswith(
+        "the old loss fell by 0.1333 nats an example (standard"
+    )
 
 
 def test_a_rise_far_above_the_forecast_is_shouted_with_the_remedy():
     found = kept(skill(2.0, 3.1, 4.0), strength=10.0)
     assert found.is_far_above
-    assert verdict(found) == (
+    assert forecast_verdict(found) == (
         "THE FORECAST DID NOT HOLD, 10 times as much: the old loss rose by 1.033 nats an example (standard error "
         "0.033); a rise of 0.1 nats was foreseen. Fine-tune again with a larger --strength (now 10), or hold whole "
         "layers (holdfast importance --kind kfac, with --strength), or give a --budget over an importance that was "
         "rehearsed on old data (holdfast importance --rehearse)."
     )
-    assert "with a smaller --budget, with an importance that was rehearsed" in verdict(
+    assert "with a smaller --budget, with an importance that was rehearsed" in forecast_verdict(
         kept(skill(2.0, 3.1, 4.0), budget=0.1)
     )
     assert not kept(skill(2.0, 3.1, 4.0), budget=0.5).is_far_above  # the user has allowed it
     assert kept(skill(2.0, 3.1, 4.0), budget=0.05).is_far_above
-    assert "a rise of 0.1 nats was foreseen, and one of 0.5 allowed" in verdict(kept(skill(2.0, 3.1, 4.0), budget=0.5))
+    assert "a rise of 0.1 nats was foreseen, and one of 0.5 allowed" in forecast_verdict(
+        kept(skill(2.0, 3.1, 4.0), budget=0.5)
+    )
     assert not kept(skill(-8.0, 2.2, 13.0)).is_far_above  # noise
     assert not kept(skill(1.2, 2.3, 3.2)).is_far_above
     assert kept(skill(2.0, 3.1, 4.0), predicted=0.0).is_far_above
-    assert "HOLD: the old loss rose" in verdict(kept(skill(2.0, 3.1, 4.0), predicted=0.0))
+    assert "HOLD: the old loss rose" in forecast_verdict(kept(skill(2.0, 3.1, 4.0), predicted=0.0))
 
 
 def test_what_was_not_measured_or_foreseen_is_said():
-    assert verdict(kept(None)) == (
+    assert forecast_verdict(kept(None)) == (
         "The old skill was not measured; a rise of 0.1 nats was foreseen. Give --old-data to see what was kept."
     )
     found = kept(skill(2.0, 3.0, 4.1), predicted=None, method="wva")
     assert not found.is_far_above
-    assert verdict(found).endswith("; wva foresees nothing")
+    assert forecast_verdict(found).endswith("; wva foresees nothing")
     found = kept(skill(2.0, 3.0, 4.1), rise_unit="output^2")
     assert not found.is_far_above
     assert (
         "0.1 output^2 was foreseen, which cannot be compared with nats (measure the importance with --calibrate"
-        in verdict(found)
+        in forecast_verdict(found)
     )
 
 

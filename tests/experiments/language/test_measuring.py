@@ -21,7 +21,7 @@ from holdfast.errors import (
 )
 from holdfast.experiments.language import measuring
 from holdfast.experiments.language.batches import Example, batches, collate, drawn, examples
-from holdfast.experiments.language.measuring import Progress, measure
+from holdfast.experiments.language.measuring import MeasuringProgress, measure_importance
 from holdfast.experiments.language.models import LanguageModel, load_model
 from holdfast.experiments.language.rows import read_rows
 from holdfast.experiments.language.skills import likelihood_of
@@ -43,7 +43,7 @@ def stream(found: list[Example]) -> Any:
 
 
 def test_parts_add_up_to_the_whole(encoder: LanguageModel, pairs: list[Example]):
-    found, progress = measure(encoder, stream(pairs), kind="exact")
+    found, progress = measure_importance(encoder, stream(pairs), kind="exact")
     whole = hf.fisher(encoder.module, batches(encoder, pairs, 50), loss=likelihood_of("similarity"))
     assert list(found) == [name.removeprefix("encoder.") for name in whole]
     assert all(torch.allclose(found[name], whole[f"encoder.{name}"], rtol=1e-4, atol=1e-9) for name in found)
@@ -53,7 +53,7 @@ def test_parts_add_up_to_the_whole(encoder: LanguageModel, pairs: list[Example])
 
 @pytest.mark.parametrize("kind", ["sampled", "empirical", "mas", "signal"])
 def test_every_kind_is_measured(encoder: LanguageModel, pairs: list[Example], kind: Any):
-    found, _ = measure(encoder, stream(pairs), kind=kind, num_examples=70)
+    found, _ = measure_importance(encoder, stream(pairs), kind=kind, num_examples=70)
     assert found.info.num_examples == 70
     assert sum(float(value.sum()) for value in found.values()) > 0
 
@@ -64,11 +64,11 @@ def test_kronecker_factors_of_the_parts_are_those_of_the_whole(tmp_path: Path):
     found = list(examples(causal, read_rows(path), length=16, labelled=False))[:100]
     options: dict[str, Any] = {"kind": "kfac", "checkpoint": tmp_path / "state", "checkpoint_seconds": 0.0}
     with pytest.raises(Killed):
-        measure(causal, cut(found, 90), **options)
-    factored, progress = measure(causal, stream(found), **options)
+        measure_importance(causal, cut(found, 90), **options)
+    factored, progress = measure_importance(causal, stream(found), **options)
     assert isinstance(factored, hf.FactoredImportance)
     assert (factored.info.kind, factored.info.num_examples, progress.num_examples) == ("kfac-sampled", 100, 100)
-    one, _ = measure(causal, stream(found), kind="kfac")
+    one, _ = measure_importance(causal, stream(found), kind="kfac")
     assert isinstance(one, hf.FactoredImportance)
     loss = likelihood_of("causal-lm")
     parts = [
@@ -98,21 +98,21 @@ def test_of_an_encoder_they_bear_the_names_of_its_own_model(
     encoder: LanguageModel, pairs: list[Example], tmp_path: Path
 ):
     single = list(examples(encoder, read_rows(str(tiny.prose(tmp_path / "a.txt"))), length=16, labelled=False))
-    found, _ = measure(encoder, stream(single), kind="kfac")
+    found, _ = measure_importance(encoder, stream(single), kind="kfac")
     assert isinstance(found, hf.FactoredImportance)
     weight = "encoder.layer.0.output.dense.weight"
     assert found[weight].bias == "encoder.layer.0.output.dense.bias"
     assert weight in str(found.info.details["matched"]).split(", ")
     hf.EWC(encoder.base).retain(found)
     with pytest.raises(UnsupportedLayerError, match="both texts of a pair. Give single texts, or another --kind"):
-        measure(encoder, stream(pairs), kind="kfac")
+        measure_importance(encoder, stream(pairs), kind="kfac")
 
 
 def test_the_stated_error_is_the_real_one(encoder: LanguageModel, pairs: list[Example]):
-    told: list[Progress] = []
+    told: list[MeasuringProgress] = []
     drawn = torch.randint(200, (1024,), generator=torch.Generator().manual_seed(1)).tolist()
-    found, last = measure(encoder, stream([pairs[n] for n in drawn]), watch=told.append, batch_size=64)
-    exact, _ = measure(encoder, stream(pairs), kind="exact", batch_size=64)
+    found, last = measure_importance(encoder, stream([pairs[n] for n in drawn]), on_part=told.append, batch_size=64)
+    exact, _ = measure_importance(encoder, stream(pairs), kind="exact", batch_size=64)
     real = sum((found[n] - exact[n]).square().sum() for n in exact) / sum(exact[n].square().sum() for n in exact)
     assert told[0].error is None
     assert last.error is not None
@@ -122,7 +122,7 @@ def test_the_stated_error_is_the_real_one(encoder: LanguageModel, pairs: list[Ex
 
 
 def test_it_stops_when_it_is_enough(encoder: LanguageModel, pairs: list[Example]):
-    found, progress = measure(encoder, stream(pairs * 20), kind="exact", tolerance=0.3, batch_size=64)
+    found, progress = measure_importance(encoder, stream(pairs * 20), kind="exact", tolerance=0.3, batch_size=64)
     assert 256 <= found.info.num_examples < 4000
     assert progress.error is not None
     assert progress.error < 0.3
@@ -144,17 +144,19 @@ def test_killed_it_goes_on_to_the_same_numbers(encoder: LanguageModel, pairs: li
     path = tmp_path / "state.safetensors"
     options: dict[str, Any] = {"kind": "sampled", "checkpoint": path, "checkpoint_seconds": 0.0}
     with pytest.raises(Killed):
-        measure(encoder, cut(pairs, 150), **options)
-    told: list[Progress] = []
-    found, progress = measure(encoder, stream(pairs), watch=told.append, **options)
+        measure_importance(encoder, cut(pairs, 150), **options)
+    told: list[MeasuringProgress] = []
+    found, progress = measure_importance(encoder, stream(pairs), on_part=told.append, **options)
     assert [each.num_examples for each in told] == [192, 200]
-    whole, uninterrupted = measure(encoder, stream(pairs), kind="sampled")
+    whole, uninterrupted = measure_importance(encoder, stream(pairs), kind="sampled")
     assert all(torch.equal(found[name], whole[name]) for name in whole)
     assert (progress.error, progress.agreement) == (uninterrupted.error, uninterrupted.agreement)
     with pytest.raises(RunMismatchError, match="of a measurement with another kind, data. Delete it to begin anew"):
-        measure(encoder, stream(pairs), kind="exact", checkpoint=path, identity={"data": "other"})
+        measure_importance(encoder, stream(pairs), kind="exact", checkpoint=path, identity={"data": "other"})
     path.unlink()
-    measure(encoder, stream(pairs), kind="exact", checkpoint=path, identity={"data": "other"}, num_examples=10)
+    measure_importance(
+        encoder, stream(pairs), kind="exact", checkpoint=path, identity={"data": "other"}, num_examples=10
+    )
 
 
 def test_a_part_of_sorted_data_is_drawn_from_all_of_it(encoder: LanguageModel, pairs: list[Example], tmp_path: Path):
@@ -167,25 +169,25 @@ def test_a_part_of_sorted_data_is_drawn_from_all_of_it(encoder: LanguageModel, p
 
     path = tmp_path / "state.safetensors"
     options: dict[str, Any] = {"kind": "exact", "num_examples": 100, "seed": 3}
-    found, progress = measure(encoder, watched, **options)
+    found, progress = measure_importance(encoder, watched, **options)
     assert (progress.num_examples, len(asked)) == (100, 200)  # the stream was read to its end
-    first, _ = measure(encoder, stream(pairs[:100]), kind="exact")
+    first, _ = measure_importance(encoder, stream(pairs[:100]), kind="exact")
     assert any(not torch.allclose(found[name], first[name]) for name in found)
     picked = list(drawn(pairs, 100, seed=3))
-    expected, _ = measure(encoder, stream(picked), kind="exact")
+    expected, _ = measure_importance(encoder, stream(picked), kind="exact")
     assert all(torch.equal(found[name], expected[name]) for name in found)
 
-    def kill(progress: Progress) -> None:
+    def kill(progress: MeasuringProgress) -> None:
         raise Killed
 
     with pytest.raises(Killed):
-        measure(encoder, watched, checkpoint=path, checkpoint_seconds=0.0, watch=kill, **options)
-    told: list[Progress] = []
-    again, _ = measure(encoder, watched, checkpoint=path, watch=told.append, **options)
+        measure_importance(encoder, watched, checkpoint=path, checkpoint_seconds=0.0, on_part=kill, **options)
+    told: list[MeasuringProgress] = []
+    again, _ = measure_importance(encoder, watched, checkpoint=path, on_part=told.append, **options)
     assert [each.num_examples for each in told] == [100]
     assert all(torch.equal(found[name], again[name]) for name in found)
     with pytest.raises(RunMismatchError, match="of a measurement with another examples. Delete it to begin anew"):
-        measure(encoder, watched, checkpoint=path, **{**options, "num_examples": 80})
+        measure_importance(encoder, watched, checkpoint=path, **{**options, "num_examples": 80})
 
 
 def test_short_of_memory_it_takes_smaller_batches(
@@ -203,30 +205,30 @@ def test_short_of_memory_it_takes_smaller_batches(
 
     monkeypatch.setattr(measuring, "fisher", limited)
     limit = 3
-    found, _ = measure(encoder, stream(pairs), kind="exact", num_examples=128)
+    found, _ = measure_importance(encoder, stream(pairs), kind="exact", num_examples=128)
     assert sizes == [8, 4, 2, 2]  # the second part begins where the first one fitted
     monkeypatch.undo()
-    whole, _ = measure(encoder, stream(pairs), kind="exact", num_examples=128)
+    whole, _ = measure_importance(encoder, stream(pairs), kind="exact", num_examples=128)
     assert all(torch.allclose(found[name], whole[name], rtol=1e-4, atol=1e-9) for name in whole)
     limit = 0
     monkeypatch.setattr(measuring, "fisher", limited)
     with pytest.raises(MemoryShortageError, match="with one example at a time .* Shorten the examples with --length"):
-        measure(encoder, stream(pairs), kind="exact")
+        measure_importance(encoder, stream(pairs), kind="exact")
 
     def broken(*_: Any, **__: Any) -> Any:
         raise RuntimeError("shapes do not fit")
 
     monkeypatch.setattr(measuring, "fisher", broken)
     with pytest.raises(RuntimeError, match="shapes do not fit"):
-        measure(encoder, stream(pairs), kind="exact")
+        measure_importance(encoder, stream(pairs), kind="exact")
 
 
 def test_calibrated_it_is_in_nats(encoder: LanguageModel, pairs: list[Example]):
     with torch.no_grad():  # targets that the model fits, so that its loss can only rise
         cosines = [encoder.module.eval()(**collate(encoder, [pair])[0]).item() for pair in pairs[:64]]
     fitted = [replace(pair, target=cosine) for pair, cosine in zip(pairs, cosines)]
-    assert measure(encoder, stream(fitted), kind="mas")[0].info.nats_per_unit is None
-    found, _ = measure(encoder, stream(fitted), kind="mas", calibrate=True)
+    assert measure_importance(encoder, stream(fitted), kind="mas")[0].info.nats_per_unit is None
+    found, _ = measure_importance(encoder, stream(fitted), kind="mas", calibrate=True)
     assert found.info.nats_per_unit is not None
     assert found.info.nats_per_unit > 0
 
@@ -234,23 +236,25 @@ def test_calibrated_it_is_in_nats(encoder: LanguageModel, pairs: list[Example]):
 def test_a_causal_model_and_a_classifier(tmp_path: Path):
     causal = load_model(str(tiny.causal(tmp_path / "causal")))
     path = str(tiny.prose(tmp_path / "prose.txt"))
-    found, _ = measure(causal, lambda: examples(causal, read_rows(path), length=16, labelled=False))
+    found, _ = measure_importance(causal, lambda: examples(causal, read_rows(path), length=16, labelled=False))
     assert "transformer.wte.weight" in found
     assert found.info.loss == "categorical"
     classifier = load_model(str(tiny.classifier(tmp_path / "classifier")))
-    found, _ = measure(classifier, lambda: examples(classifier, read_rows(path), length=16, labelled=False))
+    found, _ = measure_importance(classifier, lambda: examples(classifier, read_rows(path), length=16, labelled=False))
     assert found.info.num_examples == 80  # no labels are needed where they are drawn
     with pytest.raises(BatchError, match="no label for .* Labels are needed here: name their column with --label"):
-        measure(classifier, lambda: examples(classifier, read_rows(path), length=16, labelled=True), kind="empirical")
+        measure_importance(
+            classifier, lambda: examples(classifier, read_rows(path), length=16, labelled=True), kind="empirical"
+        )
 
 
 def test_what_cannot_be_measured_is_said(encoder: LanguageModel, pairs: list[Example], tmp_path: Path):
     with pytest.raises(EmptyDataError, match="importance: the data held no example"):
-        measure(encoder, stream([]))
+        measure_importance(encoder, stream([]))
     with pytest.raises(OptionError, match="--examples is 0; expected a whole number >= 1"):
-        measure(encoder, stream(pairs), num_examples=0)
+        measure_importance(encoder, stream(pairs), num_examples=0)
     path = str(tiny.prose(tmp_path / "prose.txt"))
     single = list(examples(encoder, read_rows(path), length=16, labelled=False))
     with pytest.raises(OptionError, match="every embedding of a sentence has length one"):
-        measure(encoder, stream(single), kind="mas")
-    assert measure(encoder, stream(single))[0].info.num_examples == 80
+        measure_importance(encoder, stream(single), kind="mas")
+    assert measure_importance(encoder, stream(single))[0].info.num_examples == 80

@@ -13,17 +13,17 @@ from tests.experiments.language import tiny
 
 from holdfast.errors import BatchError, EmptyDataError, ModelMismatchError, OptionError
 from holdfast.experiments.language.batches import batches, examples
-from holdfast.experiments.language.finetuning import Holding, Settings
+from holdfast.experiments.language.finetuning import FineTuneSettings, HoldOptions
 from holdfast.experiments.language.heads import head_tensors
-from holdfast.experiments.language.importance_folder import read_importance, write_importance
+from holdfast.experiments.language.importance_folder import read_importance, write_importance_folder
 from holdfast.experiments.language.keeping import keep_and_learn
-from holdfast.experiments.language.kept import Kept
-from holdfast.experiments.language.measuring import measure
+from holdfast.experiments.language.kept import SkillChange
+from holdfast.experiments.language.measuring import measure_importance
 from holdfast.experiments.language.models import load_model
 from holdfast.experiments.language.skills import Skill, evaluate
 from holdfast.experiments.language.sources import Source
 
-SETTINGS = Settings(steps=30, lr=5e-3, batch_size=8)
+SETTINGS = FineTuneSettings(steps=30, lr=5e-3, batch_size=8)
 OLD = ("card", "money", "dog")
 NEW = ("lost", "late", "new", "old")
 
@@ -31,15 +31,15 @@ NEW = ("lost", "late", "new", "old")
 def keep(folder: Path, model: Path, data: Path, *, head: str | None = None, length: int | None = None) -> Path:
     found = load_model(str(model), head=head)
     source = Source(str(data))
-    importance, progress = measure(found, lambda: examples(found, source.rows(), length=16, labelled=False))
-    write_importance(folder, importance, found, data=data.name, progress=progress, length=length)
+    importance, progress = measure_importance(found, lambda: examples(found, source.rows(), length=16, labelled=False))
+    write_importance_folder(folder, importance, found, data=data.name, progress=progress, length=length)
     return folder
 
 
-def learn(model: Path, data: Path, output: Path, *, keep: Path, strength: float = 1.0, **options: Any) -> Kept:
+def learn(model: Path, data: Path, output: Path, *, keep: Path, strength: float = 1.0, **options: Any) -> SkillChange:
     given: dict[str, Any] = {"settings": SETTINGS, "length": 16, **options}
     return keep_and_learn(
-        str(model), Source(str(data)), keep=keep, output=output, holding=Holding(strength=strength), **given
+        str(model), Source(str(data)), keep=keep, output=output, holding=HoldOptions(strength=strength), **given
     )
 
 

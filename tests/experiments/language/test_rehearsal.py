@@ -11,7 +11,7 @@ from tests.experiments.language import tiny
 from holdfast import Importance
 from holdfast.errors import OptionError
 from holdfast.experiments.language.batches import Example, examples
-from holdfast.experiments.language.measuring import measure
+from holdfast.experiments.language.measuring import measure_importance
 from holdfast.experiments.language.models import LanguageModel, load_model
 from holdfast.experiments.language.rehearsal import rehearse
 from holdfast.experiments.language.rows import read_rows
@@ -19,7 +19,7 @@ from holdfast.experiments.language.rows import read_rows
 
 def measured(model: LanguageModel, path: Path) -> tuple[list[Example], Importance]:
     found = list(examples(model, read_rows(str(path)), length=16, labelled=False))
-    return found, measure(model, lambda: iter(found))[0]
+    return found, measure_importance(model, lambda: iter(found))[0]
 
 
 @pytest.mark.parametrize("kind", ["encoder", "classifier", "causal"])

@@ -27,7 +27,7 @@ from holdfast.experiments.report import report
 from holdfast.experiments.report.content import sections_of
 from holdfast.experiments.report.markdown import markdown_page
 from holdfast.experiments.report.records import tables_of, write_tables
-from holdfast.experiments.report.write import Report
+from holdfast.experiments.report.write import WrittenReport
 from holdfast.experiments.results import RunResult
 
 NAMES = [
@@ -54,7 +54,7 @@ STREAM = "javascript:alert(1)//../../<b>"
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Report:
+def written(tmp_path_factory: pytest.TempPathFactory) -> WrittenReport:
     folder = tmp_path_factory.mktemp("hostile")
     for number, name in enumerate(DRAWN):
         run = result(
@@ -74,7 +74,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Report:
         return report([folder / "runs"], folder / "page")
 
 
-def test_files_stay_in_their_folder_under_plain_names(written: Report):
+def test_files_stay_in_their_folder_under_plain_names(written: WrittenReport):
     folder = written.path.parent
     assert {path.name for path in folder.parent.iterdir()} == {"runs", "page"}
     assert all(re.fullmatch(r"[\w./-]+", str(path.relative_to(folder))) for path in folder.rglob("*"))
@@ -115,7 +115,7 @@ def policy_of(found: Elements) -> dict[str, list[str]]:
     return {name: sources for name, *sources in (part.split() for part in found.policy.split(";"))}
 
 
-def test_the_page_has_no_element_that_is_not_its_own(written: Report):
+def test_the_page_has_no_element_that_is_not_its_own(written: WrittenReport):
     found, usual = Elements(written.path.read_text(encoding="utf-8")), Elements(page(result(), result("none")))
     assert set(found.tags) <= set(usual.tags)
     assert (found.tags["script"], found.tags["style"], found.tags["img"]) == (1, 1, 0)
@@ -128,7 +128,7 @@ def test_the_page_has_no_element_that_is_not_its_own(written: Report):
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in written.path.read_text(encoding="utf-8")
 
 
-def test_the_policy_lets_the_one_script_run_and_no_other(written: Report):
+def test_the_policy_lets_the_one_script_run_and_no_other(written: WrittenReport):
     for text in (written.path.read_text(encoding="utf-8"), page(result())):
         found = Elements(text)
         policy = policy_of(found)
@@ -141,7 +141,7 @@ def test_the_policy_lets_the_one_script_run_and_no_other(written: Report):
         assert "pointerover" in found.content["script"]
 
 
-def test_markdown_shows_names_as_text(written: Report):
+def test_markdown_shows_names_as_text(written: WrittenReport):
     blocks = MarkdownIt("commonmark").enable("table").parse(written.markdown.read_text(encoding="utf-8"))
     kinds = Counter(block.type for block in blocks)
     assert not {"html_block", "code_block", "fence", "blockquote_open", "hr"} & set(kinds)

@@ -12,7 +12,7 @@ from tests.experiments.reproduce.made_up import TINY, filled
 from holdfast.errors import FailedRunsError, OptionError
 from holdfast.experiments import RunConfig
 from holdfast.experiments.reproduce import Recipe, recipe_named
-from holdfast.experiments.reproduce.carry_out import answer, known, measure, train
+from holdfast.experiments.reproduce.carry_out import answer, known_outcomes, measure_recipe, train
 from holdfast.experiments.reproduce.lines import Line, around
 from holdfast.files import read_sealed, seal_of
 
@@ -33,25 +33,25 @@ def names(folder: Path) -> list[str]:
 
 def test_trials_are_run_then_what_was_chosen_and_nothing_twice(tmp_path: Path):
     recipe, events = small(), []
-    found = train([recipe], {}, output=tmp_path, watch=events.append)
+    found = train([recipe], {}, output=tmp_path, on_event=events.append)
     assert len(found) == 3 + 2 + 2
     assert recipe.to_do(found) == []
     assert names(tmp_path) == sorted(config.name for config in found)
     assert [event["event"] for event in events].count("finished") == 7
 
-    def watch(event: Mapping[str, Any]) -> None:
+    def on_event(event: Mapping[str, Any]) -> None:
         raise AssertionError(f"nothing was left to do, found {event}")
 
-    again = known([recipe], output=tmp_path, results=tmp_path / "none")
+    again = known_outcomes([recipe], output=tmp_path, results=tmp_path / "none")
     assert again == found
-    assert train([recipe], again, output=tmp_path, watch=watch) == found
+    assert train([recipe], again, output=tmp_path, on_event=on_event) == found
 
 
 def test_what_is_committed_is_not_run_again(tmp_path: Path):
     recipe = small()
     made = filled(recipe)
     answer(recipe, made, {}, results=tmp_path, command="holdfast reproduce small")
-    found = known([recipe], output=tmp_path / "runs", results=tmp_path)
+    found = known_outcomes([recipe], output=tmp_path / "runs", results=tmp_path)
     assert found.keys() == made.keys()
     train([recipe], found, output=tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
@@ -65,7 +65,7 @@ def test_a_run_in_the_output_goes_before_a_committed_one(tmp_path: Path):
     assert own is not None
     (tmp_path / "runs" / config.name).mkdir(parents=True)
     own.save(tmp_path / "runs" / config.name / "result.json")
-    found = known([recipe], output=tmp_path / "runs", results=tmp_path)
+    found = known_outcomes([recipe], output=tmp_path / "runs", results=tmp_path)
     assert found[config].result == own
 
 
@@ -74,7 +74,7 @@ def test_divergence_is_a_result_and_is_not_tried_again(tmp_path: Path):
     found = train([recipe], {}, output=tmp_path)
     told = {outcome.diverged for config, outcome in found.items() if config.method == "ewc-fisher"}
     assert all("training has diverged" in text for text in told)
-    assert known([recipe], output=tmp_path, results=tmp_path / "none") == found
+    assert known_outcomes([recipe], output=tmp_path, results=tmp_path / "none") == found
     written = answer(recipe, found, {}, results=tmp_path / "results", command="")
     assert "2 of 2 diverged" in written.page.read_text()
 
@@ -106,7 +106,7 @@ def test_redrawn_the_answer_keeps_its_date(tmp_path: Path):
     text = path.read_text().replace(content["date"], "2001-02-03")
     path.write_text(text.replace(seal_of(content), seal_of(older)))
     before = path.read_bytes()
-    found = known([recipe], output=tmp_path / "runs", results=tmp_path)
+    found = known_outcomes([recipe], output=tmp_path / "runs", results=tmp_path)
     assert "2001-02-03" in answer(recipe, found, {}, results=tmp_path, command="it").page.read_text()
     assert path.read_bytes() == before
     assert written.page.read_text() != ""
@@ -123,9 +123,9 @@ def test_measurements_are_kept_as_they_are_made(tmp_path: Path):
 
     recipe = replace(small(), lines=(), measure=measured, measure_seeds=(0, 1))
     with pytest.raises(KeyboardInterrupt):
-        measure(recipe, results=tmp_path)
-    assert measure(recipe, results=tmp_path, kept_only=True) == {0: {"seed": 0, "x": 0}}
-    assert measure(recipe, results=tmp_path) == {0: {"seed": 0, "x": 0}, 1: {"seed": 1, "x": 1}}
+        measure_recipe(recipe, results=tmp_path)
+    assert measure_recipe(recipe, results=tmp_path, kept_only=True) == {0: {"seed": 0, "x": 0}}
+    assert measure_recipe(recipe, results=tmp_path) == {0: {"seed": 0, "x": 0}, 1: {"seed": 1, "x": 1}}
     assert asked == [0, 1, 1]
 
 

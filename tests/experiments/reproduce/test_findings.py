@@ -4,14 +4,16 @@ import pytest
 from tests.experiments.reproduce.made_up import TINY, filled
 
 from holdfast.experiments.reproduce import recipe_named
-from holdfast.experiments.reproduce.findings import Findings, as_groups, best, final, percent, points
+from holdfast.experiments.reproduce.findings import RecipeFindings, as_groups, best_answer, final, percent, points
 from holdfast.experiments.tables import Estimate
 
 RECIPE = recipe_named("strength", TINY)
 
 
-def findings(**changes: object) -> Findings:
-    return Findings(RECIPE, filled(RECIPE, lambda config: 0.9 if config.method == "ewc-fisher" else 0.8), {}, **changes)
+def findings(**changes: object) -> RecipeFindings:
+    return RecipeFindings(
+        RECIPE, filled(RECIPE, lambda config: 0.9 if config.method == "ewc-fisher" else 0.8), {}, **changes
+    )
 
 
 def test_an_answer_holds_the_runs_of_its_line():
@@ -33,8 +35,8 @@ def test_answers_are_compared_seed_by_seed():
 
 def test_the_best_is_best_on_validation_data_and_never_one_that_diverged():
     found = filled(RECIPE, lambda config: -1.0 if config.strength == 100.0 else (config.strength or 0) / 1e6)
-    it = Findings(RECIPE, found, {})
-    top = best(it.labelled("EWC Fisher"))
+    it = RecipeFindings(RECIPE, found, {})
+    top = best_answer(it.labelled("EWC Fisher"))
     assert top.line.label == "EWC Fisher, strength 3e+03" or top.line.label == "EWC Fisher, strength 3000"
     assert it.answer("EWC Fisher, strength 100").num_diverged == 2
 
@@ -43,8 +45,8 @@ def test_what_is_not_done_is_not_complete():
     whole = findings()
     assert whole.complete
     some = dict(list(whole.found.items())[:-1])
-    assert not Findings(RECIPE, some, {}).complete
-    assert Findings(RECIPE, {}, {}).outcomes == []
+    assert not RecipeFindings(RECIPE, some, {}).complete
+    assert RecipeFindings(RECIPE, {}, {}).outcomes == []
 
 
 def test_answers_become_groups_with_labels_and_shades_of_their_own():

@@ -7,13 +7,13 @@ import pytest
 from tests.experiments.reproduce.made_up import TINY, filled
 
 from holdfast.experiments.reproduce import FULL, RECIPES, Recipe, recipe_named
-from holdfast.experiments.reproduce.findings import Findings
-from holdfast.experiments.reproduce.page import NOT_YET, SMALL, cells, conclusion, page, table
+from holdfast.experiments.reproduce.findings import RecipeFindings
+from holdfast.experiments.reproduce.page import NOT_YET, SMALL_NOTE, cells, conclusion, page, table
 
 WITH_RUNS = [name for name in RECIPES if recipe_named(name, TINY).lines]
 
 
-def found_of(recipe: Recipe) -> Findings:
+def found_of(recipe: Recipe) -> RecipeFindings:
     """Stronger is better up to a point, and the textbook pull diverges."""
 
     def kept(config) -> float:
@@ -22,10 +22,10 @@ def found_of(recipe: Recipe) -> Findings:
         strength = config.strength or 0.0
         return 0.5 + 0.4 * min(strength, 30.0) / 30.0 - 0.01 * config.seed
 
-    return Findings(recipe, filled(recipe, kept), {})
+    return RecipeFindings(recipe, filled(recipe, kept), {})
 
 
-def text_of(findings: Findings) -> str:
+def text_of(findings: RecipeFindings) -> str:
     return page(
         findings, [Path("a.png")], command="holdfast reproduce it", date="2026-01-02", versions={"torch": "2.6"}
     )
@@ -47,7 +47,7 @@ def test_every_recipe_concludes_and_draws(name: str, tmp_path: Path):
 @pytest.mark.parametrize("name", WITH_RUNS)
 def test_half_done_it_can_be_drawn_and_says_so(name: str, tmp_path: Path):
     whole = found_of(recipe_named(name, TINY))
-    half = Findings(whole.recipe, dict(list(whole.found.items())[: len(whole.found) // 2]), {})
+    half = RecipeFindings(whole.recipe, dict(list(whole.found.items())[: len(whole.found) // 2]), {})
     assert conclusion(half) == NOT_YET
     assert half.recipe.draw(half, tmp_path)
     assert f"0 of {len(TINY.seeds or ())}" in table(half)
@@ -86,15 +86,15 @@ def test_in_full_there_are_verdicts_and_small_it_says_that_it_is_small():
     full = found_of(recipe_named("which-fisher", FULL))
     titles, *rows = cells(full)
     assert {row[titles.index("verdict")] for row in rows} <= {"better", "reproduced", "not reached"}
-    assert SMALL not in text_of(full)
+    assert SMALL_NOTE not in text_of(full)
     small = found_of(recipe_named("which-fisher", TINY))
-    assert SMALL in text_of(small)
+    assert SMALL_NOTE in text_of(small)
     assert "(small, on digits)" in text_of(small)
 
 
 def test_a_choice_at_the_end_of_the_grid_is_marked():
     recipe = recipe_named("which-fisher", TINY)
-    told = table(Findings(recipe, filled(recipe, lambda config: min(0.9, (config.strength or 0.0) / 1e13)), {}))
+    told = table(RecipeFindings(recipe, filled(recipe, lambda config: min(0.9, (config.strength or 0.0) / 1e13)), {}))
     assert told.count("(end of the grid)") == 5
 
 

@@ -8,7 +8,7 @@ from tests.experiments.reproduce.made_up import TINY
 from torch import nn
 
 from holdfast.experiments.reproduce import recipe_named
-from holdfast.experiments.reproduce.findings import Findings
+from holdfast.experiments.reproduce.findings import RecipeFindings
 from holdfast.experiments.reproduce.page import conclusion
 from holdfast.experiments.reproduce.trained import SHARES, prune
 
@@ -31,7 +31,7 @@ def test_it_is_measured_concluded_and_drawn(name: str, tmp_path: Path):
     assert recipe.measure is not None
     measured = {seed: {"seed": seed, **recipe.measure(seed, None)} for seed in recipe.measure_seeds}
     assert recipe.measure(0, None) == {key: value for key, value in measured[0].items() if key != "seed"}
-    findings = Findings(recipe, {}, measured)
+    findings = RecipeFindings(recipe, {}, measured)
     assert findings.complete
     assert conclusion(findings).endswith(".")
     for picture in recipe.draw(findings, tmp_path):

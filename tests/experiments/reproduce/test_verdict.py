@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from holdfast.experiments.reproduce.lines import Published
-from holdfast.experiments.reproduce.verdict import above, equal, not_below, stand_text, verdict
+from holdfast.experiments.reproduce.verdict import above, equivalent, not_below, stand_text, verdict
 from holdfast.experiments.tables import Estimate
 
 
@@ -39,7 +39,7 @@ def test_a_figure_is_reproduced_where_the_intervals_meet(ours: Estimate, publish
 def test_a_claim_stands_or_falls_with_the_interval_of_the_difference(
     difference: Estimate, expected: tuple[str, str, str]
 ):
-    assert (above(difference), not_below(difference), equal(difference)) == expected
+    assert (above(difference), not_below(difference), equivalent(difference)) == expected
 
 
 def test_every_stand_can_be_told():

@@ -38,7 +38,7 @@ PROGRAM = (
     "import sys\n"
     "from tests.experiments.sweep.test_postgres import SPACE\n"
     "from holdfast.experiments.sweep import sweep\n"
-    "sweep(SPACE, output=sys.argv[1], storage=sys.argv[2], watch=lambda event: print(event['event'], flush=True))\n"
+    "sweep(SPACE, output=sys.argv[1], storage=sys.argv[2], on_event=lambda event: print(event['event'], flush=True))\n"
 )
 
 
@@ -126,7 +126,7 @@ def test_two_processes_share_one_study_and_a_third_takes_the_place_of_one_that_i
     assert done[0] | done[1] == wanted
     assert len(done[0] & done[1]) <= 1  # a finished run of a trial that was not
     told = []
-    again = sweep(SPACE, output=tmp_path / "three", storage=server, watch=told.append)
+    again = sweep(SPACE, output=tmp_path / "three", storage=server, on_event=told.append)
     assert not told
     assert len(again.all) == 12
     alone = sweep(SPACE, output=tmp_path / "alone")

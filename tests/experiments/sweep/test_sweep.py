@@ -83,7 +83,7 @@ class TestWhatIsFound:
 
     def test_done_again_nothing_is_trained(self, undisturbed):
         told = []
-        again = sweep(SPACE, output=undisturbed.json.parent, watch=told.append)
+        again = sweep(SPACE, output=undisturbed.json.parent, on_event=told.append)
         assert not told
         assert again.all == undisturbed.all
 
@@ -99,7 +99,7 @@ class TestKilled:
                     raise Killed
 
             with pytest.raises(Killed):
-                sweep(SPACE, output=tmp_path, watch=interrupt)
+                sweep(SPACE, output=tmp_path, on_event=interrupt)
         found = sweep(SPACE, output=tmp_path)
         assert found.all == undisturbed.all
         assert counts(tmp_path)["COMPLETE"] == SETTINGS
@@ -109,7 +109,7 @@ class TestKilled:
             "import sys\n"
             "from tests.experiments.sweep.test_sweep import SPACE\n"
             "from holdfast.experiments.sweep import sweep\n"
-            "sweep(SPACE, output=sys.argv[1], jobs=2, watch=lambda event: print(event['event'], flush=True))\n"
+            "sweep(SPACE, output=sys.argv[1], jobs=2, on_event=lambda event: print(event['event'], flush=True))\n"
         )
         with subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True) as one:
             assert one.stdout is not None
@@ -123,7 +123,7 @@ class TestKilled:
         assert len(results) >= 4
         assert counts(tmp_path)["RUNNING"] >= 1
         told = []
-        found = sweep(SPACE, output=tmp_path, watch=told.append)
+        found = sweep(SPACE, output=tmp_path, on_event=told.append)
         assert found.all == undisturbed.all
         assert all(path.stat().st_mtime_ns == written for path, written in results.items())
         started = [event["run"] for event in told if event["event"] == "start"]
@@ -137,7 +137,7 @@ class TestGivenUp:
 
     def test_a_hopeless_setting_is_pruned_in_mid_run_and_said_so(self, tmp_path):
         told = []
-        found = sweep(replace(self.SPACE, settings={**SMALL, "epochs": 6}), output=tmp_path, watch=told.append)
+        found = sweep(replace(self.SPACE, settings={**SMALL, "epochs": 6}), output=tmp_path, on_event=told.append)
         (pruned,) = [finding for finding in found.all if finding.state == "pruned"]
         assert pruned.choice == Choice("sgd", 1e-4, 1.0)
         assert pruned.why.startswith("after task 1 of seed 0, at ")
@@ -182,7 +182,7 @@ class TestBatched:
                 raise Killed
 
         with pytest.raises(Killed):
-            sweep(replace(SPACE, batched="always"), output=tmp_path, watch=interrupt)
+            sweep(replace(SPACE, batched="always"), output=tmp_path, on_event=interrupt)
         found = sweep(replace(SPACE, batched="always"), output=tmp_path)
         for ours, theirs in zip(found.all, undisturbed.all, strict=True):
             assert ours.validation == pytest.approx(theirs.validation, abs=0.01)

@@ -112,7 +112,7 @@ class Conditional:
         classes = self.memory.classes
         self.memory.close_task()
         if self._keeper is not None:
-            held = self.gan.held(self._config.importance_examples, classes=classes, seed=task)
+            held = self.gan.holdable_part(self._config.importance_examples, classes=classes, seed=task)
             self._keeper.retain(fisher(held.module, held.batches, kind=held.kind, loss=held.loss))
 
     def draw(self, n: int, classes: Sequence[int], *, seed: int) -> Tensor:

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from holdfast.errors import CollapseError, FileFormatError, NotFiniteError
-from holdfast.experiments.checkpoint import Progress
+from holdfast.experiments.checkpoint import RunProgress
 from holdfast.experiments.folder import RunFolder, versions
 from holdfast.experiments.generation.config import GENERATION_METHODS, GENERATION_STREAMS, GenerationConfig
 from holdfast.experiments.generation.judge import EPOCHS, judge_of
 from holdfast.experiments.generation.learners import build_drawing
 from holdfast.experiments.generation.measures import asked_accuracy, frechet_distance_of, real_of, reverse_accuracy
 from holdfast.experiments.results import RunResult, summarise
-from holdfast.experiments.run import Watch, seed_of, usable_device
+from holdfast.experiments.run import EventCallback, seed_of, usable_device
 from holdfast.files import read_state, write_state
 from holdfast.replay import check_alive
 from holdfast.streams import Examples, Task, digits, mnist, split
@@ -41,10 +41,10 @@ _WARM = 20
 
 
 @dataclass
-class GenerationProgress(Progress):
+class GenerationProgress(RunProgress):
     """How far a generation run has come; `epoch` counts iterations.
 
-    Attributes, beside those of `Progress`:
+    Attributes, beside those of `RunProgress`:
         frechet: Fréchet distance over the classes so far, after each task.
         reverse: reverse accuracy after the last task; None before.
     """
@@ -59,7 +59,7 @@ def run_generation(
     output: str | os.PathLike[str] = "runs",
     device: str = "cpu",
     data_dir: str | os.PathLike[str] | None = None,
-    watch: Watch | None = None,
+    on_event: EventCallback | None = None,
 ) -> RunResult:
     """Learn to draw one class after the other, in the folder `output`/`config.name`.
 
@@ -72,7 +72,8 @@ def run_generation(
         output: parent of the run's folder.
         device: as torch names it.
         data_dir: where MNIST is; see `holdfast.streams.mnist`.
-        watch: called with each event, as written to `metrics.jsonl`: "start", "epoch" (of iterations), "task", "done".
+        on_event: called with each event, as written to `metrics.jsonl`: "start", "epoch" (of iterations), "task",
+            "done".
 
     Returns:
         What `result.json` holds. `accuracy_matrix`: row t: share of the images asked to be of each class that the
@@ -88,7 +89,7 @@ def run_generation(
     folder = RunFolder(Path(output) / config.name, config)
     if folder.result.exists():
         return RunResult.load(folder.result)
-    return _Run(config, folder, device=device, data_dir=data_dir, watch=watch).finish()
+    return _Run(config, folder, device=device, data_dir=data_dir, on_event=on_event).finish()
 
 
 def samples_path(folder: Path) -> Path:
@@ -106,9 +107,9 @@ class _Run:
         *,
         device: str,
         data_dir: str | os.PathLike[str] | None,
-        watch: Watch | None,
+        on_event: EventCallback | None,
     ) -> None:
-        self.config, self.folder, self.watch = config, folder, watch
+        self.config, self.folder, self.on_event = config, folder, on_event
         self.device = usable_device(device)
         images = digits() if GENERATION_STREAMS[config.stream].images == "digits" else mnist(data_dir)
         self.images: Task = images
@@ -236,8 +237,8 @@ class _Run:
     def _tell(self, event: Mapping[str, Any]) -> None:
         self.folder.append(event)
         self.progress.num_events += 1
-        if self.watch is not None:
-            self.watch(event)
+        if self.on_event is not None:
+            self.on_event(event)
 
     def _save(self) -> None:
         self._seconds()

@@ -15,10 +15,10 @@ from torch import Tensor
 from holdfast.errors import BatchError, EmptyDataError
 from holdfast.experiments.language.models import LanguageModel
 from holdfast.experiments.language.rows import DECLINED, Label, Row
-from holdfast.heads.categorical import IGNORED
+from holdfast.likelihoods.categorical import IGNORED
 
 T = TypeVar("T")
-Batch = tuple[dict[str, Tensor], Tensor]
+LanguageBatch = tuple[dict[str, Tensor], Tensor]
 
 _PIECE = 2**14
 """Characters of lines that are tokenised as one text."""
@@ -47,7 +47,7 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Examples:
+class TokenisedExamples:
     """Tokenised examples, a stream; of a causal language model blocks of `length` tokens, read on over rows.
 
     Attributes:
@@ -108,7 +108,7 @@ class Examples:
                 yield Example(tuple(islice(tokens, len(row.texts))), target)
 
 
-def examples(model: LanguageModel, rows: Iterable[Row], *, length: int, labelled: bool) -> Examples:
+def examples(model: LanguageModel, rows: Iterable[Row], *, length: int, labelled: bool) -> TokenisedExamples:
     """Tokenised examples; of a causal language model blocks of `length` tokens, read on over rows.
 
     Args:
@@ -121,18 +121,18 @@ def examples(model: LanguageModel, rows: Iterable[Row], *, length: int, labelled
         BatchError: when they are read: labels are needed and there are none, or they do not fit the task; texts do not
             fit the task.
     """
-    return Examples(model, rows, length, labelled)
+    return TokenisedExamples(model, rows, length, labelled)
 
 
 def drawn(found: Iterable[Example], count: int, *, seed: int) -> Iterator[Example]:
     """So many examples, drawn without replacement and in random order; all where there are no more.
 
     Args:
-        found: a stream; of `Examples` only what was drawn is tokenised.
+        found: a stream; of `TokenisedExamples` only what was drawn is tokenised.
         count: how many are held.
         seed: the same seed draws the same examples.
     """
-    if isinstance(found, Examples):
+    if isinstance(found, TokenisedExamples):
         return found.drawn(count, seed=seed)
     random = Random(seed)
     kept, _ = sampled(found, count, random)
@@ -155,7 +155,7 @@ def sampled(stream: Iterable[T], count: int, random: Random) -> tuple[list[T], i
     return kept, total
 
 
-def batches(model: LanguageModel, found: Iterable[Example], size: int) -> Iterator[Batch]:
+def batches(model: LanguageModel, found: Iterable[Example], size: int) -> Iterator[LanguageBatch]:
     """As many examples together as asked for, of a causal language model only of equal length."""
     held: list[Example] = []
     for example in found:
@@ -170,7 +170,7 @@ def batches(model: LanguageModel, found: Iterable[Example], size: int) -> Iterat
         yield collate(model, held)
 
 
-def collate(model: LanguageModel, found: Sequence[Example]) -> Batch:
+def collate(model: LanguageModel, found: Sequence[Example]) -> LanguageBatch:
     """One batch: tokens [B, T] of a language model or a classifier of its own, else [B, texts, T], padded."""
     tokens = [text for example in found for text in example.tokens]
     longest = max(map(len, tokens))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from holdfast.errors import BatchError, OptionError
 from holdfast.experiments.language.batches import Example, examples
-from holdfast.experiments.language.models import LanguageModel, Task, free_name
+from holdfast.experiments.language.models import LanguageModel, LanguageTask, free_name
 from holdfast.experiments.language.rows import DECLINED, Row
 from holdfast.experiments.language.sources import Source
 
@@ -21,8 +21,8 @@ _PARTS = ("train", "valid", "validation", "dev", "test")
 
 
 def choose_task(
-    model: LanguageModel, source: Source, *, asked: Task | None, learns: bool, labelled: bool
-) -> tuple[Task, str]:
+    model: LanguageModel, source: Source, *, asked: LanguageTask | None, learns: bool, labelled: bool
+) -> tuple[LanguageTask, str]:
     """The task, and in words why it is this one.
 
     A model stays what it was made for. An encoder has several uses: with two texts in a row it is similarity, and where
@@ -45,7 +45,9 @@ def choose_task(
     return task, why
 
 
-def _chosen(model: LanguageModel, row: Row | None, *, asked: Task | None, learns: bool) -> tuple[Task, str]:
+def _chosen(
+    model: LanguageModel, row: Row | None, *, asked: LanguageTask | None, learns: bool
+) -> tuple[LanguageTask, str]:
     if asked is not None:
         return asked, "as --task says"
     own = f"{model.name} was made for it"
@@ -58,7 +60,9 @@ def _chosen(model: LanguageModel, row: Row | None, *, asked: Task | None, learns
     return model.task, own
 
 
-def _check_serves(model: LanguageModel, source: Source, row: Row, task: Task, *, labelled: bool, learns: bool) -> None:
+def _check_serves(
+    model: LanguageModel, source: Source, row: Row, task: LanguageTask, *, labelled: bool, learns: bool
+) -> None:
     texts = f"{len(row.texts)} text{'s' * (len(row.texts) > 1)}"
     why = f" ({row.unlabelled})" if row.unlabelled and not _has_label(row) else ""
     found = f"{source.path} has {texts} and {'a' if _has_label(row) else 'no'} label{why}"
@@ -108,8 +112,8 @@ def head_for(model: LanguageModel, labels: Sequence[str], source: Source, *, ask
     if asked in known and not fits(known[asked], labels, by_number=True):
         foreign = [label for label in labels if label not in known[asked]]
         raise OptionError(
-            f"the head {asked!r} of {model.name} has the classes {listed(known[asked])}, and {source.path} has "
-            f"others: {listed(foreign)}. Give the new head another name, or leave out --head."
+            f"the head {asked!r} of {model.name} has the classes {listed_labels(known[asked])}, and {source.path} has "
+            f"others: {listed_labels(foreign)}. Give the new head another name, or leave out --head."
         )
     return asked, asked not in known
 
@@ -145,7 +149,7 @@ def known_labels(model: LanguageModel, rows: Iterable[Row], *, where: str) -> It
             remedy = f"Its head {others[0]!r} has it: --head {others[0]}." if others else "Give data that have these."
             raise BatchError(
                 f"{where}: label {row.label!r} is none of the {len(model.labels)} classes of {model.name}"
-                f"{f', head {model.head!r}' if model.head else ''} ({listed(model.labels)}). {remedy}"
+                f"{f', head {model.head!r}' if model.head else ''} ({listed_labels(model.labels)}). {remedy}"
             )
         yield row
 
@@ -174,7 +178,9 @@ def plan(
         kept = [f"{name!r}" for name in model.heads]
         beside = f"; kept beside it: {', '.join(kept)}" if kept else ""
         state = "new" if model.new_head else "as it is"
-        lines.append(f"head: {model.head!r}, {state}, {len(model.labels)} classes ({listed(model.labels)}){beside}")
+        lines.append(
+            f"head: {model.head!r}, {state}, {len(model.labels)} classes ({listed_labels(model.labels)}){beside}"
+        )
     found = source.rows()
     shown = next(iter(examples(model, islice(found, _LOOKED_AT), length=length, labelled=labelled)), None)
     reading = found.describe()
@@ -207,7 +213,7 @@ def number_read(model: LanguageModel, count: int) -> str:
     return f"{number_of(count, 'block')} of tokens" if model.task == "causal-lm" else number_of(count, "row")
 
 
-def listed(labels: Sequence[str], most: int = 4) -> str:
+def listed_labels(labels: Sequence[str], most: int = 4) -> str:
     """The first of the labels."""
     return ", ".join(map(repr, labels[:most])) + (", ..." if len(labels) > most else "")
 

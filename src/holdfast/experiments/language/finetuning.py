@@ -19,16 +19,16 @@ from holdfast.experiments.language.checkpoints import last_checkpoint, seal
 from holdfast.experiments.language.models import LanguageModel, transformers_library
 from holdfast.experiments.language.rehearsal import REHEARSED
 from holdfast.experiments.language.skills import likelihood_of
-from holdfast.heads.categorical import IGNORED
+from holdfast.likelihoods.categorical import IGNORED
 from holdfast.memory import AnchorForm, ImportanceForm
 from holdfast.retention import EWC, WVA
 
 HoldMethod = Literal["ewc", "wva"]
-_OF_EWC = ("budget", "every", "anchors", "anchor_dtype")
+_OF_EWC = ("budget", "pull_every", "anchors", "anchor_dtype")
 
 
 @dataclass(frozen=True)
-class Settings:
+class FineTuneSettings:
     """How a model is fine-tuned.
 
     Attributes:
@@ -55,14 +55,14 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Holding:
+class HoldOptions:
     """What holds a model meanwhile; see `holdfast.EWC` and `holdfast.WVA`. None leaves their default.
 
     Attributes:
         method: the mechanism.
         strength: of it.
         budget: in place of a strength, in nats; EWC alone, as the next three.
-        every: steps from one pull to the next.
+        pull_every: steps from one pull to the next.
         anchors: a checkpoint of the model's weights on disk, in place of a copy in memory.
         anchor_dtype: the form of the copy.
         importance_dtype: the form of the importance.
@@ -72,14 +72,14 @@ class Holding:
     method: HoldMethod = "ewc"
     strength: float | None = None
     budget: float | None = None
-    every: int | None = None
+    pull_every: int | None = None
     anchors: str | None = None
     anchor_dtype: AnchorForm | None = None
     importance_dtype: ImportanceForm | None = None
     offload: Literal["cpu"] | None = None
 
 
-def keeper_of(model: LanguageModel, importance: AnyImportance, holding: Holding) -> EWC | WVA:
+def keeper_of(model: LanguageModel, importance: AnyImportance, holding: HoldOptions) -> EWC | WVA:
     """A keeper that holds what `importance` says at the model's present weights.
 
     A new head is free, and so is a head other than the one that the importance was measured with; that one takes no
@@ -115,7 +115,8 @@ def keeper_of(model: LanguageModel, importance: AnyImportance, holding: Holding)
         if entry.name != "method" and (value := getattr(holding, entry.name)) is not None
     }
     if holding.method == "ewc":
-        return EWC(model.base, new_parameters=free, **options).retain(importance)
+        every = options.pop("pull_every", 1)
+        return EWC(model.base, new_parameters=free, every=every, **options).retain(importance)
     foreign = [f"--{name.replace('_', '-')}" for name in _OF_EWC if name in options]
     if foreign or holding.strength is None:
         takes = f" and takes no {', '.join(foreign)}: it keeps no anchors" if foreign else ""
@@ -133,11 +134,11 @@ def _among(importance: AnyImportance, prefix: str) -> AnyImportance:
 def fine_tune(
     model: LanguageModel,
     data: Sequence[Example],
-    settings: Settings,
+    settings: FineTuneSettings,
     *,
     folder: Path,
     keeper: EWC | WVA | None = None,
-    watch: Callable[[Mapping[str, Any]], None] | None = None,
+    on_log: Callable[[Mapping[str, Any]], None] | None = None,
     on_step: Callable[[int, int], None] | None = None,
 ) -> None:
     """Train the model in place.
@@ -148,7 +149,7 @@ def fine_tune(
         settings: how.
         folder: where checkpoints go.
         keeper: attached meanwhile.
-        watch: told what the Trainer logs: loss, step, and with a keeper `predicted_rise` and `pull_ratio`.
+        on_log: called with what the Trainer logs: loss, step, and with a keeper `predicted_rise` and `pull_ratio`.
         on_step: called after every step with (steps done, steps in all).
 
     Raises:
@@ -178,7 +179,7 @@ def fine_tune(
             model, outputs, labels, num_items_in_batch
         ),
         optimizers=(AdamW(_groups(model, settings), lr=settings.lr, weight_decay=0.0), None),
-        callbacks=[_teller(transformers, watch, on_step), _sealer(transformers)],
+        callbacks=[_teller(transformers, on_log, on_step), _sealer(transformers)],
     )
     trainer.remove_callback(transformers.PrinterCallback)
     if keeper is not None:
@@ -190,7 +191,7 @@ def fine_tune(
     model.module.eval()
 
 
-def _arguments(transformers: Any, settings: Settings, folder: Path, *, cpu: bool) -> Any:
+def _arguments(transformers: Any, settings: FineTuneSettings, folder: Path, *, cpu: bool) -> Any:
     return transformers.TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=settings.batch_size,
@@ -225,7 +226,7 @@ def _loss(model: LanguageModel, outputs: Any, labels: Tensor, count: Tensor | No
     return total / (labels != IGNORED).sum() if count is None else total / count
 
 
-def _groups(model: LanguageModel, settings: Settings) -> list[dict[str, Any]]:
+def _groups(model: LanguageModel, settings: FineTuneSettings) -> list[dict[str, Any]]:
     """The parameters to train; those of a new head with its own learning rate."""
     own = {id(parameter) for name, parameter in model.base.named_parameters() if name.startswith(model.own_part)}
     trained = [p for p in model.module.parameters() if p.requires_grad]
@@ -247,7 +248,7 @@ def _sealer(transformers: Any) -> Any:
 
 def _teller(
     transformers: Any,
-    watch: Callable[[Mapping[str, Any]], None] | None,
+    on_log: Callable[[Mapping[str, Any]], None] | None,
     on_step: Callable[[int, int], None] | None,
 ) -> Any:
     class Teller(transformers.TrainerCallback):
@@ -258,7 +259,7 @@ def _teller(
                 on_step(state.global_step, state.max_steps)
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **given: Any) -> None:
-            if watch is not None and logs and "loss" in logs:
-                watch({"step": state.global_step, "steps": state.max_steps, **logs})
+            if on_log is not None and logs and "loss" in logs:
+                on_log({"step": state.global_step, "steps": state.max_steps, **logs})
 
     return Teller()

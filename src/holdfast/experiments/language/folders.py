@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar
 from holdfast.errors import FileFormatError, OptionError
 from holdfast.experiments.language.heads import HEAD
 from holdfast.files import MANIFEST, Saved, is_saved, opened, read_folder, read_json, special_files
-from holdfast.files.typed import Within, listed, typed
+from holdfast.files.typed import Within, listed_mistakes, typed
 
 T = TypeVar("T")
 
@@ -53,7 +53,7 @@ def config_of(path: Path) -> dict[str, Any]:
     if not mistakes and not all(number.isdecimal() for number in numbers):
         mistakes = [f"id2label has the keys {', '.join(map(repr, numbers))[:80]}, expected whole numbers"]
     if mistakes:
-        raise FileFormatError(f"{path} is damaged: {listed(mistakes)}. Copy it again.")
+        raise FileFormatError(f"{path} is damaged: {listed_mistakes(mistakes)}. Copy it again.")
     return content
 
 

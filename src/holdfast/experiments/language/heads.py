@@ -26,7 +26,7 @@ _SPREAD = 0.02
 
 
 @dataclass(frozen=True)
-class Head:
+class ClassifierHead:
     """What a classifier has beyond its base.
 
     Attributes:
@@ -64,7 +64,7 @@ def head_tensors(module: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in found.items()}
 
 
-def module_with(module: nn.Module, head: Head) -> nn.Module:
+def module_with(module: nn.Module, head: ClassifierHead) -> nn.Module:
     """A classifier of this head over the very same base: what the base learns, both learn.
 
     Raises:
@@ -95,7 +95,7 @@ def module_with(module: nn.Module, head: Head) -> nn.Module:
     return new.train(module.training)
 
 
-def new_head(module: nn.Module, labels: Sequence[str]) -> Head:
+def new_head(module: nn.Module, labels: Sequence[str]) -> ClassifierHead:
     """An untrained head for other labels over a transformers classifier.
 
     The layer whose size is the number of labels is drawn anew, from a Gaussian of the model's `initializer_range`;
@@ -110,7 +110,7 @@ def new_head(module: nn.Module, labels: Sequence[str]) -> Head:
         if value.shape != other[name].shape:
             drawn = torch.randn(value.shape) * spread if value.dim() > 1 else torch.zeros(value.shape)
             tensors[name] = drawn.to(device=device, dtype=value.dtype)
-    return Head(tuple(labels), tensors)
+    return ClassifierHead(tuple(labels), tensors)
 
 
 def name_labels(config: Any, labels: Sequence[str]) -> None:
@@ -119,14 +119,14 @@ def name_labels(config: Any, labels: Sequence[str]) -> None:
     config.label2id = {name: number for number, name in enumerate(labels)}
 
 
-def write_heads(folder: Path, current: str, kept: Mapping[str, Head]) -> None:
+def write_heads(folder: Path, current: str, kept: Mapping[str, ClassifierHead]) -> None:
     """Write the name of the head in use, and each other head as a file."""
     for name, head in kept.items():
         write_state(_file(folder, name), head.tensors, {"labels": list(head.labels)})
     write_json(folder / _REGISTER, {"current": current, "kept": list(kept)})
 
 
-def read_heads(folder: Path) -> tuple[str, dict[str, Head]]:
+def read_heads(folder: Path) -> tuple[str, dict[str, ClassifierHead]]:
     """The name of the head in use, and the other heads by name; ("original", {}) of a folder that says nothing.
 
     Raises:
@@ -141,7 +141,7 @@ def read_heads(folder: Path) -> tuple[str, dict[str, Head]]:
     return current, {name: _read(_file(folder, name)) for name in kept}
 
 
-def _read(path: Path) -> Head:
+def _read(path: Path) -> ClassifierHead:
     if not path.is_file():
         raise FileFormatError(f"{path} is missing, though {_REGISTER} names it. Copy the folder whole.")
     try:
@@ -151,7 +151,7 @@ def _read(path: Path) -> Head:
             raise KeyError("labels")
     except (FileFormatError, KeyError) as error:
         raise FileFormatError(f"{path} is damaged: no head can be read from it. Copy it again.") from error
-    return Head(tuple(labels), tensors)
+    return ClassifierHead(tuple(labels), tensors)
 
 
 def _is_name(name: object) -> bool:

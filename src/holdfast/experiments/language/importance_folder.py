@@ -10,7 +10,7 @@ from torch import Tensor
 from holdfast.curvature.factored import AnyImportance, load_importance
 from holdfast.errors import ModelMismatchError
 from holdfast.experiments.language.heads import read_heads
-from holdfast.experiments.language.measuring import Kind, Progress
+from holdfast.experiments.language.measuring import Kind, MeasuringProgress
 from holdfast.experiments.language.models import LanguageModel, package_of, tokenizer_hash
 from holdfast.files import new_folder, write_text
 from holdfast.records import check_names
@@ -22,13 +22,13 @@ def importance_names(kind: Kind) -> tuple[str, ...]:
     return ("importance.safetensors", *factors, "importance_config.json", "README.md")
 
 
-def write_importance(
+def write_importance_folder(
     path: Path,
     importance: AnyImportance,
     model: LanguageModel,
     *,
     data: str,
-    progress: Progress,
+    progress: MeasuringProgress,
     length: int | None = None,
 ) -> None:
     """Write the folder, whole or not at all.
@@ -95,7 +95,7 @@ def read_importance(path: str | Path, model: LanguageModel) -> AnyImportance:
     return importance
 
 
-def card(importance: AnyImportance, progress: Progress, model: LanguageModel, *, folder: Path) -> str:
+def card(importance: AnyImportance, progress: MeasuringProgress, model: LanguageModel, *, folder: Path) -> str:
     """The model card; its lines of Python work as they stand where `folder` and the model's name are found."""
     info = importance.info
     told = info.details

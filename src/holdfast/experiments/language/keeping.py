@@ -16,10 +16,10 @@ from holdfast.errors import EmptyDataError
 from holdfast.experiments.language.batches import Example, batches, classes_of, examples
 from holdfast.experiments.language.checkpoints import checkpoints
 from holdfast.experiments.language.choosing import choose_task, head_for, known_labels, number_read, plan
-from holdfast.experiments.language.finetuning import Holding, Settings, fine_tune, keeper_of
+from holdfast.experiments.language.finetuning import FineTuneSettings, HoldOptions, fine_tune, keeper_of
 from holdfast.experiments.language.importance_folder import read_importance
-from holdfast.experiments.language.kept import Kept, to_dict
-from holdfast.experiments.language.models import LanguageModel, Task, load_model
+from holdfast.experiments.language.kept import SkillChange, to_dict
+from holdfast.experiments.language.models import LanguageModel, LanguageTask, load_model
 from holdfast.experiments.language.old_skill import OldSkill
 from holdfast.experiments.language.skills import Skill, evaluate
 from holdfast.experiments.language.sources import Source
@@ -44,9 +44,9 @@ def keep_and_learn(
     *,
     keep: Path,
     output: Path,
-    settings: Settings,
-    holding: Holding,
-    task: Task | None = None,
+    settings: FineTuneSettings,
+    holding: HoldOptions,
+    task: LanguageTask | None = None,
     head: str | None = None,
     old_data: Source | None = None,
     test_data: Source | None = None,
@@ -54,10 +54,10 @@ def keep_and_learn(
     length: int = 128,
     device: str | torch.device = "cpu",
     dtype: Any = None,
-    watch: Callable[[str, Mapping[str, Any]], None] | None = None,
+    on_log: Callable[[str, Mapping[str, Any]], None] | None = None,
     on_plan: Callable[[Sequence[str]], None] | None = None,
     on_progress: OnProgress | None = None,
-) -> Kept:
+) -> SkillChange:
     """Fine-tune a model under a keeper, and measure both skills before and after.
 
     A classifier that learns labels which are not its own gets a new head for them. The old head is kept as it is: it
@@ -78,7 +78,7 @@ def keep_and_learn(
         length: tokens of an example at most.
         device: where.
         dtype: of the weights, float32 by default.
-        watch: called with ("held" or "plain", logs) whenever the Trainer logs.
+        on_log: called with ("held" or "plain", logs) whenever the Trainer logs.
         on_plan: called with lines that say what will be done, before any work.
         on_progress: called as long work goes on.
 
@@ -145,10 +145,10 @@ def keep_and_learn(
             old_skills[way] = _skill(old.judge(learned), remembered, work=f"old skill, {way}", **given)
         new_skills[way] = _skill(learned, tested, work=f"new skill, {way}", **given)
 
-    def train(learned: LanguageModel, way: str, folder: Path, own: Settings, holder: EWC | WVA | None) -> None:
-        told = None if watch is None else partial(watch, way)
+    def train(learned: LanguageModel, way: str, folder: Path, own: FineTuneSettings, holder: EWC | WVA | None) -> None:
+        on_its_log = None if on_log is None else partial(on_log, way)
         step = None if on_progress is None else partial(on_progress, f"training, {way}")
-        fine_tune(learned, found, own, folder=folder / way, keeper=holder, watch=told, on_step=step)
+        fine_tune(learned, found, own, folder=folder / way, keeper=holder, on_log=on_its_log, on_step=step)
         judge(learned, way)
 
     judge(model, "before")
@@ -168,7 +168,7 @@ def keep_and_learn(
         if plain_model is not None:
             train(plain_model, "plain", training, replace(settings, save_every=None), None)
         report = keeper.report()
-        kept = Kept(
+        kept = SkillChange(
             old_skills,
             new_skills,
             report.predicted_rise,

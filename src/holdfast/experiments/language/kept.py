@@ -18,7 +18,7 @@ _NOISE = 2.0
 
 
 @dataclass(frozen=True)
-class Kept:
+class SkillChange:
     """What became of two skills.
 
     Attributes:
@@ -81,7 +81,7 @@ class Kept:
         return rise > _FAR * max(self.forecast, self.budget or 0.0) and rise > _NOISE * error
 
 
-def to_dict(kept: Kept) -> dict[str, Any]:
+def to_dict(kept: SkillChange) -> dict[str, Any]:
     """As JSON values."""
 
     def skills(found: Mapping[str, Skill]) -> dict[str, Any]:
@@ -101,7 +101,7 @@ def to_dict(kept: Kept) -> dict[str, Any]:
     }
 
 
-def verdict(kept: Kept) -> str:
+def forecast_verdict(kept: SkillChange) -> str:
     """One line: what the old loss did, beside what was foreseen, and what to do where the forecast did not hold."""
     foreseen = _foreseen(kept)
     rise, error = kept.measured_rise, kept.rise_error
@@ -118,7 +118,7 @@ def _moved(rise: float) -> str:
     return f"{'rose' if rise >= 0 else 'fell'} by {abs(rise):.4g} nats an example"
 
 
-def _foreseen(kept: Kept) -> str:
+def _foreseen(kept: SkillChange) -> str:
     if kept.predicted_rise is None:
         return f"{kept.method} foresees nothing"
     if kept.forecast is None:
@@ -130,7 +130,7 @@ def _foreseen(kept: Kept) -> str:
     return f"a rise of {kept.forecast:.4g} nats was foreseen{allowed}"
 
 
-def _remedy(kept: Kept) -> str:
+def _remedy(kept: SkillChange) -> str:
     other = "or hold whole layers (holdfast importance --kind kfac, with --strength)"
     if kept.strength is None:
         return (

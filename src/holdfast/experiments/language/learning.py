@@ -14,12 +14,12 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 from holdfast.errors import EmptyDataError, FileFormatError, NotFiniteError
-from holdfast.experiments.language.batches import Batch, Example, collate
+from holdfast.experiments.language.batches import Example, LanguageBatch, collate
 from holdfast.experiments.language.models import LanguageModel
 from holdfast.experiments.language.skills import likelihood_of
 from holdfast.files import read_state, write_state
-from holdfast.heads.batches import batch_to
-from holdfast.heads.categorical import IGNORED
+from holdfast.likelihoods.batches import batch_to
+from holdfast.likelihoods.categorical import IGNORED
 from holdfast.retention import EWC, WVA
 from holdfast.tensors import prefixed, under
 from holdfast.training import load_optimizer_state, optimizer_state
@@ -42,7 +42,7 @@ class Old:
     """
 
     model: LanguageModel
-    stream: Iterator[Batch]
+    stream: Iterator[LanguageBatch]
     share: float
 
 
@@ -67,13 +67,13 @@ class Pace:
 
 def learn(
     model: LanguageModel,
-    stream: Iterator[Batch],
+    stream: Iterator[LanguageBatch],
     pace: Pace,
     *,
     keeper: EWC | WVA | None = None,
     old: Old | None = None,
     checkpoint: Path | None = None,
-    watch: Callable[[int, float], None] | None = None,
+    on_step: Callable[[int, float], None] | None = None,
 ) -> None:
     """Train with AdamW without decay, gradients clipped to length 1.
 
@@ -85,7 +85,7 @@ def learn(
         old: mixed in, one batch after every so many new ones.
         checkpoint: file that is written every 100 steps of plain training, from which the same call goes on, to the
             same bits on the CPU; removed at the end. None: none.
-        watch: told of every 50th step and its loss.
+        on_step: called every 50 steps with (step, loss).
 
     Raises:
         NotFiniteError: the loss is not finite any more.
@@ -115,8 +115,8 @@ def learn(
             schedule.step()
             if checkpoint is not None and (step + 1) % _SAVED_EVERY == 0:
                 _save(checkpoint, model, optimizer, pace, step + 1)
-            if watch is not None and step % 50 == 0:
-                watch(step, loss)
+            if on_step is not None and step % 50 == 0:
+                on_step(step, loss)
     finally:
         model.module.eval()
         if keeper is not None:
@@ -125,14 +125,14 @@ def learn(
         checkpoint.unlink(missing_ok=True)
 
 
-def mean_loss(outputs: object, batch: Batch, model: LanguageModel) -> Tensor:
+def mean_loss(outputs: object, batch: LanguageBatch, model: LanguageModel) -> Tensor:
     """Mean over the targets, in nats: of a causal language model over tokens, else over examples."""
     targets = batch[1]
     count = int((targets[:, 1:] != IGNORED).sum()) if model.task == "causal-lm" else len(targets)
     return likelihood_of(model.task).nll(outputs, batch).sum() / count
 
 
-def shuffled(model: LanguageModel, examples: Sequence[Example], *, size: int, seed: int) -> Iterator[Batch]:
+def shuffled(model: LanguageModel, examples: Sequence[Example], *, size: int, seed: int) -> Iterator[LanguageBatch]:
     """Batches in a new order each epoch, without end; texts of like length stand together.
 
     Raises:
@@ -180,7 +180,7 @@ def _load(path: Path, model: LanguageModel, optimizer: AdamW, pace: Pace) -> int
         raise FileFormatError(f"{path} does not fit this training ({why}). Delete it to start again.") from error
 
 
-def _step(model: LanguageModel, optimizer: AdamW, batch: Batch, pace: Pace) -> float:
+def _step(model: LanguageModel, optimizer: AdamW, batch: LanguageBatch, pace: Pace) -> float:
     device = next(model.module.parameters()).device
     inputs, targets = batch_to(batch, device)
     model.module.train()

@@ -23,13 +23,13 @@ from holdfast.errors import (
     RunMismatchError,
     UnsupportedLayerError,
 )
-from holdfast.experiments.language.batches import Batch, Example, batches, drawn
+from holdfast.experiments.language.batches import Example, LanguageBatch, batches, drawn
 from holdfast.experiments.language.models import LanguageModel
 from holdfast.experiments.language.skills import likelihood_of
 from holdfast.files import read_state, write_state
-from holdfast.heads.batches import model_inputs
 from holdfast.importance import fisher, kfac, mas, signal
 from holdfast.importance.calibration import measured_nats_per_unit
+from holdfast.likelihoods.batches import model_inputs
 from holdfast.moments.calls import Call
 from holdfast.moments.state import measuring
 from holdfast.records import Importance, ImportanceInfo
@@ -54,7 +54,7 @@ _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 @dataclass(frozen=True)
-class Progress:
+class MeasuringProgress:
     """How far a measurement is.
 
     Attributes:
@@ -80,7 +80,7 @@ class Progress:
         )
 
 
-Watch = Callable[[Progress], None]
+ProgressCallback = Callable[[MeasuringProgress], None]
 
 
 @dataclass
@@ -96,10 +96,10 @@ class Groups:
 
     def add(self, part: int, found: Mapping[str, Tensor], size: int) -> None:
         """Add what a part of so many examples gave, means over them."""
-        watched = _watched(found)
+        seen = _seen(found)
         if not self.sums.numel():
-            self.sums = torch.zeros(_GROUPS, len(watched))
-        self.sums[part % _GROUPS] += size * watched
+            self.sums = torch.zeros(_GROUPS, len(seen))
+        self.sums[part % _GROUPS] += size * seen
         self.counts[part % _GROUPS] += size
 
     def compare(self) -> tuple[float, float] | None:
@@ -116,13 +116,13 @@ class Groups:
         return (float(error) / length if length else 0.0), float(agreement)
 
 
-def _watched(tensors: Mapping[str, Tensor]) -> Tensor:
+def _seen(tensors: Mapping[str, Tensor]) -> Tensor:
     """The same evenly spread weights of every parameter, about `_WATCHED` in all."""
     stride = max(1, sum(tensor.numel() for tensor in tensors.values()) // _WATCHED)
     return torch.cat([tensor.flatten()[::stride].cpu().float() for tensor in tensors.values()])
 
 
-def measure(
+def measure_importance(
     model: LanguageModel,
     data: Callable[[], Iterable[Example]],
     *,
@@ -135,8 +135,8 @@ def measure(
     checkpoint: Path | None = None,
     identity: Mapping[str, Any] | None = None,
     checkpoint_seconds: float = 30.0,
-    watch: Watch | None = None,
-) -> tuple[AnyImportance, Progress]:
+    on_part: ProgressCallback | None = None,
+) -> tuple[AnyImportance, MeasuringProgress]:
     """The importance of the weights of `model.base`, under their own names.
 
     The data are measured in parts of 64 examples, each with labels drawn under a seed of its own, and the parts' sums
@@ -159,7 +159,7 @@ def measure(
         checkpoint: file to go on from; deleted by the caller when the result is safe.
         identity: what else must be the same to go on, as JSON values.
         checkpoint_seconds: at least so long between two writings.
-        watch: told of the progress after each part.
+        on_part: called with the progress after each part.
 
     Returns:
         The importance, with "kfac" a `FactoredImportance`; and how far it got.
@@ -200,8 +200,8 @@ def measure(
         if checkpoint is not None and time.monotonic() - written >= checkpoint_seconds:
             state.write(checkpoint, key)
             written = time.monotonic()
-        if watch is not None:
-            watch(state.progress())
+        if on_part is not None:
+            on_part(state.progress())
     if state.seen == 0:
         raise EmptyDataError("importance: the data held no example.")
     importance = state.mean(_info(model, state.seen, kind, seed, state.rules))
@@ -294,9 +294,9 @@ class _State:
             factors[f"{name}/outputs"] /= trace.where(trace > 0, 1.0)
         return importance_of(factors_from(self.layers, factors, where="importance"), diagonal, info)
 
-    def progress(self) -> Progress:
+    def progress(self) -> MeasuringProgress:
         error, agreement = self.groups.compare() or (None, None)
-        return Progress(self.seen, error, agreement, self.seconds)
+        return MeasuringProgress(self.seen, error, agreement, self.seconds)
 
 
 def _of_base(found: AnyImportance, prefix: str) -> AnyImportance:
@@ -316,7 +316,7 @@ def _of_base(found: AnyImportance, prefix: str) -> AnyImportance:
 
 def _measure_part(model: LanguageModel, part: list[Example], kind: Kind, seed: int, size: int) -> AnyImportance:
     """The mean over the examples of a part, `size` of them at a time."""
-    data: Iterable[Batch] = batches(model, part, size)
+    data: Iterable[LanguageBatch] = batches(model, part, size)
     if kind == "mas":
         if model.task == "similarity" and len(part[0].tokens) == 1:
             raise OptionError(
@@ -376,11 +376,13 @@ def _info(model: LanguageModel, seen: int, kind: Kind, seed: int, rules: Mapping
     )
 
 
-def _some_batches(model: LanguageModel, data: Callable[[], Iterable[Example]], seed: int) -> list[Batch]:
+def _some_batches(model: LanguageModel, data: Callable[[], Iterable[Example]], seed: int) -> list[LanguageBatch]:
     return list(batches(model, drawn(data(), _CALIBRATED, seed=seed), PART))
 
 
-def _nats_per_unit(model: LanguageModel, importance: Importance, sample: list[Batch], seed: int) -> float | None:
+def _nats_per_unit(
+    model: LanguageModel, importance: Importance, sample: list[LanguageBatch], seed: int
+) -> float | None:
     pairs = []
     for batch in sample:
         args, kwargs = model_inputs(batch)

@@ -19,7 +19,7 @@ from holdfast.experiments.language.encoders import SentenceClassifier, SentenceE
 from holdfast.experiments.language.folders import config_of, has_config, read_model_folder, revision_of
 from holdfast.experiments.language.heads import (
     HEAD,
-    Head,
+    ClassifierHead,
     base_prefix,
     head_tensors,
     module_with,
@@ -29,9 +29,9 @@ from holdfast.experiments.language.heads import (
     write_heads,
 )
 from holdfast.files import new_folder, read_json, read_state, write_json, write_state
-from holdfast.files.typed import listed, typed
+from holdfast.files.typed import listed_mistakes, typed
 
-Task = Literal["causal-lm", "classification", "similarity"]
+LanguageTask = Literal["causal-lm", "classification", "similarity"]
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class LanguageModel:
 
     name: str
     folder: Path
-    task: Task
+    task: LanguageTask
     module: nn.Module
     base: nn.Module
     tokenizer: Any
@@ -62,7 +62,7 @@ class LanguageModel:
     labels: tuple[str, ...] = ()
     new_head: bool = False
     head: str = ""
-    heads: Mapping[str, Head] = field(default_factory=dict)
+    heads: Mapping[str, ClassifierHead] = field(default_factory=dict)
 
     @property
     def own_part(self) -> str:
@@ -84,7 +84,7 @@ class LanguageModel:
             return self
         if name not in self.heads:
             raise UnknownNameError("head", name, self.head_labels)
-        own = {self.head: Head(self.labels, head_tensors(self.module))} if self.head else {}
+        own = {self.head: ClassifierHead(self.labels, head_tensors(self.module))} if self.head else {}
         others = {other: head for other, head in self.heads.items() if other != name}
         found = self.heads[name]
         module = module_with(self.module, found)
@@ -109,7 +109,7 @@ class LanguageModel:
             raise OptionError(f"{self.name} has a head {name!r} already. Give the new one another name: --head NAME.")
         if isinstance(self.module, SentenceClassifier | SentenceEncoder):
             weights = SentenceClassifier(self.module.encoder, tuple(labels)).head.state_dict()
-            fresh = Head(tuple(labels), weights)
+            fresh = ClassifierHead(tuple(labels), weights)
         else:
             fresh = new_head(self.module, labels)
         return replace(replace(self, heads={**self.heads, name: fresh}).with_head(name), new_head=True)
@@ -192,7 +192,7 @@ def find_model(name: str) -> Path:
 def load_model(
     name: str,
     *,
-    task: Task | None = None,
+    task: LanguageTask | None = None,
     labels: Sequence[str] = (),
     head: str | None = None,
     device: str | torch.device = "cpu",
@@ -226,7 +226,7 @@ def load_model(
 
 
 def _loaded(
-    name: str, folder: Path, *, task: Task | None, labels: tuple[str, ...], head: str | None, dtype: torch.dtype
+    name: str, folder: Path, *, task: LanguageTask | None, labels: tuple[str, ...], head: str | None, dtype: torch.dtype
 ) -> LanguageModel:
     """The model in a folder whose files may be read, on the CPU."""
     config = config_of(folder / "config.json")
@@ -279,7 +279,7 @@ def _headed(
     own_labels: tuple[str, ...],
     made_for: str,
     *,
-    asked: Task,
+    asked: LanguageTask,
     labels: tuple[str, ...],
     head: str | None,
 ) -> LanguageModel:
@@ -298,7 +298,7 @@ def _headed(
         found = replace(found, labels=own_labels, head=current, heads=kept)
     elif (found.folder / f"{HEAD}.json").is_file():
         weights, _ = read_state(found.folder / f"{HEAD}.safetensors")
-        found = replace(found, heads={**kept, current: Head(own_labels, weights)})
+        found = replace(found, heads={**kept, current: ClassifierHead(own_labels, weights)})
         found = found.with_head(current) if asked == "classification" else found
     elif "ForSequenceClassification" not in made_for:
         found = replace(found, heads=kept)
@@ -330,7 +330,7 @@ def tokenizer_hash(tokenizer: Any) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
-def _task_of(made_for: str, folder: Path) -> Task:
+def _task_of(made_for: str, folder: Path) -> LanguageTask:
     if "ForCausalLM" in made_for or "LMHeadModel" in made_for:
         return "causal-lm"
     if "ForSequenceClassification" in made_for or (folder / f"{HEAD}.json").is_file():
@@ -338,14 +338,14 @@ def _task_of(made_for: str, folder: Path) -> Task:
     return "similarity"
 
 
-def _own_labels(folder: Path, config: dict[str, Any], own: Task) -> tuple[str, ...]:
+def _own_labels(folder: Path, config: dict[str, Any], own: LanguageTask) -> tuple[str, ...]:
     """The classes of the head that a model comes with."""
     if own != "classification":
         return ()
     if (folder / f"{HEAD}.json").is_file():
         found, mistakes = typed(read_json(folder / f"{HEAD}.json"), {"labels": list[str]})
         if mistakes:
-            raise FileFormatError(f"{folder / f'{HEAD}.json'} is damaged: {listed(mistakes)}. Copy it again.")
+            raise FileFormatError(f"{folder / f'{HEAD}.json'} is damaged: {listed_mistakes(mistakes)}. Copy it again.")
         return tuple(found["labels"])
     named = config.get("id2label") or {str(n): f"LABEL_{n}" for n in range(config.get("num_labels") or 2)}
     return tuple(str(named[number]) for number in sorted(named, key=int))

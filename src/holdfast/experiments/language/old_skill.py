@@ -7,9 +7,9 @@ from dataclasses import replace
 
 from holdfast.errors import OptionError
 from holdfast.experiments.language.batches import Example, classes_of, examples
-from holdfast.experiments.language.choosing import fits, known_labels, listed, number_of
+from holdfast.experiments.language.choosing import fits, known_labels, listed_labels, number_of
 from holdfast.experiments.language.encoders import SentenceEncoder
-from holdfast.experiments.language.models import LanguageModel, Task
+from holdfast.experiments.language.models import LanguageModel, LanguageTask
 from holdfast.experiments.language.sources import Source
 from holdfast.experiments.language.ticks import OnProgress, counted
 
@@ -27,7 +27,7 @@ class OldSkill:
         OptionError: the old data do not show a skill that the model has.
     """
 
-    def __init__(self, ready: LanguageModel, measured: object, source: Source, *, asked: Task) -> None:
+    def __init__(self, ready: LanguageModel, measured: object, source: Source, *, asked: LanguageTask) -> None:
         self._name, self._source, self.head = ready.name, source, ""
         row = source.first()
         self._of_encoder = isinstance(ready.module, SentenceEncoder) or ready.base is not ready.module
@@ -45,10 +45,10 @@ class OldSkill:
             by_number = [name for name in order if fits(known[name], labels, by_number=True)]
             fitting = next(iter(by_name + by_number), None)
             if fitting is None:
-                told = "; ".join(f"{name!r}: {listed(own)}" for name, own in known.items())
+                told = "; ".join(f"{name!r}: {listed_labels(own)}" for name, own in known.items())
                 raise OptionError(
-                    f"finetune: {source.path} has the labels {listed(labels)}, and no head of {ready.name} has all of "
-                    f"these ({told}). Give --old-data that show what the model could do."
+                    f"finetune: {source.path} has the labels {listed_labels(labels)}, and no head of {ready.name} has "
+                    f"all of these ({told}). Give --old-data that show what the model could do."
                 )
             self.head = fitting
         elif ready.task != asked:

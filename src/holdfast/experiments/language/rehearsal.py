@@ -16,15 +16,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from holdfast.errors import OptionError
-from holdfast.experiments.language.batches import Batch, Example, collate
+from holdfast.experiments.language.batches import Example, LanguageBatch, collate
 from holdfast.experiments.language.encoders import SentenceClassifier, SentenceEncoder, pooled
 from holdfast.experiments.language.learning import Pace, learn, shuffled
 from holdfast.experiments.language.models import LanguageModel
 from holdfast.experiments.language.skills import likelihood_of
 from holdfast.experiments.language.ticks import OnProgress, counted
-from holdfast.heads.batches import batch_to
-from holdfast.heads.categorical import IGNORED
-from holdfast.heads.likelihoods import logits_of
+from holdfast.likelihoods.batches import batch_to
+from holdfast.likelihoods.categorical import IGNORED
+from holdfast.likelihoods.likelihood import logits_of
 from holdfast.records import Importance
 from holdfast.retention import EWC
 from holdfast.tensors import all_parameters, copies
@@ -128,14 +128,14 @@ def rehearse(
     return Rehearsed(factor, predicted, rise)
 
 
-def _batches(model: LanguageModel, found: Sequence[Example]) -> list[Batch]:
+def _batches(model: LanguageModel, found: Sequence[Example]) -> list[LanguageBatch]:
     ordered = sorted(found, key=lambda example: max(map(len, example.tokens)))
     device = next(model.module.parameters()).device
     return [batch_to(collate(model, ordered[at : at + _BATCH]), device) for at in range(0, len(ordered), _BATCH)]
 
 
 @torch.no_grad()
-def _answered(model: LanguageModel, batch: Batch, generator: torch.Generator) -> Batch:
+def _answered(model: LanguageModel, batch: LanguageBatch, generator: torch.Generator) -> LanguageBatch:
     """The batch with the model's own answers for targets: the mean of a Gaussian, probabilities, or drawn tokens."""
     model.module.eval()
     inputs, targets = batch
@@ -151,7 +151,7 @@ def _answered(model: LanguageModel, batch: Batch, generator: torch.Generator) ->
 
 
 @torch.no_grad()
-def _loss(model: LanguageModel, answers: Sequence[Batch]) -> float:
+def _loss(model: LanguageModel, answers: Sequence[LanguageBatch]) -> float:
     model.module.eval()
     total = 0.0
     for inputs, wanted in answers:

@@ -8,15 +8,15 @@ from pathlib import Path
 
 from holdfast.errors import DataFileError, EmptyDataError, OptionError
 from holdfast.experiments.language.forms.arrow import SAVED, arrow_table, named_table, parquet_table, saved_tables
-from holdfast.experiments.language.forms.columns import DECLINED, Chosen, Columns, Label, Row, choose, row_of
-from holdfast.experiments.language.forms.folders import ALL, FAMILIES, Found, files_in, split_named
+from holdfast.experiments.language.forms.columns import DECLINED, Chosen, Columns, Label, Row, choose_columns, row_of
+from holdfast.experiments.language.forms.folders import ALL, FAMILIES, FolderFiles, files_in, split_named
 from holdfast.experiments.language.forms.json_files import json_table, lines_table
-from holdfast.experiments.language.forms.opened import COMPRESSED, opened, suffix_of
+from holdfast.experiments.language.forms.opened import COMPRESSED, opened_text, suffix_of
 from holdfast.experiments.language.forms.separated import separated_table
 from holdfast.experiments.language.forms.table import Table
 from holdfast.experiments.language.forms.text import INTENTS, intents_table, text_table
 
-__all__ = ["DECLINED", "Columns", "Label", "Reading", "Row", "Rows", "read_rows"]
+__all__ = ["DECLINED", "Columns", "Label", "Row", "RowStream", "SourceDescription", "read_rows"]
 
 _Reader = Callable[[Path, Columns, str], Table]
 _READERS: Mapping[str, _Reader] = {
@@ -33,7 +33,7 @@ _NO_TEXT = "\0\1\2\3\4\5\6\7\b\016\017\020\021\022\023\024\025\026\027\030\031\0
 
 
 @dataclass(frozen=True)
-class Reading:
+class SourceDescription:
     """What a source was found to be, for the user to see before any work.
 
     Attributes:
@@ -78,7 +78,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 @dataclass(frozen=True)
-class Rows:
+class RowStream:
     """The rows of a source, a stream that can be read from the beginning again and again.
 
     Attributes:
@@ -109,7 +109,7 @@ class Rows:
         if is_empty:
             raise EmptyDataError(f"{self.source}: no row in it ({self.tables[0].form}). Give data that have some.")
 
-    def describe(self) -> Reading:
+    def describe(self) -> SourceDescription:
         """What was found; where only the entries tell the columns, by the first of them.
 
         Raises:
@@ -124,9 +124,9 @@ class Rows:
             if first is None:
                 raise EmptyDataError(f"{self.source}: no row in it ({table.form}). Give data that have some.")
             names = table.names or tuple(first[1])
-            chosen = choose(names, self.columns, where=first[0])
+            chosen = choose_columns(names, self.columns, where=first[0])
         forms = dict.fromkeys(each.form for each in self.tables)
-        return Reading(
+        return SourceDescription(
             self.source,
             " and ".join(forms),
             len(self.tables),
@@ -145,7 +145,7 @@ class Rows:
             names = tuple(entry)
             chosen = by_names.get(names)
             if chosen is None:
-                chosen = by_names[names] = choose(names, self.columns, where=where)
+                chosen = by_names[names] = choose_columns(names, self.columns, where=where)
             label = chosen.label or ""
             number = None if table.numbers is None else numbers.get(label)
             yield row_of(entry, chosen, where=where, classes=table.classes.get(label, ()), number=number)
@@ -157,7 +157,7 @@ class Rows:
         return {name: float if any(each[name] is float for each in found) else int for name in shared}
 
 
-def read_rows(source: str, *, columns: Columns | None = None, split: str = "train") -> Rows:
+def read_rows(source: str, *, columns: Columns | None = None, split: str = "train") -> RowStream:
     """The rows of a source, as a stream; nothing is held but the row at hand.
 
     Labels keep their type: text stays text, classes that are stored as numbers get their names, and of a form without
@@ -184,21 +184,21 @@ def read_rows(source: str, *, columns: Columns | None = None, split: str = "trai
         if any((path / name).is_file() for name in SAVED):
             return _saved(source, columns, split)
         if (path / INTENTS).is_file():
-            found = Found([path / INTENTS])
+            found = FolderFiles([path / INTENTS])
         else:
             found = files_in(path, split)
-        return Rows(
+        return RowStream(
             source, [_table(file, columns, split) for file in found.files], columns, found.split, found.left_out
         )
     if path.is_file():
-        return Rows(source, [_table(path, columns, split)], columns)
+        return RowStream(source, [_table(path, columns, split)], columns)
     if path.exists():
         raise DataFileError(f"{path} is no regular file. Give a file or a folder.")
     if suffix_of(path) in FAMILIES or path.is_absolute() or source.startswith((".", "~")) or len(path.parts) > 2:
         raise DataFileError(
             f"{path}: no such file or folder. Give a file, a folder, or a name of the datasets library."
         )
-    return Rows(source, [named_table(source, split)], columns, split)
+    return RowStream(source, [named_table(source, split)], columns, split)
 
 
 def _table(path: Path, columns: Columns, split: str) -> Table:
@@ -211,7 +211,7 @@ def _table(path: Path, columns: Columns, split: str) -> Table:
         return _READERS[suffix](path, columns, split)
     if suffix not in FAMILIES:
         try:
-            with opened(path) as file:
+            with opened_text(path) as file:
                 beginning = file.read(2**12)
         except DataFileError as error:
             if error.__cause__ is not None and not isinstance(error.__cause__, UnicodeError):
@@ -225,19 +225,19 @@ def _table(path: Path, columns: Columns, split: str) -> Table:
     return text_table(path)
 
 
-def _saved(source: str, columns: Columns, split: str) -> Rows:
+def _saved(source: str, columns: Columns, split: str) -> RowStream:
     tables = saved_tables(Path(source))
     if "" in tables:
-        return Rows(source, [tables[""]], columns)
+        return RowStream(source, [tables[""]], columns)
     by_name = {split_named(name): name for name in tables} | {name: name for name in tables}
     asked = split if split in by_name else split_named(split)
     if split == ALL and split not in by_name:
-        return Rows(source, list(tables.values()), columns, ALL)
+        return RowStream(source, list(tables.values()), columns, ALL)
     if asked not in by_name:
         shown = ", ".join(map(repr, tables))
         raise DataFileError(f"{source}: no split {split!r} in it; found {shown}. Choose one with --split.")
     left_out = {f"split {name!r}": (name,) for name in tables if name != by_name[asked]}
-    return Rows(source, [tables[by_name[asked]]], columns, by_name[asked], left_out)
+    return RowStream(source, [tables[by_name[asked]]], columns, by_name[asked], left_out)
 
 
 def _lines(table: Table) -> Iterator[Row]:

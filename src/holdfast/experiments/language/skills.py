@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 
 from holdfast.errors import EmptyDataError
-from holdfast.experiments.language.batches import Batch
-from holdfast.experiments.language.models import LanguageModel, Task
-from holdfast.heads.batches import batch_to
-from holdfast.heads.categorical import IGNORED
-from holdfast.heads.likelihoods import Categorical, Gaussian, Likelihood, logits_of
+from holdfast.experiments.language.batches import LanguageBatch
+from holdfast.experiments.language.models import LanguageModel, LanguageTask
+from holdfast.likelihoods.batches import batch_to
+from holdfast.likelihoods.categorical import IGNORED
+from holdfast.likelihoods.likelihood import Categorical, Gaussian, Likelihood, logits_of
 from holdfast.tensors import spearman
 
 SIMILARITY_VARIANCE = 0.04
 """Of a similarity in 0..1 around the cosine: people disagree by about 0.2, one point of the benchmark's five."""
 
-MEASURES: dict[Task, str] = {"causal-lm": "perplexity", "classification": "accuracy", "similarity": "Spearman"}
+MEASURES: dict[LanguageTask, str] = {"causal-lm": "perplexity", "classification": "accuracy", "similarity": "Spearman"}
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Skill:
         return f"{self.value:.2f}" if self.measure == "perplexity" else f"{self.value:.4f}"
 
 
-def likelihood_of(task: Task) -> Likelihood:
+def likelihood_of(task: LanguageTask) -> Likelihood:
     """The likelihood whose nats are those of the task: of a similarity a Gaussian around the cosine."""
     if task == "similarity":
         return Gaussian(variance=SIMILARITY_VARIANCE)
@@ -60,7 +60,7 @@ def likelihood_of(task: Task) -> Likelihood:
 
 
 @torch.no_grad()
-def evaluate(model: LanguageModel, data: Iterable[Batch]) -> Skill:
+def evaluate(model: LanguageModel, data: Iterable[LanguageBatch]) -> Skill:
     """Measure the skill; the model is put in evaluation mode meanwhile.
 
     Raises:

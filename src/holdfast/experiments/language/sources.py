@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from holdfast.experiments.language.rows import Columns, Row, Rows, read_rows
+from holdfast.experiments.language.rows import Columns, Row, RowStream, read_rows
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Source:
     columns: Columns = field(default_factory=Columns)
     split: str = "train"
 
-    def rows(self) -> Rows:
+    def rows(self) -> RowStream:
         """The stream of rows, which can be read again and again."""
         return read_rows(self.path, columns=self.columns, split=self.split)
 

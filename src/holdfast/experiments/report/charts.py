@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from holdfast.experiments.groups import Group, method_label
+from holdfast.experiments.groups import RunGroup, method_label
 from holdfast.experiments.plots import by_task, limits, spread, task_ticks
 from holdfast.experiments.report.content import Section
 from holdfast.experiments.report.families import strength_of
@@ -92,7 +92,7 @@ class Plot:
 
 
 @dataclass(frozen=True)
-class Point:
+class CurvePoint:
     """A value of a curve, as it is measured."""
 
     x: float
@@ -109,7 +109,7 @@ def accuracy_plot(section: Section) -> Plot:
     for group in section.shown:
         estimates = [Estimate.of(values) for values in by_task(group)]
         points = [
-            Point(across.at(t), estimate, f"{group.label}, {t} task{'s' * (t > 1)}: {percent(estimate)}")
+            CurvePoint(across.at(t), estimate, f"{group.label}, {t} task{'s' * (t > 1)}: {percent(estimate)}")
             for t, estimate in enumerate(estimates, 1)
         ]
         lines.append((group.label, points))
@@ -136,13 +136,13 @@ def strength_plot(section: Section) -> Plot | None:
         elif strength_of(family.best) is None and family.best.settings.get("budget") is None:
             estimate = final(family.best)
             title = f"{family.label}: {percent(estimate)}"
-            lines.append((family.label, [Point(x, Estimate(estimate.mean), title) for x in (0.0, 100.0)]))
+            lines.append((family.label, [CurvePoint(x, Estimate(estimate.mean), title) for x in (0.0, 100.0)]))
         else:
             lines.append((family.label, []))
     return _plot(lines, "strength (logarithmic)", scale.ticks(), of_last_task=True)
 
 
-def final(group: Group) -> Estimate:
+def final(group: RunGroup) -> Estimate:
     """Average accuracy after the last task."""
     return Estimate.of([result.final_accuracy for result in group.results])
 
@@ -166,15 +166,15 @@ def heat_paths(matrix: Sequence[Sequence[float]]) -> dict[int, str]:
     return {level: "".join(parts) for level, parts in sorted(found.items())}
 
 
-def _at_strength(group: Group, x: float, is_best: bool) -> Point:
+def _at_strength(group: RunGroup, x: float, is_best: bool) -> CurvePoint:
     estimate, validation = final(group), Estimate.of([result.validation_accuracy[-1] for result in group.results])
     told = f"{method_label(group.method)}, strength {strength_of(group):g}: {percent(estimate)}"
     told += f"; {percent(validation)} on validation data" + ", the best" * is_best
-    return Point(x, estimate, told, is_best)
+    return CurvePoint(x, estimate, told, is_best)
 
 
 def _plot(
-    lines: Sequence[tuple[str, list[Point]]], x_label: str, x_ticks: Sequence[Tick], *, of_last_task: bool = False
+    lines: Sequence[tuple[str, list[CurvePoint]]], x_label: str, x_ticks: Sequence[Tick], *, of_last_task: bool = False
 ) -> Plot:
     reach = [value for _, points in lines for point in points for value in _reach(point.estimate)]
     up = Scale(*limits(reach))
@@ -209,7 +209,7 @@ def _plot(
     )
 
 
-def _mark(point: Point, up: Scale, *, interval: bool) -> Mark:
+def _mark(point: CurvePoint, up: Scale, *, interval: bool) -> Mark:
     mean, half = point.estimate.mean, point.estimate.half_width
     if half is None or not interval:
         return Mark(point.x, 100 - up.at(mean), point.title, point.is_best)
@@ -225,7 +225,7 @@ def _names_at(ends: Sequence[float], height: int) -> list[float]:
     return [place + shift for place in places]
 
 
-def _band(points: Sequence[Point], up: Scale) -> str:
+def _band(points: Sequence[CurvePoint], up: Scale) -> str:
     known = [(point.x, point.estimate.mean, point.estimate.half_width) for point in points]
     ranges = [(x, mean - half, mean + half) for x, mean, half in known if half is not None]
     if len(ranges) < 2:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from holdfast.experiments.groups import Group
+from holdfast.experiments.groups import RunGroup
 from holdfast.experiments.tables import Estimate
 from holdfast.metrics import confidence_interval, student_p
 
@@ -28,8 +28,8 @@ class Comparison:
         corrected: the same after Holm's correction for all the comparisons it stands among.
     """
 
-    first: Group
-    second: Group
+    first: RunGroup
+    second: RunGroup
     num_seeds: int
     difference: Estimate
     p: float
@@ -41,7 +41,7 @@ class Comparison:
         return self.corrected < LEVEL
 
 
-def comparisons(groups: Sequence[Group]) -> list[Comparison]:
+def comparisons(groups: Sequence[RunGroup]) -> list[Comparison]:
     """Every pair of groups that have at least two seeds in common, in order.
 
     A seed decides initial weights, order of examples and permutations alike for every method, so that differences are

@@ -6,12 +6,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from holdfast.experiments.escaping import file_name
-from holdfast.experiments.groups import Group, group_results, sections
+from holdfast.experiments.groups import RunGroup, group_results, sections
 from holdfast.experiments.plots import title_of
 from holdfast.experiments.report.comparisons import Comparison, comparisons
 from holdfast.experiments.report.families import Family, families
 from holdfast.experiments.results import RunResult
-from holdfast.experiments.tables import Row, row_of
+from holdfast.experiments.tables import ResultRow, result_row
 
 LEGEND = (
     ("accuracy", "mean test accuracy over all tasks after the last one."),
@@ -50,8 +50,8 @@ class Section:
 
     stream: str
     scenario: str
-    groups: tuple[Group, ...]
-    rows: tuple[Row, ...]
+    groups: tuple[RunGroup, ...]
+    rows: tuple[ResultRow, ...]
     families: tuple[Family, ...]
     comparisons: tuple[Comparison, ...]
 
@@ -66,7 +66,7 @@ class Section:
         return title_of(self.groups[0])
 
     @property
-    def shown(self) -> list[Group]:
+    def shown(self) -> list[RunGroup]:
         """What pictures show: of each family the configuration that validation data chooses."""
         return [family.best for family in self.families]
 
@@ -86,7 +86,7 @@ def sections_of(results: Iterable[RunResult]) -> list[Section]:
                 stream=stream,
                 scenario=scenario,
                 groups=tuple(groups),
-                rows=tuple(map(row_of, groups)),
+                rows=tuple(map(result_row, groups)),
                 families=tuple(own),
                 comparisons=tuple(comparisons([family.best for family in own])),
             )

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from holdfast.experiments.groups import Group, differing, method_label, setting_text
+from holdfast.experiments.groups import RunGroup, differing, method_label, setting_text
 from holdfast.metrics import confidence_interval
 
 _TUNED = ("strength", "budget")
@@ -26,18 +26,18 @@ class Family:
     """
 
     label: str
-    members: tuple[Group, ...]
-    best: Group
+    members: tuple[RunGroup, ...]
+    best: RunGroup
 
     @property
-    def by_strength(self) -> list[Group]:
+    def by_strength(self) -> list[RunGroup]:
         """The members that have a strength, ascending."""
         return sorted((group for group in self.members if strength_of(group) is not None), key=_rank)
 
 
-def families(groups: Sequence[Group]) -> list[Family]:
+def families(groups: Sequence[RunGroup]) -> list[Family]:
     """The families of groups of one stream and scenario, in the order of the groups."""
-    by_method: dict[str, dict[str, list[Group]]] = defaultdict(lambda: defaultdict(list))
+    by_method: dict[str, dict[str, list[RunGroup]]] = defaultdict(lambda: defaultdict(list))
     for group in groups:
         fixed = {name: value for name, value in group.settings.items() if name not in _TUNED}
         by_method[group.method][json.dumps(fixed, sort_keys=True)].append(group)
@@ -51,22 +51,22 @@ def families(groups: Sequence[Group]) -> list[Family]:
     return found
 
 
-def strength_of(group: Group) -> float | None:
+def strength_of(group: RunGroup) -> float | None:
     """The strength of a group's runs; None where they have none."""
     strength = group.settings.get("strength")
     return None if strength is None else float(strength)
 
 
-def _chosen(members: Sequence[Group]) -> Group:
+def _chosen(members: Sequence[RunGroup]) -> RunGroup:
     most = max(len(group.results) for group in members)
     return max((group for group in members if len(group.results) == most), key=_validation)
 
 
-def _validation(group: Group) -> float:
+def _validation(group: RunGroup) -> float:
     return confidence_interval([result.validation_accuracy[-1] for result in group.results])[0]
 
 
-def _rank(group: Group) -> float:
+def _rank(group: RunGroup) -> float:
     strength = strength_of(group)
     assert strength is not None
     return strength

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from holdfast.experiments.canvas import INK
-from holdfast.experiments.groups import Group
+from holdfast.experiments.groups import RunGroup
 from holdfast.experiments.plots import stroke
 
 LIGHT, DARK = "#ffffff", "#181b1f"
@@ -39,7 +39,7 @@ class Look:
     marker: str
 
 
-def look(group: Group) -> Look:
+def look(group: RunGroup) -> Look:
     """The look of a group: that of the pictures, in colours that stand out from both pages."""
     drawn = stroke(group)
     colour, line = drawn["color"], drawn["linestyle"]

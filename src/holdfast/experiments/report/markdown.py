@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from holdfast.experiments.escaping import markdown_text
-from holdfast.experiments.groups import Group, differing, method_label, setting_text
+from holdfast.experiments.groups import RunGroup, differing, method_label, setting_text
 from holdfast.experiments.report.comparisons import Comparison
 from holdfast.experiments.report.content import INTERVALS, LEGEND, Section, p_text
 from holdfast.experiments.tables import markdown
@@ -28,13 +28,13 @@ def markdown_page(sections: Sequence[Section], *, pictures: Iterable[str]) -> st
     return "\n".join([head, *parts, f"Written by holdfast {__version__}.\n"])
 
 
-def shared_settings(groups: Sequence[Group]) -> list[tuple[str, Any]]:
+def shared_settings(groups: Sequence[RunGroup]) -> list[tuple[str, Any]]:
     """The settings that all groups share, without those that are unset."""
     own = differing([group.settings for group in groups])
     return [(name, value) for name, value in groups[0].settings.items() if name not in own and value is not None]
 
 
-def own_settings(groups: Sequence[Group]) -> list[str]:
+def own_settings(groups: Sequence[RunGroup]) -> list[str]:
     """For each group the settings that not all groups share, in a line."""
     own = differing([group.settings for group in groups])
     return [
@@ -84,7 +84,7 @@ def _comparisons(found: Sequence[Comparison]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _settings(groups: Sequence[Group]) -> str:
+def _settings(groups: Sequence[RunGroup]) -> str:
     """The settings that all share, and for each configuration those that are its own."""
     shared = [markdown_text(setting_text(name, value)) for name, value in shared_settings(groups)]
     lines = [f"All: {', '.join(shared) or 'nothing in common'}."]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from holdfast.experiments.groups import Group, setting_text
+from holdfast.experiments.groups import RunGroup, setting_text
 from holdfast.experiments.plots import seeds_told, task_ticks
 from holdfast.experiments.report.charts import (
     Plot,
@@ -26,9 +26,9 @@ from holdfast.experiments.report.content import INTERVALS, LEGEND, Section, p_te
 from holdfast.experiments.report.looks import LINE_WIDTH, Look, heat_colours, look, marker_shapes
 from holdfast.experiments.report.markdown import own_settings, shared_settings
 from holdfast.experiments.report.pictures import TRANSFER, held_megabytes
-from holdfast.experiments.report.samples import Sample, samples
+from holdfast.experiments.report.samples import SamplePicture, samples
 from holdfast.experiments.report.scales import Scale
-from holdfast.experiments.tables import COLUMNS, Estimate, Row, best, row_of
+from holdfast.experiments.tables import COLUMNS, Estimate, ResultRow, best_row, result_row
 from holdfast.version import __version__
 
 MOST_NUMBERED = 12
@@ -36,11 +36,11 @@ MOST_NUMBERED = 12
 
 
 @dataclass(frozen=True)
-class Series:
+class SectionSeries:
     """A configuration as the pictures of a section show it."""
 
     key: str
-    group: Group
+    group: RunGroup
     look: Look
 
     @property
@@ -53,7 +53,7 @@ class Series:
 class Heat:
     """The accuracy matrix of a series: mean over seeds, the levels of its cells, or paths where it has many."""
 
-    series: Series
+    series: SectionSeries
     final: str
     matrix: list[list[float]]
     levels: list[list[int]]
@@ -64,7 +64,7 @@ class Heat:
 class Lane:
     """An estimate on a line of its own; places in per cent from the left."""
 
-    series: Series
+    series: SectionSeries
     mean: float
     low: float
     high: float
@@ -86,7 +86,7 @@ class View:
 
     section: Section
     key: str
-    series: list[Series]
+    series: list[SectionSeries]
     lead: str
     seeds: str
     seeds_of_mean: str
@@ -100,8 +100,8 @@ class View:
     pairs: dict[tuple[str, str], Comparison]
     shared: list[tuple[str, str]]
     own: list[str]
-    winner: Row | None
-    samples: list[Sample]
+    winner: ResultRow | None
+    samples: list[SamplePicture]
     samples_left_out: int
 
 
@@ -154,8 +154,8 @@ def content_hash(content: str) -> str:
 
 def _view(number: int, section: Section, places: Mapping[int, Path]) -> View:
     shown = section.shown
-    series = [Series(f"{number}-{k}", group, look(group)) for k, group in enumerate(shown)]
-    rows = [row_of(group) for group in shown]
+    series = [SectionSeries(f"{number}-{k}", group, look(group)) for k, group in enumerate(shown)]
+    rows = [result_row(group) for group in shown]
     key_of = {id(group): each.key for group, each in zip(shown, series)}
     pairs = {(key_of[id(each.first)], key_of[id(each.second)]): each for each in section.comparisons}
     found, left_out = samples(shown, places)
@@ -183,17 +183,17 @@ def _view(number: int, section: Section, places: Mapping[int, Path]) -> View:
             for name, value in shared_settings(section.groups)
         ],
         own=own_settings(section.groups),
-        winner=best(section.rows),
+        winner=best_row(section.rows),
         samples=found,
         samples_left_out=left_out,
     )
 
 
-def _lead(rows: Sequence[Row], num_tasks: int) -> str:
+def _lead(rows: Sequence[ResultRow], num_tasks: int) -> str:
     """The outcome in a sentence."""
     told = {row.method: percent(row.accuracy) for row in rows}
     after = f"After {num_tasks} task{'s' * (num_tasks != 1)}"
-    winner = best([row for row in rows if row.method not in ("joint", "cumulative")])
+    winner = best_row([row for row in rows if row.method not in ("joint", "cumulative")])
     if winner is None:
         return f"{after}: " + "; ".join(f"{row.label} {percent(row.accuracy)}" for row in rows) + "."
     parts = [
@@ -206,7 +206,7 @@ def _lead(rows: Sequence[Row], num_tasks: int) -> str:
     return "; ".join(parts) + "."
 
 
-def _heat(series: Series) -> Heat:
+def _heat(series: SectionSeries) -> Heat:
     matrix = np.mean([result.accuracy_matrix for result in series.group.results], axis=0)
     numbered = len(matrix) <= MOST_NUMBERED
     return Heat(
@@ -218,7 +218,7 @@ def _heat(series: Series) -> Heat:
     )
 
 
-def _panel(name: str, series: Sequence[Series], estimates: Sequence[Estimate], *, from_zero: bool) -> Panel:
+def _panel(name: str, series: Sequence[SectionSeries], estimates: Sequence[Estimate], *, from_zero: bool) -> Panel:
     """Accuracies in points, with their intervals."""
     axis = lane_scale(estimates, from_zero=from_zero)
     lanes = []
@@ -229,7 +229,7 @@ def _panel(name: str, series: Sequence[Series], estimates: Sequence[Estimate], *
     return Panel(name, axis.at(0.0) if from_zero else None, lanes)
 
 
-def _costs(series: Sequence[Series], rows: Sequence[Row]) -> list[Panel]:
+def _costs(series: Sequence[SectionSeries], rows: Sequence[ResultRow]) -> list[Panel]:
     """Seconds of training and of importances, and megabytes where the runs recorded them."""
     training = [(each, row.seconds_training.mean, row.seconds_training.text()) for each, row in zip(series, rows)]
     importance = [(each, row.seconds_importance.mean, row.seconds_importance.text()) for each, row in zip(series, rows)]
@@ -238,12 +238,12 @@ def _costs(series: Sequence[Series], rows: Sequence[Row]) -> list[Panel]:
     return [_bars(name, bars) for name, bars in named.items() if bars]
 
 
-def _bars(name: str, bars: Sequence[tuple[Series, float, str]]) -> Panel:
+def _bars(name: str, bars: Sequence[tuple[SectionSeries, float, str]]) -> Panel:
     axis = Scale(0.0, max(value for _, value, _ in bars) or 1.0)
     return Panel(name, 0.0, [Lane(each, axis.at(value), 0.0, axis.at(value), text) for each, value, text in bars])
 
 
-def _held_text(row: Row) -> str:
+def _held_text(row: ResultRow) -> str:
     """Megabytes, and how many copies of the weights that is."""
     megabytes = held_megabytes(row)
     told = f"{megabytes:.2f}" if megabytes < 10 else f"{megabytes:.0f}"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from holdfast.experiments.canvas import FONT, GRID, INK, MUTED, axes_at, new_figure, write_picture
 from holdfast.experiments.escaping import picture_text
-from holdfast.experiments.groups import Group
+from holdfast.experiments.groups import RunGroup
 from holdfast.experiments.plots import (
     accuracy_curves,
     accuracy_matrices,
@@ -24,7 +24,7 @@ from holdfast.experiments.report.charts import final, lane_scale
 from holdfast.experiments.report.content import Section
 from holdfast.experiments.report.families import strength_of
 from holdfast.experiments.report.scales import StrengthScale
-from holdfast.experiments.tables import Estimate, Row, row_of
+from holdfast.experiments.tables import Estimate, ResultRow, result_row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,7 +37,7 @@ TRANSFER = (
     ("forward_transfer", "forward transfer"),
     ("learning_accuracy", "learning accuracy"),
 )
-"""Field of `Row`, and its name."""
+"""Field of `ResultRow`, and its name."""
 
 _ROW = 0.24
 
@@ -63,16 +63,16 @@ def write_pictures(section: Section, folder: Path) -> list[Path]:
     return [draw(folder / f"{section.name}-{kind}{suffix}") for kind, draw in drawings.items() for suffix in SUFFIXES]
 
 
-def transfer(groups: Sequence[Group], path: str | os.PathLike[str], *, title: str) -> Path:
+def transfer(groups: Sequence[RunGroup], path: str | os.PathLike[str], *, title: str) -> Path:
     """Draw forgetting, transfer and learning accuracy of each group, in points, with 95% intervals."""
-    rows = [row_of(group) for group in groups]
+    rows = [result_row(group) for group in groups]
     panels = {name: [_points(getattr(row, field)) for row in rows] for field, name in TRANSFER}
     return _lanes(groups, panels, path, title=title, remark=f"{seeds_told(groups)}, in points", draw=_dot)
 
 
-def cost(groups: Sequence[Group], path: str | os.PathLike[str], *, title: str) -> Path:
+def cost(groups: Sequence[RunGroup], path: str | os.PathLike[str], *, title: str) -> Path:
     """Draw the seconds of training and of measuring importances, and the memory held where runs recorded it."""
-    rows = [row_of(group) for group in groups]
+    rows = [result_row(group) for group in groups]
     panels = {
         "training, s": [Estimate(row.seconds_training.mean) for row in rows],
         "importances, s": [Estimate(row.seconds_importance.mean) for row in rows],
@@ -82,7 +82,7 @@ def cost(groups: Sequence[Group], path: str | os.PathLike[str], *, title: str) -
     return _lanes(groups, panels, path, title=title, remark="mean over seeds", draw=_bar)
 
 
-def held_megabytes(row: Row) -> float:
+def held_megabytes(row: ResultRow) -> float:
     """The memory that a method holds; zero where it was not recorded."""
     return 1e-6 * row.held_bytes.mean if row.held_bytes else 0.0
 
@@ -130,7 +130,7 @@ def strengths(section: Section, path: str | os.PathLike[str]) -> Path:
 
 
 def _lanes(
-    groups: Sequence[Group],
+    groups: Sequence[RunGroup],
     panels: Mapping[str, list[Estimate]],
     path: str | os.PathLike[str],
     *,

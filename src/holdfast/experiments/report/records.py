@@ -11,14 +11,14 @@ from typing import Any
 
 from holdfast.experiments.canvas import make_folder
 from holdfast.experiments.escaping import csv_cell
-from holdfast.experiments.groups import Group
+from holdfast.experiments.groups import RunGroup
 from holdfast.experiments.plots import by_task
 from holdfast.experiments.report.content import Section
 from holdfast.experiments.results import RunResult
-from holdfast.experiments.tables import Estimate, Row
+from holdfast.experiments.tables import Estimate, ResultRow
 from holdfast.files import write_bytes
 
-Record = dict[str, Any]
+RunRecord = dict[str, Any]
 
 _FIGURES = (
     "accuracy",
@@ -33,7 +33,7 @@ _FIGURES = (
 )
 
 
-def tables_of(sections: Sequence[Section]) -> dict[str, list[Record]]:
+def tables_of(sections: Sequence[Section]) -> dict[str, list[RunRecord]]:
     """Every table by name: fractions, seconds and bytes; tasks count from 1; a field without a value is None.
 
     `configurations`: a row a configuration, means and half widths of 95% intervals over its seeds. `runs`: a row a run,
@@ -72,13 +72,13 @@ def write_tables(sections: Sequence[Section], folder: Path) -> list[Path]:
     return paths
 
 
-def _named(group: Group) -> Record:
+def _named(group: RunGroup) -> RunRecord:
     return {"stream": group.stream, "scenario": group.scenario, "method": group.method, "configuration": group.label}
 
 
-def _configuration(row: Row) -> Record:
+def _configuration(row: ResultRow) -> RunRecord:
     named = {"stream": row.stream, "scenario": row.scenario, "method": row.method, "configuration": row.label}
-    figures: Record = {}
+    figures: RunRecord = {}
     for field in _FIGURES:
         estimate: Estimate | None = getattr(row, field)
         figures[field] = None if estimate is None else float(estimate.mean)
@@ -86,7 +86,7 @@ def _configuration(row: Row) -> Record:
     return {**named, "seeds": row.num_seeds, **figures, "num_parameters": row.num_parameters}
 
 
-def _run(group: Group, result: RunResult) -> Record:
+def _run(group: RunGroup, result: RunResult) -> RunRecord:
     return {
         **_named(group),
         "seed": result.seed,
@@ -107,7 +107,7 @@ def _run(group: Group, result: RunResult) -> Record:
     }
 
 
-def _curve(group: Group) -> Iterator[Record]:
+def _curve(group: RunGroup) -> Iterator[RunRecord]:
     for tasks, values in enumerate(by_task(group), 1):
         estimate = Estimate.of(values)
         yield {
@@ -119,13 +119,13 @@ def _curve(group: Group) -> Iterator[Record]:
         }
 
 
-def _matrix(group: Group, result: RunResult) -> Iterator[Record]:
+def _matrix(group: RunGroup, result: RunResult) -> Iterator[RunRecord]:
     for t, row in enumerate(result.accuracy_matrix, 1):
         for j, value in enumerate(row, 1):
             yield {**_named(group), "seed": result.seed, "after_task": t, "on_task": j, "accuracy": value}
 
 
-def _comparisons(section: Section) -> Iterator[Record]:
+def _comparisons(section: Section) -> Iterator[RunRecord]:
     for each in section.comparisons:
         yield {
             "stream": section.stream,
@@ -140,7 +140,7 @@ def _comparisons(section: Section) -> Iterator[Record]:
         }
 
 
-def _csv(records: Sequence[Record]) -> bytes:
+def _csv(records: Sequence[RunRecord]) -> bytes:
     text = io.StringIO()
     writer = csv.DictWriter(text, list(records[0]), lineterminator="\n")
     writer.writeheader()
@@ -148,7 +148,7 @@ def _csv(records: Sequence[Record]) -> bytes:
     return text.getvalue().encode()
 
 
-def _parquet(records: Sequence[Record]) -> bytes:
+def _parquet(records: Sequence[RunRecord]) -> bytes:
     import pyarrow
     from pyarrow import parquet
 

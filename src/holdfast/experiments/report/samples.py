@@ -9,7 +9,7 @@ from pathlib import Path
 
 from holdfast.errors import FileFormatError
 from holdfast.experiments.escaping import one_line
-from holdfast.experiments.groups import Group
+from holdfast.experiments.groups import RunGroup
 
 MOST_BYTES = 512 * 1024
 """Of one section; what is beyond stays in the run folders, and is counted."""
@@ -20,7 +20,7 @@ _OWN = {"accuracy.png", "matrix.png"}
 
 
 @dataclass(frozen=True)
-class Sample:
+class SamplePicture:
     """A picture of a run.
 
     Attributes:
@@ -32,7 +32,7 @@ class Sample:
     source: str
 
 
-def samples(groups: Sequence[Group], places: Mapping[int, Path]) -> tuple[list[Sample], int]:
+def samples(groups: Sequence[RunGroup], places: Mapping[int, Path]) -> tuple[list[SamplePicture], int]:
     """The PNGs of `plots/` in the run folder of each group's first seed that has any.
 
     Args:
@@ -57,7 +57,7 @@ def samples(groups: Sequence[Group], places: Mapping[int, Path]) -> tuple[list[S
             size += len(content)
             name = one_line(path.stem.replace("-", " ").replace("_", " "))
             source = "data:image/png;base64," + base64.b64encode(content).decode()
-            found.append(Sample(f"{group.label}, seed {result.seed}: {name}", source))
+            found.append(SamplePicture(f"{group.label}, seed {result.seed}: {name}", source))
     return found, left_out
 
 

@@ -16,14 +16,14 @@ from holdfast.experiments.report.page import html_page
 from holdfast.experiments.report.pictures import write_pictures
 from holdfast.experiments.report.records import write_tables
 from holdfast.experiments.results import RunResult, find_runs
-from holdfast.experiments.tables import Row
+from holdfast.experiments.tables import ResultRow
 from holdfast.files import check_output, new_folder, write_text
 
 PAGE, MARKDOWN = "report.html", "report.md"
 
 
 @dataclass(frozen=True)
-class Report:
+class WrittenReport:
     """What a report is made of.
 
     Attributes:
@@ -39,11 +39,11 @@ class Report:
     markdown: Path
     pictures: tuple[Path, ...]
     tables: tuple[Path, ...]
-    rows: list[Row]
+    rows: list[ResultRow]
     num_runs: int
 
 
-def report(folders: Sequence[str | os.PathLike[str]], output: str | os.PathLike[str]) -> Report:
+def report(folders: Sequence[str | os.PathLike[str]], output: str | os.PathLike[str]) -> WrittenReport:
     """Read every finished run at or below `folders`, and write the report of them into the folder `output`.
 
     Runs are averaged over seeds only where every setting is the same. Where runs of one method differ in settings, each
@@ -65,7 +65,7 @@ def report(folders: Sequence[str | os.PathLike[str]], output: str | os.PathLike[
 
 def write_report(
     results: Iterable[RunResult], output: str | os.PathLike[str], *, places: Mapping[int, Path] | None = None
-) -> Report:
+) -> WrittenReport:
     """The report of these runs; see `report`.
 
     Args:
@@ -82,7 +82,7 @@ def write_report(
         write_text(fresh / MARKDOWN, markdown_page(sections, pictures=names))
         write_text(fresh / PAGE, html_page(sections, places=places or {}, pictures=names))
     rows = [row for section in sections for row in section.rows]
-    return Report(
+    return WrittenReport(
         path=target / PAGE,
         markdown=target / MARKDOWN,
         pictures=tuple(target / path for path in pictures),

@@ -7,10 +7,10 @@ from typing import Any
 
 from holdfast.experiments.config import RunConfig
 from holdfast.experiments.reproduce.curve import AUTHORS
-from holdfast.experiments.reproduce.findings import Answer, Findings, Recipe, best, final, percent, points
+from holdfast.experiments.reproduce.findings import Answer, Recipe, RecipeFindings, best_answer, final, percent, points
 from holdfast.experiments.reproduce.lines import Line, Size, around
 from holdfast.experiments.reproduce.pictures import Series, beside, curves
-from holdfast.experiments.reproduce.verdict import above, equal, not_below, stand_text
+from holdfast.experiments.reproduce.verdict import above, equivalent, not_below, stand_text
 from holdfast.experiments.tables import Estimate
 
 FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)
@@ -82,7 +82,7 @@ def attenuation(size: Size) -> Recipe:
     )
 
 
-def _compare_kinds(findings: Findings) -> str:
+def _compare_kinds(findings: RecipeFindings) -> str:
     pairs = {
         optimizer: [findings.answer(f"{optimizer}, {kind}") for kind in ("increments", "gradients")]
         for optimizer in _OPTIMIZERS
@@ -92,21 +92,21 @@ def _compare_kinds(findings: Findings) -> str:
     return (
         f"Increments minus gradients, in points under the same seeds: SGD {points(gap['SGD'])}, momentum "
         f"{points(gap['momentum'])}, Adam {points(gap['Adam'])}. That both are the same under SGD "
-        f"{stand_text(equal(gap['SGD']))}; that Adam needs increments {stand_text(above(gap['Adam']))}. With "
+        f"{stand_text(equivalent(gap['SGD']))}; that Adam needs increments {stand_text(above(gap['Adam']))}. With "
         f"increments SGD reaches {percent(pairs['SGD'][0].of(final))}% and Adam "
         f"{percent(pairs['Adam'][0].of(final))}%: that Adam stays below SGD {stand_text(above(behind))}."
     )
 
 
-def _draw_kinds(findings: Findings, folder: Path) -> list[Path]:
+def _draw_kinds(findings: RecipeFindings, folder: Path) -> list[Path]:
     return [beside(findings.answers, folder / "beside.png", title=findings.recipe.title)]
 
 
-def _compare_forms(findings: Findings) -> str:
+def _compare_forms(findings: RecipeFindings) -> str:
     told = []
     for optimizer in ("SGD", "Adam"):
         hyperbolic, exponential = (findings.labelled(f"{optimizer}, {form}") for form in ("hyperbolic", "exponential"))
-        top = best(exponential), best(hyperbolic)
+        top = best_answer(exponential), best_answer(hyperbolic)
         gain = findings.paired(top[0], top[1])
         sharper = _falls(findings, exponential), _falls(findings, hyperbolic)
         difference = Estimate.of([a - b for a, b in zip(*sharper)])
@@ -120,9 +120,9 @@ def _compare_forms(findings: Findings) -> str:
     return " ".join(told)
 
 
-def _falls(findings: Findings, answers: list[Answer]) -> list[float]:
+def _falls(findings: RecipeFindings, answers: list[Answer]) -> list[float]:
     """For each seed how much accuracy the grid's strengths lose, on average, to the best one."""
-    top = best(answers).by_seed(final)
+    top = best_answer(answers).by_seed(final)
     tables = [answer.by_seed(final) for answer in answers]
     return [
         sum(top[seed] - table.get(seed, 0.0) for table in tables) / len(tables)
@@ -135,7 +135,7 @@ def _strength(answer: Answer) -> str:
     return f"{answer.line.candidates[0].strength:g}"
 
 
-def _draw_forms(findings: Findings, folder: Path) -> list[Path]:
+def _draw_forms(findings: RecipeFindings, folder: Path) -> list[Path]:
     series = []
     for optimizer in ("SGD", "Adam"):
         for form in ("hyperbolic", "exponential"):

@@ -13,7 +13,7 @@ from holdfast.errors import FailedRunsError, OptionError
 from holdfast.experiments.config import RunConfig
 from holdfast.experiments.folder import versions
 from holdfast.experiments.parallel import run_all
-from holdfast.experiments.reproduce.findings import Findings, Recipe
+from holdfast.experiments.reproduce.findings import Recipe, RecipeFindings
 from holdfast.experiments.reproduce.lines import Found, once
 from holdfast.experiments.reproduce.outcome import Outcome
 from holdfast.experiments.reproduce.page import page
@@ -27,14 +27,14 @@ from holdfast.experiments.reproduce.store import (
     read_measured,
     write_outcomes,
 )
-from holdfast.experiments.run import Watch
+from holdfast.experiments.run import EventCallback
 from holdfast.files import write_text
 
 _SIGNS_OF_DIVERGENCE = ("training has diverged", "not finite", "hold NaN")
 """In what the training loop says, and the estimators where the last step of a task was the one too many."""
 
 
-def known(recipes: Sequence[Recipe], *, output: Path, results: Path) -> dict[RunConfig, Outcome]:
+def known_outcomes(recipes: Sequence[Recipe], *, output: Path, results: Path) -> dict[RunConfig, Outcome]:
     """All outcomes that are committed below `results`, and those of the recipes' runs in `output`, which go first."""
     found = committed(results)
     while True:
@@ -53,7 +53,7 @@ def train(
     jobs: int = 1,
     device: str = "cpu",
     data_dir: str | os.PathLike[str] | None = None,
-    watch: Watch | None = None,
+    on_event: EventCallback | None = None,
 ) -> dict[RunConfig, Outcome]:
     """Do every run that is missing, round after round, until all choices are made and reported.
 
@@ -66,7 +66,7 @@ def train(
     known = dict(found)
     while missing := once(config for recipe in recipes for config in recipe.to_do(known)):
         try:
-            run_all(missing, output=output, jobs=jobs, device=device, data_dir=data_dir, watch=watch)
+            run_all(missing, output=output, jobs=jobs, device=device, data_dir=data_dir, on_event=on_event)
         except FailedRunsError as error:
             by_name = {config.name: config for config in missing}
             for name, message in error.failures.items():
@@ -87,13 +87,18 @@ class Answered:
         pictures: paths of the PNGs beside it.
     """
 
-    findings: Findings
+    findings: RecipeFindings
     page: Path
     pictures: tuple[Path, ...]
 
 
-def measure(
-    recipe: Recipe, *, results: Path, data_dir: str | None = None, watch: Watch | None = None, kept_only: bool = False
+def measure_recipe(
+    recipe: Recipe,
+    *,
+    results: Path,
+    data_dir: str | None = None,
+    on_event: EventCallback | None = None,
+    kept_only: bool = False,
 ) -> dict[int, Any]:
     """What a recipe measures, under each of its seeds: as kept in its file of results, or measured now and kept."""
     path = results / recipe.name / RESULTS
@@ -104,8 +109,8 @@ def measure(
             if seed not in measured:
                 measured[seed] = {"seed": seed, **recipe.measure(seed, data_dir)}
                 write_outcomes(path, _head(recipe), [], list(measured.values()))
-                if watch is not None:
-                    watch({"event": "measured", "run": recipe.name, "seed": seed})
+                if on_event is not None:
+                    on_event({"event": "measured", "run": recipe.name, "seed": seed})
     return measured
 
 
@@ -116,7 +121,7 @@ def answer(recipe: Recipe, found: Found, measured: Mapping[int, Any], *, results
         OptionError: nothing of what it reports is done, or matplotlib is not installed.
         OutputError: the folder cannot be written, or holds something and no results of a recipe.
     """
-    findings = Findings(recipe, found, measured)
+    findings = RecipeFindings(recipe, found, measured)
     if not measured and not any(answer.outcomes for answer in findings.answers):
         raise OptionError(
             f"{recipe.name}: nothing of what it reports is done. Do it with: holdfast reproduce {recipe.name}"
@@ -136,12 +141,12 @@ def _head(recipe: Recipe) -> dict[str, Any]:
     return {"recipe": recipe.name, "size": recipe.size.name, "source": recipe.source}
 
 
-def _versions(findings: Findings) -> dict[str, str]:
+def _versions(findings: RecipeFindings) -> dict[str, str]:
     used = [outcome.result.versions for outcome in findings.outcomes if outcome.result is not None]
     return used[-1] if used else versions()
 
 
-def _date(findings: Findings, folder: Path) -> str:
+def _date(findings: RecipeFindings, folder: Path) -> str:
     """Today, or, where nothing was added since, the day on which the folder was written."""
     path = folder / RESULTS
     if path.exists():
@@ -152,7 +157,7 @@ def _date(findings: Findings, folder: Path) -> str:
     return datetime.date.today().isoformat()
 
 
-def kept(recipe: Recipe, results: str | os.PathLike[str]) -> Findings:
+def kept(recipe: Recipe, results: str | os.PathLike[str]) -> RecipeFindings:
     """What a folder of results says of a recipe, nothing run."""
     folder = Path(results)
-    return Findings(recipe, committed(folder), measure(recipe, results=folder, kept_only=True))
+    return RecipeFindings(recipe, committed(folder), measure_recipe(recipe, results=folder, kept_only=True))

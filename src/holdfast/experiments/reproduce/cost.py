@@ -27,7 +27,7 @@ _WEIGHTS = {"convolution": 450_000, "attention": 2_000_000}
 
 
 @dataclass(frozen=True)
-class Cost:
+class RemainingCost:
     """Of what is left to do.
 
     Attributes:
@@ -54,7 +54,9 @@ class Cost:
         return f"{self.done} runs done, {left}: about {_span(self.seconds / jobs)}{at_once}, {basis}"
 
 
-def cost(recipes: Iterable[Recipe], found: Found, measured: Mapping[str, Collection[int]] | None = None) -> Cost:
+def remaining_cost(
+    recipes: Iterable[Recipe], found: Found, measured: Mapping[str, Collection[int]] | None = None
+) -> RemainingCost:
     """What the recipes still cost together; runs that they share count once, and a measurement counts as a run.
 
     Args:
@@ -75,7 +77,7 @@ def cost(recipes: Iterable[Recipe], found: Found, measured: Mapping[str, Collect
         open_seeds = seeds - set((measured or {}).get(recipe.name, ()))
         done, to_do = done + len(seeds) - len(open_seeds), to_do + len(open_seeds)
         seconds += recipe.measure_seconds * len(open_seeds)
-    return Cost(done, to_do, len(more), seconds, timed)
+    return RemainingCost(done, to_do, len(more), seconds, timed)
 
 
 def work(config: RunConfig) -> float:

@@ -5,7 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from holdfast.experiments.plots import accuracy_curves, accuracy_matrices
-from holdfast.experiments.reproduce.findings import Findings, Recipe, as_groups, best, final, percent, points
+from holdfast.experiments.reproduce.findings import (
+    Recipe,
+    RecipeFindings,
+    as_groups,
+    best_answer,
+    final,
+    percent,
+    points,
+)
 from holdfast.experiments.reproduce.lines import Line, Published, Size, around
 from holdfast.experiments.reproduce.pictures import beside
 from holdfast.experiments.reproduce.verdict import above, stand_text
@@ -65,12 +73,12 @@ def curve(size: Size) -> Recipe:
     )
 
 
-def _conclude(findings: Findings) -> str:
+def _conclude(findings: RecipeFindings) -> str:
     ewc, wva, plain = (findings.answer(label) for label in ("EWC Fisher", "WVA signal", "plain"))
     lead = findings.paired(ewc, wva)
     diagonal = [findings.answer(_LABELS[f"ewc-{name}"]) for name in ("fisher", "mas", "signal")]
     told = ", ".join(f"{answer.line.label.removeprefix('EWC ')} {percent(answer.of(final))}" for answer in diagonal)
-    spread = findings.paired(best(diagonal), min(diagonal, key=lambda answer: answer.of(final).mean))
+    spread = findings.paired(best_answer(diagonal), min(diagonal, key=lambda answer: answer.of(final).mean))
     tuned_ewc, tuned_wva = findings.answer(TUNED_EWC), findings.answer(TUNED_WVA)
     return (
         f"Plain training ends at {percent(plain.of(final))}%. EWC with Fisher lies {points(lead)} points above WVA on "
@@ -81,7 +89,7 @@ def _conclude(findings: Findings) -> str:
     )
 
 
-def _draw(findings: Findings, folder: Path) -> list[Path]:
+def _draw(findings: RecipeFindings, folder: Path) -> list[Path]:
     groups = as_groups(findings.answers)
     title = findings.recipe.title
     return [

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.experiments.config import RunConfig
-from holdfast.experiments.groups import Group
+from holdfast.experiments.groups import RunGroup
 from holdfast.experiments.reproduce.lines import Found, Line, Size, once
 from holdfast.experiments.reproduce.outcome import Outcome
 from holdfast.experiments.reproduce.verdict import Verdict, verdict
@@ -101,8 +101,8 @@ class Recipe:
     claim: str
     size: Size
     lines: tuple[Line, ...] = ()
-    conclude: Callable[[Findings], str]
-    draw: Callable[[Findings, Path], Sequence[Path]]
+    conclude: Callable[[RecipeFindings], str]
+    draw: Callable[[RecipeFindings, Path], Sequence[Path]]
     measure: Callable[[int, str | None], dict[str, Any]] | None = None
     measure_seeds: tuple[int, ...] = ()
     measure_seconds: float = 60.0
@@ -122,7 +122,7 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Findings:
+class RecipeFindings:
     """A recipe, and all that is known of its runs.
 
     Attributes:
@@ -174,20 +174,20 @@ class Findings:
         return Estimate.of([ours[seed] - theirs[seed] for seed in ours if seed in theirs])
 
 
-def best(answers: Sequence[Answer]) -> Answer:
+def best_answer(answers: Sequence[Answer]) -> Answer:
     """The answer of the highest mean validation accuracy, on which settings may be chosen."""
     alive = [answer for answer in answers if answer.results]
     return max(alive, key=lambda answer: answer.of(lambda result: result.validation_accuracy[-1]).mean)
 
 
-def as_groups(answers: Sequence[Answer]) -> list[Group]:
+def as_groups(answers: Sequence[Answer]) -> list[RunGroup]:
     """The answers as groups of runs under their own labels, for the pictures of `holdfast.experiments.plots`."""
     alive = [answer for answer in answers if answer.results]
     by_method: dict[str, list[Answer]] = {}
     for answer in alive:
         by_method.setdefault(answer.results[0].method, []).append(answer)
     return [
-        Group(
+        RunGroup(
             stream=answer.results[0].stream,
             scenario=answer.results[0].scenario,
             method=answer.results[0].method,

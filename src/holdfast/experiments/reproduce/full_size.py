@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.experiments.plots import accuracy_curves
-from holdfast.experiments.reproduce.findings import Findings, Recipe, as_groups, final, percent
+from holdfast.experiments.reproduce.findings import Recipe, RecipeFindings, as_groups, final, percent
 from holdfast.experiments.reproduce.lines import Line, Published, Size
 from holdfast.experiments.reproduce.pictures import beside
 
@@ -62,14 +62,14 @@ def full_size(size: Size) -> Recipe:
     )
 
 
-def _conclude(findings: Findings) -> str:
+def _conclude(findings: RecipeFindings) -> str:
     told = ", ".join(f"{answer.line.label} {percent(answer.of(final))}" for answer in findings.answers)
     kfac, *diagonal = (answer.of(final).mean for answer in findings.answers)
     lead = "above" if kfac > max(diagonal) else "not above"
     return f"Average accuracy in %: {told}. K-FAC lies {lead} the diagonal importances."
 
 
-def _draw(findings: Findings, folder: Path) -> list[Path]:
+def _draw(findings: RecipeFindings, folder: Path) -> list[Path]:
     title = findings.recipe.title
     return [
         accuracy_curves(as_groups(findings.answers), folder / "accuracy.png", title=title),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.experiments.reproduce.curve import AUTHORS
-from holdfast.experiments.reproduce.findings import Answer, Findings, Recipe, best, final, percent, points
+from holdfast.experiments.reproduce.findings import Answer, Recipe, RecipeFindings, best_answer, final, percent, points
 from holdfast.experiments.reproduce.lines import Line, Size
 from holdfast.experiments.reproduce.pictures import Series, curves
 
@@ -57,11 +57,11 @@ def nets(size: Size) -> Recipe:
     )
 
 
-def _conclude(findings: Findings) -> str:
+def _conclude(findings: RecipeFindings) -> str:
     told = []
     for net in NETS:
         arms = {name: findings.labelled(f"{net}, {name}, ") for name in PULLS}
-        plain, implicit = findings.answer(f"{net}, plain"), best(arms["implicit"])
+        plain, implicit = findings.answer(f"{net}, plain"), best_answer(arms["implicit"])
         gain = findings.paired(implicit, plain)
         runs = sum(len(answer.outcomes) for answer in arms["textbook"])
         lost = {name: sum(answer.num_diverged for answer in answers) for name, answers in arms.items()}
@@ -74,11 +74,11 @@ def _conclude(findings: Findings) -> str:
     return " ".join(told)
 
 
-def _clipped(findings: Findings, clipped: list[Answer], implicit: Answer) -> str:
+def _clipped(findings: RecipeFindings, clipped: list[Answer], implicit: Answer) -> str:
     alive = [answer for answer in clipped if answer.results]
     if not alive:
         return "With clipping it diverged too."
-    top, strongest = best(alive), alive[-1]
+    top, strongest = best_answer(alive), alive[-1]
     return (
         f"With clipping it reaches {percent(top.of(final))}% at its best (implicit less clipped: "
         f"{points(findings.paired(implicit, top))} points), and learns each new task to "
@@ -86,7 +86,7 @@ def _clipped(findings: Findings, clipped: list[Answer], implicit: Answer) -> str
     )
 
 
-def _draw(findings: Findings, folder: Path) -> list[Path]:
+def _draw(findings: RecipeFindings, folder: Path) -> list[Path]:
     pictures = []
     for net in NETS:
         series = []

@@ -7,14 +7,16 @@ from pathlib import Path
 
 from holdfast.experiments.config import RunConfig
 from holdfast.experiments.groups import differing, setting_text
-from holdfast.experiments.reproduce.findings import Answer, Findings, Recipe, final
+from holdfast.experiments.reproduce.findings import Answer, Recipe, RecipeFindings, final
 from holdfast.experiments.reproduce.verdict import LEGEND
 
-SMALL = "This is the small version, on other data: it neither confirms nor refutes what is in print."
+SMALL_NOTE = "This is the small version, on other data: it neither confirms nor refutes what is in print."
 NOT_YET = "Not all runs are done: no conclusion yet."
 
 
-def page(findings: Findings, pictures: Sequence[Path], *, command: str, date: str, versions: Mapping[str, str]) -> str:
+def page(
+    findings: RecipeFindings, pictures: Sequence[Path], *, command: str, date: str, versions: Mapping[str, str]
+) -> str:
     """The page: question, claim, table, conclusion, pictures, and how all was made."""
     recipe = findings.recipe
     parts = [
@@ -35,15 +37,15 @@ def _asked(recipe: Recipe) -> str:
     return f"{recipe.question}\n\nSource: {recipe.source}.{claimed}"
 
 
-def conclusion(findings: Findings) -> str:
+def conclusion(findings: RecipeFindings) -> str:
     """The recipe's paragraph, once everything is done."""
     if not findings.complete:
         return NOT_YET
     told = findings.recipe.conclude(findings)
-    return told if findings.recipe.size.name == "full" else f"{told} {SMALL}"
+    return told if findings.recipe.size.name == "full" else f"{told} {SMALL_NOTE}"
 
 
-def table(findings: Findings) -> str:
+def table(findings: RecipeFindings) -> str:
     """A Markdown table, a row an answer."""
     rows = cells(findings)
     return "\n".join(
@@ -52,7 +54,7 @@ def table(findings: Findings) -> str:
     )
 
 
-def cells(findings: Findings) -> list[list[str]]:
+def cells(findings: RecipeFindings) -> list[list[str]]:
     """The table's texts, the first row its titles."""
     titles = ["method", "settings", "accuracy %", "published %", "validation %", "learning %", "seeds", "verdict"]
     told = _settings(findings.answers)
@@ -102,7 +104,7 @@ def _settings(answers: Sequence[Answer]) -> list[str]:
     return texts
 
 
-def _made(findings: Findings, *, command: str, date: str, versions: Mapping[str, str]) -> str:
+def _made(findings: RecipeFindings, *, command: str, date: str, versions: Mapping[str, str]) -> str:
     done = findings.outcomes
     hours = sum(outcome.result.seconds for outcome in done if outcome.result is not None) / 3600
     told = ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.experiments.plots import accuracy_curves
-from holdfast.experiments.reproduce.findings import Findings, Recipe, as_groups, final, percent, points
+from holdfast.experiments.reproduce.findings import Recipe, RecipeFindings, as_groups, final, percent, points
 from holdfast.experiments.reproduce.lines import Line, Published, Size
 from holdfast.experiments.reproduce.pictures import beside
 from holdfast.experiments.reproduce.verdict import above, stand_text
@@ -93,7 +93,7 @@ def _sized(size: Size) -> Size:
     return size if size.name == "full" else Size(size.name, size.images, {**size.settings, **_QUICK}, size.seeds)
 
 
-def _conclude(findings: Findings) -> str:
+def _conclude(findings: RecipeFindings) -> str:
     told = []
     for scenario in _SCENARIOS:
         hard, soft = (findings.answer(f"{label}, {scenario}") for label, _ in _PUBLISHED.values())
@@ -109,7 +109,7 @@ def _conclude(findings: Findings) -> str:
     )
 
 
-def _conclude_controls(findings: Findings) -> str:
+def _conclude_controls(findings: RecipeFindings) -> str:
     answers = [findings.answer(source) for source in _CONTROLS]
     told = ", ".join(f"{answer.line.label} {percent(answer.of(final))}" for answer in answers)
     behind = findings.paired(answers[0], answers[1])
@@ -121,11 +121,11 @@ def _conclude_controls(findings: Findings) -> str:
     )
 
 
-def _draw(findings: Findings, folder: Path) -> list[Path]:
+def _draw(findings: RecipeFindings, folder: Path) -> list[Path]:
     return [beside(findings.answers, folder / "beside.png", title=findings.recipe.title)]
 
 
-def _draw_controls(findings: Findings, folder: Path) -> list[Path]:
+def _draw_controls(findings: RecipeFindings, folder: Path) -> list[Path]:
     groups = as_groups(findings.answers)
     title = findings.recipe.title
     return [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from holdfast.experiments.reproduce.findings import Answer, Findings, Recipe, final, percent
+from holdfast.experiments.reproduce.findings import Answer, Recipe, RecipeFindings, final, percent
 from holdfast.experiments.reproduce.lines import Line, Published, Size, around
 from holdfast.experiments.reproduce.pictures import beside
 from holdfast.experiments.reproduce.which_fisher import TRAINING
@@ -65,7 +65,7 @@ def scenarios(size: Size) -> Recipe:
     )
 
 
-def _conclude(findings: Findings) -> str:
+def _conclude(findings: RecipeFindings) -> str:
     told = []
     for scenario in _SCENARIOS:
         held = ", ".join(
@@ -82,11 +82,11 @@ def _conclude(findings: Findings) -> str:
     )
 
 
-def _held(findings: Findings, scenario: str) -> list[Answer]:
+def _held(findings: RecipeFindings, scenario: str) -> list[Answer]:
     """Of the methods that hold weights."""
     ours = [answer for answer in findings.answers if answer.line.label.endswith(f", {scenario}")]
     return [answer for answer in ours if METHODS[answer.line.candidates[0].method].holds_weights]
 
 
-def _draw(findings: Findings, folder: Path) -> list[Path]:
+def _draw(findings: RecipeFindings, folder: Path) -> list[Path]:
     return [beside(findings.answers, folder / "beside.png", title=findings.recipe.title)]

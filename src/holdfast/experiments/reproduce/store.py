@@ -14,7 +14,7 @@ from holdfast.experiments.reproduce.outcome import Outcome
 from holdfast.experiments.results import RunResult, misshapen, summarise
 from holdfast.files import check_output, holds, read_sealed, seal_of, write_sealed, write_text
 from holdfast.files.sealed import SEAL
-from holdfast.files.typed import Amount, Count, Fraction, listed, typed
+from holdfast.files.typed import Amount, Count, Fraction, listed_mistakes, typed
 from holdfast.streams import STREAMS
 
 RESULTS, DIVERGED = "results.json", "diverged.json"
@@ -63,7 +63,7 @@ def note_divergence(config: RunConfig, output: Path, message: str) -> None:
 def _why_diverged(path: Path) -> str:
     found, mistakes = typed(read_sealed(path), {"diverged": str})
     if mistakes:
-        raise FileFormatError(f"{path} is damaged: {listed(mistakes)}. Delete it, and the run is tried again.")
+        raise FileFormatError(f"{path} is damaged: {listed_mistakes(mistakes)}. Delete it, and the run is tried again.")
     return found["diverged"]
 
 
@@ -114,7 +114,9 @@ def read_measured(path: Path) -> dict[int, Any]:
     measured = read_compact(path)["measured"]
     mistakes = [told for entry in measured for told in typed(entry, {"seed": Count})[1]]
     if mistakes:
-        raise FileFormatError(f"{path} is no file of results: {listed(mistakes)}. Delete it and reproduce again.")
+        raise FileFormatError(
+            f"{path} is no file of results: {listed_mistakes(mistakes)}. Delete it and reproduce again."
+        )
     return {entry["seed"]: entry for entry in measured}
 
 
@@ -128,7 +130,9 @@ def read_compact(path: Path) -> dict[str, Any]:
     content = {"date": "", **read_sealed(path)}
     found, mistakes = typed(content, hints)
     if mistakes:
-        raise FileFormatError(f"{path} is no file of results: {listed(mistakes)}. Delete it and reproduce again.")
+        raise FileFormatError(
+            f"{path} is no file of results: {listed_mistakes(mistakes)}. Delete it and reproduce again."
+        )
     return found
 
 
@@ -177,7 +181,9 @@ def _unpacked(packed: Mapping[str, Any], *, where: str) -> Outcome:
         if len(entry["seconds"]) != len(_SECONDS):
             mistakes.append(f"seconds has {len(entry['seconds'])} entries, expected {len(_SECONDS)}")
     if mistakes:
-        raise FileFormatError(f"{where} is no result: {listed(mistakes)}. Delete the file and reproduce again.")
+        raise FileFormatError(
+            f"{where} is no result: {listed_mistakes(mistakes)}. Delete the file and reproduce again."
+        )
     try:
         config = RunConfig.from_dict({**entry["config"], "seed": entry["seed"]})
     except (OptionError, TypeError) as error:

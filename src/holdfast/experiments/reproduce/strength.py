@@ -7,10 +7,10 @@ from pathlib import Path
 
 from holdfast.experiments.reproduce.attenuation import FACTORS
 from holdfast.experiments.reproduce.curve import AUTHORS
-from holdfast.experiments.reproduce.findings import Answer, Findings, Recipe, best, final, percent, points
+from holdfast.experiments.reproduce.findings import Answer, Recipe, RecipeFindings, best_answer, final, percent, points
 from holdfast.experiments.reproduce.lines import Line, Size, around
 from holdfast.experiments.reproduce.pictures import Series, beside, curves
-from holdfast.experiments.reproduce.verdict import above, equal, not_below, stand_text
+from holdfast.experiments.reproduce.verdict import above, equivalent, not_below, stand_text
 from holdfast.experiments.results import RunResult
 from holdfast.experiments.tables import Estimate
 
@@ -93,16 +93,16 @@ def importances(size: Size) -> Recipe:
     )
 
 
-def _find_best(findings: Findings) -> str:
+def _find_best(findings: RecipeFindings) -> str:
     told = []
     for label in _LABELS.values():
         answers = _of_section(findings, label)
-        top = best(answers)
+        top = best_answer(answers)
         num_tasks = len(top.results[0].average_accuracy)
         winners = {t: _best_after(answers, t) for t in range(2, num_tasks + 1)}
         lost = {t: findings.paired(winners[t], top, lambda r, t=t: r.average_accuracy[t - 1]) for t in winners}
         worst = max(lost, key=lambda t: lost[t].mean)
-        keeps = equal(lost[worst])
+        keeps = equivalent(lost[worst])
         courses = ", ".join(
             f"{strength} after {_tasks(list(ts))}"
             for strength, ts in groupby(winners, key=lambda t: _strength(winners[t]))
@@ -130,7 +130,7 @@ def _best_after(answers: list[Answer], num_tasks: int) -> Answer:
     return max((answer for answer in answers if answer.results), key=lambda answer: answer.of(so_far).mean)
 
 
-def _draw_strengths(findings: Findings, folder: Path) -> list[Path]:
+def _draw_strengths(findings: RecipeFindings, folder: Path) -> list[Path]:
     pictures = []
     for method, label in _LABELS.items():
         answers = [answer for answer in _of_section(findings, label) if answer.outcomes]
@@ -153,11 +153,11 @@ def _draw_strengths(findings: Findings, folder: Path) -> list[Path]:
     return pictures
 
 
-def _compare(findings: Findings) -> str:
+def _compare(findings: RecipeFindings) -> str:
     wva = {name: findings.answer(f"WVA {label}") for name, label in _IMPORTANCES.items()}
     ewc = {name: findings.answer(f"EWC {label}") for name, label in _IMPORTANCES.items()}
     first, second = findings.paired(wva["fisher"], wva["mas"]), findings.paired(wva["mas"], wva["signal"])
-    lead = findings.paired(best(list(ewc.values())), best(list(wva.values())))
+    lead = findings.paired(best_answer(list(ewc.values())), best_answer(list(wva.values())))
     return (
         f"For EWC: {_ranking(ewc)}. For WVA: {_ranking(wva)}. WVA, Fisher minus MAS: {points(first)} points, so that "
         f"Fisher >= MAS {stand_text(not_below(first))}; MAS minus signal: {points(second)}, so that MAS >= signal "
@@ -171,11 +171,11 @@ def _ranking(answers: dict[str, Answer]) -> str:
     return ", ".join(f"{_IMPORTANCES[name]} {percent(answers[name].of(final))}" for name in order)
 
 
-def _draw_importances(findings: Findings, folder: Path) -> list[Path]:
+def _draw_importances(findings: RecipeFindings, folder: Path) -> list[Path]:
     return [beside(findings.answers, folder / "beside.png", title=findings.recipe.title)]
 
 
-def _of_section(findings: Findings, section: str) -> list[Answer]:
+def _of_section(findings: RecipeFindings, section: str) -> list[Answer]:
     return [answer for answer in findings.answers if answer.line.section == section]
 
 

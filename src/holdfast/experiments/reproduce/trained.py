@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.experiments.reproduce.curve import AUTHORS
-from holdfast.experiments.reproduce.findings import Findings, Recipe, percent
+from holdfast.experiments.reproduce.findings import Recipe, RecipeFindings, percent
 from holdfast.experiments.reproduce.lines import Size
 from holdfast.experiments.reproduce.pictures import Series, correlations, curves
 from holdfast.experiments.tables import Estimate
@@ -128,13 +128,13 @@ def _pruned(size: Size, seed: int, data_dir: str | None) -> dict[str, Any]:
     return {"shares": list(SHARES), "accuracy": curve}
 
 
-def _mean_ranks(findings: Findings) -> dict[str, np.ndarray]:
+def _mean_ranks(findings: RecipeFindings) -> dict[str, np.ndarray]:
     """Layer -> the mean over nets of the matrix of correlations."""
     entries = list(findings.measured.values())
     return {layer: np.mean([entry["layers"][layer] for entry in entries], axis=0) for layer in entries[0]["layers"]}
 
 
-def _conclude_ranks(findings: Findings) -> str:
+def _conclude_ranks(findings: RecipeFindings) -> str:
     matrix = np.mean(list(_mean_ranks(findings).values()), axis=0)
     pairs = [(matrix[i, j], a, b) for i, a in enumerate(_NAMES) for j, b in enumerate(_NAMES) if i < j]
     (high, *most), (low, *least) = max(pairs), min(pairs)
@@ -145,20 +145,20 @@ def _conclude_ranks(findings: Findings) -> str:
     )
 
 
-def _draw_ranks(findings: Findings, folder: Path) -> list[Path]:
+def _draw_ranks(findings: RecipeFindings, folder: Path) -> list[Path]:
     layers = {f"layer {number}": m for number, m in enumerate(_mean_ranks(findings).values(), start=1)}
     remark = f"Spearman's, mean over {len(findings.measured)} nets trained on one task"
     path = folder / "correlation.png"
     return [correlations(layers, _NAMES, path, title=findings.recipe.title, remark=remark)]
 
 
-def _kept(findings: Findings) -> dict[str, list[Estimate]]:
+def _kept(findings: RecipeFindings) -> dict[str, list[Estimate]]:
     """Name -> the accuracy at each share."""
     entries = [entry["accuracy"] for entry in findings.measured.values()]
     return {name: [Estimate.of(values) for values in zip(*(entry[name] for entry in entries))] for name in entries[0]}
 
 
-def _conclude_pruning(findings: Findings) -> str:
+def _conclude_pruning(findings: RecipeFindings) -> str:
     place, kept = SHARES.index(_PRUNED_TO), _kept(findings)
     order = sorted(kept, key=lambda name: -kept[name][place].mean)
     told = ", ".join(f"{name} {percent(kept[name][place])}" for name in order)
@@ -166,7 +166,7 @@ def _conclude_pruning(findings: Findings) -> str:
     return f"Whole, the nets reach {whole}%. With {100 * _PRUNED_TO:.0f}% of the weights removed: {told}."
 
 
-def _draw_pruning(findings: Findings, folder: Path) -> list[Path]:
+def _draw_pruning(findings: RecipeFindings, folder: Path) -> list[Path]:
     series = [Series(name, [100 * share for share in SHARES], values) for name, values in _kept(findings).items()]
     return [
         curves(

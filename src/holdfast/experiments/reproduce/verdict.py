@@ -47,7 +47,7 @@ def not_below(difference: Estimate) -> Stand:
     return "disagrees" if high < 0 else "agrees" if low >= -MARGIN else "open"
 
 
-def equal(difference: Estimate) -> Stand:
+def equivalent(difference: Estimate) -> Stand:
     """Whether the claim stands that there is no difference: its interval lies within the margin.
 
     The claim falls where the interval leaves 0 out.

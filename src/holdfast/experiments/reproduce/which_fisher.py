@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from holdfast.experiments.reproduce.findings import Findings, Recipe, final, points
+from holdfast.experiments.reproduce.findings import Recipe, RecipeFindings, final, points
 from holdfast.experiments.reproduce.lines import Line, Published, Size, around
 from holdfast.experiments.reproduce.pictures import beside
-from holdfast.experiments.reproduce.verdict import equal
+from holdfast.experiments.reproduce.verdict import equivalent
 
 SOURCE = "van de Ven, ICLR blog 2025, arXiv 2502.11756"
 TRAINING = {"hidden": (400, 400), "slope": 0.0, "optimizer": "adam", "lr": 1e-3, "importance_data": "train"}
@@ -52,12 +52,12 @@ def which_fisher(size: Size) -> Recipe:
     )
 
 
-def _conclude(findings: Findings) -> str:
+def _conclude(findings: RecipeFindings) -> str:
     exact, *others = findings.answers[:-1]
     told = []
     for answer in others:
         difference = findings.paired(answer, exact)
-        alike = "as good as" if equal(difference) == "agrees" else "another than"
+        alike = "as good as" if equivalent(difference) == "agrees" else "another than"
         told.append(f"{answer.line.label.removeprefix('EWC, Fisher ')} {points(difference)} points, {alike} exact")
     strengths = ", ".join(
         f"{answer.line.label.removeprefix('EWC, Fisher ')} {answer.config.strength:g}"
@@ -70,5 +70,5 @@ def _conclude(findings: Findings) -> str:
     )
 
 
-def _draw(findings: Findings, folder: Path) -> list[Path]:
+def _draw(findings: RecipeFindings, folder: Path) -> list[Path]:
     return [beside(findings.answers, folder / "beside.png", title=findings.recipe.title)]

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from holdfast.errors import FailedRunsError, OptionError
 from holdfast.experiments.pool import pool_of
-from holdfast.experiments.run import Watch
-from holdfast.experiments.sweep.findings import Findings, check_findings, write_findings
+from holdfast.experiments.run import EventCallback
+from holdfast.experiments.sweep.findings import SweepFindings, check_findings, write_findings
 from holdfast.experiments.sweep.space import Space
 
 
@@ -20,8 +20,8 @@ def sweep(
     jobs: int = 1,
     device: str = "cpu",
     data_dir: str | os.PathLike[str] | None = None,
-    watch: Watch | None = None,
-) -> Findings:
+    on_event: EventCallback | None = None,
+) -> SweepFindings:
     """Try every setting of `space`, and choose the best of each method by its mean validation accuracy.
 
     Each run stands in its own folder of `output`. Kill it, or its processes, at any moment: the same call goes on. Any
@@ -35,7 +35,7 @@ def sweep(
         jobs: local processes; see `run_all`.
         device: as torch names it.
         data_dir: where MNIST is; see `holdfast.streams.mnist`.
-        watch: called with each event of each run, under "run" the name of its folder, and as each setting ends with
+        on_event: called with each event of each run, under "run" the name of its folder, and as each setting ends with
             {"event": "trial", "method", "setting", "state": "complete", "pruned" or "failed", "validation", "why"}.
 
     Returns:
@@ -55,9 +55,9 @@ def sweep(
         ) from error
     folder = Path(output)
     check_findings(space, folder)
-    drive = Drive(space, watch, device=device)
+    drive = Drive(space, on_event, device=device)
     with (
-        pool_of(jobs, output=folder, device=device, data_dir=data_dir, watch=drive.watch_run) as pool,
+        pool_of(jobs, output=folder, device=device, data_dir=data_dir, on_event=drive.on_job_event) as pool,
         boards_of(space, folder=folder, storage=storage) as boards,
     ):
         try:

@@ -13,7 +13,7 @@ from holdfast.experiments.config import RunConfig
 from holdfast.experiments.job import Job
 from holdfast.experiments.pool import Done, Pool
 from holdfast.experiments.results import RunResult
-from holdfast.experiments.run import Watch
+from holdfast.experiments.run import EventCallback
 from holdfast.experiments.stacked import why_not_stacked
 from holdfast.experiments.sweep.board import Board, Trial
 from holdfast.experiments.sweep.space import Space
@@ -40,8 +40,8 @@ class _Open:
 class Drive:
     """Hands the runs of trials to a pool, as many at once as it has workers, and tells the trials what came of them."""
 
-    def __init__(self, space: Space, watch: Watch | None, *, device: str) -> None:
-        self.space, self.watch, self.device = space, watch, device
+    def __init__(self, space: Space, on_event: EventCallback | None, *, device: str) -> None:
+        self.space, self.on_event, self.device = space, on_event, device
         self.failures: dict[str, str] = {}
         self.num_runs = 0
         self._open: list[_Open] = []
@@ -69,10 +69,10 @@ class Drive:
             if not open_.ended:
                 open_.trial.give_back()
 
-    def watch_run(self, job: Job, event: Mapping[str, Any]) -> None:
+    def on_job_event(self, job: Job, event: Mapping[str, Any]) -> None:
         """Follow a run, and give its trial up where it is hopeless."""
-        if self.watch is not None:
-            self.watch(event)
+        if self.on_event is not None:
+            self.on_event(event)
         open_ = self._of(event["run"])
         if event["event"] == "task" and not open_.ended:
             seed, average = open_.runs[event["run"]].seed, statistics.fmean(event["validation"])
@@ -166,9 +166,9 @@ class Drive:
         for job in self._jobs:
             if not job.stacked and job.names[0] in open_.under_way:
                 self._pool.stop(job)
-        if self.watch is not None:
+        if self.on_event is not None:
             told = {"method": open_.trial.board.method, "setting": open_.trial.choice.text, "state": state}
-            self.watch({"event": "trial", **told, "validation": validation, "why": why})
+            self.on_event({"event": "trial", **told, "validation": validation, "why": why})
 
     def _of(self, name: str) -> _Open:
         return next(open_ for open_ in self._open if name in open_.runs)

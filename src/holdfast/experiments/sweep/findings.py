@@ -44,7 +44,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Findings:
+class SweepFindings:
     """What a sweep found.
 
     Attributes:
@@ -91,7 +91,7 @@ def _stem(space: Space, output: Path) -> Path:
     return output / f"sweep-{space.stream}"
 
 
-def write_findings(found: Sequence[Finding], *, space: Space, output: Path) -> Findings:
+def write_findings(found: Sequence[Finding], *, space: Space, output: Path) -> SweepFindings:
     """Write sweep-STREAM.json and .csv, each whole or not at all; test accuracies stand at the best alone.
 
     Raises:
@@ -108,7 +108,7 @@ def write_findings(found: Sequence[Finding], *, space: Space, output: Path) -> F
         "best": [_content(finding, chosen=True) for finding in best],
         "all": [_content(finding, chosen=finding in best) for finding in ordered],
     }
-    findings = Findings(space, ordered, stem.with_suffix(".json"), stem.with_suffix(".csv"))
+    findings = SweepFindings(space, ordered, stem.with_suffix(".json"), stem.with_suffix(".csv"))
     write_json(findings.json, content)
     write_text(findings.csv, _csv(ordered, best))
     return findings

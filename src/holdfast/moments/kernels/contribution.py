@@ -26,7 +26,7 @@ class Contribution(Protocol):
         ...
 
 
-class Rows:
+class DenseContribution:
     """Per-example gradients as they are.
 
     Args:

@@ -25,11 +25,11 @@ from holdfast.experiments.language.batches import examples
 from holdfast.experiments.language.elephants import encoder, gpt, story
 from holdfast.experiments.language.elephants.encoder import Encoder
 from holdfast.experiments.language.elephants.gpt import Gpt
-from holdfast.experiments.language.elephants.methods import METHODS, Learned, Method, Start, learn_with
-from holdfast.experiments.language.elephants.story import carry_out, choose, tuning
-from holdfast.experiments.language.elephants.trial import Trial, do_all, known
+from holdfast.experiments.language.elephants.methods import STORY_METHODS, Learned, Start, StoryMethod, learn_with
+from holdfast.experiments.language.elephants.story import carry_out, choose_setting, tuning
+from holdfast.experiments.language.elephants.trial import StoryTrial, do_all, known_trials
 from holdfast.experiments.language.learning import Old, Pace, learn, shuffled
-from holdfast.experiments.language.measuring import measure
+from holdfast.experiments.language.measuring import measure_importance
 from holdfast.experiments.language.models import LanguageModel, load_model
 from holdfast.experiments.language.rows import read_rows
 from holdfast.experiments.lock import locked
@@ -207,7 +207,7 @@ def test_kronecker_factors_hold_a_gpt(quick: Path, tmp_path: Path):
 
 
 def test_a_setting_is_chosen_that_learns_enough_and_keeps_the_most():
-    ewc = Method("ewc", "", (1.0, 10.0, 100.0), "")
+    ewc = StoryMethod("ewc", "", (1.0, 10.0, 100.0), "")
 
     def found(similarity: float, accuracy: float) -> dict[str, Any]:
         values = {
@@ -216,27 +216,27 @@ def test_a_setting_is_chosen_that_learns_enough_and_keeps_the_most():
         }
         return {"after": [values]}
 
-    known = {tuning("encoder", METHODS["plain"], "full")[0]: found(0.70, 0.90)}
+    known = {tuning("encoder", STORY_METHODS["plain"], "full")[0]: found(0.70, 0.90)}
     known |= dict(zip(tuning("encoder", ewc, "full"), (found(0.75, 0.90), found(0.80, 0.88), found(0.82, 0.80))))
-    assert choose("encoder", ewc, "full", known) == 10.0
+    assert choose_setting("encoder", ewc, "full", known) == 10.0
     known |= dict(zip(tuning("encoder", ewc, "full"), (found(0.75, 0.80), found(0.80, 0.78), found(0.82, 0.70))))
-    assert choose("encoder", ewc, "full", known) == 1.0
-    known |= dict(zip(tuning("encoder", METHODS["ewc"], "full"), [found(0.8, 0.9)] * 5))
-    assert choose("encoder", METHODS["ewc-8bit"], "full", known) == METHODS["ewc"].settings[0]
+    assert choose_setting("encoder", ewc, "full", known) == 1.0
+    known |= dict(zip(tuning("encoder", STORY_METHODS["ewc"], "full"), [found(0.8, 0.9)] * 5))
+    assert choose_setting("encoder", STORY_METHODS["ewc-8bit"], "full", known) == STORY_METHODS["ewc"].settings[0]
 
     def read(english: float, python: float) -> dict[str, Any]:
         return {"after": {"english": {"validation": {"value": english}}, "python": {"validation": {"value": python}}}}
 
-    known = {tuning("gpt", METHODS["plain"], "full")[0]: read(300.0, 20.0)}
+    known = {tuning("gpt", STORY_METHODS["plain"], "full")[0]: read(300.0, 20.0)}
     known |= dict(zip(tuning("gpt", ewc, "full"), (read(200.0, 20.2), read(120.0, 20.9), read(90.0, 25.0))))
-    assert choose("gpt", ewc, "full", known) == 10.0
+    assert choose_setting("gpt", ewc, "full", known) == 10.0
 
 
 def test_trials_are_shared_between_processes(tmp_path: Path):
-    trials = [Trial("gpt", "plain", 0.0, seed) for seed in range(3)]
-    done: list[Trial] = []
+    trials = [StoryTrial("gpt", "plain", 0.0, seed) for seed in range(3)]
+    done: list[StoryTrial] = []
 
-    def do(trial: Trial, _: Any) -> dict[str, Any]:
+    def do(trial: StoryTrial, _: Any) -> dict[str, Any]:
         done.append(trial)
         return {"seed": trial.seed}
 
@@ -246,22 +246,22 @@ def test_trials_are_shared_between_processes(tmp_path: Path):
         with pytest.raises(StopIteration):
             do_all(
                 trials,
-                lambda trial, watch: do(trial, watch) if trial.seed == 1 else next(iter(())),
+                lambda trial, on_message: do(trial, on_message) if trial.seed == 1 else next(iter(())),
                 tmp_path,
                 settings={},
-                watch=str,
+                on_message=str,
             )
-    assert do_all(trials, do, tmp_path, settings={}, watch=str).keys() == set(trials)
+    assert do_all(trials, do, tmp_path, settings={}, on_message=str).keys() == set(trials)
     assert [trial.seed for trial in done] == [1, 0, 2]
 
 
 def test_trials_of_other_settings_are_not_mixed_in(tmp_path: Path):
-    trials = [Trial("gpt", "plain", 0.0, 0)]
-    do_all(trials, lambda trial, watch: {}, tmp_path, settings={"steps": 10}, watch=str)
-    assert known(tmp_path, {"steps": 10}).keys() == set(trials)
+    trials = [StoryTrial("gpt", "plain", 0.0, 0)]
+    do_all(trials, lambda trial, on_message: {}, tmp_path, settings={"steps": 10}, on_message=str)
+    assert known_trials(tmp_path, {"steps": 10}).keys() == set(trials)
     for read in (
-        lambda: known(tmp_path, {"steps": 20}),
-        lambda: do_all(trials, lambda trial, watch: {}, tmp_path, settings={"steps": 20}, watch=str),
+        lambda: known_trials(tmp_path, {"steps": 20}),
+        lambda: do_all(trials, lambda trial, on_message: {}, tmp_path, settings={"steps": 20}, on_message=str),
     ):
         with pytest.raises(RunMismatchError, match="steps 10 there, 20 here. Choose another --output"):
             read()
@@ -272,7 +272,7 @@ def test_training_that_diverges_stops(tmp_path: Path):
     found = list(examples(model, read_rows(str(tiny.prose(tmp_path / "a.txt"))), length=16, labelled=False))
     with pytest.raises(NotFiniteError, match="training has diverged. Lower the learning rate"):
         learn(model, shuffled(model, found, size=4, seed=0), Pace(50, 1e30))
-    importance, _ = measure(load_model(str(tmp_path / "causal")), lambda: iter(found))
+    importance, _ = measure_importance(load_model(str(tmp_path / "causal")), lambda: iter(found))
     with pytest.raises(OptionError, match="replay-1: there are no old data"):
         learn_with("replay-1", 0.01, Start(model, ((importance, {}),)), iter(()), Pace(1, 1e-3))
 

@@ -15,10 +15,10 @@ import torch
 from holdfast.errors import DataFileError
 from holdfast.experiments.language.batches import Example, batches, classes_of, examples
 from holdfast.experiments.language.elephants.methods import HOLDING, Start, learn_with, rehearsed
-from holdfast.experiments.language.elephants.trial import Found, Trial, Watch
+from holdfast.experiments.language.elephants.trial import MessageCallback, StoryTrial, TrialResult
 from holdfast.experiments.language.encoders import SentenceClassifier, SentenceEncoder
 from holdfast.experiments.language.learning import Old, Pace, shuffled
-from holdfast.experiments.language.measuring import measure
+from holdfast.experiments.language.measuring import measure_importance
 from holdfast.experiments.language.models import LanguageModel, load_model
 from holdfast.experiments.language.rows import read_rows
 from holdfast.experiments.language.skills import Skill, evaluate
@@ -100,21 +100,21 @@ class Encoder:
             labels,
         )
 
-    def importance(self, watch: Watch) -> Importance:
+    def importance(self, on_message: MessageCallback) -> Importance:
         """What similarity rests on: the Fisher information of a Gaussian around the cosine, exact; measured once."""
         folder = self.work / f"importance-{self.size}"
         if is_saved(folder):
             return Importance.load(folder)
         check_output(folder)
         pairs = self.pairs("train")
-        found, _ = measure(
+        found, _ = measure_importance(
             self.ready,
             lambda: iter(pairs),
             kind="exact",
             num_examples=MEASURED_PAIRS[self.size],
-            watch=lambda progress: watch(f"importance: {progress.text}"),
+            on_part=lambda progress: on_message(f"importance: {progress.text}"),
         )
-        found = rehearsed("encoder", self.ready, found.to_diagonal(), pairs, PACES[self.size], watch=watch)
+        found = rehearsed("encoder", self.ready, found.to_diagonal(), pairs, PACES[self.size], on_message=on_message)
         found.save(folder)
         return found
 
@@ -124,16 +124,16 @@ class Encoder:
             self._before[part] = self._similarity(self.ready.base, part)
         return self._before[part]
 
-    def do(self, trial: Trial, watch: Watch) -> Found:
+    def do(self, trial: StoryTrial, on_message: MessageCallback) -> TrialResult:
         """Carry a trial out."""
         begin = time.monotonic()
         bare = deepcopy(self.ready.base)
         start_weights = copies(all_parameters(bare))
-        importance = self.importance(watch)
+        importance = self.importance(on_message)
         held = ((importance, start_weights),)
         parts = ("validation",) if trial.tuning else ("validation", "test")
         before = {part: self.before(part) for part in parts}
-        steps: list[Found] = []
+        steps: list[TrialResult] = []
         classifiers: list[LanguageModel] = []
         for number, task in enumerate(TASKS[:1] if trial.tuning else TASKS):
             seed = 1000 * trial.seed + number
@@ -147,7 +147,7 @@ class Encoder:
                 start,
                 stream,
                 PACES[self.size],
-                watch=lambda step, loss, task=task: watch(f"{trial.name}: {task}, step {step}, loss {loss:.3f}"),
+                on_step=lambda step, loss, task=task: on_message(f"{trial.name}: {task}, step {step}, loss {loss:.3f}"),
             )
             classifiers.append(model)
             after = {part: self._similarity(bare, part) for part in parts}
@@ -164,13 +164,15 @@ class Encoder:
                 }
             )
             shown = parts[-1]
-            watch(
+            on_message(
                 f"{trial.name}: after {task}: similarity {after[shown]['value']:.4f} "
                 f"(before {before[shown]['value']:.4f}), accuracy "
                 + ", ".join(f"{found[shown]['value']:.4f}" for found in steps[-1]["accuracy"])
             )
             if number + 1 < len(TASKS) and not trial.tuning and trial.method in HOLDING:
-                importance = self._of_intents(model, task, seed, budget=trial.method == "ewc-budget", watch=watch)
+                importance = self._of_intents(
+                    model, task, seed, budget=trial.method == "ewc-budget", on_message=on_message
+                )
                 held = (*held, (importance, copies(all_parameters(bare))))
         return {"before": before, "after": steps, "seconds": round(time.monotonic() - begin, 1)}
 
@@ -183,13 +185,19 @@ class Encoder:
     def _similarity(self, bare: Any, part: str) -> dict[str, Any]:
         return _skill(self._over(bare), self.pairs(part))
 
-    def _of_intents(self, model: LanguageModel, task: str, seed: int, *, budget: bool, watch: Watch) -> Importance:
+    def _of_intents(
+        self, model: LanguageModel, task: str, seed: int, *, budget: bool, on_message: MessageCallback
+    ) -> Importance:
         found = self.sentences(model, task, "train")
         order = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed)).tolist()
         chosen = [found[number] for number in order[: MEASURED_SENTENCES[self.size]]]
-        importance = measure(model, lambda: iter(chosen), kind="sampled", seed=seed)[0].to_diagonal()
+        importance = measure_importance(model, lambda: iter(chosen), kind="sampled", seed=seed)[0].to_diagonal()
         model.module.requires_grad_(True)
-        return rehearsed("encoder", model, importance, chosen, PACES[self.size], watch=watch) if budget else importance
+        return (
+            rehearsed("encoder", model, importance, chosen, PACES[self.size], on_message=on_message)
+            if budget
+            else importance
+        )
 
     def _intents(self, task: str, part: str) -> Path:
         folder = self.data_dir / "text" / task / _INTENTS.get(part, part)

@@ -18,9 +18,9 @@ from holdfast.curvature.factored import FactoredImportance
 from holdfast.errors import DataFileError
 from holdfast.experiments.language.batches import Example, batches, examples
 from holdfast.experiments.language.elephants.methods import Start, learn_with, rehearsed
-from holdfast.experiments.language.elephants.trial import Found, Trial, Watch
+from holdfast.experiments.language.elephants.trial import MessageCallback, StoryTrial, TrialResult
 from holdfast.experiments.language.learning import Old, Pace, learn, shuffled
-from holdfast.experiments.language.measuring import Progress, measure
+from holdfast.experiments.language.measuring import MeasuringProgress, measure_importance
 from holdfast.experiments.language.models import LanguageModel, load_model, transformers_library
 from holdfast.experiments.language.rows import Row
 from holdfast.experiments.language.skills import evaluate
@@ -36,7 +36,7 @@ _ENGLISH = ("speeches", "tinyshakespeare", "wikitext2")
 
 
 @dataclass(frozen=True)
-class Size:
+class GPTSize:
     """How large everything is.
 
     Attributes:
@@ -61,7 +61,7 @@ class Size:
 
 
 SIZES = {
-    "full": Size(
+    "full": GPTSize(
         192,
         4,
         4096,
@@ -71,8 +71,8 @@ SIZES = {
         200,
         8_000_000,
     ),
-    "quick": Size(64, 2, 512, Pace(60, 2e-3, batch_size=8), Pace(30, 1e-3, batch_size=8), 64, 16, 300_000),
-    "large": Size(
+    "quick": GPTSize(64, 2, 512, Pace(60, 2e-3, batch_size=8), Pace(30, 1e-3, batch_size=8), 64, 16, 300_000),
+    "large": GPTSize(
         384, 8, 8192, Pace(6000, 6e-4, batch_size=64), Pace(1500, 3e-4, batch_size=64), 2048, 400, 12_000_000
     ),
 }
@@ -101,7 +101,7 @@ class Gpt:
         return asdict(self.sizes)
 
     @property
-    def sizes(self) -> Size:
+    def sizes(self) -> GPTSize:
         """The figures of the size."""
         return SIZES[self.size]
 
@@ -136,35 +136,37 @@ class Gpt:
         _plain_attention(found.base, self.device)
         return found
 
-    def prepared(self, watch: Watch = lambda _: None) -> Path:
+    def prepared(self, on_message: MessageCallback = lambda _: None) -> Path:
         """The folder of the model that reads English, which is trained once."""
         folder = self.work / f"gpt-{self.size}"
         with locked(self.work / f".holdfast-gpt-{self.size}.lock"):
             if not is_saved(folder):
                 check_output(folder)
-                self._trained(watch).save(folder)
+                self._trained(on_message).save(folder)
         return folder
 
-    def importance(self, watch: Watch) -> Importance:
+    def importance(self, on_message: MessageCallback) -> Importance:
         """What English rests on: the sampled Fisher information of blocks of tokens; measured once."""
         folder = self.work / f"importance-gpt-{self.size}"
         if is_saved(folder):
             return Importance.load(folder).to(self.device)
         check_output(folder)
         blocks = _spread(self.blocks["english", "train"], self.sizes.measured)
-        found, _ = measure(self.ready, lambda: iter(blocks), watch=partial(_tell, watch, "importance"))
-        found = rehearsed("gpt", self.ready, found.to_diagonal(), blocks, self.sizes.python, watch=watch)
+        found, _ = measure_importance(
+            self.ready, lambda: iter(blocks), on_part=partial(_tell, on_message, "importance")
+        )
+        found = rehearsed("gpt", self.ready, found.to_diagonal(), blocks, self.sizes.python, on_message=on_message)
         found.save(folder)
         return found
 
-    def factors(self, watch: Watch) -> FactoredImportance:
+    def factors(self, on_message: MessageCallback) -> FactoredImportance:
         """The same with Kronecker factors of its layers; measured once."""
         folder = self.work / f"factors-gpt-{self.size}"
         if not is_saved(folder):
             check_output(folder)
             blocks = _spread(self.blocks["english", "train"], self.sizes.measured)
-            told = partial(_tell, watch, "Kronecker factors")
-            measure(self.ready, lambda: iter(blocks), kind="kfac", watch=told)[0].save(folder)
+            told = partial(_tell, on_message, "Kronecker factors")
+            measure_importance(self.ready, lambda: iter(blocks), kind="kfac", on_part=told)[0].save(folder)
         return FactoredImportance.load(folder).to(self.device)
 
     @cached_property
@@ -182,31 +184,31 @@ class Gpt:
         """The perplexities of the model that reads English."""
         return self._perplexities(self.ready)
 
-    def do(self, trial: Trial, watch: Watch) -> Found:
+    def do(self, trial: StoryTrial, on_message: MessageCallback) -> TrialResult:
         """Carry a trial out."""
-        self.prepared(watch)
+        self.prepared(on_message)
         begin = time.monotonic()
         ready = self.ready
         bare = deepcopy(ready.base)
         model = replace(ready, module=bare, base=bare)
-        importance = self.importance(watch)
+        importance = self.importance(on_message)
         before = self.before
         torch.manual_seed(trial.seed)
         pace = self.sizes.python
         stream = shuffled(model, self.blocks["python", "train"], size=pace.batch_size, seed=trial.seed)
         old = shuffled(model, self.blocks["english", "train"], size=pace.batch_size, seed=trial.seed)
         held = ((importance, copies(all_parameters(bare))),)
-        start = Start(model, held, lambda share: Old(model, old, share), lambda: self.factors(watch))
+        start = Start(model, held, lambda share: Old(model, old, share), lambda: self.factors(on_message))
         learned = learn_with(
             trial.method,
             trial.setting,
             start,
             stream,
             pace,
-            watch=lambda step, loss: watch(f"{trial.name}: step {step}, loss {loss:.3f}"),
+            on_step=lambda step, loss: on_message(f"{trial.name}: step {step}, loss {loss:.3f}"),
         )
         after = self._perplexities(model)
-        watch(
+        on_message(
             f"{trial.name}: English {before['english']['test']['value']:.2f} -> "
             f"{after['english']['test']['value']:.2f}, "
             f"Python {before['python']['test']['value']:.2f} -> {after['python']['test']['value']:.2f}"
@@ -230,7 +232,7 @@ class Gpt:
             for language in ("english", "python")
         }
 
-    def _trained(self, watch: Watch) -> LanguageModel:
+    def _trained(self, on_message: MessageCallback) -> LanguageModel:
         transformers, sizes = transformers_library(), self.sizes
         tokenizer = self._tokenizer(transformers)
         torch.manual_seed(0)
@@ -255,7 +257,7 @@ class Gpt:
             shuffled(model, blocks, size=sizes.english.batch_size, seed=0),
             sizes.english,
             checkpoint=self.work / f".holdfast-gpt-{self.size}.checkpoint",
-            watch=lambda step, loss: watch(f"English: step {step} of {sizes.english.steps}, loss {loss:.3f}"),
+            on_step=lambda step, loss: on_message(f"English: step {step} of {sizes.english.steps}, loss {loss:.3f}"),
         )
         return model
 
@@ -284,8 +286,8 @@ def _plain_attention(module: Any, device: str | torch.device) -> None:
         module.set_attn_implementation("eager")
 
 
-def _tell(watch: Watch, what: str, progress: Progress) -> None:
-    watch(f"{what}: {progress.text}")
+def _tell(on_message: MessageCallback, what: str, progress: MeasuringProgress) -> None:
+    on_message(f"{what}: {progress.text}")
 
 
 def _parts(texts: Sequence[str]) -> dict[str, str]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from holdfast.curvature.factored import FactoredImportance
 from holdfast.errors import OptionError
 from holdfast.experiments.language.batches import Example
-from holdfast.experiments.language.elephants.trial import Watch
+from holdfast.experiments.language.elephants.trial import MessageCallback
 from holdfast.experiments.language.learning import Old, Pace, learn
 from holdfast.experiments.language.models import LanguageModel
 from holdfast.experiments.language.rehearsal import NUM_EXAMPLES, rehearse
@@ -23,7 +23,7 @@ from holdfast.tensors import all_parameters, copies
 
 
 @dataclass(frozen=True)
-class Method:
+class StoryMethod:
     """A way of learning on.
 
     Attributes:
@@ -49,21 +49,22 @@ class Method:
         return self.of_gpt if story == "gpt" and self.of_gpt else self.settings
 
 
-METHODS: dict[str, Method] = {
+STORY_METHODS: dict[str, StoryMethod] = {
     method.name: method
     for method in (
-        Method("plain", "plain fine-tuning", (0.0,), ""),
-        Method("frozen", "base frozen, head alone", (0.0,), "", stories=("encoder",)),  # a GPT's head is its own
-        Method("l2", "L2 to the start", (1e-3, 1e-2, 1e-1), "strength", of_gpt=(1e-4, 1e-3, 1e-2, 1e-1)),
-        Method("lora", "LoRA, rank 8", (1e-3, 3e-3), "learning rate", of_gpt=(1e-3, 3e-3, 1e-2)),
-        Method("replay-1", "replay, 1% old data", (0.01,), "share"),
-        Method("replay-10", "replay, 10% old data", (0.1,), "share"),
-        Method("average", "average with the old model", (0.25, 0.5, 0.75), "share of the new", of_gpt=(0.5, 0.9)),
-        Method("ewc", "EWC, Fisher", (300.0, 1e3, 3e3, 5e3, 1e4), "strength", of_gpt=(3e-3, 1e-2, 3e-2)),
-        Method("ewc-8bit", "EWC, 8-bit importances, bfloat16 anchors", (), "strength", like="ewc"),
-        Method("ewc-kfac", "EWC, Kronecker factors", (3e-3, 1e-2, 1.5e-2), "strength", stories=("gpt",)),
-        Method("ewc-budget", "EWC, budget", (0.05,), "nats", of_gpt=(64.0,)),  # half a nat for each token of a block
-        Method("wva", "WVA, Fisher", (1e5, 3e5, 1e6, 3e6), "strength", of_gpt=(10.0, 100.0, 1e3)),
+        StoryMethod("plain", "plain fine-tuning", (0.0,), ""),
+        StoryMethod("frozen", "base frozen, head alone", (0.0,), "", stories=("encoder",)),  # a GPT's head is its own
+        StoryMethod("l2", "L2 to the start", (1e-3, 1e-2, 1e-1), "strength", of_gpt=(1e-4, 1e-3, 1e-2, 1e-1)),
+        StoryMethod("lora", "LoRA, rank 8", (1e-3, 3e-3), "learning rate", of_gpt=(1e-3, 3e-3, 1e-2)),
+        StoryMethod("replay-1", "replay, 1% old data", (0.01,), "share"),
+        StoryMethod("replay-10", "replay, 10% old data", (0.1,), "share"),
+        StoryMethod("average", "average with the old model", (0.25, 0.5, 0.75), "share of the new", of_gpt=(0.5, 0.9)),
+        StoryMethod("ewc", "EWC, Fisher", (300.0, 1e3, 3e3, 5e3, 1e4), "strength", of_gpt=(3e-3, 1e-2, 3e-2)),
+        StoryMethod("ewc-8bit", "EWC, 8-bit importances, bfloat16 anchors", (), "strength", like="ewc"),
+        StoryMethod("ewc-kfac", "EWC, Kronecker factors", (3e-3, 1e-2, 1.5e-2), "strength", stories=("gpt",)),
+        # half a nat for each token of a block
+        StoryMethod("ewc-budget", "EWC, budget", (0.05,), "nats", of_gpt=(64.0,)),
+        StoryMethod("wva", "WVA, Fisher", (1e5, 3e5, 1e6, 3e6), "strength", of_gpt=(10.0, 100.0, 1e3)),
     )
 }
 
@@ -104,7 +105,7 @@ class Learned:
     predicted_rise: float | None
 
 
-def learn_with(method: str, setting: float, start: Start, stream: Any, pace: Pace, *, watch: Any = None) -> Learned:
+def learn_with(method: str, setting: float, start: Start, stream: Any, pace: Pace, *, on_step: Any = None) -> Learned:
     """Train `start.model` with a method, in place."""
     model = start.model
     before = copies(all_parameters(model.base))
@@ -116,7 +117,7 @@ def learn_with(method: str, setting: float, start: Start, stream: Any, pace: Pac
         keeper = EWC(model.base, strength=setting, log_every=0)
         keeper.retain(uniform(model.base))
     elif method == "lora":
-        _learn_adapters(model, stream, replace(pace, lr=setting), watch)
+        _learn_adapters(model, stream, replace(pace, lr=setting), on_step)
         return Learned(predicted_rise(start.held, model))
     elif method.startswith("replay"):
         if start.old is None:
@@ -133,7 +134,7 @@ def learn_with(method: str, setting: float, start: Start, stream: Any, pace: Pac
         keeper = _retained(EWC(model.base, budget=setting, accumulate="per_task", log_every=0), start)
     elif method == "wva":
         keeper = _retained(WVA(model.base, strength=setting, log_every=0), start)
-    learn(model, stream, pace, keeper=keeper, old=old, watch=watch)
+    learn(model, stream, pace, keeper=keeper, old=old, on_step=on_step)
     model.base.requires_grad_(True)
     if method == "average":
         with torch.no_grad():
@@ -145,13 +146,19 @@ def learn_with(method: str, setting: float, start: Start, stream: Any, pace: Pac
 
 
 def rehearsed(
-    story: str, model: LanguageModel, importance: Importance, data: Sequence[Example], pace: Pace, *, watch: Watch
+    story: str,
+    model: LanguageModel,
+    importance: Importance,
+    data: Sequence[Example],
+    pace: Pace,
+    *,
+    on_message: MessageCallback,
 ) -> Importance:
     """The importance with the factor that a rehearsal finds at this pace, under the budget that the story tries."""
-    (budget,) = METHODS["ewc-budget"].settings_for(story)
+    (budget,) = STORY_METHODS["ewc-budget"].settings_for(story)
     some = data[: NUM_EXAMPLES[model.task]]
     found = rehearse(model, importance, some, budget=budget, steps=min(60, pace.steps), lr=pace.lr)
-    watch(f"rehearsal: rise predicted {found.predicted:.3g}, measured {found.measured:.3g} nats")
+    on_message(f"rehearsal: rise predicted {found.predicted:.3g}, measured {found.measured:.3g} nats")
     return found.applied_to(importance)
 
 
@@ -181,7 +188,7 @@ def _retained(keeper: Any, start: Start) -> Any:
     return keeper
 
 
-def _learn_adapters(model: LanguageModel, stream: Any, pace: Pace, watch: Any) -> None:
+def _learn_adapters(model: LanguageModel, stream: Any, pace: Pace, on_step: Any) -> None:
     """LoRA on every linear layer, merged into the weights at the end.
 
     Raises:
@@ -196,7 +203,7 @@ def _learn_adapters(model: LanguageModel, stream: Any, pace: Pace, watch: Any) -
     inject_adapter_in_model(LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"), bare)
     for name, parameter in bare.named_parameters():
         parameter.requires_grad_("lora_" in name)
-    learn(model, stream, pace, watch=watch)
+    learn(model, stream, pace, on_step=on_step)
     for name, layer in list(bare.named_modules()):
         if isinstance(layer, BaseTunerLayer):
             layer.merge()

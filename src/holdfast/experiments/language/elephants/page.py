@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.experiments.canvas import FONT, GRID, INK, axes_at, make_folder, new_figure, write_picture
-from holdfast.experiments.language.elephants.methods import HOLDING, METHODS
-from holdfast.experiments.language.elephants.story import Answer, estimate, kept_share, old_and_new
+from holdfast.experiments.language.elephants.methods import HOLDING, STORY_METHODS
+from holdfast.experiments.language.elephants.story import StoryResult, estimate, kept_share, old_and_new
 from holdfast.experiments.reproduce.pictures import COLOURS, MARKERS, bare, head
 from holdfast.files import check_files, opened, write_text
 
@@ -20,7 +20,7 @@ TITLES = {
 }
 
 
-def rows(answer: Answer) -> list[list[str]]:
+def rows(answer: StoryResult) -> list[list[str]]:
     """The table: a heading, and a line a method."""
     return _encoder_rows(answer) if answer.story == "encoder" else _gpt_rows(answer)
 
@@ -39,7 +39,7 @@ def check_page(story: str, folder: Path) -> None:
     check_files([page, picture], is_ours=is_ours)
 
 
-def write_page(answer: Answer, folder: Path, *, command: str) -> tuple[Path, Path]:
+def write_page(answer: StoryResult, folder: Path, *, command: str) -> tuple[Path, Path]:
     """Write `report.md` and the picture; returns their paths.
 
     Raises:
@@ -73,14 +73,14 @@ def write_page(answer: Answer, folder: Path, *, command: str) -> tuple[Path, Pat
     return folder / PAGE, draw(answer, picture)
 
 
-def _seeds_of(answer: Answer) -> str:
+def _seeds_of(answer: StoryResult) -> str:
     central, rivals = (", ".join(map(str, seeds)) for seeds in (answer.seeds, answer.rival_seeds))
     return f"seeds {central}" + (
         "" if central == rivals else f"; of the methods beside EWC, WVA and plain fine-tuning {rivals}"
     )
 
 
-def conclusions(answer: Answer) -> list[str]:
+def conclusions(answer: StoryResult) -> list[str]:
     """What the figures say of the targets, and of the budget, by arithmetic."""
     told = []
     for method in answer.chosen:
@@ -94,21 +94,21 @@ def conclusions(answer: Answer) -> list[str]:
         measured = estimate([step["measured_rise"] for step in steps])
         what = "accuracy gained" if answer.story == "encoder" else "new perplexity"
         told.append(
-            f"- {METHODS[method].label}: {lost.text(scale=100)}% of plain's loss of the old skill, {what} "
+            f"- {STORY_METHODS[method].label}: {lost.text(scale=100)}% of plain's loss of the old skill, {what} "
             f"{new.text(scale=100)}% of plain's. Old loss: predicted rise {predicted.text(digits=4)}, measured "
             f"{measured.text(digits=4)} nats."
         )
     return told
 
 
-def draw(answer: Answer, path: Path) -> Path:
+def draw(answer: StoryResult, path: Path) -> Path:
     """Old skill against new, a line a method through its settings, validation data of the tuning seed."""
     width, height = 5.2, 3.8
     figure = new_figure(0.85 + width + 2.4, height + 1.25)
     axes = axes_at(figure, 0.85, 0.6, width, height)
     tuned = {trial.method for trial in answer.found if trial.tuning}
-    holding = [method for method in METHODS if method in tuned and method in HOLDING]
-    rivals = [method for method in METHODS if method in tuned and method not in HOLDING]
+    holding = [method for method in STORY_METHODS if method in tuned and method in HOLDING]
+    rivals = [method for method in STORY_METHODS if method in tuned and method not in HOLDING]
     for number, method in [*enumerate(holding), *enumerate(rivals)]:
         places = sorted(
             (trial.setting, old_and_new(answer.story, found, "validation"))
@@ -127,7 +127,7 @@ def draw(answer: Answer, path: Path) -> Path:
             linestyle="-" if method in HOLDING else ":",
             linewidth=2.0 if method in HOLDING else 1.2,
             markersize=6,
-            label=METHODS[method].label,
+            label=STORY_METHODS[method].label,
         )
     if answer.story == "gpt":
         _by_factors(axes)
@@ -168,7 +168,7 @@ def _by_factors(axes: Any) -> None:
         axis.set_minor_locator(NullLocator())
 
 
-def _encoder_rows(answer: Answer) -> list[list[str]]:
+def _encoder_rows(answer: StoryResult) -> list[list[str]]:
     heading = ["method", "setting", "STS-B before", "after BANKING77", "after CLINC150"]
     heading += ["BANKING77", "BANKING77 after CLINC150", "CLINC150", "seconds"]
     table = [heading]
@@ -184,11 +184,11 @@ def _encoder_rows(answer: Answer) -> list[list[str]]:
             [one[1]["accuracy"][1]["test"]["value"] for one in after],
         ]
         cells = [estimate(values).text(digits=4) for values in columns]
-        table.append([METHODS[method].label, _setting(method, answer.chosen[method]), *cells, _seconds(found)])
+        table.append([STORY_METHODS[method].label, _setting(method, answer.chosen[method]), *cells, _seconds(found)])
     return table
 
 
-def _gpt_rows(answer: Answer) -> list[list[str]]:
+def _gpt_rows(answer: StoryResult) -> list[list[str]]:
     table = [["method", "setting", "English before", "English after", "Python before", "Python after", "seconds"]]
     for method in answer.chosen:
         found = answer.reported(method)
@@ -198,7 +198,7 @@ def _gpt_rows(answer: Answer) -> list[list[str]]:
             for when in ("before", "after")
         ]
         cells = [estimate(values).text(digits=2) for values in columns]
-        table.append([METHODS[method].label, _setting(method, answer.chosen[method]), *cells, _seconds(found)])
+        table.append([STORY_METHODS[method].label, _setting(method, answer.chosen[method]), *cells, _seconds(found)])
     return table
 
 
@@ -208,7 +208,7 @@ def _new_share(story: str, found: dict, plain: dict) -> float:
 
 
 def _setting(method: str, setting: float) -> str:
-    what = METHODS[method].what
+    what = STORY_METHODS[method].what
     return f"{what} {setting:g}" if what else ""
 
 

@@ -13,8 +13,8 @@ from holdfast.errors import UnknownNameError
 from holdfast.experiments.canvas import make_folder
 from holdfast.experiments.language.elephants.encoder import Encoder
 from holdfast.experiments.language.elephants.gpt import Gpt
-from holdfast.experiments.language.elephants.methods import METHODS, Method
-from holdfast.experiments.language.elephants.trial import Found, Trial, Watch, do_all, known
+from holdfast.experiments.language.elephants.methods import STORY_METHODS, StoryMethod
+from holdfast.experiments.language.elephants.trial import MessageCallback, StoryTrial, TrialResult, do_all, known_trials
 from holdfast.experiments.tables import Estimate
 
 TUNING_SEED = 9
@@ -27,7 +27,7 @@ NEEDED = {"encoder": 0.97, "gpt": 1.05}
 
 
 @dataclass(frozen=True)
-class Answer:
+class StoryResult:
     """What a story found.
 
     Attributes:
@@ -41,17 +41,17 @@ class Answer:
 
     story: str
     size: str
-    found: Mapping[Trial, Found]
+    found: Mapping[StoryTrial, TrialResult]
     chosen: Mapping[str, float]
     seeds: tuple[int, ...]
     rival_seeds: tuple[int, ...]
 
-    def reported(self, method: str) -> list[Found]:
+    def reported(self, method: str) -> list[TrialResult]:
         """The reported trials of a method, by seed."""
         seeds = self.seeds if method in CENTRAL else self.rival_seeds
         return [self.found[trial] for trial in reported(self.story, method, self.chosen[method], self.size, seeds)]
 
-    def beside_plain(self, method: str) -> list[tuple[Found, Found]]:
+    def beside_plain(self, method: str) -> list[tuple[TrialResult, TrialResult]]:
         """The reported trials of a method, each with plain fine-tuning's of the same seed."""
         plain = {found["trial"]["seed"]: found for found in self.reported("plain")}
         found = self.reported(method)
@@ -68,8 +68,8 @@ def carry_out(
     rival_seeds: Sequence[int] | None = None,
     methods: Sequence[str] | None = None,
     device: str | torch.device = "cpu",
-    watch: Watch = lambda _: None,
-) -> Answer:
+    on_message: MessageCallback = lambda _: None,
+) -> StoryResult:
     """Do what is missing of a story.
 
     Args:
@@ -79,60 +79,61 @@ def carry_out(
         size: "full", "quick", or of gpt "large".
         seeds: of what is reported.
         rival_seeds: likewise, of the methods that are not `CENTRAL`; None: the same.
-        methods: names of `METHODS`; plain is always among them; None: all.
+        methods: names of `STORY_METHODS`; plain is always among them; None: all.
         device: of gpt.
-        watch: told a line now and then.
+        on_message: called with a line now and then.
 
     Raises:
         UnknownNameError: no such method.
         RunMismatchError: the folder's trials were done with other settings.
     """
     for method in methods or ():
-        if method not in METHODS:
-            raise UnknownNameError("method", method, METHODS)
-    needed = {"plain", *(methods or METHODS), *(METHODS[method].like for method in methods or ())}
-    asked = [method for method in METHODS.values() if method.name in needed and name in method.stories]
+        if method not in STORY_METHODS:
+            raise UnknownNameError("method", method, STORY_METHODS)
+    needed = {"plain", *(methods or STORY_METHODS), *(STORY_METHODS[method].like for method in methods or ())}
+    asked = [method for method in STORY_METHODS.values() if method.name in needed and name in method.stories]
     folder = work / name / size
     make_folder(folder)
     teller = Encoder(data_dir, folder, size) if name == "encoder" else Gpt(data_dir, folder, size, device)
     settings = teller.settings
-    found = known(folder, settings)
+    found = known_trials(folder, settings)
     trials = [trial for method in asked for trial in tuning(name, method, size)]
-    found |= do_all(trials, teller.do, folder, settings=settings, watch=watch)
-    chosen = {method.name: choose(name, method, size, found) for method in asked}
+    found |= do_all(trials, teller.do, folder, settings=settings, on_message=on_message)
+    chosen = {method.name: choose_setting(name, method, size, found) for method in asked}
     rivals = seeds if rival_seeds is None else rival_seeds
     wanted = [
         trial
         for method in asked
         for trial in reported(name, method.name, chosen[method.name], size, seeds if method.name in CENTRAL else rivals)
     ]
-    found |= do_all(wanted, teller.do, folder, settings=settings, watch=watch)
-    return Answer(name, size, found, chosen, tuple(seeds), tuple(rivals))
+    found |= do_all(wanted, teller.do, folder, settings=settings, on_message=on_message)
+    return StoryResult(name, size, found, chosen, tuple(seeds), tuple(rivals))
 
 
-def tuning(story: str, method: Method, size: str) -> list[Trial]:
+def tuning(story: str, method: StoryMethod, size: str) -> list[StoryTrial]:
     """The trials by which a setting is chosen; of plain and the untuned ones too, for the curve."""
     return [
-        Trial(story, method.name, setting, TUNING_SEED, size, tuning=True) for setting in method.settings_for(story)
+        StoryTrial(story, method.name, setting, TUNING_SEED, size, tuning=True)
+        for setting in method.settings_for(story)
     ]
 
 
-def reported(story: str, method: str, setting: float, size: str, seeds: Sequence[int]) -> list[Trial]:
+def reported(story: str, method: str, setting: float, size: str, seeds: Sequence[int]) -> list[StoryTrial]:
     """The trials that are reported."""
-    return [Trial(story, method, setting, seed, size) for seed in seeds]
+    return [StoryTrial(story, method, setting, seed, size) for seed in seeds]
 
 
-def choose(story: str, method: Method, size: str, found: Mapping[Trial, Found]) -> float:
+def choose_setting(story: str, method: StoryMethod, size: str, found: Mapping[StoryTrial, TrialResult]) -> float:
     """The setting that keeps the most among those that learn enough, on validation data.
 
     Enough is `NEEDED`; where none does, the one that learns the most.
     """
     if method.like:
-        return choose(story, METHODS[method.like], size, found)
+        return choose_setting(story, STORY_METHODS[method.like], size, found)
     settings = method.settings_for(story)
     if len(settings) == 1:
         return settings[0]
-    plain = found[tuning(story, METHODS["plain"], size)[0]]
+    plain = found[tuning(story, STORY_METHODS["plain"], size)[0]]
     trials = tuning(story, method, size)
     enough = [trial for trial in trials if _learns_enough(story, found[trial], plain)]
     if enough:
@@ -140,7 +141,7 @@ def choose(story: str, method: Method, size: str, found: Mapping[Trial, Found]) 
     return max(trials, key=lambda trial: old_and_new(story, found[trial], "validation")[1]).setting
 
 
-def old_and_new(story: str, found: Found, part: str) -> tuple[float, float]:
+def old_and_new(story: str, found: TrialResult, part: str) -> tuple[float, float]:
     """Old and new skill after the first task, the larger the better: Spearman and accuracy, or minus log perplexity.
 
     Args:
@@ -155,7 +156,7 @@ def old_and_new(story: str, found: Found, part: str) -> tuple[float, float]:
     return -math.log(after["english"][part]["value"]), -math.log(after["python"][part]["value"])
 
 
-def _learns_enough(story: str, found: Found, plain: Found) -> bool:
+def _learns_enough(story: str, found: TrialResult, plain: TrialResult) -> bool:
     new, most = (old_and_new(story, one, "validation")[1] for one in (found, plain))
     return new >= NEEDED["encoder"] * most if story == "encoder" else new >= most - math.log(NEEDED["gpt"])
 
@@ -165,7 +166,7 @@ def estimate(values: Sequence[float]) -> Estimate:
     return Estimate.of(list(values))
 
 
-def kept_share(story: str, found: Found, plain: Found, part: str = "test") -> float:
+def kept_share(story: str, found: TrialResult, plain: TrialResult, part: str = "test") -> float:
     """What of plain's loss of the old skill is left: 0 nothing is lost, 1 as much as plain loses.
 
     Of similarity the fall of Spearman's correlation, of English the rise of the perplexity.
@@ -174,7 +175,7 @@ def kept_share(story: str, found: Found, plain: Found, part: str = "test") -> fl
     return lost / lost_by_plain if lost_by_plain else math.nan
 
 
-def _lost(story: str, found: Found, part: str) -> float:
+def _lost(story: str, found: TrialResult, part: str) -> float:
     if story == "encoder":
         return found["before"][part]["value"] - found["after"][0]["similarity"][part]["value"]
     return found["after"]["english"][part]["value"] - found["before"]["english"][part]["value"]

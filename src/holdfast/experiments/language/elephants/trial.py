@@ -13,7 +13,7 @@ from holdfast.files import read_json, write_json
 
 
 @dataclass(frozen=True)
-class Trial:
+class StoryTrial:
     """What is to be done.
 
     Attributes:
@@ -39,10 +39,10 @@ class Trial:
         return f"{self.method}-{self.setting:g}-{self.seed}{tuned}"
 
 
-Found = dict[str, Any]
+TrialResult = dict[str, Any]
 """What a trial found, as JSON values."""
 
-Watch = Callable[[str], None]
+MessageCallback = Callable[[str], None]
 
 
 class _BusyError(Exception):
@@ -50,13 +50,13 @@ class _BusyError(Exception):
 
 
 def do_all(
-    trials: Iterable[Trial],
-    do: Callable[[Trial, Watch], Found],
+    trials: Iterable[StoryTrial],
+    do: Callable[[StoryTrial, MessageCallback], TrialResult],
     folder: Path,
     *,
     settings: Mapping[str, Any],
-    watch: Watch,
-) -> dict[Trial, Found]:
+    on_message: MessageCallback,
+) -> dict[StoryTrial, TrialResult]:
     """Do what is missing, and return what is known; several processes on one folder share the work.
 
     Args:
@@ -64,12 +64,12 @@ def do_all(
         do: carries one out.
         folder: of the files.
         settings: what all trials share, as JSON values; kept in each file.
-        watch: told a line of each trial.
+        on_message: called with a line of each trial.
 
     Raises:
         RunMismatchError: a file is of other settings.
     """
-    found: dict[Trial, Found] = {}
+    found: dict[StoryTrial, TrialResult] = {}
     left = list(dict.fromkeys(trials))
     while left:
         busy = []
@@ -78,11 +78,11 @@ def do_all(
             try:
                 with locked(_lock(folder, trial), waiting=_busy):
                     if not path.exists():
-                        watch(f"{trial.name} ...")
+                        on_message(f"{trial.name} ...")
                         content = {
                             "trial": asdict(trial),
                             "settings": settings,
-                            **do(trial, watch),
+                            **do(trial, on_message),
                             "versions": versions(),
                         }
                         write_json(path, content)
@@ -97,11 +97,11 @@ def do_all(
     return found
 
 
-def _lock(folder: Path, trial: Trial) -> Path:
+def _lock(folder: Path, trial: StoryTrial) -> Path:
     return folder / f".holdfast-{trial.name}.lock"
 
 
-def known(folder: Path, settings: Mapping[str, Any]) -> dict[Trial, Found]:
+def known_trials(folder: Path, settings: Mapping[str, Any]) -> dict[StoryTrial, TrialResult]:
     """Every trial that is done in a folder.
 
     Raises:
@@ -111,12 +111,12 @@ def known(folder: Path, settings: Mapping[str, Any]) -> dict[Trial, Found]:
     for path in sorted(folder.glob("*.json")):
         content = _read(path, settings)
         if "trial" in content:
-            found[Trial(**content["trial"])] = content
+            found[StoryTrial(**content["trial"])] = content
     return found
 
 
-def _read(path: Path, settings: Mapping[str, Any]) -> Found:
-    content: Found = read_json(path)
+def _read(path: Path, settings: Mapping[str, Any]) -> TrialResult:
+    content: TrialResult = read_json(path)
     check_same(path.parent, content.get("settings", {}), settings)
     return content
 

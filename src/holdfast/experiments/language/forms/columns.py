@@ -88,7 +88,7 @@ class Row:
     number: int | None = field(default=None, compare=False)
 
 
-def choose(names: Sequence[str], asked: Columns, *, where: str) -> Chosen:
+def choose_columns(names: Sequence[str], asked: Columns, *, where: str) -> Chosen:
     """The columns to read, those asked for or those with a usual name; upper and lower case are the same.
 
     Raises:

@@ -39,7 +39,7 @@ _OF_LIBRARIES = {"config.json", "dataset_info.json", "dataset_infos.json", "data
 
 
 @dataclass(frozen=True)
-class Found:
+class FolderFiles:
     """The files of a folder that are read.
 
     Attributes:
@@ -58,7 +58,7 @@ def split_named(name: str) -> str:
     return _KEYWORDS.get(name.strip().lower(), name)
 
 
-def files_in(folder: Path, split: str) -> Found:
+def files_in(folder: Path, split: str) -> FolderFiles:
     """The files of a folder that belong to a split.
 
     Files whose names tell no split count as training data where none is named so, and are left out where one is.
@@ -100,15 +100,15 @@ def files_in(folder: Path, split: str) -> Found:
     return _of_split(folder, files, split, left_out)
 
 
-def _of_split(folder: Path, files: Sequence[Path], split: str, left_out: dict[str, list[str]]) -> Found:
+def _of_split(folder: Path, files: Sequence[Path], split: str, left_out: dict[str, list[str]]) -> FolderFiles:
     splits: dict[str | None, list[Path]] = defaultdict(list)
     for path in files:
         splits[_split_of(path, folder)].append(path)
     asked = split_named(split)
     if splits.keys() == {None} and asked == "train":
-        return Found(files, None, _frozen(left_out))
+        return FolderFiles(files, None, _frozen(left_out))
     if split == ALL:
-        return Found(files, ALL, _frozen(left_out))
+        return FolderFiles(files, ALL, _frozen(left_out))
     shown = ", ".join(repr(name) for name in splits if name) or "none by their names"
     if "train" not in splits and None in splits:
         splits["train"] = splits.pop(None)
@@ -120,7 +120,7 @@ def _of_split(folder: Path, files: Sequence[Path], split: str, left_out: dict[st
         if name != asked:
             why = f"split {name!r}" if name else "named after no split"
             left_out[why] += [str(path.relative_to(folder)) for path in paths]
-    return Found(splits[asked], asked, _frozen(left_out))
+    return FolderFiles(splits[asked], asked, _frozen(left_out))
 
 
 def _split_of(path: Path, folder: Path) -> str | None:

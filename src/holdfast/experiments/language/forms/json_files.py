@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from holdfast.errors import DataFileError
-from holdfast.experiments.language.forms.opened import opened
+from holdfast.experiments.language.forms.opened import opened_text
 from holdfast.experiments.language.forms.table import Entries, Table
 
 _PIECE = 2**16
@@ -24,7 +24,7 @@ def lines_table(path: Path) -> Table:
     """One object a line; blank lines are passed over."""
 
     def entries() -> Entries:
-        with opened(path) as lines:
+        with opened_text(path) as lines:
             for number, line in enumerate(lines, start=1):
                 if line.strip():
                     where = f"{path}, line {number}"
@@ -43,7 +43,7 @@ def json_table(path: Path, *, split: str) -> Table:
     Raises:
         DataFileError: nothing in it that could be rows.
     """
-    with opened(path) as file:
+    with opened_text(path) as file:
         first = next((line for line in file if line.strip()), "").strip()
         if first.startswith("["):
             return Table("JSON array", lambda: _array(path))
@@ -62,7 +62,7 @@ def _is_whole(text: str) -> bool:
 
 def _array(path: Path) -> Entries:
     """The entries of an array, decoded one by one."""
-    with opened(path) as file:
+    with opened_text(path) as file:
         for number, value in enumerate(_elements(file, path), start=1):
             where = f"{path}, entry {number}"
             yield where, _object(value, where)
@@ -114,7 +114,7 @@ def _skipped(text: str, place: int) -> int:
 
 def _document(path: Path, split: str) -> Entries:
     """The rows in one object: under "data", under the name of the split, or as columns of equal length."""
-    with opened(path) as file:
+    with opened_text(path) as file:
         content = file.read()
     if not content.strip():
         return

@@ -34,7 +34,7 @@ def suffix_of(path: Path) -> str:
 
 
 @contextmanager
-def opened(path: Path, *, newline: str | None = None) -> Iterator[IO[str]]:
+def opened_text(path: Path, *, newline: str | None = None) -> Iterator[IO[str]]:
     """The file as text: UTF-8, or what its byte order mark says; unpacked where its name ends in .gz, .bz2, .xz, .zst.
 
     Args:

@@ -16,7 +16,7 @@ from typing import IO, Any
 
 from holdfast.errors import DataFileError, OptionError
 from holdfast.experiments.language.forms.columns import KNOWN, Columns
-from holdfast.experiments.language.forms.opened import opened, suffix_of
+from holdfast.experiments.language.forms.opened import opened_text, suffix_of
 from holdfast.experiments.language.forms.table import Entries, Table
 
 _DELIMITERS = ",;\t|"
@@ -66,7 +66,7 @@ def separated_table(path: Path, asked: Columns) -> Table:
             cannot be told.
     """
     csv.field_size_limit(_LONGEST_CELL)
-    with opened(path, newline="") as file:
+    with opened_text(path, newline="") as file:
         sample = file.read(_SAMPLE)
         if len(sample) == _SAMPLE:
             sample = sample[: sample.rfind("\n") + 1] or sample
@@ -219,7 +219,7 @@ def _rows(path: Path, form: _Form) -> Iterator[tuple[int, list[str]]]:
     Raises:
         DataFileError: a row of another width, or a quotation mark that is never closed.
     """
-    with opened(path, newline="") as file:
+    with opened_text(path, newline="") as file:
         number = 0 if form.has_header else 1
         for line, cells in _cells(file, form, path):
             if len(cells) <= 1 and not any(map(str.strip, cells)):

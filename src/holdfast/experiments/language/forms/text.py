@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from holdfast.errors import DataFileError
-from holdfast.experiments.language.forms.opened import opened
+from holdfast.experiments.language.forms.opened import opened_text
 from holdfast.experiments.language.forms.table import Entries, Table
 
 INTENTS = "seq.in"
@@ -15,7 +15,7 @@ def text_table(path: Path) -> Table:
     """A document, a line an entry."""
 
     def entries() -> Entries:
-        with opened(path) as lines:
+        with opened_text(path) as lines:
             for number, line in enumerate(lines, start=1):
                 yield f"{path}, line {number}", {"text": line}
 
@@ -33,13 +33,13 @@ def intents_table(path: Path) -> Table:
         raise DataFileError(f"{labels_path} is missing beside {INTENTS}.")
     counts = []
     for each in (path, labels_path):
-        with opened(each) as lines:
+        with opened_text(each) as lines:
             counts.append(sum(1 for _ in lines))
     if counts[0] != counts[1]:
         raise DataFileError(f"{path.parent}: {INTENTS} has {counts[0]} lines and label {counts[1]}; expected as many.")
 
     def entries() -> Entries:
-        with opened(path) as texts, opened(labels_path) as labels:
+        with opened_text(path) as texts, opened_text(labels_path) as labels:
             for number, (text, label) in enumerate(zip(texts, labels), start=1):
                 if text.strip() or label.strip():
                     yield f"{path}, line {number}", {"text": text.rstrip("\n"), "label": label.rstrip("\n")}

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from holdfast.errors import BatchError, OptionError
-from holdfast.heads.batches import targets_of
-from holdfast.heads.outputs import logits_of, seen_any, widened
+from holdfast.likelihoods.batches import targets_of
+from holdfast.likelihoods.outputs import logits_of, seen_any, widened
 
 
 @dataclass(frozen=True)

@@ -46,8 +46,8 @@ def moved_by_steps_alone(parameters: Iterable[nn.Parameter], model: nn.Module) -
     return [parameter for parameter in parameters if id(parameter) not in bounded]
 
 
-class Watch:
-    """Watches some parameters of the attached optimizers.
+class UnheldDetector:
+    """Compares some parameters of the attached optimizers, to find those that move without being held.
 
     Args:
         found: called once, when weights have moved without a step.

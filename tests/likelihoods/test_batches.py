@@ -5,12 +5,12 @@ import pytest
 import torch
 
 from holdfast.errors import BatchError
-from holdfast.heads.batches import (
+from holdfast.likelihoods.batches import (
+    batch_readings,
     batch_size,
     batch_to,
     has_opaque_entries,
     model_inputs,
-    readings,
     slice_batch,
     targets_of,
 )
@@ -121,14 +121,14 @@ def test_batch_to_moves_every_tensor():
 def test_readings_cut_what_has_an_entry_an_example():
     words, array = ["a", "b", "c", "d"], np.arange(4)
     batch = {"x": X, "more": [Points(Y, array), (1, 2)], "words": words, "note": "text", "none": None}
-    cut, whole = readings(batch, 1, 3)
+    cut, whole = batch_readings(batch, 1, 3)
     for found in (cut, whole):
         assert torch.equal(found["x"], X[1:3])
         assert torch.equal(found["more"][0].x, Y[1:3])
         assert found["more"][0].z.tolist() == [1, 2]
         assert (found["more"][1], found["note"], found["none"]) == ((1, 2), "text", None)
     assert (cut["words"], whole["words"]) == (["b", "c"], words)
-    assert len(list(readings((X, Y), 0, 1))) == 1  # there is no doubt about tensors
+    assert len(list(batch_readings((X, Y), 0, 1))) == 1  # there is no doubt about tensors
 
 
 def test_opaque_is_what_cannot_be_cut():

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.errors import BatchError, OptionError
-from holdfast.heads.elementwise import Bernoulli, Gaussian
+from holdfast.likelihoods.elementwise import Bernoulli, Gaussian
 
 LIKELIHOODS = [Gaussian(), Gaussian(variance=0.3), Bernoulli()]
 

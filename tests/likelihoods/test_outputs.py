@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from holdfast.errors import BatchError, LossShapeError
-from holdfast.heads.outputs import check_per_example, logits_of, seen_any, widened
+from holdfast.likelihoods.outputs import check_per_example, logits_of, seen_any, widened
 
 Z = torch.randn(4, 3)
 

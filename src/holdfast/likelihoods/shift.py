@@ -15,8 +15,8 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from holdfast.errors import BatchError
-from holdfast.heads.batches import targets_of
-from holdfast.heads.categorical import IGNORED, Categorical
+from holdfast.likelihoods.batches import targets_of
+from holdfast.likelihoods.categorical import IGNORED, Categorical
 from holdfast.tensors import unwrap
 
 _CAUSAL = re.compile(r"ForCausal|(?<!XLNet)(?<!With)LMHeadModel|(GPT2|OpenAIGPT)DoubleHeadsModel")

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from holdfast.errors import BatchError
-from holdfast.heads.likelihoods import Categorical, Gaussian
-from holdfast.heads.shift import Shift, check_shift, decided, num_other_labels, shift_of, shift_of_model
+from holdfast.likelihoods.likelihood import Categorical, Gaussian
+from holdfast.likelihoods.shift import Shift, check_shift, decided, num_other_labels, shift_of, shift_of_model
 
 transformers = pytest.importorskip("transformers")
 

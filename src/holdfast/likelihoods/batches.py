@@ -86,10 +86,10 @@ def slice_batch(batch: Any, start: int, stop: int, *, lists: bool = False) -> An
         stop: the first that is left out.
         lists: whether arrays and lists with an entry for each example are cut as well.
     """
-    return next(readings(batch, start, stop)) if lists else _map(lambda tensor: tensor[start:stop], batch)
+    return next(batch_readings(batch, start, stop)) if lists else _map(lambda tensor: tensor[start:stop], batch)
 
 
-def readings(batch: Any, start: int, stop: int) -> Iterator[Any]:
+def batch_readings(batch: Any, start: int, stop: int) -> Iterator[Any]:
     """What examples `start` to `stop` (exclusive) of a batch may be, beside its tensors.
 
     First with every array, and every list or tuple without tensors in it, that has an entry an example cut as the

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from holdfast.errors import LossShapeError, OptionError, UnknownNameError
-from holdfast.heads.likelihoods import (
+from holdfast.likelihoods.likelihood import (
     Bernoulli,
     Categorical,
     Gaussian,

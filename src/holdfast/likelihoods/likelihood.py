@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 from holdfast.errors import OptionError, UnknownNameError
-from holdfast.heads.batches import batch_size, targets_of
-from holdfast.heads.categorical import Categorical
-from holdfast.heads.elementwise import Bernoulli, Gaussian
-from holdfast.heads.outputs import check_per_example, logits_of
+from holdfast.likelihoods.batches import batch_size, targets_of
+from holdfast.likelihoods.categorical import Categorical
+from holdfast.likelihoods.elementwise import Bernoulli, Gaussian
+from holdfast.likelihoods.outputs import check_per_example, logits_of
 
 __all__ = [
     "OWN",

@@ -1,6 +1,6 @@
 """What the batches, the outputs and the output columns of a model mean."""
 
-from holdfast.heads.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
-from holdfast.heads.masks import Mask, Scenario, active_classes, predict
+from holdfast.likelihoods.likelihood import Bernoulli, Categorical, Gaussian, Likelihood
+from holdfast.likelihoods.masks import Mask, Scenario, active_classes, predict
 
 __all__ = ["Bernoulli", "Categorical", "Gaussian", "Likelihood", "Mask", "Scenario", "active_classes", "predict"]

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.errors import BatchError, OptionError
-from holdfast.heads.categorical import Categorical
+from holdfast.likelihoods.categorical import Categorical
 
 
 def fisher(nll_of_label, p, theta):

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.errors import UnknownNameError
-from holdfast.heads.masks import active_classes, predict
+from holdfast.likelihoods.masks import active_classes, predict
 
 SPLIT = ((4, 5), (0, 1), (2, 3))
 
