@@ -13,7 +13,7 @@ from holdfast.errors import FailedRunsError, OptionError
 from holdfast.experiments import RunConfig
 from holdfast.experiments.reproduce import Recipe, recipe_named
 from holdfast.experiments.reproduce.carry_out import answer, known_outcomes, measure_recipe, train
-from holdfast.experiments.reproduce.lines import Line, around
+from holdfast.experiments.reproduce.lines import RecipeLine, around
 from holdfast.files import read_sealed, seal_of
 
 
@@ -21,8 +21,8 @@ def small(**settings: Any) -> Recipe:
     """Three strengths on trial, one reported, and plain training."""
     ewc = TINY.config("permuted", "ewc-fisher", importance_data="validation", **settings)
     lines = (
-        Line(label="EWC", candidates=around(ewc, (0.1, 1, 10)), seeds=(0, 1)),
-        Line(label="plain", candidates=(TINY.config("permuted", "none"),), seeds=(0, 1)),
+        RecipeLine(label="EWC", candidates=around(ewc, (0.1, 1, 10)), seeds=(0, 1)),
+        RecipeLine(label="plain", candidates=(TINY.config("permuted", "none"),), seeds=(0, 1)),
     )
     return replace(recipe_named("increments", TINY), name="small", lines=lines, conclude=lambda findings: "Done.")
 
@@ -81,7 +81,7 @@ def test_divergence_is_a_result_and_is_not_tried_again(tmp_path: Path):
 
 def test_any_other_failure_is_told(tmp_path: Path):
     config = TINY.config("permuted", "ewc-kfac", accumulate="max")
-    recipe = replace(small(), lines=(Line(label="wrong", candidates=(config,), seeds=(0,)),))
+    recipe = replace(small(), lines=(RecipeLine(label="wrong", candidates=(config,), seeds=(0,)),))
     with pytest.raises(FailedRunsError, match="accumulate is 'max', a rule that Kronecker factors do not have"):
         train([recipe], {}, output=tmp_path)
 

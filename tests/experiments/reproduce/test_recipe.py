@@ -8,20 +8,20 @@ from tests.experiments.reproduce.made_up import filled, outcome
 from holdfast.errors import UnknownNameError
 from holdfast.experiments import configure
 from holdfast.experiments.reproduce import FULL, QUICK, RECIPES, recipe_named
-from holdfast.experiments.reproduce.lines import Line, around
+from holdfast.experiments.reproduce.lines import RecipeLine, around
 from holdfast.experiments.reproduce.outcome import Outcome
 
 BASE = configure("permuted-digits", "ewc-fisher", strength=10.0)
 
 
-def line(**changes: object) -> Line:
+def line(**changes: object) -> RecipeLine:
     settings = {
         "label": "it",
         "candidates": around(BASE, (0.1, 1, 10)),
         "seeds": (0, 1),
         "trial_settings": {"num_tasks": 2},
     }
-    return Line(**{**settings, **changes})
+    return RecipeLine(**{**settings, **changes})
 
 
 def test_a_strength_is_varied_by_factors_and_rounded_to_three_digits():

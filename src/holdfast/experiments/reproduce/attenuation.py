@@ -8,7 +8,7 @@ from typing import Any
 from holdfast.experiments.config import RunConfig
 from holdfast.experiments.reproduce.curve import AUTHORS
 from holdfast.experiments.reproduce.findings import Answer, Recipe, RecipeFindings, best_answer, final, percent, points
-from holdfast.experiments.reproduce.lines import Line, Size, around
+from holdfast.experiments.reproduce.lines import RecipeLine, Size, around
 from holdfast.experiments.reproduce.pictures import Series, beside, curves
 from holdfast.experiments.reproduce.verdict import above, equivalent, not_below, stand_text
 from holdfast.experiments.tables import Estimate
@@ -39,7 +39,7 @@ def increments(size: Size) -> Recipe:
             base = wva(size, optimizer, attenuate=kind)
             shared = optimizer != "momentum" and kind == "increments"  # the strengths that A 3 runs anyhow
             lines.append(
-                Line(
+                RecipeLine(
                     label=f"{optimizer}, {kind}",
                     candidates=around(base, FACTORS if shared else (0.1, 1, 10, 100)),
                     seeds=seeds,
@@ -63,7 +63,9 @@ def increments(size: Size) -> Recipe:
 def attenuation(size: Size) -> Recipe:
     """The recipe of A 3."""
     lines = [
-        Line(label=f"{optimizer}, {kind}, strength {config.strength:g}", candidates=(config,), seeds=size.num_seeds(3))
+        RecipeLine(
+            label=f"{optimizer}, {kind}, strength {config.strength:g}", candidates=(config,), seeds=size.num_seeds(3)
+        )
         for optimizer in ("SGD", "Adam")
         for kind in ("hyperbolic", "exponential")
         for config in around(wva(size, optimizer, attenuation=kind), _GRIDS[optimizer])

@@ -14,7 +14,7 @@ from holdfast.experiments.config import RunConfig
 from holdfast.experiments.folder import versions
 from holdfast.experiments.parallel import run_all
 from holdfast.experiments.reproduce.findings import Recipe, RecipeFindings
-from holdfast.experiments.reproduce.lines import Found, once
+from holdfast.experiments.reproduce.lines import Outcomes, once
 from holdfast.experiments.reproduce.outcome import Outcome
 from holdfast.experiments.reproduce.page import page
 from holdfast.experiments.reproduce.store import (
@@ -47,7 +47,7 @@ def known_outcomes(recipes: Sequence[Recipe], *, output: Path, results: Path) ->
 
 def train(
     recipes: Sequence[Recipe],
-    found: Found,
+    found: Outcomes,
     *,
     output: Path,
     jobs: int = 1,
@@ -114,7 +114,7 @@ def measure_recipe(
     return measured
 
 
-def answer(recipe: Recipe, found: Found, measured: Mapping[int, Any], *, results: Path, command: str) -> Answered:
+def answer(recipe: Recipe, found: Outcomes, measured: Mapping[int, Any], *, results: Path, command: str) -> Answered:
     """Write a recipe's compact file of results, its pictures and its page into `results`/its name.
 
     Raises:

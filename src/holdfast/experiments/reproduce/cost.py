@@ -10,7 +10,7 @@ from statistics import median
 
 from holdfast.experiments.config import RunConfig
 from holdfast.experiments.reproduce.findings import Recipe
-from holdfast.experiments.reproduce.lines import Found, once
+from holdfast.experiments.reproduce.lines import Outcomes, once
 from holdfast.methods import method_named
 from holdfast.streams import STREAMS
 from holdfast.training import num_epochs
@@ -55,7 +55,7 @@ class RemainingCost:
 
 
 def remaining_cost(
-    recipes: Iterable[Recipe], found: Found, measured: Mapping[str, Collection[int]] | None = None
+    recipes: Iterable[Recipe], found: Outcomes, measured: Mapping[str, Collection[int]] | None = None
 ) -> RemainingCost:
     """What the recipes still cost together; runs that they share count once, and a measurement counts as a run.
 
@@ -95,7 +95,7 @@ def work(config: RunConfig) -> float:
     return steps * tasks * beside * (config.batch_size * weights + _STEP)
 
 
-def _rates(found: Found) -> tuple[int, dict[tuple[str, ...], float]]:
+def _rates(found: Outcomes) -> tuple[int, dict[tuple[str, ...], float]]:
     """Seconds for each unit of work: of a stream's runs by net, hidden units and method, and by net and units alone."""
     samples: dict[tuple[str, ...], list[float]] = defaultdict(list)
     timed = 0

@@ -14,7 +14,7 @@ from holdfast.experiments.reproduce.findings import (
     percent,
     points,
 )
-from holdfast.experiments.reproduce.lines import Line, Published, Size, around
+from holdfast.experiments.reproduce.lines import Published, RecipeLine, Size, around
 from holdfast.experiments.reproduce.pictures import beside
 from holdfast.experiments.reproduce.verdict import above, stand_text
 
@@ -47,7 +47,7 @@ def curve(size: Size) -> Recipe:
     """The recipe."""
     few, many = size.num_seeds(3), size.num_seeds(5)
     lines = [
-        Line(
+        RecipeLine(
             label=label,
             candidates=(size.config("permuted", method),),
             seeds=few if method in ("joint", "ewc-kfac") else many,
@@ -57,8 +57,8 @@ def curve(size: Size) -> Recipe:
     ]
     ewc, wva = (size.config("permuted", method, schedule="cosine") for method in ("ewc-fisher", "wva-signal"))
     lines += [
-        Line(label=TUNED_EWC, candidates=around(ewc, (1, 2, 4)), seeds=many),
-        Line(label=TUNED_WVA, candidates=around(wva, (1, 2, 4)), seeds=many),
+        RecipeLine(label=TUNED_EWC, candidates=around(ewc, (1, 2, 4)), seeds=many),
+        RecipeLine(label=TUNED_WVA, candidates=around(wva, (1, 2, 4)), seeds=many),
     ]
     return Recipe(
         name="curve",

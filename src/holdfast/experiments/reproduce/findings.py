@@ -10,7 +10,7 @@ from typing import Any
 
 from holdfast.experiments.config import RunConfig
 from holdfast.experiments.groups import RunGroup
-from holdfast.experiments.reproduce.lines import Found, Line, Size, once
+from holdfast.experiments.reproduce.lines import Outcomes, RecipeLine, Size, once
 from holdfast.experiments.reproduce.outcome import Outcome
 from holdfast.experiments.reproduce.verdict import Verdict, verdict
 from holdfast.experiments.results import RunResult
@@ -36,7 +36,7 @@ class Answer:
         comparable: whether it was done in full, so that the published figures are of the same thing.
     """
 
-    line: Line
+    line: RecipeLine
     config: RunConfig | None
     outcomes: tuple[Outcome, ...]
     at_edge: bool
@@ -100,7 +100,7 @@ class Recipe:
     source: str
     claim: str
     size: Size
-    lines: tuple[Line, ...] = ()
+    lines: tuple[RecipeLine, ...] = ()
     conclude: Callable[[RecipeFindings], str]
     draw: Callable[[RecipeFindings, Path], Sequence[Path]]
     measure: Callable[[int, str | None], dict[str, Any]] | None = None
@@ -108,15 +108,15 @@ class Recipe:
     measure_seconds: float = 60.0
     notes: str = ""
 
-    def wanted(self, found: Found) -> list[RunConfig]:
+    def wanted(self, found: Outcomes) -> list[RunConfig]:
         """All runs that are known to be needed, each once: trials, and what is reported where the choice is made."""
         return once(c for line in self.lines for c in (*line.trials(), *line.reported(found)))
 
-    def to_do(self, found: Found) -> list[RunConfig]:
+    def to_do(self, found: Outcomes) -> list[RunConfig]:
         """Of those, the ones not done. When they are done there may be more, until there are none."""
         return [config for config in self.wanted(found) if config not in found]
 
-    def undecided(self, found: Found) -> list[Line]:
+    def undecided(self, found: Outcomes) -> list[RecipeLine]:
         """The lines whose choice is still open: their reported runs are not among the wanted ones yet."""
         return [line for line in self.lines if line.chosen(found) is None]
 
@@ -132,7 +132,7 @@ class RecipeFindings:
     """
 
     recipe: Recipe
-    found: Found
+    found: Outcomes
     measured: Mapping[int, Any]
 
     @cached_property

@@ -7,7 +7,7 @@ from typing import Any
 
 from holdfast.experiments.plots import accuracy_curves
 from holdfast.experiments.reproduce.findings import Recipe, RecipeFindings, as_groups, final, percent
-from holdfast.experiments.reproduce.lines import Line, Published, Size
+from holdfast.experiments.reproduce.lines import Published, RecipeLine, Size
 from holdfast.experiments.reproduce.pictures import beside
 
 _ZENKE = "Zenke et al. 2017, arXiv 1703.04200"
@@ -35,7 +35,7 @@ def full_size(size: Size) -> Recipe:
     full = size.name == "full"
     training = _TRAINING if full else {**_TRAINING, "hidden": (200, 200)}
     lines = tuple(
-        Line(
+        RecipeLine(
             label=label,
             candidates=(size.config("permuted", method, **training, **settings),),
             seeds=size.num_seeds(1),

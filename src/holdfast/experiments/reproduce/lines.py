@@ -10,7 +10,7 @@ from holdfast.choices import check_choices
 from holdfast.experiments.config import RunConfig, configure
 from holdfast.experiments.reproduce.outcome import Outcome
 
-Found = Mapping[RunConfig, Outcome]
+Outcomes = Mapping[RunConfig, Outcome]
 """What is known of runs, by their configuration."""
 
 
@@ -62,7 +62,7 @@ class Published:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Line:
+class RecipeLine:
     """What stands in one row of the answer: one configuration over several seeds, chosen among candidates.
 
     With several candidates each is run first under the seeds of the trial, and that of the highest mean validation
@@ -96,7 +96,7 @@ class Line:
             return []
         return [config for candidate in self.candidates for config in self.trial(candidate)]
 
-    def chosen(self, found: Found) -> RunConfig | None:
+    def chosen(self, found: Outcomes) -> RunConfig | None:
         """The candidate of the highest mean validation accuracy, the first of equals; None before it is known."""
         if len(self.candidates) == 1:
             return self.candidates[0]
@@ -104,12 +104,12 @@ class Line:
             return None
         return max(self.candidates, key=lambda candidate: sum(found[c].validation for c in self.trial(candidate)))
 
-    def reported(self, found: Found) -> list[RunConfig]:
+    def reported(self, found: Outcomes) -> list[RunConfig]:
         """The runs of the chosen candidate."""
         chosen = self.chosen(found)
         return [] if chosen is None else [replace(chosen, seed=seed) for seed in self.seeds]
 
-    def at_edge(self, found: Found) -> bool:
+    def at_edge(self, found: Outcomes) -> bool:
         """Whether the choice fell on the weakest or the strongest candidate, so that a better one may lie outside."""
         strengths = sorted({c.strength for c in self.candidates if c.strength is not None})
         chosen = self.chosen(found)

@@ -8,7 +8,7 @@ from typing import Any
 
 from holdfast.experiments.reproduce.curve import AUTHORS
 from holdfast.experiments.reproduce.findings import Answer, Recipe, RecipeFindings, best_answer, final, percent, points
-from holdfast.experiments.reproduce.lines import Line, Size
+from holdfast.experiments.reproduce.lines import RecipeLine, Size
 from holdfast.experiments.reproduce.pictures import Series, curves
 
 PULLS: dict[str, dict[str, Any]] = {
@@ -29,7 +29,7 @@ def nets(size: Size) -> Recipe:
     for net, training in NETS.items():
         shared = {"net": net, "optimizer": "sgd", "lr": 0.1, "epochs": 1, "importance_examples": 500, **training}
         lines.append(
-            Line(
+            RecipeLine(
                 label=f"{net}, plain",
                 candidates=(size.config("permuted", "none", **shared),),
                 seeds=seeds,
@@ -39,7 +39,9 @@ def nets(size: Size) -> Recipe:
         for strength in STRENGTHS:
             for name, pull in PULLS.items():
                 config = size.config("permuted", "ewc-fisher", strength=strength, **shared, **pull)
-                lines.append(Line(label=f"{net}, {name}, {strength:g}", candidates=(config,), seeds=seeds, section=net))
+                lines.append(
+                    RecipeLine(label=f"{net}, {name}, {strength:g}", candidates=(config,), seeds=seeds, section=net)
+                )
     return Recipe(
         name="nets",
         title="Convolution and attention: the implicit pull against the textbook's",

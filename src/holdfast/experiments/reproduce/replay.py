@@ -8,7 +8,7 @@ from typing import Any
 
 from holdfast.experiments.plots import accuracy_curves
 from holdfast.experiments.reproduce.findings import Recipe, RecipeFindings, as_groups, final, percent, points
-from holdfast.experiments.reproduce.lines import Line, Published, Size
+from holdfast.experiments.reproduce.lines import Published, RecipeLine, Size
 from holdfast.experiments.reproduce.pictures import beside
 from holdfast.experiments.reproduce.verdict import above, stand_text
 
@@ -26,7 +26,7 @@ def dgr(size: Size) -> Recipe:
     """The recipe of the three scenarios."""
     seeds = {"task": size.num_seeds(5), "domain": size.num_seeds(5), "class": size.num_seeds(9)}
     lines = [
-        Line(
+        RecipeLine(
             label=f"{label}, {scenario}",
             candidates=(_sized(size).config("split", method, scenario=scenario),),
             seeds=seeds[scenario],
@@ -37,7 +37,7 @@ def dgr(size: Size) -> Recipe:
         for method, (label, figures) in _PUBLISHED.items()
     ]
     told = _sized(size).config("split", "dgr-distilled", scenario="class", generator="cvae")
-    lines.append(Line(label=CONDITIONAL, candidates=(told,), seeds=seeds["class"], section="class-incremental"))
+    lines.append(RecipeLine(label=CONDITIONAL, candidates=(told,), seeds=seeds["class"], section="class-incremental"))
     return Recipe(
         name="dgr",
         title="Deep Generative Replay: three scenarios of split MNIST",
@@ -67,7 +67,7 @@ def controls(size: Size) -> Recipe:
         "generator_units": 1000,
     }
     lines = [
-        Line(
+        RecipeLine(
             label=source,
             candidates=(_sized(size).config("permuted", "dgr-distilled", **settings, replay=source),),
             seeds=size.num_seeds(3),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from holdfast.experiments.reproduce.findings import Answer, Recipe, RecipeFindings, final, percent
-from holdfast.experiments.reproduce.lines import Line, Published, Size, around
+from holdfast.experiments.reproduce.lines import Published, RecipeLine, Size, around
 from holdfast.experiments.reproduce.pictures import beside
 from holdfast.experiments.reproduce.which_fisher import TRAINING
 from holdfast.methods import METHODS
@@ -42,7 +42,7 @@ def scenarios(size: Size) -> Recipe:
             base = size.config("split", method, scenario=scenario, **TRAINING)
             choose = METHODS[method].holds_weights and scenario != "class"
             lines.append(
-                Line(
+                RecipeLine(
                     label=f"{label}, {scenario}",
                     candidates=around(base, (0.01, 0.1, 1, 10, 100)) if choose else (base,),
                     seeds=size.num_seeds(5),

@@ -8,7 +8,7 @@ from pathlib import Path
 from holdfast.experiments.reproduce.attenuation import FACTORS
 from holdfast.experiments.reproduce.curve import AUTHORS
 from holdfast.experiments.reproduce.findings import Answer, Recipe, RecipeFindings, best_answer, final, percent, points
-from holdfast.experiments.reproduce.lines import Line, Size, around
+from holdfast.experiments.reproduce.lines import RecipeLine, Size, around
 from holdfast.experiments.reproduce.pictures import Series, beside, curves
 from holdfast.experiments.reproduce.verdict import above, equivalent, not_below, stand_text
 from holdfast.experiments.results import RunResult
@@ -37,7 +37,7 @@ _IMPORTANCES = {"fisher": "Fisher", "mas": "MAS", "si": "SI", "signal": "signal"
 def strength(size: Size) -> Recipe:
     """The recipe of A 4."""
     lines = [
-        Line(
+        RecipeLine(
             label=f"{_LABELS[method]}, strength {config.strength:g}",
             candidates=(config,),
             seeds=size.num_seeds(3),
@@ -68,7 +68,7 @@ def importances(size: Size) -> Recipe:
             method = f"{mechanism}-{importance}"
             shared = method in _GRIDS  # the strengths that A 4 runs anyhow
             lines.append(
-                Line(
+                RecipeLine(
                     label=f"{mechanism.upper()} {label}",
                     candidates=around(
                         size.config("permuted", method, **_SETTINGS.get(method, {})),

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.experiments.reproduce.findings import Recipe, RecipeFindings, final, points
-from holdfast.experiments.reproduce.lines import Line, Published, Size, around
+from holdfast.experiments.reproduce.lines import Published, RecipeLine, Size, around
 from holdfast.experiments.reproduce.pictures import beside
 from holdfast.experiments.reproduce.verdict import equivalent
 
@@ -26,7 +26,7 @@ def which_fisher(size: Size) -> Recipe:
     """The recipe."""
     seeds = size.num_seeds(5)
     lines = [
-        Line(
+        RecipeLine(
             label=f"EWC, Fisher {kind}",
             candidates=around(size.config("split", "ewc-fisher", **TRAINING, **settings), (0.01, 1, 100)),
             seeds=seeds,
@@ -35,7 +35,7 @@ def which_fisher(size: Size) -> Recipe:
         for kind, (settings, published) in _KINDS.items()
     ]
     plain = size.config("split", "none", **TRAINING)
-    lines.append(Line(label="plain", candidates=(plain,), seeds=seeds, published=Published(0.854, 0.009)))
+    lines.append(RecipeLine(label="plain", candidates=(plain,), seeds=seeds, published=Published(0.854, 0.009)))
     return Recipe(
         name="which-fisher",
         title="Which Fisher: split MNIST, task-incremental, online EWC",
