@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+import holdfast as hf
 from holdfast.moments.state import measuring
 
 
@@ -140,3 +144,33 @@ def test_attributes_and_gradients_come_back():
     assert not hasattr(model, "last")
     assert model.weight.grad is grad
     assert (grad == 1).all()
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [
+        hf.fisher,
+        partial(hf.fisher, kind="batched"),
+        hf.mas,
+        partial(hf.mas, local=True, others="zero"),
+        partial(hf.signal, others="zero"),
+        hf.taylor,
+        hf.kfac,
+    ],
+)
+def test_no_tensor_waits_for_the_garbage_collector(measure):
+    """Which comes late: what a study noted of a large model would be in memory beside the first batch."""
+    model = nn.Sequential(nn.Embedding(20, 4), nn.Flatten(), nn.LayerNorm(12), nn.Linear(12, 5), nn.ReLU())
+    data = [(torch.randint(20, (6, 3)), torch.randint(5, (6,))) for _ in range(3)]
+    measure(model, data)
+    gc.collect()
+    gc.disable()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        measure(model, data)
+        gc.collect()
+        assert not [found for found in gc.garbage if isinstance(found, torch.Tensor)]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()

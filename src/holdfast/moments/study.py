@@ -128,12 +128,16 @@ def _recorded(model: nn.Module, call: Call, tracked: Mapping[int, Tracked]) -> t
 
 
 class _Hidden(TorchDispatchMode):
-    """Notices operations that arrange rows and that no function was seen to call, as inside TorchScript."""
+    """Notices operations that arrange rows and that no function was seen to call, as inside TorchScript.
 
-    def __init__(self, recorder: _Recorder) -> None:
+    Attributes:
+        visible: whether a function that was seen is at work.
+        found: whether there was such an operation.
+    """
+
+    def __init__(self) -> None:
         super().__init__()
-        self._recorder = recorder
-        self.found = False
+        self.visible = self.found = False
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -144,7 +148,7 @@ class _Hidden(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """What the operation returns."""
-        if not self._recorder.visible and func.overloadpacket.__name__ in HIDDEN:
+        if not self.visible and func.overloadpacket.__name__ in HIDDEN:
             self.found = True
         return func(*args, **(kwargs or {}))
 
@@ -157,23 +161,17 @@ class _Recorder(Interception):
         self.uses: LayoutRecord = {}
         self.num_bytes = 0
         self.chosen: Choices = ()
-        self.hidden = _Hidden(self)
-        self._visible = False
-
-    @property
-    def visible(self) -> bool:
-        """Whether a function that was seen is at work."""
-        return self._visible
+        self.hidden = _Hidden()  # which knows nothing of this, so that what was noted is freed at once
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """What the function returns, its bytes counted."""
-        outside, self._visible = not self._visible, True
+        inside, self.hidden.visible = self.hidden.visible, True
         try:
             result = super().__torch_function__(func, types, args, kwargs)
         finally:
-            self._visible = not outside
+            self.hidden.visible = inside
         for tensor in result if isinstance(result, tuple | list) else (result,):
             if isinstance(tensor, Tensor) and not any(_share(tensor, value) for value in args):
                 self.num_bytes += _num_bytes(tensor)
