@@ -450,6 +450,24 @@ def test_importances_are_the_same_and_what_is_held_stays(estimator, name):
     assert same(statistics(model), values)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+@pytest.mark.parametrize("statistics", ["warn", "free"])
+@pytest.mark.parametrize("make", ["trace", "script"])
+def test_torchscript_models_are_held(make, statistics):
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)).eval()
+    inputs = torch.randn(5, 3)
+    made = torch.jit.trace(model, inputs) if make == "trace" else torch.jit.script(model)
+    optimizer = torch.optim.SGD(made.parameters(), lr=0.1)
+    keeper = hf.EWC(made, math.inf, statistics=statistics).retain(hf.uniform(made)).attach(optimizer)
+    before = [p.detach().clone() for p in made.parameters()]
+    for _ in range(3):
+        optimizer.zero_grad()
+        made(inputs).square().mean().backward()
+        optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(before, made.parameters(), strict=True))
+    assert keeper.report().pull_ratio == pytest.approx(1.0)
+
+
 def test_torchscript_is_refused_and_the_remedy_helps():
     model, _ = learned(lambda: nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Linear(5, 2)))
     model[1] = torch.jit.script(model[1])

@@ -259,7 +259,8 @@ def _is_norm(module: nn.Module) -> bool:
 
 def _buffers(places: Mapping[str, BufferPlace]) -> dict[str, Tensor]:
     """The buffers that are there now, which `to()` and others replace."""
-    return {name: buffer for name, (module, key) in places.items() if (buffer := module._buffers.get(key)) is not None}
+    found = {name: getattr(module, key, None) for name, (module, key) in places.items()}
+    return {name: buffer for name, buffer in found.items() if buffer is not None}
 
 
 def _check_takes_hooks(model: nn.Module, *, where: str) -> None:
