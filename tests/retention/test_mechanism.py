@@ -13,6 +13,7 @@ from typing import ClassVar
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from tests.files.folders import edit
 from tests.retention.loops import (
     MECHANISMS,
     batches,
@@ -460,3 +461,12 @@ def test_repr_says_what_is_held():
     keeper.retain(importance_of(model)).attach(SGD(model.parameters(), lr=0.1))
     assert repr(keeper).endswith(": 1 tasks, 32 weights held, attached to SGD)")
     assert repr(hf.WVA(model, 2)).startswith("WVA(Sequential, strength=2, attenuation='hyperbolic'")
+
+
+@pytest.mark.parametrize("mechanism", [{}, [], 3, None])
+def test_a_mechanism_that_is_no_name_is_refused(mechanism, tmp_path):
+    keeper, _ = halfway("ewc")
+    keeper.save(tmp_path / "skills")
+    edit(tmp_path / "skills" / "keeper_config.json", mechanism=mechanism)
+    with pytest.raises(FileFormatError, match="to be loaded as 'EWC'"):
+        hf.EWC.load(tmp_path / "skills", network())

@@ -253,6 +253,6 @@ Options: {options}
 def _load_call(mechanism: Any, folder: str) -> str:
     """How a keeper of this mechanism is loaded; one that is not ours is named by its class."""
     ours = {"EWC": "hf.EWC", "WVA": "hf.WVA", "LoraEWC": "holdfast.integrations.peft.LoraEWC"}
-    if mechanism in ours:
+    if isinstance(mechanism, str) and mechanism in ours:
         return f"{ours[mechanism]}.load({folder}, model)"
     return f"hf.Keeper.load({folder}, model, mechanism={mechanism})"
