@@ -150,11 +150,6 @@ def shapes_of(layers: Mapping[str, Group]) -> dict[str, Tensor]:
     return {n: zero.expand(shape) for name, layer in layers.items() for n, shape in layer.shapes(name).items()}
 
 
-def names_of(layers: Mapping[str, Group]) -> dict[str, list[str]]:
-    """Layer -> the names of its parameters."""
-    return {name: list(layer.shapes(name)) for name, layer in layers.items()}
-
-
 class Measured(Protocol):
     """An importance of any kind: what `retain` takes."""
 
