@@ -33,6 +33,9 @@ hypothesis.settings.load_profile("holdfast")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.timeout(3600))
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from tests.experiments.tiny import Killed, assert_same, events, outcome, tiny
 from tests.files.folders import listing
+from tests.programs import read_until
 
 from holdfast.errors import FailedRunsError, OptionError, OutputError
 from holdfast.experiments import pool
@@ -111,9 +112,7 @@ run_all(CONFIGS, output=sys.argv[1], jobs=2, on_event=lambda event: print(event[
 def test_workers_of_a_killed_process_end_and_leave_resumable_runs(one_by_one, tmp_path):
     command = [sys.executable, "-c", PROGRAM, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
-        assert parent.stdout is not None
-        while parent.stdout.readline().strip() != "task":
-            pass
+        read_until(parent, "task")
         children = _children(parent.pid)
         assert len(children) == 2
         parent.kill()

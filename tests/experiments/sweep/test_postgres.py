@@ -18,6 +18,7 @@ from typing import Any
 
 import optuna
 import pytest
+from tests.programs import read_until
 
 from holdfast.experiments.sweep import Space, sweep
 from holdfast.experiments.sweep.storage import storage_at
@@ -34,12 +35,21 @@ SPACE = Space(
     settings={"num_tasks": 2, "epochs": 4, "batch_size": 64, "hidden": (8,), "importance_examples": 32},
     prune=False,
 )
-PROGRAM = (
-    "import sys\n"
-    "from tests.experiments.sweep.test_postgres import SPACE\n"
-    "from holdfast.experiments.sweep import sweep\n"
-    "sweep(SPACE, output=sys.argv[1], storage=sys.argv[2], on_event=lambda event: print(event['event'], flush=True))\n"
-)
+PROGRAM = """
+import sys, time
+from pathlib import Path
+from tests.experiments.sweep.test_postgres import SPACE
+from holdfast.experiments.sweep import sweep
+
+output, storage, gate = sys.argv[1:]
+
+def tell(event):
+    print(event["event"], flush=True)
+    while event["event"] == "trial" and not Path(gate).exists():  # so that both have a share, however slow one is
+        time.sleep(0.01)
+
+sweep(SPACE, output=output, storage=storage, on_event=tell)
+"""
 
 
 def _program(name: str) -> str:
@@ -98,20 +108,24 @@ def _wait_for(port: int) -> None:
 
 
 def test_two_processes_share_one_study_and_a_third_takes_the_place_of_one_that_is_killed(server, tmp_path):
-    command = [sys.executable, "-c", PROGRAM]
-    outputs = [tmp_path / "one", tmp_path / "two"]
+    outputs, gate = [tmp_path / "one", tmp_path / "two"], tmp_path / "gate"
     first, second = (
-        subprocess.Popen([*command, str(output), server], stdout=subprocess.PIPE, text=True) for output in outputs
+        subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, str(output), server, str(gate)], stdout=subprocess.PIPE, text=True
+        )
+        for output in outputs
     )
     with first, second:
-        assert first.stdout is not None
-        while first.stdout.readline().strip() != "trial":  # it has done its share
-            pass
-        while first.stdout.readline().strip() != "task":  # and is in the middle of a run
-            pass
-        first.kill()
+        try:
+            read_until(first, "trial")  # it has done its share
+            read_until(second, "trial")
+            gate.touch()
+            read_until(first, "task")  # and is in the middle of a run
+        finally:
+            first.kill()
+            gate.touch()
         assert second.stdout is not None
-        trials = second.stdout.read().split().count("trial")
+        trials = 1 + second.stdout.read().split().count("trial")
     assert second.returncode == 0
     with storage_at(server, folder=tmp_path) as storage:
         study = optuna.load_study(study_name=SPACE.study_name("ewc-fisher"), storage=storage)

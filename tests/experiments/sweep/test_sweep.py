@@ -13,6 +13,7 @@ from pathlib import Path
 import optuna
 import pytest
 from tests.experiments.tiny import Killed
+from tests.programs import read_until
 
 from holdfast.errors import FailedRunsError, OptionError, OutputError
 from holdfast.experiments.results import RunResult
@@ -112,10 +113,8 @@ class TestKilled:
             "sweep(SPACE, output=sys.argv[1], jobs=2, on_event=lambda event: print(event['event'], flush=True))\n"
         )
         with subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True) as one:
-            assert one.stdout is not None
             for _ in range(2):
-                while one.stdout.readline().strip() != "trial":
-                    pass
+                read_until(one, "trial")
             children = Path(f"/proc/{one.pid}/task/{one.pid}/children").read_text().split()
             os.kill(int(children[0]), signal.SIGKILL)
             one.kill()
