@@ -21,11 +21,13 @@ from holdfast.importance import (
     fisher,
     kfac,
     mas,
+    probes_of,
     signal,
     taylor,
     uniform,
 )
 from holdfast.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
+from holdfast.probes import Probes, Similarity
 from holdfast.records import Importance, ImportanceInfo
 from holdfast.retention import EWC, WVA, Keeper, Mechanism, Report, Step
 from holdfast.version import __version__
@@ -46,8 +48,10 @@ __all__ = [
     "KroneckerFactors",
     "Likelihood",
     "Mechanism",
+    "Probes",
     "Report",
     "SignalRecorder",
+    "Similarity",
     "Step",
     "SynapticIntelligence",
     "__version__",
@@ -56,6 +60,7 @@ __all__ = [
     "kfac",
     "mas",
     "metrics",
+    "probes_of",
     "signal",
     "streams",
     "taylor",

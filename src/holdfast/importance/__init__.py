@@ -5,6 +5,7 @@ from holdfast.importance.fisher import fisher
 from holdfast.importance.kfac import kfac
 from holdfast.importance.mas import mas
 from holdfast.importance.path import SynapticIntelligence
+from holdfast.importance.probing import probes_of
 from holdfast.importance.signal import signal
 from holdfast.importance.signal_recorder import SignalRecorder
 from holdfast.importance.taylor import taylor
@@ -17,6 +18,7 @@ __all__ = [
     "fisher",
     "kfac",
     "mas",
+    "probes_of",
     "signal",
     "taylor",
     "uniform",

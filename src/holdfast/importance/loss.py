@@ -51,7 +51,7 @@ class MeasuredLoss:
     def decide(self, batch: Any) -> None:
         """Decide whether targets are shifted, by a batch as the data gave it; later calls change nothing."""
         if self._shift is None:
-            self._decided(batch)
+            self.decided(batch)
 
     def nll(self, outputs: Any, batch: Any) -> Tensor:
         """[B]: as the likelihood's own.
@@ -60,7 +60,7 @@ class MeasuredLoss:
             BatchError: the labels contradict the decision that was taken on the first batch.
             CoupledExamplesError: the value of an example depends on the others.
         """
-        likelihood = self._decided(batch, outputs)
+        likelihood = self.decided(batch, outputs)
         found = likelihood.nll(outputs, batch)
         self._examine(likelihood.nll, found, outputs, batch)
         return found
@@ -71,7 +71,7 @@ class MeasuredLoss:
         Raises:
             BatchError, CoupledExamplesError: as for `nll`.
         """
-        likelihood = self._decided(batch, outputs)
+        likelihood = self.decided(batch, outputs)
         found = likelihood.exact_scores(outputs, batch)
         self._examine(likelihood.exact_scores, found, outputs, batch)
         return found
@@ -82,7 +82,7 @@ class MeasuredLoss:
         Raises:
             BatchError, CoupledExamplesError: as for `nll`.
         """
-        likelihood = self._decided(batch, outputs)
+        likelihood = self.decided(batch, outputs)
 
         def drawn(outputs: Any, batch: Any) -> Tensor:
             fresh = None if generator is None else torch.Generator(generator.device).manual_seed(0)
@@ -102,7 +102,7 @@ class MeasuredLoss:
             BatchError: as for `nll`.
             OptionError: the likelihood is not categorical.
         """
-        likelihood = self._decided(batch, outputs)
+        likelihood = self.decided(batch, outputs)
         if not isinstance(likelihood, Categorical):
             raise OptionError(
                 f'{self._where}: top_k={top_k} with loss="{self.name}", expected loss="categorical". Drop top_k.'
@@ -116,7 +116,12 @@ class MeasuredLoss:
         self._examine(scores, found, outputs, batch, draws=True)
         return found
 
-    def _decided(self, batch: Any, outputs: Any = None) -> Likelihood:
+    def decided(self, batch: Any, outputs: Any = None) -> Likelihood:
+        """The likelihood, with what this batch shows about shift and axis if none before has shown it.
+
+        Raises:
+            BatchError: the labels contradict what was decided.
+        """
         if not isinstance(self._likelihood, Categorical):
             return self._likelihood
         if self._likelihood.class_axis is None and outputs is not None:

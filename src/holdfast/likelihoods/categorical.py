@@ -17,6 +17,9 @@ from holdfast.likelihoods.outputs import logits_of, seen_any, widened
 IGNORED = -100
 """The label of a position that counts for nothing, as torch and Hugging Face have it."""
 
+_MANY, _KEPT = 1024, 64
+"""Of more classes than this, only so many answers are kept one by one."""
+
 
 @dataclass(frozen=True)
 class Categorical:
@@ -120,6 +123,47 @@ class Categorical:
             scores = scores.where(coins < 0.5, -scores)
         return scores.sum(dim=1).T
 
+    def num_targets(self, outputs: Any, batch: Any) -> Tensor:
+        """[B]: labels that count, of each example.
+
+        Raises:
+            BatchError: as for `nll`.
+        """
+        return (self._read(outputs, batch)[1] != IGNORED).sum(dim=1)
+
+    def answers(self, outputs: Any, batch: Any) -> dict[str, Tensor]:
+        """What the outputs say: log p(c|x) [B, T, n] of n classes.
+
+        Of more than 1,024 classes the 64 most probable, `classes` [B, T, 64], and as a 65th their rest in one.
+
+        Raises:
+            BatchError: as for `nll`.
+        """
+        log_p = self._read(outputs, batch)[0].detach().log_softmax(dim=-1)
+        if log_p.shape[-1] <= _MANY:
+            return {"log_p": log_p}
+        top = log_p.topk(_KEPT, dim=-1).indices
+        return {"log_p": _with_rest(log_p, top), "classes": top}
+
+    def divergence(self, outputs: Any, answers: Mapping[str, Tensor], batch: Any) -> Tensor:
+        """[B]: KL(p || q) from earlier `answers` p to the outputs q, in nats, summed over the positions that count.
+
+        Over the classes that there were then: q is of these alone where the outputs have grown. Of many classes the
+        rest counts as one, which makes the divergence smaller, never larger.
+
+        Raises:
+            BatchError: as for `nll`, or there are fewer classes now.
+        """
+        logits, labels = self._read(outputs, batch)
+        log_p, top = answers["log_p"], answers.get("classes")
+        width = log_p.shape[-1] if top is None else logits.shape[-1]
+        if logits.shape[-1] < width:
+            raise BatchError(f"categorical loss: {logits.shape[-1]} classes, where the earlier answers have {width}.")
+        log_q = logits[..., :width].log_softmax(dim=-1)
+        log_q = log_q if top is None else _with_rest(log_q, top)
+        terms = torch.where(log_p > -torch.inf, log_p.exp() * (log_p - log_q), 0.0)
+        return (terms.sum(dim=-1) * (labels != IGNORED)).sum(dim=1)
+
     def _read(self, outputs: Any, batch: Any) -> tuple[Tensor, Tensor]:
         """Logits [B, T, n] of the n active columns and labels [B, T], 0..n-1 or -100; T counts all positions."""
         logits, targets = widened(logits_of(outputs)), targets_of(batch)
@@ -222,6 +266,12 @@ def _drawn(p: Tensor, generator: torch.Generator | None) -> Tensor:
     chance = torch.rand(total.shape, generator=generator, device=p.device, dtype=p.dtype) * total
     chance = torch.minimum(chance, torch.nextafter(total, torch.zeros_like(total)))  # below the last class that can be
     return torch.searchsorted(cumulated, chance, right=True)
+
+
+def _with_rest(log_p: Tensor, classes: Tensor) -> Tensor:
+    """[..., k + 1] from [..., n]: the log-probabilities of some classes, and that of all others together."""
+    others = log_p.scatter(-1, classes, -torch.inf).logsumexp(dim=-1, keepdim=True)
+    return torch.cat([log_p.gather(-1, classes), others], dim=-1)
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,6 +61,18 @@ class Gaussian:
         noise = torch.randn(means.shape, generator=generator, device=means.device, dtype=means.dtype)
         return self._nll(means, means.detach() + math.sqrt(self.variance) * noise)
 
+    def num_targets(self, outputs: Any, batch: Any) -> Tensor:
+        """[B]: one an example, however many outputs it has."""
+        return torch.ones(len(logits_of(outputs)), dtype=torch.long)
+
+    def answers(self, outputs: Any, batch: Any) -> dict[str, Tensor]:
+        """What the outputs say: the means, of their own shape."""
+        return {"means": widened(logits_of(outputs)).detach()}
+
+    def divergence(self, outputs: Any, answers: Mapping[str, Tensor], batch: Any) -> Tensor:
+        """[B]: KL from earlier `answers` to the outputs, sum_j (f_j - f0_j)^2 / (2 variance)."""
+        return self._nll(widened(logits_of(outputs)), answers["means"])
+
     def _nll(self, means: Tensor, targets: Tensor) -> Tensor:
         return _rows((targets - means).square()).sum(dim=1) / (2 * self.variance)
 
@@ -97,6 +110,20 @@ class Bernoulli:
         """[B]: the nll at answers drawn from the sigmoids. The targets are not looked at."""
         logits = widened(logits_of(outputs))
         return self._nll(logits, torch.bernoulli(logits.detach().sigmoid(), generator=generator))
+
+    def num_targets(self, outputs: Any, batch: Any) -> Tensor:
+        """[B]: one an example, however many outputs it has."""
+        return torch.ones(len(logits_of(outputs)), dtype=torch.long)
+
+    def answers(self, outputs: Any, batch: Any) -> dict[str, Tensor]:
+        """What the outputs say: the logits, of their own shape."""
+        return {"logits": widened(logits_of(outputs)).detach()}
+
+    def divergence(self, outputs: Any, answers: Mapping[str, Tensor], batch: Any) -> Tensor:
+        """[B]: the sum of the binary KLs from earlier `answers` to the outputs."""
+        old, new = answers["logits"], widened(logits_of(outputs))
+        entropy = self._nll(old, old.sigmoid())
+        return self._nll(new, old.sigmoid()) - entropy
 
     def _nll(self, logits: Tensor, targets: Tensor) -> Tensor:
         return _rows(F.binary_cross_entropy_with_logits(logits, targets, reduction="none")).sum(dim=1)

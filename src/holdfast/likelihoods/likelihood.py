@@ -13,7 +13,7 @@ can be looked at, so that targets outside their range are left to torch's own er
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -30,6 +30,7 @@ __all__ = [
     "OWN",
     "Bernoulli",
     "Categorical",
+    "Comparable",
     "Gaussian",
     "Likelihood",
     "PerExample",
@@ -62,6 +63,30 @@ class Likelihood(Protocol):
         ...
 
 
+class Comparable(Protocol):
+    """What can say how far today's outputs are from those of earlier weights; every likelihood here can.
+
+    `answers` and `num_targets` have the examples on their first axis.
+    """
+
+    @property
+    def name(self) -> str:
+        """As of a likelihood."""
+        ...
+
+    def num_targets(self, outputs: Any, batch: Any) -> Tensor:
+        """[B]: targets of each example, such as its tokens that count."""
+        ...
+
+    def answers(self, outputs: Any, batch: Any) -> dict[str, Tensor]:
+        """What is to be kept of the outputs."""
+        ...
+
+    def divergence(self, outputs: Any, answers: Mapping[str, Tensor], batch: Any) -> Tensor:
+        """[B]: how far the outputs are from earlier answers, in nats, summed over an example's targets."""
+        ...
+
+
 @dataclass(frozen=True)
 class PerExample:
     """A loss function of the user's own: it has a value at the batch's targets, and draws no others.
@@ -86,6 +111,18 @@ class PerExample:
             LossShapeError: it returned something else than one value per example.
         """
         return check_per_example(self.function(outputs, batch), batch_size(batch), self.where)
+
+    def num_targets(self, outputs: Any, batch: Any) -> Tensor:
+        """[B]: one an example."""
+        return torch.ones(batch_size(batch), dtype=torch.long)
+
+    def answers(self, outputs: Any, batch: Any) -> dict[str, Tensor]:
+        """The loss [B] at the batch's targets."""
+        return {"losses": self.nll(outputs, batch).detach()}
+
+    def divergence(self, outputs: Any, answers: Mapping[str, Tensor], batch: Any) -> Tensor:
+        """[B]: how much higher the loss is; below zero where it has fallen."""
+        return self.nll(outputs, batch) - answers["losses"]
 
     def exact_scores(self, outputs: Any, batch: Any) -> Tensor:
         """Not possible.

@@ -1,0 +1,41 @@
+"""Asking a model in the middle of its training, and leaving it as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import nn
+
+from holdfast.tensors import unwrap
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[nn.Module]:
+    """The bare model in evaluation mode, without gradients and outside autocast.
+
+    Given back at the end, also after an error: every module's training flag, the values of the buffers, and the random
+    state of the CPU and of the model's CUDA devices.
+
+    Cost: a copy of the buffers.
+    """
+    bare = unwrap(model)
+    flags = [(module, module.training) for module in bare.modules()]
+    tensors = [*bare.parameters(), *bare.buffers()]
+    devices = {tensor.device for tensor in tensors}
+    kept = [(buffer, buffer.detach().clone()) for buffer in bare.buffers()]
+    with ExitStack() as stack:
+        cuda = sorted((device for device in devices if device.type == "cuda"), key=lambda device: device.index or 0)
+        stack.enter_context(torch.random.fork_rng(devices=cuda))
+        for kind in {device.type for device in devices} | {"cpu"}:
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        stack.enter_context(torch.no_grad())
+        try:
+            yield bare.eval()
+        finally:
+            for module, training in flags:
+                module.training = training
+            for buffer, value in kept:
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)

@@ -1,0 +1,125 @@
+"""Inputs of an old task with the old network's answers, and how far today's answers are from these."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
+
+from holdfast.errors import NotFiniteError, OptionError, StateError
+from holdfast.likelihoods.batches import batch_size, batch_to, model_inputs
+from holdfast.likelihoods.likelihood import Comparable, PerExample
+from holdfast.probes.evaluating import evaluating
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A batch of probes.
+
+    Attributes:
+        batch: as the data gave it, first axis the examples.
+        answers: what the network said of it when its task was closed, likewise.
+        num_targets: of all its examples.
+    """
+
+    batch: Any
+    answers: Mapping[str, Tensor]
+    num_targets: int
+
+
+@dataclass(frozen=True)
+class Probes:
+    """Inputs of an old task and the old network's answers: on these the rise of its loss is measured.
+
+    The rise is the mean over targets of the divergence from old to new answers, in nats:
+
+        classes             KL(p || q) over the classes that there were then; of texts summed over the tokens
+        several labels      the sum of the binary KLs
+        real numbers        (f - f_0)^2 / (2 s^2), s^2 the variance of the old residuals
+        sentence encoders   (cos - cos_0)^2 / (2 * 0.04), of fixed pairs (`Similarity`)
+        a loss of one's own its rise at the targets
+
+    Made by `probes_of`; kept in checkpoints of a keeper, and left out of folders that are to be shared.
+
+    Attributes:
+        loss: what compares answers.
+        batches: the probes.
+    """
+
+    loss: Comparable
+    batches: Sequence[Probe] = field(default_factory=tuple)
+
+    @classmethod
+    def taken(cls, model: nn.Module, data: Iterable[Any], loss: Comparable) -> Self:
+        """Ask a model for its answers on batches, which may lie on another device."""
+        found = []
+        with evaluating(model) as bare:
+            for content in data:
+                batch, outputs = _asked(bare, content)
+                targets = int(loss.num_targets(outputs, batch).sum())
+                if targets:
+                    found.append(Probe(batch, loss.answers(outputs, batch), targets))
+        if not found:
+            raise OptionError("probes: the data held no target. Pass an iterable of batches with targets in them.")
+        return cls(loss, tuple(found))
+
+    def with_loss(self, function: Callable[[Any, Any], Tensor]) -> Probes:
+        """The same probes, compared by a loss of one's own: (outputs, batch) -> [B], as when they were taken."""
+        return replace(self, loss=PerExample(function, "probes"))
+
+    @property
+    def num_examples(self) -> int:
+        """Of all probes."""
+        return sum(batch_size(probe.batch) for probe in self.batches)
+
+    @property
+    def num_targets(self) -> int:
+        """Of all probes."""
+        return sum(probe.num_targets for probe in self.batches)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of inputs and answers."""
+        tensors = [t for probe in self.batches for t in tree_flatten((probe.batch, dict(probe.answers)))[0]]
+        return sum(tensor.nbytes for tensor in tensors if isinstance(tensor, Tensor))
+
+    def rise(self, model: nn.Module) -> float:
+        """How far today's answers are from the old ones, in nats per target.
+
+        The model is asked in evaluation mode and left as it was. Not rounded, and below zero only for a loss of one's
+        own.
+
+        Raises:
+            NotFiniteError: an answer is NaN or infinite.
+            StateError: the model takes these inputs no more, or gives outputs of another form.
+
+        Cost: one forward pass over the probes.
+        """
+        total = torch.zeros((), dtype=torch.float64)
+        with evaluating(model) as bare:
+            for probe in self.batches:
+                try:
+                    batch, outputs = _asked(bare, probe.batch)
+                    answers = batch_to(probe.answers, next(bare.parameters()).device)
+                    total += self.loss.divergence(outputs, answers, batch).sum().double().cpu()
+                except (RuntimeError, TypeError, ValueError, LookupError) as error:
+                    raise StateError(
+                        f"probes: the model does not take them as it did ({error}). Its inputs or outputs have changed "
+                        "since they were taken: take probes of the model as it is now."
+                    ) from error
+        rise = float(total) / self.num_targets
+        if not torch.isfinite(total):
+            raise NotFiniteError(
+                f"probes: the rise of an old skill is {rise}. Look for NaN in the weights, or a step that overflowed."
+            )
+        return rise
+
+
+def _asked(model: nn.Module, content: Any) -> tuple[Any, Any]:
+    batch = batch_to(content, next(model.parameters()).device)
+    args, kwargs = model_inputs(batch)
+    return batch, model(*args, **kwargs)

@@ -1,0 +1,67 @@
+"""What a sentence encoder says: how alike any two inputs are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from holdfast.errors import BatchError, OptionError
+from holdfast.likelihoods.outputs import logits_of, widened
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """The cosine of each input's embedding with the next one's; the last goes with the first.
+
+    The outputs are embeddings [B, H]. A change of a cosine costs (cos - cos_0)^2 / (2 variance) nats, so that it is
+    read as an answer with Gaussian noise of 0.2 in the cosine, about what human judges of similarity differ by.
+
+    Attributes:
+        variance: of the noise, > 0.
+
+    Raises:
+        OptionError: the variance is not positive and finite.
+    """
+
+    variance: float = 0.04
+
+    def __post_init__(self) -> None:
+        """Check the variance."""
+        if not 0 < self.variance < math.inf:
+            raise OptionError(f"Similarity: variance={self.variance!r}, expected a positive, finite number.")
+
+    @property
+    def name(self) -> str:
+        """The name kept in records: "similarity"."""
+        return "similarity"
+
+    def num_targets(self, outputs: Any, batch: Any) -> Tensor:
+        """[B]: one cosine an input."""
+        return torch.ones(len(logits_of(outputs)), dtype=torch.long)
+
+    def answers(self, outputs: Any, batch: Any) -> dict[str, Tensor]:
+        """The cosines [B].
+
+        Raises:
+            BatchError: the outputs are no embeddings of two inputs or more.
+        """
+        return {"cosines": self._cosines(outputs)}
+
+    def divergence(self, outputs: Any, answers: Mapping[str, Tensor], batch: Any) -> Tensor:
+        """[B]: (cos - cos_0)^2 / (2 variance)."""
+        return (self._cosines(outputs) - answers["cosines"]).square() / (2 * self.variance)
+
+    def _cosines(self, outputs: Any) -> Tensor:
+        found = widened(logits_of(outputs))
+        if found.ndim != 2 or len(found) < 2:
+            raise BatchError(
+                f"similarity: found outputs of shape {list(found.shape)}, expected embeddings [B, H] of two inputs or "
+                "more. Return the pooled embedding from the model, and give probes in larger batches."
+            )
+        return F.cosine_similarity(found, found.roll(-1, 0), dim=1)
