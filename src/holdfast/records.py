@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import reprlib
@@ -97,6 +98,9 @@ class Importance(Mapping[str, Tensor]):
         OptionError: if `values` is no mapping to dense tensors of real numbers.
     """
 
+    probes: Any = None
+    """`Probes` of the same task, which `retain` takes along; no file of an importance has them."""
+
     def __init__(self, values: Mapping[str, Tensor], info: ImportanceInfo) -> None:
         check_tensors(values, where=f"Importance({info.kind})", error=OptionError)
         self._values = {name: value.detach().to(torch.float32) for name, value in values.items()}
@@ -168,19 +172,25 @@ class Importance(Mapping[str, Tensor]):
         nats = self.info.nats_per_unit
         scaled = None if nats is None or factor == 0 else nats / factor
         unit = self.info.unit if factor == 1 else f"{self.info.unit} / {factor:g}"
-        return Importance(
-            {name: value * factor for name, value in self.items()}, replace(self.info, nats_per_unit=scaled, unit=unit)
-        )
+        info = replace(self.info, nats_per_unit=scaled, unit=unit)
+        return Importance({name: value * factor for name, value in self.items()}, info).with_probes(self.probes)
 
     __rmul__ = __mul__
 
     def with_info(self, **changes: Any) -> Importance:
         """The same, its `info` changed in these fields."""
-        return Importance(self, replace(self.info, **changes))
+        return Importance(self, replace(self.info, **changes)).with_probes(self.probes)
+
+    def with_probes(self, probes: Any) -> Importance:
+        """The same, with `Probes` of the task to be retained along with it (`probes_of`); a sum has none."""
+        twin = copy.copy(self)
+        twin.probes = probes
+        return twin
 
     def to(self, device: torch.device | str) -> Importance:
-        """The same on another device."""
-        return Importance({name: value.to(device) for name, value in self.items()}, self.info)
+        """The same on another device; probes stay where they are."""
+        moved = Importance({name: value.to(device) for name, value in self.items()}, self.info)
+        return moved.with_probes(self.probes)
 
     def correlation(self, other: Importance) -> dict[str, float]:
         """Spearman's rank correlation for each parameter that both hold; -1..1, NaN where one is constant.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -42,6 +43,9 @@ class FactoredImportance(Mapping[str, KroneckerFactors]):
         NotFiniteError: a factor is not finite, or has negative eigenvalues beyond rounding; every one is named.
         ParameterMismatchError: a factor's shape does not fit its layer's, or a parameter is there twice.
     """
+
+    probes: Any = None
+    """`Probes` of the same task, which `retain` takes along; no file of an importance has them."""
 
     def __init__(
         self, factors: Mapping[str, KroneckerFactors], diagonal: Mapping[str, Tensor], info: ImportanceInfo
@@ -117,18 +121,25 @@ class FactoredImportance(Mapping[str, KroneckerFactors]):
 
     def __mul__(self, factor: float) -> FactoredImportance:
         diagonal = self.diagonal * factor
-        return FactoredImportance({name: f.scaled(factor) for name, f in self.items()}, diagonal, diagonal.info)
+        scaled = {name: f.scaled(factor) for name, f in self.items()}
+        return FactoredImportance(scaled, diagonal, diagonal.info).with_probes(self.probes)
 
     __rmul__ = __mul__
 
     def with_info(self, **changes: Any) -> FactoredImportance:
         """The same, its `info` changed in these fields."""
-        return FactoredImportance(self, self.diagonal, replace(self.info, **changes))
+        return FactoredImportance(self, self.diagonal, replace(self.info, **changes)).with_probes(self.probes)
+
+    def with_probes(self, probes: Any) -> FactoredImportance:
+        """The same, with `Probes` of the task to be retained along with it (`probes_of`); a sum has none."""
+        twin = copy.copy(self)
+        twin.probes = probes
+        return twin
 
     def to(self, device: torch.device | str) -> FactoredImportance:
-        """The same on another device."""
+        """The same on another device; probes stay where they are."""
         moved = {name: f.to(device) for name, f in self.items()}
-        return FactoredImportance(moved, self.diagonal.to(device), self.info)
+        return FactoredImportance(moved, self.diagonal.to(device), self.info).with_probes(self.probes)
 
     def to_diagonal(self) -> Importance:
         """The diagonal of A (x) G, for every weight, with the diagonal of the rest: what `WVA` and a budget need."""
@@ -136,7 +147,7 @@ class FactoredImportance(Mapping[str, KroneckerFactors]):
         for name, f in self.items():
             table = torch.outer(f.outputs.diagonal(), f.inputs.diagonal()).clamp(min=0)
             values |= zip(f.names(name), f.split(table))
-        return Importance({**values, **self.diagonal}, self.info)
+        return Importance({**values, **self.diagonal}, self.info).with_probes(self.probes)
 
     def correlation(self, other: Importance | FactoredImportance) -> dict[str, float]:
         """Spearman's rank correlation of the diagonals of what both hold, by parameter; -1..1, NaN where constant."""

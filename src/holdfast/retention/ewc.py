@@ -40,6 +40,7 @@ class Elastic(Mechanism):
 
     Attributes:
         multiplier: what stood in the strength's place in the last step, under a budget.
+        steered: the strength that measured rises ask for; None where nothing is measured.
         num_penalties: how often the penalty was asked for.
     """
 
@@ -52,6 +53,7 @@ class Elastic(Mechanism):
     every: int = 1
     metric: UserMetric | None = None
     multiplier: float = field(default=0.0, init=False)
+    steered: float | None = field(default=None, init=False)
     num_penalties: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
@@ -91,11 +93,11 @@ class Elastic(Mechanism):
             self._check_was_added(step)
         if self.pull != "implicit":
             return
-        if self.budget is not None:
+        strength = self.strength if self.steered is None else self.steered
+        if strength is None:
+            assert self.budget is not None
             strength = self._solved(step, self.budget)
-        else:
-            assert self.strength is not None
-            strength = self.strength * self.every
+        strength *= self.every
         if strength == 0 and not step.is_measured:
             return
         for block in step.blocks(metric=True, user_metric=self.metric, increments=step.is_measured):
@@ -118,7 +120,7 @@ class Elastic(Mechanism):
         if all(not isinstance(m, Tensor) and m == math.inf for m in metrics):  # learning rates of zero: nothing moves
             return
         values, held, before = part.values(), part.curvature, step.pulls.get(part.name)
-        if self.budget is not None:
+        if self.projects:
             metrics, before = [held.line(values, part.anchors, metrics)[2]] * len(metrics), None
         pulls, share, after = held.pull(values, part.anchors, strength, metrics=metrics, before=before)
         if after is not None:
@@ -212,12 +214,28 @@ class Elastic(Mechanism):
                 'EWC: the model is sharded, and pull="penalty" needs whole weights in the loss. Use pull="implicit".'
             )
 
+    @property
+    def projects(self) -> bool:
+        """Whether a budget is kept by the forecast alone."""
+        return self.budget is not None and self.steered is None
+
     def accepted(self, importance: Measured, *, where: str) -> Measured:
-        """In nats under a budget."""
-        if self.budget is None:
-            return importance
+        """Itself."""
+        return importance
+
+    def forecast(self, importance: Measured, *, where: str) -> Measured:
+        """In nats."""
+        if self.every > 1:
+            raise OptionError(
+                f"{where}: every={self.every}, and a budget without probes is kept by a projection at each step. Pass "
+                "probes=, or leave every at 1."
+            )
         self._check_directions(importance.layers, where=where)
-        return in_nats(importance)
+        return in_nats(importance, where=where)
+
+    def steer(self, strength: float) -> None:
+        """Pull with this strength in place of a projection."""
+        self.steered = strength
 
     def retained(self) -> None:
         """The multiplier starts at zero."""
@@ -225,8 +243,8 @@ class Elastic(Mechanism):
 
     @property
     def acting_strength(self) -> float | None:
-        """The strength; under a budget the multiplier."""
-        return self.strength if self.budget is None else self.multiplier
+        """The strength; under a budget what stands in its place."""
+        return self.multiplier if self.projects else self.strength if self.steered is None else self.steered
 
     def progress(self) -> dict[str, float]:
         """The multiplier, where the next step starts."""
@@ -234,9 +252,9 @@ class Elastic(Mechanism):
 
     def resume(self, progress: Mapping[str, float], held: Retained, *, where: str) -> None:
         """Go on from a saved multiplier."""
-        if self.budget is not None:
+        if self.projects:
             self._check_directions(held.layers, where=where)
-        if self.budget is not None and held.num_tasks and held.nats_per_unit != 1:
+        if self.projects and held.num_tasks and held.nats_per_unit != 1:
             raise OptionError(
                 f"{where}: a budget is in nats, and the importance that was saved is not (nats_per_unit is "
                 f"{held.nats_per_unit}). Load it with a strength, or retain again under a budget."
@@ -269,9 +287,14 @@ class EWC(Keeper):
         model: the model; tied weights count once, frozen ones are left out, wrappers are seen through.
         strength: lambda, 0..inf. With Fisher importances in nats N_old/N_new is the Laplace value, and 1.0 the
             default. Give strength or budget, not both.
-        budget: in place of a strength, the most that the old tasks' loss may rise, in nats by the quadratic model
-            1/2 sum Omega d^2, during each new task. A step that leaves this ellipsoid is projected back onto it in the
-            optimizer's metric. Needs importances in nats (Fisher, or any measured with `calibrate=True`).
+        budget: in place of a strength, the most that the loss of each old task may rise during each new one, in nats
+            per target. Measured where tasks are retained with probes (`Keeper.retain`): every `probe_every` steps the
+            rise is taken, one strength follows the task that is worst off (`holdfast.retention.controller`), and
+            `close()` takes back what is over. Without probes the quadratic model 1/2 sum Omega d^2 foresees it, and a
+            step that leaves this ellipsoid is projected back onto it in the optimizer's metric. That needs importances
+            in nats (Fisher, or any measured with `calibrate=True`), and is worth what the importance is: along the ways
+            that training goes the real rise is 2 to 5 times what Kronecker factors foresee, and 10 to 1,500 times what
+            a diagonal does.
         pull: "implicit"; "gradient", which adds strength * Omega * (theta - anchor) to the gradients before the step
             (after clipping, and it diverges where lr * strength * Omega > 2); or "penalty": add `penalty()` to the
             loss yourself.

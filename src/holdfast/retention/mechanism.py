@@ -31,6 +31,9 @@ class Mechanism:
     anchored: ClassVar[bool] = True
     unsaved: ClassVar[frozenset[str]] = frozenset()
 
+    budget: float | None = None
+    """Nats per target that each skill may lose in a lesson, for a mechanism that has such an option."""
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "name" not in vars(cls):
@@ -78,6 +81,25 @@ class Mechanism:
             OptionError: it cannot be.
         """
         return importance.to_diagonal()
+
+    def forecast(self, importance: Measured, *, where: str) -> Measured:
+        """The accepted importance, as a budget needs it that nothing is measured for.
+
+        Raises:
+            OptionError: it cannot keep such a budget.
+        """
+        raise OptionError(
+            f"{where}: a budget of {self.name} is kept by measuring. Pass probes= (hf.probes_of, or hf.measure, which "
+            "takes them along), or build it with strength=."
+        )
+
+    def steer(self, strength: float) -> None:
+        """Take this strength from now on: what measured rises ask for, under a budget.
+
+        Raises:
+            OptionError: it has none.
+        """
+        raise OptionError(f"{self.name}: it has no strength that a budget could steer. Retain without probes.")
 
     def retained(self) -> None:
         """Called when one more task has been retained."""

@@ -38,11 +38,8 @@ def check_implicit(pull: str, *, strength: float | None, budget: float | None, e
         raise OptionError(f'EWC: a budget is kept by projection; pull={pull!r} has no part in it. Use pull="implicit".')
     if strength == math.inf and pull != "implicit":
         raise OptionError(f'EWC: an infinite strength needs pull="implicit"; pull is {pull!r}.')
-    if every > 1 and (budget is not None or pull != "implicit"):
-        raise OptionError(
-            f'EWC: every={every} belongs to pull="implicit" with a strength; found pull={pull!r} and budget '
-            f"{budget!r}. Leave it at 1."
-        )
+    if every > 1 and pull != "implicit":
+        raise OptionError(f'EWC: every={every} belongs to pull="implicit"; found pull={pull!r}. Leave it at 1.')
 
 
 def check_on_disk(path: str | os.PathLike[str], forms: Forms, accumulate: Accumulate) -> None:
@@ -66,17 +63,17 @@ def no_factors_in_shards(where: str) -> str:
     return f"{where}: the model is sharded, and Kronecker factors hold whole layers. Retain importance.to_diagonal()."
 
 
-def in_nats(importance: Measured) -> Measured:
-    """The importance in nats, as a budget needs it.
+def in_nats(importance: Measured, *, where: str) -> Measured:
+    """The importance in nats, as a budget needs it that nothing is measured for.
 
     Raises:
         OptionError: its factor to nats is not known.
     """
     if importance.info.nats_per_unit is None:
         raise OptionError(
-            f"EWC.retain: a budget is in nats, and the unit of this {importance.info.kind!r} importance "
-            f"({importance.info.unit}) has no known factor to nats. Measure it with calibrate=True or by "
-            "hf.calibrated, or give a strength."
+            f"{where}: a budget is in nats, and the unit of this {importance.info.kind!r} importance "
+            f"({importance.info.unit}) has no known factor to nats. Pass probes= (hf.probes_of), on which the rise is "
+            "measured; or measure the importance with calibrate=True; or build the keeper with strength=."
         )
     return importance if importance.info.nats_per_unit == 1 else importance * importance.info.nats_per_unit
 

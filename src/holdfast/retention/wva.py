@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Unpack
 
 import torch
@@ -28,12 +28,20 @@ class Viscous(Mechanism):
     name: ClassVar[str] = "WVA"
     anchored: ClassVar[bool] = False
 
-    strength: float
+    strength: float | None = None
     attenuation: Attenuation = "hyperbolic"
     on: Literal["increments", "gradients"] = "increments"
+    budget: float | None = None
+    steered: float = field(default=1.0, init=False)
 
     def __post_init__(self) -> None:
-        check_strength(self.strength, where="WVA")
+        one = (self.strength is None) != (self.budget is None)
+        found = f"strength {self.strength!r} and budget {self.budget!r}"
+        check_option(one, "one of them", found, "one of strength= and budget=", where="WVA")
+        if self.strength is not None:
+            check_strength(self.strength, where="WVA")
+        holds = self.budget is None or (isinstance(self.budget, int | float) and self.budget > 0)
+        check_option(holds, "budget", self.budget, "nats above 0", where="WVA")
         kinds = '"hyperbolic" or "exponential"'
         known = self.attenuation in ("hyperbolic", "exponential")
         check_option(known, "attenuation", self.attenuation, kinds, where="WVA")
@@ -60,7 +68,7 @@ class Viscous(Mechanism):
             if step.is_measured:
                 moved, shares = block.moved(), self._shares(block.importance, largest=largest)
                 step.measure(moved, torch._foreach_mul(moved, shares), shares, block.importance)
-            self._route.attenuate(block, self.strength, attenuation=self.attenuation, largest=largest)
+            self._route.attenuate(block, self.acting_strength, attenuation=self.attenuation, largest=largest)
 
     @property
     def needs_increments(self) -> bool:
@@ -91,8 +99,17 @@ class Viscous(Mechanism):
             )
         return importance
 
+    def steer(self, strength: float) -> None:
+        """Attenuate with this strength."""
+        self.steered = strength
+
+    @property
+    def acting_strength(self) -> float:
+        """The strength; under a budget the one that measured rises ask for."""
+        return self.steered if self.strength is None else self.strength
+
     def _shares(self, importance: list[Tensor], *, largest: float) -> list[Tensor]:
-        force = relative_force(importance, self.strength, largest=largest)
+        force = relative_force(importance, self.acting_strength, largest=largest)
         return relative_share(force, attenuation=self.attenuation)
 
 
@@ -110,10 +127,13 @@ class WVA(Keeper):
     Args:
         model: the model; tied weights count once, frozen ones are left out, wrappers are seen through.
         strength: lambda, 0..inf, in units of 1/Omega. It has no relation to EWC's: the authors' is 250 for
-            signal importances where EWC's is 1.
+            signal importances where EWC's is 1. Give strength or budget, not both.
         attenuation: "hyperbolic", which forgives a wrong strength, or "exponential".
         on: "increments" (any optimizer), or "gradients": the same for plain SGD without weight decay, and without
             effect under Adam, whose normalisation cancels it.
+        budget: in place of a strength, what each skill may lose in a lesson, in nats per target: measured on probes,
+            which every task is then to be retained with (`Keeper.retain`). There is no way back to it where it is
+            exceeded, for want of anchors.
         options: those of every keeper but anchors and anchor_dtype, which it has none of: accumulate (not "per_task"),
             weighting, new_parameters, importance_dtype, offload, statistics and log_every (see `Keeper`).
 
@@ -134,23 +154,31 @@ class WVA(Keeper):
     def __init__(
         self,
         model: nn.Module,
-        strength: float,
+        strength: float | None = None,
         *,
         attenuation: Attenuation = "hyperbolic",
         on: Literal["increments", "gradients"] = "increments",
+        budget: float | None = None,
         **options: Unpack[KeeperOptions],
     ) -> None:
-        super().__init__(model, Viscous(strength, attenuation, on), **options)
+        super().__init__(model, Viscous(strength, attenuation, on, budget), **options)
 
     @property
-    def strength(self) -> float:
-        """lambda, 0..inf. It may be changed between steps."""
+    def strength(self) -> float | None:
+        """lambda, 0..inf; None under a budget. It may be changed between steps."""
         return self.mechanism.strength
 
     @strength.setter
     def strength(self, value: float) -> None:
+        if self.mechanism.strength is None:
+            raise OptionError("WVA: it keeps a budget, not a strength. Build another.")
         check_strength(value, where="WVA")
         self.mechanism.strength = value
+
+    @property
+    def budget(self) -> float | None:
+        """As given."""
+        return self.mechanism.budget
 
     @property
     def attenuation(self) -> Attenuation:

@@ -1,0 +1,291 @@
+"""A budget that is measured: kept during a lesson, taken back at its end, saved and resumed."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import holdfast as hf
+from holdfast.errors import NotFiniteError, OptionError, StateError
+
+BUDGET = 0.05
+
+
+def network() -> nn.Module:
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+
+
+def task(seed: int) -> tuple[list, list]:
+    """Batches to train on, and as many that no training sees."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(512, 8, generator=generator)
+    labels = (inputs @ torch.randn(8, 4, generator=generator)).argmax(dim=1)
+    batches = list(zip(inputs.split(32), labels.split(32)))
+    return batches[:8], batches[8:]
+
+
+def train(model, optimizer, data, *, epochs: int = 25, steps: int | None = None) -> None:
+    done = 0
+    for _ in range(epochs):
+        for inputs, labels in data:
+            if done == steps:
+                return
+            optimizer.zero_grad()
+            F.cross_entropy(model(inputs), labels).backward()
+            optimizer.step()
+            done += 1
+
+
+def learned(measure=hf.kfac, *, budget: float | None = BUDGET, probed: bool = True, kind=hf.EWC, **options):
+    """A network that has learned a task, its keeper, and the optimizer."""
+    model = network()
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+    given = {"strength": 1.0} if budget is None else {"budget": budget}
+    keeper = kind(model, **given, probe_every=4, **options).attach(optimizer)
+    data, held_out = task(0)
+    train(model, optimizer, data)
+    keeper.retain(measure(model, data), probes=hf.probes_of(model, held_out) if probed else None)
+    return model, keeper, optimizer
+
+
+def test_a_lesson_raises_an_old_skill_by_no_more_than_its_budget():
+    plain, keeper, optimizer = learned()
+    other = hf.probes_of(plain, task(0)[1], num_examples=None)
+    keeper.detach()
+    free = copy.deepcopy(plain)
+    train(free, torch.optim.Adam(free.parameters(), lr=5e-3), task(1)[0])
+    keeper.attach(optimizer)
+    train(plain, optimizer, task(1)[0])
+    keeper.close()
+    (skill,) = keeper.skills
+    assert other.rise(free) > 10 * BUDGET
+    assert 0.3 * BUDGET < skill.increment <= BUDGET
+    assert other.rise(plain) < 1.5 * BUDGET  # also where no probe is
+
+
+@pytest.mark.parametrize("measure", [hf.fisher, hf.kfac])
+@pytest.mark.parametrize("optimizer", [lambda p: torch.optim.SGD(p, lr=0.2, momentum=0.9), torch.optim.Adam])
+def test_whatever_the_importance_and_the_optimizer(measure, optimizer):
+    model, keeper, _ = learned(measure)
+    keeper.detach()
+    inner = optimizer(model.parameters())
+    keeper.attach(inner)
+    for number in (1, 2):
+        train(model, inner, task(number)[0], epochs=12)
+        keeper.close()
+        assert all(skill.increment <= BUDGET * 1.001 for skill in keeper.skills)
+        keeper.retain(measure(model, task(number)[0]), probes=hf.probes_of(model, task(number)[1]))
+        assert [skill.increment for skill in keeper.skills] == [0.0] * (number + 1)
+
+
+def test_each_skill_may_have_a_budget_of_its_own():
+    model, keeper, optimizer = learned()
+    train(model, optimizer, task(1)[0])
+    keeper.close()
+    keeper.retain(hf.kfac(model, task(1)[0]), probes=hf.probes_of(model, task(1)[1]), budget=0.004)
+    train(model, optimizer, task(2)[0])
+    keeper.close()
+    first, second = keeper.skills
+    assert first.increment <= BUDGET * 1.001
+    assert second.increment <= 0.004 * 1.001
+
+
+def test_wva_is_steered_and_has_no_way_back():
+    model, keeper, optimizer = learned(lambda m, d: hf.fisher(m, d), kind=hf.WVA)
+    train(model, optimizer, task(1)[0])
+    assert keeper.report().strength != 1.0
+    with pytest.raises(OptionError, match="WVA keeps no anchors"):
+        keeper.rewind()
+    (skill,) = keeper.skills
+    assert skill.increment < 20 * BUDGET
+
+
+def test_probes_of_a_strength_measure_and_steer_nothing():
+    model, keeper, optimizer = learned(budget=None)
+    train(model, optimizer, task(1)[0])
+    keeper.close()
+    (skill,) = keeper.skills
+    assert keeper.report().strength == 1.0
+    assert skill.rise > 0
+    rise = skill.rise
+    keeper.rewind(rise / 2)
+    assert keeper.skills[0].rise <= rise / 2
+
+
+def test_probes_of_the_importance_are_taken_along(tmp_path):
+    model, keeper, optimizer = learned(probed=False, measure=lambda m, d: hf.kfac(m, d).with_probes(hf.probes_of(m, d)))
+    assert len(keeper.skills) == 1
+    for measure in (hf.fisher, hf.kfac):
+        importance = measure(model, task(0)[0]).with_probes(keeper.skills[0].probes)
+        assert (2.0 * importance).probes is importance.to("cpu").probes is importance.probes
+        assert importance.with_info(kind="x").probes is importance.probes
+        importance.save(tmp_path / importance.info.kind)
+        assert type(importance).load(tmp_path / importance.info.kind).probes is None
+
+
+# --- the way back
+
+
+def test_rewind_of_weights_that_were_trained_elsewhere():
+    model, keeper, _ = learned(budget=None)
+    keeper.detach()
+    train(model, torch.optim.SGD(model.parameters(), lr=0.3), task(1)[0])
+    found = keeper.rewind(0.02)
+    assert found.kept
+    assert found.before[0] > 0.02 >= found.after[0] > 0.015
+    assert found.cost is None
+    assert keeper.skills[0].rise == found.after[0]
+
+
+def test_with_data_of_the_new_task_the_best_of_several_ways():
+    model, keeper, _ = learned(budget=None)
+    keeper.detach()
+    train(model, torch.optim.SGD(model.parameters(), lr=0.3), task(1)[0])
+    twin = copy.deepcopy(model)
+    alone = hf.EWC(twin, strength=1.0)
+    alone.load_state(*keeper.state())
+    with_data = keeper.rewind(0.02, data=task(1)[0])
+    probes = hf.probes_of(model, task(1)[0], loss=lambda o, b: F.cross_entropy(o, b[1], reduction="none"))
+    alone.rewind(0.02)
+    assert with_data.cost is not None
+    assert probes.rise(twin) >= -1e-6  # the other has lost as much or more of the new task
+
+
+def test_what_would_cost_too_much_is_left_alone():
+    model, keeper, _ = learned(budget=None)
+    keeper.detach()
+    train(model, torch.optim.SGD(model.parameters(), lr=0.3), task(1)[0])
+    weights = copy.deepcopy(model.state_dict())
+    with pytest.warns(UserWarning, match="would cost"):
+        found = keeper.rewind(1e-3, data=task(1)[0], max_loss=1e-4)
+    assert found.left_alone
+    assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
+
+
+def test_within_the_budget_nothing_moves():
+    model, keeper, _ = learned()
+    weights = copy.deepcopy(model.state_dict())
+    assert keeper.close() is None
+    assert keeper.rewind().multiplier == 0
+    assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
+
+
+def test_without_probes_the_forecast_is_gone_by():
+    model, keeper, _ = learned(budget=None, probed=False)
+    keeper.detach()
+    train(model, torch.optim.SGD(model.parameters(), lr=0.3), task(1)[0])
+    assert keeper.predicted_rise() > 0.02
+    assert keeper.rewind(0.02).kept
+    assert keeper.predicted_rise() == pytest.approx(0.02, rel=0.05)
+
+
+# --- words
+
+
+def test_a_budget_that_nothing_can_keep_by():
+    model = network()
+    importance = hf.mas(model, task(0)[0])
+    with pytest.raises(OptionError, match=r"probes=.*strength="):
+        hf.EWC(model, budget=0.1).retain(importance)
+    with pytest.raises(OptionError, match=r"probes=.*strength="):
+        hf.WVA(model, budget=0.1).retain(importance)
+    hf.EWC(model, budget=0.1).retain(importance, probes=hf.probes_of(model, task(0)[1]))
+
+
+def test_bad_options():
+    model, keeper, _ = learned()
+    for budget in (0, -1, "much", math.nan):
+        with pytest.raises(OptionError, match="budget"):
+            keeper.rewind(budget)
+    with pytest.raises(OptionError, match="probe_every"):
+        hf.EWC(model, budget=0.1, probe_every=0)
+    with pytest.raises(OptionError, match="probes is"):
+        keeper.retain(hf.fisher(model, task(0)[0]), probes=task(0)[1])
+    with pytest.raises(StateError, match="no task"):
+        hf.EWC(model, budget=0.1).rewind(0.1)
+    with pytest.raises(OptionError, match="budget"):
+        learned(budget=None)[1].rewind()
+
+
+def test_retain_says_what_was_not_closed():
+    model, keeper, optimizer = learned(budget=1e-5)
+    train(model, optimizer, task(1)[0], epochs=1)
+    with pytest.warns(UserWarning, match=r"close\(\)"):
+        keeper.retain(hf.kfac(model, task(1)[0]), probes=hf.probes_of(model, task(1)[1]))
+
+
+def test_nan_on_a_probe_stops_the_training():
+    model, keeper, optimizer = learned()
+    with torch.no_grad():
+        model[0].weight[0] = torch.nan
+    with pytest.raises(NotFiniteError, match="rise of an old skill"):
+        train(model, optimizer, task(1)[0], epochs=1)
+
+
+def test_probes_that_fit_no_more():
+    model, keeper, optimizer = learned()
+    model[0] = nn.Linear(9, 32)
+    with pytest.raises(StateError, match="does not take them as it did"):
+        keeper.close()
+
+
+def test_the_report_tells_increment_total_and_budget():
+    model, keeper, optimizer = learned()
+    train(model, optimizer, task(1)[0])
+    keeper.close()
+    report = keeper.report()
+    (skill,) = keeper.skills
+    assert report.skills == ((skill.increment, skill.rise, BUDGET),)
+    assert f"{skill.increment:.3g} of {BUDGET:g} nats" in str(report)
+
+
+# --- kept
+
+
+def test_a_resumed_lesson_ends_in_the_same_bits():
+    first, keeper, optimizer = learned()
+    train(first, optimizer, task(1)[0], steps=45)
+    tensors, notes = copy.deepcopy(keeper.state())
+    weights, state = copy.deepcopy(first.state_dict()), copy.deepcopy(optimizer.state_dict())
+    rest = task(1)[0][5:] + task(1)[0][:5]
+    train(first, optimizer, rest, steps=40)
+
+    second = network()
+    second.load_state_dict(weights)
+    again = torch.optim.Adam(second.parameters(), lr=5e-3)
+    again.load_state_dict(state)
+    other = hf.EWC(second, budget=BUDGET, probe_every=4)
+    other.load_state(tensors, notes)
+    other.attach(again)
+    train(second, again, rest, steps=40)
+    assert all(torch.equal(first.state_dict()[name], value) for name, value in second.state_dict().items())
+    assert other.report() == keeper.report()
+    assert keeper.close() == other.close()
+
+
+def test_shared_folders_have_no_probes_unless_asked_for(tmp_path):
+    model, keeper, _ = learned()
+    keeper.save(tmp_path / "shared")
+    assert not hf.EWC.load(tmp_path / "shared", model).skills
+    keeper.save(tmp_path / "own", probes=True)
+    loaded = hf.EWC.load(tmp_path / "own", model)
+    assert len(loaded.skills) == 1
+    assert loaded.skills[0].budget == BUDGET
+    with torch.no_grad():
+        model[2].bias += 0.3
+    assert loaded.skills[0].probes.rise(model) == keeper.skills[0].probes.rise(model) > 0
+
+
+def test_state_dict_and_copies_take_them_along():
+    model, keeper, optimizer = learned()
+    twin, _, other = copy.deepcopy((model, optimizer, keeper))
+    assert len(other.skills) == 1
+    fresh = hf.EWC(twin, budget=BUDGET, probe_every=4)
+    fresh.load_state_dict(keeper.state_dict())
+    assert fresh.skills[0].budget == BUDGET
