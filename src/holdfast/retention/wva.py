@@ -13,9 +13,9 @@ from torch.optim import Optimizer
 from holdfast.curvature import Measured
 from holdfast.errors import OptionError
 from holdfast.retention.force import Attenuation, relative_force, relative_share
-from holdfast.retention.keeper import Keeper, KeeperOptions
-from holdfast.retention.mechanism import Mechanism, check_option, check_strength
-from holdfast.retention.options import is_unsteady, unsteady_warning
+from holdfast.retention.keeper import Keeper
+from holdfast.retention.mechanism import Mechanism, check_choices, check_strength
+from holdfast.retention.options import KeeperOptions, is_unsteady, unsteady_warning
 from holdfast.retention.route import Route
 from holdfast.retention.step import Step
 from holdfast.steps import update_rule
@@ -34,11 +34,7 @@ class Viscous(Mechanism):
 
     def __post_init__(self) -> None:
         check_strength(self.strength, where="WVA")
-        kinds = '"hyperbolic" or "exponential"'
-        known = self.attenuation in ("hyperbolic", "exponential")
-        check_option(known, "attenuation", self.attenuation, kinds, where="WVA")
-        on = '"increments" or "gradients"'
-        check_option(self.on in ("increments", "gradients"), "on", self.on, on, where="WVA")
+        check_choices(self, type(self), where="WVA")
         self._route = Route()
 
     def gradients(self, step: Step) -> None:
