@@ -19,9 +19,9 @@ from holdfast.errors import OptionError, StateError
 from holdfast.memory import Retained
 from holdfast.retention import force
 from holdfast.retention.budget import solve_multiplier
-from holdfast.retention.keeper import Keeper, KeeperOptions
-from holdfast.retention.mechanism import Mechanism, check_option, check_strength
-from holdfast.retention.options import check_implicit, in_nats, is_unsteady, no_rate, unsteady_warning
+from holdfast.retention.keeper import Keeper
+from holdfast.retention.mechanism import Mechanism, check_budget, check_choices, check_option, check_strength
+from holdfast.retention.options import KeeperOptions, check_implicit, in_nats, is_unsteady, no_rate, unsteady_warning
 from holdfast.retention.parts import Block
 from holdfast.retention.plan import LayerPart
 from holdfast.retention.rise import layers_rise, weights_rise
@@ -65,10 +65,8 @@ class Elastic(Mechanism):
             self.strength = 1.0
         if self.strength is not None:
             check_strength(self.strength, where=self.name)
-        pulls = '"implicit", "gradient" or "penalty"'
-        check_option(self.pull in ("implicit", "gradient", "penalty"), "pull", self.pull, pulls, where=self.name)
-        holds = self.budget is None or (isinstance(self.budget, int | float) and self.budget > 0)
-        check_option(holds, "budget", self.budget, "nats above 0", where=self.name)
+        check_choices(self, type(self), where=self.name)
+        check_budget(self.budget, where=self.name)
         counts = isinstance(self.every, int) and self.every >= 1
         check_option(counts, "every", self.every, "a whole number >= 1", where=self.name)
         check_implicit(self.pull, strength=self.strength, budget=self.budget, every=self.every)
@@ -364,7 +362,8 @@ class EWC(Keeper):
     def budget(self, value: float) -> None:
         if self.mechanism.budget is None:
             raise OptionError("EWC: it keeps a strength, not a budget. Set strength, or build another.")
-        check_option(isinstance(value, int | float) and value > 0, "budget", value, "nats above 0", where=self.name)
+        check_option(value is not None, "budget", value, "nats per target above 0", where=self.name)
+        check_budget(value, where=self.name)
         self.mechanism.budget = value
 
     @property

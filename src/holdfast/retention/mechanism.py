@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from torch.optim import Optimizer
 
+from holdfast.choices import choices_of
 from holdfast.curvature import Measured
 from holdfast.errors import OptionError
 from holdfast.memory import Retained
@@ -162,6 +163,20 @@ def check_strength(strength: object, *, where: str) -> None:
         "a number from 0 to infinity",
         where=where,
     )
+
+
+def check_budget(budget: object, *, where: str) -> None:
+    """Raise `OptionError` unless it is None or a number above 0."""
+    holds = budget is None or (isinstance(budget, int | float) and not isinstance(budget, bool) and budget > 0)
+    check_option(holds, "budget", budget, "nats per target above 0", where=where)
+
+
+def check_choices(record: object, kind: type, *, where: str) -> None:
+    """Raise `OptionError` where an attribute that `kind` annotates with a `Literal` has another value."""
+    for name, known in choices_of(kind).items():
+        *others, last = ("None" if choice is None else f'"{choice}"' for choice in known)
+        value = getattr(record, name)
+        check_option(value in known, name, value, f"{', '.join(others)} or {last}", where=where)
 
 
 def check_option(holds: bool, option: str, value: object, expected: str, *, where: str) -> None:

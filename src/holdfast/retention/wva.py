@@ -13,9 +13,9 @@ from torch.optim import Optimizer
 from holdfast.curvature import Measured
 from holdfast.errors import OptionError
 from holdfast.retention.force import Attenuation, relative_force, relative_share
-from holdfast.retention.keeper import Keeper, KeeperOptions
-from holdfast.retention.mechanism import Mechanism, check_option, check_strength
-from holdfast.retention.options import is_unsteady, unsteady_warning
+from holdfast.retention.keeper import Keeper
+from holdfast.retention.mechanism import Mechanism, check_budget, check_choices, check_option, check_strength
+from holdfast.retention.options import KeeperOptions, is_unsteady, unsteady_warning
 from holdfast.retention.route import Route
 from holdfast.retention.step import Step
 from holdfast.steps import update_rule
@@ -40,13 +40,8 @@ class Viscous(Mechanism):
         check_option(one, "one of them", found, "one of strength= and budget=", where="WVA")
         if self.strength is not None:
             check_strength(self.strength, where="WVA")
-        holds = self.budget is None or (isinstance(self.budget, int | float) and self.budget > 0)
-        check_option(holds, "budget", self.budget, "nats above 0", where="WVA")
-        kinds = '"hyperbolic" or "exponential"'
-        known = self.attenuation in ("hyperbolic", "exponential")
-        check_option(known, "attenuation", self.attenuation, kinds, where="WVA")
-        on = '"increments" or "gradients"'
-        check_option(self.on in ("increments", "gradients"), "on", self.on, on, where="WVA")
+        check_budget(self.budget, where="WVA")
+        check_choices(self, type(self), where="WVA")
         self._route = Route()
 
     def gradients(self, step: Step) -> None:
