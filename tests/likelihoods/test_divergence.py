@@ -12,7 +12,7 @@ from torch.distributions import Normal, kl_divergence
 
 from holdfast.errors import BatchError
 from holdfast.likelihoods import Bernoulli, Categorical, Gaussian
-from holdfast.likelihoods.likelihood import PerExample
+from holdfast.likelihoods.likelihood import AtTargets, PerExample
 from holdfast.probes import Similarity
 
 
@@ -98,7 +98,8 @@ def test_real_numbers():
 
 def test_a_loss_of_ones_own_rises_and_falls():
     old, new = outputs(7, 1)
-    loss, batch = PerExample(lambda found, batch: (found - batch[1]).abs().sum(1)), (None, torch.randn(7, 1))
+    loss = AtTargets(PerExample(lambda found, batch: (found - batch[1]).abs().sum(1)))
+    batch = (None, torch.randn(7, 1))
     expected = (new - batch[1]).abs().sum(1) - (old - batch[1]).abs().sum(1)
     torch.testing.assert_close(loss.divergence(new, loss.answers(old, batch), batch), expected)
 

@@ -6,13 +6,14 @@ import math
 
 import pytest
 
-from holdfast.retention.controller import HIGHEST, LOWEST, Controller
+from holdfast.retention.controller import LOWEST, Controller
+
+HIGHEST = 1e4
 
 
 def lesson(controller: Controller, *, drive: float, steps: int = 400, noise=lambda n: 0.0) -> list[float]:
     """Rises over the budget of a skill that a task drives away, and a strength holds: it settles at drive/strength."""
     ratio, told = 0.0, []
-    controller.begin()
     for number in range(steps):
         rest = drive / controller.strength
         ratio += 0.1 * (rest - ratio)
@@ -24,7 +25,7 @@ def lesson(controller: Controller, *, drive: float, steps: int = 400, noise=lamb
 @pytest.mark.parametrize("drive", [0.05, 1.0, 30.0, 3000.0])
 def test_it_comes_to_the_budget_from_any_start(drive):
     for start in (LOWEST, 1.0, HIGHEST):
-        found = lesson(Controller(strength=start), drive=drive)
+        found = lesson(Controller(start, HIGHEST), drive=drive)
         assert all(0.8 < ratio < 1.25 for ratio in found[-50:])
 
 
@@ -33,17 +34,8 @@ def test_noise_of_a_measurement_does_not_shake_it():
     assert all(0.7 < ratio < 1.4 for ratio in found[-50:])
 
 
-def test_the_next_lesson_starts_from_the_strength_of_the_last():
-    controller = Controller()
-    lesson(controller, drive=30.0)
-    strength = controller.strength
-    controller.begin()
-    assert controller.strength == strength
-    assert controller.before is None
-
-
 def test_it_is_bounded_and_remembers_nothing_from_beyond():
-    controller = Controller()
+    controller = Controller(highest=HIGHEST)
     for _ in range(500):
         controller.follow(1e9)
     assert controller.strength == HIGHEST
@@ -57,7 +49,7 @@ def test_it_is_bounded_and_remembers_nothing_from_beyond():
 
 
 def test_what_does_not_help_is_said_after_a_while_and_forgotten_when_it_does():
-    controller = Controller(strength=HIGHEST)
+    controller = Controller(HIGHEST, HIGHEST)
     found = [controller.is_futile for _ in range(12) if controller.follow(2.0)]
     assert found.index(True) == 7
     controller.follow(0.9)

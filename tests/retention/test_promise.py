@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -97,13 +98,15 @@ def test_each_skill_may_have_a_budget_of_its_own():
 
 
 def test_wva_is_steered_and_has_no_way_back():
-    model, keeper, optimizer = learned(lambda m, d: hf.fisher(m, d), kind=hf.WVA)
-    train(model, optimizer, task(1)[0])
+    model, keeper, optimizer = learned(hf.fisher, kind=hf.WVA)
+    train(model, optimizer, task(1)[0], epochs=60)
     assert keeper.report().strength != 1.0
     with pytest.raises(OptionError, match="WVA keeps no anchors"):
         keeper.rewind()
     (skill,) = keeper.skills
-    assert skill.increment < 20 * BUDGET
+    assert skill.increment < 4 * BUDGET
+    with pytest.warns(UserWarning, match="no way back") if skill.ratio > 1 else nullcontext():
+        keeper.close()
 
 
 def test_probes_of_a_strength_measure_and_steer_nothing():
@@ -119,7 +122,7 @@ def test_probes_of_a_strength_measure_and_steer_nothing():
 
 
 def test_probes_of_the_importance_are_taken_along(tmp_path):
-    model, keeper, optimizer = learned(probed=False, measure=lambda m, d: hf.kfac(m, d).with_probes(hf.probes_of(m, d)))
+    model, keeper, _ = learned(lambda m, d: hf.kfac(m, d).with_probes(hf.probes_of(m, d)), probed=False)
     assert len(keeper.skills) == 1
     for measure in (hf.fisher, hf.kfac):
         importance = measure(model, task(0)[0]).with_probes(keeper.skills[0].probes)
@@ -226,10 +229,11 @@ def test_nan_on_a_probe_stops_the_training():
         model[0].weight[0] = torch.nan
     with pytest.raises(NotFiniteError, match="rise of an old skill"):
         train(model, optimizer, task(1)[0], epochs=1)
+    assert keeper.optimizers == [optimizer]
 
 
 def test_probes_that_fit_no_more():
-    model, keeper, optimizer = learned()
+    model, keeper, _ = learned()
     model[0] = nn.Linear(9, 32)
     with pytest.raises(StateError, match="does not take them as it did"):
         keeper.close()
@@ -278,7 +282,7 @@ def test_shared_folders_have_no_probes_unless_asked_for(tmp_path):
     assert len(loaded.skills) == 1
     assert loaded.skills[0].budget == BUDGET
     with torch.no_grad():
-        model[2].bias += 0.3
+        model[2].weight += 0.3 * torch.randn_like(model[2].weight)
     assert loaded.skills[0].probes.rise(model) == keeper.skills[0].probes.rise(model) > 0
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from holdfast.errors import EmptyDataError, OptionError
 from holdfast.importance.loss import MeasuredLoss
 from holdfast.likelihoods.batches import batch_size, batch_to, model_inputs, slice_batch, targets_of
-from holdfast.likelihoods.likelihood import Comparable, Gaussian, Likelihood, PerExample, resolve_likelihood
+from holdfast.likelihoods.likelihood import AtTargets, Comparable, Gaussian, Likelihood, resolve_likelihood
 from holdfast.likelihoods.outputs import logits_of, widened
 from holdfast.probes import Probes, Similarity
 from holdfast.probes.evaluating import evaluating
@@ -85,7 +85,7 @@ def _comparable(loss: Any, model: nn.Module, batches: list[Any], *, where: str) 
         return Gaussian(variance=_residual_variance(model, batches, where=where))
     if hasattr(likelihood, "divergence"):
         return likelihood  # pyright: ignore[reportReturnType]
-    return PerExample(likelihood.nll, where)
+    return AtTargets(likelihood)
 
 
 def _residual_variance(model: nn.Module, batches: list[Any], *, where: str) -> float:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from holdfast.curvature import Measured
 from holdfast.errors import OptionError
 from holdfast.integrations.peft_layers import base_weights, lora_adapters, on_adapters
+from holdfast.probes import Probes
 from holdfast.retention import EWC
 from holdfast.retention.ewc import Elastic
 from holdfast.retention.keeper import Keeper, as_importance
@@ -92,13 +93,21 @@ class LoraEWC(EWC):
             self.retain(importance)
 
     @torch.no_grad()
-    def retain(self, importance: Mapping[str, Tensor] | Measured) -> Self:
+    def retain(
+        self,
+        importance: Mapping[str, Tensor] | Measured,
+        *,
+        probes: Probes | None = None,
+        budget: float | None = None,
+    ) -> Self:
         """Close a task: merge its importance into what is held, and hold to today's weights and products.
 
         Args:
             importance: of the base model's weights, under their names there, measured before the adapters were added or
                 loaded; of a later task under those of the model with adapters, measured within `base_weights`. Of
                 Kronecker factors the diagonal is taken.
+            probes: as for `EWC.retain`, and the budget too.
+            budget: of this task alone.
 
         Raises:
             ParameterMismatchError: adapted weights without an importance or of another shape, or trained parameters
@@ -109,4 +118,5 @@ class LoraEWC(EWC):
         Nothing is changed when it raises.
         """
         given = as_importance(importance, where=f"{self.name}.retain").to_diagonal()
-        return super().retain(on_adapters(self.model, self.mechanism.adapter, given))
+        held = on_adapters(self.model, self.mechanism.adapter, given)
+        return super().retain(held, probes=given.probes if probes is None else probes, budget=budget)

@@ -112,18 +112,6 @@ class PerExample:
         """
         return check_per_example(self.function(outputs, batch), batch_size(batch), self.where)
 
-    def num_targets(self, outputs: Any, batch: Any) -> Tensor:
-        """[B]: one an example."""
-        return torch.ones(batch_size(batch), dtype=torch.long)
-
-    def answers(self, outputs: Any, batch: Any) -> dict[str, Tensor]:
-        """The loss [B] at the batch's targets."""
-        return {"losses": self.nll(outputs, batch).detach()}
-
-    def divergence(self, outputs: Any, answers: Mapping[str, Tensor], batch: Any) -> Tensor:
-        """[B]: how much higher the loss is; below zero where it has fallen."""
-        return self.nll(outputs, batch) - answers["losses"]
-
     def exact_scores(self, outputs: Any, batch: Any) -> Tensor:
         """Not possible.
 
@@ -146,6 +134,35 @@ class PerExample:
             'which knows only its value at the labels. Pass kind="empirical" or kind="batched", or name the '
             'distribution: loss="categorical", "gaussian" or "bernoulli".'
         )
+
+
+@dataclass(frozen=True)
+class AtTargets:
+    """Compares answers by the loss at the batch's targets: what a likelihood of any kind can do.
+
+    Attributes:
+        likelihood: whose loss it is.
+    """
+
+    likelihood: Likelihood
+
+    @property
+    def name(self) -> str:
+        """The name kept in records: "custom"."""
+        return "custom"
+
+    def num_targets(self, outputs: Any, batch: Any) -> Tensor:
+        """[B]: as the likelihood has them; one an example where it does not say."""
+        count = getattr(self.likelihood, "num_targets", None)
+        return torch.ones(batch_size(batch), dtype=torch.long) if count is None else count(outputs, batch)
+
+    def answers(self, outputs: Any, batch: Any) -> dict[str, Tensor]:
+        """The loss [B] at the batch's targets."""
+        return {"losses": self.likelihood.nll(outputs, batch).detach()}
+
+    def divergence(self, outputs: Any, answers: Mapping[str, Tensor], batch: Any) -> Tensor:
+        """[B]: how much higher the loss is; below zero where it has fallen."""
+        return self.likelihood.nll(outputs, batch) - answers["losses"]
 
 
 OWN = (Categorical, Gaussian, Bernoulli)

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from torch import Tensor
 
 from holdfast.errors import FileFormatError, StateError
-from holdfast.likelihoods.likelihood import Bernoulli, Categorical, Comparable, Gaussian, PerExample
+from holdfast.likelihoods.likelihood import AtTargets, Bernoulli, Categorical, Comparable, Gaussian, PerExample
 from holdfast.probes.probes import Probe, Probes
 from holdfast.probes.similarity import Similarity
 
@@ -100,7 +100,7 @@ def _loss_to_json(loss: Comparable) -> dict[str, Any]:
 def _loss_from_json(content: Mapping[str, Any]) -> Comparable:
     options = dict(content)
     name = options.pop("name")
-    return _LOSSES[name](**options) if name in _LOSSES else PerExample(_unknown)
+    return _LOSSES[name](**options) if name in _LOSSES else AtTargets(PerExample(_unknown))
 
 
 def _unknown(outputs: Any, batch: Any) -> NoReturn:

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_flatten
 
 from holdfast.errors import NotFiniteError, OptionError, StateError
 from holdfast.likelihoods.batches import batch_size, batch_to, model_inputs
-from holdfast.likelihoods.likelihood import Comparable, PerExample
+from holdfast.likelihoods.likelihood import AtTargets, Comparable, PerExample
 from holdfast.probes.evaluating import evaluating
 
 
@@ -69,7 +69,7 @@ class Probes:
 
     def with_loss(self, function: Callable[[Any, Any], Tensor]) -> Probes:
         """The same probes, compared by a loss of one's own: (outputs, batch) -> [B], as when they were taken."""
-        return replace(self, loss=PerExample(function, "probes"))
+        return replace(self, loss=AtTargets(PerExample(function, "probes")))
 
     @property
     def num_examples(self) -> int:

@@ -32,6 +32,7 @@ class Attachment:
         unheld: looks for weights that move without being held.
         statistics: holds buffers that the forward pass changes, or looks for them.
         log_every: every so many of its steps are measured; 0: none.
+        stepped: called after every step that was held, with the attachment itself.
         measured: called after a measured step.
 
     Attributes:
@@ -51,6 +52,7 @@ class Attachment:
         unheld: UnheldDetector,
         statistics: HeldStatistics,
         log_every: int,
+        stepped: Callable[[Attachment], None],
         measured: Callable[[], None],
         num_steps: int = 0,
         around: str | None = None,
@@ -59,7 +61,7 @@ class Attachment:
         self.figures: Figures | None = None
         self._mechanism, self._holdings, self._plan = mechanism, holdings, plan
         self._copies, self._unheld, self._statistics = copies, unheld, statistics
-        self._log_every, self._measured = log_every, measured
+        self._log_every, self._stepped, self._measured = log_every, stepped, measured
         self._memory: dict[str, Any] = {}
         self._step: Step | None = None
         self._hooks = StepHooks(optimizer, before=self._before, gradients=self._at_gradients, after=self._after)
@@ -120,6 +122,7 @@ class Attachment:
         self._unheld.after_step()
         self._plan.gradients = {}
         self.num_steps += 1
+        self._stepped(self)
         if step.meter is not None:
             self.figures = step.meter.read()
             self._measured()

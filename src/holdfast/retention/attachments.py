@@ -34,6 +34,7 @@ class Attachments:
         mechanism: what is done to its weights at their steps.
         holdings: what is held of it.
         statistics: holds its buffers, or looks for those that move.
+        stepped: called after every held step of the first optimizer.
         measured: called after a measured step.
     """
 
@@ -44,10 +45,11 @@ class Attachments:
         holdings: Holdings,
         statistics: HeldStatistics,
         *,
+        stepped: Callable[[], None],
         measured: Callable[[], None],
     ) -> None:
         self._model, self._mechanism, self._holdings, self._statistics = model, mechanism, holdings, statistics
-        self._measured = measured
+        self._lesson_stepped, self._measured = stepped, measured
         self._all: list[Attachment] = []
         self._resumed: list[int] = []  # steps of the optimizers to come
         self._ratios: Ratios = None, None  # of the steps before the last `count_from`
@@ -109,6 +111,7 @@ class Attachments:
             unheld=self._unheld,
             statistics=self._statistics,
             log_every=log_every,
+            stepped=self._stepped,
             measured=self._measured,
             num_steps=self._resumed.pop(0) if self._resumed else 0,
             around=around,
@@ -149,6 +152,10 @@ class Attachments:
     def compare(self) -> None:
         """Report weights that have moved since the last held step, and not by one."""
         self._unheld.compare()
+
+    def _stepped(self, attachment: Attachment) -> None:
+        if attachment is self._all[0]:  # of several that train one model together each takes a step
+            self._lesson_stepped()
 
     def _warn_unheld(self) -> None:
         kinds = ", ".join(type(optimizer).__name__ for optimizer in self.optimizers)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
+from torch import nn
 
+from holdfast.likelihoods.likelihood import AtTargets, resolve_likelihood
 from holdfast.memory import Retained
-from holdfast.retention.rewinding import Metrics, mean_curvature, rewound, sought
+from holdfast.probes import Probes
+from holdfast.retention.rewinding import mean_curvature, rewound, sought
 from holdfast.tensors import TensorMap, local
 
 DELTAS = (1e-3, 1e-2, 1e-1, 1.0)
@@ -41,6 +46,19 @@ class Rewound:
     kept: bool
     left_alone: bool = False
 
+    @property
+    def why(self) -> str:
+        """What to do where a budget is not kept."""
+        if self.left_alone:
+            return (
+                f"going back would cost the new task {self.cost:.3g} nats, more than max_loss, so that the trained "
+                f"weights stay ({self}). Allow more, or call rewind with a larger budget."
+            )
+        return (
+            f"no way back keeps every budget: {self}. The skills have no weights in common that do, or what rises is "
+            "in parameters or statistics that are not held. Rehearse old data, or allow more."
+        )
+
     def __str__(self) -> str:
         """One line."""
         rises = ", ".join(
@@ -51,11 +69,16 @@ class Rewound:
         return f"went back: {rises}{cost}" if self.multiplier else f"stayed: {rises}"
 
 
+def new_task_cost(model: nn.Module, data: Iterable[Any], loss: Any, *, where: str) -> Callable[[], float]:
+    """What the new task's loss has risen by since now, in nats per target, whenever it is asked."""
+    likelihood = resolve_likelihood(loss, where=where)
+    return partial(Probes.taken(model, data, AtTargets(likelihood)).rise, model)
+
+
 @torch.no_grad()
 def go_back(
     weights: TensorMap,
     held: Retained,
-    metrics: Metrics,
     *,
     rises: Callable[[], Sequence[float]],
     budgets: Sequence[float | None],
@@ -67,7 +90,6 @@ def go_back(
     Args:
         weights: the model's parameters, changed in place.
         held: K and the anchors.
-        metrics: M by name.
         rises: measures the rise of each skill at the weights as they are.
         budgets: of each; None for none.
         cost: measures what the new task has lost since training ended; None where its data are not at hand.
@@ -80,7 +102,8 @@ def go_back(
     mean = mean_curvature(held, weights) or 1.0
 
     def put(multiplier: float, delta: float) -> None:
-        moved = rewound(ends, held, metrics, strength=min(multiplier, 1e30), delta=delta * mean)
+        far = min(multiplier, 1e30)
+        moved = rewound(ends, held, {}, strength=far, delta=delta * mean) if multiplier else {}
         for name, value in {**ends, **moved}.items():
             local(weights[name].detach()).copy_(value)
 

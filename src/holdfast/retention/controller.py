@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-LOWEST, HIGHEST = 1e-3, 1e4
-"""Of the strength. Under Adam more than about 2,000 no longer helps: learning escapes into the directions that a
-curvature does not see, and the real rise grows again."""
+LOWEST = 1e-3
+"""Of the strength."""
 
 _LEVEL, _CHANGE = 0.1, 0.5
 """What one e-fold of the ratio, and of its growth since the last measurement, adds to the logarithm of the strength."""
@@ -32,25 +31,23 @@ class Controller:
 
     Attributes:
         strength: in force.
+        highest: that it may have.
         before: r of the last measurement of this lesson; None before the first.
         futile: how many measurements in a row the ratio was above one at the highest strength.
     """
 
     strength: float = 1.0
+    highest: float = 1e12
     before: float | None = None
     futile: int = 0
-
-    def begin(self) -> None:
-        """A lesson begins, from the last one's strength."""
-        self.before, self.futile = None, 0
 
     def follow(self, ratio: float) -> float:
         """The strength after a measurement; `ratio` is the largest of the rises over their budgets."""
         level = min(max(math.log(max(ratio, 1e-12)), -_BOUND), _BOUND)
         change = 0.0 if self.before is None else level - self.before
         moved = math.log(self.strength) + _LEVEL * level + _CHANGE * change
-        self.strength = min(max(math.exp(moved), LOWEST), HIGHEST)
-        self.futile = self.futile + 1 if level > 0 and self.strength == HIGHEST else 0
+        self.strength = min(max(math.exp(moved), LOWEST), self.highest)
+        self.futile = self.futile + 1 if level > 0 and self.strength == self.highest else 0
         self.before = level
         return self.strength
 

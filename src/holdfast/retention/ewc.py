@@ -231,7 +231,12 @@ class Elastic(Mechanism):
         self._check_directions(importance.layers, where=where)
         return in_nats(importance, where=where)
 
-    def steer(self, strength: float) -> None:
+    def steering(self, importance: Measured) -> tuple[float, float]:
+        """In nats from 1 to 10,000; from about 2,000 on learning under Adam escapes into what no curvature sees."""
+        nats = importance.info.nats_per_unit
+        return (nats, 1e4 * nats) if nats else super().steering(importance)
+
+    def steer(self, strength: float | None) -> None:
         """Pull with this strength in place of a projection."""
         self.steered = strength
 
@@ -255,7 +260,7 @@ class Elastic(Mechanism):
         if self.projects and held.num_tasks and held.nats_per_unit != 1:
             raise OptionError(
                 f"{where}: a budget is in nats, and the importance that was saved is not (nats_per_unit is "
-                f"{held.nats_per_unit}). Load it with a strength, or retain again under a budget."
+                f"{held.nats_per_unit}). Save it with probes=True, load it with a strength, or retain again."
             )
         self.multiplier = progress["multiplier"]
 
@@ -362,7 +367,7 @@ class EWC(Keeper):
     def budget(self, value: float) -> None:
         if self.mechanism.budget is None:
             raise OptionError("EWC: it keeps a strength, not a budget. Set strength, or build another.")
-        check_option(value is not None, "budget", value, "nats per target above 0", where=self.name)
+        check_option(value is not None, "budget", value, "nats above 0, per target", where=self.name)
         check_budget(value, where=self.name)
         self.mechanism.budget = value
 

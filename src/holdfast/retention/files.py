@@ -35,8 +35,14 @@ KEEPER_CONFIG = "keeper_config.json"
 EXTRA = ("pulls", "residuals", "moving_statistics", "resting_statistics")
 """Tensors that beside `held` decide the steps to come."""
 
+PROBES = "probes"
+"""Tensors of the skills' probes, which only a checkpoint holds unless they are asked for."""
+
+SkillsState = tuple[Mapping[str, Tensor], Mapping[str, Any]]
+"""The probes' tensors, and the notes on the skills (`holdfast.retention.skills`)."""
+
 _PARTS = ("importance", "importance_exponents", "anchors", "anchors_exponents", "factors")
-PARTS = (*_PARTS, *EXTRA)
+PARTS = (*_PARTS, *EXTRA, PROBES)
 """What the tensors of a state are of."""
 
 
@@ -48,6 +54,7 @@ def save(
     options: Mapping[str, Any],
     progress: Mapping[str, Any],
     extra: Mapping[str, TensorMap],
+    skills: SkillsState | None,
     model: nn.Module,
 ) -> None:
     """Write a keeper's folder, whole or not at all."""
@@ -62,6 +69,8 @@ def save(
         for part, tensors in extra.items():
             if tensors:
                 write_tensors(folder, part, tensors)
+        if skills is not None:
+            write_tensors(folder, PROBES, skills[0])
         content = {
             "mechanism": mechanism,
             "library_version": __version__,
@@ -69,6 +78,7 @@ def save(
             "options": {name: option_to_json(value) for name, value in options.items()},
             "progress": progress,
             "held": numbers_of(held),
+            **({"skills": skills[1]} if skills is not None else {}),
             **({"factors": layers_to_json(held.layers)} if held.layers else {}),
             **({"references": references_to_json(on_disk)} if on_disk else {}),
         }
@@ -82,8 +92,8 @@ def load(
     mechanism: str,
     anchors: bool,
     checkpoint: str | os.PathLike[str] | None = None,
-) -> tuple[Retained, dict[str, Any], dict[str, Any], dict[str, dict[str, Tensor]]]:
-    """Read a keeper's folder: what it holds, on the CPU, the options of its constructor, its progress and the extra.
+) -> tuple[Retained, dict[str, Any], dict[str, Any], dict[str, dict[str, Tensor]], SkillsState]:
+    """Read a keeper's folder: what it holds, on the CPU, its constructor's options, its progress, extra and skills.
 
     Args:
         path: the folder.
@@ -100,7 +110,7 @@ def load(
 
 def _read(
     saved: Saved, *, mechanism: str, anchors: bool, checkpoint: str | os.PathLike[str] | None
-) -> tuple[Retained, dict[str, Any], dict[str, Any], dict[str, dict[str, Tensor]]]:
+) -> tuple[Retained, dict[str, Any], dict[str, Any], dict[str, dict[str, Tensor]], SkillsState]:
     config, content = saved.path / KEEPER_CONFIG, saved.description(KEEPER_CONFIG)
     if content.get("mechanism") != mechanism:
         raise FileFormatError(
@@ -125,7 +135,11 @@ def _read(
     if "factors" in content:
         held = replace(held, layers=layers_from(content["factors"], saved.tensors("factors"), where=str(config)))
     extra = {part: saved.tensors(part) if saved.has(part) else {} for part in EXTRA}
-    return held, {name: option_from_json(value) for name, value in options.items()}, progress, extra
+    skills = content.get("skills", {})
+    if not isinstance(skills, dict):
+        raise FileFormatError(f"{config}: 'skills' is damaged. Save the keeper again.")
+    probes = saved.tensors(PROBES) if skills else {}
+    return held, {name: option_from_json(value) for name, value in options.items()}, progress, extra, (probes, skills)
 
 
 def check_saved_options(saved: Mapping[str, Any], known: Collection[str], *, where: Any, kind: str) -> None:

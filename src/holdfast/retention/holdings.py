@@ -173,6 +173,11 @@ class Holdings:
             own.clear()
             own.update({name: value.clone() for name, value in taken.extra[part].items()})  # changed in place by steps
 
+    def settle(self) -> None:
+        """Forget what belongs to the weights' last way, which have been put elsewhere."""
+        self.pulls.clear()
+        self.residuals.clear()
+
     def whole(self) -> tuple[Retained, Extra]:
         """What is held, and the extra; of a sharded model gathered, for the first process alone."""
         if self.shards is None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import os
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, Self
 
 import torch
@@ -13,19 +15,22 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from holdfast.curvature import Accumulate, Measured, Weighting, shapes_of
-from holdfast.errors import OptionError, ParameterMismatchError
+from holdfast.errors import OptionError, ParameterMismatchError, StateError
 from holdfast.memory import AnchorForm, Forms, ImportanceForm, Retained
 from holdfast.memory.stored import num_positive
+from holdfast.probes import Probes
 from holdfast.records import Importance, ImportanceInfo, check_names, check_shapes, check_tensors
 from holdfast.retention.attachments import Attachments
+from holdfast.retention.closing import Rewound, go_back, new_task_cost
 from holdfast.retention.holdings import Holdings
-from holdfast.retention.mechanism import Mechanism, check_choices, check_mechanism, check_option
+from holdfast.retention.mechanism import Mechanism, check_budget, check_choices, check_mechanism, check_option
 from holdfast.retention.options import KeeperOptions, NewParameters, check_rule_of
 from holdfast.retention.persistence import Persistent
 from holdfast.retention.plan import check_covered, check_held_shapes, check_same_curvature
 from holdfast.retention.replicas import check_replicas
 from holdfast.retention.report import Report
 from holdfast.retention.rise import layers_rise, weights_rise
+from holdfast.retention.skills import Skill, Skills
 from holdfast.retention.statistics import HeldStatistics, Statistics
 from holdfast.tensors import TensorMap, all_parameters, check_real, copied, shard, sum_of, trainable_parameters, unwrap
 
@@ -54,6 +59,9 @@ class Keeper(Persistent):
         statistics: what a forward pass in training changes besides the weights, such as the running statistics of batch
             norm: "warn" says so once where it is seen, "hold" holds them as they were when the task was retained, so
             that norms use these in training too, and "free" lets them move (`holdfast.retention.statistics`).
+        probe_every: steps from one measurement of the skills' rises to the next, where they were retained with probes.
+            A measurement is a forward pass over the probes of every skill: of 128 at each eighth step of 32 examples
+            about a sixth of the training's time, and less of larger batches.
         log_every: every so many steps of an optimizer the pull is measured and a line logged at INFO (logger
             "holdfast"); 0: never.
 
@@ -78,6 +86,7 @@ class Keeper(Persistent):
         anchors: str | os.PathLike[str] | None = None,
         offload: Literal["cpu"] | None = None,
         statistics: Statistics = "warn",
+        probe_every: int = 8,
         log_every: int = 100,
     ) -> None:
         check_mechanism(mechanism, taken={*KeeperOptions.__annotations__, "model", "mechanism"})
@@ -93,11 +102,15 @@ class Keeper(Persistent):
         self.anchor_dtype: AnchorForm = anchor_dtype
         self.offload: Literal["cpu"] | None = offload
         self.statistics: Statistics = statistics
+        self.probe_every = probe_every
         self.log_every = log_every
         check_choices(self, KeeperOptions, where=where)
         check_rule_of(accumulate, mechanism)
         counts = isinstance(log_every, int) and log_every >= 0
         check_option(counts, "log_every", log_every, "a whole number >= 0", where=where)
+        counts = isinstance(probe_every, int) and probe_every >= 1
+        check_option(counts, "probe_every", probe_every, "a whole number >= 1", where=where)
+        self._skills = Skills(model, where=where, every=probe_every)
         self._holdings = Holdings(
             model,
             forms=Forms(importance_dtype, anchor_dtype, offload == "cpu"),
@@ -109,7 +122,9 @@ class Keeper(Persistent):
         self._statistics = HeldStatistics(
             model, statistics, where=where, moving=self._holdings.moving, resting=self._holdings.resting
         )
-        self._attachments = Attachments(model, mechanism, self._holdings, self._statistics, measured=self._log)
+        self._attachments = Attachments(
+            model, mechanism, self._holdings, self._statistics, stepped=self._after_step, measured=self._log
+        )
 
     def __repr__(self) -> str:
         options = ", ".join(f"{k}={v!r}" for k, v in self.mechanism.options().items() if v is not None)
@@ -142,6 +157,11 @@ class Keeper(Persistent):
     @anchors.setter
     def anchors(self, path: str | os.PathLike[str] | None) -> None:
         self._holdings.set_checkpoint(path, self.accumulate)
+
+    @property
+    def skills(self) -> tuple[Skill, ...]:
+        """The tasks that were retained with probes, and what they have lost; see `holdfast.retention.skills`."""
+        return tuple(self._skills.all)
 
     @property
     def is_sharded(self) -> bool:
@@ -181,12 +201,23 @@ class Keeper(Persistent):
         return self
 
     @torch.no_grad()
-    def retain(self, importance: Mapping[str, Tensor] | Measured) -> Self:
+    def retain(
+        self,
+        importance: Mapping[str, Tensor] | Measured,
+        *,
+        probes: Probes | None = None,
+        budget: float | None = None,
+    ) -> Self:
         """Close a task: merge its importance into what is held, and move the anchors to today's weights.
+
+        A new lesson begins for every skill that has probes: its rise is measured, and its budget holds from here.
 
         Args:
             importance: an `Importance`, a plain mapping from name to tensor >= 0 of the parameter's shape, or for
                 mechanisms that hold whole layers a `FactoredImportance`.
+            probes: of this task, for what it loses to be measured (`probes_of`); None for those that the importance
+                brings along, if any.
+            budget: of this task alone, in nats per target; None for the keeper's.
 
         Returns:
             The keeper itself.
@@ -197,9 +228,11 @@ class Keeper(Persistent):
             ParameterMismatchError: names or shapes that do not match the model, parameters without importance under
                 `new_parameters="error"`, or anchors by reference that are not today's weights.
             FileFormatError: anchors by reference, and their checkpoint is missing, truncated or no safetensors file.
-            OptionError: a budget over an importance whose unit is not nats; Kronecker factors where they have no
-                meaning, or for a parameter that is held by a diagonal; no mapping to dense tensors of real numbers.
-            StateError: the processes that train replicas of the model hold different importances (`check_replicas`).
+            OptionError: a budget without probes over an importance whose unit is not nats; a budget for this task
+                where the keeper has a strength; Kronecker factors where they have no meaning, or for a parameter that
+                is held by a diagonal; no mapping to dense tensors of real numbers; probes that are none.
+            StateError: the model takes probes no more; the processes that train replicas of the model hold different
+                importances (`check_replicas`).
 
         Nothing is changed when it raises. Cost: a copy of importance and, with anchors, of the weights, in the forms
         they are held in and made a few megabytes at a time; for Kronecker factors two eigendecompositions a layer.
@@ -216,6 +249,11 @@ class Keeper(Persistent):
         check_names(covers, self.model, where=where)
         check_held_shapes(self.held, self.model, where=where)
         accepted = self.mechanism.accepted(given, where=where)
+        probes = getattr(importance, "probes", None) if probes is None else probes
+        steering = self.mechanism.steering(accepted)
+        skills = self._skills.with_lesson(probes, budget, of_keeper=self.mechanism.budget, steering=steering)
+        if self.mechanism.budget is not None and not skills.are_bounded:
+            accepted = self.mechanism.forecast(accepted, where=where)
         check_same_curvature(covers, shapes_of(accepted.layers), self.held, where=where)
         covered = Retained(importance={**self.held.covered, **covers}, num_tasks=self.held.num_tasks)
         check_covered(list(parameters), covered, new_parameters=self.new_parameters, where=where)
@@ -224,8 +262,98 @@ class Keeper(Persistent):
         self._statistics.retain()
         self._attachments.count_from([])
         self.mechanism.retained()
+        self._begin(skills)
         self._attachments.watch()
         return self
+
+    def close(
+        self, data: Iterable[Any] | None = None, *, loss: Any = None, max_loss: float = math.inf
+    ) -> Rewound | None:
+        """End a lesson: measure what every skill has lost in it, and `rewind` where a budget is exceeded.
+
+        Call it before evaluating, and before measuring the importance of what was learned. Without probes or a budget
+        nothing is done.
+
+        Args:
+            data: see `rewind`; so are the others.
+            loss: of the new task.
+            max_loss: the most that the new task may lose.
+
+        Returns:
+            What going back did; None where every budget was kept.
+
+        Raises:
+            NotFiniteError, StateError: as `Probes.rise`.
+        """
+        skills = self._skills
+        worst, skills.is_closed = skills.measure(), True
+        if worst <= 1:
+            return None
+        if self.mechanism.anchored:
+            return self.rewind(data=data, loss=loss, max_loss=max_loss)
+        warnings.warn(
+            f"{self.name}.close: the budget is exceeded: {skills.told()}; without anchors there is no way back. Train "
+            "for fewer steps or at a lower learning rate, or hold with EWC.",
+            stacklevel=2,
+        )
+        return None
+
+    def rewind(
+        self,
+        budget: float | None = None,
+        *,
+        data: Iterable[Any] | None = None,
+        loss: Any = None,
+        max_loss: float = math.inf,
+    ) -> Rewound:
+        """Go back along the curvature toward the anchors, as little as keeps every skill within its budget.
+
+        Also for weights that were trained elsewhere without a keeper: load them into the model, and rewind. How far is
+        found by measuring on the probes of the skills, or without these by the forecast (`predicted_rise`).
+
+        Args:
+            budget: nats per target for every skill, since its lesson began; None for their own.
+            data: batches of the new task. With them several ways back are tried, and the one at which the new task
+                loses least is kept; without them there is one (`holdfast.retention.rewinding`).
+            loss: of the new task, as for `fisher`.
+            max_loss: nats per target that the new task may lose; where it would lose more, the trained weights stay,
+                with a warning. Needs `data`.
+
+        Returns:
+            What going back did.
+
+        Raises:
+            OptionError: the mechanism has no anchors; there is no budget, or one that is no number above 0;
+                `max_loss` without `data`.
+            StateError: no task is retained.
+            NotFiniteError: as `Probes.rise`.
+
+        Cost: about 15 forward passes over the probes, four times as many with `data`.
+        """
+        where = f"{self.name}.rewind"
+        check_budget(budget, where=where)
+        if not self.mechanism.anchored:
+            raise OptionError(f"{where}: {self.name} keeps no anchors to go back to. Hold with EWC.")
+        if not self.held.num_tasks:
+            raise StateError(f"{where}: no task is retained yet, so there is nothing to go back to.")
+        if max_loss < math.inf and data is None:
+            raise OptionError(f"{where}: max_loss={max_loss!r} needs data=, batches of the new task.")
+        given = self.mechanism.budget if budget is None else budget
+        if given is None and not self._skills.are_bounded:
+            raise OptionError(f"{where}: this keeper has no budget. Say one: rewind(0.05), in nats per target.")
+        rises, budgets = self._skills.rises, [skill.budget if budget is None else budget for skill in self.skills]
+        if not budgets:
+            rises, budgets = lambda: [self.predicted_rise()], [given]
+        self._attachments.compare()
+        cost = None if data is None else new_task_cost(self.model, data, loss, where=where)
+        found = go_back(
+            all_parameters(self.model), self.held, rises=rises, budgets=budgets, cost=cost, max_loss=max_loss
+        )
+        self._holdings.settle()
+        self._attachments.watch()
+        if not found.kept:
+            warnings.warn(f"{where}: {found.why}", stacklevel=2)
+        return found
 
     @torch.no_grad()
     def predicted_rise(self, reference: TensorMap | None = None) -> float:
@@ -286,6 +414,7 @@ class Keeper(Persistent):
             pull_ratio=pull_ratio,
             predicted_rise=self.predicted_rise() if self.mechanism.anchored else None,
             rise_unit="importance units" if self.held.nats_per_unit is None else "nats",
+            skills=tuple((skill.increment, skill.rise, skill.budget) for skill in self.skills),
         )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
@@ -299,6 +428,16 @@ class Keeper(Persistent):
         of_subclass = vars(self).keys() - vars(twin).keys()
         vars(twin).update({name: copy.deepcopy(vars(self)[name], memo) for name in of_subclass})
         return twin
+
+    def _begin(self, skills: Skills) -> None:
+        self._skills = skills
+        if skills.are_bounded and self.mechanism.budget is not None:
+            self.mechanism.steer(skills.controller.strength)
+
+    def _after_step(self) -> None:
+        strength = self._skills.after_step()
+        if strength is not None and self.mechanism.budget is not None:
+            self.mechanism.steer(strength)
 
     def _log(self) -> None:
         if logger.isEnabledFor(logging.INFO):

@@ -72,6 +72,10 @@ class Mechanism:
         """Raise `OptionError` for an optimizer that it cannot work with; yields warnings about one that it can."""
         return iter(())
 
+    def steering(self, importance: Measured) -> tuple[float, float]:
+        """The strength that `steer` begins with for this importance, and the highest that it comes to."""
+        return 1.0, 1e12
+
     def check_sharded(self, held: Retained) -> None:
         """Raise `OptionError` for an option that needs whole weights, where the model is sharded."""
 
@@ -94,8 +98,8 @@ class Mechanism:
             "takes them along), or build it with strength=."
         )
 
-    def steer(self, strength: float) -> None:
-        """Take this strength from now on: what measured rises ask for, under a budget.
+    def steer(self, strength: float | None) -> None:
+        """Take this strength from now on, which measured rises ask for under a budget; None: nothing is measured.
 
         Raises:
             OptionError: it has none.
@@ -168,7 +172,7 @@ def check_strength(strength: object, *, where: str) -> None:
 def check_budget(budget: object, *, where: str) -> None:
     """Raise `OptionError` unless it is None or a number above 0."""
     holds = budget is None or (isinstance(budget, int | float) and not isinstance(budget, bool) and budget > 0)
-    check_option(holds, "budget", budget, "nats per target above 0", where=where)
+    check_option(holds, "budget", budget, "nats above 0, per target", where=where)
 
 
 def check_choices(record: object, kind: type, *, where: str) -> None:

@@ -29,6 +29,7 @@ class KeeperOptions(TypedDict, total=False):
     anchors: str | os.PathLike[str] | None
     offload: Literal["cpu"] | None
     statistics: Statistics
+    probe_every: int
     log_every: int
 
 

@@ -18,6 +18,7 @@ from holdfast.retention.checks import check_mechanism_progress, check_notes, che
 from holdfast.retention.holdings import Holdings
 from holdfast.retention.mechanism import Mechanism
 from holdfast.retention.options import KeeperOptions
+from holdfast.retention.skills import Skills
 from holdfast.tensors import TensorMap, unwrap
 
 
@@ -35,13 +36,18 @@ class Persistent:
     mechanism: Mechanism
     _holdings: Holdings
     _attachments: Attachments
+    _skills: Skills
 
     def options(self) -> dict[str, Any]:
         """The constructor's options but the model and a metric, of the mechanism and of the keeper."""
         return {**self.mechanism.options(), **self._own_options()}
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: str | os.PathLike[str], *, probes: bool = False) -> None:
         """Write the folder `path`: importance, anchors, `keeper_config.json` and a `README.md`; whole or not at all.
+
+        Args:
+            path: the folder.
+            probes: whether probes and budgets of the skills are written too. Probes are examples of the old data.
 
         Of a sharded model every process calls it, and the first one writes what all of them hold, whole: it loads into
         any sharding or none. Of any other model, one process alone calls it.
@@ -60,6 +66,7 @@ class Persistent:
                     options=self.options(),
                     progress=self._progress(),
                     extra=extra,
+                    skills=self._skills.to_state() if probes else None,
                     model=unwrap(self.model),
                 )
         finally:  # the others wait also where the first process is refused
@@ -88,7 +95,7 @@ class Persistent:
             )
         if mechanism not in (None, kind):
             raise OptionError(f"{cls.__name__}.load: its mechanism is its own. Use hf.Keeper.load for {mechanism!r}.")
-        held, saved, progress, extra = files.load(
+        held, saved, progress, extra, skills = files.load(
             path, mechanism=kind.name, anchors=kind.anchored, checkpoint=options.get("anchors")
         )
         own = set(signature(kind).parameters) - kind.unsaved
@@ -98,7 +105,7 @@ class Persistent:
             of_kind = {name: given.pop(name) for name in signature(kind).parameters if name in given}
             given = {"mechanism": kind(**of_kind), **given}
         keeper = cls(model, **given)  # pyright: ignore[reportCallIssue]  # the constructor is the keeper's
-        keeper._take(held, extra, progress, where=f"{kind.name}.load({str(path)!r})", in_form=True)
+        keeper._take(held, extra, progress, skills, where=f"{kind.name}.load({str(path)!r})", in_form=True)
         return keeper
 
     def restore(self, path: str | os.PathLike[str]) -> Self:
@@ -115,10 +122,11 @@ class Persistent:
 
         Nothing is changed when it raises.
         """
-        held, _, progress, extra = files.load(
+        held, _, progress, extra, skills = files.load(
             path, mechanism=self.mechanism.name, anchors=self.mechanism.anchored, checkpoint=self._holdings.checkpoint
         )
-        self._take(held, extra, progress, where=f"{self.mechanism.name}.restore({str(path)!r})", in_form=True)
+        where = f"{self.mechanism.name}.restore({str(path)!r})"
+        self._take(held, extra, progress, skills, where=where, in_form=True)
         return self
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -128,7 +136,9 @@ class Persistent:
         Of a sharded model every process asks for it, and the first gets it, whole.
         """
         tensors, notes = files.to_state(*self._holdings.whole())
-        return tensors, {**notes, "mechanism": self.mechanism.name, "progress": self._progress()}
+        probes, skills = self._skills.to_state()
+        tensors |= {f"{files.PROBES}/{name}": tensor for name, tensor in probes.items()}
+        return tensors, {**notes, "skills": skills, "mechanism": self.mechanism.name, "progress": self._progress()}
 
     def load_state(self, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
         """Go on from what `state` gave.
@@ -139,7 +149,9 @@ class Persistent:
         where = f"{self.mechanism.name}.load_state"
         check_notes(tensors, notes, parts=files.PARTS, mechanism=self.mechanism.name, where=where)
         held, extra = files.from_state(tensors, notes, checkpoint=self._holdings.checkpoint, where=where)
-        self._take(held, extra, notes["progress"], where=where)
+        start = f"{files.PROBES}/"
+        probes = {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
+        self._take(held, extra, notes["progress"], (probes, notes.get("skills", {})), where=where)
 
     def state_dict(self) -> dict[str, Any]:
         """The same under one key, as bytes: for what asks objects for their `state_dict`.
@@ -181,14 +193,19 @@ class Persistent:
         held: Retained,
         extra: Mapping[str, TensorMap],
         progress: Mapping[str, Any],
+        skills: files.SkillsState,
         *,
         where: str,
         in_form: bool = False,
     ) -> None:
         """Look at all that was read, and then hold it; nothing is changed by a refusal."""
         steps = check_progress(progress, names=self.mechanism.progress(), where=where)
+        found = self._skills.from_state(*skills, where=where)
         taken = self._holdings.checked(held, extra, where=where, in_form=in_form)
+        if self.mechanism.budget is not None:
+            self.mechanism.steer(found.controller.strength if found.are_bounded else None)
         self.mechanism.resume(progress, held, where=where)
         self._holdings.take(taken)
+        self._skills = found
         self._attachments.count_from(steps, (progress["pinned"], progress["pull_ratio"]))
         self._attachments.watch()

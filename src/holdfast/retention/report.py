@@ -19,6 +19,8 @@ class Report:
         pull_ratio: length of the pull over the length of the task's step, in the last measured step.
         predicted_rise: what the old tasks' loss has risen by the quadratic model, in `rise_unit`.
         rise_unit: "nats", or the importance's own unit where its factor to nats is not known.
+        skills: of each that has probes, when it was last measured, in nats per target: what its rise has grown by in
+            this lesson, its whole rise, and its budget, None for none.
     """
 
     mechanism: str
@@ -30,6 +32,7 @@ class Report:
     pull_ratio: float | None
     predicted_rise: float | None
     rise_unit: str
+    skills: tuple[tuple[float, float, float | None], ...] = ()
 
     def __str__(self) -> str:
         """One line, the one that is logged."""
@@ -46,4 +49,7 @@ class Report:
             parts.append(f"pull / task step {self.pull_ratio:.3g}")
         if self.predicted_rise is not None:
             parts.append(f"predicted rise {self.predicted_rise:.4g} {self.rise_unit}")
+        for number, (increment, rise, budget) in enumerate(self.skills):
+            bound = "" if budget is None else f" of {budget:g}"
+            parts.append(f"skill {number} measured {increment:.3g}{bound} nats in this lesson ({rise:.3g} in all)")
         return ", ".join(parts)

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from holdfast.errors import FileFormatError
+from holdfast.errors import FileFormatError, OptionError
 from holdfast.probes import Probes
 from holdfast.probes.files import probes_from_state, probes_to_state
 from holdfast.retention.controller import Controller
+from holdfast.retention.mechanism import check_budget, check_option
 
 
 @dataclass
@@ -77,16 +78,21 @@ class Skills:
         """The largest increment over its budget, when last measured."""
         return max((skill.ratio for skill in self.all), default=0.0)
 
-    def measure(self) -> float:
-        """Measure every skill; the worst ratio. Replicas of a model that trains in several processes agree on it."""
-        rises = [skill.probes.rise(self._model) for skill in self.all]
-        if torch.distributed.is_available() and torch.distributed.is_initialized() and rises:
+    def rises(self) -> list[float]:
+        """Measure every skill. Processes that train replicas of the model agree on what they find."""
+        found = [skill.probes.rise(self._model) for skill in self.all]
+        if torch.distributed.is_available() and torch.distributed.is_initialized() and found:
             device = next(self._model.parameters()).device
-            shared = torch.tensor(rises, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
+            shared = torch.tensor(found, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
             torch.distributed.all_reduce(shared)
-            rises = (shared / torch.distributed.get_world_size()).tolist()
-        for skill, rise in zip(self.all, rises, strict=True):
+            found = (shared / torch.distributed.get_world_size()).tolist()
+        for skill, rise in zip(self.all, found, strict=True):
             skill.rise = rise
+        return found
+
+    def measure(self) -> float:
+        """Measure every skill; the worst ratio."""
+        self.rises()
         return self.worst
 
     def after_step(self) -> float | None:
@@ -107,17 +113,49 @@ class Skills:
             )
         return strength
 
-    def begin(self) -> None:
-        """A lesson begins at today's weights."""
-        self.measure()
-        for skill in self.all:
-            skill.begun = skill.rise
-        self.num_steps, self.is_closed = 0, True
-        self.controller.begin()
+    def with_lesson(
+        self, probes: Probes | None, budget: float | None, *, of_keeper: float | None, steering: tuple[float, float]
+    ) -> Skills:
+        """The skills with one more, all of them at the beginning of a lesson at today's weights; this is left as it is.
 
-    def add(self, probes: Probes, budget: float | None) -> None:
-        """One more skill, closed at today's weights; `begin` measures it with the others."""
-        self.all.append(Skill(probes, budget))
+        Args:
+            probes: of the new skill; None for none, and nothing is added.
+            budget: of it alone; None for the keeper's.
+            of_keeper: the keeper's; None under a strength.
+            steering: the strength that the first lesson begins with, and the highest.
+
+        Raises:
+            OptionError: probes that are none, or a budget under a strength or without probes.
+            NotFiniteError, StateError: as `Probes.rise`.
+        """
+        where = f"{self._where}.retain"
+        check_budget(budget, where=where)
+        known = probes is None or isinstance(probes, Probes)
+        check_option(known, "probes", type(probes).__name__, "what hf.probes_of gives", where=where)
+        if budget is not None and (probes is None or of_keeper is None):
+            lacking = "the task has no probes" if probes is None else "the keeper has a strength"
+            raise OptionError(
+                f"{where}: budget={budget!r}, and {lacking}. A task's budget needs both probes and a keeper under a "
+                f"budget: {self._where}(model, budget=...)."
+            )
+        self.rises()
+        if self.are_bounded and not self.is_closed and self.worst > 1:
+            warnings.warn(
+                f"{where}: the lesson was over its budget: {self.told()}. Call close() before a task is measured and "
+                "retained, which takes back what is over.",
+                stacklevel=4,
+            )
+        if self.are_bounded and probes is None:
+            warnings.warn(f"{where}: this task has no probes, so that nobody measures what it loses.", stacklevel=4)
+        fresh = Skills(self._model, where=self._where, every=self._every)
+        fresh.all = [Skill(skill.probes, skill.budget, skill.rise, skill.rise) for skill in self.all]
+        if probes is not None:
+            rise = probes.rise(self._model)
+            fresh.all.append(Skill(probes, of_keeper if budget is None else budget, rise, rise))
+        first, highest = steering
+        fresh.controller = Controller(self.controller.strength if self.are_bounded else first, highest)
+        fresh.is_closed = True
+        return fresh
 
     def told(self) -> str:
         """The increments beside their budgets, in words."""

@@ -19,6 +19,7 @@ from holdfast.retention.options import KeeperOptions, is_unsteady, unsteady_warn
 from holdfast.retention.route import Route
 from holdfast.retention.step import Step
 from holdfast.steps import update_rule
+from holdfast.tensors import sum_of
 
 
 @dataclass
@@ -94,9 +95,15 @@ class Viscous(Mechanism):
             )
         return importance
 
-    def steer(self, strength: float) -> None:
+    def steering(self, importance: Measured) -> tuple[float, float]:
+        """From where a weight of mean importance moves a thousandth: what has moved is not brought back."""
+        values = importance.diagonal.values()
+        mean = sum_of(value.sum() for value in values) / max(1, sum(value.numel() for value in values))
+        return (1e3 / mean if mean else 1.0), 1e12
+
+    def steer(self, strength: float | None) -> None:
         """Attenuate with this strength."""
-        self.steered = strength
+        self.steered = 1.0 if strength is None else strength
 
     @property
     def acting_strength(self) -> float:
