@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import CSVLogger
 from tests.integrations.tiny import MODELS, examples_for, gpt2, importance_of, same, stacked, weights_of
 from torch.utils.data import DataLoader, TensorDataset
 
-from holdfast import EWC, WVA, uniform
+from holdfast import EWC, WVA, probes_of, uniform
 from holdfast.errors import ParameterMismatchError
 from holdfast.integrations.lightning import HoldfastCallback
 
@@ -33,6 +33,7 @@ BATCH, STEPS, LR = 4, 6, 1e-2
 MECHANISMS = {
     "ewc": partial(EWC, strength=30.0, log_every=2),
     "ewc-budget": partial(EWC, budget=1e-3, log_every=2),
+    "ewc-probed": partial(EWC, budget=1e-3, log_every=2, probe_every=2),
     "wva": partial(WVA, strength=30.0, log_every=2),
 }
 
@@ -50,7 +51,8 @@ class Task(LightningModule):
 
 
 def held(mechanism, model, **options):
-    return MECHANISMS[mechanism](model, **options).retain(importance_of(model))
+    probes = probes_of(model, [stacked(examples_for(model, 8))]) if mechanism == "ewc-probed" else None
+    return MECHANISMS[mechanism](model, **options).retain(importance_of(model), probes=probes)
 
 
 def fit(model, folder, *, keeper=None, callbacks=(), resume=None, num_batches=16, **options):
@@ -83,6 +85,8 @@ def loop(model, *, keeper=None, accumulate=1, clip=0.0):
             torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
         optimizer.step()
         optimizer.zero_grad()
+    if keeper is not None:
+        keeper.close()
     return model
 
 
@@ -251,3 +255,36 @@ def test_a_keeper_on_what_no_optimizer_trains(tmp_path):
     other = nn.Linear(2, 2)
     with pytest.raises(ParameterMismatchError, match="this Adam trains none of the 2 trainable parameters of Linear"):
         moves(module, tmp_path, EWC(other).retain(uniform(other)))
+
+
+def test_the_lesson_is_closed_before_the_last_validation_and_save(tmp_path):
+    model, seen = gpt2(), []
+    keeper = held("ewc-probed", model)
+
+    class Look(Callback):
+        def on_validation_start(self, trainer, pl_module):
+            if not trainer.sanity_checking:
+                seen.append(keeper.skills[0].probes.rise(model))
+
+    logger = CSVLogger(tmp_path, flush_logs_every_n_steps=1)
+    data = DataLoader(examples_for(model, 64), BATCH, collate_fn=stacked)
+    module = Task(model).train()
+    module.validation_step = lambda batch, batch_idx: None
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        default_root_dir=tmp_path,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+        log_every_n_steps=1,
+        logger=logger,
+        callbacks=[HoldfastCallback(keeper), Look(), ModelCheckpoint(tmp_path, filename="last")],
+    )
+    trainer.fit(module, data, data)
+    assert seen
+    assert 0 < seen[-1] <= 1e-3
+    assert seen[-1] == keeper.skills[0].rise
+    header = (tmp_path / "lightning_logs" / "version_0" / "metrics.csv").read_text().splitlines()[0]
+    assert {"rise_0", "increment_0", "strength"} <= set(header.split(","))
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
+    assert all(torch.equal(saved[f"model.{name}"], value) for name, value in weights_of(model).items())

@@ -22,8 +22,9 @@ from tests.integrations.tiny import (
     weights_of,
 )
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import IntervalStrategy
 
-from holdfast import EWC, WVA, uniform
+from holdfast import EWC, WVA, probes_of, uniform
 from holdfast.errors import StateError
 from holdfast.integrations.transformers import HoldfastCallback
 
@@ -32,12 +33,14 @@ BATCH, STEPS, LR = 4, 6, 1e-2
 MECHANISMS = {
     "ewc": partial(EWC, strength=30.0, log_every=2),
     "ewc-budget": partial(EWC, budget=1e-3, log_every=2),
+    "ewc-probed": partial(EWC, budget=1e-3, log_every=2, probe_every=2),
     "wva": partial(WVA, strength=30.0, log_every=2),
 }
 
 
 def held(mechanism, model):
-    return MECHANISMS[mechanism](model).retain(importance_of(model))
+    probes = probes_of(model, [stacked(examples_for(model, 8))]) if mechanism == "ewc-probed" else None
+    return MECHANISMS[mechanism](model).retain(importance_of(model), probes=probes)
 
 
 def trainer_of(model, folder: Path, *, callbacks=(), steps: int = STEPS, **options) -> Trainer:
@@ -76,6 +79,8 @@ def loop(model, *, steps: int = STEPS, accumulate: int = 1, clip: float = 0.0, k
             torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
         optimizer.step()
         optimizer.zero_grad()
+    if keeper is not None:
+        keeper.close()
     return model
 
 
@@ -288,3 +293,37 @@ def test_it_leaves_the_optimizer_as_it_was(tmp_path):
     optimizer = trainer.optimizer.optimizer
     assert not optimizer._optimizer_step_pre_hooks
     assert not optimizer._optimizer_step_post_hooks
+
+
+def test_the_lesson_is_closed_before_the_last_evaluation_and_save(tmp_path):
+    model, seen = gpt2(), []
+    keeper = held("ewc-probed", model)
+
+    class Look(TrainerCallback):
+        def on_evaluate(self, args, state, control, **kwargs):
+            seen.append(keeper.skills[0].probes.rise(model))
+
+    trainer = trainer_of(model, tmp_path, callbacks=[Look()], steps=12, save_strategy="steps", save_steps=3)
+    trainer.eval_dataset = examples_for(model, 4)
+    trainer.args.eval_strategy, trainer.args.eval_steps = IntervalStrategy.STEPS, 3
+    HoldfastCallback(keeper).attach(trainer)
+    trainer.train()
+    assert len(seen) == 4
+    assert 0 < seen[-1] <= 1e-3
+    assert seen[-1] == keeper.skills[0].rise
+    entry = [entry for entry in trainer.state.log_history if "loss" in entry][-1]
+    assert {"rise_0", "increment_0", "strength"} <= set(entry)
+    saved = type(model).from_pretrained(tmp_path / "checkpoint-12")
+    assert all(torch.equal(value, weights_of(model)[name]) for name, value in weights_of(saved).items())
+
+
+def test_training_that_is_stopped_early_closes_its_lesson(tmp_path):
+    model = gpt2()
+    keeper = held("ewc-probed", model)
+
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_training_stop = state.global_step == 9
+
+    trainer_of(model, tmp_path, callbacks=[HoldfastCallback(keeper), Stop()], steps=20).train()
+    assert 0 < keeper.skills[0].probes.rise(model) <= 1e-3

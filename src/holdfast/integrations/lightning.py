@@ -10,6 +10,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from holdfast.integrations.choice import training
+from holdfast.integrations.figures import close_lesson, logged_figures
 from holdfast.retention import Keeper
 
 
@@ -20,7 +21,8 @@ class HoldfastCallback(Callback):
     ends. Its hooks tell a step from its closure: accumulation, clipping and gradient scalers are as in any loop.
     Its state is in Lightning's checkpoints, and a resumed fit goes on from it. Every `log_every_n_steps` it logs
     `predicted_rise` (EWC) and `pull_ratio`, the length of the pull over that of the task's step in the last step that
-    was measured (the keeper's own `log_every`).
+    was measured (the keeper's own `log_every`); of skills with probes `rise_0` and `increment_0`, and so on, in nats per
+    target, and under a budget the `strength` in force. After the last step the lesson is closed (`Keeper.close`).
 
     Args:
         keeper: over the `LightningModule` or a part of it, such as the generator of a GAN; optimizers that train
@@ -33,6 +35,7 @@ class HoldfastCallback(Callback):
 
     def __init__(self, keeper: Keeper, *, name: str = "") -> None:
         self.keeper, self.name = keeper, name
+        self._is_closed = False
 
     @property
     def state_key(self) -> str:
@@ -45,11 +48,14 @@ class HoldfastCallback(Callback):
         Raises:
             ParameterMismatchError: none does.
         """
+        self._is_closed = False
         for optimizer in training(self.keeper.model, trainer.optimizers):
             self.keeper.attach(optimizer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the optimizers as they were."""
+        """Close the lesson, where training ended early, and leave the optimizers as they were."""
+        if not self._is_closed:
+            close_lesson(self.keeper)
         self.keeper.detach()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -59,14 +65,14 @@ class HoldfastCallback(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Log the keeper's figures."""
+        """Log the keeper's figures; after the last step close the lesson, before Lightning evaluates and saves."""
         every = trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
-        if self.keeper.held.num_tasks == 0 or trainer.global_step % every:
-            return
-        report = self.keeper.report()
-        for name, value in (("predicted_rise", report.predicted_rise), ("pull_ratio", report.pull_ratio)):
-            if value is not None:
-                pl_module.log(f"{self.name}/{name}" if self.name else name, value)
+        if trainer.global_step % every == 0:
+            for name, value in logged_figures(self.keeper, name=self.name).items():
+                pl_module.log(name, value)
+        if _is_last(trainer):
+            close_lesson(self.keeper)
+            self._is_closed = True
 
     def state_dict(self) -> dict[str, Any]:
         """The keeper's state, for a checkpoint."""
@@ -76,3 +82,11 @@ class HoldfastCallback(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
         self.keeper.load_state(state_dict["tensors"], state_dict["notes"])
+
+
+def _is_last(trainer: Trainer) -> bool:
+    """Whether the batch that has just been trained on is the last."""
+    if trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps:
+        return True
+    epochs = trainer.max_epochs
+    return epochs not in (None, -1) and trainer.current_epoch + 1 >= epochs and trainer.is_last_batch

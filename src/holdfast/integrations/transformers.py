@@ -18,6 +18,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from holdfast.errors import StateError
 from holdfast.files import read_json
+from holdfast.integrations.figures import close_lesson, logged_figures
 from holdfast.retention import Keeper
 
 FOLDER = "holdfast"
@@ -30,8 +31,10 @@ class HoldfastCallback(TrainerCallback):
     The keeper is attached to the torch optimizer under Accelerate's wrapper when training begins and taken off when it
     ends. So it acts on the steps that really happen, after accumulation and clipping, and not on those that a
     `GradScaler` skips. Into every checkpoint goes the folder `holdfast`, what `keeper.save` writes, and a resumed
-    training goes on from it. The logs of the Trainer get `predicted_rise` (EWC) and `pull_ratio`, the length of the
-    pull over that of the task's step in the last step that was measured (the keeper's `log_every`).
+    training goes on from it; probes are in it too. After the last step the lesson is closed (`Keeper.close`), before the
+    Trainer evaluates and saves. The logs of the Trainer get `predicted_rise` (EWC) and `pull_ratio`, the length of the
+    pull over that of the task's step in the last step that was measured (the keeper's `log_every`); of skills with
+    probes `rise_0` and `increment_0`, and so on, in nats per target, and under a budget the `strength` in force.
 
     Args:
         keeper: over the model that is trained, or a part of it.
@@ -88,13 +91,22 @@ class HoldfastCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Leave the optimizer as it was."""
+        """Close the lesson, where training ended early, and leave the optimizer as it was."""
+        if state.global_step < state.max_steps:
+            close_lesson(self.keeper)
         self.keeper.detach()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Close the lesson after its last step, before the Trainer evaluates and saves."""
+        if state.global_step >= state.max_steps:
+            close_lesson(self.keeper)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Write the keeper into the checkpoint that was just written."""
         if isinstance(self.keeper, Keeper) and (args.should_save or self.keeper.is_sharded):
-            self.keeper.save(_checkpoint(args, state) / self.folder)
+            self.keeper.save(_checkpoint(args, state) / self.folder, probes=True)
 
     def on_log(
         self,
@@ -107,12 +119,7 @@ class HoldfastCallback(TrainerCallback):
         """Put the keeper's figures beside the loss."""
         if logs is None or "loss" not in logs:
             return
-        report = self.keeper.report()
-        if report.num_tasks == 0:
-            return
-        figures = {"predicted_rise": report.predicted_rise, "pull_ratio": report.pull_ratio}
-        prefix = f"{self.name}/" if self.name else ""
-        known = {prefix + name: value for name, value in figures.items() if value is not None}
+        known = logged_figures(self.keeper, name=self.name)
         logs.update(known)
         state.log_history[-1].update(known)
 

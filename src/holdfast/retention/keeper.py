@@ -271,8 +271,8 @@ class Keeper(Persistent):
     ) -> Rewound | None:
         """End a lesson: measure what every skill has lost in it, and `rewind` where a budget is exceeded.
 
-        Call it before evaluating, and before measuring the importance of what was learned. Without probes or a budget
-        nothing is done.
+        Call it before evaluating, and before measuring the importance of what was learned. Without probes nothing is
+        done.
 
         Args:
             data: see `rewind`; so are the others.

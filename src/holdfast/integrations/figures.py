@@ -1,0 +1,33 @@
+"""What a keeper has to say in somebody else's logs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from holdfast.retention import Keeper
+
+
+def logged_figures(keeper: Any, *, name: str = "") -> dict[str, float]:
+    """Figures by name: nothing before a task is retained, and nothing that is not known.
+
+    Args:
+        keeper: a `Keeper`, or what has a `report` with the same figures.
+        name: stands before each of them.
+    """
+    report = keeper.report()
+    if report.num_tasks == 0:
+        return {}
+    found = {"predicted_rise": report.predicted_rise, "pull_ratio": report.pull_ratio}
+    skills = report.skills if isinstance(keeper, Keeper) else ()
+    if any(budget is not None for _, _, budget in skills):
+        found["strength"] = report.strength
+    for number, (increment, rise, _) in enumerate(skills):
+        found |= {f"rise_{number}": rise, f"increment_{number}": increment}
+    prefix = f"{name}/" if name else ""
+    return {prefix + key: value for key, value in found.items() if value is not None}
+
+
+def close_lesson(keeper: Any) -> None:
+    """End the lesson of a keeper; what records a path has none."""
+    if isinstance(keeper, Keeper):
+        keeper.close()
