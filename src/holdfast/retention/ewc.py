@@ -20,7 +20,7 @@ from holdfast.memory import Retained
 from holdfast.retention import force
 from holdfast.retention.budget import solve_multiplier
 from holdfast.retention.keeper import Keeper, KeeperOptions
-from holdfast.retention.mechanism import Mechanism, check_option, check_strength
+from holdfast.retention.mechanism import Mechanism, as_budget, as_strength, check_option
 from holdfast.retention.options import check_implicit, in_nats, is_unsteady, no_rate, unsteady_warning
 from holdfast.retention.parts import Block
 from holdfast.retention.plan import LayerPart
@@ -62,11 +62,11 @@ class Elastic(Mechanism):
         if self.strength is None and self.budget is None:
             self.strength = 1.0
         if self.strength is not None:
-            check_strength(self.strength, where=self.name)
+            self.strength = as_strength(self.strength, where=self.name)
+        if self.budget is not None:
+            self.budget = as_budget(self.budget, where=self.name)
         pulls = '"implicit", "gradient" or "penalty"'
         check_option(self.pull in ("implicit", "gradient", "penalty"), "pull", self.pull, pulls, where=self.name)
-        holds = self.budget is None or (isinstance(self.budget, int | float) and self.budget > 0)
-        check_option(holds, "budget", self.budget, "nats above 0", where=self.name)
         counts = isinstance(self.every, int) and self.every >= 1
         check_option(counts, "every", self.every, "a whole number >= 1", where=self.name)
         check_implicit(self.pull, strength=self.strength, budget=self.budget, every=self.every)
@@ -328,9 +328,9 @@ class EWC(Keeper):
     def strength(self, value: float) -> None:
         if self.mechanism.strength is None:
             raise OptionError("EWC: it keeps a budget, not a strength. Set budget, or build another.")
-        check_strength(value, where=self.name)
-        check_implicit(self.pull, strength=value, budget=None, every=self.every)
-        self.mechanism.strength = value
+        strength = as_strength(value, where=self.name)
+        check_implicit(self.pull, strength=strength, budget=None, every=self.every)
+        self.mechanism.strength = strength
 
     @property
     def budget(self) -> float | None:
@@ -341,8 +341,7 @@ class EWC(Keeper):
     def budget(self, value: float) -> None:
         if self.mechanism.budget is None:
             raise OptionError("EWC: it keeps a strength, not a budget. Set strength, or build another.")
-        check_option(isinstance(value, int | float) and value > 0, "budget", value, "nats above 0", where=self.name)
-        self.mechanism.budget = value
+        self.mechanism.budget = as_budget(value, where=self.name)
 
     @property
     def pull(self) -> Pull:

@@ -10,11 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from holdfast.curvature import Measured
-from holdfast.errors import OptionError
 from holdfast.retention.force import Attenuation, relative_force, relative_share
 from holdfast.retention.keeper import Keeper, KeeperOptions
-from holdfast.retention.mechanism import Mechanism, check_option, check_strength
+from holdfast.retention.mechanism import Mechanism, as_strength, check_option
 from holdfast.retention.options import is_unsteady, unsteady_warning
 from holdfast.retention.route import Route
 from holdfast.retention.step import Step
@@ -33,7 +31,7 @@ class Viscous(Mechanism):
     on: Literal["increments", "gradients"] = "increments"
 
     def __post_init__(self) -> None:
-        check_strength(self.strength, where="WVA")
+        self.strength = as_strength(self.strength, where="WVA")
         kinds = '"hyperbolic" or "exponential"'
         known = self.attenuation in ("hyperbolic", "exponential")
         check_option(known, "attenuation", self.attenuation, kinds, where="WVA")
@@ -82,15 +80,6 @@ class Viscous(Mechanism):
                 'gradient by its own size. Use on="increments".'
             )
 
-    def accepted(self, importance: Measured, *, where: str) -> Measured:
-        """Weights one by one."""
-        if importance.layers:
-            raise OptionError(
-                f"{where}: this importance ({importance.info.kind}) has Kronecker factors, and WVA holds weights one "
-                "by one. Retain its diagonal, importance.to_diagonal(), or use EWC."
-            )
-        return importance
-
     def _shares(self, importance: list[Tensor], *, largest: float) -> list[Tensor]:
         force = relative_force(importance, self.strength, largest=largest)
         return relative_share(force, attenuation=self.attenuation)
@@ -105,7 +94,8 @@ class WVA(Keeper):
 
     It is EWC's step with an anchor that moves: the weights before the step. So it needs no anchors in memory,
     and the weights before the step are recomputed from the optimizer's state (SGD, momentum, Nesterov, Adam, AdamW
-    in float32) instead of copied; where that is impossible a copy is kept during the step.
+    in float32) instead of copied; where that is impossible a copy is kept during the step. It holds weights one by one:
+    of a `FactoredImportance` it takes the diagonal.
 
     Args:
         model: the model; tied weights count once, frozen ones are left out, wrappers are seen through.
@@ -149,8 +139,7 @@ class WVA(Keeper):
 
     @strength.setter
     def strength(self, value: float) -> None:
-        check_strength(value, where="WVA")
-        self.mechanism.strength = value
+        self.mechanism.strength = as_strength(value, where="WVA")
 
     @property
     def attenuation(self) -> Attenuation:
