@@ -459,7 +459,7 @@ def test_repr_says_what_is_held():
         "EWC(Sequential, strength=5.0, pull='implicit', every=1: 0 tasks, 0 weights held, attached to no optimizer)"
     )
     keeper.retain(importance_of(model)).attach(SGD(model.parameters(), lr=0.1))
-    assert repr(keeper).endswith(": 1 tasks, 32 weights held, attached to SGD)")
+    assert repr(keeper).endswith(": 1 task, 32 weights held, attached to SGD)")
     assert repr(hf.WVA(model, 2)).startswith("WVA(Sequential, strength=2, attenuation='hyperbolic'")
 
 

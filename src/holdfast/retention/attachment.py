@@ -125,8 +125,12 @@ class Attachment:
             self._measured()
 
     def _is_measured(self) -> bool:
-        """Whether the coming step is one of every `log_every`, among those after which the mechanism acts."""
-        period = self._mechanism.period
+        """Whether the coming step is one of every `log_every`, among those after which the mechanism acts.
+
+        A pull to anchors that is in the gradients is measured one step later: in a task's first step it is zero.
+        """
+        period, pulls_before = self._mechanism.period, self._mechanism.anchored and not self._mechanism.moves_weights
         if not self._log_every or (self.num_steps + 1) % period:
             return False
-        return (self.num_steps // period) % max(1, self._log_every // period) == 0
+        every = max(1, self._log_every // period)
+        return (self.num_steps // period - pulls_before) % every == 0

@@ -37,7 +37,7 @@ from holdfast.retention.options import (
 )
 from holdfast.retention.plan import Plan, check_covered, check_held_shapes, check_same_curvature
 from holdfast.retention.replicas import check_replicas
-from holdfast.retention.report import Report
+from holdfast.retention.report import Report, counted
 from holdfast.retention.rise import layers_rise, weights_rise
 from holdfast.retention.statistics import HeldStatistics, Statistics
 from holdfast.retention.unheld import UnheldDetector, moved_by_steps_alone
@@ -156,8 +156,8 @@ class Keeper:
         options = ", ".join(f"{k}={v!r}" for k, v in self.mechanism.options().items() if v is not None)
         weights = sum(value.numel() for value in self.held.covered.values())
         attached = ", ".join(type(optimizer).__name__ for optimizer in self.optimizers) or "no optimizer"
-        model, tasks = type(unwrap(self.model)).__name__, self.held.num_tasks
-        return f"{self.name}({model}, {options}: {tasks} tasks, {weights:,} weights held, attached to {attached})"
+        model, tasks = type(unwrap(self.model)).__name__, counted(self.held.num_tasks, "task")
+        return f"{self.name}({model}, {options}: {tasks}, {weights:,} weights held, attached to {attached})"
 
     # --- what a user does
 
