@@ -223,7 +223,6 @@ def importance_of_real(model):
 
 @MODELS
 @KINDS
-@pytest.mark.xfail(strict=True, reason="a model that is cast to complex numbers after attach() is pulled by real parts")
 @pytest.mark.filterwarnings("ignore:Complex modules are a new feature", "ignore:Casting complex values to real")
 def test_a_model_cast_to_complex_numbers_is_refused_before_it_moves(build, kind):
     model = build()
