@@ -410,14 +410,14 @@ def test_nothing_is_watched_after_some_steps_and_nothing_stays_on_the_model(kind
     model = perceptron()
     optimizer = SGD(model.parameters(), lr=0.01)
     keeper = held(model, optimizer, kind)
-    assert keeper._unheld._handles
+    assert keeper._attachments._unheld._handles
     train(model, optimizer, plain, 20)
-    assert not keeper._unheld._handles
+    assert not keeper._attachments._unheld._handles
     keeper.retain(uniform(model))
-    assert keeper._unheld._handles
+    assert keeper._attachments._unheld._handles
     copy.deepcopy(model)
     keeper.detach()
-    assert not keeper._unheld._handles
+    assert not keeper._attachments._unheld._handles
     assert all(p._post_accumulate_grad_hooks is None and p._backward_hooks is None for p in model.parameters())
 
 

@@ -19,8 +19,9 @@ from holdfast.errors import OptionError
 from holdfast.integrations.peft_layers import base_weights, lora_adapters, on_adapters
 from holdfast.retention import EWC
 from holdfast.retention.ewc import Elastic
-from holdfast.retention.keeper import Keeper, KeeperOptions, as_importance
+from holdfast.retention.keeper import Keeper, as_importance
 from holdfast.retention.mechanism import Mechanism
+from holdfast.retention.options import KeeperOptions
 from holdfast.steps import UserMetric
 
 __all__ = ["LoraEWC", "base_weights"]

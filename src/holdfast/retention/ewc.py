@@ -19,9 +19,9 @@ from holdfast.errors import OptionError, StateError
 from holdfast.memory import Retained
 from holdfast.retention import force
 from holdfast.retention.budget import solve_multiplier
-from holdfast.retention.keeper import Keeper, KeeperOptions
-from holdfast.retention.mechanism import Mechanism, as_budget, as_strength, check_option
-from holdfast.retention.options import check_implicit, in_nats, is_unsteady, no_rate, unsteady_warning
+from holdfast.retention.keeper import Keeper
+from holdfast.retention.mechanism import Mechanism, as_budget, as_strength, check_choices, check_option
+from holdfast.retention.options import KeeperOptions, check_implicit, in_nats, is_unsteady, no_rate, unsteady_warning
 from holdfast.retention.parts import Block
 from holdfast.retention.plan import LayerPart
 from holdfast.retention.rise import layers_rise, weights_rise
@@ -65,8 +65,7 @@ class Elastic(Mechanism):
             self.strength = as_strength(self.strength, where=self.name)
         if self.budget is not None:
             self.budget = as_budget(self.budget, where=self.name)
-        pulls = '"implicit", "gradient" or "penalty"'
-        check_option(self.pull in ("implicit", "gradient", "penalty"), "pull", self.pull, pulls, where=self.name)
+        check_choices(self, type(self), where=self.name)
         counts = isinstance(self.every, int) and self.every >= 1
         check_option(counts, "every", self.every, "a whole number >= 1", where=self.name)
         check_implicit(self.pull, strength=self.strength, budget=self.budget, every=self.every)

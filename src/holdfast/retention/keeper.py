@@ -5,65 +5,34 @@ from __future__ import annotations
 import copy
 import logging
 import os
-import warnings
 from collections.abc import Mapping
-from functools import reduce
-from inspect import signature
-from operator import add
-from typing import Any, ClassVar, Literal, NoReturn, Self, TypedDict
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from holdfast.curvature import Accumulate, Measured, Weighting, shapes_of
-from holdfast.curvature.rules import check_rule
-from holdfast.errors import OptionError, ParameterMismatchError, StateError
-from holdfast.files import from_bytes, to_bytes
-from holdfast.memory import AnchorForm, ImportanceForm, Retained
+from holdfast.errors import OptionError, ParameterMismatchError
+from holdfast.memory import AnchorForm, Forms, ImportanceForm, Retained
 from holdfast.memory.stored import num_positive
 from holdfast.records import Importance, ImportanceInfo, check_names, check_shapes, check_tensors
-from holdfast.retention import files
-from holdfast.retention.attachment import Attachment
-from holdfast.retention.checks import check_mechanism_progress, check_notes, check_progress
+from holdfast.retention.attachments import Attachments
 from holdfast.retention.holdings import Holdings
-from holdfast.retention.mechanism import Mechanism, check_mechanism, check_option
-from holdfast.retention.meter import Figures
-from holdfast.retention.options import (
-    chosen_forms,
-    moved_around_warning,
-    own_weights_warning,
-    unheld_warning,
-)
-from holdfast.retention.plan import Plan, check_covered, check_held_shapes, check_same_curvature
+from holdfast.retention.mechanism import Mechanism, check_choices, check_mechanism, check_option
+from holdfast.retention.options import KeeperOptions, NewParameters, check_rule_of
+from holdfast.retention.persistence import Persistent
+from holdfast.retention.plan import check_covered, check_held_shapes, check_same_curvature
 from holdfast.retention.replicas import check_replicas
 from holdfast.retention.report import Report, counted
 from holdfast.retention.rise import layers_rise, weights_rise
 from holdfast.retention.statistics import HeldStatistics, Statistics
-from holdfast.retention.unheld import UnheldDetector, moved_by_steps_alone
-from holdfast.steps import Copies, bare_optimizer, optimizer_around, weights_of_wrapper
 from holdfast.tensors import TensorMap, all_parameters, check_real, copied, shard, sum_of, trainable_parameters, unwrap
 
 logger = logging.getLogger("holdfast")
 
-NewParameters = Literal["error", "free"]
 
-
-class KeeperOptions(TypedDict, total=False):
-    """The options of every keeper; `Keeper` says what they mean."""
-
-    accumulate: Accumulate
-    weighting: Weighting
-    new_parameters: NewParameters
-    importance_dtype: ImportanceForm
-    anchor_dtype: AnchorForm
-    anchors: str | os.PathLike[str] | None
-    offload: Literal["cpu"] | None
-    statistics: Statistics
-    log_every: int
-
-
-class Keeper:
+class Keeper(Persistent):
     """Holds what a model has learned while its optimizer learns on, by a mechanism. `EWC` and `WVA` are keepers.
 
     Args:
@@ -96,8 +65,6 @@ class Keeper:
     attached to the copies. It is not pickled: `save` and `state_dict` are its files.
     """
 
-    _kind: ClassVar[type[Mechanism] | None] = None  # whose options the constructor takes in the mechanism's place
-
     def __init__(
         self,
         model: nn.Module,
@@ -115,18 +82,6 @@ class Keeper:
     ) -> None:
         check_mechanism(mechanism, taken={*KeeperOptions.__annotations__, "model", "mechanism"})
         where = mechanism.name
-        check_rule(accumulate, where=where)
-        if accumulate == "per_task" and not mechanism.anchored:
-            raise OptionError(f'{where}: accumulate="per_task" joins anchors, and {where} has none. Use "sum".')
-        for option, value, expected in (
-            ("weighting", weighting, ("task", "examples")),
-            ("new_parameters", new_parameters, ("error", "free")),
-        ):
-            check_option(value in expected, option, value, '"{}" or "{}"'.format(*expected), where=where)
-        known = statistics in ("warn", "hold", "free")
-        check_option(known, "statistics", statistics, '"warn", "hold" or "free"', where=where)
-        counts = isinstance(log_every, int) and log_every >= 0
-        check_option(counts, "log_every", log_every, "a whole number >= 0", where=where)
         trains = bool(trainable_parameters(model))
         check_option(trains, "model", type(model).__name__, "one with trainable parameters", where=where)
         check_real(trainable_parameters(model), where=where)
@@ -134,11 +89,18 @@ class Keeper:
         self.accumulate: Accumulate = accumulate
         self.weighting: Weighting = weighting
         self.new_parameters: NewParameters = new_parameters
+        self.importance_dtype: ImportanceForm = importance_dtype
+        self.anchor_dtype: AnchorForm = anchor_dtype
+        self.offload: Literal["cpu"] | None = offload
         self.statistics: Statistics = statistics
         self.log_every = log_every
+        check_choices(self, KeeperOptions, where=where)
+        check_rule_of(accumulate, mechanism)
+        counts = isinstance(log_every, int) and log_every >= 0
+        check_option(counts, "log_every", log_every, "a whole number >= 0", where=where)
         self._holdings = Holdings(
             model,
-            forms=chosen_forms(where, importance=importance_dtype, anchors=anchor_dtype, offload=offload),
+            forms=Forms(importance_dtype, anchor_dtype, offload == "cpu"),
             where=where,
             anchored=mechanism.anchored,
             check_sharded=mechanism.check_sharded,
@@ -147,10 +109,7 @@ class Keeper:
         self._statistics = HeldStatistics(
             model, statistics, where=where, moving=self._holdings.moving, resting=self._holdings.resting
         )
-        self._attachments: list[Attachment] = []
-        self._resumed: list[int] = []  # steps of the optimizers to come, in the order of attaching
-        self._figures: tuple[float | None, float | None] = None, None
-        self._unheld = UnheldDetector(self._warn_unheld, self._warn_moved_around)
+        self._attachments = Attachments(model, mechanism, self._holdings, self._statistics, measured=self._log)
 
     def __repr__(self) -> str:
         options = ", ".join(f"{k}={v!r}" for k, v in self.mechanism.options().items() if v is not None)
@@ -192,7 +151,7 @@ class Keeper:
     @property
     def optimizers(self) -> list[Optimizer]:
         """Those that it is attached to, without what wraps them."""
-        return [attachment.optimizer for attachment in self._attachments]
+        return self._attachments.optimizers
 
     def attach(self, optimizer: Any) -> Self:
         """Hold this optimizer's steps back from now on, through its step hooks; the loop does not change.
@@ -213,57 +172,12 @@ class Keeper:
         Warns where weights are known to move without being held: an optimizer with weights of its own now, any other as
         soon as it is seen (`holdfast.retention.unheld`).
         """
-        bare = bare_optimizer(optimizer)
-        if any(attached is bare for attached in self.optimizers):
-            raise StateError(f"{self.name}: already attached to this {type(bare).__name__}. Call detach() first.")
-        check_real(trainable_parameters(self.model), where=f"{self.name}.attach")
-        own = {id(parameter) for parameter in trainable_parameters(self.model).values()}
-        trained = [p for group in bare.param_groups for p in group["params"] if id(p) in own]
-        if not trained:
-            raise ParameterMismatchError(
-                f"{self.name}: this {type(bare).__name__} trains none of the {len(own)} trainable parameters of "
-                f"{type(unwrap(self.model)).__name__}. Build the optimizer from the same model's parameters()."
-            )
-        messages = list(self.mechanism.check(bare))
-        if (kind := weights_of_wrapper(optimizer, bare)) is not None:
-            messages.append(own_weights_warning(kind))
-        for message in messages:
-            warnings.warn(f"{self.name}: {message}", stacklevel=2)
-        self._holdings.follow_shards()
-        around = optimizer_around(optimizer, bare)
-        attachment = Attachment(
-            bare,
-            mechanism=self.mechanism,
-            holdings=self._holdings,
-            plan=Plan(
-                self.model,
-                new_parameters=self.new_parameters,
-                forms=self._holdings.forms,
-                where=self.name,
-                residuals=self._holdings.residuals if self.mechanism.moves_weights else None,
-            ),
-            copies=Copies(bare, trained if kind is None else []),
-            unheld=self._unheld,
-            statistics=self._statistics,
-            log_every=self.log_every,
-            measured=self._log,
-            num_steps=self._resumed.pop(0) if self._resumed else 0,
-            around=around,
-        )
-        self._attachments.append(attachment)
-        self._unheld.add(moved_by_steps_alone(trained, self.model), around=around is not None)
-        if self.held.num_tasks:
-            self._start_watch()
+        self._attachments.add(optimizer, new_parameters=self.new_parameters, log_every=self.log_every)
         return self
 
     def detach(self) -> Self:
         """Take every hook off again, of the model too; what is retained stays."""
-        self._resumed, self._figures = self._steps(), self._measured()
-        for attachment in self._attachments:
-            attachment.remove()
-        self._attachments.clear()
-        self._unheld.remove()
-        self._statistics.release()
+        self._attachments.remove()
         return self
 
     @torch.no_grad()
@@ -291,7 +205,7 @@ class Keeper:
         they are held in and made a few megabytes at a time; for Kronecker factors two eigendecompositions a layer.
         """
         where = f"{self.name}.retain"
-        self._unheld.compare()
+        self._attachments.compare()
         parameters = trainable_parameters(self.model)
         check_real(parameters, where=where)
         given = as_importance(importance, where=where)
@@ -308,9 +222,9 @@ class Keeper:
         self._holdings.follow_shards()
         self._holdings.close(accepted, rule=self.accumulate, weighting=self.weighting)
         self._statistics.retain()
-        self._count_from([])
+        self._attachments.count_from([])
         self.mechanism.retained()
-        self._start_watch()
+        self._attachments.watch()
         return self
 
     @torch.no_grad()
@@ -352,7 +266,7 @@ class Keeper:
 
     def report(self) -> Report:
         """Is it on, and does it work? Pull and pinned share are those of the last measured steps (`log_every`)."""
-        self._unheld.compare()
+        self._attachments.compare()
         parameters = trainable_parameters(self.model)
         in_layers, layers = shapes_of(self.held.layers), [layer.diagonal() for layer in self.held.layers.values()]
         weights = sum(parameter.numel() for name, parameter in parameters.items() if name not in in_layers)
@@ -361,11 +275,11 @@ class Keeper:
             num_positive(value) for name, value in self.held.importance.items() if name in parameters
         )
         protected += sum_of((layer > 0).sum() for layer in layers)
-        pinned, pull_ratio = self._measured()
+        pinned, pull_ratio = self._attachments.ratios
         return Report(
             mechanism=self.name,
             num_tasks=self.held.num_tasks,
-            num_steps=sum(self._steps()),
+            num_steps=sum(self._attachments.steps),
             strength=self.mechanism.acting_strength,
             protected=protected / weights if weights else 0.0,
             pinned=pinned,
@@ -374,135 +288,10 @@ class Keeper:
             rise_unit="importance units" if self.held.nats_per_unit is None else "nats",
         )
 
-    # --- what is kept
-
-    def options(self) -> dict[str, Any]:
-        """The constructor's options but the model and a metric, of the mechanism and of the keeper."""
-        return {**self.mechanism.options(), **self._keeper_options()}
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the folder `path`: importance, anchors, `keeper_config.json` and a `README.md`; whole or not at all.
-
-        Of a sharded model every process calls it, and the first one writes what all of them hold, whole: it loads into
-        any sharding or none. Of any other model, one process alone calls it.
-
-        Raises:
-            OutputError: if it cannot be written, or holds what holdfast did not write; it is then unchanged.
-        """
-        self._unheld.compare()
-        held, extra = self._holdings.whole()
-        try:
-            if self._holdings.writes:
-                files.save(
-                    path,
-                    held,
-                    mechanism=self.name,
-                    options=self.options(),
-                    progress=self._progress(),
-                    extra=extra,
-                    model=unwrap(self.model),
-                )
-        finally:  # the others wait also where the first process is refused
-            self._holdings.wait()
-
-    @classmethod
-    def load(
-        cls, path: str | os.PathLike[str], model: nn.Module, *, mechanism: type[Mechanism] | None = None, **options: Any
-    ) -> Self:
-        """A keeper as `save` wrote it, for `model`; `options` of the constructor replace the saved ones.
-
-        Args:
-            path: the folder.
-            model: its weights are not touched: what is loaded is what is held, not the network. Attach it to go on.
-            mechanism: the class of the mechanism, for `hf.Keeper.load`; `EWC.load` and `WVA.load` know theirs.
-            options: see above.
-
-        Raises:
-            FileFormatError: a missing, truncated, edited or wrong-version file, or another mechanism's folder.
-            ParameterMismatchError: names or shapes that do not match `model`.
-        """
-        kind = cls._kind or mechanism
-        if not (isinstance(kind, type) and issubclass(kind, Mechanism)):
-            raise OptionError(
-                f"{cls.__name__}.load: say which mechanism it has: load(folder, model, mechanism=...), the class."
-            )
-        if mechanism not in (None, kind):
-            raise OptionError(f"{cls.__name__}.load: its mechanism is its own. Use hf.Keeper.load for {mechanism!r}.")
-        held, saved, progress, extra = files.load(
-            path, mechanism=kind.name, anchors=kind.anchored, checkpoint=options.get("anchors")
-        )
-        own = set(signature(kind).parameters) - kind.unsaved
-        files.check_saved_options(saved, {*KeeperOptions.__annotations__, *own}, where=path, kind=kind.name)
-        given = {**saved, **options}
-        if cls._kind is None:
-            of_kind = {name: given.pop(name) for name in signature(kind).parameters if name in given}
-            given = {"mechanism": kind(**of_kind), **given}
-        keeper = cls(model, **given)
-        keeper._take(held, extra, progress, where=f"{kind.name}.load({str(path)!r})", in_form=True)
-        return keeper
-
-    def restore(self, path: str | os.PathLike[str]) -> Self:
-        """Go on from what `save` wrote; the options stay those of this keeper.
-
-        Returns:
-            The keeper itself.
-
-        Raises:
-            FileFormatError: as `load`.
-            NotFiniteError: an importance that is not finite and >= 0, or an anchor that is not finite.
-            ParameterMismatchError: as `load`.
-            OptionError: what was saved contradicts an option of this keeper.
-
-        Nothing is changed when it raises.
-        """
-        held, _, progress, extra = files.load(
-            path, mechanism=self.name, anchors=self.mechanism.anchored, checkpoint=self.anchors
-        )
-        self._take(held, extra, progress, where=f"{self.name}.restore({str(path)!r})", in_form=True)
-        return self
-
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Everything that going on to the same bits needs, for a training checkpoint: tensors, and JSON notes.
-
-        The tensors are those in use, as in torch's own state dicts: copy them to keep them past the next step.
-        Of a sharded model every process asks for it, and the first gets it, whole.
-        """
-        tensors, notes = files.to_state(*self._holdings.whole())
-        return tensors, {**notes, "mechanism": self.name, "progress": self._progress()}
-
-    def load_state(self, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
-        """Go on from what `state` gave.
-
-        Raises:
-            FileFormatError, NotFiniteError, ParameterMismatchError, OptionError: as `restore`.
-        """
-        where = f"{self.name}.load_state"
-        check_notes(tensors, notes, parts=files.PARTS, mechanism=self.name, where=where)
-        held, extra = files.from_state(tensors, notes, checkpoint=self.anchors, where=where)
-        self._take(held, extra, notes["progress"], where=where)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The same under one key, as bytes: for what asks objects for their `state_dict`.
-
-        accelerate's `register_for_checkpointing` and `torch.distributed.checkpoint` take a keeper as it is; bytes have
-        any length, so that they are read into a keeper that holds nothing yet as well. Cost: a copy of all that is
-        held in the host's memory; `save` and `state` make none.
-        """
-        return {"keeper": to_bytes(*self.state())}
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` gave.
-
-        Raises:
-            FileFormatError: it has no key "keeper", or its bytes are damaged.
-            NotFiniteError, ParameterMismatchError, OptionError: as `restore`.
-        """
-        self.load_state(*from_bytes(state_dict.get("keeper"), where=f"{self.name}.load_state_dict"))
-
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         twin = memo[id(self)] = type(self).__new__(type(self))
         mechanism = copy.deepcopy(self.mechanism, memo)
-        Keeper.__init__(twin, copied(self.model, memo, where=self.name), mechanism, **self._keeper_options())
+        Keeper.__init__(twin, copied(self.model, memo, where=self.name), mechanism, **self._own_options())
         tensors, notes = self.state()
         twin.load_state({name: tensor.clone() for name, tensor in tensors.items()}, notes)
         for optimizer in self.optimizers:
@@ -511,100 +300,9 @@ class Keeper:
         vars(twin).update({name: copy.deepcopy(vars(self)[name], memo) for name in of_subclass})
         return twin
 
-    def __reduce_ex__(self, protocol: Any) -> NoReturn:
-        raise TypeError(
-            f"{self.name}: a keeper is bound to its model and optimizers, and is neither pickled nor copied alone. Use "
-            "save(folder) and load(folder, model), state_dict(), or copy.deepcopy((model, optimizer, keeper))."
-        )
-
-    # --- inside
-
-    def _keeper_options(self) -> KeeperOptions:
-        forms = self._holdings.forms
-        return {
-            "accumulate": self.accumulate,
-            "weighting": self.weighting,
-            "new_parameters": self.new_parameters,
-            "importance_dtype": forms.importance,
-            "anchor_dtype": forms.anchors,
-            "anchors": self.anchors,
-            "offload": "cpu" if forms.offload else None,
-            "statistics": self.statistics,
-            "log_every": self.log_every,
-        }
-
-    def _progress(self) -> dict[str, Any]:
-        """What besides `held` decides the steps and reports to come, as JSON values."""
-        pinned, ratio = self._measured()
-        steps = self._steps()
-        told, own = (
-            {"num_steps": sum(steps), "steps": steps, "pinned": pinned, "pull_ratio": ratio},
-            self.mechanism.progress(),
-        )
-        check_mechanism_progress(own, taken=told, where=self.name)
-        return {**told, **own}
-
-    def _take(
-        self,
-        held: Retained,
-        extra: Mapping[str, TensorMap],
-        progress: Mapping[str, Any],
-        *,
-        where: str,
-        in_form: bool = False,
-    ) -> None:
-        """Look at all that was read, and then hold it; nothing is changed by a refusal."""
-        steps = check_progress(progress, names=self.mechanism.progress(), where=where)
-        taken = self._holdings.checked(held, extra, where=where, in_form=in_form)
-        self.mechanism.resume(progress, held, where=where)
-        self._holdings.take(taken)
-        self._count_from(steps)
-        self._figures = progress["pinned"], progress["pull_ratio"]
-        if held.num_tasks:
-            self._start_watch()
-        else:
-            self._unheld.stop()
-
-    def _count_from(self, steps: list[int]) -> None:
-        """Count on from these steps of the attached optimizers in turn, and of those to come; 0 where there is none."""
-        attached = len(self._attachments)
-        for attachment, num_steps in zip(self._attachments, [*steps, *[0] * attached]):
-            attachment.reset(num_steps)
-        self._resumed, self._figures = steps[attached:], (None, None)
-
-    def _steps(self) -> list[int]:
-        """Held steps of the attached optimizers, and of those that are to be attached."""
-        return [*(attachment.num_steps for attachment in self._attachments), *self._resumed]
-
-    def _measured(self) -> tuple[float | None, float | None]:
-        """Pinned share and pull ratio of the last measured step of every optimizer together."""
-        found: list[Figures] = [a.figures for a in self._attachments if a.figures is not None]
-        if not found:
-            return self._figures
-        total = reduce(add, found)
-        return total.pinned_share, total.pull_ratio
-
     def _log(self) -> None:
         if logger.isEnabledFor(logging.INFO):
             logger.info("%s", self.report())
-
-    def _start_watch(self) -> None:
-        trained = {id(p) for optimizer in self.optimizers for group in optimizer.param_groups for p in group["params"]}
-        held, parameters = self.held.covered, trainable_parameters(self.model)
-        others = [p for name, p in parameters.items() if name in held and id(p) not in trained] if trained else []
-        self._unheld.start(others=moved_by_steps_alone(others, self.model))
-        if self._attachments:
-            self._statistics.begin()
-
-    def _warn_unheld(self) -> None:
-        kinds = ", ".join(type(optimizer).__name__ for optimizer in self.optimizers)
-        warnings.warn(unheld_warning(self.name, kinds), stacklevel=2)
-
-    def _warn_moved_around(self) -> None:
-        for attachment in self._attachments:
-            if attachment.around is not None:
-                inner = type(attachment.optimizer).__name__
-                warnings.warn(moved_around_warning(self.name, attachment.around, inner), stacklevel=2)
 
 
 def as_importance(importance: Any, *, where: str) -> Measured:

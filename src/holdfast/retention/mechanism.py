@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 from torch.optim import Optimizer
 
+from holdfast.choices import choices_of
 from holdfast.curvature import Measured
 from holdfast.errors import OptionError
 from holdfast.memory import Retained
@@ -171,6 +172,14 @@ def _as_number(value: object) -> float:
 
 def _shown(value: object, number: float) -> object:
     return value if math.isnan(number) else number
+
+
+def check_choices(record: object, kind: type, *, where: str) -> None:
+    """Raise `OptionError` where an attribute that `kind` annotates with a `Literal` has another value."""
+    for name, known in choices_of(kind).items():
+        *others, last = ("None" if choice is None else f'"{choice}"' for choice in known)
+        value = getattr(record, name)
+        check_option(value in known, name, value, f"{', '.join(others)} or {last}", where=where)
 
 
 def check_option(holds: bool, option: str, value: object, expected: str, *, where: str) -> None:

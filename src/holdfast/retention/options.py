@@ -1,35 +1,43 @@
-"""Options of EWC and WVA that have a meaning only together, or only for some importances."""
+"""The options of every keeper, and those that have a meaning only together or only for some importances."""
 
 from __future__ import annotations
 
 import math
 import os
-from typing import Any
+from typing import Literal, TypedDict
 
 from torch.optim import LBFGS, Optimizer
 
-from holdfast.curvature import Accumulate, Measured
+from holdfast.curvature import Accumulate, Measured, Weighting
+from holdfast.curvature.rules import check_rule
 from holdfast.errors import OptionError
-from holdfast.memory import Forms
+from holdfast.memory import AnchorForm, Forms, ImportanceForm
+from holdfast.retention.mechanism import Mechanism
+from holdfast.retention.statistics import Statistics
+
+NewParameters = Literal["error", "free"]
 
 
-def chosen_forms(where: str, *, importance: Any, anchors: Any = "float32", offload: Any) -> Forms:
-    """The forms that these options name.
+class KeeperOptions(TypedDict, total=False):
+    """The options of every keeper; `Keeper` says what they mean."""
 
-    Raises:
-        OptionError: one of them is out of its range.
-    """
-    choices = {
-        "importance_dtype": (importance, ("float32", "bfloat16", "int8")),
-        "anchor_dtype": (anchors, ("float32", "bfloat16", "int16")),
-    }
-    for option, (value, known) in choices.items():
-        if value not in known:
-            expected = '"{}", "{}" or "{}"'.format(*known)
-            raise OptionError(f"{where}: {option} is {value!r}; expected {expected}.")
-    if offload not in (None, "cpu"):
-        raise OptionError(f'{where}: offload is {offload!r}; expected "cpu" or None.')
-    return Forms(importance, anchors, offload == "cpu")
+    accumulate: Accumulate
+    weighting: Weighting
+    new_parameters: NewParameters
+    importance_dtype: ImportanceForm
+    anchor_dtype: AnchorForm
+    anchors: str | os.PathLike[str] | None
+    offload: Literal["cpu"] | None
+    statistics: Statistics
+    log_every: int
+
+
+def check_rule_of(accumulate: Accumulate, mechanism: Mechanism) -> None:
+    """Raise `OptionError` where the tasks of this mechanism cannot be merged by this rule."""
+    where = mechanism.name
+    check_rule(accumulate, where=where)
+    if accumulate == "per_task" and not mechanism.anchored:
+        raise OptionError(f'{where}: accumulate="per_task" joins anchors, and {where} has none. Use "sum".')
 
 
 def check_implicit(pull: str, *, strength: float | None, budget: float | None, every: int) -> None:

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from holdfast.retention.force import Attenuation, relative_force, relative_share
-from holdfast.retention.keeper import Keeper, KeeperOptions
-from holdfast.retention.mechanism import Mechanism, as_strength, check_option
-from holdfast.retention.options import is_unsteady, unsteady_warning
+from holdfast.retention.keeper import Keeper
+from holdfast.retention.mechanism import Mechanism, as_strength, check_choices
+from holdfast.retention.options import KeeperOptions, is_unsteady, unsteady_warning
 from holdfast.retention.route import Route
 from holdfast.retention.step import Step
 from holdfast.steps import update_rule
@@ -32,11 +32,7 @@ class Viscous(Mechanism):
 
     def __post_init__(self) -> None:
         self.strength = as_strength(self.strength, where="WVA")
-        kinds = '"hyperbolic" or "exponential"'
-        known = self.attenuation in ("hyperbolic", "exponential")
-        check_option(known, "attenuation", self.attenuation, kinds, where="WVA")
-        on = '"increments" or "gradients"'
-        check_option(self.on in ("increments", "gradients"), "on", self.on, on, where="WVA")
+        check_choices(self, type(self), where="WVA")
         self._route = Route()
 
     def gradients(self, step: Step) -> None:
