@@ -316,7 +316,9 @@ def test_copied_as_an_attribute_of_its_model(build):
 def test_it_is_not_pickled(mechanism):
     keeper = MECHANISMS[mechanism](network(), strength=1.0)
     for act in (pickle.dumps, copy.copy):
-        with pytest.raises(TypeError, match=r"neither pickled nor copied alone. Use save\(folder\)"):
+        with pytest.raises(
+            TypeError, match=r"it is not pickled, and copy.copy cannot copy it without them. Use save\(folder\)"
+        ):
             act(keeper)
 
 

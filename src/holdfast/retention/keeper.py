@@ -170,7 +170,8 @@ class Keeper(Persistent):
             OptionError: the metric of its steps cannot be known, for want of a learning rate.
 
         Warns where weights are known to move without being held: an optimizer with weights of its own now, any other as
-        soon as it is seen (`holdfast.retention.unheld`).
+        soon as it is seen (`holdfast.retention.unheld`). An optimizer stays attached, and in memory, until `detach`:
+        where each task or epoch builds a new one, `keeper.detach().attach(optimizer)`.
         """
         self._attachments.add(optimizer, new_parameters=self.new_parameters, log_every=self.log_every)
         return self
@@ -294,8 +295,9 @@ class Keeper(Persistent):
         Keeper.__init__(twin, copied(self.model, memo, where=self.name), mechanism, **self._own_options())
         tensors, notes = self.state()
         twin.load_state({name: tensor.clone() for name, tensor in tensors.items()}, notes)
-        for optimizer in self.optimizers:
-            twin.attach(copy.deepcopy(optimizer, memo))
+        twin._attachments.add_copies(
+            self._attachments, memo, new_parameters=self.new_parameters, log_every=self.log_every
+        )
         of_subclass = vars(self).keys() - vars(twin).keys()
         vars(twin).update({name: copy.deepcopy(vars(self)[name], memo) for name in of_subclass})
         return twin
