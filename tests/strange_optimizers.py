@@ -13,6 +13,9 @@ class Sam(Optimizer):
         super().__init__(params, {"rho": rho, **options})
         self.inner = base(self.param_groups, **options)
 
+    def __getstate__(self):
+        return {**super().__getstate__(), "inner": self.inner}  # torch's own leaves out what subclasses have
+
     @torch.no_grad()
     def first_step(self):
         for p in self._moving():

@@ -173,6 +173,23 @@ def test_an_own_curvature_is_copied_and_loaded(own):
     assert keeper.predicted_rise() == loaded.predicted_rise() > 0
 
 
+def test_a_curvature_that_lacks_something_is_told_of_it(own):
+    """When it is registered, and a subclass of the protocol also when it is made."""
+    members = {name: value for name, value in vars(own["Dense"]).items() if name not in ("line", "PARTS", "__dict__")}
+    lacking = type("Lacking", (), members)
+    with pytest.raises(
+        OptionError, match=r"register_curvature\('lacking'\): Lacking lacks PARTS, line[.] The docstrings"
+    ):
+        hf.curvature.register_curvature("lacking")(lacking)
+    below = type("Below", (hf.Curvature,), {name: value for name, value in members.items() if name[:2] != "__"})
+    with pytest.raises(OptionError, match=r"Below lacks PARTS, line[.]"):
+        hf.curvature.register_curvature("below")(below)
+    with pytest.raises(TypeError, match="abstract class Below .*line"):
+        below()
+    below.line, below.PARTS = own["Dense"].line, own["Dense"].PARTS
+    assert hf.curvature.register_curvature("below")(below) is below
+
+
 def test_an_unknown_curvature_is_told_how_to_be_saved(own):
     class Nameless(own["Dense"]):
         pass

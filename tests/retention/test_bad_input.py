@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from tests.files.folders import edit
@@ -183,6 +185,62 @@ def test_ewcs_options_out_of_range(options, text):
 def test_wvas_options_out_of_range(options, text):
     with pytest.raises(OptionError, match=text):
         WVA(network(), **{"strength": 1.0, **options})
+
+
+NUMBERS = {
+    "float32": np.float32(3),
+    "float64": np.float64(3),
+    "int64": np.int64(3),
+    "array": np.asarray(3.0)[()],
+    "tensor": torch.tensor(3.0, requires_grad=True),
+    "whole tensor": torch.tensor(3),
+    "fraction": Fraction(3),
+}
+
+
+@pytest.mark.parametrize("number", NUMBERS.values(), ids=NUMBERS)
+def test_real_numbers_of_every_kind_are_strengths_and_budgets(number, tmp_path):
+    keepers = [EWC(network(), strength=number), EWC(network(), budget=number), WVA(network(), strength=number)]
+    for keeper in keepers:
+        option = "strength" if keeper.options()["strength"] is not None else "budget"
+        assert getattr(keeper, option) == 3
+        assert type(getattr(keeper, option)) in (int, float)
+        setattr(keeper, option, number)
+        assert type(getattr(keeper, option)) in (int, float)
+        keeper.save(tmp_path / "skills")
+        assert getattr(type(keeper).load(tmp_path / "skills", network()), option) == 3
+
+
+@pytest.mark.parametrize("number", [10**400, Fraction(10**400), np.float32("inf"), torch.tensor(math.inf)], ids=type)
+def test_numbers_beyond_all_floats_pin(number):
+    assert EWC(network(), strength=number).strength == math.inf
+    assert EWC(network(), budget=number).budget == math.inf
+    assert WVA(network(), strength=number).strength == math.inf
+
+
+NO_NUMBERS = {
+    "true": (True, "True"),
+    "numpy's": (np.True_, "True"),
+    "complex": (1j, "1j"),
+    "vector": (torch.ones(2), r"tensor\(\[1., 1.\]\)"),
+    "complex tensor": (torch.tensor(1j), r"tensor\(0.\+1.j\)"),
+    "below": (np.float32(-1), "-1.0"),
+    "far below": (-(10**5000), "-inf"),
+    "none": (torch.tensor(math.nan), r"tensor\(nan\)"),
+}
+
+
+@pytest.mark.parametrize(("value", "text"), NO_NUMBERS.values(), ids=NO_NUMBERS)
+def test_what_is_no_strength_is_refused(value, text):
+    for kind in (EWC, WVA):
+        keeper = kind(network(), 2.0)
+        with pytest.raises(OptionError, match=f"strength is .*{text}.*; expected a number from 0 to infinity"):
+            kind(network(), strength=value)
+        with pytest.raises(OptionError, match=f"strength is .*{text}.*; expected a number from 0 to infinity"):
+            keeper.strength = value
+        assert keeper.strength == 2.0
+    with pytest.raises(OptionError, match=f"budget is .*{text}.*; expected nats above 0"):
+        EWC(network(), budget=value)
 
 
 @both

@@ -393,7 +393,7 @@ def test_layers_apart_are_an_error_with_a_remedy():
     model = network()
     optimizer = SGD([model[0].weight, model[2].weight], lr=0.1)
     keeper = EWC(model, strength=5.0).attach(optimizer).retain(factored_of(model))
-    with pytest.raises(StateError, match="the optimizer moves only one of '0.weight' and its bias.*to_diagonal"):
+    with pytest.raises(StateError, match="the optimizer moves '0.weight' without '0.bias'.*to_diagonal"):
         train(model, optimizer, batches(1))
     keeper.detach()
     keeper = EWC(model, strength=5.0).attach(optimizer).retain(factored_of(model).to_diagonal())
@@ -401,7 +401,7 @@ def test_layers_apart_are_an_error_with_a_remedy():
     model = network()
     optimizer = SGD([{"params": [model[0].weight], "lr": 0.1}, {"params": [model[0].bias], "lr": 0.0}])
     EWC(model, strength=5.0).attach(optimizer).retain(factored_of(model))
-    with pytest.raises(StateError, match="the optimizer moves only one of '0.weight' and its bias"):
+    with pytest.raises(StateError, match="the optimizer moves '0.weight' without '0.bias'"):
         train(model, optimizer, batches(1))
 
 
@@ -416,9 +416,27 @@ def test_a_layer_that_would_move_in_parts_is_refused_before_it_moves(options):
     inputs, targets = batches(1)[0]
     torch.nn.functional.mse_loss(model(inputs), targets).backward()
     model[0].bias.grad = None
-    with pytest.raises(StateError, match="the optimizer moves only one of '0.weight' and its bias"):
+    with pytest.raises(StateError, match="the optimizer moves '0.weight' without '0.bias'"):
         optimizer.step()
     assert same(before, weights_of(model))
+
+
+@pytest.mark.parametrize("build", [SGD, Adam])
+@pytest.mark.parametrize("options", [{"strength": 5.0}, {"budget": 1e-3}, {"strength": 5.0, "pull": "gradient"}])
+def test_a_layer_with_one_learning_rate_of_zero_is_refused_before_it_moves(options, build):
+    model = network()
+    weight, bias, *others = model.parameters()
+    groups = [{"params": [weight, *others], "lr": 0.1}, {"params": [bias], "lr": 0.0}]
+    optimizer = build(groups, lr=0.1)
+    EWC(model, **options).attach(optimizer).retain(factored_of(model))
+    before = weights_of(model)
+    message = r"EWC: the optimizer moves '0.weight' without '0.bias'.* at learning rates above 0, or retain"
+    with pytest.raises(StateError, match=message):
+        train(model, optimizer, batches(1))
+    assert same(before, weights_of(model))
+    optimizer.param_groups[1]["lr"] = 0.1
+    train(model, optimizer, batches(1))
+    assert not same(before, weights_of(model))
 
 
 def test_layers_that_a_step_does_not_move_stay():
@@ -522,16 +540,17 @@ def test_convolutions_are_held_too():
 # --- bad input
 
 
-def test_wva_names_the_diagonal():
-    model = network()
-    keeper = WVA(model, strength=3.0)
-    with pytest.raises(
-        OptionError,
-        match=r"WVA.retain: this importance \(kfac-exact\) has Kronecker factors.*importance.to_diagonal\(\)",
-    ):
-        keeper.retain(factored_of(model))
-    assert keeper.held.num_tasks == 0
-    keeper.retain(factored_of(model).to_diagonal())
+def test_wva_takes_the_diagonal_of_factors():
+    results = []
+    for of_factors in (lambda factors: factors, lambda factors: factors.to_diagonal()):
+        model = network()
+        optimizer = Adam(model.parameters(), lr=0.01)
+        keeper = WVA(model, strength=3.0).attach(optimizer).retain(of_factors(factored_of(model)))
+        train(model, optimizer, batches(5))
+        assert not keeper.held.layers
+        results.append((weights_of(model), str(keeper.report())))
+    assert same(results[0][0], results[1][0])
+    assert results[0][1] == results[1][1]
 
 
 def test_factors_have_no_maximum():
@@ -636,7 +655,9 @@ def test_under_sgd_a_budget_projects_in_one_metric():
 def test_the_two_kinds_do_not_mix():
     model = network()
     keeper = EWC(model).retain(factored_of(model))
-    with pytest.raises(OptionError, match="'0.bias', '0.weight', .* held by Kronecker factors for some tasks and by a"):
+    with pytest.raises(
+        OptionError, match="'0.bias', '0.weight', .* held in a layer for some tasks and weight by weight for"
+    ):
         keeper.retain(importance_of(model))
     keeper.retain(factored_of(model, seed=1))
     assert keeper.held.num_tasks == 2

@@ -316,7 +316,9 @@ def test_copied_as_an_attribute_of_its_model(build):
 def test_it_is_not_pickled(mechanism):
     keeper = MECHANISMS[mechanism](network(), strength=1.0)
     for act in (pickle.dumps, copy.copy):
-        with pytest.raises(TypeError, match=r"neither pickled nor copied alone. Use save\(folder\)"):
+        with pytest.raises(
+            TypeError, match=r"it is not pickled, and copy.copy cannot copy it without them. Use save\(folder\)"
+        ):
             act(keeper)
 
 
@@ -459,7 +461,7 @@ def test_repr_says_what_is_held():
         "EWC(Sequential, strength=5.0, pull='implicit', every=1: 0 tasks, 0 weights held, attached to no optimizer)"
     )
     keeper.retain(importance_of(model)).attach(SGD(model.parameters(), lr=0.1))
-    assert repr(keeper).endswith(": 1 tasks, 32 weights held, attached to SGD)")
+    assert repr(keeper).endswith(": 1 task, 32 weights held, attached to SGD)")
     assert repr(hf.WVA(model, 2)).startswith("WVA(Sequential, strength=2, attenuation='hyperbolic'")
 
 

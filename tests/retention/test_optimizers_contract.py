@@ -1,6 +1,6 @@
 """Optimizers, models and copies other than one bare optimizer on one float32 network: held, or one word about it.
 
-By public names alone. What is not so yet is marked `xfail`, and the mark goes with the fault.
+By public names alone.
 """
 
 from __future__ import annotations
@@ -223,7 +223,6 @@ def importance_of_real(model):
 
 @MODELS
 @KINDS
-@pytest.mark.xfail(strict=True, reason="a model that is cast to complex numbers after attach() is pulled by real parts")
 @pytest.mark.filterwarnings("ignore:Complex modules are a new feature", "ignore:Casting complex values to real")
 def test_a_model_cast_to_complex_numbers_is_refused_before_it_moves(build, kind):
     model = build()
@@ -239,10 +238,6 @@ def test_a_model_cast_to_complex_numbers_is_refused_before_it_moves(build, kind)
 
 
 # --- copies and pickles
-
-UNKNOWN_AROUND = pytest.mark.xfail(
-    strict=True, reason="a deep copy does not know of an optimizer around the attached one"
-)
 
 OPTIMIZERS = {
     "adam": lambda model: [Adam(model.parameters(), lr=0.05)],
@@ -317,7 +312,6 @@ def test_a_deep_copy_pins_as_well(build, kind, steps):
 
 
 @MODELS
-@pytest.mark.xfail(strict=True, reason="a deep copy is attached anew, and says again what attach() said")
 def test_a_deep_copy_repeats_no_warning(build):
     model = build()
     optimizer = RMSprop(model.parameters(), lr=0.01)
@@ -329,8 +323,27 @@ def test_a_deep_copy_repeats_no_warning(build):
 
 
 @MODELS
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 2, 1, 0), (1, 3, 0, 2), (2, 0, 3, 1)])
+def test_copied_keepers_of_one_optimizer_act_in_the_order_of_attaching(build, order):
+    """Whatever the order of copying, and copies of copies too."""
+    model = build()
+    optimizer = Adam(model.parameters(), lr=0.05)
+    first = hf.EWC(model, 30.0).retain(importance_of(model)).attach(optimizer)
+    second = hf.WVA(model, 2.0).retain(importance_of(model)).attach(optimizer)
+    parts = model, optimizer, second, first
+    for _ in range(2):
+        train(model, [optimizer], 3)
+        copies = dict(zip(order, copy.deepcopy([parts[place] for place in order])))
+        twin, its = copies[0], copies[1]
+        train(model, [optimizer], 3)
+        train(twin, [its], 3)
+        assert same(weights_of(model), weights_of(twin))
+        parts = model, optimizer, *_ = tuple(copies[place] for place in range(4))
+
+
+@MODELS
 @KINDS
-@pytest.mark.parametrize("copied", [False, pytest.param(True, marks=UNKNOWN_AROUND)])
+@pytest.mark.parametrize("copied", [False, True])
 def test_an_optimizer_around_is_told_of_after_a_copy_too(build, kind, copied):
     model = build()
     optimizer = WeightedSam(model.parameters(), SGD, lr=0.1)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from holdfast.curvature.adapters import AdapterCurvature
 from holdfast.curvature.kronecker import KroneckerCurvature
-from holdfast.curvature.protocol import Curvature
+from holdfast.curvature.protocol import Curvature, missing_in
 from holdfast.errors import FileFormatError, NotFiniteError, OptionError
 
 _KINDS: dict[str, Any] = {"kronecker": KroneckerCurvature, "adapter": AdapterCurvature}
@@ -23,12 +23,16 @@ _Kind = TypeVar("_Kind", bound=type)
 def register_curvature(kind: str) -> Callable[[_Kind], _Kind]:
     """Let layers of this class be saved, copied and loaded: `@register_curvature("dense")`, where the class is defined.
 
-    Beside what `Curvature` asks for the class has `PARTS`, the names of its `tensors()`, and a class method
-    `described(form, parts, *, name, where)`, which gives the layer of this form and these tensors, and the shapes that
-    the tensors should have, by part.
+    Raises:
+        OptionError: the class lacks something of what a `Curvature` is.
     """
 
     def registered(cls: _Kind) -> _Kind:
+        if missing := missing_in(cls, Curvature):
+            raise OptionError(
+                f"register_curvature({kind!r}): {cls.__name__} lacks {', '.join(missing)}. The docstrings of "
+                "holdfast.Curvature say what each of them gives; one that has no meaning here raises OptionError."
+            )
         _KINDS[kind] = cls
         return cls
 

@@ -8,9 +8,11 @@ importance has a `diagonal` and such `layers`.
 
 from __future__ import annotations
 
+import inspect
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -30,18 +32,22 @@ class Group(Protocol):
     """Whether K has directions of its own, across its parameters: a budget projects along them, and an optimizer has
     to move all of the parameters or none."""
 
+    @abstractmethod
     def shapes(self, name: str) -> dict[str, tuple[int, ...]]:
         """Name -> shape of its parameters, in order; `name` is the first one's."""
         ...
 
+    @abstractmethod
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Any:
         """The same on another device or in another dtype."""
         ...
 
+    @abstractmethod
     def scaled(self, factor: float) -> Any:
         """Of factor * K."""
         ...
 
+    @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
         """Part -> tensor: all of it that is one."""
         ...
@@ -50,6 +56,7 @@ class Group(Protocol):
 class MeasuredLayer(Group, Protocol):
     """The importance of a layer, measured on one task."""
 
+    @abstractmethod
     def joined(self, held: Any, rule: Accumulate, *, num_tasks: int, share: float) -> tuple[Curvature, Tensor]:
         """What is held after this task.
 
@@ -71,26 +78,56 @@ class MeasuredLayer(Group, Protocol):
 class Curvature(Group, Protocol):
     """What is held of a layer: a quadratic K, half of which is the rise of the old tasks' loss.
 
-    `values` and `anchors` are tensors of its parameters, in order, in the dtype to compute in.
+    `values` and `anchors` are tensors of its parameters, in order, in the dtype to compute in. To be saved, loaded and
+    copied its class is registered (`register_curvature`), and has `PARTS`, `form` and `described`.
     """
 
+    PARTS: ClassVar[tuple[str, ...]]
+    """The names of its `tensors()`."""
+
+    @classmethod
+    @abstractmethod
+    def described(
+        cls, form: Any, parts: Mapping[str, Tensor], *, name: str, where: str
+    ) -> tuple[Self, dict[str, tuple[int, ...]]]:
+        """The layer that a file describes.
+
+        Args:
+            form: its `form`, not checked.
+            parts: its tensors, by part.
+            name: of its first parameter, for a message.
+            where: likewise.
+
+        Returns:
+            The layer, and the shapes that its tensors should have, by part.
+
+        Raises:
+            FileFormatError: the form is damaged.
+        """
+        ...
+
     @property
+    @abstractmethod
     def spectrum(self) -> Tensor:
         """S >= 0, the curvature along each direction that K is held in; its sum is the trace of K."""
         ...
 
+    @abstractmethod
     def diagonal(self) -> Tensor:
         """The curvature of each weight by itself, >= 0."""
         ...
 
+    @abstractmethod
     def rise(self, values: Sequence[Tensor], anchors: Sequence[Tensor]) -> Tensor:
         """1/2 d^T K d >= 0 for the displacement d; zero-dimensional, differentiable."""
         ...
 
+    @abstractmethod
     def gradient(self, values: Sequence[Tensor], anchors: Sequence[Tensor]) -> list[Tensor]:
         """K d, by parameter."""
         ...
 
+    @abstractmethod
     def pull(
         self,
         values: Sequence[Tensor],
@@ -110,11 +147,12 @@ class Curvature(Group, Protocol):
             before: what the last pull gave for the next one; None for none.
 
         Returns:
-            What is to be added to each of the values, the share of its way that each direction went, and what the next
-            pull starts from.
+            What is to be added to each of the values, the share of its way that each direction of the spectrum went (of
+            its shape, or empty where there is none), and what the next pull starts from.
         """
         ...
 
+    @abstractmethod
     def line(self, values: Sequence[Tensor], anchors: Sequence[Tensor], metrics: Sequence[float | Tensor]) -> Line:
         """What a budget projects along: after a pull of strength mu a coordinate c is c / (1 + mu S / M).
 
@@ -123,6 +161,7 @@ class Curvature(Group, Protocol):
         """
         ...
 
+    @abstractmethod
     def collapsed(
         self, own: Tensor, theta: Sequence[Tensor], mean: Sequence[Tensor]
     ) -> tuple[list[Tensor], Tensor, Tensor]:
@@ -139,9 +178,21 @@ class Curvature(Group, Protocol):
         ...
 
     @property
+    @abstractmethod
     def form(self) -> dict[str, Any]:
         """What of it is no tensor, as JSON values."""
         ...
+
+
+def missing_in(cls: type, protocol: type) -> list[str]:
+    """The names of a protocol's members that a class has not of its own: those it inherits from a protocol are empty.
+
+    An annotated field counts, such as one of a dataclass.
+    """
+    kinds = [kind for kind in protocol.__mro__ if Protocol in kind.__bases__]
+    members = {name for kind in kinds for name in (*vars(kind), *inspect.get_annotations(kind)) if name[0] != "_"}
+    own = {name for kind in cls.__mro__ if kind not in kinds for name in (*vars(kind), *inspect.get_annotations(kind))}
+    return sorted(members - own)
 
 
 def shapes_of(layers: Mapping[str, Group]) -> dict[str, Tensor]:
@@ -154,24 +205,29 @@ class Measured(Protocol):
     """An importance of any kind: what `retain` takes."""
 
     @property
+    @abstractmethod
     def layers(self) -> Mapping[str, MeasuredLayer]:
         """By the name of each layer's first parameter."""
         ...
 
     @property
+    @abstractmethod
     def diagonal(self) -> Importance:
         """Of the other parameters, one by one."""
         ...
 
     @property
+    @abstractmethod
     def info(self) -> ImportanceInfo:
         """How it was made."""
         ...
 
+    @abstractmethod
     def __mul__(self, factor: float) -> Measured:
         """Scaled."""
         ...
 
+    @abstractmethod
     def to_diagonal(self) -> Importance:
         """Of all parameters one by one.
 

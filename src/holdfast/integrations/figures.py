@@ -17,8 +17,8 @@ def logged_figures(keeper: Any, *, name: str = "") -> dict[str, float]:
     report = keeper.report()
     if report.num_tasks == 0:
         return {}
-    found = {"predicted_rise": report.predicted_rise, "pull_ratio": report.pull_ratio}
-    skills = report.skills if isinstance(keeper, Keeper) else ()
+    found: dict[str, float | None] = {"predicted_rise": report.predicted_rise, "pull_ratio": report.pull_ratio}
+    skills: tuple[tuple[float, float, float | None], ...] = report.skills if isinstance(keeper, Keeper) else ()
     if any(budget is not None for _, _, budget in skills):
         found["strength"] = report.strength
     for number, (increment, rise, _) in enumerate(skills):

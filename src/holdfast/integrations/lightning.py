@@ -21,8 +21,8 @@ class HoldfastCallback(Callback):
     ends. Its hooks tell a step from its closure: accumulation, clipping and gradient scalers are as in any loop.
     Its state is in Lightning's checkpoints, and a resumed fit goes on from it. Every `log_every_n_steps` it logs
     `predicted_rise` (EWC) and `pull_ratio`, the length of the pull over that of the task's step in the last step that
-    was measured (the keeper's own `log_every`); of skills with probes `rise_0` and `increment_0`, and so on, in nats per
-    target, and under a budget the `strength` in force. After the last step the lesson is closed (`Keeper.close`).
+    was measured (the keeper's own `log_every`); of skills with probes `rise_0` and `increment_0`, and so on, in nats
+    per target, and under a budget the `strength` in force. After the last step the lesson is closed (`Keeper.close`).
 
     Args:
         keeper: over the `LightningModule` or a part of it, such as the generator of a GAN; optimizers that train

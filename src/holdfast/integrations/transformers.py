@@ -31,8 +31,8 @@ class HoldfastCallback(TrainerCallback):
     The keeper is attached to the torch optimizer under Accelerate's wrapper when training begins and taken off when it
     ends. So it acts on the steps that really happen, after accumulation and clipping, and not on those that a
     `GradScaler` skips. Into every checkpoint goes the folder `holdfast`, what `keeper.save` writes, and a resumed
-    training goes on from it; probes are in it too. After the last step the lesson is closed (`Keeper.close`), before the
-    Trainer evaluates and saves. The logs of the Trainer get `predicted_rise` (EWC) and `pull_ratio`, the length of the
+    training goes on from it; probes are in it too. After the last step the lesson is closed (`Keeper.close`), before
+    the Trainer evaluates and saves. The logs of the Trainer get `predicted_rise` (EWC) and `pull_ratio`, the length of the
     pull over that of the task's step in the last step that was measured (the keeper's `log_every`); of skills with
     probes `rise_0` and `increment_0`, and so on, in nats per target, and under a budget the `strength` in force.
 
@@ -96,9 +96,7 @@ class HoldfastCallback(TrainerCallback):
             close_lesson(self.keeper)
         self.keeper.detach()
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Close the lesson after its last step, before the Trainer evaluates and saves."""
         if state.global_step >= state.max_steps:
             close_lesson(self.keeper)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from itertools import count
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from holdfast.retention.statistics import HeldStatistics
 from holdfast.retention.step import Step
 from holdfast.retention.unheld import UnheldDetector
 from holdfast.steps import Copies, StepHooks
+
+_places = count()
 
 
 class Attachment:
@@ -38,6 +41,8 @@ class Attachment:
     Attributes:
         num_steps: of this optimizer, held since the last task was closed.
         around: the kind of an optimizer around it, which may change the weights after its steps; None for none.
+        has_own_weights: whether it is known to go on from weights of its own, of which its user was told.
+        place: among the attachments of an optimizer; those of smaller ones are called first.
         figures: of the last measured step; None before the first.
     """
 
@@ -56,8 +61,10 @@ class Attachment:
         measured: Callable[[], None],
         num_steps: int = 0,
         around: str | None = None,
+        has_own_weights: bool = False,
     ) -> None:
         self.optimizer, self.around, self.num_steps = optimizer, around, num_steps
+        self.has_own_weights = has_own_weights
         self.figures: Figures | None = None
         self._mechanism, self._holdings, self._plan = mechanism, holdings, plan
         self._copies, self._unheld, self._statistics = copies, unheld, statistics
@@ -65,6 +72,12 @@ class Attachment:
         self._memory: dict[str, Any] = {}
         self._step: Step | None = None
         self._hooks = StepHooks(optimizer, before=self._before, gradients=self._at_gradients, after=self._after)
+        self.place = next(_places)
+
+    def place_last(self) -> None:
+        """Be called after all other attachments of the optimizer."""
+        self._hooks.place_last()
+        self.place = next(_places)
 
     def remove(self) -> None:
         """Leave the optimizer as it was."""
@@ -83,6 +96,7 @@ class Attachment:
         self._unheld.before_step()
         self._plan.gradients = {}
         if (key := self._copies.found()) is not None:
+            self.has_own_weights = True
             text = own_weights_warning(type(optimizer).__name__, key)
             warnings.warn(f"{self._mechanism.name}: {text}", stacklevel=2)
         holdings, measured = self._holdings, self._is_measured()
@@ -128,8 +142,12 @@ class Attachment:
             self._measured()
 
     def _is_measured(self) -> bool:
-        """Whether the coming step is one of every `log_every`, among those after which the mechanism acts."""
-        period = self._mechanism.period
+        """Whether the coming step is one of every `log_every`, among those after which the mechanism acts.
+
+        A pull to anchors that is in the gradients is measured one step later: in a task's first step it is zero.
+        """
+        period, pulls_before = self._mechanism.period, self._mechanism.anchored and not self._mechanism.moves_weights
         if not self._log_every or (self.num_steps + 1) % period:
             return False
-        return (self.num_steps // period) % max(1, self._log_every // period) == 0
+        every = max(1, self._log_every // period)
+        return (self.num_steps // period - pulls_before) % every == 0

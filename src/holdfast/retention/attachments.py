@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import reduce
 from operator import add
 from typing import Any
@@ -55,6 +56,9 @@ class Attachments:
         self._ratios: Ratios = None, None  # of the steps before the last `count_from`
         self._unheld = UnheldDetector(self._warn_unheld, self._warn_moved_around)
 
+    def __iter__(self) -> Iterator[Attachment]:
+        return iter(self._all)
+
     @property
     def optimizers(self) -> list[Optimizer]:
         """Without what wraps them."""
@@ -81,11 +85,9 @@ class Attachments:
             raise StateError(f"{name}: already attached to this {type(bare).__name__}. Call detach() first.")
         parameters = trainable_parameters(self._model)
         check_real(parameters, where=f"{name}.attach")
-        own = {id(parameter) for parameter in parameters.values()}
-        trained = [p for group in bare.param_groups for p in group["params"] if id(p) in own]
-        if not trained:
+        if not self._trained_by(bare):
             raise ParameterMismatchError(
-                f"{name}: this {type(bare).__name__} trains none of the {len(own)} trainable parameters of "
+                f"{name}: this {type(bare).__name__} trains none of the {len(parameters)} trainable parameters of "
                 f"{type(unwrap(self._model)).__name__}. Build the optimizer from the same model's parameters()."
             )
         messages = list(self._mechanism.check(bare))
@@ -93,21 +95,57 @@ class Attachments:
             messages.append(own_weights_warning(kind))
         for message in messages:
             warnings.warn(f"{name}: {message}", stacklevel=3)
-        holdings = self._holdings
-        holdings.follow_shards()
-        around = optimizer_around(optimizer, bare)
-        attachment = Attachment(
+        self._add(
             bare,
+            new_parameters=new_parameters,
+            log_every=log_every,
+            around=optimizer_around(optimizer, bare),
+            has_own_weights=kind is not None,
+        )
+
+    def add_copies(
+        self, originals: Iterable[Attachment], memo: dict[Any, Any], *, new_parameters: str, log_every: int
+    ) -> None:
+        """Attach the deep copies of optimizers, as the originals are attached to these; no warning is repeated.
+
+        Args:
+            originals: attachments of the keeper that is copied.
+            memo: of `copy.deepcopy`. Copies of several keepers at one optimizer act in the order of their originals.
+            new_parameters: see `Keeper`.
+            log_every: likewise.
+        """
+        for original in originals:
+            bare = copy.deepcopy(original.optimizer, memo)
+            own, around = original.has_own_weights, original.around
+            twin = self._add(
+                bare, new_parameters=new_parameters, log_every=log_every, around=around, has_own_weights=own
+            )
+            twins = memo.setdefault("holdfast attachments", {}).setdefault(id(bare), {})
+            twins[original.place] = twin
+            for place in sorted(place for place in twins if place > original.place):
+                twins[place].place_last()
+
+    def _trained_by(self, optimizer: Optimizer) -> list[nn.Parameter]:
+        own = {id(parameter) for parameter in trainable_parameters(self._model).values()}
+        return [p for group in optimizer.param_groups for p in group["params"] if id(p) in own]
+
+    def _add(
+        self, optimizer: Optimizer, *, new_parameters: str, log_every: int, around: str | None, has_own_weights: bool
+    ) -> Attachment:
+        holdings, trained = self._holdings, self._trained_by(optimizer)
+        holdings.follow_shards()
+        attachment = Attachment(
+            optimizer,
             mechanism=self._mechanism,
             holdings=holdings,
             plan=Plan(
                 self._model,
                 new_parameters=new_parameters,
                 forms=holdings.forms,
-                where=name,
+                where=self._mechanism.name,
                 residuals=holdings.residuals if self._mechanism.moves_weights else None,
             ),
-            copies=Copies(bare, trained if kind is None else []),
+            copies=Copies(optimizer, [] if has_own_weights else trained),
             unheld=self._unheld,
             statistics=self._statistics,
             log_every=log_every,
@@ -115,11 +153,13 @@ class Attachments:
             measured=self._measured,
             num_steps=self._resumed.pop(0) if self._resumed else 0,
             around=around,
+            has_own_weights=has_own_weights,
         )
         self._all.append(attachment)
         self._unheld.add(moved_by_steps_alone(trained, self._model), around=around is not None)
         if holdings.held.num_tasks:
             self.watch()
+        return attachment
 
     def remove(self) -> None:
         """Take every hook off again, of the model too."""

@@ -20,7 +20,7 @@ from holdfast.memory import Retained
 from holdfast.retention import force
 from holdfast.retention.budget import solve_multiplier
 from holdfast.retention.keeper import Keeper
-from holdfast.retention.mechanism import Mechanism, check_budget, check_choices, check_option, check_strength
+from holdfast.retention.mechanism import Mechanism, as_budget, as_strength, check_choices, check_option
 from holdfast.retention.options import KeeperOptions, check_implicit, in_nats, is_unsteady, no_rate, unsteady_warning
 from holdfast.retention.parts import Block
 from holdfast.retention.plan import LayerPart
@@ -64,9 +64,10 @@ class Elastic(Mechanism):
         if self.strength is None and self.budget is None:
             self.strength = 1.0
         if self.strength is not None:
-            check_strength(self.strength, where=self.name)
+            self.strength = as_strength(self.strength, where=self.name)
+        if self.budget is not None:
+            self.budget = as_budget(self.budget, where=self.name)
         check_choices(self, type(self), where=self.name)
-        check_budget(self.budget, where=self.name)
         counts = isinstance(self.every, int) and self.every >= 1
         check_option(counts, "every", self.every, "a whole number >= 1", where=self.name)
         check_implicit(self.pull, strength=self.strength, budget=self.budget, every=self.every)
@@ -354,9 +355,9 @@ class EWC(Keeper):
     def strength(self, value: float) -> None:
         if self.mechanism.strength is None:
             raise OptionError("EWC: it keeps a budget, not a strength. Set budget, or build another.")
-        check_strength(value, where=self.name)
-        check_implicit(self.pull, strength=value, budget=None, every=self.every)
-        self.mechanism.strength = value
+        strength = as_strength(value, where=self.name)
+        check_implicit(self.pull, strength=strength, budget=None, every=self.every)
+        self.mechanism.strength = strength
 
     @property
     def budget(self) -> float | None:
@@ -367,9 +368,7 @@ class EWC(Keeper):
     def budget(self, value: float) -> None:
         if self.mechanism.budget is None:
             raise OptionError("EWC: it keeps a strength, not a budget. Set strength, or build another.")
-        check_option(value is not None, "budget", value, "nats above 0, per target", where=self.name)
-        check_budget(value, where=self.name)
-        self.mechanism.budget = value
+        self.mechanism.budget = as_budget(value, where=self.name)
 
     @property
     def pull(self) -> Pull:

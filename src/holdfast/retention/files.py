@@ -26,6 +26,7 @@ from holdfast.memory.reference import Reference, references_from, references_to_
 from holdfast.memory.stored import AnyTensor, AnyTensorMap, from_tensors, read, to_tensors
 from holdfast.records import check_importance_values
 from holdfast.retention.checks import NUMBERS, check_numbers
+from holdfast.retention.report import counted
 from holdfast.tensors import TensorMap, shard, whole_on_first
 from holdfast.version import __version__
 
@@ -256,7 +257,7 @@ def _card(content: Mapping[str, Any], held: Retained) -> str:
     mechanism = content["mechanism"]
     return f"""# Skills of {content["model"]}, held by {mechanism}
 
-Saved with holdfast {content["library_version"]}: {held.num_tasks} tasks, {weights:,} weights.
+Saved with holdfast {content["library_version"]}: {counted(held.num_tasks, "task")}, {weights:,} weights.
 Options: {options}
 
     import holdfast as hf

@@ -18,7 +18,7 @@ from holdfast.memory.stored import shapes_of_any
 from holdfast.records import check_names
 from holdfast.retention import files
 from holdfast.retention.checks import check_anchors, check_extra, check_retained
-from holdfast.retention.options import check_on_disk, no_factors_in_shards
+from holdfast.retention.options import check_on_disk, no_layers_in_shards
 from holdfast.retention.statistics import check_statistics
 from holdfast.tensors import (
     Shards,
@@ -115,7 +115,7 @@ class Holdings:
         """
         diagonal, layers = importance.diagonal, importance.layers
         if layers and self.shards is not None:
-            raise OptionError(no_factors_in_shards(self._where))
+            raise OptionError(no_layers_in_shards(self._where))
         parameters = all_parameters(self._model)  # frozen ones have an anchor too, should they be unfrozen
         weights = {name: local(parameter.detach()) for name, parameter in parameters.items()}
         devices = {name: weight.device for name, weight in weights.items()}
@@ -243,7 +243,7 @@ class Holdings:
 
     def _check_sharded(self, held: Retained) -> None:
         if held.layers:
-            raise OptionError(no_factors_in_shards(self._where))
+            raise OptionError(no_layers_in_shards(self._where))
         if self.checkpoint is not None:
             raise OptionError(
                 f"{self._where}: the model is sharded, and anchors={self.checkpoint!r} are whole on disk. Leave that "

@@ -23,12 +23,12 @@ from holdfast.records import Importance, ImportanceInfo, check_names, check_shap
 from holdfast.retention.attachments import Attachments
 from holdfast.retention.closing import Rewound, go_back, new_task_cost
 from holdfast.retention.holdings import Holdings
-from holdfast.retention.mechanism import Mechanism, check_budget, check_choices, check_mechanism, check_option
+from holdfast.retention.mechanism import Mechanism, as_budget, check_choices, check_mechanism, check_option
 from holdfast.retention.options import KeeperOptions, NewParameters, check_rule_of
 from holdfast.retention.persistence import Persistent
 from holdfast.retention.plan import check_covered, check_held_shapes, check_same_curvature
 from holdfast.retention.replicas import check_replicas
-from holdfast.retention.report import Report
+from holdfast.retention.report import Report, counted
 from holdfast.retention.rise import layers_rise, weights_rise
 from holdfast.retention.skills import Skill, Skills
 from holdfast.retention.statistics import HeldStatistics, Statistics
@@ -130,8 +130,8 @@ class Keeper(Persistent):
         options = ", ".join(f"{k}={v!r}" for k, v in self.mechanism.options().items() if v is not None)
         weights = sum(value.numel() for value in self.held.covered.values())
         attached = ", ".join(type(optimizer).__name__ for optimizer in self.optimizers) or "no optimizer"
-        model, tasks = type(unwrap(self.model)).__name__, self.held.num_tasks
-        return f"{self.name}({model}, {options}: {tasks} tasks, {weights:,} weights held, attached to {attached})"
+        model, tasks = type(unwrap(self.model)).__name__, counted(self.held.num_tasks, "task")
+        return f"{self.name}({model}, {options}: {tasks}, {weights:,} weights held, attached to {attached})"
 
     # --- what a user does
 
@@ -190,7 +190,8 @@ class Keeper(Persistent):
             OptionError: the metric of its steps cannot be known, for want of a learning rate.
 
         Warns where weights are known to move without being held: an optimizer with weights of its own now, any other as
-        soon as it is seen (`holdfast.retention.unheld`).
+        soon as it is seen (`holdfast.retention.unheld`). An optimizer stays attached, and in memory, until `detach`:
+        where each task or epoch builds a new one, `keeper.detach().attach(optimizer)`.
         """
         self._attachments.add(optimizer, new_parameters=self.new_parameters, log_every=self.log_every)
         return self
@@ -331,7 +332,7 @@ class Keeper(Persistent):
         Cost: about 15 forward passes over the probes, four times as many with `data`.
         """
         where = f"{self.name}.rewind"
-        check_budget(budget, where=where)
+        budget = None if budget is None else as_budget(budget, where=where)
         if not self.mechanism.anchored:
             raise OptionError(f"{where}: {self.name} keeps no anchors to go back to. Hold with EWC.")
         if not self.held.num_tasks:
@@ -423,8 +424,9 @@ class Keeper(Persistent):
         Keeper.__init__(twin, copied(self.model, memo, where=self.name), mechanism, **self._own_options())
         tensors, notes = self.state()
         twin.load_state({name: tensor.clone() for name, tensor in tensors.items()}, notes)
-        for optimizer in self.optimizers:
-            twin.attach(copy.deepcopy(optimizer, memo))
+        twin._attachments.add_copies(
+            self._attachments, memo, new_parameters=self.new_parameters, log_every=self.log_every
+        )
         of_subclass = vars(self).keys() - vars(twin).keys()
         vars(twin).update({name: copy.deepcopy(vars(self)[name], memo) for name in of_subclass})
         return twin

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import fields, is_dataclass
+from numbers import Real
 from typing import Any, ClassVar
 
+from torch import Tensor
 from torch.optim import Optimizer
 
 from holdfast.choices import choices_of
@@ -158,21 +161,43 @@ def check_mechanism(mechanism: object, *, taken: Collection[str]) -> None:
         check_option(known, name, value, "a number, a string or None; or its name in `unsaved`", where=where)
 
 
-def check_strength(strength: object, *, where: str) -> None:
-    """Raise `OptionError` unless it is a number from 0 to infinity."""
-    check_option(
-        isinstance(strength, int | float) and not isinstance(strength, bool) and strength >= 0,
-        "strength",
-        strength,
-        "a number from 0 to infinity",
-        where=where,
-    )
+def as_strength(value: object, *, where: str) -> float:
+    """A strength as Python's own number.
+
+    Raises:
+        OptionError: it is no real number from 0 to infinity.
+    """
+    number = _as_number(value)
+    check_option(number >= 0, "strength", _shown(value, number), "a number from 0 to infinity", where=where)
+    return number
 
 
-def check_budget(budget: object, *, where: str) -> None:
-    """Raise `OptionError` unless it is None or a number above 0."""
-    holds = budget is None or (isinstance(budget, int | float) and not isinstance(budget, bool) and budget > 0)
-    check_option(holds, "budget", budget, "nats above 0, per target", where=where)
+def as_budget(value: object, *, where: str) -> float:
+    """A budget as Python's own number.
+
+    Raises:
+        OptionError: it is no real number above 0.
+    """
+    number = _as_number(value)
+    check_option(number > 0, "budget", _shown(value, number), "nats above 0", where=where)
+    return number
+
+
+def _as_number(value: object) -> float:
+    """A real number of any kind, NumPy's and zero-dimensional tensors too, as an int or float; NaN for what is none."""
+    if isinstance(value, Tensor) and value.dim() == 0:
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return math.nan
+    try:
+        number = float(value)
+    except OverflowError:  # a whole number or fraction beyond all floats
+        return math.inf if abs(value) == value else -math.inf
+    return value if type(value) is int else number
+
+
+def _shown(value: object, number: float) -> object:
+    return value if math.isnan(number) else number
 
 
 def check_choices(record: object, kind: type, *, where: str) -> None:

@@ -38,7 +38,7 @@ class Figures:
 
     @property
     def pinned_share(self) -> float | None:
-        """Of the protected weights, 0..1."""
+        """Of the protected weights, 0..1; None where no shares were known."""
         return self.pinned / self.protected if self.protected else None
 
     @property
@@ -65,11 +65,17 @@ class Meter:
         shares: Sequence[Tensor],
         importance: Sequence[Tensor],
     ) -> None:
-        """Count some weights: the task's step and the pull on each, the share it was taken back by, its importance."""
+        """Count some weights: the task's step and the pull on each, the share it was taken back by, its importance.
+
+        Where no shares are known, only the lengths are counted.
+        """
         self._steps.add(increment.float().square().sum() for increment in increments)
         self._pulls.add(pull.float().square().sum() for pull in pulls)
-        self._pinned.add((share > 0.5).sum() for share in shares)
-        self._protected.add((value > 0).sum() for value in importance)
+        if shares:
+            self._pinned.add(
+                ((share > 0.5) & (value > 0)).sum() for share, value in zip(shares, importance, strict=True)
+            )
+            self._protected.add((value > 0).sum() for value in importance)
 
     def read(self) -> Figures:
         """What they come to."""

@@ -67,9 +67,9 @@ def check_on_disk(path: str | os.PathLike[str], forms: Forms, accumulate: Accumu
         )
 
 
-def no_factors_in_shards(where: str) -> str:
-    """What to say of Kronecker factors where the model is sharded."""
-    return f"{where}: the model is sharded, and Kronecker factors hold whole layers. Retain importance.to_diagonal()."
+def no_layers_in_shards(where: str) -> str:
+    """What to say of layers that are held as a whole where the model is sharded."""
+    return f"{where}: the model is sharded, and this importance is of whole layers. Retain importance.to_diagonal()."
 
 
 def in_nats(importance: Measured, *, where: str) -> Measured:

@@ -173,9 +173,9 @@ class Persistent:
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         raise TypeError(
-            f"{self.mechanism.name}: a keeper is bound to its model and optimizers, and is neither pickled nor copied "
-            "alone. Use save(folder) and load(folder, model), state_dict(), or copy.deepcopy((model, optimizer, "
-            "keeper))."
+            f"{self.mechanism.name}: a keeper is bound to its model and optimizers: it is not pickled, and copy.copy "
+            "cannot copy it without them. Use save(folder) and load(folder, model), state_dict(), or "
+            "copy.deepcopy((model, optimizer, keeper)), which copies all three."
         )
 
     def _own_options(self) -> dict[str, Any]:

@@ -17,8 +17,8 @@ from holdfast.memory.stored import AnyTensor, read
 from holdfast.records import check_shapes
 from holdfast.retention.parts import Part
 from holdfast.retention.rounding import is_half, no_residual, round_, with_residual
-from holdfast.steps import UserMetric, metric_values, step_metrics
-from holdfast.tensors import all_parameters, chunks, local, trainable_parameters, wide_dtype
+from holdfast.steps import UserMetric, metric_values, rests, step_metrics
+from holdfast.tensors import all_parameters, check_real, chunks, local, trainable_parameters, wide_dtype
 
 
 @dataclass(frozen=True)
@@ -69,23 +69,27 @@ class LayerPart:
                 described = step_metrics(optimizer, group, [parameter], user_metric=user_metric)
                 values = metric_values(described, [parameter])
                 found[index] = values[0] if isinstance(values, list) else values
-        still = [not isinstance(metric, Tensor) and metric == math.inf for metric in found]
-        if self.curvature.has_directions and any(still) and not all(still):
-            raise StateError(apart_message(self.name, where))
+        self._check_together([isinstance(metric, Tensor) or metric != math.inf for metric in found], where=where)
         return found
 
     def stepped(self, gradients: Mapping[int, Tensor], *, where: str) -> bool:
-        """Whether the optimizer moves the layer in this step: it has gradients, now or in `gradients`.
+        """Whether the optimizer moves the layer in this step.
+
+        A parameter moves that has a gradient, now or in `gradients`, and a learning rate other than zero.
 
         Raises:
             StateError: it moves some of the parameters, and the layer moves as one.
         """
-        trained = [p for p, group in zip(self.parameters, self.groups, strict=True) if group is not None]
+        columns = zip(self.parameters, self.groups, strict=True)
+        trained = [p for p, group in columns if group is not None and not rests(group)]
         self.moved.clear()
         self.moved.update(p for p in trained if p.grad is not None or id(p) in gradients)
-        if self.curvature.has_directions and 0 < len(self.moved) < len(self.parameters):
-            raise StateError(apart_message(self.name, where))
+        self._check_together([p in self.moved for p in self.parameters], where=where)
         return bool(self.moved)
+
+    def _check_together(self, moves: Sequence[bool], *, where: str) -> None:
+        if self.curvature.has_directions and any(moves) and not all(moves):
+            raise StateError(apart_message(self.curvature.shapes(self.name), moves, where=where))
 
 
 class Plan:
@@ -127,6 +131,7 @@ class Plan:
         Raises:
             ParameterMismatchError: if a parameter changed its shape, or under `new_parameters="error"` if the optimizer
                 trains parameters of the model that have no importance.
+            UnsupportedLayerError: a trainable parameter is not of real numbers, or no longer.
         """
         for part in self.all_parts(optimizer, held):
             stepped = part.stepped(self.gradients)
@@ -134,11 +139,11 @@ class Plan:
                 yield stepped
 
     def layers(self, optimizer: Optimizer, held: Retained) -> list[LayerPart]:
-        """The layers held by Kronecker factors, moved by this step or not.
+        """The layers that are held as a whole, moved by this step or not.
 
         Raises:
             ParameterMismatchError: as for `parts`.
-            StateError: the optimizer trains a layer's weight without its bias, or the bias without the weight.
+            StateError: the optimizer trains some of a layer's parameters, and the layer moves as one.
         """
         self.all_parts(optimizer, held)
         return self._layers
@@ -173,7 +178,9 @@ class Plan:
         return self._parts
 
     def _find(self, optimizer: Optimizer, held: Retained) -> list[Part]:
-        names = {id(parameter): name for name, parameter in trainable_parameters(self.model).items()}
+        parameters = trainable_parameters(self.model)
+        check_real(parameters, where=self._where)
+        names = {id(parameter): name for name, parameter in parameters.items()}
         check_held_shapes(held, self.model, where=self._where)
         check_covered(
             [names[id(p)] for g in optimizer.param_groups for p in g["params"] if id(p) in names],
@@ -219,7 +226,8 @@ class Plan:
             if not any(group is not None for group in trained):
                 continue
             if len(found) < len(names) or (layer.has_directions and None in trained):
-                raise StateError(apart_message(name, self._where))
+                moves = [n in parameters and id(parameters[n]) in groups for n in names]
+                raise StateError(apart_message(names, moves, where=self._where))
             weight, dtype = found[0], wide_dtype(found[0])
             anchors = [read(held.anchors[n], dtype=dtype, device=weight.device) for n in names]
             moved = layer.to(weight.device, dtype)
@@ -232,11 +240,14 @@ def _place(parameter: Tensor) -> int:
     return local(parameter.detach()).data_ptr()
 
 
-def apart_message(name: str, where: str) -> str:
-    """What to say of a layer whose weight moves without its bias, or the bias without the weight."""
+def apart_message(names: Iterable[str], moves: Iterable[bool], *, where: str) -> str:
+    """What to say of a layer some of whose parameters move without the others."""
+    moved, resting = (
+        ", ".join(repr(name) for name, is_moved in zip(names, moves) if is_moved == wanted) for wanted in (True, False)
+    )
     return (
-        f"{where}: the optimizer moves only one of {name!r} and its bias, and a layer held by Kronecker factors moves "
-        "as one. Train both with one optimizer, or retain importance.to_diagonal()."
+        f"{where}: the optimizer moves {moved} without {resting}, and they are held as one layer. Train all of it with "
+        "one optimizer, at learning rates above 0, or retain importance.to_diagonal()."
     )
 
 
@@ -247,7 +258,7 @@ def check_held_shapes(held: Retained, model: nn.Module, *, where: str) -> None:
 
 
 def check_same_curvature(new: Iterable[str], layered: Iterable[str], held: Retained, *, where: str) -> None:
-    """Raise `OptionError` for parameters held by factors for some tasks and by a diagonal for others.
+    """Raise `OptionError` for parameters held in a layer for some tasks and one by one for others.
 
     Args:
         new: names that the new importance covers.
@@ -259,8 +270,8 @@ def check_same_curvature(new: Iterable[str], layered: Iterable[str], held: Retai
     mixed = sorted((before & set(new)) - now) + sorted(now & set(held.importance))
     if mixed:
         raise OptionError(
-            f"{where}: {', '.join(map(repr, mixed))} would be held by Kronecker factors for some tasks and by a "
-            "diagonal for others. Retain every task's kfac, or every task's to_diagonal()."
+            f"{where}: {', '.join(map(repr, mixed))} would be held in a layer for some tasks and weight by weight for "
+            "others. Retain one kind of importance for every task, such as kfac, or every task's to_diagonal()."
         )
 
 

@@ -5,6 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 
+def counted(number: int, noun: str) -> str:
+    """A number and its noun, such as "1 task" or "2 tasks"."""
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
 @dataclass(frozen=True)
 class Report:
     """A keeper's state in figures.
@@ -15,8 +20,10 @@ class Report:
         num_steps: optimizer steps that were held back since the last task was closed.
         strength: the strength; under a budget the multiplier that stood in its place in the last step.
         protected: share of the model's trainable weights with an importance above zero, 0..1.
-        pinned: share of the protected weights that the last measured step took back by more than half, 0..1.
-        pull_ratio: length of the pull over the length of the task's step, in the last measured step.
+        pinned: share of the protected weights that the last measured step took back by more than half, 0..1;
+            None before a step was measured, and for pulls that are not implicit.
+        pull_ratio: length of the pull over the length of the task's step, in the last measured step; likewise None
+            before one.
         predicted_rise: what the old tasks' loss has risen by the quadratic model, in `rise_unit`.
         rise_unit: "nats", or the importance's own unit where its factor to nats is not known.
         skills: of each that has probes, when it was last measured, in nats per target: what its rise has grown by in
@@ -38,8 +45,8 @@ class Report:
         """One line, the one that is logged."""
         if self.num_tasks == 0:
             return f"{self.mechanism}: off, no task is retained yet"
-        parts = [f"{self.mechanism}: {self.num_tasks} task{'s' * (self.num_tasks > 1)} held"]
-        parts.append(f"{self.num_steps} steps")
+        parts = [f"{self.mechanism}: {counted(self.num_tasks, 'task')} held"]
+        parts.append(counted(self.num_steps, "step"))
         if self.strength is not None:
             parts.append(f"strength {self.strength:.4g}")
         parts.append(f"{self.protected:.1%} of the weights protected")

@@ -14,7 +14,7 @@ from holdfast.errors import FileFormatError, OptionError
 from holdfast.probes import Probes
 from holdfast.probes.files import probes_from_state, probes_to_state
 from holdfast.retention.controller import Controller
-from holdfast.retention.mechanism import check_budget, check_option
+from holdfast.retention.mechanism import as_budget, check_option
 
 
 @dataclass
@@ -129,7 +129,7 @@ class Skills:
             NotFiniteError, StateError: as `Probes.rise`.
         """
         where = f"{self._where}.retain"
-        check_budget(budget, where=where)
+        budget = None if budget is None else as_budget(budget, where=where)
         known = probes is None or isinstance(probes, Probes)
         check_option(known, "probes", type(probes).__name__, "what hf.probes_of gives", where=where)
         if budget is not None and (probes is None or of_keeper is None):

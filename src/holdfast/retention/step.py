@@ -61,7 +61,8 @@ class Step:
         Args:
             increments: what the optimizer's step added to each of them.
             pulls: what the mechanism added.
-            shares: of its increment or distance, taken back: 0..1; may be empty.
+            shares: of its increment or distance, taken back: 0..1, of the importance's shape; empty where they are
+                not known, and none of these weights is counted as pinned or not.
             importance: of each.
         """
         if self.meter is not None:

@@ -29,7 +29,7 @@ def add_to_gradients(step: Step, strength: float) -> None:
         pulls = torch._foreach_sub(block.weights, block.anchors)
         pulls = torch._foreach_mul(pulls, block.importance)
         torch._foreach_mul_(pulls, -strength if part.group.get("maximize") else strength)
-        step.measure(block.gradients, pulls, [], block.importance)
+        step.measure(block.gradients, pulls, [], [])
         for gradient, pull in zip(block.gradients, pulls, strict=True):
             gradient.add_(pull)
     for layer in step.layers():

@@ -14,7 +14,7 @@ from holdfast.curvature import Measured
 from holdfast.errors import OptionError
 from holdfast.retention.force import Attenuation, relative_force, relative_share
 from holdfast.retention.keeper import Keeper
-from holdfast.retention.mechanism import Mechanism, check_budget, check_choices, check_option, check_strength
+from holdfast.retention.mechanism import Mechanism, as_budget, as_strength, check_choices, check_option
 from holdfast.retention.options import KeeperOptions, is_unsteady, unsteady_warning
 from holdfast.retention.route import Route
 from holdfast.retention.step import Step
@@ -40,8 +40,9 @@ class Viscous(Mechanism):
         found = f"strength {self.strength!r} and budget {self.budget!r}"
         check_option(one, "one of them", found, "one of strength= and budget=", where="WVA")
         if self.strength is not None:
-            check_strength(self.strength, where="WVA")
-        check_budget(self.budget, where="WVA")
+            self.strength = as_strength(self.strength, where="WVA")
+        if self.budget is not None:
+            self.budget = as_budget(self.budget, where="WVA")
         check_choices(self, type(self), where="WVA")
         self._route = Route()
 
@@ -86,15 +87,6 @@ class Viscous(Mechanism):
                 'gradient by its own size. Use on="increments".'
             )
 
-    def accepted(self, importance: Measured, *, where: str) -> Measured:
-        """Weights one by one."""
-        if importance.layers:
-            raise OptionError(
-                f"{where}: this importance ({importance.info.kind}) has Kronecker factors, and WVA holds weights one "
-                "by one. Retain its diagonal, importance.to_diagonal(), or use EWC."
-            )
-        return importance
-
     def steering(self, importance: Measured) -> tuple[float, float]:
         """From where a weight of mean importance moves a thousandth: what has moved is not brought back."""
         values = importance.diagonal.values()
@@ -124,7 +116,8 @@ class WVA(Keeper):
 
     It is EWC's step with an anchor that moves: the weights before the step. So it needs no anchors in memory,
     and the weights before the step are recomputed from the optimizer's state (SGD, momentum, Nesterov, Adam, AdamW
-    in float32) instead of copied; where that is impossible a copy is kept during the step.
+    in float32) instead of copied; where that is impossible a copy is kept during the step. It holds weights one by one:
+    of a `FactoredImportance` it takes the diagonal.
 
     Args:
         model: the model; tied weights count once, frozen ones are left out, wrappers are seen through.
@@ -174,8 +167,7 @@ class WVA(Keeper):
     def strength(self, value: float) -> None:
         if self.mechanism.strength is None:
             raise OptionError("WVA: it keeps a budget, not a strength. Build another.")
-        check_strength(value, where="WVA")
-        self.mechanism.strength = value
+        self.mechanism.strength = as_strength(value, where="WVA")
 
     @property
     def budget(self) -> float | None:

@@ -3,7 +3,16 @@
 from holdfast.steps.gradients import BackwardGradients
 from holdfast.steps.hooks import StepHooks, bare_optimizer, optimizer_around
 from holdfast.steps.increments import CopiedIncrement, Increment, can_recompute, step_increments
-from holdfast.steps.metric import Metric, RootMetric, UserMetric, metric_values, step_metrics, unknown_rate, update_rule
+from holdfast.steps.metric import (
+    Metric,
+    RootMetric,
+    UserMetric,
+    metric_values,
+    rests,
+    step_metrics,
+    unknown_rate,
+    update_rule,
+)
 from holdfast.steps.own_weights import Copies, weights_of_wrapper
 
 __all__ = [
@@ -19,6 +28,7 @@ __all__ = [
     "can_recompute",
     "metric_values",
     "optimizer_around",
+    "rests",
     "step_increments",
     "step_metrics",
     "unknown_rate",

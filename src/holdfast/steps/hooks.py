@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from holdfast.errors import StateError
 
@@ -121,9 +122,15 @@ class StepHooks:
     ) -> None:
         self.optimizer = optimizer
         self._before, self._gradients, self._after = before, gradients, after
+        self._handles: list[RemovableHandle] = []
+        self.place_last()
+
+    def place_last(self) -> None:
+        """Be called after all other hooks of the optimizer that there are now."""
+        self.remove()
         self._handles = [
-            optimizer.register_step_pre_hook(self._pre_step),
-            optimizer.register_step_post_hook(self._post_step),
+            self.optimizer.register_step_pre_hook(self._pre_step),
+            self.optimizer.register_step_post_hook(self._post_step),
         ]
 
     def remove(self) -> None:

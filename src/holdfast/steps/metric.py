@@ -81,6 +81,11 @@ def unknown_rate(optimizer: Optimizer) -> str | None:
     return None
 
 
+def rests(group: Mapping[str, Any]) -> bool:
+    """Whether the learning rate of a parameter group is zero, so that its steps move nothing."""
+    return isinstance(group.get("lr"), int | float | Tensor) and float(group["lr"]) == 0
+
+
 def step_metrics(
     optimizer: Optimizer,
     group: Mapping[str, Any],
@@ -95,9 +100,9 @@ def step_metrics(
     """
     if user_metric is not None:
         return [_given(user_metric(group, p, optimizer.state.get(p, {})), p) for p in parameters]
-    lr = float(group["lr"]) if "lr" in group else 1.0
-    if lr == 0:
+    if rests(group):
         return [math.inf] * len(parameters)
+    lr = float(group["lr"]) if "lr" in group else 1.0
     match update_rule(optimizer):
         case "sgd" if group["momentum"]:
             return [_momentum_metric(lr, group["momentum"], group["dampening"])] * len(parameters)

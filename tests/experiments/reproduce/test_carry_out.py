@@ -110,6 +110,8 @@ def test_redrawn_the_answer_keeps_its_date(tmp_path: Path):
     assert "2001-02-03" in answer(recipe, found, {}, results=tmp_path, command="it").page.read_text()
     assert path.read_bytes() == before
     assert written.page.read_text() != ""
+    others = small(slope=0.5)  # as many runs, of another protocol
+    assert "2001-02-03" not in answer(others, filled(others), {}, results=tmp_path, command="it").page.read_text()
 
 
 def test_measurements_are_kept_as_they_are_made(tmp_path: Path):

@@ -92,6 +92,12 @@ def _check_identity(folder: Path, identity: Mapping[str, Any]) -> None:
         return
     found = read_json(path)
     changed = [name for name in sorted({*found, *identity}) if found.get(name) != identity.get(name)]
+    if unknown := [name for name in changed if name not in identity]:
+        options = ", ".join(f"{name} ({found[name]!r})" for name in unknown)
+        raise RunMismatchError(
+            f"{folder} is of a training by another version of holdfast, with {options}, which this one does not know. "
+            "Go on with that version, or delete the folder to begin anew."
+        )
     if changed:
         raise RunMismatchError(
             f"{folder} is of a training with another {', '.join(changed)}. Give the same command to go on, or delete "

@@ -92,10 +92,10 @@ def keeper_of(model: LanguageModel, importance: AnyImportance, holding: HoldOpti
     Warns:
         UserWarning: a budget over an importance that was not rehearsed.
     """
-    if importance.layers and (holding.method != "ewc" or holding.budget is not None):
+    if importance.layers and holding.budget is not None:
         raise OptionError(
-            "finetune: this importance has Kronecker factors, which neither --budget nor --method wva can hold. Give "
-            "--method ewc --strength S, or measure another --kind."
+            "finetune: this importance has Kronecker factors, which --budget cannot hold. Give --strength S, or "
+            "measure another --kind."
         )
     if holding.budget is not None and not importance.info.details.get(REHEARSED):
         warnings.warn(

@@ -25,6 +25,7 @@ from holdfast.experiments.reproduce.store import (
     note_divergence,
     read_compact,
     read_measured,
+    read_outcomes,
     write_outcomes,
 )
 from holdfast.experiments.run import EventCallback
@@ -147,12 +148,13 @@ def _versions(findings: RecipeFindings) -> dict[str, str]:
 
 
 def _date(findings: RecipeFindings, folder: Path) -> str:
-    """Today, or, where nothing was added since, the day on which the folder was written."""
+    """Today, or, where the folder has these runs and measurements already, the day on which it was written."""
     path = folder / RESULTS
     if path.exists():
         before = read_compact(path)
-        same = len(before["runs"]) == len(findings.outcomes) and len(before["measured"]) == len(findings.measured)
-        if same and before["date"]:
+        runs = {outcome.config for outcome in read_outcomes(path)}
+        same = runs == {outcome.config for outcome in findings.outcomes}
+        if same and len(before["measured"]) == len(findings.measured) and before["date"]:
             return before["date"]
     return datetime.date.today().isoformat()
 
