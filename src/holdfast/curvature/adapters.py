@@ -87,11 +87,7 @@ class AdapterCurvature:
         Raises:
             OptionError: an unknown rule, or "per_task".
         """
-        if rule == "per_task":
-            raise OptionError(
-                'retain: accumulate is "per_task", and anchors that are joined weight by weight are no product of low '
-                'rank. Use "sum", "mean", "max" or Decayed(gamma).'
-            )
+        check_low_rank(rule, where="retain")
         own = self.importance if share == 1 else share * self.importance
         total = own if held is None else joined(held.importance, own, rule, num_tasks=num_tasks)
         return replace(self, importance=total), own
@@ -210,6 +206,15 @@ class AdapterCurvature:
         (A, sB), (A0, sB0) = self._factors(values), self._factors(anchors)
         left, right = torch.cat([sB - sB0, sB0], 1), torch.cat([A, A - A0])
         return (right.T @ left.T).T if self.transposed else left @ right
+
+
+def check_low_rank(rule: Accumulate, *, where: str) -> None:
+    """Raise `OptionError` for a rule whose anchors would be no product of an adapter's factors."""
+    if rule == "per_task":
+        raise OptionError(
+            f'{where}: accumulate is "per_task", and anchors that are joined weight by weight are no product of low '
+            'rank. Use "sum", "mean", "max" or Decayed(gamma).'
+        )
 
 
 def ridge_pull(force: Tensor, importance: Tensor, other: Tensor, *, metric: Tensor, strength: float) -> Tensor:

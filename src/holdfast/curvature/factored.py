@@ -108,16 +108,8 @@ class FactoredImportance(Mapping[str, KroneckerFactors]):
                 "Add their to_diagonal()."
             )
         diagonal = self.diagonal + other.diagonal
-        return FactoredImportance(
-            {
-                name: _joined(self[name], other[name])
-                if name in self and name in other
-                else (self if name in self else other)[name]
-                for name in [*self, *(name for name in other if name not in self)]
-            },
-            diagonal,
-            diagonal.info,
-        )
+        in_both = {name: _joined(self[name], other[name]) for name in self if name in other}
+        return FactoredImportance({**self, **other, **in_both}, diagonal, diagonal.info)
 
     def __mul__(self, factor: float) -> FactoredImportance:
         diagonal = self.diagonal * factor

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from holdfast.curvature.adapters import AdapterCurvature
 from holdfast.curvature.kronecker import KroneckerCurvature
-from holdfast.curvature.protocol import Curvature, missing_in
+from holdfast.curvature.protocol import Curvature, Group, missing_in
 from holdfast.errors import FileFormatError, NotFiniteError, OptionError
 
 _KINDS: dict[str, Any] = {"kronecker": KroneckerCurvature, "adapter": AdapterCurvature}
@@ -55,7 +55,7 @@ def layers_to_json(layers: Mapping[str, Curvature]) -> dict[str, Any]:
     return {name: {**kinds[type(layer)], **layer.form} for name, layer in layers.items()}
 
 
-def layers_to_tensors(layers: Mapping[str, Curvature]) -> dict[str, Tensor]:
+def layers_to_tensors(layers: Mapping[str, Group]) -> dict[str, Tensor]:
     """What is a tensor, by "weight/part"."""
     return {f"{name}/{part}": tensor for name, layer in layers.items() for part, tensor in layer.tensors().items()}
 

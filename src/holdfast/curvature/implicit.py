@@ -82,7 +82,7 @@ def layer_pull(
     if not isinstance(metric, Tensor):
         share = share_of_spectrum(layer.spectrum, strength, metric=metric)
         return layer.matrix(share * layer.coordinates(distance)).neg_(), share
-    S, M = layer.spectrum, metric.clamp(max=1 / SMALLEST)
+    S, M = layer.spectrum, metric.clamp(SMALLEST, 1 / SMALLEST)
     T = largest_metric(M)
     share = share_of_spectrum(S, strength, metric=T)
     rest, slack = 1 - share, 1 - M / T  # of P^-1 T and of (T - M)/T

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.curvature import Measured
-from holdfast.errors import OptionError
+from holdfast.curvature.adapters import check_low_rank
 from holdfast.integrations.peft_layers import base_weights, lora_adapters, on_adapters
 from holdfast.probes import Probes
 from holdfast.retention import EWC
@@ -81,11 +81,7 @@ class LoraEWC(EWC):
         metric: UserMetric | None = None,
         **options: Unpack[KeeperOptions],
     ) -> None:
-        if options.get("accumulate") == "per_task":
-            raise OptionError(
-                'LoraEWC: accumulate is "per_task", and anchors that are joined weight by weight are no product of low '
-                'rank. Use "sum", "mean", "max" or Decayed(gamma).'
-            )
+        check_low_rank(options.get("accumulate", "sum"), where="LoraEWC")
         lora_adapters(model, adapter)  # raises
         options = {"new_parameters": "free", **options}
         Keeper.__init__(self, model, LowRank(strength, budget, pull, every, metric, adapter), **options)

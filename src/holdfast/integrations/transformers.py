@@ -32,8 +32,8 @@ class HoldfastCallback(TrainerCallback):
     ends. So it acts on the steps that really happen, after accumulation and clipping, and not on those that a
     `GradScaler` skips. Into every checkpoint goes the folder `holdfast`, what `keeper.save` writes, and a resumed
     training goes on from it; probes are in it too. After the last step the lesson is closed (`Keeper.close`), before
-    the Trainer evaluates and saves. The logs of the Trainer get `predicted_rise` (EWC) and `pull_ratio`, the length of the
-    pull over that of the task's step in the last step that was measured (the keeper's `log_every`); of skills with
+    the Trainer evaluates and saves. The logs of the Trainer get `predicted_rise` (EWC) and `pull_ratio`, the length of
+    the pull over that of the task's step in the last step that was measured (the keeper's `log_every`); of skills with
     probes `rise_0` and `increment_0`, and so on, in nats per target, and under a budget the `strength` in force.
 
     Args:

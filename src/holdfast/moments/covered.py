@@ -152,14 +152,14 @@ class Covering(Watching):
             self.tracked.get(id(weight)) if weight is not None and weight.requires_grad else None for weight in weights
         ]
         key = self.key(operation, x, *weights)
-        layout = self._layouts.get(key, RAGGED)
+        layout = self.layouts.get(key, RAGGED)
         if layout == UNBATCHED:
             self.signature.append((key, layout))
             out = operation.forward(x, *weights)
             if weights[0] is not None:
                 self.look_up(operation, out, x, weights[0])
             return out
-        if key not in self._layouts or (layout is not None and not self._fits(operation, layout, x, weights)):
+        if key not in self.layouts or (layout is not None and not self._fits(operation, layout, x, weights)):
             self.missing.add(key)
             layout = RAGGED
         if any(weight is not None and spot is None and weight.requires_grad for weight, spot in zip(weights, spots)):
@@ -177,12 +177,12 @@ class Covering(Watching):
         if layout == RAGGED:
             return True
         if not isinstance(operation, Affine):
-            return layout.fits(x, self._size)
+            return layout.fits(x, self.size)
         shapes = [(*weight.shape, *[1] * operation.trailing) for weight in weights if weight is not None]
         shape = torch.broadcast_shapes(x.shape, *shapes)
         places = [layout.axis - len(shape) + len(own) for own in shapes]
         apart = all(place < 0 or own[place] == 1 for place, own in zip(places, shapes))
-        return apart and layout.fits(torch.empty(shape, dtype=torch.float32, device="meta"), self._size)
+        return apart and layout.fits(torch.empty(shape, dtype=torch.float32, device="meta"), self.size)
 
     @staticmethod
     def _has_rows(operation: Operation, x: Tensor, weights: Sequence[Tensor | None]) -> bool:

@@ -26,6 +26,7 @@ class Watching(Interception):
         hidden: whether something that cannot be seen may move them.
 
     Attributes:
+        layouts, size: as given.
         missing: what was met that is not among the layouts, or does not fit its own.
         moved: whether a function was met after which the examples may be anywhere.
         by_rows: whether it was one that arranges rows, rather than a number that Python was told.
@@ -46,7 +47,7 @@ class Watching(Interception):
         hidden: bool = False,
     ) -> None:
         super().__init__(parameters)
-        self._layouts, self._choices, self._size = layouts, choices, size
+        self.layouts, self._choices, self.size = layouts, choices, size
         self.missing: set[Key] = set()
         self.moved = self.by_rows = self.resized = hidden
         self.late = self.stretched = self._met = False
@@ -79,14 +80,14 @@ class Watching(Interception):
         """Whether examples may be elsewhere afterwards: where they are along the axes that it works along."""
         for number, operand in enumerate(operands):
             key = self.along_key(func, operand, number)
-            layout = self._layouts.get(key)
-            if key not in self._layouts:
+            layout = self.layouts.get(key)
+            if key not in self.layouts:
                 self.missing.add(key)
             if layout == UNBATCHED and not operand.picks:
                 continue
-            if layout is None or layout == UNBATCHED or not layout.fits(operand.tensor, self._size):
+            if layout is None or layout == UNBATCHED or not layout.fits(operand.tensor, self.size):
                 return True
-            if layout.axis in operand.axes and not (layout == Layout(0) and operand.counts(self._size)):
+            if layout.axis in operand.axes and not (layout == Layout(0) and operand.counts(self.size)):
                 return True
         return False
 

@@ -90,17 +90,16 @@ def check_retained(held: Retained, *, anchored: bool, where: str) -> None:
     """Raise where what was read of past tasks cannot be held.
 
     Args:
-        held: whole, as it was read.
+        held: whole, as it was read; its numbers have passed `check_numbers`.
         anchored: whether this mechanism has anchors.
         where: for the message.
 
     Raises:
         NotFiniteError: importances that are not finite numbers >= 0, or anchors that are not finite.
-        FileFormatError: a number of a wrong type or out of its range, or a parameter without its anchor.
+        FileFormatError: importances without a task, or a parameter without its anchor.
 
     Cost: one pass over what is in memory as tensors; codes of fewer bits are finite by their form.
     """
-    check_numbers({name: getattr(held, name) for name in NUMBERS}, where=where)
     check_importance_values({n: v for n, v in held.importance.items() if isinstance(v, Tensor)}, where=where)
     anchors = {name: value for name, value in held.anchors.items() if isinstance(value, Tensor)}
     check_finite(anchors, where=where, what="anchors", remedy=_AGAIN)

@@ -8,26 +8,24 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from holdfast.curvature import Decayed
 from holdfast.curvature.files import layers_from, layers_to_json, layers_to_tensors
 from holdfast.errors import FileFormatError
 from holdfast.files import Saved, new_folder, read_folder, write_description, write_tensors, write_text
-from holdfast.memory import Forms, Retained
+from holdfast.memory import Retained
 from holdfast.memory.reference import Reference, references_from, references_to_json
-from holdfast.memory.stored import AnyTensor, AnyTensorMap, from_tensors, read, to_tensors
+from holdfast.memory.stored import AnyTensor, AnyTensorMap, from_tensors, to_tensors
 from holdfast.records import check_importance_values
 from holdfast.retention.checks import NUMBERS, check_numbers
 from holdfast.retention.report import counted
-from holdfast.tensors import TensorMap, shard, whole_on_first
+from holdfast.tensors import TensorMap
 from holdfast.version import __version__
 
 KEEPER_CONFIG = "keeper_config.json"
@@ -61,14 +59,8 @@ def save(
     """Write a keeper's folder, whole or not at all."""
     read = {anchor.file.path for anchor in held.anchors.values() if isinstance(anchor, Reference)}
     with new_folder(path, reading=read) as folder:
-        _write_held(folder, "importance", held.importance)
-        on_disk, in_memory = _apart(held.anchors)
-        if in_memory:
-            _write_held(folder, "anchors", in_memory)
-        if held.layers:
-            write_tensors(folder, "factors", layers_to_tensors(held.layers))
-        for part, tensors in extra.items():
-            if tensors:
+        for part, tensors in _contents(held, extra).items():
+            if tensors or part == "importance":
                 write_tensors(folder, part, tensors)
         if skills is not None:
             write_tensors(folder, PROBES, skills[0])
@@ -78,10 +70,8 @@ def save(
             "model": type(model).__name__,
             "options": {name: option_to_json(value) for name, value in options.items()},
             "progress": progress,
-            "held": numbers_of(held),
+            **{name: value for name, value in _description(held).items() if value},
             **({"skills": skills[1]} if skills is not None else {}),
-            **({"factors": layers_to_json(held.layers)} if held.layers else {}),
-            **({"references": references_to_json(on_disk)} if on_disk else {}),
         }
         write_description(folder / KEEPER_CONFIG, content)
         write_text(folder / "README.md", _card(content, held))
@@ -151,12 +141,9 @@ def check_saved_options(saved: Mapping[str, Any], known: Collection[str], *, whe
 
 def to_state(held: Retained, extra: Mapping[str, TensorMap]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The same content for a training checkpoint: tensors by "part/name", and JSON notes."""
-    on_disk, in_memory = _apart(held.anchors)
-    contents = *to_tensors(held.importance), *to_tensors(in_memory), layers_to_tensors(held.layers)
-    parts = {**dict(zip(_PARTS, contents, strict=True)), **extra}
+    parts = _contents(held, extra)
     tensors = {f"{part}/{name}": tensor for part, content in parts.items() for name, tensor in content.items()}
-    references = {"references": references_to_json(on_disk)} if on_disk else {}
-    return tensors, {"held": numbers_of(held), "factors": layers_to_json(held.layers), **references}
+    return tensors, _description(held)
 
 
 def from_state(
@@ -178,49 +165,19 @@ def from_state(
     return Retained(importance, anchors, **notes["held"], layers=layers), {part: parts[part] for part in EXTRA}
 
 
-def numbers_of(held: Retained) -> dict[str, Any]:
-    """The fields of `Retained` that are no tensors, as JSON values."""
-    return {name: getattr(held, name) for name in NUMBERS}
+def _contents(held: Retained, extra: Mapping[str, TensorMap]) -> dict[str, TensorMap]:
+    """All that is a tensor and not on disk already, by part and name."""
+    _, anchors = _apart(held.anchors)
+    contents = *to_tensors(held.importance), *to_tensors(anchors), layers_to_tensors(held.layers)
+    return {**dict(zip(_PARTS, contents, strict=True)), **extra}
 
 
-def on_devices(held: Retained, devices: Mapping[str, torch.device], *, forms: Forms) -> Retained:
-    """The same, each tensor on the device of its parameter, or where the forms have it."""
-
-    def moved(entries: AnyTensorMap) -> dict[str, AnyTensor]:
-        return {name: forms.placed(value, devices.get(name)) for name, value in entries.items()}
-
-    layers = {name: layer.to(devices.get(name)) for name, layer in held.layers.items()}
-    return replace(held, importance=moved(held.importance), anchors=moved(held.anchors), layers=layers)
-
-
-def sharded(held: Retained, parameters: TensorMap) -> Retained:
-    """What belongs to this process's shards of the parameters, of what every process holds whole."""
-    return replace(
-        held, importance=_each(shard, held.importance, parameters), anchors=_each(shard, held.anchors, parameters)
-    )
-
-
-def whole_tensors(held: Retained, parameters: TensorMap) -> Retained:
-    """The whole of what the processes hold of their shards, for the first alone; each of them must ask for it."""
-    return replace(
-        held,
-        importance=_each(whole_on_first, held.importance, parameters),
-        anchors=_each(whole_on_first, held.anchors, parameters),
-    )
-
-
-def _each(act: Callable[[Tensor, Tensor], Tensor], held: AnyTensorMap, parameters: TensorMap) -> dict[str, AnyTensor]:
-    def wide(value: AnyTensor, parameter: Tensor) -> Tensor:
-        return value if isinstance(value, Tensor) else read(value, dtype=torch.float32, device=parameter.device)
-
-    return {n: act(wide(v, parameters[n]), parameters[n]) if n in parameters else v for n, v in held.items()}
-
-
-def _write_held(folder: Path, stem: str, held: AnyTensorMap) -> None:
-    tensors, exponents = to_tensors(held)
-    write_tensors(folder, stem, tensors)
-    if exponents:
-        write_tensors(folder, f"{stem}_exponents", exponents)
+def _description(held: Retained) -> dict[str, Any]:
+    """What is no tensor, as JSON values."""
+    on_disk, _ = _apart(held.anchors)
+    references = {"references": references_to_json(on_disk)} if on_disk else {}
+    numbers = {name: getattr(held, name) for name in NUMBERS}
+    return {"held": numbers, "factors": layers_to_json(held.layers), **references}
 
 
 def _read_held(saved: Saved, stem: str) -> dict[str, AnyTensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +15,8 @@ from holdfast.errors import OptionError, StateError
 from holdfast.memory import Forms, Retained, retain
 from holdfast.memory.codes import IMPORTANCE_ERROR
 from holdfast.memory.reference import Reference, anchors_on_disk
-from holdfast.memory.stored import shapes_of_any
+from holdfast.memory.stored import AnyTensor, AnyTensorMap, read, shapes_of_any
 from holdfast.records import check_names
-from holdfast.retention import files
 from holdfast.retention.checks import check_anchors, check_extra, check_retained
 from holdfast.retention.options import check_on_disk, no_layers_in_shards
 from holdfast.retention.statistics import check_statistics
@@ -129,7 +129,7 @@ class Holdings:
                 tied = tied_names(self._model)
                 on_disk = anchors_on_disk(self.checkpoint, to_hold, names=tied, where=f"{self._where}.retain")
         held = retain(
-            files.on_devices(self.held, devices, forms=self.forms),
+            self._placed(self.held, devices),
             {name: shard(value, parameters[name]).to(devices[name]) for name, value in diagonal.items()},
             weights=weights if self._anchored else {},
             layers={name: layer.to(devices[name]) for name, layer in layers.items()},
@@ -183,8 +183,8 @@ class Holdings:
         if self.shards is None:
             return self.held, self._extra()
         parameters = all_parameters(self._model)
-        held = files.whole_tensors(self.held, parameters)
-        return held, {part: _each(whole_on_first, own, parameters) for part, own in self._extra().items()}
+        extra = {part: _each(whole_on_first, own, parameters) for part, own in self._extra().items()}
+        return _weights_each(whole_on_first, self.held, parameters), extra
 
     def follow_shards(self) -> None:
         """Shard what is held as the model is now, which may have been whole when it was retained.
@@ -255,14 +255,35 @@ class Holdings:
         """What is held whole, beside the parameters: on their devices, and sharded as they are."""
         if shards is not None:
             self._check_sharded(held)
-            held = self._in_form(files.sharded(held, parameters))
-        devices = {name: parameter.device for name, parameter in parameters.items()}
-        return files.on_devices(held, devices, forms=self.forms)
+            held = self._in_form(_weights_each(shard, held, parameters))
+        return self._placed(held, {name: parameter.device for name, parameter in parameters.items()})
+
+    def _placed(self, held: Retained, devices: Mapping[str, torch.device]) -> Retained:
+        """The same, each tensor on the device of its parameter, or where the forms have it."""
+        importance, anchors = (
+            {name: self.forms.placed(value, devices.get(name)) for name, value in entries.items()}
+            for entries in (held.importance, held.anchors)
+        )
+        layers = {name: layer.to(devices.get(name)) for name, layer in held.layers.items()}
+        return replace(held, importance=importance, anchors=anchors, layers=layers)
 
 
-def _each(act: Callable[[Tensor, Tensor], Tensor], tensors: TensorMap, parameters: TensorMap) -> dict[str, Tensor]:
+Act = Callable[[Tensor, Tensor], Tensor]
+"""What is done with the entries of a parameter, and the parameter."""
+
+
+def _weights_each(act: Act, held: Retained, parameters: TensorMap) -> Retained:
+    importance, anchors = (_each(act, entries, parameters) for entries in (held.importance, held.anchors))
+    return replace(held, importance=importance, anchors=anchors)
+
+
+def _each(act: Act, entries: AnyTensorMap, parameters: TensorMap) -> dict[str, Any]:
     """`act(tensor, parameter)`, on the parameter's device where there is one."""
+
+    def beside(value: AnyTensor, device: torch.device) -> Tensor:
+        return value.to(device) if isinstance(value, Tensor) else read(value, dtype=torch.float32, device=device)
+
     return {
-        name: act(tensor.to(parameters[name].device), parameters[name]) if name in parameters else tensor
-        for name, tensor in tensors.items()
+        name: act(beside(value, parameters[name].device), parameters[name]) if name in parameters else value
+        for name, value in entries.items()
     }

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from holdfast.curvature.factored import AnyImportance, FactoredImportance
+from holdfast.curvature.factored import AnyImportance, importance_of
+from holdfast.curvature.files import layers_to_tensors
 from holdfast.curvature.protocol import Measured
 from holdfast.errors import StateError
-from holdfast.records import Importance, ImportanceInfo
+from holdfast.records import ImportanceInfo
 from holdfast.tensors import prefixed, sum_of, under
 
 
@@ -61,20 +62,13 @@ def check_replicas(importance: Measured, model: nn.Module, *, where: str) -> Non
 
 def tensors_of(importance: Measured) -> dict[str, Tensor]:
     """Everything that an importance consists of, in the order of names; of layers "factors/WEIGHT/inputs" and so on."""
-    layers = {f"{name}/{part}": t for name, layer in importance.layers.items() for part, t in layer.tensors().items()}
-    return dict(sorted({**prefixed("factors", layers), **importance.diagonal}.items()))
+    return dict(sorted({**prefixed("factors", layers_to_tensors(importance.layers)), **importance.diagonal}.items()))
 
 
 def importance_with(importance: AnyImportance, tensors: Mapping[str, Tensor], info: ImportanceInfo) -> AnyImportance:
     """Of the form of `importance`, from tensors as `tensors_of` names them."""
-    diagonal = {name: tensors[name] for name in importance.diagonal}
-    if importance.diagonal is importance:
-        return Importance(diagonal, info)
-    layers: dict[str, Any] = {
-        name: replace(layer, **under(f"factors/{name}", tensors))
-        for name, layer in dict[str, Any](importance.layers).items()
-    }
-    return FactoredImportance(layers, diagonal, info)
+    layers = {name: replace(layer, **under(f"factors/{name}", tensors)) for name, layer in importance.layers.items()}
+    return importance_of(layers, {name: tensors[name] for name in importance.diagonal}, info)
 
 
 def form_of(tensors: Mapping[str, Tensor]) -> list[tuple[str, tuple[int, ...]]]:

@@ -58,16 +58,8 @@ class UnheldDetector:
         self._found, self._found_around = found, found_around
         self._parameters: list[nn.Parameter] = []
         self._around: list[nn.Parameter] = []
-        self._others: list[nn.Parameter] = []
-        self._in_a_row: Counter[nn.Parameter] = Counter()
         self._handles: list[Any] = []
-        self._nodes: list[Any] = []
-        self._noted: dict[nn.Parameter, _Noted] = {}
-        self._left: dict[nn.Parameter, Tensor] = {}
-        self._before: dict[nn.Parameter, Tensor] = {}
-        self._unmoved: dict[nn.Parameter, Tensor] = {}
-        self._steps_left = 0
-        self._in_step = False
+        self.stop()
 
     def add(self, parameters: Sequence[nn.Parameter], *, around: bool = False) -> None:
         """Watch these too, from the next `start` on; `around`: another optimizer takes the steps that are held."""
@@ -176,13 +168,13 @@ class UnheldDetector:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._nodes.clear()
-        self._noted.clear()
-        self._before.clear()
-        self._left.clear()
-        self._in_a_row.clear()
-        self._others = []
-        self._unmoved.clear()
+        self._nodes: list[Any] = []
+        self._others: list[nn.Parameter] = []
+        self._noted: dict[nn.Parameter, _Noted] = {}
+        self._left: dict[nn.Parameter, Tensor] = {}
+        self._before: dict[nn.Parameter, Tensor] = {}
+        self._unmoved: dict[nn.Parameter, Tensor] = {}
+        self._in_a_row: Counter[nn.Parameter] = Counter()
         self._in_step = False
         self._steps_left = 0
 
