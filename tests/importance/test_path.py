@@ -371,7 +371,7 @@ def test_a_deep_copy_watches_the_copies(options, order):
     assert ours.info.details["num_steps"] == 6
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     for act in (pickle.dumps, copy.copy):
-        with pytest.raises(TypeError, match=r"neither pickled nor copied alone. Use state_dict\(\), or copy.deepcopy"):
+        with pytest.raises(TypeError, match=r"cannot copy it without them. Use state_dict\(\), or copy.deepcopy"):
             act(path)
 
 

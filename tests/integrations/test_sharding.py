@@ -150,7 +150,7 @@ def test_what_needs_whole_weights_says_so(alone):
     rest = {name: value for name, value in importance_of(alone).items() if not name.startswith("0.")}
     factored = hf.FactoredImportance({"0.weight": factors}, rest, hf.ImportanceInfo("kfac-exact", 1))
     keeper = hf.EWC(alone)
-    with pytest.raises(OptionError, match="Kronecker factors hold whole layers"):
+    with pytest.raises(OptionError, match="sharded, and this importance is of whole layers"):
         keeper.retain(factored)
     keeper.retain(factored.to_diagonal())
     keeper = hf.EWC(alone, anchors="somewhere")

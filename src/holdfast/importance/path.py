@@ -246,8 +246,8 @@ class SynapticIntelligence:
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         raise TypeError(
-            "SynapticIntelligence: it is bound to its model and optimizers, and is neither pickled nor copied alone. "
-            "Use state_dict(), or copy.deepcopy((model, optimizer, path))."
+            "SynapticIntelligence: it is bound to its model and optimizers: it is not pickled, and copy.copy cannot "
+            "copy it without them. Use state_dict(), or copy.deepcopy((model, optimizer, path)), for all three."
         )
 
     def _restart(self) -> None:
