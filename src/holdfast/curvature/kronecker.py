@@ -167,6 +167,14 @@ class KroneckerFactors(LayerForm):
         """Of factor * A (x) G."""
         return replace(self, outputs=factor * self.outputs)
 
+    def damped(self, damping: float) -> KroneckerFactors:
+        """(A + damping tr(A)/n I) (x) (G + damping tr(G)/out I): every direction has some curvature.
+
+        A share of the mean eigenvalue, so that it does not depend on the units of inputs and gradients. What lies below
+        1e-6 of a factor's largest eigenvalue counts as rounding when it is retained, also if it is damping.
+        """
+        return replace(self, inputs=_damped(self.inputs, damping), outputs=_damped(self.outputs, damping))
+
     def joined(
         self, held: KroneckerCurvature | None, rule: Accumulate, *, num_tasks: int, share: float
     ) -> tuple[KroneckerCurvature, Tensor]:
@@ -212,6 +220,11 @@ def merged(
     # contiguous: products of other strides round otherwise, and files keep no strides
     parts = (part.to(device, torch.float32).contiguous() for part in (inputs_basis, outputs_basis, spectrum))
     return KroneckerCurvature(*parts, **new.form), own.to(device, torch.float32)
+
+
+def _damped(factor: Tensor, damping: float) -> Tensor:
+    diagonal = factor.diagonal()
+    return factor + torch.diag_embed((damping * diagonal.mean()).expand_as(diagonal))
 
 
 def _along(basis: Tensor, factor: Tensor) -> Tensor:
