@@ -173,19 +173,22 @@ def _add_rest(rest: MomentSums, batch: Batch, rows: FisherScores) -> None:
 
 
 def _means(sums: KroneckerSums, model: nn.Module) -> dict[str, KroneckerFactors]:
-    found, parameters = {}, trainable_parameters(model)
+    layers, parameters = {}, trainable_parameters(model)
     for layer in sums.layers:
         out, width = layer.matrix_shape
         zeros = parameters[layer.weight].new_zeros
-        inputs = sums.inputs.get(layer.weight, zeros(width, width)) / sums.num_examples
-        outputs = sums.outputs.get(layer.weight, zeros(out, out))
+        inputs, outputs = (
+            found[layer.weight].value() if layer.weight in found else zeros(size, size)
+            for found, size in ((sums.inputs, width), (sums.outputs, out))
+        )
+        inputs = inputs / sums.num_examples
         if sums.rules.get(layer.weight) == "matched":
             trace = outputs.trace()
             outputs = outputs / trace.where(trace > 0, 1.0)
         else:
             outputs = outputs / sums.num_examples
-        found[layer.weight] = KroneckerFactors(inputs, outputs, **layer.form)
-    return found
+        layers[layer.weight] = KroneckerFactors(inputs, outputs, **layer.form)
+    return layers
 
 
 def _matched(sums: KroneckerSums, factors: FactorRule) -> dict[str, str]:
