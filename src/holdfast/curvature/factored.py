@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from holdfast.curvature.form import read_form
 from holdfast.curvature.kronecker import KroneckerFactors
 from holdfast.curvature.protocol import shapes_of
+from holdfast.curvature.sharing import shared
 from holdfast.errors import FileFormatError, NotFiniteError, ParameterMismatchError
 from holdfast.files import Saved, new_folder, read_folder, write_description, write_tensors, write_text
 from holdfast.records import IMPORTANCE_CONFIG, Importance, ImportanceInfo, check_names
@@ -30,7 +31,8 @@ class FactoredImportance(Mapping[str, KroneckerFactors]):
     the total trace, which has the sum's partial traces. `EWC.retain` merges better than that: retain each by itself.
 
     Args:
-        factors: name of a weight -> its layer's factors; cast to float32 and made exactly symmetric.
+        factors: name of a weight -> its layer's factors; cast to float32 and made exactly symmetric. Layers that read
+            the same input and have equal A hold one tensor.
         diagonal: name -> tensor >= 0 of the parameter's shape, for parameters in no factored layer.
         info: how it was made.
 
@@ -50,7 +52,7 @@ class FactoredImportance(Mapping[str, KroneckerFactors]):
         where = f"FactoredImportance({info.kind})"
         self.diagonal = Importance(diagonal, info)
         _check_shapes(factors, where)
-        self._factors = _checked(factors, where)
+        self._factors = shared(_checked(factors, where))
         twice = sorted(set(self.parameter_names()) & set(self.diagonal))
         if twice:
             raise ParameterMismatchError(
@@ -89,7 +91,7 @@ class FactoredImportance(Mapping[str, KroneckerFactors]):
     def __add__(self, other: FactoredImportance) -> FactoredImportance:
         """Layer by layer, see above; layers and parameters in only one of the two keep their value."""
         wrong = [
-            name for name in self if name in other and self[name].form != other[name].form
+            name for name in self if name in other and _block(self[name]) != _block(other[name])
         ]  # the diagonals check themselves
         mixed = sorted(
             (set(self.parameter_names()) & set(other.diagonal)) | (set(other.parameter_names()) & set(self.diagonal))
@@ -254,6 +256,11 @@ def _fault(matrix: Tensor, symmetric: Tensor) -> str | None:
 
 def _widest(matrix: Tensor) -> torch.dtype:
     return torch.float32 if matrix.device.type == "mps" else torch.float64
+
+
+def _block(f: KroneckerFactors) -> dict[str, Any]:
+    """What its parameters are; which other layers read its input may change."""
+    return {**f.form, "reads": None}
 
 
 def _joined(a: KroneckerFactors, b: KroneckerFactors) -> KroneckerFactors:

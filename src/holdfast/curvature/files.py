@@ -11,6 +11,7 @@ from torch import Tensor
 from holdfast.curvature.adapters import AdapterCurvature
 from holdfast.curvature.kronecker import KroneckerCurvature
 from holdfast.curvature.protocol import Curvature
+from holdfast.curvature.sharing import shared
 from holdfast.errors import FileFormatError, NotFiniteError, OptionError
 
 _KINDS: dict[str, Any] = {"kronecker": KroneckerCurvature, "adapter": AdapterCurvature}
@@ -88,4 +89,4 @@ def layers_from(described: Any, tensors: Mapping[str, Tensor], *, where: str) ->
         layers[name] = layer
     if left or len(layers) < len(known):
         raise FileFormatError(f"{where}: 'factors' does not list the layers of factors.safetensors. Save it again.")
-    return layers
+    return shared(layers)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
@@ -37,6 +39,7 @@ def kfac(
     kind: KfacKind = "exact",
     factors: FactorRule = "auto",
     damping: float = 0.0,
+    share_inputs: bool = False,
     loss: str | Likelihood | Callable[[Any, Any], Tensor] | None = None,
     num_draws: int = 1,
     num_examples: int | None = None,
@@ -81,6 +84,10 @@ def kfac(
             directions, and along all others A (x) G is zero, though the old loss does rise there. An elastic pull lets
             learning escape into them: with undamped factors the rise fell until a strength of 2e3 and was larger again
             beyond. 0.01 holds them too. Damping is part of the importance: several tasks' adds up as the rest does.
+        share_inputs: whether layers that read the same input, such as the queries, keys and values of an attention, are
+            to be held along one basis of it, which saves n^2 numbers a layer. Layers with the same A do so in any case.
+            Those with "matched" ones have each its own, and their curvature along what they learned next was then off
+            by a factor of 1.3 to 1.5 instead of 1.2 on small transformers.
         loss: "categorical" (default), "gaussian", "bernoulli", a `Likelihood`, or a function of (outputs, batch) that
             returns one negative log-likelihood per example, shape [B], in nats (for "empirical" only). See `fisher`.
         num_draws: labels drawn for each example, with `kind="sampled"`.
@@ -162,8 +169,9 @@ def kfac(
                 **({"num_draws": num_draws, "seed": seed} if kind == "sampled" else {}),
             },
         )
-        means = _means(sums, model)
-        layers = {name: f.damped(damping) for name, f in means.items()} if damping else means
+        layers = _reading(_means(sums, model), sums.reads, share_inputs=share_inputs)
+        if damping:
+            layers = {name: f.damped(damping) for name, f in layers.items()}
         return FactoredImportance(layers, diagonal, diagonal.info)
 
 
@@ -189,6 +197,22 @@ def _means(sums: KroneckerSums, model: nn.Module) -> dict[str, KroneckerFactors]
             outputs = outputs / sums.num_examples
         layers[layer.weight] = KroneckerFactors(inputs, outputs, **layer.form)
     return layers
+
+
+def _reading(
+    layers: Mapping[str, KroneckerFactors], reads: Mapping[str, str], *, share_inputs: bool
+) -> dict[str, KroneckerFactors]:
+    """The same, each with what it reads where another layer reads that too and has the same A, or is to share it."""
+    heads = {
+        weight: head
+        for weight, head in reads.items()
+        if share_inputs or layers[weight].inputs.equal(layers[head].inputs)
+    }
+    alike = Counter(heads.values())
+    return {
+        weight: replace(f, reads=heads[weight]) if alike[heads.get(weight, "")] > 1 else f
+        for weight, f in layers.items()
+    }
 
 
 def _matched(sums: KroneckerSums, factors: FactorRule) -> dict[str, str]:

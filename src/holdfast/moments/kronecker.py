@@ -55,13 +55,14 @@ _TRIALS = 4
 class _Use:
     """One call of a layer: its input, the place of its output in the graph, and how many positions all examples have.
 
-    None of them if a transform hides them.
+    None of them if a transform hides them. `source` is the same for calls with the same input.
     """
 
     input: Tensor
     edge: GradientEdge | None
     num_rows: int
     hidden: bool = False
+    source: tuple[Any, ...] = ()
 
 
 class KroneckerSums:
@@ -84,6 +85,7 @@ class KroneckerSums:
         layers: those that have factors; complete after the first `add`.
         declined: weight of a layer that failed the check -> why. Layers that are called twice are only left out.
         rules: weight -> its rule, once it was met.
+        reads: weight -> that of the first layer that had the same input in every batch, itself where it is the first.
         inputs: weight -> sum over examples of what the rule's A is the mean of, [n, n]; none where nothing was added.
         outputs: weight -> likewise for G, [out, out]; of "matched" before the division by tr A.
         num_examples: examples seen.
@@ -97,6 +99,7 @@ class KroneckerSums:
         self._layouts: dict[str, Layout] = {}
         self._trials = _TRIALS
         self.rules: dict[str, SharingRule] = {}
+        self.reads: dict[str, str] = {}
         self.layers = layers_of(model)
         self.declined: dict[str, str] = {}
         self.inputs: dict[str, SymmetricSum] = {}
@@ -158,6 +161,7 @@ class KroneckerSums:
                 f"{self._where}: the layer of {hidden[0]!r} is called inside a transform of torch.func, which hides "
                 "its inputs, and was not for the first batch. Put a batch first for which it is, or use fisher."
             )
+        self._tell_apart(uses)
         rows = scores(outputs)
         if rows.ndim != 2 or rows.shape[1] != call.size:
             raise LossShapeError(
@@ -181,6 +185,14 @@ class KroneckerSums:
                 if g is not None and (g.is_nested or g.numel()):
                     inputs = kept.get(layer.weight) or self._inputs(layer, use, call.size)
                     self._add_gradients(layer, inputs, g, call.size)
+
+    def _tell_apart(self, uses: dict[str, list[_Use]]) -> None:
+        """Of the layers that had the same input so far, those that have it now."""
+        first: dict[Any, str] = {}
+        for layer in self.layers:
+            for use in uses[layer.weight]:
+                alike = (self.reads.get(layer.weight), use.source, layer.matrix_shape[1], layer.bias is None)
+                self.reads[layer.weight] = first.setdefault(alike, layer.weight)
 
     def _add_inputs(self, layer: Layer, use: _Use, size: int) -> None:
         """Add what does not depend on the scores."""
@@ -328,7 +340,8 @@ def _recorded(layers: list[Layer], watching: Watching | None = None) -> Iterator
                 return None
             edge = get_gradient_edge(output) if output.requires_grad else None
             x = args[0] if args else next(iter(kwargs.values()))
-            uses[layer.weight].append(_Use(rows_of(x.detach()), edge, output.numel() // layer.matrix_shape[0]))
+            num_rows, source = output.numel() // layer.matrix_shape[0], _source(x)
+            uses[layer.weight].append(_Use(rows_of(x.detach()), edge, num_rows, source=source))
             # a change in place of a view, as of a Linear layer's output for sequences, would leave its edge behind
             return output.clone() if output._is_view() else None
 
@@ -340,6 +353,11 @@ def _recorded(layers: list[Layer], watching: Watching | None = None) -> Iterator
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _source(x: Tensor) -> tuple[Any, ...]:
+    """The same for the same tensor, as long as what is recorded of it keeps its memory; no layer's may be changed."""
+    return (object(),) if x.is_nested else (x.data_ptr(), x.shape, x.stride())
 
 
 def _product(g: Tensor, a: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from holdfast.curvature import Decayed
 from holdfast.curvature.files import layers_from, layers_to_json, layers_to_tensors
+from holdfast.curvature.sharing import shared
 from holdfast.errors import FileFormatError
 from holdfast.files import Saved, new_folder, read_folder, write_description, write_tensors, write_text
 from holdfast.memory import Forms, Retained
@@ -174,7 +175,7 @@ def on_devices(held: Retained, devices: Mapping[str, torch.device], *, forms: Fo
     def moved(entries: AnyTensorMap) -> dict[str, AnyTensor]:
         return {name: forms.placed(value, devices.get(name)) for name, value in entries.items()}
 
-    layers = {name: layer.to(devices.get(name)) for name, layer in held.layers.items()}
+    layers = shared({name: layer.to(devices.get(name)) for name, layer in held.layers.items()})
     return replace(held, importance=moved(held.importance), anchors=moved(held.anchors), layers=layers)
 
 
