@@ -77,6 +77,31 @@ def test_after_any_number_of_tasks_the_partial_traces_are_those_of_the_sum():
     torch.testing.assert_close(own.flatten(), (U.T @ (1.5 * product(last)) @ U).diagonal(), rtol=1e-3, atol=1e-3)
 
 
+def test_damping_adds_a_share_of_the_mean_eigenvalue_to_every_direction():
+    low = KroneckerFactors(positive(IN + 1, 0, rank=2), positive(OUT, 1, rank=1), shape=(OUT, IN), bias="b")
+    A, G = (low.inputs.double(), low.outputs.double())
+    expected = torch.kron(
+        G + 0.1 * torch.linalg.eigvalsh(G).mean() * torch.eye(OUT).double(),
+        A + 0.1 * torch.linalg.eigvalsh(A).mean() * torch.eye(IN + 1).double(),
+    )
+    damped = low.damped(0.1)
+    torch.testing.assert_close(product(damped).double(), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(product(low.damped(0.0)), product(low))
+    layer, _ = merged(None, damped)
+    assert (layer.spectrum > 0).all()
+    torch.testing.assert_close(dense(layer), product(damped), rtol=1e-4, atol=1e-4)
+
+
+def test_the_damping_of_several_tasks_adds_up_as_the_rest_does():
+    layer, total = None, torch.zeros(OUT * (IN + 1), OUT * (IN + 1))
+    for seed in range(3):
+        layer, _ = merged(layer, factors(seed).damped(0.05), keep=0.5, add=2.0)
+        total = 0.5 * total + 2 * product(factors(seed).damped(0.05))
+    for found, expected in zip(traces(dense(layer)), traces(total)):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(product(factors().damped(0.1).scaled(3.0)), product(factors().scaled(3.0).damped(0.1)))
+
+
 def test_rounding_is_no_curvature():
     low = KroneckerFactors(positive(IN + 1, 0, rank=2), positive(OUT, 1, rank=1), shape=(OUT, IN), bias="b")
     layer, _ = merged(None, low)

@@ -267,6 +267,34 @@ def test_what_it_says_of_itself():
     assert with_seed.info.details == {"factors": "auto"}
 
 
+def test_damped_factors_are_those_without_and_a_share_of_their_trace():
+    model, (x, y) = plain(), examples()
+    found, bare = kfac(model, batches(x, y, 5), damping=0.01), kfac(model, batches(x, y, 5))
+    assert (found.info.details["damping"], "damping" in bare.info.details) == (0.01, False)
+    for name, f in bare.items():
+        for own, factor in ((found[name].inputs, f.inputs), (found[name].outputs, f.outputs)):
+            torch.testing.assert_close(own, factor + 0.01 * factor.trace() / len(factor) * torch.eye(len(factor)))
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam])
+def test_damping_holds_directions_that_the_data_do_not_have(optimizer: type[torch.optim.Optimizer]):
+    model, (x, y) = nn.Sequential(nn.Linear(5, 3, bias=False)), examples()
+    x[:, 4] = 0.0
+    start = model[0].weight.detach().clone()
+    moved = []
+    for damping in (0.0, 0.01):
+        model[0].weight.data.copy_(start)
+        steps = optimizer(model.parameters(), lr=0.05)  # type: ignore[call-arg]
+        EWC(model, strength=1e4).retain(kfac(model, [(x, y)], damping=damping)).attach(steps)
+        for _ in range(30):
+            steps.zero_grad()
+            (model(torch.eye(5)[4:])[0] * torch.tensor([-1.0, 0.5, 0.5])).sum().backward()
+            steps.step()
+        moved.append(float((model[0].weight.detach() - start)[:, 4].norm()))
+    assert moved[0] > 1.0
+    assert moved[1] < 0.1 * moved[0]
+
+
 def test_it_does_not_hang_on_batches_mode_or_wrappers():
     model, (x, y) = nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.Dropout(), nn.Linear(6, 3)), examples()
     model(x)
@@ -381,6 +409,10 @@ def test_bad_input_is_named():
     kfac(model, [(x, y)])
     with pytest.raises(OptionError, match="kfac: num_draws=0, expected a whole number >= 1"):
         kfac(model, [(x, y)], kind="sampled", num_draws=0)
+    with pytest.raises(OptionError, match="kfac: damping=-0.1, expected a number >= 0, such as 0.01"):
+        kfac(model, [(x, y)], damping=-0.1)
+    with pytest.raises(OptionError, match="kfac: damping=nan"):
+        kfac(model, [(x, y)], damping=float("nan"))
     with pytest.warns(UserWarning, match='kfac: num_draws=3 has no effect with kind="exact"'):
         kfac(model, [(x, y)], num_draws=3)
     with pytest.raises(UnknownNameError, match="unknown kind of kfac 'exat'. Did you mean 'exact'"):

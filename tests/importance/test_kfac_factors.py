@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 import holdfast as hf
 from holdfast.likelihoods.categorical import Categorical
-from holdfast.moments.factors import partial_traces
+from holdfast.moments.factors import add_partial_traces
+from holdfast.moments.symmetric import SymmetricSum
 
 Batches = list[tuple[Tensor, Tensor]]
 
@@ -187,9 +188,10 @@ def test_keys_whose_gradients_cancel_over_positions_are_not_lost():
 def test_both_ways_to_the_partial_traces(size: int, length: int, n: int, m: int):
     a, g = torch.randn(size, length, n).double(), torch.randn(size, length, m).double()
     M = torch.stack([g[b].T @ a[b] for b in range(size)])
-    found = partial_traces(a, g)
-    torch.testing.assert_close(found[0], sum((each.T @ each for each in M), torch.zeros(n, n).double()))
-    torch.testing.assert_close(found[1], sum((each @ each.T for each in M), torch.zeros(m, m).double()))
+    inputs, outputs = SymmetricSum(n, like=a), SymmetricSum(m, like=g)
+    add_partial_traces(inputs, outputs, a, g)
+    torch.testing.assert_close(inputs.value(), sum((each.T @ each for each in M), torch.zeros(n, n).double()))
+    torch.testing.assert_close(outputs.value(), sum((each @ each.T for each in M), torch.zeros(m, m).double()))
 
 
 def nll(outputs: Any, targets: Any) -> Tensor:

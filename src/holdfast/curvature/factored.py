@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from holdfast.curvature.form import read_form
 from holdfast.curvature.kronecker import KroneckerFactors
 from holdfast.curvature.protocol import shapes_of
+from holdfast.curvature.sharing import shared
 from holdfast.errors import FileFormatError, NotFiniteError, ParameterMismatchError
 from holdfast.files import Saved, new_folder, read_folder, write_description, write_tensors, write_text
 from holdfast.records import IMPORTANCE_CONFIG, Importance, ImportanceInfo, check_names
@@ -31,7 +32,8 @@ class FactoredImportance(Mapping[str, KroneckerFactors]):
     the total trace, which has the sum's partial traces. `EWC.retain` merges better than that: retain each by itself.
 
     Args:
-        factors: name of a weight -> its layer's factors; cast to float32 and made exactly symmetric.
+        factors: name of a weight -> its layer's factors; cast to float32 and made exactly symmetric. Layers that read
+            the same input and have equal A hold one tensor.
         diagonal: name -> tensor >= 0 of the parameter's shape, for parameters in no factored layer.
         info: how it was made.
 
@@ -54,10 +56,7 @@ class FactoredImportance(Mapping[str, KroneckerFactors]):
         where = f"FactoredImportance({info.kind})"
         self.diagonal = Importance(diagonal, info)
         _check_shapes(factors, where)
-        _check_factors(factors, where)
-        self._factors = {
-            name: replace(f, inputs=_symmetric(f.inputs), outputs=_symmetric(f.outputs)) for name, f in factors.items()
-        }
+        self._factors = shared(_checked(factors, where))
         twice = sorted(set(self.parameter_names()) & set(self.diagonal))
         if twice:
             raise ParameterMismatchError(
@@ -96,7 +95,7 @@ class FactoredImportance(Mapping[str, KroneckerFactors]):
     def __add__(self, other: FactoredImportance) -> FactoredImportance:
         """Layer by layer, see above; layers and parameters in only one of the two keep their value."""
         wrong = [
-            name for name in self if name in other and self[name].form != other[name].form
+            name for name in self if name in other and _block(self[name]) != _block(other[name])
         ]  # the diagonals check themselves
         mixed = sorted(
             (set(self.parameter_names()) & set(other.diagonal)) | (set(other.parameter_names()) & set(self.diagonal))
@@ -221,37 +220,50 @@ def _check_shapes(factors: Mapping[str, KroneckerFactors], where: str) -> None:
         raise ParameterMismatchError(f"{where}: {'; '.join(wrong)}.")
 
 
-def _check_factors(factors: Mapping[str, KroneckerFactors], where: str) -> None:
-    bad = []
+def _checked(factors: Mapping[str, KroneckerFactors], where: str) -> dict[str, KroneckerFactors]:
+    """The same in float32 and exactly symmetric."""
+    found, bad = {}, []
     for name, f in factors.items():
-        for part, matrix in (("inputs", f.inputs), ("outputs", f.outputs)):
-            fault = _fault(matrix.detach().float())
-            if fault:
-                bad.append(f"{part} of {name!r} ({fault})")
+        parts = {part: matrix.detach().to(torch.float32) for part, matrix in f.tensors().items()}
+        symmetric = {part: _symmetric(matrix) for part, matrix in parts.items()}
+        faults = {part: _fault(matrix, symmetric[part]) for part, matrix in parts.items()}
+        bad += [f"{part} of {name!r} ({fault})" for part, fault in faults.items() if fault]
+        found[name] = replace(f, **symmetric)
     if bad:
         raise NotFiniteError(
             f"{where}: factors must be finite, symmetric and without negative eigenvalues; found {', '.join(bad)}. "
             "Look for NaN in the model's weights or the data, or an overflow under half precision."
         )
-
-
-def _fault(matrix: Tensor) -> str | None:
-    if not torch.isfinite(matrix).all():
-        return "an entry is not finite"
-    wide = matrix.double() if matrix.device.type != "mps" else matrix
-    norm = float(wide.norm())
-    if norm == 0:
-        return None
-    if float((wide - wide.T).norm()) > _ROUNDING * norm:
-        return "not symmetric"
-    shifted = (wide + wide.T) / (2 * norm)
-    shifted.diagonal().add_(_ROUNDING)
-    return "a negative eigenvalue" if int(torch.linalg.cholesky_ex(shifted).info) else None
+    return found
 
 
 def _symmetric(matrix: Tensor) -> Tensor:
-    matrix = matrix.detach().to(torch.float32)
     return matrix if torch.equal(matrix, matrix.T) else (matrix + matrix.T) / 2
+
+
+def _fault(matrix: Tensor, symmetric: Tensor) -> str | None:
+    if not torch.isfinite(matrix).all():
+        return "an entry is not finite"
+    norm = float(matrix.norm(dtype=_widest(matrix)))
+    if norm == 0:
+        return None
+    if matrix is not symmetric and float((matrix - symmetric).norm()) > _ROUNDING / 2 * norm:
+        return "not symmetric"
+    shifted = symmetric / norm
+    shifted.diagonal().add_(_ROUNDING)
+    for dtype in dict.fromkeys((torch.float32, _widest(matrix))):  # what the quicker finds positive is positive
+        if not int(torch.linalg.cholesky_ex(shifted.to(dtype)).info):
+            return None
+    return "a negative eigenvalue"
+
+
+def _widest(matrix: Tensor) -> torch.dtype:
+    return torch.float32 if matrix.device.type == "mps" else torch.float64
+
+
+def _block(f: KroneckerFactors) -> dict[str, Any]:
+    """What its parameters are; which other layers read its input may change."""
+    return {**f.form, "reads": None}
 
 
 def _joined(a: KroneckerFactors, b: KroneckerFactors) -> KroneckerFactors:

@@ -11,6 +11,7 @@ from torch import Tensor
 from holdfast.curvature.adapters import AdapterCurvature
 from holdfast.curvature.kronecker import KroneckerCurvature
 from holdfast.curvature.protocol import Curvature, Group, missing_in
+from holdfast.curvature.sharing import shared
 from holdfast.errors import FileFormatError, NotFiniteError, OptionError
 
 _KINDS: dict[str, Any] = {"kronecker": KroneckerCurvature, "adapter": AdapterCurvature}
@@ -92,4 +93,4 @@ def layers_from(described: Any, tensors: Mapping[str, Tensor], *, where: str) ->
         layers[name] = layer
     if left or len(layers) < len(known):
         raise FileFormatError(f"{where}: 'factors' does not list the layers of factors.safetensors. Save it again.")
-    return layers
+    return shared(layers)

@@ -20,11 +20,14 @@ class LayerForm:
         shape: of the weight: [out, in], [out, channels, *kernel], or [in, out].
         bias: name of the bias parameter, or None.
         inputs_first: whether the weight is [in, out], as that of a transformers `Conv1D`.
+        reads: the same for all layers that read the same input, the weight of the first of them; None for an input that
+            no other layer reads.
     """
 
     shape: tuple[int, ...]
     bias: str | None = None
     inputs_first: bool = False
+    reads: str | None = None
 
     @property
     def matrix_shape(self) -> tuple[int, int]:
@@ -54,7 +57,8 @@ class LayerForm:
     @property
     def form(self) -> dict[str, Any]:
         """The attributes, to be given as keywords or written as JSON."""
-        return {"shape": self.shape, "bias": self.bias, "inputs_first": self.inputs_first}
+        reads = {} if self.reads is None else {"reads": self.reads}
+        return {"shape": self.shape, "bias": self.bias, "inputs_first": self.inputs_first, **reads}
 
 
 def read_form(described: Any, *, name: str, where: str) -> dict[str, Any]:
@@ -65,9 +69,10 @@ def read_form(described: Any, *, name: str, where: str) -> dict[str, Any]:
     """
     found = described if isinstance(described, dict) else {}
     shape, bias, inputs_first = found.get("shape"), found.get("bias"), found.get("inputs_first", False)
+    reads = found.get("reads")
     sizes = shape if isinstance(shape, list | tuple) else []
     whole = len(sizes) >= 2 and all(isinstance(n, int) and n > 0 for n in sizes)
     laid_out = isinstance(inputs_first, bool) and (len(sizes) == 2 or not inputs_first)
-    if not (whole and laid_out and isinstance(bias, str | None)):
+    if not (whole and laid_out and isinstance(bias, str | None) and isinstance(reads, str | None)):
         raise FileFormatError(f"{where}: 'shape' or 'bias' of {name!r} is damaged ({described!r}). Save it again.")
-    return {"shape": tuple(sizes), "bias": bias, "inputs_first": inputs_first}
+    return {"shape": tuple(sizes), "bias": bias, "inputs_first": inputs_first, "reads": reads}

@@ -7,6 +7,8 @@ A sum of Kronecker products K = sum_k A_k (x) G_k is not one, and has no eigenba
 U_A and U_G the eigenvectors of its partial traces sum_k Tr(G_k) A_k and sum_k Tr(A_k) G_k, and S [out, in] its exact
 diagonal in that basis: the best such approximation for these U. It is exact for one task, has the partial traces of the
 true sum after any number of tasks, and costs what one task costs.
+
+Layers that read the same input hold one U_A, of the sum of their partial traces (`holdfast.curvature.sharing`).
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ class KroneckerCurvature(LayerForm):
         inputs_basis: U_A, float32 [n, n], orthogonal; a direction a column.
         outputs_basis: U_G, float32 [out, out], likewise.
         spectrum: S, float32 [out, n], >= 0: the curvature along each pair of directions.
-        shape, bias, inputs_first: of the layer, as `LayerForm` says.
+        shape, bias, inputs_first, reads: of the layer, as `LayerForm` says.
     """
 
     PARTS: ClassVar[tuple[str, ...]] = ("inputs_basis", "outputs_basis", "spectrum")
@@ -147,7 +149,7 @@ class KroneckerFactors(LayerForm):
         inputs: A, float32 [n, n], n the inputs of one output unit (for a convolution channels times kernel size, in
             the order of the flattened weight) and, where there is a bias, one more at the end that is always 1.
         outputs: G, float32 [out, out].
-        shape, bias, inputs_first: of the layer, as `LayerForm` says.
+        shape, bias, inputs_first, reads: of the layer, as `LayerForm` says.
     """
 
     has_directions: ClassVar[bool] = True
@@ -167,21 +169,41 @@ class KroneckerFactors(LayerForm):
         """Of factor * A (x) G."""
         return replace(self, outputs=factor * self.outputs)
 
+    def damped(self, damping: float) -> KroneckerFactors:
+        """(A + damping tr(A)/n I) (x) (G + damping tr(G)/out I): every direction has some curvature.
+
+        A share of the mean eigenvalue, so that it does not depend on the units of inputs and gradients. What lies below
+        1e-6 of a factor's largest eigenvalue counts as rounding when it is retained, also if it is damping.
+        """
+        return replace(self, inputs=_damped(self.inputs, damping), outputs=_damped(self.outputs, damping))
+
     def joined(
         self, held: KroneckerCurvature | None, rule: Accumulate, *, num_tasks: int, share: float
     ) -> tuple[KroneckerCurvature, Tensor]:
         """What is held after this task; see `MeasuredLayer`."""
-        keep, add = shares_of(rule, num_tasks=num_tasks)
-        factor = share if held is None else share * add
-        return merged(held, self, keep=keep, add=factor)
+        keep, add = merge_shares(held, rule, num_tasks=num_tasks, share=share)
+        return merged(held, self, keep=keep, add=add)
 
     def trace(self) -> float:
         """Tr A Tr G: the sum of the diagonal over all weights of the layer."""
         return float(self.inputs.double().trace() * self.outputs.double().trace())
 
 
+def merge_shares(
+    held: KroneckerCurvature | None, rule: Accumulate, *, num_tasks: int, share: float
+) -> tuple[float, float]:
+    """`keep` and `add` of `merged`; see `MeasuredLayer.joined`."""
+    keep, add = shares_of(rule, num_tasks=num_tasks)
+    return keep, share if held is None else share * add
+
+
 def merged(
-    held: KroneckerCurvature | None, new: KroneckerFactors, *, keep: float = 1.0, add: float = 1.0
+    held: KroneckerCurvature | None,
+    new: KroneckerFactors,
+    *,
+    keep: float = 1.0,
+    add: float = 1.0,
+    inputs_basis: Tensor | None = None,
 ) -> tuple[KroneckerCurvature, Tensor]:
     """What is held of keep * K + add * A (x) G, K what is held.
 
@@ -190,6 +212,7 @@ def merged(
         new: A and G.
         keep: factor >= 0 of what is held.
         add: factor >= 0 of the new.
+        inputs_basis: U_A, float64, where other layers have a say in it; None for the eigenvectors of `inputs_trace`.
 
     Returns:
         What is held now, and the share of its spectrum that is the new task's, [out, n].
@@ -197,21 +220,42 @@ def merged(
     Cost: two eigendecompositions and a few products of the factors' size; in float64.
     """
     A, G = _wide(new.inputs), add * _wide(new.outputs)
-    inputs, outputs = G.trace() * A, A.trace() * G
     if held is None:
         U_A, U_G = (torch.eye(len(M), dtype=M.dtype, device=M.device) for M in (A, G))
         S = A.new_zeros(len(G), len(A))
     else:
         U_A, U_G, S = _wide(held.inputs_basis), _wide(held.outputs_basis), keep * _wide(held.spectrum)
-    inputs = inputs + (U_A * S.sum(dim=0)) @ U_A.T
-    outputs = outputs + (U_G * S.sum(dim=1)) @ U_G.T
-    inputs_basis, outputs_basis = torch.linalg.eigh(inputs)[1], torch.linalg.eigh(outputs)[1]
+    outputs = A.trace() * G + (U_G * S.sum(dim=1)) @ U_G.T
+    if inputs_basis is None:
+        inputs_basis = eigenvectors(inputs_trace(held, new, keep=keep, add=add))
+    outputs_basis = eigenvectors(outputs)
     own = torch.outer(_along(outputs_basis, G), _along(inputs_basis, A))
     spectrum = own + (outputs_basis.T @ U_G).square() @ S @ (inputs_basis.T @ U_A).square().T
     device = new.inputs.device
     # contiguous: products of other strides round otherwise, and files keep no strides
     parts = (part.to(device, torch.float32).contiguous() for part in (inputs_basis, outputs_basis, spectrum))
     return KroneckerCurvature(*parts, **new.form), own.to(device, torch.float32)
+
+
+def eigenvectors(matrix: Tensor) -> Tensor:
+    """Of a symmetric matrix, a column each."""
+    return torch.linalg.eigh(matrix)[1]
+
+
+def inputs_trace(
+    held: KroneckerCurvature | None, new: KroneckerFactors, *, keep: float = 1.0, add: float = 1.0
+) -> Tensor:
+    """sum_k Tr(G_k) A_k of what `merged` gives, [n, n] in float64: where the curvature is among the inputs."""
+    total = add * _wide(new.outputs).trace() * _wide(new.inputs)
+    if held is None:
+        return total
+    U_A = _wide(held.inputs_basis)
+    return total + (U_A * (keep * _wide(held.spectrum)).sum(dim=0)) @ U_A.T
+
+
+def _damped(factor: Tensor, damping: float) -> Tensor:
+    diagonal = factor.diagonal()
+    return factor + torch.diag_embed((damping * diagonal.mean()).expand_as(diagonal))
 
 
 def _along(basis: Tensor, factor: Tensor) -> Tensor:

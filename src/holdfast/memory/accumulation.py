@@ -24,6 +24,7 @@ from torch import Tensor
 
 from holdfast.curvature import Accumulate, Curvature, MeasuredLayer, Weighting, shapes_of
 from holdfast.curvature.rules import check_rule, shares_of
+from holdfast.curvature.sharing import joined_layers
 from holdfast.errors import OptionError
 from holdfast.memory.forms import Forms
 from holdfast.memory.merge import Closing, Merger, Sums
@@ -105,7 +106,8 @@ def retain(
         OptionError: an unknown rule or weighting, weighting by examples without their number, or a rule that a layer
             does not have.
 
-    Cost: one pass over the weights, no passes over data; for Kronecker factors two eigendecompositions a layer.
+    Cost: one pass over the weights, no passes over data; for Kronecker factors an eigendecomposition of
+        each layer's inputs and outputs, one of inputs that several layers read.
     """
     check_rule(rule)
     first_examples = held.first_examples or num_examples
@@ -162,9 +164,7 @@ def _joined_layers(held: Retained, new: Mapping[str, MeasuredLayer], rule: Accum
     gone = {name: layer for name, layer in held.layers.items() if name not in new}
     keep = shares_of(rule, num_tasks=held.num_tasks)[0] if gone else 1.0
     found: _Joint = {name: (layer.scaled(keep), None) for name, layer in gone.items()}
-    for name, layer in new.items():
-        found[name] = layer.joined(held.layers.get(name), rule, num_tasks=held.num_tasks, share=share)
-    return found
+    return {**found, **joined_layers(new, held.layers, rule, num_tasks=held.num_tasks, share=share)}
 
 
 def _collapse_layers(

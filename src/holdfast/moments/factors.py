@@ -12,31 +12,37 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor
+
+from holdfast.moments.symmetric import SymmetricSum
 
 SharingRule = Literal["expand", "reduce", "matched"]
 
 
-def partial_traces(a: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-    """sum_b M_b^T M_b [n, n] and sum_b M_b M_b^T [m, m], with M_b = g_b^T a_b: the sums of the rule "matched".
+def add_partial_traces(inputs: SymmetricSum, outputs: SymmetricSum, a: Tensor, g: Tensor) -> None:
+    """Add sum_b M_b^T M_b [n, n] and sum_b M_b M_b^T [m, m], with M_b = g_b^T a_b: the sums of the rule "matched".
 
     Args:
+        inputs: of [n, n].
+        outputs: of [m, m].
         a: [B, T, n].
         g: [B, T, m].
 
-    Cost: products of B m n (T + n + m), or of B T (n^2 + m^2) and 2 B T^2 (n + m), whichever is less; memory as
-    `partial_trace_size` says.
+    Cost: products of B m n (T + n/2 + m/2), or of B T (n^2 + m^2)/2 and 2 B T^2 (n + m), by the size of n, m and T;
+    memory as `partial_trace_size` says.
     """
     if _is_written_out(a, g):
         M = g.mT @ a
-        across = M.mT.flatten(0, 1)
-        return M.flatten(0, 1).T @ M.flatten(0, 1), across.T @ across
-    return _summed(a, (g @ g.mT) @ a), _summed(g, (a @ a.mT) @ g)
+        down, across = M.flatten(0, 1), M.mT.flatten(0, 1)
+        inputs.add(down, down)
+        outputs.add(across, across)
+    else:
+        inputs.add(a.flatten(0, 1), ((g @ g.mT) @ a).flatten(0, 1))
+        outputs.add(g.flatten(0, 1), ((a @ a.mT) @ g).flatten(0, 1))
 
 
 def partial_trace_size(a: Tensor, g: Tensor) -> int:
-    """Numbers that `partial_traces` writes for each example."""
+    """Numbers that `add_partial_traces` writes for each example."""
     (_, T, n), m = a.shape, g.shape[-1]
     return 2 * m * n if _is_written_out(a, g) else 2 * T * T + T * (n + m)
 
@@ -45,7 +51,3 @@ def _is_written_out(a: Tensor, g: Tensor) -> bool:
     """Whether the gradients of the examples cost less than products between their positions."""
     (_, T, n), m = a.shape, g.shape[-1]
     return m * n * (T + n + m) < 2 * T * T * (n + m) + T * (n * n + m * m)
-
-
-def _summed(left: Tensor, right: Tensor) -> Tensor:
-    return torch.mm(left.flatten(0, 1).T, right.flatten(0, 1))

@@ -19,7 +19,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from holdfast.errors import LossShapeError, NotFiniteError, UnsupportedLayerError
 from holdfast.moments.calls import Call, tensors_in
-from holdfast.moments.factors import SharingRule, partial_trace_size, partial_traces
+from holdfast.moments.factors import SharingRule, add_partial_traces, partial_trace_size
 from holdfast.moments.gradients import (
     Scores,
     gradient,
@@ -42,6 +42,7 @@ from holdfast.moments.matrices import (
 from holdfast.moments.places import Places
 from holdfast.moments.study import few_examples
 from holdfast.moments.sums import Alone
+from holdfast.moments.symmetric import SymmetricSum
 from holdfast.moments.transforms import transformed
 from holdfast.moments.watching import Watching
 from holdfast.tensors import unwrap
@@ -54,13 +55,14 @@ _TRIALS = 4
 class _Use:
     """One call of a layer: its input, the place of its output in the graph, and how many positions all examples have.
 
-    None of them if a transform hides them.
+    None of them if a transform hides them. `source` is the same for calls with the same input.
     """
 
     input: Tensor
     edge: GradientEdge | None
     num_rows: int
     hidden: bool = False
+    source: tuple[Any, ...] = ()
 
 
 class KroneckerSums:
@@ -83,7 +85,8 @@ class KroneckerSums:
         layers: those that have factors; complete after the first `add`.
         declined: weight of a layer that failed the check -> why. Layers that are called twice are only left out.
         rules: weight -> its rule, once it was met.
-        inputs: weight -> sum over examples of what the rule's A is the mean of, [n, n].
+        reads: weight -> that of the first layer that had the same input in every batch, itself where it is the first.
+        inputs: weight -> sum over examples of what the rule's A is the mean of, [n, n]; none where nothing was added.
         outputs: weight -> likewise for G, [out, out]; of "matched" before the division by tr A.
         num_examples: examples seen.
     """
@@ -96,10 +99,11 @@ class KroneckerSums:
         self._layouts: dict[str, Layout] = {}
         self._trials = _TRIALS
         self.rules: dict[str, SharingRule] = {}
+        self.reads: dict[str, str] = {}
         self.layers = layers_of(model)
         self.declined: dict[str, str] = {}
-        self.inputs: dict[str, Tensor] = {}
-        self.outputs: dict[str, Tensor] = {}
+        self.inputs: dict[str, SymmetricSum] = {}
+        self.outputs: dict[str, SymmetricSum] = {}
         self.num_examples = 0
 
     @property
@@ -121,10 +125,10 @@ class KroneckerSums:
             LossShapeError: the scores are not [K, B].
             NotFiniteError: a score is NaN or infinite.
 
-        Cost: one forward and K backward passes without weight gradients; for a layer of n inputs and m outputs products
-        of B T n^2 and K B T m^2 under "expand", of B n^2 and K B m^2 under "reduce", and K times those of
-        `partial_traces` under "matched", which takes patches beyond `chunk_bytes` anew for each k. A rule other than
-        "expand" costs four forward passes of up to three examples once, to find which positions are whose.
+        Cost: one forward and K backward passes without weight gradients; for a layer of n inputs and m outputs half of
+        the products of B T n^2 and K B T m^2 under "expand", of B n^2 and K B m^2 under "reduce", and K times those of
+        `add_partial_traces` under "matched", which takes patches beyond `chunk_bytes` anew for each k. A rule other
+        than "expand" costs four forward passes of up to three examples once, to find which positions are whose.
         """
         if not self._proven:
             self._prove(call)
@@ -157,6 +161,7 @@ class KroneckerSums:
                 f"{self._where}: the layer of {hidden[0]!r} is called inside a transform of torch.func, which hides "
                 "its inputs, and was not for the first batch. Put a batch first for which it is, or use fisher."
             )
+        self._tell_apart(uses)
         rows = scores(outputs)
         if rows.ndim != 2 or rows.shape[1] != call.size:
             raise LossShapeError(
@@ -181,16 +186,24 @@ class KroneckerSums:
                     inputs = kept.get(layer.weight) or self._inputs(layer, use, call.size)
                     self._add_gradients(layer, inputs, g, call.size)
 
+    def _tell_apart(self, uses: dict[str, list[_Use]]) -> None:
+        """Of the layers that had the same input so far, those that have it now."""
+        first: dict[Any, str] = {}
+        for layer in self.layers:
+            for use in uses[layer.weight]:
+                alike = (self.reads.get(layer.weight), use.source, layer.matrix_shape[1], layer.bias is None)
+                self.reads[layer.weight] = first.setdefault(alike, layer.weight)
+
     def _add_inputs(self, layer: Layer, use: _Use, size: int) -> None:
         """Add what does not depend on the scores."""
         rule = self.rules[layer.weight]
         if rule == "expand":
             for a in inputs_of(layer, use.input, chunk_bytes=self._chunk_bytes):
-                _add_to(self.inputs, layer.weight, _product(a, a))
+                _sum_in(self.inputs, layer.weight, a).add(a, a)
         elif rule == "reduce":
             for a in self._inputs(layer, use, size):
                 mean = a.mean(dim=1)
-                _add_to(self.inputs, layer.weight, _product(mean, mean))
+                _sum_in(self.inputs, layer.weight, mean).add(mean, mean)
 
     def _kept(self, called: list[tuple[Layer, _Use]], size: int) -> dict[str, list[Tensor]]:
         """Inputs that every row of scores needs, of as many layers as go into `chunk_bytes`."""
@@ -207,20 +220,21 @@ class KroneckerSums:
         rule = self.rules[layer.weight]
         if rule == "expand":
             g = gradients_of(layer, g)
-            _add_to(self.outputs, layer.weight, _product(g, g) / (len(g) / size))
+            _sum_in(self.outputs, layer.weight, g).add(g, g, factor=size / len(g))
             return
         g = gradients_by_example(layer, g, self._layouts.get(layer.weight), size=size)
         if rule == "reduce":
-            _add_to(self.outputs, layer.weight, _product(g.sum(dim=1), g.sum(dim=1)))
+            whole = g.sum(dim=1)
+            _sum_in(self.outputs, layer.weight, whole).add(whole, whole)
             return
         done = 0
         for a in inputs:
             behind, done = g[done : done + len(a)], done + len(a)
             chunk = max(1, self._chunk_bytes // (partial_trace_size(a, behind) * a.element_size()))
             with torch.autocast(g.device.type, enabled=False):
+                sums = (_sum_in(self.inputs, layer.weight, a), _sum_in(self.outputs, layer.weight, g))
                 for some, theirs in zip(a.split(chunk), behind.split(chunk)):
-                    for sums, value in zip((self.inputs, self.outputs), partial_traces(some, theirs)):
-                        _add_to(sums, layer.weight, value)
+                    add_partial_traces(*sums, some, theirs)
 
     def _inputs(self, layer: Layer, use: _Use, size: int) -> Iterator[Tensor]:
         layout = self._layouts.get(layer.weight)
@@ -326,7 +340,8 @@ def _recorded(layers: list[Layer], watching: Watching | None = None) -> Iterator
                 return None
             edge = get_gradient_edge(output) if output.requires_grad else None
             x = args[0] if args else next(iter(kwargs.values()))
-            uses[layer.weight].append(_Use(rows_of(x.detach()), edge, output.numel() // layer.matrix_shape[0]))
+            num_rows, source = output.numel() // layer.matrix_shape[0], _source(x)
+            uses[layer.weight].append(_Use(rows_of(x.detach()), edge, num_rows, source=source))
             # a change in place of a view, as of a Linear layer's output for sequences, would leave its edge behind
             return output.clone() if output._is_view() else None
 
@@ -340,11 +355,19 @@ def _recorded(layers: list[Layer], watching: Watching | None = None) -> Iterator
             handle.remove()
 
 
+def _source(x: Tensor) -> tuple[Any, ...]:
+    """The same for the same tensor, as long as what is recorded of it keeps its memory; no layer's may be changed."""
+    return (object(),) if x.is_nested else (x.data_ptr(), x.shape, x.stride())
+
+
 def _product(g: Tensor, a: Tensor) -> Tensor:
     """Sum over rows of g a^T, in float32 or wider also under autocast."""
     with torch.autocast(g.device.type, enabled=False):
         return g.T @ a
 
 
-def _add_to(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
-    sums[name] = sums[name] + value if name in sums else value
+def _sum_in(sums: dict[str, SymmetricSum], name: str, rows: Tensor) -> SymmetricSum:
+    """The sum of this name, of outer products of such rows; an empty one where there is none yet."""
+    if name not in sums:
+        sums[name] = SymmetricSum(rows.shape[-1], like=rows)
+    return sums[name]

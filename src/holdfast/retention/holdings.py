@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.curvature import Accumulate, Measured, Weighting, shapes_of
+from holdfast.curvature.sharing import shared
 from holdfast.errors import OptionError, StateError
 from holdfast.memory import Forms, Retained, retain
 from holdfast.memory.codes import IMPORTANCE_ERROR
@@ -264,7 +265,7 @@ class Holdings:
             {name: self.forms.placed(value, devices.get(name)) for name, value in entries.items()}
             for entries in (held.importance, held.anchors)
         )
-        layers = {name: layer.to(devices.get(name)) for name, layer in held.layers.items()}
+        layers = shared({name: layer.to(devices.get(name)) for name, layer in held.layers.items()})
         return replace(held, importance=importance, anchors=anchors, layers=layers)
 
 

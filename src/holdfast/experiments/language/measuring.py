@@ -307,7 +307,10 @@ def _of_base(found: AnyImportance, prefix: str) -> AnyImportance:
     def own(name: str) -> str:
         return name.removeprefix(prefix)
 
-    layers = {own(name): replace(f, bias=None if f.bias is None else own(f.bias)) for name, f in found.layers.items()}
+    def named(name: str | None) -> str | None:
+        return None if name is None else own(name)
+
+    layers = {own(n): replace(f, bias=named(f.bias), reads=named(f.reads)) for n, f in found.layers.items()}
     matched = str(found.info.details.get("matched", ""))
     details = {**found.info.details, **({"matched": ", ".join(map(own, matched.split(", ")))} if matched else {})}
     diagonal = {own(name): value for name, value in found.diagonal.items()}

@@ -1,0 +1,33 @@
+"""Sums of symmetric products, against the plain products."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from holdfast.moments.symmetric import SymmetricSum
+
+
+@pytest.mark.parametrize("size", [1, 7, 256, 257, 600])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_it_is_the_sum_of_the_plain_products(size: int, dtype: torch.dtype):
+    found = SymmetricSum(size, like=torch.empty(0, dtype=dtype))
+    expected = torch.zeros(size, size, dtype=torch.float64)
+    for seed, factor in enumerate((1.0, 0.25)):
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn(11, size, dtype=dtype, generator=generator)
+        weights = torch.rand(11, 1, dtype=dtype, generator=generator)
+        found.add(x, weights * x, factor=factor)
+        expected += factor * x.double().T @ (weights * x).double()
+    value = found.value()
+    assert value.dtype == dtype
+    assert torch.equal(value, value.T)
+    torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=1e-4 if dtype == torch.float32 else 1e-9)
+
+
+def test_it_is_as_precise_under_autocast():
+    x = torch.randn(9, 20)
+    found = SymmetricSum(20, like=x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found.add(x, x)
+    torch.testing.assert_close(found.value(), x.T @ x)
