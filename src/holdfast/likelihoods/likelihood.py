@@ -30,11 +30,13 @@ __all__ = [
     "OWN",
     "Bernoulli",
     "Categorical",
+    "CountsTargets",
     "Gaussian",
     "Likelihood",
     "PerExample",
     "check_per_example",
     "logits_of",
+    "num_targets",
     "resolve_likelihood",
     "targets_of",
 ]
@@ -60,6 +62,25 @@ class Likelihood(Protocol):
     def sampled(self, outputs: Any, batch: Any, *, generator: torch.Generator | None) -> Tensor:
         """[B]: -log p(y|x) at y drawn from the model; the draw itself carries no gradient."""
         ...
+
+
+@runtime_checkable
+class CountsTargets(Protocol):
+    """A likelihood whose examples may have several targets each, or none, such as the tokens of sequences."""
+
+    def num_targets(self, batch: Any) -> int:
+        """How many targets the batch has, all examples together."""
+        ...
+
+
+def num_targets(likelihood: Likelihood, batch: Any) -> int:
+    """How many targets a batch has, by which sums over its examples are divided.
+
+    Those that a likelihood with `num_targets` counts, such as the labels of `Categorical` that are not skipped. Of any
+    other likelihood, and of a loss function, an example is one target, whatever its loss is summed over: the outputs of
+    an example under "gaussian" and "bernoulli".
+    """
+    return likelihood.num_targets(batch) if isinstance(likelihood, CountsTargets) else batch_size(batch)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from holdfast.curvature import Decayed
 from holdfast.curvature.files import layers_from, layers_to_json, layers_to_tensors
 from holdfast.errors import FileFormatError
-from holdfast.files import Saved, new_folder, read_folder, write_description, write_tensors, write_text
+from holdfast.files import FORMAT_VERSION, Saved, new_folder, read_folder, write_description, write_tensors, write_text
 from holdfast.memory import Forms, Retained
 from holdfast.memory.reference import Reference, references_from, references_to_json
 from holdfast.memory.stored import AnyTensor, AnyTensorMap, from_tensors, read, to_tensors
@@ -141,7 +141,8 @@ def to_state(held: Retained, extra: Mapping[str, TensorMap]) -> tuple[dict[str, 
     parts = {**dict(zip(_PARTS, contents, strict=True)), **extra}
     tensors = {f"{part}/{name}": tensor for part, content in parts.items() for name, tensor in content.items()}
     references = {"references": references_to_json(on_disk)} if on_disk else {}
-    return tensors, {"held": numbers_of(held), "factors": layers_to_json(held.layers), **references}
+    numbers = {"format_version": FORMAT_VERSION, "held": numbers_of(held)}
+    return tensors, {**numbers, "factors": layers_to_json(held.layers), **references}
 
 
 def from_state(
