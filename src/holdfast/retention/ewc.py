@@ -269,9 +269,9 @@ class EWC(Keeper):
         model: the model; tied weights count once, frozen ones are left out, wrappers are seen through.
         strength: lambda, 0..inf. With Fisher importances in nats N_old/N_new is the Laplace value, and 1.0 the
             default. Give strength or budget, not both.
-        budget: in place of a strength, the most that the old tasks' loss may rise, in nats by the quadratic model
-            1/2 sum Omega d^2, during each new task. A step that leaves this ellipsoid is projected back onto it in the
-            optimizer's metric. Needs importances in nats (Fisher, or any measured with `calibrate=True`).
+        budget: in place of a strength, the most that the old tasks' loss may rise, in nats per target by the quadratic
+            model 1/2 sum Omega d^2, during each new task. A step that leaves this ellipsoid is projected back onto it
+            in the optimizer's metric. Needs importances in nats (Fisher, or any measured with `calibrate=True`).
         pull: "implicit"; "gradient", which adds strength * Omega * (theta - anchor) to the gradients before the step
             (after clipping, and it diverges where lr * strength * Omega > 2); or "penalty": add `penalty()` to the
             loss yourself.
