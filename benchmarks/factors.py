@@ -139,10 +139,11 @@ def blocks(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
     layers, found = layers_of(model), {}
     parameters = [p for layer in layers.values() for p in layer.parameters()]
     for one in x.split(1):
-        for position in model(one).flatten(0, -2).log_softmax(-1):
+        positions = model(one).flatten(0, -2).log_softmax(-1)
+        for position in positions:
             for log_p in position:
                 gradients = torch.autograd.grad(log_p, parameters, retain_graph=True, materialize_grads=True)
-                rest, factor = iter(gradients), (log_p.detach().exp() / len(x)).sqrt()
+                rest, factor = iter(gradients), (log_p.detach().exp() / (len(x) * len(positions))).sqrt()
                 for name, layer in layers.items():
                     M = matrix(layer, next(rest), None if layer.bias is None else next(rest))
                     found.setdefault(name, []).append(factor * M)

@@ -1,7 +1,7 @@
 """Fine-tune a language model with Lightning and keep what it could do.
 
 A tiny Llama, made from its configuration, knows counting by one and learns counting by three, within a budget: the old
-loss may rise by so many nats a sequence. Run it:
+loss may rise by so many nats a token. Run it:
 
     python examples/lightning_trainer.py
 """
@@ -83,7 +83,7 @@ def main(steps: int = 150) -> dict[str, float]:
         ready.load_state_dict(start)
         keeper = None
         if name == "held":
-            keeper = hf.EWC(ready, budget=0.03).retain(hf.fisher(ready, old, kind="sampled"))
+            keeper = hf.EWC(ready, budget=0.0027).retain(hf.fisher(ready, old, kind="sampled"))
         train(ready, new, steps=steps, keeper=keeper)
         found[f"old skill after, {name}"] = loss_of(ready, old)
         found[f"new skill after, {name}"] = loss_of(ready, new)

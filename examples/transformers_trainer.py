@@ -70,7 +70,7 @@ def main(steps: int = 150) -> dict[str, float]:
         ready.load_state_dict(start)
         keeper = None
         if name == "held":
-            keeper = hf.EWC(ready, strength=10.0)
+            keeper = hf.EWC(ready, strength=110.0)
             keeper.retain(hf.fisher(ready, batches(old), kind="sampled"))
         train(ready, new, steps=steps, keeper=keeper)
         found[f"old skill after, {name}"] = loss_of(ready, old)

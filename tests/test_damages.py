@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import asdict
 
 import pytest
@@ -18,7 +17,6 @@ from holdfast.files import (
     read_sealed,
     read_state,
     write_description,
-    write_json,
     write_sealed,
     write_state,
     write_tensors,
@@ -84,16 +82,6 @@ def in_shards(path):
         write_description(folder / IMPORTANCE_CONFIG, asdict(importance.info))
 
 
-def of_first_version(path):
-    """As versions wrote it whose description had the digests of the tensors, and none of its own."""
-    importance = fisher(net(), data())
-    path.mkdir()
-    write_tensors(path, "importance", importance)
-    digest = hashlib.sha256((path / "importance.safetensors").read_bytes()).hexdigest()
-    files = {"importance.safetensors": digest}
-    write_json(path / IMPORTANCE_CONFIG, {"format_version": 1, "files": files, **asdict(importance.info)})
-
-
 def by_reference(path):
     model = net()
     path.mkdir()
@@ -112,7 +100,6 @@ def load_by_reference(path):
 KINDS = [
     Kind("importance", lambda path: fisher(net(), data()).save(path), lambda path: _values(load_importance(path))),
     Kind("shards", in_shards, lambda path: _values(load_importance(path))),
-    Kind("version-1", of_first_version, lambda path: _values(load_importance(path)), has_digests=False),
     Kind("factors", lambda path: kfac(net(), data()).save(path), lambda path: _values(load_importance(path))),
     keeper_kind("ewc", EWC, strength=1.0),
     keeper_kind("budget", EWC, budget=0.05),

@@ -30,7 +30,7 @@ def test_sums_and_products_by_hand():
     a, b = importance(w=[1.0, 2.0], x=[1.0]), importance(w=[3.0, 0.0], y=[5.0])
     total = a + b
     assert {name: value.tolist() for name, value in total.items()} == {"w": [4, 2], "x": [1], "y": [5]}
-    assert total.info == replace(INFO, num_examples=20)
+    assert total.info == replace(INFO, num_examples=20, num_targets=20)
     assert total["x"].data_ptr() != a["x"].data_ptr()
     half = 0.5 * a
     assert half["w"].tolist() == [0.5, 1.0]
@@ -125,8 +125,10 @@ def _square():
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"format_version": 7}, "format_version is 7; this holdfast reads version 1 and 2"),
+        ({"format_version": 7}, "format_version is 7; this holdfast reads version 3"),
         ({"kind": None}, "says not how the importance was made: kind is None, expected a text"),
+        ({"format_version": 2}, "format_version is 2: it is of means over examples, .* Measure again, with hf.fisher"),
+        ({"num_targets": -3}, "num_targets is -3, expected a whole number from 0 to"),
         ({"num_examples": "ten"}, "num_examples is 'ten', expected a whole number from 0 to"),
         ({"nats_per_unit": "one"}, "nats_per_unit is 'one', expected a number from 0 to"),
         ({"nats_per_unit": -1}, "nats_per_unit is -1, expected a number from 0 to"),

@@ -32,11 +32,13 @@ class ImportanceInfo:
     Attributes:
         kind: the estimator, such as "fisher-exact" or "mas".
         num_examples: examples it was measured on.
+        num_targets: targets it is a mean over, so that it speaks of nats per target: of a loss of sequences the labels
+            that are not skipped, else one an example. Left out: as many as examples.
         loss: name of the likelihood or output it was taken of, or None.
         unit: unit of one entry, such as "nats/weight^2".
         model: class name of the model.
         library_version: the holdfast version that made it.
-        nats_per_unit: factor that turns 1/2 sum Omega d^2 into nats: 1.0 for Fisher importances, measured
+        nats_per_unit: factor that turns 1/2 sum Omega d^2 into nats per target: 1.0 for Fisher importances, measured
             for others with `calibrate=True`, else None.
         details: options of the estimator.
     """
@@ -49,6 +51,12 @@ class ImportanceInfo:
     library_version: str = __version__
     nats_per_unit: float | None = None
     details: Mapping[str, Detail] = field(default_factory=dict)
+    num_targets: int = -1
+
+    def __post_init__(self) -> None:
+        """Count one target an example where the number of targets was left out."""
+        if self.num_targets < 0:
+            object.__setattr__(self, "num_targets", self.num_examples)
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any], *, where: str) -> ImportanceInfo:
@@ -57,7 +65,7 @@ class ImportanceInfo:
         Raises:
             FileFormatError: if a field is missing or has the wrong type.
         """
-        optional = {entry.name for entry in fields(cls)} - {"kind", "num_examples"}
+        optional = {entry.name for entry in fields(cls)} - {"kind", "num_examples", "num_targets"}
         record, mistakes = typed(content, _INFO, optional=optional)
         details = content.get("details", {})
         if not (isinstance(details, dict) and all(isinstance(value, Detail) for value in details.values())):
@@ -74,6 +82,7 @@ _Nats: Any = Annotated[float, Within(0, 1e300)]
 _INFO: Mapping[str, Any] = {
     "kind": str,
     "num_examples": Count,
+    "num_targets": Count,
     "loss": str | None,
     "unit": str,
     "model": str,
@@ -161,6 +170,7 @@ class Importance(Mapping[str, Tensor]):
                 self.info,
                 kind=self.info.kind if same else f"{self.info.kind}+{other.info.kind}",
                 num_examples=self.info.num_examples + other.info.num_examples,
+                num_targets=self.info.num_targets + other.info.num_targets,
                 unit=self.info.unit if self.info.unit == other.info.unit else "mixed",
                 nats_per_unit=self.info.nats_per_unit if self.info.nats_per_unit == other.info.nats_per_unit else None,
             ),
@@ -324,7 +334,8 @@ def _card(importance: Importance) -> str:
 How much each weight matters for a learned skill, measured with holdfast {info.library_version}.
 
 - kind: {info.kind}; options: {details}
-- examples: {info.num_examples}; loss: {info.loss}; unit: {info.unit}; nats per unit: {info.nats_per_unit}
+- examples: {info.num_examples}; targets: {info.num_targets}
+- loss: {info.loss}; unit: {info.unit}; nats per unit: {info.nats_per_unit}
 
     import holdfast as hf
     importance = hf.Importance.load("THIS FOLDER", model=model)

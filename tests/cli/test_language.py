@@ -62,9 +62,7 @@ def test_an_importance_is_measured_kept_and_used(place: Path, tmp_path: Path, ca
     assert "old skill: Spearman" in said
     assert "new skill: accuracy" in said
     assert "EWC: 1 task held, 20 steps" in said
-    assert re.search(
-        r"the old loss (rose|fell) by [\d.]+ nats an example \(standard error .*a rise of .* was fore", said
-    )
+    assert re.search(r"the old loss (rose|fell) by [\d.]+ nats a target \(standard error .*a rise of .* was fore", said)
     assert "held: step 20/20, loss" in said
     assert "predicted rise" in said
 
@@ -157,10 +155,13 @@ def test_a_forecast_that_did_not_hold_is_shouted(place: Path, tmp_path: Path, ca
         (("importance", "{model}", "{pairs}", "-o", "{out}", "--label", "mark"), "no column 'mark'"),
         (
             ("importance", "{model}", "{pairs}", "-o", "{out}", "--rehearse", "--rehearse-budget", "0"),
-            "--rehearse-budget is 0.0; expected nats above 0",
+            "--rehearse-budget is 0.0; expected nats a target above 0",
         ),
         (("finetune", "{model}", "{intents}"), "finetune: what is to be kept? Give --keep DIR"),
-        (("finetune", "{model}", "{intents}", "--keep", "{out}"), "needs --budget, such as 0.05 nats, or --strength"),
+        (
+            ("finetune", "{model}", "{intents}", "--keep", "{out}"),
+            "needs --budget, such as 0.05 nats a target, or --strength",
+        ),
         (("finetune", "{model}", "{intents}", "--keep", "{out}", "--budget", "1"), "out: no such folder"),
         (
             ("finetune", "{model}", "{intents}", "--method", "ewx", "--keep", "x", "--budget", "1"),

@@ -108,7 +108,7 @@ def test_a_sum_has_the_partial_traces_of_the_sum():
     a, b = importance(), 3.0 * importance(seed=9)
     b = FactoredImportance(dict(b), b.diagonal, INFO)
     found = a + b
-    assert found.info == replace(INFO, num_examples=20)
+    assert found.info == replace(INFO, num_examples=20, num_targets=20)
     assert found.diagonal["1.weight"].tolist() == [8.0] * 4
     for name, f in found.items():
         out, inputs = f.matrix_shape

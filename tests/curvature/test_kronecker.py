@@ -127,7 +127,7 @@ def kept(rule, count: int = 2, **options) -> Retained:
     held = Retained()
     for seed in range(count):
         held = retain(
-            held, {}, weights=weights(seed), layers={"w": factors(seed)}, rule=rule, num_examples=seed + 1, **options
+            held, {}, weights=weights(seed), layers={"w": factors(seed)}, rule=rule, num_targets=seed + 1, **options
         )
     return held
 

@@ -22,7 +22,7 @@ def description(path):
 
 def test_a_description_bears_a_version_and_comes_back(tmp_path):
     save(tmp_path / "x")
-    assert description(tmp_path / "x") == {"format_version": 2, "kind": "mas"}
+    assert description(tmp_path / "x") == {"format_version": 3, "kind": "mas"}
 
 
 def test_an_edited_description_is_refused(tmp_path):
@@ -70,17 +70,26 @@ def test_a_folder_that_is_not_there_or_not_ours(tmp_path):
         files.read_folder(tmp_path / "x", lambda saved: saved.description("importance_config.json"))
 
 
-def test_the_first_version_is_still_read(tmp_path):
+@pytest.mark.parametrize("version", [1, 2])
+def test_means_over_examples_are_refused_with_the_remedy(tmp_path, version):
     save(tmp_path / "x")
-    (tmp_path / "x" / "holdfast.json").unlink()
-    digest = hashlib.sha256((tmp_path / "x" / "importance.safetensors").read_bytes()).hexdigest()
-    content = {"format_version": 1, "kind": "mas", "files": {"importance.safetensors": digest}}
-    files.write_json(tmp_path / "x" / "importance_config.json", content)
-    assert description(tmp_path / "x") == content
-    assert torch.equal(files.read_folder(tmp_path / "x", lambda saved: saved.tensors("importance"))["a"], torch.ones(2))
-    (tmp_path / "x" / "importance.safetensors").write_bytes(b"x")
-    with pytest.raises(FileFormatError, match="importance.safetensors is damaged"):
-        files.read_folder(tmp_path / "x", lambda saved: saved.tensors("importance"))
+    config = tmp_path / "x" / "importance_config.json"
+    tensors = tmp_path / "x" / "importance.safetensors"
+    files.write_json(config, {"format_version": version, "kind": "mas", "files": digests(tensors)})
+    if version == 1:  # whose description was the marker
+        (tmp_path / "x" / "holdfast.json").unlink()
+    else:
+        files.write_json(tmp_path / "x" / "holdfast.json", {"format_version": 2, "files": digests(config, tensors)})
+    told = rf"importance_config.json: format_version is {version}: it is of means over examples, .* Measure again"
+    with pytest.raises(FileFormatError, match=told) as error:
+        description(tmp_path / "x")
+    assert "\n" not in str(error.value)
+    save(tmp_path / "x")  # what it says to do
+    assert description(tmp_path / "x")["kind"] == "mas"
+
+
+def digests(*paths):
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
 def test_text_comes_back(tmp_path):

@@ -108,6 +108,7 @@ def test_reduced_factors_average_inputs_and_sum_gradients(name: str):
             for key, layer in layers.items()
         ]
         logits = model(one).flatten(0, -2)
+        num_targets = len(x) * len(logits)
         for handle in handles:
             handle.remove()
         for key, (a, _) in seen.items():
@@ -121,7 +122,7 @@ def test_reduced_factors_average_inputs_and_sum_gradients(name: str):
                 gradients = torch.autograd.grad(log_p, outputs, retain_graph=True, materialize_grads=True)
                 for key, g in zip(seen, gradients):
                     g = g.flatten(2).sum((0, 2)) if isinstance(layers[key], nn.Conv2d) else g.flatten(0, -2).sum(0)
-                    G[key] = G[key] + log_p.detach().exp() * torch.outer(g, g) / len(x)
+                    G[key] = G[key] + log_p.detach().exp() * torch.outer(g, g) / num_targets
     for key in layers:
         close(found[key].inputs, A[key])
         torch.testing.assert_close(found[key].outputs.double(), G[key], rtol=1e-5, atol=1e-9)

@@ -83,11 +83,23 @@ WAYS: dict[str, dict[str, Any]] = {
     "kutalev": {"variant": "kutalev"},
     "kutalev, convolution": {"variant": "kutalev", "model": "convolution", "adam": True},
 }
+
+
+class Several(hf.Categorical):
+    """Examples of one to three targets, so that the processes' shares have other numbers of them."""
+
+    def num_targets(self, batch: Any) -> int:
+        return int((batch[1] + 1).sum())
+
+
 MEASURED = {
     "fisher": ("convolution", hf.fisher),
     "kfac": ("mlp", hf.kfac),
     "kfac, convolution": ("convolution", partial(hf.kfac, kind="empirical")),
     "kfac, attention": ("attention", hf.kfac),
+    "fisher, several targets": ("convolution", partial(hf.fisher, loss=Several())),
+    "kfac, several targets": ("mlp", partial(hf.kfac, loss=Several())),
+    "kfac, attention, several targets": ("attention", partial(hf.kfac, loss=Several())),
 }
 
 

@@ -82,7 +82,7 @@ def test_nats_per_unit_are_the_same_in_all_processes(two):
 
 def test_what_cannot_be_joined_is_told_in_all_processes(two):
     for told in two[1]:
-        assert told["si"].startswith("OptionError: over_processes: 'si' is no mean over examples, and needs none")
+        assert told["si"].startswith("OptionError: over_processes: 'si' is no mean over targets, and needs none")
         assert told["mas-batched"].startswith("OptionError: over_processes: 'mas-batched' is of each process's data at")
         assert told["no examples"].startswith("OptionError: over_processes: num_examples of this importance (fisher-")
         assert told["other kinds"].startswith("ParameterMismatchError: over_processes: kind, unit, names or shapes")

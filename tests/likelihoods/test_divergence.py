@@ -29,7 +29,7 @@ def test_classes():
     batch = (None, torch.randint(5, (7,)))
     loss = Categorical()
     torch.testing.assert_close(loss.divergence(new, loss.answers(old, batch), batch), kl(old, new))
-    assert loss.num_targets(old, batch).tolist() == [1] * 7
+    assert loss.num_targets(batch) == 7
 
 
 def test_the_classes_that_were_there_then():
@@ -58,7 +58,7 @@ def test_tokens_are_summed_shifted_and_skipped():
     counts = torch.zeros(3, 6)
     counts[:, :-1] = (labels[:, 1:] != -100).float()
     torch.testing.assert_close(loss.divergence(new, loss.answers(old, batch), batch), (each * counts).sum(1))
-    assert loss.num_targets(old, batch).tolist() == counts.sum(1).tolist() == [2, 5, 5]
+    assert loss.num_targets(batch) == counts.sum() == 12
 
 
 def test_of_many_classes_the_rest_is_one_and_never_more():

@@ -71,13 +71,13 @@ def test_a_weight_of_no_importance_has_its_anchor_where_it_is():
 def test_examples_weigh_against_the_first_task():
     held = Retained()
     for importance, count in ((1.0, 100), (1.0, 300), (2.0, 50)):
-        held = retain(held, {"w": torch.tensor([importance])}, weights={}, weighting="examples", num_examples=count)
+        held = retain(held, {"w": torch.tensor([importance])}, weights={}, weighting="examples", num_targets=count)
     assert held.importance["w"].item() == pytest.approx(1 + 3 + 1)
-    assert held.first_examples == 100
+    assert held.first_targets == 100
 
 
 def test_weighting_by_unknown_examples():
-    with pytest.raises(OptionError, match='weighting="examples" needs importances that know their number of examples'):
+    with pytest.raises(OptionError, match='weighting="examples" needs importances that know their number of targets'):
         hold([[1.0]], weighting="examples")
 
 

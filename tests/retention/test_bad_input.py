@@ -348,7 +348,11 @@ def test_damaged_folders(tmp_path, file, how):
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"format_version": 3}, "format_version is 3; this holdfast reads version 1 and 2"),
+        ({"format_version": 4}, "format_version is 4; this holdfast reads version 3"),
+        (
+            {"format_version": 2},
+            "keeper_config.json: format_version is 2: it is of means over .* Measure again",
+        ),
         ({"mechanism": "WVA"}, r"this keeper is 'WVA', to be loaded as 'EWC'. Use hf.WVA.load"),
         ({"held": None}, "'held', 'options' or 'progress' is missing or damaged"),
         ({"options": 1}, "'held', 'options' or 'progress' is missing or damaged"),

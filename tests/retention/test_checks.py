@@ -56,6 +56,7 @@ def unchanged(before, after):
 
 
 DAMAGE = {
+    "means over examples": (lambda t, n: n.pop("format_version"), "format_version is 2: it is of means over examples"),
     "no progress": (lambda t, n: n.pop("progress"), "the notes have no 'progress', or it is damaged"),
     "no held": (lambda t, n: n.pop("held"), "the notes have no 'held', or it is damaged"),
     "progress a list": (lambda t, n: n.update(progress=[]), "the notes have no 'progress', or it is damaged"),

@@ -33,9 +33,9 @@ def evaluate_command(options: EvaluateOptions) -> None:
             say(console, line)
         ticked = batches(model, found, options.batch_size)
         skill = evaluate(model, counted(ticked, stages, "evaluating", total=len(found), by=options.batch_size))
-    unit, each = ("block", "a block") if model.task == "causal-lm" else ("example", "an example")
+    unit, target = ("block", "a token") if model.task == "causal-lm" else ("example", "an example")
     say(
         console,
         f"{options.model}: {skill.measure} {skill.text} on {number_of(skill.num_examples, unit)}, "
-        f"{skill.loss:.4f} nats {each}",
+        f"{skill.loss:.4f} nats {target}",
     )

@@ -29,7 +29,9 @@ def finetune_command(options: FinetuneOptions) -> None:
     if options.keep is None:
         raise OptionError("finetune: what is to be kept? Give --keep DIR, written by holdfast importance.")
     if options.method == "ewc" and options.strength is None and options.budget is None:
-        raise OptionError("finetune: --method ewc needs --budget, such as 0.05 nats, or --strength, such as 1.")
+        raise OptionError(
+            "finetune: --method ewc needs --budget, such as 0.05 nats a target, or --strength, such as 1."
+        )
     console = console_for(quiet=options.quiet)
     columns = columns_of(options)
     old = None

@@ -31,7 +31,7 @@ def importance_command(options: ImportanceOptions) -> None:
         raise OptionError("importance: --rehearse is for a budget, which Kronecker factors cannot keep. Leave it out.")
     if options.rehearse and not options.rehearse_budget > 0:
         raise OptionError(
-            f"importance: --rehearse-budget is {options.rehearse_budget}; expected nats above 0, such as 0.05."
+            f"importance: --rehearse-budget is {options.rehearse_budget}; expected nats a target above 0, such as 0.05."
         )
     console = console_for(quiet=options.quiet)
     path = Path(options.output)
@@ -87,7 +87,9 @@ def importance_command(options: ImportanceOptions) -> None:
             rehearsed = rehearse(
                 model, diagonal, some, budget=options.rehearse_budget, seed=options.seed, on_progress=stages
             )
-            stages.say(f"rehearsal: rise predicted {rehearsed.predicted:.3g}, measured {rehearsed.measured:.3g} nats")
+            stages.say(
+                f"rehearsal: rise predicted {rehearsed.predicted:.3g}, measured {rehearsed.measured:.3g} nats a target"
+            )
             found = rehearsed.applied_to(diagonal)
     write_importance_folder(path, found, model, data=Path(options.data).name, progress=progress, length=options.length)
     checkpoint.unlink(missing_ok=True)

@@ -87,9 +87,11 @@ class ImportanceOptions(_OnData):
             help="learn a made-up task, and see how many nats a unit is worth along such a path", help_behavior_hint=""
         ),
     ] = False
-    rehearse_budget: option("rehearse_budget", float, "nats; the made-up task is learned under it (default: 0.05)") = (
-        0.05
-    )
+    rehearse_budget: option(
+        "rehearse_budget",
+        float,
+        "nats a target, as those of budget; the made-up task is learned under it (default: 0.05)",
+    ) = 0.05
     batch_size: option("batch_size", int, "examples at once; halved where memory is short (default: 8)") = 8
     dtype: _Dtype = "float32"
     seed: option("seed", int, "seed of the examples and labels that are drawn (default: 0)") = 0
@@ -103,8 +105,16 @@ class FinetuneOptions(_OnData):
 
     keep: option("keep", str, "folder that holdfast importance wrote") = None
     method: option("method", HoldMethod, "ewc pulls weights back, wva slows them down (default: ewc)") = "ewc"
-    budget: option("budget", float, "nats by which the old loss may rise; ewc alone") = None
-    strength: option("strength", float, "strength of the hold, in place of a budget") = None
+    budget: option(
+        "budget",
+        float,
+        "nats a target (a token of a causal model, else an example) by which the old loss may rise; ewc alone",
+    ) = None
+    strength: option(
+        "strength",
+        float,
+        "strength of the hold, in place of a budget; ewc: 1 is the Laplace value for data of equal size",
+    ) = None
     importance_dtype: option("importance_dtype", ImportanceForm, "form in which the importance is held") = None
     anchor_dtype: option("anchor_dtype", AnchorForm, "form in which the anchors are held; ewc alone") = None
     anchors: option(

@@ -310,7 +310,7 @@ def _card(importance: FactoredImportance) -> str:
 
 Kronecker-factored curvature, measured with holdfast {info.library_version}.
 
-- kind: {info.kind}; examples: {info.num_examples}; loss: {info.loss}; unit: {info.unit}
+- kind: {info.kind}; examples: {info.num_examples}; targets: {info.num_targets}; loss: {info.loss}; unit: {info.unit}
 - diagonal: {rest}
 
     import holdfast as hf

@@ -2,7 +2,7 @@
 
 from holdfast.files.checks import check_files, check_output, holds
 from holdfast.files.door import new_folder
-from holdfast.files.manifest import FORMAT_VERSION, MANIFEST
+from holdfast.files.manifest import FORMAT_VERSION, MANIFEST, check_described
 from holdfast.files.plain import (
     opened,
     parsed_json,
@@ -23,6 +23,7 @@ __all__ = [
     "MANIFEST",
     "SHARD_BYTES",
     "Saved",
+    "check_described",
     "check_files",
     "check_output",
     "from_bytes",

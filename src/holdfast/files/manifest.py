@@ -16,9 +16,18 @@ from holdfast.files.tensors import sha256_of
 from holdfast.version import __version__
 
 MANIFEST = "holdfast.json"
-FORMAT_VERSION = 2
+MANIFEST_VERSION = 2
+FORMAT_VERSION = 3
+"""Of descriptions, and so of what is described: the version in which importances are means over targets."""
 
-_DESCRIPTIONS = ("importance_config.json", "keeper_config.json")
+_MEANS_OVER_EXAMPLES = (
+    "it is of means over examples, and since version 3 importances are means over targets, so that strengths and "
+    "budgets would mean something else. Measure again, with hf.fisher and its like or `holdfast importance`."
+)
+_RETIRED = {1: _MEANS_OVER_EXAMPLES, 2: _MEANS_OVER_EXAMPLES}
+"""Why a version of descriptions is read no more, and what to do."""
+
+DESCRIPTIONS = ("importance_config.json", "keeper_config.json")
 """These held the digests of tensors, and were the marker, in format version 1."""
 
 _OF_TRAINER = (
@@ -39,7 +48,7 @@ def write_manifest(folder: Path) -> list[str]:
         if name != MANIFEST:
             with opened(path) as file:
                 digests[name] = sha256_of(file)
-    content = {"format_version": FORMAT_VERSION, "library_version": __version__, "files": digests}
+    content = {"format_version": MANIFEST_VERSION, "library_version": __version__, "files": digests}
     write_json(folder / MANIFEST, content)
     return list(digests)
 
@@ -51,17 +60,23 @@ def parsed_manifest(content: bytes, *, where: Path) -> dict[str, str]:
         FileFormatError: it is damaged, of another version, or names a file outside its folder.
     """
     found = parsed_json(content, where=where)
-    check_version(found, where=where)
+    _check_version(found, MANIFEST_VERSION, where=where)
     return checked_files(found.get("files"), where=where)
 
 
-def check_version(content: Mapping[str, Any], *, where: Path, versions: tuple[int, ...] = (FORMAT_VERSION,)) -> None:
-    """Raise `FileFormatError` unless a file is of a format version that is read here."""
+def check_described(content: Mapping[str, Any], *, where: Path | str) -> None:
+    """Raise `FileFormatError` unless a description is of the format version that is read here."""
     version = content.get("format_version")
-    if isinstance(version, bool) or version not in versions:
+    if type(version) is int and version in _RETIRED:
+        raise FileFormatError(f"{where}: format_version is {version}: {_RETIRED[version]}")
+    _check_version(content, FORMAT_VERSION, where=where)
+
+
+def _check_version(content: Mapping[str, Any], expected: int, *, where: Path | str) -> None:
+    version = content.get("format_version")
+    if isinstance(version, bool) or version != expected:
         raise FileFormatError(
-            f"{where}: format_version is {version!r}; this holdfast reads version "
-            f"{' and '.join(map(str, versions))}. "
+            f"{where}: format_version is {version!r}; this holdfast reads version {expected}. "
             "Read it with the holdfast version that wrote it (library_version), and save it again."
         )
 
@@ -88,9 +103,9 @@ def listed_files(folder: Path) -> set[str] | None:
     """
     if (folder / MANIFEST).exists():
         return {*parsed_manifest(read_bytes(folder / MANIFEST), where=folder / MANIFEST), MANIFEST}
-    for name in _DESCRIPTIONS:
+    for name in DESCRIPTIONS:
         if (folder / name).is_file():
-            files = first_version(folder / name)
+            files = _first_version(folder / name)
             if files is not None:
                 shards = {f"{stem}.safetensors.index.json" for stem in ("importance", "anchors", "factors")}
                 return {*files, *shards, name, "README.md"}
@@ -99,11 +114,11 @@ def listed_files(folder: Path) -> set[str] | None:
     return None
 
 
-def first_version(description: Path) -> dict[str, str] | None:
-    """The digests in a description of format version 1; None where it is none."""
+def _first_version(description: Path) -> dict[str, str] | None:
+    """The digests in a description of format version 1, which is replaced though not read; None where it is none."""
     try:
         content = parsed_json(read_bytes(description), where=description)
-        check_version(content, where=description, versions=(1,))
+        _check_version(content, 1, where=description)
         return checked_files(content.get("files"), where=description)
     except FileFormatError:
         return None

@@ -17,14 +17,7 @@ from torch import Tensor
 from holdfast.errors import FileFormatError, HoldfastError
 from holdfast.files.checks import COMMIT
 from holdfast.files.locks import undisturbed
-from holdfast.files.manifest import (
-    FORMAT_VERSION,
-    MANIFEST,
-    check_version,
-    checked_files,
-    first_version,
-    parsed_manifest,
-)
+from holdfast.files.manifest import DESCRIPTIONS, FORMAT_VERSION, MANIFEST, check_described, parsed_manifest
 from holdfast.files.plain import opened, parsed_json, read_bytes, write_json
 from holdfast.files.tensors import damaged, read_tensors, sha256_of
 
@@ -40,7 +33,7 @@ class Saved:
 
     Attributes:
         path: the folder.
-        files: name -> sha256; "" for a description of format version 1, which has no digest of its own.
+        files: name -> sha256.
         identity: of the file that lists them; two saves of the same content differ in it.
         is_moving: whether files of it still move to their place, or did when their writer was killed.
     """
@@ -89,7 +82,7 @@ class Saved:
                 "Load it as what it is, or save it again."
             )
         content = parsed_json(self._read(name, _checked), where=self.path / name)
-        check_version(content, where=self.path / name, versions=(1, FORMAT_VERSION))
+        check_described(content, where=self.path / name)
         return content
 
     @contextmanager
@@ -152,21 +145,11 @@ class Saved:
                     continue  # it moves from the first place to the second
                 is_moving = place.parent != folder
                 return cls(folder, parsed_manifest(content, where=place), identity, is_moving)
-        for name in ("importance_config.json", "keeper_config.json"):
+        for name in DESCRIPTIONS:
             if (folder / name).is_file():
-                return cls._of_first_version(folder, name)
+                check_described(parsed_json(read_bytes(folder / name), where=folder / name), where=folder / name)
+                raise FileFormatError(f"{folder / MANIFEST} is missing beside {name}. Copy the folder whole.")
         raise FileFormatError(f"{folder} holds no {MANIFEST}: holdfast has saved nothing there, or not all was copied.")
-
-    @classmethod
-    def _of_first_version(cls, folder: Path, name: str) -> Saved:
-        files = first_version(folder / name)
-        if files is None:
-            content = parsed_json(read_bytes(folder / name), where=folder / name)
-            check_version(content, where=folder / name, versions=(1, FORMAT_VERSION))
-            if content["format_version"] == 1:
-                checked_files(content.get("files"), where=folder / name)
-            raise FileFormatError(f"{folder / MANIFEST} is missing beside {name}. Copy the folder whole.")
-        return cls(folder, {**files, name: ""}, _identified(folder / name)[1])
 
 
 def read_folder(path: str | os.PathLike[str], read: Callable[[Saved], T]) -> T:
@@ -214,7 +197,7 @@ def _identified(path: Path) -> tuple[bytes, tuple[int, int]]:
 def _checked(path: Path, digest: str) -> bytes:
     content = read_bytes(path)
     found = hashlib.sha256(content).hexdigest()
-    if digest and found != digest:
+    if found != digest:
         raise FileFormatError(damaged(path, found, digest))
     return content
 
@@ -223,7 +206,7 @@ def _verified(path: Path, digest: str) -> Path:
     """The file itself, whose content is what it was."""
     with opened(path) as file:
         found = sha256_of(file)
-    if digest and found != digest:
+    if found != digest:
         raise FileFormatError(damaged(path, found, digest))
     return path
 

@@ -27,10 +27,11 @@ def calibrated(
     loss: str | Likelihood | Callable[[Any, Any], Tensor] | None = None,
     seed: int = 0,
 ) -> AnImportance:
-    """The importance with `info.nats_per_unit` measured: how many nats one unit of 1/2 sum Omega d^2 is worth.
+    """The importance with `info.nats_per_unit` measured: how many nats per target 1/2 sum Omega d^2 is worth.
 
     What estimators do with `calibrate=True`, for an importance that was made in another way: the weights that it covers
-    are moved along four random directions, and the rise of the mean loss is compared with what the diagonal predicts.
+    are moved along four random directions, and the rise of the mean loss over targets is compared with what the
+    diagonal predicts.
 
     Args:
         importance: of the model as it is now; its values stay as they are.
@@ -58,8 +59,7 @@ def calibrated(
             data,
             where="calibrated",
             num_examples=CALIBRATION_EXAMPLES,
-            loss=measured,
-            calibrate=True,
+            calibration=measured,
             seed=seed,
         )
         for _ in data_pass:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from holdfast.likelihoods.likelihood import Likelihood
+from holdfast.likelihoods.likelihood import Likelihood, num_targets
 from holdfast.moments.calls import Call
 from holdfast.tensors import copies, sum_of, trainable_parameters, unwrap
 
@@ -28,7 +28,7 @@ Sample = Sequence[tuple[Call, Any]]
 def measured_nats_per_unit(
     model: nn.Module, importance: Mapping[str, Tensor], sample: Sample, likelihood: Likelihood, *, seed: int
 ) -> float | None:
-    """The factor c for which c * 1/2 sum Omega d^2 is nearest to the rise of the mean loss, in nats.
+    """The factor c for which c * 1/2 sum Omega d^2 is nearest to the rise of the mean loss over targets, in nats.
 
     Rise for a perturbation d: (L(theta + d) + L(theta - d))/2 - L(theta), in which the slope cancels. Four Gaussian
     directions of equal standard deviation for all weights, scaled so that the first rises by 0.02 to 0.3 nats; least
@@ -38,7 +38,7 @@ def measured_nats_per_unit(
         model: in evaluation mode.
         importance: name -> Omega; parameters that it leaves out are not moved.
         sample: calls and batches, about a thousand examples.
-        likelihood: whose mean negative log-likelihood is L.
+        likelihood: whose mean negative log-likelihood, over targets, is L.
         seed: of the directions.
 
     Returns:
@@ -124,4 +124,4 @@ def _move(model: nn.Module, weights: Mapping[str, Tensor], direction: Mapping[st
 def _mean_loss(model: nn.Module, sample: Sample, likelihood: Likelihood) -> float:
     # with a graph, although none is needed: a forward pass may take gradients itself
     losses = [likelihood.nll(call(unwrap(model)), batch).detach().double().sum() for call, batch in sample]
-    return sum_of(losses) / sum(call.size for call, _ in sample)
+    return sum_of(losses) / max(1, sum(num_targets(likelihood, batch) for _, batch in sample))

@@ -46,7 +46,13 @@ def fisher(
     exact:     F_i = E_x sum_c p(c|x) (d log p(c|x) / d theta_i)^2
     sampled:   the same with labels c drawn from the model, `num_draws` for each x
     empirical: F_i = E_x (d log p(y|x) / d theta_i)^2, y the label in the data
-    batched:   F_i = E_batches (d L / d theta_i)^2, L the mean loss of a batch
+    batched:   F_i = E_batches (d L / d theta_i)^2, L the mean loss over the targets of a batch
+
+    E_x is the sum over the examples, over the number of targets (`info.num_targets`), so that F is the curvature of the
+    mean loss over targets, which people train with: 1/N sum_x over N examples of one target each; of a sequence log p
+    is the sum over its labels, and each of those counts. Labels of -100 do not. Under "gaussian", "bernoulli" and an
+    own function an example is one target, its loss summed over outputs; an own `Likelihood` may count them, see
+    `holdfast.likelihoods.CountsTargets`.
 
     All but `batched` square the gradient of each example before the mean, and do not depend on how the data are
     batched. `batched` is smaller by about the batch size B (by exactly B in expectation where gradients have zero
@@ -76,14 +82,15 @@ def fisher(
         chunk_bytes: memory for per-example gradients, where these are needed.
 
     Returns:
-        Name -> float32 of the parameter's shape, >= 0, for all trainable parameters, in nats per weight squared: the
-        mean loss rises by 1/2 sum F d^2 nats. (`batched`: nats^2 per weight^2, of unknown size in nats.)
+        Name -> float32 of the parameter's shape, >= 0, for all trainable parameters, in nats per target and weight
+        squared: the mean loss over targets rises by 1/2 sum F d^2 nats. (`batched`: nats^2 per weight^2, of unknown
+        size in nats.)
 
     Raises:
         LossShapeError: the loss returns a mean, or anything else than [B].
         CoupledExamplesError: the model mixes its examples, or a `loss` function does.
-        EmptyDataError, BatchError: the data cannot be used, or labels contradict what the first batch said about the
-            shift (see `Categorical`).
+        EmptyDataError, BatchError: the data cannot be used, have no target, or labels contradict what the first
+            batch said about the shift (see `Categorical`).
         NotFiniteError: a loss or a gradient is NaN or infinite.
         OptionError: a `loss` function with "exact" or "sampled"; num_draws < 1; top_k < 1, or with another loss.
         UnknownNameError: no such kind or loss.
@@ -94,8 +101,8 @@ def fisher(
     is used in an unknown way costs a slower pass for itself.
 
     Source: Kirkpatrick et al. 2017 (arXiv 1612.00796); the four kinds: van de Ven 2025 (arXiv 2502.11756). Departures:
-    exact is the default, where the former leave the kind open; sums over the positions of a sequence are taken inside
-    the likelihood.
+    exact is the default, where the former leave the kind open; the mean is over targets, and sums over the positions of
+    a sequence are taken inside the likelihood.
     """
     where = "fisher"
     check_choice("kind of fisher", kind, get_args(FisherKind))
@@ -123,7 +130,7 @@ def fisher(
         num_examples=num_examples,
         progress=progress,
         loss=measured,
-        calibrate=calibrate,
+        calibration=measured if calibrate else None,
         seed=seed,
         check=kind == "batched",
     )
@@ -138,7 +145,7 @@ def fisher(
             sums = MomentSums(model, phi="square", where=where, chunk_bytes=chunk_bytes, per=per)
             for batch in gathered_batches(data_pass, lambda: sums.room if measured.is_own else 0):
                 sums.add(batch.call, lambda outputs, batch=batch: rows(outputs, batch), alone=alone(rows, batch))
-            values = {name: total / sums.num_examples for name, total in sums.totals.items()}
+            values = {name: total / data_pass.num_targets for name, total in sums.totals.items()}
         return data_pass.importance(
             values,
             kind=f"fisher-{kind}",
@@ -187,13 +194,14 @@ def per_example_nll(likelihood: Likelihood, outputs: Any, batch: Batch) -> Tenso
     return check_per_example(likelihood.nll(outputs, batch.content), batch.call.size, "loss")
 
 
-def _squared_batch_gradients(model: nn.Module, data_pass: DataPass, likelihood: Likelihood) -> dict[str, Tensor]:
+def _squared_batch_gradients(model: nn.Module, data_pass: DataPass, loss: MeasuredLoss) -> dict[str, Tensor]:
     totals, num_batches = zeros(model), 0
     for batch in data_pass:
+        count = max(1, loss.num_targets(batch.content))
         found = gradient(
             model,
             batch.call,
-            lambda outputs, batch=batch: per_example_nll(likelihood, outputs, batch) / batch.call.size,
+            lambda outputs, batch=batch, count=count: per_example_nll(loss, outputs, batch) / count,
         )
         for name, value in found.items():
             totals[name] += value.square()

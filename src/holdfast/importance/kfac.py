@@ -59,6 +59,10 @@ def kfac(
         expand     A = E sum_t a_t a_t^T              G = E sum_c 1/T sum_t g_ct g_ct^T
         reduce     A = E a a^T, a = 1/T sum_t a_t     G = E sum_c g_c g_c^T, g_c = sum_t g_ct
 
+    The first E of each product A (x) G divides a sum over examples by their number N, the other by the number of
+    targets (see `fisher`), so that the products are means over targets; of "matched" it is A's. One target an example,
+    as with class labels, is the case above.
+
     M_c is the gradient of W for one example, so that "matched" has the partial traces of the Fisher's block, and its
     diagonal the sums that `fisher` has over each layer, each of its rows and each of its columns. It is exact
     wherever some Kronecker product is. "expand" (with KFC's place for 1/T) is exact in deep linear networks whose
@@ -97,16 +101,16 @@ def kfac(
         chunk_bytes: memory for the patches of convolutions, and for per-example gradients where these are needed.
 
     Returns:
-        Factors by the name of each layer's weight, and the diagonal of the rest, in nats per weight squared: the mean
-        loss rises by about 1/2 d^T F d nats. Its diagonal estimates that of `fisher`, and is it for one example without
-        positions. `info.details` holds `factors`, for "auto" the weights that have "matched" ones, and
-        `damping` where there is any.
+        Factors by the name of each layer's weight, and the diagonal of the rest, in nats per target and weight squared:
+        the mean loss over targets rises by about 1/2 d^T F d nats. Its diagonal estimates that of `fisher`, and is it
+        for one example without positions. `info.details` holds `factors`, for "auto" the weights that have "matched"
+        ones, and `damping` where there is any.
 
     Raises:
         LossShapeError: the loss returns a mean, or anything else than [B].
         CoupledExamplesError: the model mixes its examples, or a `loss` function does.
-        EmptyDataError, BatchError: the data cannot be used, or labels contradict what the first batch said about the
-            shift (see `Categorical`).
+        EmptyDataError, BatchError: the data cannot be used, have no target, or labels contradict what the first
+            batch said about the shift (see `Categorical`).
         NotFiniteError: a loss or a gradient is NaN or infinite.
         UnsupportedLayerError: a layer is called once in the first batch, and more often in another.
         OptionError: a `loss` function with "exact" or "sampled"; num_draws < 1; damping < 0 or not finite.
@@ -157,7 +161,7 @@ def kfac(
                 _add_rest(rest, batch, again)
         assert rest is not None
         diagonal = data_pass.importance(
-            {name: total / data_pass.seen for name, total in rest.totals.items()},
+            {name: total / data_pass.num_targets for name, total in rest.totals.items()},
             kind=f"kfac-{kind}",
             loss=measured.name,
             unit="nats/weight^2",
@@ -169,7 +173,7 @@ def kfac(
                 **({"num_draws": num_draws, "seed": seed} if kind == "sampled" else {}),
             },
         )
-        layers = _reading(_means(sums, model), sums.reads, share_inputs=share_inputs)
+        layers = _reading(_means(sums, model, data_pass.num_targets), sums.reads, share_inputs=share_inputs)
         if damping:
             layers = {name: f.damped(damping) for name, f in layers.items()}
         return FactoredImportance(layers, diagonal, diagonal.info)
@@ -180,7 +184,8 @@ def _add_rest(rest: MomentSums, batch: Batch, rows: FisherScores) -> None:
         rest.add(batch.call, lambda outputs: rows(outputs, batch), alone=alone(rows, batch))
 
 
-def _means(sums: KroneckerSums, model: nn.Module) -> dict[str, KroneckerFactors]:
+def _means(sums: KroneckerSums, model: nn.Module, num_targets: int) -> dict[str, KroneckerFactors]:
+    """Factors whose products are means over targets: of "matched" ones A is that mean, of the others G."""
     layers, parameters = {}, trainable_parameters(model)
     for layer in sums.layers:
         out, width = layer.matrix_shape
@@ -189,12 +194,11 @@ def _means(sums: KroneckerSums, model: nn.Module) -> dict[str, KroneckerFactors]
             found[layer.weight].value() if layer.weight in found else zeros(size, size)
             for found, size in ((sums.inputs, width), (sums.outputs, out))
         )
-        inputs = inputs / sums.num_examples
         if sums.rules.get(layer.weight) == "matched":
             trace = outputs.trace()
-            outputs = outputs / trace.where(trace > 0, 1.0)
+            inputs, outputs = inputs / num_targets, outputs / trace.where(trace > 0, 1.0)
         else:
-            outputs = outputs / sums.num_examples
+            inputs, outputs = inputs / sums.num_examples, outputs / num_targets
         layers[layer.weight] = KroneckerFactors(inputs, outputs, **layer.form)
     return layers
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from holdfast.errors import HoldfastError, OptionError
 from holdfast.importance.loss_check import LossCheck
 from holdfast.likelihoods.batches import batch_size
-from holdfast.likelihoods.likelihood import OWN, Categorical, Likelihood
+from holdfast.likelihoods.likelihood import OWN, Categorical, Likelihood, num_targets
 from holdfast.likelihoods.shift import Shift, check_shift, shift_of
 
 
@@ -52,6 +52,14 @@ class MeasuredLoss:
         """Decide whether targets are shifted, by a batch as the data gave it; later calls change nothing."""
         if self._shift is None:
             self.decided(batch)
+
+    def num_targets(self, batch: Any) -> int:
+        """How many targets a batch has, see `likelihoods.num_targets`; the first batch decides as `decide` does.
+
+        Raises:
+            BatchError: as for `nll`.
+        """
+        return num_targets(self.decided(batch), batch)
 
     def nll(self, outputs: Any, batch: Any) -> Tensor:
         """[B]: as the likelihood's own.

@@ -71,7 +71,7 @@ def mas(
 
     Returns:
         Name -> float32 of the parameter's shape, >= 0, in squared output units per weight unit. Independent of the
-        batching.
+        batching. A mean over examples, each of which counts as one target; `nats_per_unit` is of nats per target.
 
     Raises:
         UnsupportedLayerError: with `local=True, others="error"`; every such parameter is listed.
@@ -106,8 +106,7 @@ def mas(
         where=where,
         num_examples=num_examples,
         progress=progress,
-        loss=measured,
-        calibrate=calibrate,
+        calibration=measured,
         seed=seed,
         check=batched,
     )

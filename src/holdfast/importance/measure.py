@@ -16,6 +16,7 @@ from holdfast.errors import BatchError, EmptyDataError, OptionError
 from holdfast.importance.calibration import CALIBRATION_EXAMPLES, measured_nats_per_unit
 from holdfast.importance.loss import MeasuredLoss
 from holdfast.likelihoods.batches import batch_size, batch_to, model_inputs, slice_batch
+from holdfast.likelihoods.categorical import IGNORED
 from holdfast.likelihoods.likelihood import resolve_likelihood
 from holdfast.moments.calls import Call
 from holdfast.moments.coupling import check_independent, reads_entries
@@ -48,13 +49,14 @@ class DataPass:
         where: the estimator, for messages.
         num_examples: stop after so many; None for all.
         progress: whether to show a progress bar.
-        loss: what is measured, or in whose nats the importance is to be calibrated; None where there is none.
-        calibrate: whether to calibrate the importance.
+        loss: what is measured, whose targets are counted; None where none is.
+        calibration: the loss in whose nats the importance is to be calibrated; None where it is not to be.
         seed: of the perturbations of the calibration.
         check: whether to check the examples.
 
     Attributes:
         seen: examples so far.
+        num_targets: targets so far, as the loss counts them; without one as many as examples.
     """
 
     def __init__(
@@ -66,7 +68,7 @@ class DataPass:
         num_examples: int | None = None,
         progress: bool = False,
         loss: MeasuredLoss | None = None,
-        calibrate: bool = False,
+        calibration: MeasuredLoss | None = None,
         seed: int = 0,
         check: bool = True,
     ) -> None:
@@ -84,10 +86,10 @@ class DataPass:
         _check_is_many(data, where)
         self._model, self._data, self._where = model, data, where
         self._limit, self._progress = num_examples, progress
-        self._loss, self._calibrate, self._seed, self._check = loss, calibrate, seed, check
+        self._loss, self._calibration, self._seed, self._check = loss, calibration, seed, check
         self._sample: list[Batch] = []
         self._lists: bool | None = None
-        self.seen = 0
+        self.seen = self.num_targets = 0
 
     def __iter__(self) -> Iterator[Batch]:
         device = next(unwrap(self._model).parameters()).device
@@ -100,14 +102,15 @@ class DataPass:
             if self._limit is not None and self.seen + size > self._limit:
                 size = self._limit - self.seen
                 content = slice_batch(content, 0, size, lists=lists)
+            # by whole batches, also where examples are then measured one at a time
+            self.num_targets += size if self._loss is None else self._loss.num_targets(content)
             content = batch_to(content, device)
             args, kwargs = model_inputs(content)
             batch = Batch(content, Call(args, kwargs, size, lists))
             if self.seen == 0 and self._check:
                 check_independent(self._model, batch.call, where=self._where)
-            if self._loss is not None and self.seen < CALIBRATION_EXAMPLES:
-                self._loss.decide(content)  # by whole batches, also where examples are then measured one at a time
-            if self._calibrate and self.seen < CALIBRATION_EXAMPLES:
+            if self._calibration is not None and self.seen < CALIBRATION_EXAMPLES:
+                self._calibration.decide(content)
                 self._sample.append(batch)
             self.seen += size
             yield batch
@@ -117,6 +120,11 @@ class DataPass:
             raise EmptyDataError(
                 f"{self._where}: the data held no example. Pass an iterable of non-empty batches; an iterator that "
                 "was read before is empty now: make it anew."
+            )
+        if self.num_targets == 0:
+            raise EmptyDataError(
+                f"{self._where}: none of the {self.seen} examples has a target: all labels are {IGNORED}, which is "
+                "skipped, or sequences of one token, which predict nothing. Pass data with labels."
             )
 
     def _cuts_lists(self, content: Any, call: Call, device: torch.device) -> bool:
@@ -140,19 +148,21 @@ class DataPass:
         nats_per_unit: float | None = None,
         details: Mapping[str, str | int | float | bool | None] | None = None,
     ) -> Importance:
-        """The values with the record of how they were made; calibrated if the pass was asked to be.
+        """The values, means over `num_targets`, with the record of how they were made; calibrated if asked for.
 
         Raises:
             NotFiniteError: a value is NaN or infinite.
         """
-        if self._loss is not None and self._calibrate:
+        if self._calibration is not None:
             sample = [(batch.call, batch.content) for batch in self._sample]
             unscaled = Importance(values, ImportanceInfo(kind, self.seen))
-            nats_per_unit = measured_nats_per_unit(self._model, unscaled, sample, self._loss, seed=self._seed)
-        decided = {} if self._loss is None else self._loss.details
+            nats_per_unit = measured_nats_per_unit(self._model, unscaled, sample, self._calibration, seed=self._seed)
+        likelihood = self._loss or self._calibration
+        decided = {} if likelihood is None else likelihood.details
         info = ImportanceInfo(
             kind=kind,
             num_examples=self.seen,
+            num_targets=self.num_targets,
             loss=loss,
             unit=unit,
             model=type(unwrap(self._model)).__name__,

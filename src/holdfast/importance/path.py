@@ -158,10 +158,11 @@ class SynapticIntelligence:
 
         Args:
             restart: begin a new path, for the next task; False leaves this one going on.
-            num_examples: examples of the task, noted in the record for `weighting="examples"`.
+            num_examples: examples of the task, noted in the record for `weighting="examples"`, as its targets too;
+                `with_info(num_targets=...)` where they are others.
 
         Returns:
-            float32 >= 0, in the loss's unit per weight^2 (nats for a likelihood).
+            float32 >= 0, in the unit of the training loss per weight^2 (of a mean over targets nats per target).
 
         Raises:
             StateError: no step was watched, or the last one still needs `after_step`.

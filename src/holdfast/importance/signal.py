@@ -61,7 +61,8 @@ def signal(
         progress: show a progress bar.
 
     Returns:
-        Name -> float32 of the parameter's shape, >= 0, in units of the layers' outputs. Independent of the batching. A
+        Name -> float32 of the parameter's shape, >= 0, in units of the layers' outputs. Independent of the batching.
+        Examples count as targets; `nats_per_unit` is of nats per target. A
         weight used by several layers gets the mean over its uses; one never used, zero.
 
     Raises:
@@ -84,8 +85,7 @@ def signal(
         where="signal",
         num_examples=num_examples,
         progress=progress,
-        loss=measured,
-        calibrate=calibrate,
+        calibration=measured,
         seed=seed,
         check=False,
     )

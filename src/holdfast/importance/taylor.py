@@ -33,7 +33,8 @@ def taylor(
 ) -> Importance:
     """Mean absolute first-order effect of setting a weight to zero.
 
-    Omega_i = E_(x,y) |theta_i d L(x, y) / d theta_i|, L the negative log-likelihood at the data's label.
+    Omega_i = E_(x,y) |theta_i d L(x, y) / d theta_i|, L the negative log-likelihood at the data's label; E the sum over
+    examples, over the number of targets (see `fisher`).
 
     Args:
         model: any module; left exactly as it was.
@@ -47,8 +48,8 @@ def taylor(
         chunk_bytes: memory for per-example gradients, where these are needed.
 
     Returns:
-        Name -> float32 of the parameter's shape, >= 0, in nats; zero for a weight that is zero. Independent of the
-        batching.
+        Name -> float32 of the parameter's shape, >= 0, in nats per target; zero for a weight that is zero. Independent
+        of the batching.
 
     Raises:
         LossShapeError, CoupledExamplesError, EmptyDataError, BatchError, NotFiniteError, OptionError: as for `fisher`.
@@ -66,7 +67,7 @@ def taylor(
         num_examples=num_examples,
         progress=progress,
         loss=measured,
-        calibrate=calibrate,
+        calibration=measured if calibrate else None,
         seed=seed,
         check=False,
     )
@@ -79,5 +80,7 @@ def taylor(
         for batch in gathered_batches(data_pass, lambda: sums.room if measured.is_own else 0):
             sums.add(batch.call, lambda outputs, batch=batch: scores(outputs, batch), alone=alone(scores, batch))
         weights = trainable_parameters(model)
-        values = {name: weights[name].detach().abs() * total / sums.num_examples for name, total in sums.totals.items()}
+        values = {
+            name: weights[name].detach().abs() * total / data_pass.num_targets for name, total in sums.totals.items()
+        }
         return data_pass.importance(values, kind="taylor", loss=measured.name, unit="nats")

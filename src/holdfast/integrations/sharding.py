@@ -61,70 +61,89 @@ def whole_weights(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def over_processes(importance: Joined, *, group: Any = None) -> Joined:
-    """The importance on all processes' data together: the mean of theirs, weighted by their numbers of examples.
+    """The importance on all processes' data together: the mean of theirs, weighted by their numbers of targets.
 
-    Exact for what is a mean over examples: Fisher importances (all but `kind="batched"`), MAS, signal and Taylor, and
-    of `kfac` each factor, A and G, which are such means each by itself. `nats_per_unit`, where it was measured, becomes
-    the mean of what the processes found.
+    Exact for what is a mean over targets: Fisher importances (all but `kind="batched"`), MAS, signal and Taylor, and
+    of `kfac` each factor, A and G, which are means each by itself: of matched factors G over the traces, of the others
+    A over examples. `nats_per_unit`, where it was measured, becomes the mean of what the processes found.
 
     Args:
         importance: this process's, measured with the same options as the others', of the same parameters.
         group: a process group; None for all processes.
 
     Returns:
-        The same in every process; its `num_examples` is that of all data.
+        The same in every process; its `num_examples` and `num_targets` are those of all data.
 
     Raises:
-        OptionError: an importance that is no mean over examples, or whose number of examples nobody knows.
+        OptionError: an importance that is no mean over targets, or whose number of targets nobody knows.
         ParameterMismatchError: kinds, names or shapes differ between processes; in all of them.
         StateError: no process group is initialised.
 
-    Cost: an all-gather of three numbers, and one all-reduce of each tensor.
+    Cost: an all-gather of four numbers, and one all-reduce of each tensor.
     """
     if not torch.distributed.is_initialized():
         raise StateError("over_processes: no process group. Run under torchrun and call init_process_group() first.")
     info, tensors = importance.info, tensors_of(importance)
     if info.kind in _NO_MEANS:
         raise OptionError(f"over_processes: {info.kind!r} {_NO_MEANS[info.kind]}")
-    num_examples, nats_per_unit = _of_all(info, tensors, group)
-    joined = {name: value * info.num_examples for name, value in tensors.items()}
-    for value in joined.values():
+    joint = _of_all(info, tensors, group)
+    weights = _weights(importance, tensors)
+    joined = {name: value * weight for (name, value), weight in zip(tensors.items(), weights)}
+    torch.distributed.all_reduce(weights, group=group)
+    for value, total in zip(joined.values(), weights):
         torch.distributed.all_reduce(value, group=group)
-        value.div_(num_examples)
-    info = replace(info, num_examples=num_examples, nats_per_unit=nats_per_unit)
-    found: Any = importance_with(importance, joined, info)
+        value.div_(total.where(total > 0, 1.0))
+    found: Any = importance_with(importance, joined, joint)
     return found
 
 
 _NO_MEANS = {
     "fisher-batched": "is a mean over batches, which differ between processes. Use another kind.",
-    "mas-batched": "is of each process's data at once, and no mean over examples. Measure without batched=True.",
-    "si": "is no mean over examples, and needs none: SynapticIntelligence under DistributedDataParallel finds the same "
+    "mas-batched": "is of each process's data at once, and no mean. Measure without batched=True.",
+    "si": "is no mean over targets, and needs none: SynapticIntelligence under DistributedDataParallel finds the same "
     "in every process. Retain it as it is.",
 }
 
 
-def _of_all(info: ImportanceInfo, tensors: Mapping[str, Tensor], group: Any) -> tuple[int, float | None]:
-    """Examples of all processes together, and their mean nats per unit; raises unless they measured the same."""
+def _weights(importance: AnyImportance, tensors: Mapping[str, Tensor]) -> Tensor:
+    """[len(tensors)] float64: over how many targets, examples or units of trace each of the tensors is a mean here."""
+    info = importance.info
+    weights: dict[str, Tensor | int] = dict.fromkeys(tensors, info.num_targets)
+    by_name = str(info.details.get("matched", "")).split(", ")
+    for name in importance.layers:
+        inputs, outputs = f"factors/{name}/inputs", f"factors/{name}/outputs"
+        if info.details.get("factors") == "matched" or name in by_name:
+            weights[outputs] = info.num_targets * tensors[inputs].trace()
+        else:
+            weights[inputs] = info.num_examples
+    device = next(iter(tensors.values())).device
+    return torch.tensor([float(weight) for weight in weights.values()], dtype=torch.float64, device=device)
+
+
+def _of_all(info: ImportanceInfo, tensors: Mapping[str, Tensor], group: Any) -> ImportanceInfo:
+    """With the examples, targets and mean nats per unit of all processes; raises unless they measured the same."""
     nats = info.nats_per_unit
     form = (info.kind, info.unit, nats is None, form_of(tensors))
-    numbers = torch.tensor([info.num_examples, 0.0 if nats is None else nats], dtype=torch.float64).view(torch.int64)
-    mine = torch.cat([torch.tensor([digest(form)]), numbers]).to(next(iter(tensors.values())).device)
+    numbers = [info.num_examples, info.num_targets, 0.0 if nats is None else nats]
+    mine = torch.cat([torch.tensor([digest(form)]), torch.tensor(numbers, dtype=torch.float64).view(torch.int64)]).to(
+        next(iter(tensors.values())).device
+    )
     digests, *rows = gathered(mine, group)
-    examples, factors = (row.view(torch.float64) for row in rows)
+    examples, targets, factors = (row.view(torch.float64) for row in rows)
     if (digests != digests[0]).any():
         raise ParameterMismatchError(
             "over_processes: kind, unit, names or shapes differ between processes; in this one "
             f"{info.kind}, {info.unit}, {len(tensors)} tensors. In all of them, measure the same parameters with the "
             "same options."
         )
-    total = int(examples.sum())
-    if not total:
+    counts = {"num_examples": int(examples.sum()), "num_targets": int(targets.sum())}
+    if unknown := [name for name, count in counts.items() if not count]:
         raise OptionError(
-            f"over_processes: num_examples of this importance ({info.kind}) is 0 in all processes, and it weights the "
-            "mean. Say on how many examples each was measured: importance.with_info(num_examples=...)."
+            f"over_processes: {' and '.join(unknown)} of this importance ({info.kind}) is 0 in all processes, and it "
+            f"weights the mean. Say it of each: importance.with_info({', '.join(f'{name}=...' for name in unknown)})."
         )
-    return total, None if nats is None else float(examples @ factors / total)
+    mean = None if nats is None else float(targets @ factors / counts["num_targets"])
+    return replace(info, **counts, nats_per_unit=mean)
 
 
 def _is_of_fsdp(hook: Any) -> bool:

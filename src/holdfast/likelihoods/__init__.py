@@ -1,6 +1,17 @@
 """What the batches, the outputs and the output columns of a model mean."""
 
-from holdfast.likelihoods.likelihood import Bernoulli, Categorical, Gaussian, Likelihood
+from holdfast.likelihoods.likelihood import Bernoulli, Categorical, CountsTargets, Gaussian, Likelihood, num_targets
 from holdfast.likelihoods.masks import Mask, Scenario, active_classes, predict
 
-__all__ = ["Bernoulli", "Categorical", "Gaussian", "Likelihood", "Mask", "Scenario", "active_classes", "predict"]
+__all__ = [
+    "Bernoulli",
+    "Categorical",
+    "CountsTargets",
+    "Gaussian",
+    "Likelihood",
+    "Mask",
+    "Scenario",
+    "active_classes",
+    "num_targets",
+    "predict",
+]

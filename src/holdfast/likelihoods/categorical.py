@@ -123,13 +123,13 @@ class Categorical:
             scores = scores.where(coins < 0.5, -scores)
         return scores.sum(dim=1).T
 
-    def num_targets(self, outputs: Any, batch: Any) -> Tensor:
-        """[B]: labels that count, of each example.
+    def num_targets(self, batch: Any) -> int:
+        """How many labels count: those that a position predicts, and that are not skipped.
 
         Raises:
-            BatchError: as for `nll`.
+            BatchError: the targets are no class numbers.
         """
-        return (self._read(outputs, batch)[1] != IGNORED).sum(dim=1)
+        return int((self._shifted(_class_numbers(batch), batch) != IGNORED).sum())
 
     def answers(self, outputs: Any, batch: Any) -> dict[str, Tensor]:
         """What the outputs say: log p(c|x) [B, T, n] of n classes.
@@ -166,14 +166,9 @@ class Categorical:
 
     def _read(self, outputs: Any, batch: Any) -> tuple[Tensor, Tensor]:
         """Logits [B, T, n] of the n active columns and labels [B, T], 0..n-1 or -100; T counts all positions."""
-        logits, targets = widened(logits_of(outputs)), targets_of(batch)
-        if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
-            raise BatchError(
-                f"categorical loss: found targets of {targets.dtype}, expected integer class numbers. "
-                "For other targets pass loss='gaussian' or loss='bernoulli'."
-            )
+        logits, targets = widened(logits_of(outputs)), _class_numbers(batch)
         logits = logits.movedim(self._axis(logits, targets), -1)
-        labels = self._shifted(targets.long(), batch)
+        labels = self._shifted(targets, batch)
         positions = labels.shape[1:].numel()
         logits = logits.reshape(len(labels), positions, logits.shape[-1])
         return self._restricted(logits, labels.reshape(len(labels), positions))
@@ -228,6 +223,17 @@ class Categorical:
         # under vmap nothing was checked: a place that does not exist lets torch complain
         places = match.int().argmax(dim=-1).masked_fill(outside, len(columns))
         return logits[..., columns], places.where(counts, IGNORED)
+
+
+def _class_numbers(batch: Any) -> Tensor:
+    """The targets, as int64."""
+    targets = targets_of(batch)
+    if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
+        raise BatchError(
+            f"categorical loss: found targets of {targets.dtype}, expected integer class numbers. "
+            "For other targets pass loss='gaussian' or loss='bernoulli'."
+        )
+    return targets.long()
 
 
 def _fitting(logits: Tensor, targets: Tensor) -> list[Literal[1, -1]]:

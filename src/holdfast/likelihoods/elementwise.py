@@ -61,10 +61,6 @@ class Gaussian:
         noise = torch.randn(means.shape, generator=generator, device=means.device, dtype=means.dtype)
         return self._nll(means, means.detach() + math.sqrt(self.variance) * noise)
 
-    def num_targets(self, outputs: Any, batch: Any) -> Tensor:
-        """[B]: one an example, however many outputs it has."""
-        return torch.ones(len(logits_of(outputs)), dtype=torch.long)
-
     def answers(self, outputs: Any, batch: Any) -> dict[str, Tensor]:
         """What the outputs say: the means, of their own shape."""
         return {"means": widened(logits_of(outputs)).detach()}
@@ -110,10 +106,6 @@ class Bernoulli:
         """[B]: the nll at answers drawn from the sigmoids. The targets are not looked at."""
         logits = widened(logits_of(outputs))
         return self._nll(logits, torch.bernoulli(logits.detach().sigmoid(), generator=generator))
-
-    def num_targets(self, outputs: Any, batch: Any) -> Tensor:
-        """[B]: one an example, however many outputs it has."""
-        return torch.ones(len(logits_of(outputs)), dtype=torch.long)
 
     def answers(self, outputs: Any, batch: Any) -> dict[str, Tensor]:
         """What the outputs say: the logits, of their own shape."""

@@ -31,11 +31,13 @@ __all__ = [
     "Bernoulli",
     "Categorical",
     "Comparable",
+    "CountsTargets",
     "Gaussian",
     "Likelihood",
     "PerExample",
     "check_per_example",
     "logits_of",
+    "num_targets",
     "resolve_likelihood",
     "targets_of",
 ]
@@ -63,19 +65,34 @@ class Likelihood(Protocol):
         ...
 
 
+@runtime_checkable
+class CountsTargets(Protocol):
+    """A likelihood whose examples may have several targets each, or none, such as the tokens of sequences."""
+
+    def num_targets(self, batch: Any) -> int:
+        """How many targets the batch has, all examples together."""
+        ...
+
+
+def num_targets(likelihood: Likelihood | Comparable, batch: Any) -> int:
+    """How many targets a batch has, by which sums over its examples are divided.
+
+    Those that a likelihood with `num_targets` counts, such as the labels of `Categorical` that are not skipped. Of any
+    other likelihood, and of a loss function, an example is one target, whatever its loss is summed over: the outputs of
+    an example under "gaussian" and "bernoulli".
+    """
+    return likelihood.num_targets(batch) if isinstance(likelihood, CountsTargets) else batch_size(batch)
+
+
 class Comparable(Protocol):
     """What can say how far today's outputs are from those of earlier weights; every likelihood here can.
 
-    `answers` and `num_targets` have the examples on their first axis.
+    `answers` have the examples on their first axis.
     """
 
     @property
     def name(self) -> str:
         """As of a likelihood."""
-        ...
-
-    def num_targets(self, outputs: Any, batch: Any) -> Tensor:
-        """[B]: targets of each example, such as its tokens that count."""
         ...
 
     def answers(self, outputs: Any, batch: Any) -> dict[str, Tensor]:
@@ -151,10 +168,9 @@ class AtTargets:
         """The name kept in records: "custom"."""
         return "custom"
 
-    def num_targets(self, outputs: Any, batch: Any) -> Tensor:
-        """[B]: as the likelihood has them; one an example where it does not say."""
-        count = getattr(self.likelihood, "num_targets", None)
-        return torch.ones(batch_size(batch), dtype=torch.long) if count is None else count(outputs, batch)
+    def num_targets(self, batch: Any) -> int:
+        """As the likelihood has them."""
+        return num_targets(self.likelihood, batch)
 
     def answers(self, outputs: Any, batch: Any) -> dict[str, Tensor]:
         """The loss [B] at the batch's targets."""

@@ -44,7 +44,7 @@ class Retained:
         start: 1/2 sum F (theta - anchor)^2 for theta the weights at the last retain; above zero under `per_task`, and
             by little where anchors are rounded.
         num_tasks: tasks closed.
-        first_examples: number of examples of the first importance, the unit of `weighting="examples"`.
+        first_targets: number of targets of the first importance, the unit of `weighting="examples"`.
         nats_per_unit: what turns the importance's unit into nats, averaged over tasks by their total
             importance; None where one task's is not known.
         largest: largest entry of `importance` as it is held.
@@ -56,7 +56,7 @@ class Retained:
     constant: float = 0.0
     start: float = 0.0
     num_tasks: int = 0
-    first_examples: int = 0
+    first_targets: int = 0
     nats_per_unit: float | None = None
     largest: float = 0.0
     layers: Mapping[str, Curvature] = field(default_factory=dict)
@@ -75,7 +75,7 @@ def retain(
     layers: Mapping[str, MeasuredLayer] | None = None,
     rule: Accumulate = "sum",
     weighting: Weighting = "task",
-    num_examples: int = 0,
+    num_targets: int = 0,
     nats_per_unit: float | None = None,
     forms: Forms | None = None,
     references: AnyTensorMap | None = None,
@@ -91,9 +91,9 @@ def retain(
             before and missing here keeps its anchor.
         layers: the new task's, by weight; with anchors only.
         rule: how importances join, see above.
-        weighting: "task" counts every task the same; "examples" multiplies an importance by its number of examples
-            over that of the first task.
-        num_examples: examples the new importance was measured on; needed for weighting by them.
+        weighting: "task" counts every task the same; "examples" multiplies an importance by its number of targets
+            over that of the first task: examples, but of sequences each label that counts.
+        num_targets: targets the new importance is a mean over; needed for weighting by them.
         nats_per_unit: the new importance's factor to nats, or None.
         forms: that importances and anchors are held in; None for float32. Anchors of layers stay tensors.
         references: name -> anchor on disk, equal to the weight, for those that are not to be held in memory.
@@ -103,19 +103,19 @@ def retain(
         A new record that shares no memory with `importance` or `weights`.
 
     Raises:
-        OptionError: an unknown rule or weighting, weighting by examples without their number, or a rule that a layer
+        OptionError: an unknown rule or weighting, weighting by targets without their number, or a rule that a layer
             does not have.
 
     Cost: one pass over the weights, no passes over data; for Kronecker factors an eigendecomposition of
         each layer's inputs and outputs, one of inputs that several layers read.
     """
     check_rule(rule)
-    first_examples = held.first_examples or num_examples
+    first_targets = held.first_targets or num_targets
     share = 1.0
     if weighting == "examples":
-        if num_examples < 1 or first_examples < 1:
-            raise OptionError('retain: weighting="examples" needs importances that know their number of examples.')
-        share = num_examples / first_examples
+        if num_targets < 1 or first_targets < 1:
+            raise OptionError('retain: weighting="examples" needs importances that know their number of targets.')
+        share = num_targets / first_targets
     elif weighting != "task":
         raise OptionError(f'retain: weighting is {weighting!r}; expected "task" or "examples".')
     if rule == "per_task" and not weights:
@@ -149,7 +149,7 @@ def retain(
         constant=held.constant + costs if rule == "per_task" else 0.0,
         start=rises,
         num_tasks=held.num_tasks + 1,
-        first_examples=first_examples,
+        first_targets=first_targets,
         nats_per_unit=_factor(held, merger.sums, joint, nats_per_unit, sum_of=sum_of),
         largest=max((float(value) for value in merger.sums.largest), default=0.0),
         layers={name: layer for name, (layer, _) in joint.items()},

@@ -20,13 +20,13 @@ class MethodOptions:
     Attributes:
         seed: of the stream's permutations, the initial weights, the order of batches and sampled labels.
         strength: of EWC or WVA; None with a budget.
-        budget: nats, in place of EWC's strength.
+        budget: nats per target, in place of EWC's strength.
         pull: EWC: "implicit", "gradient" or "penalty".
         pull_every: EWC: steps from one implicit pull to the next, each as strong as that many pulls together.
         attenuation: WVA: "hyperbolic" or "exponential".
         attenuate: WVA: "increments" or "gradients".
         accumulate: "sum", "mean", "max", "per_task" or "decayed:GAMMA".
-        weighting: "task" or "examples".
+        weighting: "task" or "examples", which weighs by targets.
         fisher: kind of Fisher: "exact", "sampled", "empirical" or "batched" (this one not of ewc-kfac).
         mas_output: MAS of the "logits" or the "softmax".
         mas_batched: MAS from the gradient over the whole set at once.

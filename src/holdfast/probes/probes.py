@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_flatten
 
 from holdfast.errors import NotFiniteError, OptionError, StateError
 from holdfast.likelihoods.batches import batch_size, batch_to, model_inputs
-from holdfast.likelihoods.likelihood import AtTargets, Comparable, PerExample
+from holdfast.likelihoods.likelihood import AtTargets, Comparable, PerExample, num_targets
 from holdfast.probes.evaluating import evaluating
 
 
@@ -60,7 +60,7 @@ class Probes:
         with evaluating(model) as bare:
             for content in data:
                 batch, outputs = _asked(bare, content)
-                targets = int(loss.num_targets(outputs, batch).sum())
+                targets = num_targets(loss, batch)
                 if targets:
                     found.append(Probe(batch, loss.answers(outputs, batch), targets))
         if not found:

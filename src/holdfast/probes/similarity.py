@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -40,10 +39,6 @@ class Similarity:
     def name(self) -> str:
         """The name kept in records: "similarity"."""
         return "similarity"
-
-    def num_targets(self, outputs: Any, batch: Any) -> Tensor:
-        """[B]: one cosine an input."""
-        return torch.ones(len(logits_of(outputs)), dtype=torch.long)
 
     def answers(self, outputs: Any, batch: Any) -> dict[str, Tensor]:
         """The cosines [B].

@@ -22,7 +22,7 @@ def solve_multiplier(rise: Rise, budget: float, *, start: float = 0.0, tolerance
 
     Args:
         rise: mu -> (rise, its derivative); decreasing and convex.
-        budget: nats >= 0; zero pins.
+        budget: nats per target >= 0; zero pins.
         start: where to begin, such as the last step's value.
         tolerance: relative.
 

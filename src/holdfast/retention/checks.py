@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from holdfast.errors import FileFormatError, NotFiniteError, OptionError
+from holdfast.files import check_described
 from holdfast.memory import Retained
 from holdfast.records import check_importance_values, check_tensors
 from holdfast.tensors import TensorMap
@@ -17,7 +18,7 @@ from holdfast.tensors import TensorMap
 _AGAIN = "Save the keeper again, or take an older copy."
 
 NUMBERS = {
-    **dict.fromkeys(("num_tasks", "first_examples"), "a whole number >= 0"),
+    **dict.fromkeys(("num_tasks", "first_targets"), "a whole number >= 0"),
     **dict.fromkeys(("constant", "start"), "a finite number"),
     "largest": "a finite number >= 0",
     "nats_per_unit": "a finite number >= 0, or null",
@@ -67,6 +68,7 @@ def check_notes(tensors: TensorMap, notes: Any, *, parts: Iterable[str], mechani
     for part in ("held", "progress"):
         if not isinstance(notes, Mapping) or not isinstance(notes.get(part), Mapping):
             raise FileFormatError(f"{where}: the notes have no {part!r}, or it is damaged. {_AGAIN}")
+    check_described({"format_version": 2, **notes}, where=where)  # states bore none before version 3
     if (found := notes.get("mechanism", mechanism)) != mechanism:
         raise FileFormatError(f"{where}: this is the state of a keeper of {found!r}. Load it into one of {found!r}.")
     check_numbers(notes["held"], where=where)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from holdfast.curvature import Decayed
 from holdfast.curvature.files import layers_from, layers_to_json, layers_to_tensors
 from holdfast.errors import FileFormatError
-from holdfast.files import Saved, new_folder, read_folder, write_description, write_tensors, write_text
+from holdfast.files import FORMAT_VERSION, Saved, new_folder, read_folder, write_description, write_tensors, write_text
 from holdfast.memory import Retained
 from holdfast.memory.reference import Reference, references_from, references_to_json
 from holdfast.memory.stored import AnyTensor, AnyTensorMap, from_tensors, to_tensors
@@ -143,7 +143,7 @@ def to_state(held: Retained, extra: Mapping[str, TensorMap]) -> tuple[dict[str, 
     """The same content for a training checkpoint: tensors by "part/name", and JSON notes."""
     parts = _contents(held, extra)
     tensors = {f"{part}/{name}": tensor for part, content in parts.items() for name, tensor in content.items()}
-    return tensors, _description(held)
+    return tensors, {"format_version": FORMAT_VERSION, **_description(held)}
 
 
 def from_state(

@@ -136,7 +136,7 @@ class Holdings:
             layers={name: layer.to(devices[name]) for name, layer in layers.items()},
             rule=rule,
             weighting=weighting,
-            num_examples=importance.info.num_examples,
+            num_targets=importance.info.num_targets,
             nats_per_unit=importance.info.nats_per_unit,
             forms=self.forms,
             references=on_disk,

@@ -115,7 +115,7 @@ def test_kronecker_factors_hold_too(place: Path, tmp_path: Path):
     folder = keep(tmp_path / "keep", load_model(str(place / "encoder")), tiny.prose(tmp_path / "a.txt"), kind="kfac")
     card = (folder / "README.md").read_text()
     assert "| kfac-sampled |" in card
-    assert "--method ewc --strength 0.1" in card
+    assert "--method ewc --strength 1" in card
     assert 'hf.FactoredImportance.load("keep", model=model)' in card
     options: dict[str, Any] = {"old_data": Source(str(place / "pairs.csv")), "settings": replace(SETTINGS, steps=40)}
     kept = learn(place, tmp_path / "out", keep=folder, strength=1e4, compare=True, **options)
@@ -319,7 +319,7 @@ def test_the_card_says_what_it_is(place: Path):
         "encoder (BertModel)",
         revision,
         "fisher-exact",
-        "nats/weight^2; nats per unit: 1",
+        "nats/weight^2; nats a target per unit: 1",
         "pairs.csv",
         "| 40 |",
     ):

@@ -16,7 +16,7 @@ from holdfast.experiments.language.skills import Skill
 
 def skill(*losses: float) -> Skill:
     values = torch.tensor(losses, dtype=torch.float64)
-    return Skill("accuracy", 0.5, float(values.mean()), len(values), values)
+    return Skill("accuracy", 0.5, float(values.mean()), len(values), len(values), values)
 
 
 def kept(after: Skill | None, predicted: float | None = 0.1, **options: Any) -> SkillChange:
@@ -34,11 +34,9 @@ def test_the_noise_is_that_of_the_examples_own_rises():
 
 def test_a_rise_near_the_forecast_is_told_and_a_fall_is_a_fall():
     told = forecast_verdict(kept(skill(1.2, 2.2, 3.1)))
-    assert told == (
-        "the old loss rose by 0.1667 nats an example (standard error 0.033); a rise of 0.1 nats was foreseen"
-    )
+    assert told == ("the old loss rose by 0.1667 nats a target (standard error 0.033); a rise of 0.1 nats was foreseen")
     assert forecast_verdict(kept(skill(0.9, 1.8, 2.9))).startswith(
-        "the old loss fell by 0.1333 nats an example (standard"
+        "the old loss fell by 0.1333 nats a target (standard"
     )
 
 
@@ -46,7 +44,7 @@ def test_a_rise_far_above_the_forecast_is_shouted_with_the_remedy():
     found = kept(skill(2.0, 3.1, 4.0), strength=10.0)
     assert found.is_far_above
     assert forecast_verdict(found) == (
-        "THE FORECAST DID NOT HOLD, 10 times as much: the old loss rose by 1.033 nats an example (standard error "
+        "THE FORECAST DID NOT HOLD, 10 times as much: the old loss rose by 1.033 nats a target (standard error "
         "0.033); a rise of 0.1 nats was foreseen. Fine-tune again with a larger --strength (now 10), or hold whole "
         "layers (holdfast importance --kind kfac, with --strength), or give a --budget over an importance that was "
         "rehearsed on old data (holdfast importance --rehearse)."
@@ -87,4 +85,5 @@ def test_the_figures_are_json():
         "value": 0.5,
         "loss": pytest.approx(2.3),
         "num_examples": 3,
+        "num_targets": 3,
     }

@@ -236,9 +236,12 @@ def test_calibrated_it_is_in_nats(encoder: LanguageModel, pairs: list[Example]):
 def test_a_causal_model_and_a_classifier(tmp_path: Path):
     causal = load_model(str(tiny.causal(tmp_path / "causal")))
     path = str(tiny.prose(tmp_path / "prose.txt"))
-    found, _ = measure_importance(causal, lambda: examples(causal, read_rows(path), length=16, labelled=False))
+    found, _ = measure_importance(causal, lambda: examples(causal, read_rows(path), length=14, labelled=False))
     assert "transformer.wte.weight" in found
     assert found.info.loss == "categorical"
+    blocks = [len(one.tokens[0]) for one in examples(causal, read_rows(path), length=14, labelled=False)]
+    assert len(set(blocks)) == 2  # the last block is shorter
+    assert (found.info.num_examples, found.info.num_targets) == (len(blocks), sum(blocks) - len(blocks))
     classifier = load_model(str(tiny.classifier(tmp_path / "classifier")))
     found, _ = measure_importance(classifier, lambda: examples(classifier, read_rows(path), length=16, labelled=False))
     assert found.info.num_examples == 80  # no labels are needed where they are drawn

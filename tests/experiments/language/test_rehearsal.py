@@ -28,13 +28,14 @@ def test_in_the_end_the_rise_is_near_the_budget(tmp_path: Path, kind: str):
     data = tiny.pairs(tmp_path / "a.csv", count=64) if kind == "encoder" else tiny.prose(tmp_path / "a.txt", lines=120)
     found, importance = measured(model, data)
     before = {name: value.clone() for name, value in model.module.state_dict().items()}
-    rehearsed = rehearse(model, importance, found, budget=0.02, steps=20, lr=5e-3)
+    budget = 0.02 / 15 if kind == "causal" else 0.02  # an example of a causal model is 15 targets
+    rehearsed = rehearse(model, importance, found, budget=budget, steps=20, lr=5e-3)
     assert all(torch.equal(before[name], value) for name, value in model.module.state_dict().items())
     assert rehearsed.nats_per_unit == rehearsed.measured / rehearsed.predicted
-    assert 0 < rehearsed.measured < 1.5 * 0.02
-    first = rehearse(model, importance, found, budget=0.02, steps=20, lr=5e-3, rounds=1)
+    assert 0 < rehearsed.measured < 1.5 * budget
+    first = rehearse(model, importance, found, budget=budget, steps=20, lr=5e-3, rounds=1)
     if kind != "classifier":  # whose head learns so much that the rest does not come to the budget
-        assert rehearsed.measured > 0.02 / 1.5
+        assert rehearsed.measured > budget / 1.5
         assert first.measured > 3 * rehearsed.measured
 
 

@@ -61,7 +61,7 @@ class HoldOptions:
     Attributes:
         method: the mechanism.
         strength: of it.
-        budget: in place of a strength, in nats; EWC alone, as the next three.
+        budget: in place of a strength, in nats a target; EWC alone, as the next three.
         pull_every: steps from one pull to the next.
         anchors: a checkpoint of the model's weights on disk, in place of a copy in memory.
         anchor_dtype: the form of the copy.

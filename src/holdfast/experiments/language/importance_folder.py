@@ -99,7 +99,7 @@ def card(importance: AnyImportance, progress: MeasuringProgress, model: Language
     """The model card; its lines of Python work as they stand where `folder` and the model's name are found."""
     info = importance.info
     told = info.details
-    held = "--strength 0.1" if importance.layers else "--budget 0.05"
+    held = "--strength 1" if importance.layers else "--budget 0.05"
     diagonal = importance.to_diagonal()
     weights = sum(value.numel() for value in diagonal.values())
     nats = "unknown" if info.nats_per_unit is None else f"{info.nats_per_unit:g}"
@@ -114,9 +114,10 @@ How much each of its {weights:,} weights matters, measured with holdfast {info.l
 | its tokenizer | {told["tokenizer"]} |
 | skill | {told["task"]}; likelihood: {info.loss or "none"} |
 | kind | {info.kind} |
-| unit | {info.unit}; nats per unit: {nats} |
+| unit | {info.unit}; nats a target per unit: {nats} |
 | data | {told["data"]} |
 | examples | {info.num_examples:,} |
+| targets | {info.num_targets:,} |
 | convergence | {progress.text} |
 | cost | {progress.seconds:.0f} s |
 

@@ -31,7 +31,7 @@ class SkillChange:
         rise_unit: "nats", or the importance's own unit where its factor to nats is not known.
         method: what held the model.
         strength: of it; None under a budget.
-        budget: in nats, the rise that was allowed; None under a strength.
+        budget: in nats a target, the rise that was allowed; None under a strength.
         old_head: the name of the head by which the old skill was measured; empty where there is none.
         new_head: likewise of the new skill.
         kept_heads: the names of all other heads in the folder.
@@ -53,16 +53,17 @@ class SkillChange:
 
     @property
     def measured_rise(self) -> float | None:
-        """Of the old loss in nats an example."""
+        """Of the old loss in nats a target: a token that a causal model predicts, else an example."""
         return self.old["held"].loss - self.old["before"].loss if "held" in self.old else None
 
     @property
     def rise_error(self) -> float | None:
-        """The standard error of `measured_rise`: that of the mean of the examples' own rises."""
+        """The standard error of `measured_rise`: that of the sum of the examples' own rises, over the targets."""
         if "held" not in self.old:
             return None
-        rises = self.old["held"].losses - self.old["before"].losses
-        return float(rises.std()) / math.sqrt(len(rises)) if len(rises) > 1 else math.inf
+        held = self.old["held"]
+        rises = held.losses - self.old["before"].losses
+        return float(rises.std()) * math.sqrt(len(rises)) / held.num_targets if len(rises) > 1 else math.inf
 
     @property
     def forecast(self) -> float | None:
@@ -115,7 +116,7 @@ def forecast_verdict(kept: SkillChange) -> str:
 
 
 def _moved(rise: float) -> str:
-    return f"{'rose' if rise >= 0 else 'fell'} by {abs(rise):.4g} nats an example"
+    return f"{'rose' if rise >= 0 else 'fell'} by {abs(rise):.4g} nats a target"
 
 
 def _foreseen(kept: SkillChange) -> str:

@@ -19,7 +19,7 @@ from holdfast.experiments.language.models import LanguageModel
 from holdfast.experiments.language.skills import likelihood_of
 from holdfast.files import read_state, write_state
 from holdfast.likelihoods.batches import batch_to
-from holdfast.likelihoods.categorical import IGNORED
+from holdfast.likelihoods.likelihood import num_targets
 from holdfast.retention import EWC, WVA
 from holdfast.tensors import prefixed, under
 from holdfast.training import load_optimizer_state, optimizer_state
@@ -127,9 +127,8 @@ def learn(
 
 def mean_loss(outputs: object, batch: LanguageBatch, model: LanguageModel) -> Tensor:
     """Mean over the targets, in nats: of a causal language model over tokens, else over examples."""
-    targets = batch[1]
-    count = int((targets[:, 1:] != IGNORED).sum()) if model.task == "causal-lm" else len(targets)
-    return likelihood_of(model.task).nll(outputs, batch).sum() / count
+    likelihood = likelihood_of(model.task)
+    return likelihood.nll(outputs, batch).sum() / num_targets(likelihood, batch)
 
 
 def shuffled(model: LanguageModel, examples: Sequence[Example], *, size: int, seed: int) -> Iterator[LanguageBatch]:

@@ -87,7 +87,7 @@ ProgressCallback = Callable[[MeasuringProgress], None]
 class Groups:
     """Estimates from eight groups of parts, at a sample of the weights.
 
-    The mean m of K independent estimates m_k, of n_k examples each, has the variance
+    The mean m of K independent estimates m_k, of n_k targets each, has the variance
     sum_k (n_k/n)^2 (m_k - m)^2 K/(K - 1); its root, over all weights, over |m| is the relative error.
     """
 
@@ -95,7 +95,7 @@ class Groups:
     counts: list[int] = field(default_factory=lambda: [0] * _GROUPS)
 
     def add(self, part: int, found: Mapping[str, Tensor], size: int) -> None:
-        """Add what a part of so many examples gave, means over them."""
+        """Add what a part of so many targets gave, means over them."""
         seen = _seen(found)
         if not self.sums.numel():
             self.sums = torch.zeros(_GROUPS, len(seen))
@@ -162,7 +162,8 @@ def measure_importance(
         on_part: called with the progress after each part.
 
     Returns:
-        The importance, with "kfac" a `FactoredImportance`; and how far it got.
+        The importance, with "kfac" a `FactoredImportance`, in nats per target: of a causal language model per token
+        that is predicted, else per example; of MAS and signal a mean over examples. And how far it got.
 
     Raises:
         EmptyDataError: no example.
@@ -178,7 +179,7 @@ def measure_importance(
     if num_examples is not None and num_examples < 1:
         raise OptionError(f"importance: --examples is {num_examples}; expected a whole number >= 1.")
     count = num_examples or (_MOST_DRAWN if tolerance else None)
-    key = {"kind": kind, "seed": seed, "examples": count, **(identity or {})}
+    key = {"kind": kind, "seed": seed, "examples": count, "mean over": "targets", **(identity or {})}
     key |= {"sums": "partial traces"} if kind == "kfac" else {}
     if model.base is not model.module:
         model.module.requires_grad_(False)  # a head is not part of what is measured
@@ -195,7 +196,7 @@ def measure_importance(
         if not part:
             break
         found, size = _with_room(partial(_measure_part, model, part, kind, seed + state.part), size)
-        state.add(_of_base(found, model.prefix), len(part))
+        state.add(_of_base(found, model.prefix))
         state.seconds = earlier + time.monotonic() - start
         if checkpoint is not None and time.monotonic() - written >= checkpoint_seconds:
             state.write(checkpoint, key)
@@ -204,7 +205,7 @@ def measure_importance(
             on_part(state.progress())
     if state.seen == 0:
         raise EmptyDataError("importance: the data held no example.")
-    importance = state.mean(_info(model, state.seen, kind, seed, state.rules))
+    importance = state.mean(_info(model, state, kind, seed))
     if sample:
         nats = _nats_per_unit(model, importance.to_diagonal(), sample, seed)
         importance = importance.with_info(nats_per_unit=nats)
@@ -213,7 +214,7 @@ def measure_importance(
 
 @dataclass
 class _State:
-    """Sums over the examples so far.
+    """Sums over the targets so far.
 
     Attributes:
         totals: of the diagonal, by name.
@@ -221,7 +222,7 @@ class _State:
         layers: the forms of the layers that have factors.
         rules: how these were made, as `hf.kfac` says in its details.
         groups: for the convergence.
-        seen, part, seconds: examples and parts so far, and the time they took.
+        seen, targets, part, seconds: examples, their targets and parts so far, and the time they took.
     """
 
     totals: dict[str, Tensor] = field(default_factory=dict)
@@ -230,6 +231,7 @@ class _State:
     rules: dict[str, Any] = field(default_factory=dict)
     groups: Groups = field(default_factory=Groups)
     seen: int = 0
+    targets: int = 0
     part: int = 0
     seconds: float = 0.0
 
@@ -246,11 +248,12 @@ class _State:
             )
         groups = Groups(tensors["groups"], notes["counts"])
         sums = under("totals", tensors), under("factors", tensors), notes["layers"], notes.get("rules", {})
-        return cls(*sums, groups, notes["seen"], notes["part"], notes["seconds"])
+        return cls(*sums, groups, notes["seen"], notes["targets"], notes["part"], notes["seconds"])
 
     def write(self, path: Path, key: Mapping[str, Any]) -> None:
         notes = {
             "seen": self.seen,
+            "targets": self.targets,
             "part": self.part,
             "seconds": self.seconds,
             "counts": self.groups.counts,
@@ -261,8 +264,8 @@ class _State:
         tensors = prefixed("totals", self.totals) | prefixed("factors", self.factors)
         write_state(path, tensors | {"groups": self.groups.sums}, notes)
 
-    def add(self, found: AnyImportance, size: int) -> None:
-        """Add the means over a part's examples.
+    def add(self, found: AnyImportance) -> None:
+        """Add the means over a part's targets.
 
         Raises:
             UnsupportedLayerError: other layers than before have factors.
@@ -281,14 +284,15 @@ class _State:
         for totals, values in ((self.totals, found.diagonal), (self.factors, factors)):
             for name, value in values.items():
                 total = totals.setdefault(name, torch.zeros(value.shape))
-                total.add_(value.cpu(), alpha=size)
-        self.groups.add(self.part, found.to_diagonal(), size)
-        self.seen += size
+                total.add_(value.cpu(), alpha=found.info.num_targets)
+        self.groups.add(self.part, found.to_diagonal(), found.info.num_targets)
+        self.seen += found.info.num_examples
+        self.targets += found.info.num_targets
         self.part += 1
 
     def mean(self, info: ImportanceInfo) -> AnyImportance:
-        """Over all examples; the sums are gone then."""
-        diagonal, factors = ({n: s.div_(self.seen) for n, s in sums.items()} for sums in (self.totals, self.factors))
+        """Over all targets; the sums are gone then."""
+        diagonal, factors = ({n: s.div_(self.targets) for n, s in sums.items()} for sums in (self.totals, self.factors))
         for name in self.layers:
             trace = factors[f"{name}/outputs"].trace()
             factors[f"{name}/outputs"] /= trace.where(trace > 0, 1.0)
@@ -364,18 +368,19 @@ def _with_room(work: Callable[[int], AnyImportance], size: int) -> tuple[AnyImpo
         size //= 2
 
 
-def _info(model: LanguageModel, seen: int, kind: Kind, seed: int, rules: Mapping[str, Any]) -> ImportanceInfo:
+def _info(model: LanguageModel, state: _State, kind: Kind, seed: int) -> ImportanceInfo:
     is_fisher = kind not in ("mas", "signal")
     seeded = {"seed": seed} if kind in ("sampled", "kfac") else {}
     shifted = {"causal": True, "causal_by": f"task {model.task}"} if is_fisher and model.task == "causal-lm" else {}
     return ImportanceInfo(
         kind="kfac-sampled" if kind == "kfac" else f"fisher-{kind}" if is_fisher else kind,
-        num_examples=seen,
+        num_examples=state.seen,
+        num_targets=state.targets,
         loss=likelihood_of(model.task).name if is_fisher else None,
         unit={"mas": "output^2/weight", "signal": "output"}.get(kind, "nats/weight^2"),
         model=type(unwrap(model.base)).__name__,
         nats_per_unit=1.0 if is_fisher else None,
-        details={**rules, **seeded, **shifted},
+        details={**state.rules, **seeded, **shifted},
     )
 
 

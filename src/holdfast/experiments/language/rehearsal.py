@@ -24,7 +24,7 @@ from holdfast.experiments.language.skills import likelihood_of
 from holdfast.experiments.language.ticks import OnProgress, counted
 from holdfast.likelihoods.batches import batch_to
 from holdfast.likelihoods.categorical import IGNORED
-from holdfast.likelihoods.likelihood import logits_of
+from holdfast.likelihoods.likelihood import logits_of, num_targets
 from holdfast.records import Importance
 from holdfast.retention import EWC
 from holdfast.tensors import all_parameters, copies
@@ -49,7 +49,7 @@ class Rehearsed:
     Attributes:
         nats_per_unit: by which the predicted rise is multiplied.
         predicted: rise of the last round by 1/2 sum Omega d^2, without the factor.
-        measured: the rise in nats an example.
+        measured: the rise in nats a target.
     """
 
     nats_per_unit: float
@@ -85,7 +85,7 @@ def rehearse(
         model: given back as it was, in evaluation mode, and so is the random state.
         importance: of `model.base`.
         data: at least 32 examples of the old skill.
-        budget: nats; the factor is that of rises of this size.
+        budget: nats a target; the factor is that of rises of this size.
         steps: optimizer steps a round.
         lr: of AdamW.
         rounds: at most so often; it ends when the rise is within a factor of 1.5 of the budget.
@@ -153,15 +153,17 @@ def _answered(model: LanguageModel, batch: LanguageBatch, generator: torch.Gener
 @torch.no_grad()
 def _loss(model: LanguageModel, answers: Sequence[LanguageBatch]) -> float:
     model.module.eval()
-    total = 0.0
+    likelihood, total, count = likelihood_of(model.task), 0.0, 0
     for inputs, wanted in answers:
         outputs = model.module(**inputs)
         if model.task == "classification":
             losses = F.cross_entropy(logits_of(outputs).float(), wanted, reduction="none")
+            count += len(wanted)
         else:
-            losses = likelihood_of(model.task).nll(outputs, (inputs, wanted))
+            losses = likelihood.nll(outputs, (inputs, wanted))
+            count += num_targets(likelihood, (inputs, wanted))
         total += float(losses.double().sum())
-    return total / sum(len(wanted) for _, wanted in answers)
+    return total / count
 
 
 def _made_up(model: LanguageModel, found: Sequence[Example], seed: int) -> tuple[LanguageModel, list[Example]]:

@@ -13,8 +13,8 @@ from holdfast.errors import EmptyDataError
 from holdfast.experiments.language.batches import LanguageBatch
 from holdfast.experiments.language.models import LanguageModel, LanguageTask
 from holdfast.likelihoods.batches import batch_to
-from holdfast.likelihoods.categorical import IGNORED
 from holdfast.likelihoods.likelihood import Categorical, Gaussian, Likelihood, logits_of
+from holdfast.likelihoods.likelihood import num_targets as targets_in
 from holdfast.tensors import spearman
 
 SIMILARITY_VARIANCE = 0.04
@@ -30,8 +30,10 @@ class Skill:
     Attributes:
         measure: "perplexity" (the smaller the better), "accuracy" (0..1) or "Spearman" (-1..1).
         value: of the measure.
-        loss: mean negative log-likelihood of an example in nats; of a causal language model an example is a block.
+        loss: mean negative log-likelihood of a target in nats: of a causal language model a token that is predicted,
+            else an example.
         num_examples: on so many.
+        num_targets: likewise.
         losses: of each example in nats, float64 in the order of the data; empty where they are not known.
     """
 
@@ -39,6 +41,7 @@ class Skill:
     value: float
     loss: float
     num_examples: int
+    num_targets: int
     losses: Tensor = field(default_factory=lambda: torch.zeros(0), repr=False, compare=False)
 
     @property
@@ -74,26 +77,26 @@ def evaluate(model: LanguageModel, data: Iterable[LanguageBatch]) -> Skill:
     try:
         for batch in data:
             inputs, wanted = batch_to(batch, device)
+            num_targets += targets_in(likelihood, batch)
             outputs = model.module(**inputs)
             losses.append(likelihood.nll(outputs, (inputs, wanted)).double().cpu())
             total += float(losses[-1].sum())
             num_examples += len(wanted)
             logits = logits_of(outputs)
-            if model.task == "causal-lm":
-                num_targets += int((wanted[:, 1:] != IGNORED).sum())
-            elif model.task == "classification":
+            if model.task == "classification":
                 num_right += int((logits.argmax(dim=-1) == wanted).sum())
-            else:
+            elif model.task == "similarity":
                 answers.append(logits.float().cpu())
                 targets.append(wanted.cpu())
     finally:
         model.module.train(training)
     if num_examples == 0:
         raise EmptyDataError("evaluate: the data held no example.")
+    loss = total / num_targets
     if model.task == "causal-lm":
-        value = math.exp(min(total / num_targets, 700.0))
+        value = math.exp(min(loss, 700.0))
     elif model.task == "classification":
         value = num_right / num_examples
     else:
         value = spearman(torch.cat(answers), torch.cat(targets))
-    return Skill(MEASURES[model.task], value, total / num_examples, num_examples, torch.cat(losses))
+    return Skill(MEASURES[model.task], value, loss, num_examples, num_targets, torch.cat(losses))

@@ -133,6 +133,24 @@ def test_each_method_is_what_its_name_says(quick: Path, tmp_path: Path):
     assert rises["wva"] < rises["plain"] / 10
 
 
+@pytest.mark.parametrize(
+    ("method", "published", "power"),
+    [
+        ("ewc", (3e-3, 1e-2, 3e-2), 1),
+        ("ewc-kfac", (3e-3, 1e-2, 1.5e-2), 1),
+        ("wva", (10.0, 100.0, 1e3), 1),
+        ("ewc-budget", (64.0,), -1),
+        ("l2", (1e-4, 1e-3, 1e-2, 1e-1), 0),  # of no likelihood
+    ],
+)
+def test_settings_of_the_gpt_are_the_published_ones_in_nats_a_token(
+    method: str, published: tuple[float, ...], power: int
+):
+    num_targets = gpt.LENGTH - 1  # of a block: nothing predicts its first token
+    found = STORY_METHODS[method].settings_for("gpt")
+    assert found == pytest.approx(tuple(setting * num_targets**power for setting in published))
+
+
 def test_the_encoder_story_is_told_on_one_page(quick: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     asked = [
         "elephants",

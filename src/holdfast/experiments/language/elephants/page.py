@@ -96,7 +96,7 @@ def conclusions(answer: StoryResult) -> list[str]:
         told.append(
             f"- {STORY_METHODS[method].label}: {lost.text(scale=100)}% of plain's loss of the old skill, {what} "
             f"{new.text(scale=100)}% of plain's. Old loss: predicted rise {predicted.text(digits=4)}, measured "
-            f"{measured.text(digits=4)} nats."
+            f"{measured.text(digits=4)} nats a target."
         )
     return told
 
