@@ -176,7 +176,7 @@ def test_ewcs_options_out_of_range(options, text):
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"strength": None}, "WVA: strength is None; expected a number from 0 to infinity"),
+        ({"strength": None}, "WVA: strength is None and budget is None; expected one of the two"),
         ({"attenuation": "linear"}, 'WVA: attenuation is \'linear\'; expected "hyperbolic" or "exponential"'),
         ({"on": "weights"}, 'WVA: on is \'weights\'; expected "increments" or "gradients"'),
         ({"accumulate": "per_task"}, 'WVA: accumulate="per_task" joins anchors, and WVA has none. Use "sum"'),

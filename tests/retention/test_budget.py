@@ -190,7 +190,8 @@ def test_importances_that_are_not_in_nats_are_an_error():
         keeper.retain(importance_of(model, kind="mas", nats_per_unit=None, unit="1/weight"))
     assert str(caught.value) == (
         "EWC.retain: a budget is in nats, and the unit of this 'mas' importance (1/weight) has no known "
-        "factor to nats. Measure it with calibrate=True or by hf.calibrated, or give a strength."
+        "factor to nats. Pass probes= (hf.probes_of), on which the rise is measured; or measure the importance with "
+        "calibrate=True; or build the keeper with strength=."
     )
     assert keeper.held.num_tasks == 0
     keeper.retain(importance_of(model, kind="mas", nats_per_unit=0.5))
@@ -216,7 +217,7 @@ def test_a_strength_keepers_folder_under_a_budget(tmp_path):
     model = network()
     EWC(model, strength=3.0).retain(importance_of(model, nats_per_unit=None)).save(tmp_path / "unknown")
     with pytest.raises(
-        OptionError, match=r"EWC.load\(.*\): a budget is in nats, .* is not \(nats_per_unit is None\). Load it"
+        OptionError, match=r"EWC.load\(.*\): a budget is in nats, .* is not \(nats_per_unit is None\). Save it"
     ):
         EWC.load(tmp_path / "unknown", model, budget=BUDGET)
     assert EWC.load(tmp_path / "unknown", model, strength=2.0).strength == 2.0

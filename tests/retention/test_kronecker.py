@@ -323,10 +323,12 @@ def test_every_few_steps_without_meaning():
     for every in (0, 1.5, -1):
         with pytest.raises(OptionError, match=f"EWC: every is {every}; expected a whole number >= 1"):
             EWC(network(), every=every)
-    for options in ({"budget": 0.1}, {"pull": "gradient"}, {"pull": "penalty"}):
-        with pytest.raises(OptionError, match='EWC: every=2 belongs to pull="implicit" with a strength.*Leave it at 1'):
+    for options in ({"pull": "gradient"}, {"pull": "penalty"}):
+        with pytest.raises(OptionError, match='EWC: every=2 belongs to pull="implicit".*Leave it at 1'):
             EWC(network(), every=2, **options)
         EWC(network(), every=1, **options)
+    with pytest.raises(OptionError, match="every=2, and a budget without probes"):
+        EWC(network(), every=2, budget=0.1).retain(factored_of(network()))
 
 
 def test_in_double_it_comes_closely():

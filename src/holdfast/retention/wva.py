@@ -14,7 +14,7 @@ from holdfast.curvature import Measured
 from holdfast.errors import OptionError
 from holdfast.retention.force import Attenuation, relative_force, relative_share
 from holdfast.retention.keeper import Keeper
-from holdfast.retention.mechanism import Mechanism, as_budget, as_strength, check_choices, check_option
+from holdfast.retention.mechanism import Mechanism, as_budget, as_strength, check_choices
 from holdfast.retention.options import KeeperOptions, is_unsteady, unsteady_warning
 from holdfast.retention.route import Route
 from holdfast.retention.step import Step
@@ -36,9 +36,10 @@ class Viscous(Mechanism):
     steered: float = field(default=1.0, init=False)
 
     def __post_init__(self) -> None:
-        one = (self.strength is None) != (self.budget is None)
-        found = f"strength {self.strength!r} and budget {self.budget!r}"
-        check_option(one, "one of them", found, "one of strength= and budget=", where="WVA")
+        if (self.strength is None) == (self.budget is None):
+            raise OptionError(
+                f"WVA: strength is {self.strength!r} and budget is {self.budget!r}; expected one of the two."
+            )
         if self.strength is not None:
             self.strength = as_strength(self.strength, where="WVA")
         if self.budget is not None:
