@@ -5,6 +5,8 @@
     bfloat16     2                v/256
     int8         1.004            v/16; below V/2^30, where it is held as about that, at most V/2^30
 
+Kronecker factors, bases and spectra, are held in float32 or, for the other two, in bfloat16.
+
     anchor
     float32      as the weights   none: the weights' own dtype
     bfloat16     2                v/256
@@ -19,13 +21,14 @@ nearest, a sum would stand still under additions smaller than that.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from holdfast.choices import check_choices
+from holdfast.curvature import Curvature, KroneckerCurvature
 from holdfast.memory import codes
 from holdfast.memory.stored import PIECE, AnyTensor, Blocks, pieces, read
 
@@ -74,6 +77,16 @@ class Forms:
         """The same importance in this form; itself if it is."""
         out = self.new_importance(held.shape, held.device)
         return held if _form(held) == _form(out) else _copied(held, out, write_importance)
+
+    def layer_as(self, layer: Curvature, noise: torch.Generator | None = None) -> Curvature:
+        """The same curvature of a layer in this form, where it has Kronecker factors; itself if it is."""
+        narrow = self.importance != "float32"
+        if not isinstance(layer, KroneckerCurvature) or narrow == (layer.spectrum.dtype == torch.bfloat16):
+            return layer
+        if not narrow:
+            return replace(layer, **{part: value.float() for part, value in layer.tensors().items()})
+        parts = {part: value.to(torch.bfloat16) for part, value in layer.tensors().items()}
+        return replace(layer, **parts | {"spectrum": codes.to_bfloat16(layer.spectrum, noise)})
 
     def anchor_as(self, held: AnyTensor, weight: Tensor) -> AnyTensor:
         """The same anchor of this weight in this form; itself if it is, and a tensor where tensors are asked for."""
