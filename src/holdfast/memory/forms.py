@@ -21,14 +21,16 @@ nearest, a sum would stand still under additions smaller than that.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from holdfast.choices import check_choices
-from holdfast.curvature import Curvature, KroneckerCurvature
+from holdfast.curvature import Curvature
+from holdfast.curvature.sharing import held_in
 from holdfast.memory import codes
 from holdfast.memory.stored import PIECE, AnyTensor, Blocks, pieces, read
 
@@ -81,12 +83,7 @@ class Forms:
     def layer_as(self, layer: Curvature, noise: torch.Generator | None = None) -> Curvature:
         """The same curvature of a layer in this form, where it has Kronecker factors; itself if it is."""
         narrow = self.importance != "float32"
-        if not isinstance(layer, KroneckerCurvature) or narrow == (layer.spectrum.dtype == torch.bfloat16):
-            return layer
-        if not narrow:
-            return replace(layer, **{part: value.float() for part, value in layer.tensors().items()})
-        parts = {part: value.to(torch.bfloat16) for part, value in layer.tensors().items()}
-        return replace(layer, **parts | {"spectrum": codes.to_bfloat16(layer.spectrum, noise)})
+        return held_in(layer, partial(codes.to_bfloat16, noise=noise) if narrow else None)
 
     def anchor_as(self, held: AnyTensor, weight: Tensor) -> AnyTensor:
         """The same anchor of this weight in this form; itself if it is, and a tensor where tensors are asked for."""
