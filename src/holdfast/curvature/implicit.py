@@ -69,7 +69,7 @@ def layer_pull(
 
     Args:
         distance: theta' - anchor, [out, n].
-        layer: K, in the dtype of `distance`.
+        layer: K, in the dtype of `distance` or held in fewer bits.
         strength: lambda > 0; infinity pins every direction with a positive curvature.
         metric: M, one number > 0, or a tensor [out, n] >= 0.
         before: p of the step before, where M is a tensor; None for none.
@@ -79,10 +79,11 @@ def layer_pull(
 
     Cost: a product is a change of basis and one back, 4 out n (out + n) operations. One under one number M, else 2.5.
     """
+    S = layer.spectrum.to(distance.dtype)
     if not isinstance(metric, Tensor):
-        share = share_of_spectrum(layer.spectrum, strength, metric=metric)
+        share = share_of_spectrum(S, strength, metric=metric)
         return layer.matrix(share * layer.coordinates(distance)).neg_(), share
-    S, M = layer.spectrum, metric.clamp(SMALLEST, 1 / SMALLEST)
+    M = metric.clamp(SMALLEST, 1 / SMALLEST)
     T = largest_metric(M)
     share = share_of_spectrum(S, strength, metric=T)
     rest, slack = 1 - share, 1 - M / T  # of P^-1 T and of (T - M)/T

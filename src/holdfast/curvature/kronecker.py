@@ -34,7 +34,9 @@ class KroneckerCurvature(LayerForm):
     """The curvature held of one layer, whose weight and bias are one matrix [out, in (+1)].
 
     Attributes:
-        inputs_basis: U_A, float32 [n, n], orthogonal; a direction a column.
+        inputs_basis: U_A, float32 [n, n], orthogonal; a direction a column. All three may be bfloat16, and U_A and U_G
+            are then orthogonal but for its rounding, about 0.003 in every direction: pulls end that much beside where
+            they should, and what they leave may have the other sign.
         outputs_basis: U_G, float32 [out, out], likewise.
         spectrum: S, float32 [out, n], >= 0: the curvature along each pair of directions.
         shape, bias, inputs_first, reads: of the layer, as `LayerForm` says.
@@ -62,11 +64,11 @@ class KroneckerCurvature(LayerForm):
 
     def coordinates(self, matrix: Tensor) -> Tensor:
         """U_G^T W U_A: a displacement [out, n] of the layer in the common basis."""
-        return self.outputs_basis.T @ matrix @ self.inputs_basis
+        return self.outputs_basis.T.to(matrix.dtype) @ matrix @ self.inputs_basis.to(matrix.dtype)
 
     def matrix(self, coordinates: Tensor) -> Tensor:
         """The inverse of `coordinates`."""
-        return self.outputs_basis @ coordinates @ self.inputs_basis.T
+        return self.outputs_basis.to(coordinates.dtype) @ coordinates @ self.inputs_basis.T.to(coordinates.dtype)
 
     def quadratic(self, displacement: Tensor) -> Tensor:
         """1/2 sum D * K(D) >= 0 for a displacement D [out, n]; a scalar, differentiable."""
@@ -97,7 +99,8 @@ class KroneckerCurvature(LayerForm):
     def line(self, values: Sequence[Tensor], anchors: Sequence[Tensor], metrics: Sequence[float | Tensor]) -> Line:
         """See `Curvature`; along its basis, in one number that is nowhere below the metric."""
         metric = largest_metric(self.metric(values, metrics))
-        return self.coordinates(self.distance(values, anchors)), self.spectrum, metric
+        along = self.coordinates(self.distance(values, anchors))
+        return along, self.spectrum.to(along.dtype), metric
 
     def collapsed(
         self, own: Tensor, theta: Sequence[Tensor], mean: Sequence[Tensor]
@@ -124,11 +127,17 @@ class KroneckerCurvature(LayerForm):
 
     def diagonal(self) -> Tensor:
         """The diagonal of K, [out, n]."""
-        return self.outputs_basis.square() @ self.spectrum @ self.inputs_basis.square().T
+        U_G, S, U_A = (
+            part.to(torch.promote_types(part.dtype, torch.float32))
+            for part in (self.outputs_basis, self.spectrum, self.inputs_basis)
+        )
+        return U_G.square() @ S @ U_A.square().T
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
-        """The same on another device or in another dtype."""
-        return replace(self, **{part: value.to(device=device, dtype=dtype) for part, value in self.tensors().items()})
+        """The same on another device, to compute in another dtype; what is held in bfloat16 stays so."""
+        narrow = self.spectrum.dtype == torch.bfloat16
+        wanted = None if narrow else dtype
+        return replace(self, **{part: value.to(device=device, dtype=wanted) for part, value in self.tensors().items()})
 
     def scaled(self, factor: float) -> Self:
         """What is held of factor * K."""

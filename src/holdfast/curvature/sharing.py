@@ -8,7 +8,7 @@ common U_A leaves out what of A is not diagonal along it; together their partial
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -41,6 +41,15 @@ def shared(layers: Mapping[str, _L]) -> dict[str, _L]:
             if known is not own and torch.equal(known, own):
                 found[name] = replace(layer, **{part: known})
     return found
+
+
+def held_in(layer: Curvature, rounded: Callable[[Tensor], Tensor] | None) -> Curvature:
+    """A layer with Kronecker factors in bfloat16, its spectrum by `rounded`, or without that in float32."""
+    if not isinstance(layer, KroneckerCurvature) or (rounded is None) == (layer.spectrum.dtype != torch.bfloat16):
+        return layer
+    dtype = torch.float32 if rounded is None else torch.bfloat16
+    parts = {part: value.to(dtype) for part, value in layer.tensors().items()}
+    return replace(layer, **parts if rounded is None else parts | {"spectrum": rounded(layer.spectrum)})
 
 
 def joined_layers(

@@ -117,12 +117,12 @@ def kfac(
         UnknownNameError: no such kind, rule or loss.
 
     Cost: for C classes one forward and C backward passes without weight gradients ("sampled": `num_draws`, "empirical":
-    one), and a product of n^2 for each input and of m^2 for each class and output of a layer of n inputs and m outputs;
-    memory n^2 + m^2 a layer. "reduce" takes 1/T of these products; "matched" up to about twice as many, and those for A
-    for each class too: on a small GPT, ViT and ConvNet 0.7 to 1.2 times the time of "expand" with "sampled", 1.5 to 1.7
-    times with "exact" and ten classes. Both run a few examples together and alone, once, to see which positions are
-    whose, and all examples one at a time where that cannot be seen. Models with other parameters are passed through
-    once more, for these.
+    one), and half of a product of n^2 for each input and of m^2 for each class and output of a layer of n inputs and m
+    outputs; memory n^2 + m^2 a layer. "reduce" takes 1/T of these products; "matched" up to about twice as many, and
+    those for A for each class too: on a small GPT, ViT and ConvNet 0.7 to 1.2 times the time of "expand" with
+    "sampled", 1.5 to 1.7 times with "exact" and ten classes. Both run a few examples together and alone, once, to see
+    which positions are whose, and all examples one at a time where that cannot be seen. Models with other parameters
+    are passed through once more, for these.
 
     Source: Martens & Grosse 2015 (arXiv 1503.05671); convolutions: Grosse & Martens 2016 (arXiv 1602.01407); "expand"
     and "reduce": Eschenhagen et al. 2023 (arXiv 2311.00636); the moments of "matched": Ren & Goldfarb 2021 (arXiv

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from holdfast.curvature import Accumulate, Curvature, MeasuredLayer, Weighting, shapes_of
 from holdfast.curvature.rules import check_rule, shares_of
-from holdfast.curvature.sharing import joined_layers
+from holdfast.curvature.sharing import joined_layers, shared
 from holdfast.errors import OptionError
 from holdfast.memory.forms import Forms
 from holdfast.memory.merge import Closing, Merger, Sums
@@ -152,12 +152,21 @@ def retain(
         first_targets=first_targets,
         nats_per_unit=_factor(held, merger.sums, joint, nats_per_unit, sum_of=sum_of),
         largest=max((float(value) for value in merger.sums.largest), default=0.0),
-        layers={name: layer for name, (layer, _) in joint.items()},
+        layers=shared(
+            {name: _in_form(layer, forms or Forms(), num_tasks=held.num_tasks) for name, (layer, _) in joint.items()}
+        ),
     )
 
 
 _Joint = dict[str, "tuple[Curvature, Tensor | None]"]
 """Weight -> the curvature of its layer, and the newest task's part of its spectrum, None without one."""
+
+
+def _in_form(layer: Curvature, forms: Forms, *, num_tasks: int) -> Curvature:
+    """As it is to be held; a sum is rounded at random, and the same for every keeper."""
+    device = layer.spectrum.device
+    noise = torch.Generator(device).manual_seed(num_tasks) if num_tasks else None
+    return forms.layer_as(layer, noise)
 
 
 def _joined_layers(held: Retained, new: Mapping[str, MeasuredLayer], rule: Accumulate, *, share: float) -> _Joint:
@@ -201,7 +210,7 @@ def _factor(
     if held.nats_per_unit is None or nats_per_unit is None:
         return None
     own = [part.sum() for _, part in layers.values() if part is not None]
-    before = sum_of([*sums.before, *(layer.spectrum.sum() for layer in held.layers.values())])
+    before = sum_of([*sums.before, *(layer.spectrum.sum(dtype=torch.float32) for layer in held.layers.values())])
     now = sum_of([*sums.now, *own])
     total = before + now
     return (held.nats_per_unit * before + nats_per_unit * now) / total if total > 0 else nats_per_unit

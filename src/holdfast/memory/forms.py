@@ -5,6 +5,8 @@
     bfloat16     2                v/256
     int8         1.004            v/16; below V/2^30, where it is held as about that, at most V/2^30
 
+Kronecker factors, bases and spectra, are held in float32 or, for the other two, in bfloat16.
+
     anchor
     float32      as the weights   none: the weights' own dtype
     bfloat16     2                v/256
@@ -20,12 +22,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from holdfast.choices import check_choices
+from holdfast.curvature import Curvature
+from holdfast.curvature.sharing import held_in
 from holdfast.memory import codes
 from holdfast.memory.stored import PIECE, AnyTensor, Blocks, pieces, read
 
@@ -74,6 +79,11 @@ class Forms:
         """The same importance in this form; itself if it is."""
         out = self.new_importance(held.shape, held.device)
         return held if _form(held) == _form(out) else _copied(held, out, write_importance)
+
+    def layer_as(self, layer: Curvature, noise: torch.Generator | None = None) -> Curvature:
+        """The same curvature of a layer in this form, where it has Kronecker factors; itself if it is."""
+        narrow = self.importance != "float32"
+        return held_in(layer, partial(codes.to_bfloat16, noise=noise) if narrow else None)
 
     def anchor_as(self, held: AnyTensor, weight: Tensor) -> AnyTensor:
         """The same anchor of this weight in this form; itself if it is, and a tensor where tensors are asked for."""

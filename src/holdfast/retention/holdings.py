@@ -231,6 +231,7 @@ class Holdings:
         """The same, in the forms that were asked for; anchors on disk stay there if there is a checkpoint."""
         forms = self.forms
         importance = {name: forms.importance_as(value) for name, value in held.importance.items()}
+        layers = shared({name: forms.layer_as(layer) for name, layer in held.layers.items()})
         changed = any(value is not held.importance[name] for name, value in importance.items())
         weights = {name: local(parameter.detach()) for name, parameter in all_parameters(self._model).items()}
         anchors = {
@@ -240,7 +241,7 @@ class Holdings:
             for name, anchor in held.anchors.items()
         }
         largest = held.largest * (1 + IMPORTANCE_ERROR * changed)
-        return replace(held, importance=importance, anchors=anchors, largest=largest)
+        return replace(held, importance=importance, anchors=anchors, largest=largest, layers=layers)
 
     def _check_sharded(self, held: Retained) -> None:
         if held.layers:
