@@ -1,6 +1,7 @@
 """How much each weight matters for a learned skill: estimators from model and data to `Importance`."""
 
 from holdfast.importance.calibrated import calibrated
+from holdfast.importance.choosing import measure
 from holdfast.importance.fisher import fisher
 from holdfast.importance.kfac import kfac
 from holdfast.importance.mas import mas
@@ -18,6 +19,7 @@ __all__ = [
     "fisher",
     "kfac",
     "mas",
+    "measure",
     "probes_of",
     "signal",
     "taylor",

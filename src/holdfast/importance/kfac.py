@@ -40,6 +40,7 @@ def kfac(
     factors: FactorRule = "auto",
     damping: float = 0.0,
     share_inputs: bool = False,
+    max_size: int | None = None,
     loss: str | Likelihood | Callable[[Any, Any], Tensor] | None = None,
     num_draws: int = 1,
     num_examples: int | None = None,
@@ -92,6 +93,8 @@ def kfac(
             to be held along one basis of it, which saves n^2 numbers a layer. Layers with the same A do so in any case.
             Those with "matched" ones have each its own, and their curvature along what they learned next was then off
             by a factor of 1.3 to 1.5 instead of 1.2 on small transformers.
+        max_size: of the sides of a layer's matrix; a larger one, such as the output layer of a language model, has the
+            diagonal: a factor takes the square of its side in memory. None: any.
         loss: "categorical" (default), "gaussian", "bernoulli", a `Likelihood`, or a function of (outputs, batch) that
             returns one negative log-likelihood per example, shape [B], in nats (for "empirical" only). See `fisher`.
         num_draws: labels drawn for each example, with `kind="sampled"`.
@@ -149,7 +152,7 @@ def kfac(
     )
     with measuring(model):
         rule: SharingRule | None = None if factors == "auto" else factors
-        sums = KroneckerSums(model, where=where, chunk_bytes=chunk_bytes, rule=rule)
+        sums = KroneckerSums(model, where=where, chunk_bytes=chunk_bytes, rule=rule, max_size=max_size)
         rows, again = (FisherScores(measured, kind, num_draws, None, seed) for _ in range(2))
         rest: MomentSums | None = None
         for batch in gathered_batches(data_pass, lambda: sums.room if measured.is_own else 0):

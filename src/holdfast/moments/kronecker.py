@@ -80,6 +80,7 @@ class KroneckerSums:
         chunk_bytes: bound on the patches of a convolution, and on what "matched" writes for its products, at once.
         rule: of all layers; None: "matched" for those that have several positions to an example in the batch in which
             they are first met, "expand" for the others, for which it is K-FAC.
+        max_size: of the sides of a layer's matrix; larger ones have no factors. None: any.
 
     Attributes:
         layers: those that have factors; complete after the first `add`.
@@ -91,7 +92,15 @@ class KroneckerSums:
         num_examples: examples seen.
     """
 
-    def __init__(self, model: nn.Module, *, where: str, chunk_bytes: int, rule: SharingRule | None = "expand") -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        where: str,
+        chunk_bytes: int,
+        rule: SharingRule | None = "expand",
+        max_size: int | None = None,
+    ) -> None:
         self._model, self._where, self._chunk_bytes = model, where, chunk_bytes
         self._rule: SharingRule | None = rule
         self._proven = False
@@ -100,7 +109,7 @@ class KroneckerSums:
         self._trials = _TRIALS
         self.rules: dict[str, SharingRule] = {}
         self.reads: dict[str, str] = {}
-        self.layers = layers_of(model)
+        self.layers = [layer for layer in layers_of(model) if max_size is None or max(layer.matrix_shape) <= max_size]
         self.declined: dict[str, str] = {}
         self.inputs: dict[str, SymmetricSum] = {}
         self.outputs: dict[str, SymmetricSum] = {}

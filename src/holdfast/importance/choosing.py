@@ -1,0 +1,172 @@
+"""Measuring with everything chosen: the curvature by the model's size, the labels by their number, and the probes."""
+
+from __future__ import annotations
+
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
+from typing import Any, Literal, get_args
+
+from torch import Tensor, nn
+
+from holdfast.choices import check_choice
+from holdfast.curvature.factored import FactoredImportance
+from holdfast.errors import OptionError
+from holdfast.importance.fisher import fisher
+from holdfast.importance.kfac import KfacKind, kfac
+from holdfast.importance.loss import MeasuredLoss
+from holdfast.importance.probing import NUM_PROBES, probes_of
+from holdfast.likelihoods.batches import batch_size, batch_to, model_inputs, slice_batch
+from holdfast.likelihoods.likelihood import Likelihood, PerExample, resolve_likelihood
+from holdfast.moments.matrices import layers_of
+from holdfast.probes import Probes
+from holdfast.probes.evaluating import evaluating
+from holdfast.records import Importance
+from holdfast.tensors import trainable_parameters
+
+Form = Literal["auto", "kronecker", "diagonal"]
+Labels = KfacKind | Literal["auto"]
+
+DAMPING = 0.01
+"""Share of a factor's mean eigenvalue that is added along every direction."""
+
+_MAX_SIZE = 8192
+"""A layer with a longer side, whose factor would take more than 256 MB, has the diagonal."""
+
+_MOST_HELD = 8.0
+"""Kronecker factors are taken where they take at most so many times the memory of the weights."""
+
+_EXACT_UP_TO = 32
+"""Scores of an example: with more, a label is drawn in place of an expectation over all."""
+
+
+def measure(
+    model: nn.Module,
+    data: Iterable[Any],
+    *,
+    probes: Iterable[Any] | Probes | None = None,
+    loss: str | Likelihood | Callable[[Any, Any], Tensor] | None = None,
+    form: Form = "auto",
+    labels: Labels = "auto",
+    damping: float = DAMPING,
+    num_probes: int = NUM_PROBES,
+    num_examples: int | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> Importance | FactoredImportance:
+    """Measure what a skill rests on, with every choice made: what `keeper.retain` takes in place of `fisher` or `kfac`.
+
+    Args:
+        model: left exactly as it was.
+        data: batches of the old skill, as for `fisher`; read once.
+        probes: batches of the old skill that the model was not trained on, on which a keeper then measures what is lost
+            (`probes_of`). None: the last `num_probes` examples of `data`, with a warning: answers to what was learned
+            by heart are surer, so that a rise measured on them is too small.
+        loss: as for `fisher`.
+        form: "kronecker": factors of every layer that can have them (`kfac`), the diagonal elsewhere. "diagonal":
+            `fisher`. "auto": Kronecker factors, which foresee a rise within 2 to 5 where a diagonal is 10 to 1,500
+            times off, unless the model has no such layer, or they would take more than 8 times the weights' memory.
+        labels: "exact" takes all labels with their probability; "sampled" draws one, in two passes; "empirical" takes
+            those in the data. "auto": exact up to 32 scores an example (33 classes), beyond them sampled; for a loss
+            function empirical.
+        damping: of the factors (`kfac`): along directions that the data do not show, the loss rises too.
+        num_probes: examples to take probes of.
+        num_examples: measure on the first so many examples; None for all.
+        seed: of the draws.
+        progress: show a progress bar.
+
+    Returns:
+        The importance, with its `probes`. What was chosen stands in `info.kind` and `info.details`.
+
+    Raises:
+        OptionError: `form="kronecker"` where no layer can have factors.
+        and what `fisher`, `kfac` and `probes_of` raise.
+
+    Cost: that of `kfac` or `fisher`, and of one forward pass over the probes.
+    """
+    where = "measure"
+    check_choice("form", form, get_args(Form))
+    check_choice("labels", labels, ("auto", *get_args(KfacKind)))
+    if num_probes < 1:
+        raise OptionError(f"{where}: num_probes={num_probes}, expected a whole number >= 1.")
+    tail = _Tail(data, num_probes)
+    first, batches = _first_of(tail)
+    kind: KfacKind = _labels(model, first, loss, where=where) if labels == "auto" else labels
+    given: dict[str, Any] = {"loss": loss, "num_examples": num_examples, "seed": seed, "progress": progress}
+    if _is_kronecker(model, form, where=where):
+        importance = kfac(model, batches, kind=kind, damping=damping, max_size=_MAX_SIZE, **given)
+    else:
+        importance = fisher(model, batches, kind=kind, **given)
+    if probes is None:
+        warnings.warn(
+            f"{where}: the probes are the last {num_probes} examples of the data themselves. If the model was trained "
+            "on them, what it loses looks smaller than it is. Pass probes=, batches that it has not seen.",
+            stacklevel=2,
+        )
+        probes = tail.examples()
+    if not isinstance(probes, Probes):
+        probes = probes_of(model, probes, loss=loss, num_examples=num_probes)
+    return importance.with_probes(probes)
+
+
+class _Tail:
+    """Batches that are read once, of which the last examples are kept."""
+
+    def __init__(self, data: Iterable[Any], num_examples: int) -> None:
+        self._data, self._limit = data, num_examples
+        self._kept: deque[Any] = deque()
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self._data:
+            self._kept.append(batch)
+            while sum(map(batch_size, self._kept)) - batch_size(self._kept[0]) >= self._limit:
+                self._kept.popleft()
+            yield batch
+
+    def examples(self) -> list[Any]:
+        """The last examples, in order."""
+        batches = list(self._kept)
+        surplus = sum(map(batch_size, batches)) - self._limit
+        if surplus > 0:
+            batches[0] = slice_batch(batches[0], surplus, batch_size(batches[0]), lists=True)
+        return batches
+
+
+def _first_of(data: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
+    """The first batch that holds an example, or None, and all of them."""
+    rest, empty = iter(data), []
+    for batch in rest:
+        if batch_size(batch):
+            return batch, chain(empty, [batch], rest)
+        empty.append(batch)
+    return None, empty
+
+
+def _labels(model: nn.Module, batch: Any, loss: Any, *, where: str) -> KfacKind:
+    """How labels are taken, by the scores that an exact measurement would need of each example."""
+    likelihood = resolve_likelihood(loss, where=where)
+    if isinstance(likelihood, PerExample):
+        return "empirical"
+    if batch is None:
+        return "exact"  # the estimator says that there is no data
+    measured = MeasuredLoss(likelihood, model, where=where)
+    with evaluating(model) as bare:
+        few = batch_to(slice_batch(batch, 0, min(2, batch_size(batch)), lists=True), next(bare.parameters()).device)
+        args, kwargs = model_inputs(few)
+        scores = measured.exact_scores(bare(*args, **kwargs), few)
+    return "exact" if len(scores) <= _EXACT_UP_TO else "sampled"
+
+
+def _is_kronecker(model: nn.Module, form: Form, *, where: str) -> bool:
+    layers = [layer for layer in layers_of(model) if max(layer.matrix_shape) <= _MAX_SIZE]
+    if form == "diagonal" or (form == "auto" and not layers):
+        return False
+    if not layers:
+        raise OptionError(
+            f'{where}: form="kronecker", and the model has no plain Linear or convolution layer of its own with sides '
+            f'of at most {_MAX_SIZE:,}. Use form="diagonal".'
+        )
+    held = sum(m * m + n * n + m * n for m, n in (layer.matrix_shape for layer in layers))
+    weights = sum(parameter.numel() for parameter in trainable_parameters(model).values())
+    return form == "kronecker" or held <= _MOST_HELD * weights
