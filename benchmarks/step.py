@@ -61,7 +61,9 @@ SECONDS, SECONDS_A_RULE = 15.0, 3.0
 RULES: tuple[Accumulate, ...] = ("sum", "mean", Decayed(0.9), "max", "per_task")
 BY_RULE: dict[str, Callable[[int], Hold]] = {
     **{
-        f"EWC, {rule}": lambda count, rule=rule: kept(lambda model: EWC(model, accumulate=rule), num_tasks=count)
+        f"EWC, {rule}": lambda count, rule=rule: kept(
+            lambda model: EWC(model, strength=1.0, accumulate=rule), num_tasks=count
+        )
         for rule in RULES
     },
     "WVA, sum": lambda count: kept(lambda model: WVA(model, strength=100.0), num_tasks=count),

@@ -2,11 +2,12 @@
 
     import holdfast as hf
 
-    keeper = hf.EWC(model).attach(optimizer)        # or hf.WVA(model, strength=...)
-    train(model, optimizer, old_task)               # any loop: nothing in it changes
-    keeper.retain(hf.fisher(model, old_task))       # close the task; train on
+    keeper = hf.EWC(model).attach(optimizer)                        # a budget by default: nothing to tune
+    train(model, optimizer, task)                                   # any loop: nothing in it changes
+    keeper.close()                                                  # take back what is over the budget
+    keeper.retain(hf.measure(model, data, probes=held_out))         # hold what was learned; train on
 
-Estimators: `fisher`, `kfac`, `mas`, `signal`, `taylor`, `SynapticIntelligence`, `uniform`; `calibrated` for one's own.
+Estimators: `measure`, which chooses, `fisher`, `kfac`, `mas`, `signal`, `taylor`, `SynapticIntelligence`, `uniform`; `calibrated` for one's own.
 Streams of tasks are in `holdfast.streams`, accuracies and forgetting in `holdfast.metrics`, whole experiments in
 `holdfast.experiments`.
 """

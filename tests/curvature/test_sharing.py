@@ -72,7 +72,7 @@ def test_a_keeper_holds_one_basis_through_tasks_files_and_states(tmp_path: Path)
     for seed in range(3):
         keeper.retain(kfac(model, data(seed=seed), share_inputs=True))
     keeper.save(tmp_path / "skills")
-    copied = EWC(model)
+    copied = EWC(model, strength=1.0)
     copied.load_state_dict(keeper.state_dict())
     for each in (keeper, EWC.load(tmp_path / "skills", model), copied):
         layers = [each.held.layers[name] for name in TOGETHER]

@@ -85,7 +85,7 @@ def test_complex_weights_are_refused(what, build, name):
 def test_complex_weights_that_came_later_are_refused(build, name):
     model = build()
     weight = getattr(model, name).requires_grad_(False)
-    keeper = hf.EWC(model, new_parameters="free").retain(hf.uniform(model))
+    keeper = hf.EWC(model, strength=1.0, new_parameters="free").retain(hf.uniform(model))
     path, held = hf.SynapticIntelligence(model), keeper.held
     importance = dict(hf.uniform(model))
     weight.requires_grad_(True)
@@ -122,7 +122,7 @@ def test_numbers_of_eight_bits_are_refused():
     with pytest.raises(
         UnsupportedLayerError, match=r"'weight' \(float8_e4m3fn\). Train them in bfloat16 or float32, or"
     ):
-        hf.EWC(model)
+        hf.EWC(model, strength=1.0)
     hf.EWC(model.to(torch.bfloat16))
 
 

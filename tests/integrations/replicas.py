@@ -214,7 +214,7 @@ def main(folder: Path) -> None:
     for name, (kind, estimator) in MEASURED.items():
         model = DistributedDataParallel(built(kind))
         own = estimator(model, [batch(0), batch(1)][: 2 - rank])
-        keeper = hf.EWC(model)
+        keeper = hf.EWC(model, strength=1.0)
         told[f"{name}, not joined"] = error_of(lambda keeper=keeper, own=own: keeper.retain(own))
         told[f"{name}, held before"] = keeper.held.num_tasks
         joined = over_processes(own)
@@ -237,7 +237,7 @@ def main(folder: Path) -> None:
     short = distributed.new_group(timeout=timedelta(seconds=2))
     model = DistributedDataParallel(built("mlp"), process_group=short)
     if rank == 0:
-        told["alone"] = error_of(lambda: hf.EWC(model).retain(own))
+        told["alone"] = error_of(lambda: hf.EWC(model, strength=1.0).retain(own))
         told["alone, bare"] = error_of(lambda: hf.EWC(model.module).retain(own))
     distributed.barrier()
     save_file(found, folder / f"found-{rank}.safetensors")

@@ -723,7 +723,7 @@ def test_what_was_saved_is_looked_at_before_it_is_taken(tmp_path):
         with pytest.raises(FileFormatError, match=r"LoraEWC.load_state: the (notes have no|progress is damaged)"):
             keeper.load_state(tensors, damage)
         assert keeper.report() == report
-    hf.EWC(model).save(tmp_path / "ewc")
+    hf.EWC(model, strength=1.0).save(tmp_path / "ewc")
     with pytest.raises(FileFormatError, match="this keeper is 'EWC', to be loaded as 'LoraEWC'"):
         LoraEWC.load(tmp_path / "ewc", model)
 

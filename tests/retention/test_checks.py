@@ -166,7 +166,7 @@ def test_tensors_beside_what_is_held(part):
 @pytest.mark.parametrize("form", ["float32", "int16", "bfloat16"])
 def test_weights_that_would_be_no_anchors(build, bad, form):
     model = build()
-    keeper = EWC(model, anchor_dtype=form)
+    keeper = EWC(model, strength=1.0, anchor_dtype=form)
     name, parameter = next(iter(model.named_parameters()))
     good = parameter.detach().clone()
     parameter.data.view(-1)[1] = bad
@@ -189,7 +189,7 @@ def test_weights_without_importance_may_be_anything():
     model = network()
     model[2].bias.data.fill_(math.nan)
     importance = {name: value for name, value in importance_of(model).items() if name != "2.bias"}
-    EWC(model, new_parameters="free").retain(importance)
+    EWC(model, strength=1.0, new_parameters="free").retain(importance)
 
 
 @pytest.mark.parametrize("unknown", ["metric", "model", "stength"])
@@ -204,7 +204,7 @@ def test_options_that_no_file_holds(tmp_path, unknown):
 
 def test_options_of_wrong_types():
     with pytest.raises(OptionError, match="EWC: anchors is 5; expected the path of a safetensors checkpoint, or None"):
-        EWC(network(), anchors=5)
+        EWC(network(), strength=1.0, anchors=5)
     with pytest.raises(OptionError, match="Decayed: gamma is 'x'; expected a number from 0"):
         Decayed("x")
 

@@ -229,7 +229,7 @@ def test_anchors_by_reference_are_the_anchors(dtype, today):
     for anchors in (None, path):
         model = wide_network(dtype)
         optimizer = PLAIN["adam"](model.parameters())
-        keeper = EWC(model, anchors=anchors).attach(optimizer)
+        keeper = EWC(model, strength=1.0, anchors=anchors).attach(optimizer)
         keeper.retain(importance_of(wide_network()))
         train(model, optimizer, batches(5, dtype=dtype))
         finals.append((weights_of(model), keeper.predicted_rise()))
@@ -240,7 +240,7 @@ def test_anchors_by_reference_are_the_anchors(dtype, today):
 def test_weights_that_are_not_those_of_the_checkpoint(today):
     model = wide_network()
     path = today(model)
-    keeper = EWC(model, anchors=path).retain(importance_of(model))
+    keeper = EWC(model, strength=1.0, anchors=path).retain(importance_of(model))
     held = keeper.held
     with torch.no_grad():
         model[0].bias[:3] += 1
@@ -306,9 +306,9 @@ def test_checkpoints_of_one_name(today, tmp_path):
     for number, path in enumerate(paths):
         path.parent.mkdir()
         today(wide_network() if number == 0 else network(), path)
-    keeper = EWC(model, anchors=folders[0]).retain(importance_of(model))
+    keeper = EWC(model, strength=1.0, anchors=folders[0]).retain(importance_of(model))
     keeper.save(tmp_path / "skills")
-    later = EWC(model, anchors=folders[1]).restore(tmp_path / "skills")
+    later = EWC(model, strength=1.0, anchors=folders[1]).restore(tmp_path / "skills")
     assert {anchor.file.path for anchor in later.held.anchors.values()} == {paths[0]}
     assert later.anchors == str(folders[1])
 
@@ -334,22 +334,22 @@ def test_options_out_of_range():
         with pytest.raises(OptionError, match=r"offload is 'disk'; expected \"cpu\" or None"):
             mechanism(model, strength=1.0, offload="disk")
     with pytest.raises(OptionError, match=r"anchor_dtype is 'int8'; expected \"float32\", \"bfloat16\" or \"int16\""):
-        EWC(model, anchor_dtype="int8")
+        EWC(model, strength=1.0, anchor_dtype="int8")
 
 
 def test_anchors_on_disk_have_no_other_form(today):
     model = network()
     path = today(model)
     with pytest.raises(OptionError, match=r"anchor_dtype='int16' is a form in memory, and anchors='.*' are on disk"):
-        EWC(model, anchors=path, anchor_dtype="int16")
+        EWC(model, strength=1.0, anchors=path, anchor_dtype="int16")
     with pytest.raises(OptionError, match=r'accumulate="per_task" moves anchors to where no checkpoint has them'):
-        EWC(model, anchors=path, accumulate="per_task")
-    EWC(model, accumulate="per_task", anchor_dtype="int16").retain(importance_of(model))
+        EWC(model, strength=1.0, anchors=path, accumulate="per_task")
+    EWC(model, strength=1.0, accumulate="per_task", anchor_dtype="int16").retain(importance_of(model))
 
 
 def test_layers_with_factors_keep_their_anchors_in_memory(today):
     model = network()
-    keeper = EWC(model, importance_dtype="int8", anchors=today(model)).retain(factored_of(model))
+    keeper = EWC(model, strength=1.0, importance_dtype="int8", anchors=today(model)).retain(factored_of(model))
     assert all(isinstance(anchor, Tensor) for anchor in keeper.held.anchors.values())
     assert keeper.predicted_rise() == 0
 
@@ -389,7 +389,7 @@ def test_importances_of_every_size(today):
     """Through 60 decades in one tensor: order and ends as in float32."""
     model = nn.Linear(1024, 1, bias=False)
     values = torch.logspace(-30, 30, 1024).view(1, -1)
-    keeper = EWC(model, importance_dtype="int8", anchor_dtype="int16")
+    keeper = EWC(model, strength=1.0, importance_dtype="int8", anchor_dtype="int16")
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     keeper.attach(optimizer).retain(Importance({"weight": values}, importance_of(model).info))
     anchor = read(keeper.held.anchors["weight"], dtype=torch.float32, device=CPU)

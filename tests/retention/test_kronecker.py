@@ -322,11 +322,11 @@ def test_between_pulls_the_step_is_the_optimizers_own():
 def test_every_few_steps_without_meaning():
     for every in (0, 1.5, -1):
         with pytest.raises(OptionError, match=f"EWC: every is {every}; expected a whole number >= 1"):
-            EWC(network(), every=every)
+            EWC(network(), strength=1.0, every=every)
     for options in ({"pull": "gradient"}, {"pull": "penalty"}):
         with pytest.raises(OptionError, match='EWC: every=2 belongs to pull="implicit".*Leave it at 1'):
-            EWC(network(), every=2, **options)
-        EWC(network(), every=1, **options)
+            EWC(network(), strength=1.0, every=2, **options)
+        EWC(network(), strength=1.0, every=1, **options)
     with pytest.raises(OptionError, match="every=2, and a budget without probes"):
         EWC(network(), every=2, budget=0.1).retain(factored_of(network()))
 
@@ -557,7 +557,7 @@ def test_wva_takes_the_diagonal_of_factors():
 
 def test_factors_have_no_maximum():
     model = network()
-    keeper = EWC(model, accumulate="max")
+    keeper = EWC(model, strength=1.0, accumulate="max")
     with pytest.raises(OptionError, match="accumulate is 'max', a rule that Kronecker factors do not have"):
         keeper.retain(factored_of(model))
     assert keeper.held.num_tasks == 0
@@ -656,14 +656,14 @@ def test_under_sgd_a_budget_projects_in_one_metric():
 
 def test_the_two_kinds_do_not_mix():
     model = network()
-    keeper = EWC(model).retain(factored_of(model))
+    keeper = EWC(model, strength=1.0).retain(factored_of(model))
     with pytest.raises(
         OptionError, match="'0.bias', '0.weight', .* held in a layer for some tasks and weight by weight for"
     ):
         keeper.retain(importance_of(model))
     keeper.retain(factored_of(model, seed=1))
     assert keeper.held.num_tasks == 2
-    keeper = EWC(model).retain(importance_of(model))
+    keeper = EWC(model, strength=1.0).retain(importance_of(model))
     with pytest.raises(OptionError, match="EWC.retain: '0.bias'.*every task's to_diagonal"):
         keeper.retain(factored_of(model))
     keeper.retain(factored_of(model).to_diagonal())
@@ -673,12 +673,12 @@ def test_names_shapes_and_missing_parameters():
     model = network()
     other = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 2))
     with pytest.raises(ParameterMismatchError, match=r"EWC.retain: .*'0.weight' is \(6, 3\), in Sequential \(5, 3\)"):
-        EWC(model).retain(factored_of(other))
+        EWC(model, strength=1.0).retain(factored_of(other))
     found = factored_of(model)
     half = FactoredImportance({"0.weight": found["0.weight"]}, {}, found.info)
     with pytest.raises(ParameterMismatchError, match="2 parameters have no importance: '2.weight', '2.bias'"):
-        EWC(model).retain(half)
-    keeper = EWC(model, new_parameters="free").retain(half)
+        EWC(model, strength=1.0).retain(half)
+    keeper = EWC(model, strength=1.0, new_parameters="free").retain(half)
     optimizer = SGD(model.parameters(), lr=0.1)
     keeper.attach(optimizer)
     train(model, optimizer, batches(1))
@@ -686,7 +686,7 @@ def test_names_shapes_and_missing_parameters():
 
 def test_a_grown_layer_is_an_error_before_the_step():
     model = network()
-    keeper = EWC(model).retain(factored_of(model))
+    keeper = EWC(model, strength=1.0).retain(factored_of(model))
     model[2] = nn.Linear(5, 3)
     optimizer = SGD(model.parameters(), lr=0.1)
     keeper.attach(optimizer)
@@ -731,7 +731,7 @@ def test_loaded_into_another_model(tmp_path):
 
 def test_what_a_diagonal_keeper_saves_is_unchanged(tmp_path):
     model = network()
-    EWC(model).retain(importance_of(model)).save(tmp_path / "skills")
+    EWC(model, strength=1.0).retain(importance_of(model)).save(tmp_path / "skills")
     assert sorted(p.name for p in (tmp_path / "skills").iterdir()) == [
         "README.md",
         "anchors.safetensors",
@@ -744,7 +744,7 @@ def test_what_a_diagonal_keeper_saves_is_unchanged(tmp_path):
 
 def test_of_one_layer_at_the_root():
     model = nn.Linear(3, 2)
-    keeper = EWC(model).retain(factored_of(model))
+    keeper = EWC(model, strength=1.0).retain(factored_of(model))
     assert list(keeper.held.layers) == ["weight"]
     assert isinstance(keeper.held.layers["weight"], KroneckerCurvature)
     info = ImportanceInfo("kfac-exact", 1)

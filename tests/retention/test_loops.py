@@ -488,7 +488,7 @@ def test_parameters_that_are_frozen_and_unfrozen(mechanism):
 def test_a_parameter_frozen_since_it_moved_has_its_anchor_where_it_is():
     model = network()
     optimizer = SGD(model.parameters(), lr=0.1)
-    keeper = EWC(model).attach(optimizer).retain(importance_of(model))
+    keeper = EWC(model, strength=1.0).attach(optimizer).retain(importance_of(model))
     train(model, optimizer, batches(3))
     model[0].requires_grad_(False)
     keeper.retain(importance_of(model))
@@ -631,13 +631,13 @@ def test_a_parameter_that_changed_its_shape_is_an_error_before_anything_changes(
 
 def test_a_mapping_will_do_as_importance():
     model = network()
-    keeper = EWC(model).retain({name: torch.ones_like(p) for name, p in model.named_parameters()})
+    keeper = EWC(model, strength=1.0).retain({name: torch.ones_like(p) for name, p in model.named_parameters()})
     assert keeper.report().rise_unit == "importance units"
 
 
 def test_examples_weigh():
     model = network()
-    keeper = EWC(model, weighting="examples")
+    keeper = EWC(model, strength=1.0, weighting="examples")
     ones = {name: torch.ones_like(p) for name, p in model.named_parameters()}
     for count in (10, 40):
         keeper.retain(Importance(ones, ImportanceInfo("l2", count)))

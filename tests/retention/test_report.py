@@ -25,7 +25,7 @@ def held(kind, *, steps=5, build=partial(SGD, lr=0.05), **options):
 
 
 def test_before_a_task_is_retained_it_is_off():
-    report = EWC(network()).report()
+    report = EWC(network(), strength=1.0).report()
     assert str(report) == "EWC: off, no task is retained yet"
     assert (report.num_tasks, report.num_steps, report.protected, report.pull_ratio) == (0, 0, 0.0, None)
 
@@ -154,13 +154,13 @@ def test_predicted_rise_by_hand():
         for name, value in keeper.held.importance.items()
     )
     assert keeper.predicted_rise() == pytest.approx(by_hand, rel=1e-5)
-    assert EWC(network()).predicted_rise() == 0.0
+    assert EWC(network(), strength=1.0).predicted_rise() == 0.0
 
 
 def test_the_units_of_a_rise():
     for nats, unit, factor in ((None, "importance units", 1.0), (1.0, "nats", 1.0), (2.5, "nats", 2.5)):
         model = network()
-        keeper = EWC(model).retain(importance_of(model, nats_per_unit=nats))
+        keeper = EWC(model, strength=1.0).retain(importance_of(model, nats_per_unit=nats))
         with torch.no_grad():
             next(model.parameters()).add_(1.0)
         value = next(iter(importance_of(model).values()))
@@ -170,7 +170,7 @@ def test_the_units_of_a_rise():
 
 def test_per_task_rise_is_the_sum_of_all_tasks():
     model = network()
-    keeper = EWC(model, accumulate="per_task")
+    keeper = EWC(model, strength=1.0, accumulate="per_task")
     tasks = []
     for seed in range(3):
         importance = importance_of(model, seed=seed)

@@ -474,7 +474,7 @@ def test_torchscript_is_refused_and_the_remedy_helps():
     with pytest.raises(
         OptionError, match=r"EWC: statistics=\"hold\" needs hooks.*TorchScript.*'1'. Hold the Python mod"
     ):
-        EWC(model, statistics="hold")
+        EWC(model, strength=1.0, statistics="hold")
     optimizer = SGD(model.parameters(), lr=0.05)
     values = statistics(model)
     EWC(model, strength=math.inf, statistics="free").retain(uniform(model)).attach(optimizer)
@@ -543,7 +543,7 @@ def test_statistics_that_do_not_match_are_refused():
         ({name: torch.zeros(5, dtype=torch.int64)}, FileFormatError, r"no floating-point numbers: '1.running_mean'"),
     ):
         with pytest.raises(error, match=words):
-            EWC(model).load_state({**tensors, **change}, notes)
+            EWC(model, strength=1.0).load_state({**tensors, **change}, notes)
     kept = {key: value for key, value in tensors.items() if not key.startswith(("importance/1.", "anchors/1."))}
     with pytest.raises(
         ParameterMismatchError, match=r"2 statistics .* buffers of Sequential: '1.running_mean' \(5,\), "
@@ -553,7 +553,7 @@ def test_statistics_that_do_not_match_are_refused():
 
 def test_nothing_is_saved_where_nothing_is_held():
     model, optimizer = learned(NORMS["batch"])
-    keeper = EWC(model, statistics="free").retain(uniform(model)).attach(optimizer)
+    keeper = EWC(model, strength=1.0, statistics="free").retain(uniform(model)).attach(optimizer)
     train(model, optimizer)
     assert not [name for name in keeper.state()[0] if "statistics" in name]
 

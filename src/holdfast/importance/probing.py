@@ -17,7 +17,7 @@ from holdfast.probes import Probes, Similarity
 from holdfast.probes.evaluating import evaluating
 
 NUM_PROBES = 128
-"""Examples that a rise is measured on: it is then known to about a tenth of itself."""
+"""Examples that a rise is measured on: it is then known to about a third of itself."""
 
 
 def probes_of(

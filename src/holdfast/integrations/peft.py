@@ -84,6 +84,8 @@ class LoraEWC(EWC):
         check_low_rank(options.get("accumulate", "sum"), where="LoraEWC")
         lora_adapters(model, adapter)  # raises
         options = {"new_parameters": "free", **options}
+        if strength is None and budget is None:
+            strength = 1.0
         Keeper.__init__(self, model, LowRank(strength, budget, pull, every, metric, adapter), **options)
         if importance is not None:
             self.retain(importance)

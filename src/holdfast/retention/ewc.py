@@ -31,6 +31,9 @@ from holdfast.retention.textbook import add_to_gradients, penalty
 from holdfast.steps import UserMetric, unknown_rate, update_rule
 from holdfast.tensors import all_parameters
 
+BUDGET = 0.02
+"""Nats per target that a task may lose in each later lesson where nothing is said: 2% of a text's perplexity."""
+
 Pull = Literal["implicit", "gradient", "penalty"]
 
 
@@ -42,6 +45,7 @@ class Elastic(Mechanism):
         multiplier: what stood in the strength's place in the last step, under a budget.
         steered: the strength that measured rises ask for; None where nothing is measured.
         num_penalties: how often the penalty was asked for.
+        is_default: whether nobody chose the budget, which is then to be measured.
     """
 
     name: ClassVar[str] = "EWC"
@@ -55,6 +59,7 @@ class Elastic(Mechanism):
     multiplier: float = field(default=0.0, init=False)
     steered: float | None = field(default=None, init=False)
     num_penalties: int = field(default=0, init=False)
+    is_default: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         if self.strength is not None and self.budget is not None:
@@ -62,7 +67,10 @@ class Elastic(Mechanism):
                 f"EWC: strength {self.strength!r} and budget {self.budget!r} exclude each other. Give one of them."
             )
         if self.strength is None and self.budget is None:
-            self.strength = 1.0
+            if self.pull == "implicit":
+                self.budget, self.is_default = BUDGET, True
+            else:
+                self.strength = 1.0
         if self.strength is not None:
             self.strength = as_strength(self.strength, where=self.name)
         if self.budget is not None:
@@ -224,6 +232,12 @@ class Elastic(Mechanism):
 
     def forecast(self, importance: Measured, *, where: str) -> Measured:
         """In nats."""
+        if self.is_default:
+            raise OptionError(
+                f"{where}: {self.name} without strength= and budget= keeps each task to {BUDGET} nats, measured on "
+                "probes, and this importance has none. Pass probes=hf.probes_of(model, held_out), or measure with "
+                "hf.measure, which takes them along. Or choose: strength=1.0, or a budget= to be foreseen."
+            )
         if self.every > 1:
             raise OptionError(
                 f"{where}: every={self.every}, and a budget without probes is kept by a projection at each step. Pass "
@@ -289,8 +303,9 @@ class EWC(Keeper):
 
     Args:
         model: the model; tied weights count once, frozen ones are left out, wrappers are seen through.
-        strength: lambda, 0..inf. With Fisher importances in nats N_old/N_new is the Laplace value, and 1.0 the
-            default. Give strength or budget, not both.
+        strength: lambda, 0..inf. With Fisher importances in nats N_old/N_new is the Laplace value, 1.0 for sets of equal
+            size. Give strength or budget, not both; without either it is a budget of 0.02 that probes have to be
+            given for (under the pulls of the textbook a strength of 1.0).
         budget: in place of a strength, the most that the loss of each old task may rise during each new one, in nats
             per target. Measured where tasks are retained with probes (`Keeper.retain`): every `probe_every` steps the
             rise is taken, one strength follows the task that is worst off (`holdfast.retention.controller`), and
