@@ -46,6 +46,7 @@ BATCH = 2
 """Sequences of a batch."""
 
 REFERENCE = "anchors by reference"
+_EWC = partial(EWC, strength=1.0)
 _INT8: dict[str, Any] = {"importance_dtype": "int8"}
 
 
@@ -65,15 +66,11 @@ class Form:
 
 
 FORMS = {
-    "EWC": Form(partial(EWC, strength=1.0)),
-    "EWC, bfloat16": Form(partial(EWC, strength=1.0, importance_dtype="bfloat16", anchor_dtype="bfloat16")),
-    "EWC, 8-bit importances, 16-bit anchors": Form(partial(EWC, strength=1.0, anchor_dtype="int16", **_INT8), 0.76),
-    "EWC, 8-bit importances, bfloat16 anchors": Form(
-        partial(EWC, strength=1.0, anchor_dtype="bfloat16", **_INT8), 0.76
-    ),
-    "the same, every 16 steps": Form(
-        partial(EWC, strength=1.0, anchor_dtype="bfloat16", every=16, **_INT8), 0.76, 0.01
-    ),
+    "EWC": Form(_EWC),
+    "EWC, bfloat16": Form(partial(_EWC, importance_dtype="bfloat16", anchor_dtype="bfloat16")),
+    "EWC, 8-bit importances, 16-bit anchors": Form(partial(_EWC, anchor_dtype="int16", **_INT8), 0.76),
+    "EWC, 8-bit importances, bfloat16 anchors": Form(partial(_EWC, anchor_dtype="bfloat16", **_INT8), 0.76),
+    "the same, every 16 steps": Form(partial(_EWC, anchor_dtype="bfloat16", every=16, **_INT8), 0.76, 0.01),
     f"EWC, 8-bit importances, {REFERENCE}": Form(partial(EWC, **_INT8), 0.26),
     "WVA": Form(partial(WVA, strength=100.0)),
     "WVA, 8-bit importances": Form(partial(WVA, strength=100.0, **_INT8), 0.26),

@@ -7,7 +7,8 @@
     keeper.close()                                                  # take back what is over the budget
     keeper.retain(hf.measure(model, data, probes=held_out))         # hold what was learned; train on
 
-Estimators: `measure`, which chooses, `fisher`, `kfac`, `mas`, `signal`, `taylor`, `SynapticIntelligence`, `uniform`; `calibrated` for one's own.
+Estimators: `measure`, which chooses, `fisher`, `kfac`, `mas`, `signal`, `taylor`, `SynapticIntelligence`, `uniform`;
+`calibrated` for one's own.
 Streams of tasks are in `holdfast.streams`, accuracies and forgetting in `holdfast.metrics`, whole experiments in
 `holdfast.experiments`.
 """

@@ -48,7 +48,7 @@ def _measured(model: LanguageModel, path: Path) -> None:
 WRITERS: dict[str, Callable[[LanguageModel, Path], object]] = {
     "importance": lambda _, path: hf.uniform(net()).save(path),
     "factors": lambda _, path: hf.kfac(net(), data()).save(path),
-    "EWC": lambda _, path: hf.EWC(module := net()).retain(hf.uniform(module)).save(path),
+    "EWC": lambda _, path: hf.EWC(module := net(), strength=1.0).retain(hf.uniform(module)).save(path),
     "WVA": lambda _, path: hf.WVA(module := net(), strength=1.0).retain(hf.uniform(module)).save(path),
     "model": lambda model, path: model.save(path),
     "importance of a model": _measured,
@@ -127,7 +127,7 @@ def test_nothing_is_saved_over_anchors_that_are_read(tmp_path: Path):
     module = net()
     (tmp_path / "base").mkdir()
     save_file(module.state_dict(), tmp_path / "base" / "model.safetensors")
-    keeper = hf.EWC(module, anchors=tmp_path / "base").retain(hf.uniform(module))
+    keeper = hf.EWC(module, strength=1.0, anchors=tmp_path / "base").retain(hf.uniform(module))
     before = listing(tmp_path)
     with pytest.raises(OutputError, match="is read from"):
         keeper.save(tmp_path / "base")

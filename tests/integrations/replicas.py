@@ -225,7 +225,7 @@ def main(folder: Path) -> None:
     compiled: Any = torch.compile(model)
     own = hf.fisher(model, [share(0, rank)])
     told["compiled"] = error_of(lambda: hf.WVA(compiled, strength=1.0).retain(own))
-    told["bare"] = error_of(lambda: hf.EWC(built("mlp")).retain(own))
+    told["bare"] = error_of(lambda: hf.EWC(built("mlp"), strength=1.0).retain(own))
     some = hf.mas(model, [share(0, rank)], calibrate=True)
     joined = over_processes(some)
     told["nats"] = [some.info.nats_per_unit, joined.info.nats_per_unit]
@@ -238,7 +238,7 @@ def main(folder: Path) -> None:
     model = DistributedDataParallel(built("mlp"), process_group=short)
     if rank == 0:
         told["alone"] = error_of(lambda: hf.EWC(model, strength=1.0).retain(own))
-        told["alone, bare"] = error_of(lambda: hf.EWC(model.module).retain(own))
+        told["alone, bare"] = error_of(lambda: hf.EWC(model.module, strength=1.0).retain(own))
     distributed.barrier()
     save_file(found, folder / f"found-{rank}.safetensors")
     write_json(folder / f"told-{rank}.json", told)

@@ -254,7 +254,7 @@ def test_a_keeper_on_what_no_optimizer_trains(tmp_path):
     module = Players(3, 1)
     other = nn.Linear(2, 2)
     with pytest.raises(ParameterMismatchError, match="this Adam trains none of the 2 trainable parameters of Linear"):
-        moves(module, tmp_path, EWC(other).retain(uniform(other)))
+        moves(module, tmp_path, EWC(other, strength=1.0).retain(uniform(other)))
 
 
 def test_the_lesson_is_closed_before_the_last_validation_and_save(tmp_path):

@@ -145,15 +145,15 @@ def test_what_needs_whole_weights_says_so(alone):
     keeper = hf.EWC(alone, pull="penalty")
     with pytest.raises(OptionError, match='the model is sharded, and pull="penalty" needs whole weights'):
         keeper.attach(optimizer)
-    hf.EWC(alone).attach(optimizer)  # what it says to do
+    hf.EWC(alone, strength=1.0).attach(optimizer)  # what it says to do
     factors = hf.KroneckerFactors(torch.eye(4), torch.eye(5), shape=(5, 3), bias="0.bias")
     rest = {name: value for name, value in importance_of(alone).items() if not name.startswith("0.")}
     factored = hf.FactoredImportance({"0.weight": factors}, rest, hf.ImportanceInfo("kfac-exact", 1))
-    keeper = hf.EWC(alone)
+    keeper = hf.EWC(alone, strength=1.0)
     with pytest.raises(OptionError, match="sharded, and this importance is of whole layers"):
         keeper.retain(factored)
     keeper.retain(factored.to_diagonal())
-    keeper = hf.EWC(alone, anchors="somewhere")
+    keeper = hf.EWC(alone, strength=1.0, anchors="somewhere")
     with pytest.raises(OptionError, match="anchors='somewhere' are whole on disk"):
         keeper.attach(optimizer)
 
@@ -171,7 +171,7 @@ def test_synaptic_intelligence_follows_whole_weights_alone(alone):
 
 
 def test_tasks_are_not_retained_inside_whole_weights(alone):
-    keeper = hf.EWC(alone).retain(importance_of(alone))
+    keeper = hf.EWC(alone, strength=1.0).retain(importance_of(alone))
     with whole_weights(alone):
         importance = hf.fisher(alone, spread.batches(2, seed=0))
         with pytest.raises(StateError, match="sharded in another way than when its tasks were retained"):
@@ -191,7 +191,7 @@ def test_a_model_sharded_in_part_is_an_error(alone):
     alone.append(nn.Linear(3, 3))
     optimizer = spread.OPTIMIZERS["adam"](alone.parameters())
     with pytest.raises(hf.HoldfastError, match=r"2 of 8 trainable parameters are not sharded .* '5.weight', '5.bias'"):
-        hf.EWC(alone).attach(optimizer)
+        hf.EWC(alone, strength=1.0).attach(optimizer)
     for parameter in alone[5].parameters():
         parameter.requires_grad_(False)
-    hf.EWC(alone).attach(optimizer)
+    hf.EWC(alone, strength=1.0).attach(optimizer)

@@ -92,13 +92,13 @@ def test_names_and_shapes_that_do_not_match(kind):
         keeper.retain({**values, "0.bias": torch.ones(3)})
     del values["0.bias"]
     with pytest.raises(ParameterMismatchError) as caught:
-        EWC(keeper.model).retain(values)
+        EWC(keeper.model, strength=1.0).retain(values)
     assert str(caught.value) == (
         "EWC.retain: 1 parameter has no importance: '0.bias'. It appeared after task 0 was retained, or its importance "
         'left it out. Pass new_parameters="free" to train it unprotected.'
     )
     assert keeper.held is held
-    EWC(keeper.model, new_parameters="free").retain(values)
+    EWC(keeper.model, strength=1.0, new_parameters="free").retain(values)
 
 
 # --- optimizers

@@ -289,7 +289,7 @@ def test_a_checkpoint_that_was_renamed(today, tmp_path):
     keeper.save(tmp_path / "skills")
     state = keeper.state()
     new = Path(keeper.anchors).rename(tmp_path / "other.safetensors")
-    fresh = EWC(keeper.model, importance_dtype="int8", anchors=new)
+    fresh = EWC(keeper.model, strength=1.0, importance_dtype="int8", anchors=new)
     fresh.load_state(*state)
     for found in (EWC.load(tmp_path / "skills", keeper.model, anchors=new), fresh):
         assert found.anchors == str(new)
@@ -374,9 +374,8 @@ def test_strided_weights(today):
         model = nn.Conv2d(3, 40, 3).to(memory_format=torch.channels_last)
         assert not model.weight.is_contiguous()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        keeper = (
-            EWC(model, **options).attach(optimizer).retain({n: torch.ones_like(p) for n, p in model.named_parameters()})
-        )
+        ones = {n: torch.ones_like(p) for n, p in model.named_parameters()}
+        keeper = EWC(model, strength=1.0, **options).attach(optimizer).retain(ones)
         model(torch.ones(1, 3, 5, 5)).square().sum().backward()
         optimizer.step()
         finals.append((weights_of(model), keeper.predicted_rise()))

@@ -420,7 +420,7 @@ def test_sparse_gradients_cannot_be_pulled():
         optimizer.step()
     assert same(before, weights_of(table))
     keeper.detach()
-    EWC(table, pull="implicit").attach(optimizer).retain({"weight": torch.ones(6, 2)})
+    EWC(table, strength=1.0, pull="implicit").attach(optimizer).retain({"weight": torch.ones(6, 2)})
     optimizer.step()
 
 

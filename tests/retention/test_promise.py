@@ -85,6 +85,18 @@ def test_whatever_the_importance_and_the_optimizer(measure, optimizer):
         assert [skill.increment for skill in keeper.skills] == [0.0] * (number + 1)
 
 
+def test_a_second_lesson_has_the_budget_anew_and_gives_back_no_more_than_it_must():
+    model, keeper, _ = learned()
+    keeper.detach()
+    for number in (1, 2):
+        free = torch.optim.SGD(model.parameters(), lr=0.2)
+        train(model, free, task(number)[0], epochs=4)
+        found = keeper.rewind()
+        assert found.before[0] > BUDGET >= found.after[0] > 0.9 * BUDGET
+        keeper.retain(hf.kfac(model, task(number)[0]), probes=hf.probes_of(model, task(number)[1]))
+    assert keeper.skills[0].rise > 1.2 * BUDGET  # in all
+
+
 def test_each_skill_may_have_a_budget_of_its_own():
     model, keeper, optimizer = learned()
     train(model, optimizer, task(1)[0])
@@ -143,7 +155,7 @@ def test_rewind_of_weights_that_were_trained_elsewhere():
     assert found.kept
     assert found.before[0] > 0.02 >= found.after[0] > 0.015
     assert found.cost is None
-    assert keeper.skills[0].rise == found.after[0]
+    assert keeper.skills[0].increment == found.after[0]
 
 
 def test_with_data_of_the_new_task_the_best_of_several_ways():

@@ -303,8 +303,8 @@ class EWC(Keeper):
 
     Args:
         model: the model; tied weights count once, frozen ones are left out, wrappers are seen through.
-        strength: lambda, 0..inf. With Fisher importances in nats N_old/N_new is the Laplace value, 1.0 for sets of equal
-            size. Give strength or budget, not both; without either it is a budget of 0.02 that probes have to be
+        strength: lambda, 0..inf. With Fisher importances in nats N_old/N_new is the Laplace value, 1.0 for sets of
+            equal size. Give strength or budget, not both; without either it is a budget of 0.02 that probes have to be
             given for (under the pulls of the textbook a strength of 1.0).
         budget: in place of a strength, the most that the loss of each old task may rise during each new one, in nats
             per target. Measured where tasks are retained with probes (`Keeper.retain`): every `probe_every` steps the

@@ -103,7 +103,7 @@ def test_of_an_encoder_they_bear_the_names_of_its_own_model(
     weight = "encoder.layer.0.output.dense.weight"
     assert found[weight].bias == "encoder.layer.0.output.dense.bias"
     assert weight in str(found.info.details["matched"]).split(", ")
-    hf.EWC(encoder.base).retain(found)
+    hf.EWC(encoder.base, strength=1.0).retain(found)
     with pytest.raises(UnsupportedLayerError, match="both texts of a pair. Give single texts, or another --kind"):
         measure_importance(encoder, stream(pairs), kind="kfac")
 
