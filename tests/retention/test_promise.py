@@ -293,3 +293,30 @@ def test_state_dict_and_copies_take_them_along():
     fresh = hf.EWC(twin, budget=BUDGET, probe_every=4)
     fresh.load_state_dict(keeper.state_dict())
     assert fresh.skills[0].budget == BUDGET
+
+
+def test_another_budget_holds_for_all_skills_that_have_none_of_their_own(tmp_path):
+    model, keeper, _ = learned()
+    held_out = hf.probes_of(model, task(0)[1])
+    keeper.retain(hf.kfac(model, task(0)[0]), probes=held_out, budget=0.2)
+    keeper.budget = 0.1
+    assert [skill.budget for skill in keeper.skills] == [0.1, 0.2]
+    keeper.save(tmp_path / "budget", probes=True)
+    assert [skill.budget for skill in hf.EWC.load(tmp_path / "budget", model, budget=0.3).skills] == [0.3, 0.2]
+    strong = hf.EWC.load(tmp_path / "budget", model, strength=2.0)
+    assert [skill.budget for skill in strong.skills] == [None, None]
+    strong.save(tmp_path / "strength", probes=True)
+    again = hf.EWC.load(tmp_path / "strength", model, budget=0.1)
+    assert [skill.budget for skill in again.skills] == [0.1, 0.2]
+    assert not again.mechanism.projects
+
+
+def test_a_strength_in_place_of_a_budget_goes_back_nowhere(tmp_path):
+    model, keeper, optimizer = learned()
+    keeper.detach().save(tmp_path / "k", probes=True)
+    strong = hf.EWC.load(tmp_path / "k", model, strength=1e-3).attach(optimizer)
+    train(model, optimizer, task(1)[0], epochs=5)
+    weights = copy.deepcopy(model.state_dict())
+    assert strong.close() is None
+    assert strong.skills[0].increment > BUDGET
+    assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())

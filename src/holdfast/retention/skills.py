@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -24,12 +24,14 @@ class Skill:
     Attributes:
         probes: of it.
         budget: what its rise may grow by in each lesson, in nats per target; None for none.
+        own_budget: the one that it was retained with; None where the keeper's holds.
         begun: its rise when the lesson began, against its answers when it was closed.
         rise: its rise when it was last measured.
     """
 
     probes: Probes
     budget: float | None = None
+    own_budget: float | None = None
     begun: float = 0.0
     rise: float = 0.0
 
@@ -72,6 +74,11 @@ class Skills:
     def are_bounded(self) -> bool:
         """Whether a skill has a budget."""
         return any(skill.budget is not None for skill in self.all)
+
+    def bound(self, budget: float | None) -> None:
+        """Hold every skill to its own budget, and those without to this one, the keeper's; to none under a strength."""
+        for skill in self.all:
+            skill.budget = budget if budget is None or skill.own_budget is None else skill.own_budget
 
     @property
     def worst(self) -> float:
@@ -148,10 +155,11 @@ class Skills:
         if self.are_bounded and probes is None:
             warnings.warn(f"{where}: this task has no probes, so that nobody measures what it loses.", stacklevel=4)
         fresh = Skills(self._model, where=self._where, every=self._every)
-        fresh.all = [Skill(skill.probes, skill.budget, skill.rise, skill.rise) for skill in self.all]
+        fresh.all = [replace(skill, begun=skill.rise) for skill in self.all]
         if probes is not None:
             rise = probes.rise(self._model)
-            fresh.all.append(Skill(probes, of_keeper if budget is None else budget, rise, rise))
+            fresh.all.append(Skill(probes, own_budget=budget, begun=rise, rise=rise))
+        fresh.bound(of_keeper)
         first, highest = steering
         fresh.controller = Controller(self.controller.strength if self.are_bounded else first, highest)
         fresh.is_closed = True
@@ -174,13 +182,13 @@ class Skills:
         for number, skill in enumerate(self.all):
             found, notes = probes_to_state(skill.probes)
             tensors |= {f"{number}/{key}": tensor for key, tensor in found.items()}
-            numbers = {"budget": skill.budget, "begun": skill.begun, "rise": skill.rise}
+            numbers = {"own_budget": skill.own_budget, "begun": skill.begun, "rise": skill.rise}
             noted.append({**numbers, "probes": notes})
         lesson = {"num_steps": self.num_steps, "is_closed": self.is_closed, "controller": asdict(self.controller)}
         return tensors, {"skills": noted, "lesson": lesson}
 
     def from_state(self, tensors: Mapping[str, Tensor], notes: Mapping[str, Any], *, where: str) -> Skills:
-        """A new record of what `to_state` gave; this one is left as it is.
+        """A new record of what `to_state` gave, to be bound by a budget; this one is left as it is.
 
         Raises:
             FileFormatError: something is missing or damaged.
@@ -194,7 +202,8 @@ class Skills:
                     if key.partition("/")[0] == str(number)
                 }
                 probes = probes_from_state(own, skill["probes"], where=where)
-                taken.all.append(Skill(probes, skill["budget"], float(skill["begun"]), float(skill["rise"])))
+                begun, rise = float(skill["begun"]), float(skill["rise"])
+                taken.all.append(Skill(probes, None, skill["own_budget"], begun, rise))
             if lesson := notes.get("lesson"):
                 taken.num_steps, taken.is_closed = int(lesson["num_steps"]), bool(lesson["is_closed"])
                 taken.controller = Controller(**lesson["controller"])
