@@ -86,13 +86,8 @@ class Skills:
         return max((skill.ratio for skill in self.all), default=0.0)
 
     def rises(self) -> list[float]:
-        """Measure every skill. Processes that train replicas of the model agree on what they find."""
-        found = [skill.probes.rise(self._model) for skill in self.all]
-        if torch.distributed.is_available() and torch.distributed.is_initialized() and found:
-            device = next(self._model.parameters()).device
-            shared = torch.tensor(found, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
-            torch.distributed.all_reduce(shared)
-            found = (shared / torch.distributed.get_world_size()).tolist()
+        """Measure every skill."""
+        found = self._agreed([skill.probes.rise(self._model) for skill in self.all])
         for skill, rise in zip(self.all, found, strict=True):
             skill.rise = rise
         return found
@@ -157,7 +152,7 @@ class Skills:
         fresh = Skills(self._model, where=self._where, every=self._every)
         fresh.all = [replace(skill, begun=skill.rise) for skill in self.all]
         if probes is not None:
-            rise = probes.rise(self._model)
+            (rise,) = self._agreed([probes.rise(self._model)])
             fresh.all.append(Skill(probes, own_budget=budget, begun=rise, rise=rise))
         fresh.bound(of_keeper)
         first, highest = steering
@@ -172,6 +167,15 @@ class Skills:
             for number, skill in enumerate(self.all)
             if skill.budget is not None
         )
+
+    def _agreed(self, rises: list[float]) -> list[float]:
+        """The means over all processes, so that those that train replicas of the model go on with one strength."""
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized() and rises):
+            return rises
+        device = next(self._model.parameters()).device
+        shared = torch.tensor(rises, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
+        torch.distributed.all_reduce(shared)
+        return (shared / torch.distributed.get_world_size()).tolist()
 
     # --- for a checkpoint
 
