@@ -320,3 +320,40 @@ def test_a_strength_in_place_of_a_budget_goes_back_nowhere(tmp_path):
     assert strong.close() is None
     assert strong.skills[0].increment > BUDGET
     assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("unit", [1e-14, 1e-6, 1.0, 1e14])
+def test_the_way_back_is_the_same_in_any_unit_of_the_importance(unit):
+    model, first, _ = learned(probed=False, budget=None)
+    first.detach()
+    held = {name: unit * value for name, value in hf.fisher(model, task(0)[0]).items()}
+    keeper = hf.EWC(model, budget=BUDGET).retain(held, probes=hf.probes_of(model, task(0)[1]))
+    train(model, torch.optim.Adam(model.parameters(), lr=5e-3), task(1)[0], epochs=5)
+    found = keeper.close()
+    assert found.kept
+    assert found.after[0] > 0.9 * BUDGET
+
+
+def test_an_error_on_the_way_back_leaves_the_weights():
+    model, keeper, _ = learned(budget=None)
+    keeper.detach()
+    train(model, torch.optim.SGD(model.parameters(), lr=0.3), task(1)[0])
+    weights, calls = copy.deepcopy(model.state_dict()), []
+
+    def loss(outputs, batch):
+        calls.append(batch)
+        return F.cross_entropy(outputs, batch[1], reduction="none" if len(calls) <= len(task(1)[0]) else "mean")
+
+    with pytest.raises(StateError, match="one value per example"):
+        keeper.rewind(0.02, data=task(1)[0], loss=loss)
+    assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
+
+
+def test_a_copy_has_the_loss_of_ones_own():
+    model, keeper, optimizer = learned()
+    cross_entropy = lambda outputs, batch: F.cross_entropy(outputs, batch[1], reduction="none")  # noqa: E731
+    keeper.retain(hf.kfac(model, task(0)[0]), probes=hf.probes_of(model, task(0)[1], loss=cross_entropy))
+    twin, inner, other = copy.deepcopy((model, optimizer, keeper))
+    for each, steps in ((model, optimizer), (twin, inner)):
+        train(each, steps, task(1)[0], steps=8)
+    assert [skill.rise for skill in other.skills] == [skill.rise for skill in keeper.skills]

@@ -8,6 +8,7 @@ import math
 import os
 import warnings
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, Literal, Self
 
 import torch
@@ -425,6 +426,8 @@ class Keeper(Persistent):
         Keeper.__init__(twin, copied(self.model, memo, where=self.name), mechanism, **self._own_options())
         tensors, notes = self.state()
         twin.load_state({name: tensor.clone() for name, tensor in tensors.items()}, notes)
+        for skill, original in zip(twin.skills, self.skills, strict=True):  # a loss of one's own is in no state
+            skill.probes = replace(skill.probes, loss=copy.deepcopy(original.probes.loss, memo))
         twin._attachments.add_copies(
             self._attachments, memo, new_parameters=self.new_parameters, log_every=self.log_every
         )
