@@ -357,3 +357,20 @@ def test_a_copy_has_the_loss_of_ones_own():
     for each, steps in ((model, optimizer), (twin, inner)):
         train(each, steps, task(1)[0], steps=8)
     assert [skill.rise for skill in other.skills] == [skill.rise for skill in keeper.skills]
+
+
+def test_going_back_counts_what_was_lost_in_this_lesson_alone():
+    model, keeper, optimizer = learned()
+    for number in (1, 2):
+        train(model, optimizer, task(number)[0], epochs=8)
+        keeper.close()
+        keeper.retain(hf.kfac(model, task(number)[0]), probes=hf.probes_of(model, task(number)[1]))
+    first = keeper.skills[0]
+    assert first.begun > 1.5 * BUDGET
+    keeper.detach()
+    train(model, torch.optim.Adam(model.parameters(), lr=5e-3), task(3)[0], epochs=2)
+    found = keeper.close()
+    assert found.kept
+    assert found.before[0] > BUDGET
+    assert max(found.after) > 0.9 * BUDGET
+    assert found.after == tuple(skill.increment for skill in keeper.skills)

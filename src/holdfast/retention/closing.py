@@ -90,7 +90,7 @@ def go_back(
     Args:
         weights: the model's parameters, changed in place.
         held: K and the anchors.
-        rises: measures the rise of each skill at the weights as they are.
+        rises: measures the rise of each skill within the lesson, at the weights as they are.
         budgets: of each; None for none.
         cost: measures what the new task has lost since training ended; None where its data are not at hand.
         max_loss: the most that it may lose, in nats per target.
