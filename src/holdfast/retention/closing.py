@@ -27,7 +27,7 @@ class Rewound:
 
     Attributes:
         before: the rise of each skill within the lesson, in nats per target, where training ended; without probes the
-            predicted rise alone.
+            predicted one of all together.
         after: the same at the weights that were kept.
         budgets: of each; None for none.
         multiplier: mu, how far back it went: 0 not at all, infinity to the anchors.

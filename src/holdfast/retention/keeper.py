@@ -327,7 +327,7 @@ class Keeper(Persistent):
 
         Raises:
             OptionError: the mechanism has no anchors; there is no budget, or one that is no number above 0;
-                `max_loss` without `data`.
+                `max_loss` without `data`; neither probes nor importances in nats.
             StateError: no task is retained.
             NotFiniteError: as `Probes.rise`.
 
@@ -346,7 +346,13 @@ class Keeper(Persistent):
             raise OptionError(f"{where}: this keeper has no budget. Say one: rewind(0.05), in nats per target.")
         rises, budgets = self._skills.increments, [skill.budget if budget is None else budget for skill in self.skills]
         if not budgets:
-            rises, budgets = lambda: [self.predicted_rise()], [given]
+            if self.held.nats_per_unit is None:
+                raise OptionError(
+                    f"{where}: a budget is in nats, and without probes the rise is forecast in the importances' unit, "
+                    "whose factor to nats is not known. Retain with probes=, or measure with calibrate=True."
+                )
+            begun = self.held.nats_per_unit * (self.held.start + self.held.constant)
+            rises, budgets = lambda: [self.predicted_rise() - begun], [given]
         self._attachments.compare()
         cost = None if data is None else new_task_cost(self.model, data, loss, where=where)
         found = go_back(
