@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import holdfast as hf
-from holdfast.errors import NotFiniteError, OptionError, StateError
+from holdfast.errors import FileFormatError, NotFiniteError, OptionError, StateError
 
 BUDGET = 0.05
 
@@ -374,3 +374,54 @@ def test_going_back_counts_what_was_lost_in_this_lesson_alone():
     assert found.before[0] > BUDGET
     assert max(found.after) > 0.9 * BUDGET
     assert found.after == tuple(skill.increment for skill in keeper.skills)
+
+
+def test_the_forecast_counts_this_lesson_alone_and_in_nats():
+    model, keeper, optimizer = learned(budget=None, probed=False, accumulate="per_task")
+    train(model, optimizer, task(1)[0], epochs=5)
+    keeper.retain(hf.kfac(model, task(1)[0]))
+    begun = keeper.predicted_rise()
+    assert begun > 0.02
+    keeper.detach()
+    train(model, torch.optim.Adam(model.parameters(), lr=5e-3), task(2)[0], epochs=2)
+    found = keeper.rewind(0.02)
+    assert found.kept
+    assert found.after[0] == pytest.approx(keeper.predicted_rise() - begun, abs=1e-6)
+    assert 0.8 * 0.02 < found.after[0] <= 0.02
+    with pytest.raises(OptionError, match=r"not known. Retain with probes="):
+        hf.EWC(model).retain(hf.mas(model, task(0)[0])).rewind(0.02)
+
+
+def test_a_refused_task_changes_nothing():
+    model, keeper, _ = learned()
+    with torch.no_grad():
+        model[0].weight += 0.1
+    notes = keeper.state()[1]
+    with pytest.raises(OptionError, match="weight by weight"):
+        keeper.retain(hf.fisher(model, task(0)[0]), probes=hf.probes_of(model, task(0)[1]))
+    assert keeper.state()[1] == notes
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("skills", 0, "own_budget"), -1),
+        (("skills", 0, "begun"), math.nan),
+        (("skills", 0, "probes", "batches"), []),
+        (("skills", 0, "probes", "batches", 0, "num_targets"), 0),
+        (("lesson", "controller", "strength"), "much"),
+        (("skills",), [None]),
+    ],
+)
+def test_damaged_skills_are_refused(place, value):
+    _, keeper, _ = learned()
+    tensors, notes = keeper.state()
+    inner = notes["skills"]
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    other = hf.EWC(network(), budget=BUDGET)
+    with pytest.raises(FileFormatError, match="damaged"):
+        other.load_state(tensors, notes)
+    assert not other.skills
+    assert not other.held.num_tasks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -145,17 +146,19 @@ class Skills:
                 f"{where}: budget={budget!r}, and {lacking}. A task's budget needs both probes and a keeper under a "
                 f"budget: {self._where}(model, budget=...)."
             )
-        self.rises()
-        if self.are_bounded and not self.is_closed and self.worst > 1:
+        fresh = Skills(self._model, where=self._where, every=self._every)
+        fresh.all = [replace(skill) for skill in self.all]
+        fresh.rises()
+        if self.are_bounded and not self.is_closed and fresh.worst > 1:
             warnings.warn(
-                f"{where}: the lesson was over its budget: {self.told()}. Call close() before a task is measured and "
+                f"{where}: the lesson was over its budget: {fresh.told()}. Call close() before a task is measured and "
                 "retained, which takes back what is over.",
                 stacklevel=4,
             )
         if self.are_bounded and probes is None:
             warnings.warn(f"{where}: this task has no probes, so that nobody measures what it loses.", stacklevel=4)
-        fresh = Skills(self._model, where=self._where, every=self._every)
-        fresh.all = [replace(skill, begun=skill.rise) for skill in self.all]
+        for skill in fresh.all:
+            skill.begun = skill.rise
         if probes is not None:
             (rise,) = self._agreed([probes.rise(self._model)])
             fresh.all.append(Skill(probes, own_budget=budget, begun=rise, rise=rise))
@@ -211,11 +214,20 @@ class Skills:
                     if key.partition("/")[0] == str(number)
                 }
                 probes = probes_from_state(own, skill["probes"], where=where)
-                begun, rise = float(skill["begun"]), float(skill["rise"])
-                taken.all.append(Skill(probes, None, skill["own_budget"], begun, rise))
+                own = None if skill["own_budget"] is None else as_budget(skill["own_budget"], where=where)
+                taken.all.append(Skill(probes, None, own, _finite(skill["begun"]), _finite(skill["rise"])))
             if lesson := notes.get("lesson"):
                 taken.num_steps, taken.is_closed = int(lesson["num_steps"]), bool(lesson["is_closed"])
                 taken.controller = Controller(**lesson["controller"])
-        except (KeyError, TypeError, ValueError) as error:
+        except FileFormatError:
+            raise
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise FileFormatError(f"{where}: the skills are damaged ({error!r}). Take an older checkpoint.") from error
         return taken
+
+
+def _finite(value: Any) -> float:
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(value)
+    return number
