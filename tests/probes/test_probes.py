@@ -266,3 +266,26 @@ def test_one_batch_in_place_of_many():
     for data in (batch, {"inputs": batch[0], "labels": batch[1]}):
         with pytest.raises(BatchError, match="probes_of: data is one batch"):
             hf.probes_of(net(), data)
+
+
+def test_a_single_last_input_has_no_similarity():
+    model = nn.Linear(6, 2)
+    probes = hf.probes_of(model, batches((5, 1)), loss="similarity")
+    assert probes.num_targets == probes.num_examples == 5
+    assert probes.rise(model) == 0
+    with pytest.raises(OptionError, match="no target of the loss 'similarity'"):
+        hf.probes_of(model, batches((1, 1)), loss="similarity")
+
+
+def test_want_of_memory_and_of_a_loss_are_said_as_they_are():
+    model, data = net(), batches()
+    probes = hf.probes_of(model, data, loss=lambda outputs, batch: outputs[:, 0])
+    with pytest.raises(StateError, match="^probes: their loss is a function of your own"):
+        probes_from_state(*probes_to_state(probes), where="here").rise(model)
+
+    def too_large(*args):
+        raise torch.OutOfMemoryError("no memory")
+
+    model.register_forward_pre_hook(too_large)
+    with pytest.raises(torch.OutOfMemoryError, match="no memory"):
+        probes.rise(model)

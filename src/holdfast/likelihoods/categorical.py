@@ -148,8 +148,8 @@ class Categorical:
     def divergence(self, outputs: Any, answers: Mapping[str, Tensor], batch: Any) -> Tensor:
         """[B]: KL(p || q) from earlier `answers` p to the outputs q, in nats, summed over the positions that count.
 
-        Over the classes that there were then: q is of these alone where the outputs have grown. Of many classes the
-        rest counts as one, which makes the divergence smaller, never larger.
+        Over the classes that there were then: q is of these alone where the outputs have grown, from 1,024 or fewer.
+        Of more the rest counts as one, new ones among it, which makes the divergence smaller, never larger.
 
         Raises:
             BatchError: as for `nll`, or there are fewer classes now.

@@ -73,7 +73,10 @@ class Probes:
                     _check_answers(answers)
                     found.append(Probe(batch_copied(batch), answers, targets))
         if not found:
-            raise OptionError("probes: the data held no target. Pass an iterable of batches with targets in them.")
+            raise OptionError(
+                f"probes: the data held no target of the loss {loss.name!r}. Pass an iterable of batches with targets "
+                'in them, under "similarity" of two inputs or more.'
+            )
         return cls(loss, tuple(found))
 
     def with_loss(self, function: Callable[[Any, Any], Tensor]) -> Probes:
@@ -115,6 +118,8 @@ class Probes:
                     batch, outputs = _asked(bare, probe.batch)
                     answers = batch_to(probe.answers, next(bare.parameters()).device)
                     total += self.loss.divergence(outputs, answers, batch).sum().double().cpu()
+                except (torch.OutOfMemoryError, StateError):
+                    raise
                 except (RuntimeError, TypeError, ValueError, LookupError) as error:
                     raise StateError(
                         f"probes: the model does not take them as it did ({error}). Its inputs or outputs have changed "
