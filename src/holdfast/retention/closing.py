@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from holdfast.likelihoods.likelihood import AtTargets, resolve_likelihood
 from holdfast.memory import Retained
 from holdfast.probes import Probes
 from holdfast.retention.rewinding import mean_curvature, rewound, sought
+from holdfast.retention.skills import agreed
 from holdfast.tensors import TensorMap, local
 
 DELTAS = (1e-3, 1e-2, 1e-1, 1.0)
@@ -72,7 +72,8 @@ class Rewound:
 def new_task_cost(model: nn.Module, data: Iterable[Any], loss: Any, *, where: str) -> Callable[[], float]:
     """What the new task's loss has risen by since now, in nats per target, whenever it is asked."""
     likelihood = resolve_likelihood(loss, where=where)
-    return partial(Probes.taken(model, data, AtTargets(likelihood)).rise, model)
+    taken = Probes.taken(model, data, AtTargets(likelihood))
+    return lambda: agreed([taken.rise(model)], model)[0]
 
 
 @torch.no_grad()

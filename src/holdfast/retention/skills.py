@@ -88,7 +88,7 @@ class Skills:
 
     def rises(self) -> list[float]:
         """Measure every skill."""
-        found = self._agreed([skill.probes.rise(self._model) for skill in self.all])
+        found = agreed([skill.probes.rise(self._model) for skill in self.all], self._model)
         for skill, rise in zip(self.all, found, strict=True):
             skill.rise = rise
         return found
@@ -160,7 +160,7 @@ class Skills:
         for skill in fresh.all:
             skill.begun = skill.rise
         if probes is not None:
-            (rise,) = self._agreed([probes.rise(self._model)])
+            (rise,) = agreed([probes.rise(self._model)], self._model)
             fresh.all.append(Skill(probes, own_budget=budget, begun=rise, rise=rise))
         fresh.bound(of_keeper)
         first, highest = steering
@@ -175,15 +175,6 @@ class Skills:
             for number, skill in enumerate(self.all)
             if skill.budget is not None
         )
-
-    def _agreed(self, rises: list[float]) -> list[float]:
-        """The means over all processes, so that those that train replicas of the model go on with one strength."""
-        if not (torch.distributed.is_available() and torch.distributed.is_initialized() and rises):
-            return rises
-        device = next(self._model.parameters()).device
-        shared = torch.tensor(rises, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
-        torch.distributed.all_reduce(shared)
-        return (shared / torch.distributed.get_world_size()).tolist()
 
     # --- for a checkpoint
 
@@ -224,6 +215,16 @@ class Skills:
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise FileFormatError(f"{where}: the skills are damaged ({error!r}). Take an older checkpoint.") from error
         return taken
+
+
+def agreed(measured: list[float], model: nn.Module) -> list[float]:
+    """The means over all processes, so that those that train replicas of the model go on alike."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized() and measured):
+        return measured
+    device = next(model.parameters()).device
+    shared = torch.tensor(measured, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
+    torch.distributed.all_reduce(shared)
+    return (shared / torch.distributed.get_world_size()).tolist()
 
 
 def _finite(value: Any) -> float:
