@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import holdfast as hf
-from holdfast.errors import OptionError, UnknownNameError
+from holdfast.errors import BatchError, OptionError, UnknownNameError
 
 
 def data(classes: int = 3, *, sizes: tuple[int, ...] = (6, 5, 4)) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -141,3 +141,23 @@ def test_it_goes_into_a_keeper_as_it_is():
     keeper = hf.EWC(model, budget=0.05).retain(hf.measure(model, data(), probes=data()))
     assert len(keeper.skills) == 1
     assert keeper.skills[0].budget == 0.05
+
+
+def test_bad_probes_are_found_before_the_data_are_read():
+    def unread():
+        raise AssertionError
+        yield
+
+    with pytest.raises(BatchError, match="probes_of: data is one batch"):
+        hf.measure(net(), unread(), probes=data()[0])
+    with pytest.raises(BatchError, match="measure: data is one batch"):
+        hf.measure(net(), data()[0])
+
+
+def test_the_last_examples_of_data_that_use_their_memory_again():
+    memory = torch.empty(4, 4)
+    given = data(sizes=(4, 4))
+    with pytest.warns(UserWarning, match="themselves"):
+        found = hf.measure(net(), ((memory.copy_(inputs), labels) for inputs, labels in given))
+    assert found.probes is not None
+    assert all(torch.equal(probe.batch[0], inputs) for probe, (inputs, _) in zip(found.probes.batches, given))

@@ -193,6 +193,29 @@ def two_tasks(
     return dict(importance), {name: weight.detach().clone() for name, weight in bare.named_parameters()}
 
 
+def closed_lesson(rank: int) -> tuple[dict[str, Tensor], list[float]]:
+    """Under a budget, with probes and new data of this process's own: the weights at its end, and the rises."""
+    bare = built("mlp")
+    model = DistributedDataParallel(bare)
+    optimizer = torch.optim.Adam(bare.parameters(), lr=0.02)
+    probes = hf.probes_of(bare, [share(0, rank)])
+    for step in range(8):
+        optimizer.zero_grad()
+        loss_of(model, step, [rank]).backward()
+        optimizer.step()
+    keeper = hf.EWC(model, budget=1e-4, probe_every=2).attach(optimizer)
+    keeper.retain(over_processes(hf.fisher(model, [share(0, rank)])), probes=probes)
+    for step in range(12):
+        optimizer.zero_grad()
+        (-loss_of(model, step, [rank])).backward()
+        optimizer.step()
+    found = keeper.close(data=[share(100, rank)])
+    assert found is not None
+    (skill,) = keeper.skills
+    weights = {name: weight.detach().clone() for name, weight in bare.named_parameters()}
+    return weights, [skill.begun, skill.increment, found.cost or 0.0]
+
+
 def error_of(call: Callable[[], Any]) -> str:
     try:
         call()
@@ -211,6 +234,8 @@ def main(folder: Path) -> None:
         importance, weights = two_tasks([rank], **settings)
         found |= {f"{name}/importance/{key}": value for key, value in importance.items()}
         found |= {f"{name}/weights/{key}": value for key, value in weights.items()}
+    weights, told["lesson"] = closed_lesson(rank)
+    found |= {f"lesson/{key}": value for key, value in weights.items()}
     for name, (kind, estimator) in MEASURED.items():
         model = DistributedDataParallel(built(kind))
         own = estimator(model, [batch(0), batch(1)][: 2 - rank])

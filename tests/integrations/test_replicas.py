@@ -80,6 +80,16 @@ def test_nats_per_unit_are_the_same_in_all_processes(two):
     assert joined == other == pytest.approx((first + second) / 2)  # of equal shares
 
 
+def test_a_lesson_ends_at_the_same_weights_where_probes_and_data_differ(two):
+    found, told = two
+    first, second = (under(each, "lesson/") for each in found)
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    assert told[0]["lesson"] == told[1]["lesson"]
+    begun, increment, _ = told[0]["lesson"]
+    assert begun > 0
+    assert 0 < increment <= 1e-4
+
+
 def test_what_cannot_be_joined_is_told_in_all_processes(two):
     for told in two[1]:
         assert told["si"].startswith("OptionError: over_processes: 'si' is no mean over targets, and needs none")

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import holdfast as hf
-from holdfast.errors import EmptyDataError, NotFiniteError, OptionError, StateError
+from holdfast.errors import BatchError, EmptyDataError, NotFiniteError, OptionError, StateError
 from holdfast.probes import Probes
 from holdfast.probes.files import probes_from_state, probes_to_state
 
@@ -202,3 +202,90 @@ def test_what_no_checkpoint_can_keep():
     strange = Probes(probes.loss, (replace(probes.batches[0], batch=object()),))
     with pytest.raises(StateError, match="holds a object"):
         probes_to_state(strange)
+
+
+def test_data_that_use_their_memory_again():
+    model, memory = net(), torch.empty(4, 6)
+
+    def data():
+        for labels in (torch.zeros(4, dtype=torch.long), torch.ones(4, dtype=torch.long)):
+            yield memory.copy_(torch.randn(4, 6)), labels
+
+    probes = hf.probes_of(model, data())
+    assert probes.rise(model) == pytest.approx(0, abs=1e-6)
+    assert not torch.equal(*(probe.batch[0] for probe in probes.batches))
+
+
+class InPlace(nn.Module):
+    """Changes its inputs, a buffer's object, and the memory of its last outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(6))
+        self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("outputs", torch.zeros(4, 6))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        self.calls = self.calls + 1
+        self.outputs.copy_(inputs.add_(1) + self.shift)
+        return self.outputs
+
+
+def test_models_that_write_into_inputs_and_outputs():
+    model = InPlace()
+    probes = hf.probes_of(model, [(torch.randn(4, 6), torch.randn(4, 6))], loss=hf.Gaussian())
+    assert probes.rise(model) == probes.rise(model) == 0
+    with torch.no_grad():
+        model.shift += 1
+    assert probes.rise(model) == pytest.approx(3)
+    assert model.calls == 0
+
+
+def test_answers_that_are_nan():
+    inputs = torch.randn(4, 6)
+    inputs[1, 2] = torch.nan
+    with pytest.raises(NotFiniteError, match="3 numbers of the model's answers are NaN"):
+        hf.probes_of(net(), [(inputs, torch.zeros(4, dtype=torch.long))])
+
+
+@pytest.mark.parametrize("loss", ["gaussian", "bernoulli"])
+def test_shapes_are_not_stretched_to_fit(loss):
+    data = [(torch.randn(4, 6), torch.rand(4, 2))]
+    probes = hf.probes_of(nn.Linear(6, 2), data, loss=loss)
+    with pytest.raises(StateError, match=r"outputs of shape \[4, 1\] with answers of shape \[4, 2\]"):
+        probes.rise(nn.Linear(6, 1))
+
+
+def test_residuals_of_targets_without_the_axis_of_the_outputs():
+    with pytest.raises(BatchError, match=r"targets of shape \[4\]"):
+        hf.probes_of(nn.Linear(6, 1), [(torch.randn(4, 6), torch.randn(4))], loss="gaussian")
+
+
+def test_one_batch_in_place_of_many():
+    (batch,) = batches((4,))
+    for data in (batch, {"inputs": batch[0], "labels": batch[1]}):
+        with pytest.raises(BatchError, match="probes_of: data is one batch"):
+            hf.probes_of(net(), data)
+
+
+def test_a_single_last_input_has_no_similarity():
+    model = nn.Linear(6, 2)
+    probes = hf.probes_of(model, batches((5, 1)), loss="similarity")
+    assert probes.num_targets == probes.num_examples == 5
+    assert probes.rise(model) == 0
+    with pytest.raises(OptionError, match="no target of the loss 'similarity'"):
+        hf.probes_of(model, batches((1, 1)), loss="similarity")
+
+
+def test_want_of_memory_and_of_a_loss_are_said_as_they_are():
+    model, data = net(), batches()
+    probes = hf.probes_of(model, data, loss=lambda outputs, batch: outputs[:, 0])
+    with pytest.raises(StateError, match="^probes: their loss is a function of your own"):
+        probes_from_state(*probes_to_state(probes), where="here").rise(model)
+
+    def too_large(*args):
+        raise torch.OutOfMemoryError("no memory")
+
+    model.register_forward_pre_hook(too_large)
+    with pytest.raises(torch.OutOfMemoryError, match="no memory"):
+        probes.rise(model)

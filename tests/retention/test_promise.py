@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import holdfast as hf
-from holdfast.errors import NotFiniteError, OptionError, StateError
+from holdfast.errors import FileFormatError, NotFiniteError, OptionError, StateError
 
 BUDGET = 0.05
 
@@ -305,3 +305,135 @@ def test_state_dict_and_copies_take_them_along():
     fresh = hf.EWC(twin, budget=BUDGET, probe_every=4)
     fresh.load_state_dict(keeper.state_dict())
     assert fresh.skills[0].budget == BUDGET
+
+
+def test_another_budget_holds_for_all_skills_that_have_none_of_their_own(tmp_path):
+    model, keeper, _ = learned()
+    held_out = hf.probes_of(model, task(0)[1])
+    keeper.retain(hf.kfac(model, task(0)[0]), probes=held_out, budget=0.2)
+    keeper.budget = 0.1
+    assert [skill.budget for skill in keeper.skills] == [0.1, 0.2]
+    keeper.save(tmp_path / "budget", probes=True)
+    assert [skill.budget for skill in hf.EWC.load(tmp_path / "budget", model, budget=0.3).skills] == [0.3, 0.2]
+    strong = hf.EWC.load(tmp_path / "budget", model, strength=2.0)
+    assert [skill.budget for skill in strong.skills] == [None, None]
+    strong.save(tmp_path / "strength", probes=True)
+    again = hf.EWC.load(tmp_path / "strength", model, budget=0.1)
+    assert [skill.budget for skill in again.skills] == [0.1, 0.2]
+    assert not again.mechanism.projects
+
+
+def test_a_strength_in_place_of_a_budget_goes_back_nowhere(tmp_path):
+    model, keeper, optimizer = learned()
+    keeper.detach().save(tmp_path / "k", probes=True)
+    strong = hf.EWC.load(tmp_path / "k", model, strength=1e-3).attach(optimizer)
+    train(model, optimizer, task(1)[0], epochs=5)
+    weights = copy.deepcopy(model.state_dict())
+    assert strong.close() is None
+    assert strong.skills[0].increment > BUDGET
+    assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("unit", [1e-14, 1e-6, 1.0, 1e14])
+def test_the_way_back_is_the_same_in_any_unit_of_the_importance(unit):
+    model, first, _ = learned(probed=False, budget=None)
+    first.detach()
+    held = {name: unit * value for name, value in hf.fisher(model, task(0)[0]).items()}
+    keeper = hf.EWC(model, budget=BUDGET).retain(held, probes=hf.probes_of(model, task(0)[1]))
+    train(model, torch.optim.Adam(model.parameters(), lr=5e-3), task(1)[0], epochs=5)
+    found = keeper.close()
+    assert found.kept
+    assert found.after[0] > 0.9 * BUDGET
+
+
+def test_an_error_on_the_way_back_leaves_the_weights():
+    model, keeper, _ = learned(budget=None)
+    keeper.detach()
+    train(model, torch.optim.SGD(model.parameters(), lr=0.3), task(1)[0])
+    weights, calls = copy.deepcopy(model.state_dict()), []
+
+    def loss(outputs, batch):
+        calls.append(batch)
+        return F.cross_entropy(outputs, batch[1], reduction="none" if len(calls) <= len(task(1)[0]) else "mean")
+
+    with pytest.raises(StateError, match="one value per example"):
+        keeper.rewind(0.02, data=task(1)[0], loss=loss)
+    assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
+
+
+def test_a_copy_has_the_loss_of_ones_own():
+    model, keeper, optimizer = learned()
+    cross_entropy = lambda outputs, batch: F.cross_entropy(outputs, batch[1], reduction="none")  # noqa: E731
+    keeper.retain(hf.kfac(model, task(0)[0]), probes=hf.probes_of(model, task(0)[1], loss=cross_entropy))
+    twin, inner, other = copy.deepcopy((model, optimizer, keeper))
+    for each, steps in ((model, optimizer), (twin, inner)):
+        train(each, steps, task(1)[0], steps=8)
+    assert [skill.rise for skill in other.skills] == [skill.rise for skill in keeper.skills]
+
+
+def test_going_back_counts_what_was_lost_in_this_lesson_alone():
+    model, keeper, optimizer = learned()
+    for number in (1, 2):
+        train(model, optimizer, task(number)[0], epochs=8)
+        keeper.close()
+        keeper.retain(hf.kfac(model, task(number)[0]), probes=hf.probes_of(model, task(number)[1]))
+    first = keeper.skills[0]
+    assert first.begun > 1.5 * BUDGET
+    keeper.detach()
+    train(model, torch.optim.Adam(model.parameters(), lr=5e-3), task(3)[0], epochs=2)
+    found = keeper.close()
+    assert found.kept
+    assert found.before[0] > BUDGET
+    assert max(found.after) > 0.9 * BUDGET
+    assert found.after == tuple(skill.increment for skill in keeper.skills)
+
+
+def test_the_forecast_counts_this_lesson_alone_and_in_nats():
+    model, keeper, optimizer = learned(budget=None, probed=False, accumulate="per_task")
+    train(model, optimizer, task(1)[0], epochs=5)
+    keeper.retain(hf.kfac(model, task(1)[0]))
+    begun = keeper.predicted_rise()
+    assert begun > 0.02
+    keeper.detach()
+    train(model, torch.optim.Adam(model.parameters(), lr=5e-3), task(2)[0], epochs=2)
+    found = keeper.rewind(0.02)
+    assert found.kept
+    assert found.after[0] == pytest.approx(keeper.predicted_rise() - begun, abs=1e-6)
+    assert 0.8 * 0.02 < found.after[0] <= 0.02
+    with pytest.raises(OptionError, match=r"not known. Retain with probes="):
+        hf.EWC(model).retain(hf.mas(model, task(0)[0])).rewind(0.02)
+
+
+def test_a_refused_task_changes_nothing():
+    model, keeper, _ = learned()
+    with torch.no_grad():
+        model[0].weight += 0.1
+    notes = keeper.state()[1]
+    with pytest.raises(OptionError, match="weight by weight"):
+        keeper.retain(hf.fisher(model, task(0)[0]), probes=hf.probes_of(model, task(0)[1]))
+    assert keeper.state()[1] == notes
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("skills", 0, "own_budget"), -1),
+        (("skills", 0, "begun"), math.nan),
+        (("skills", 0, "probes", "batches"), []),
+        (("skills", 0, "probes", "batches", 0, "num_targets"), 0),
+        (("lesson", "controller", "strength"), "much"),
+        (("skills",), [None]),
+    ],
+)
+def test_damaged_skills_are_refused(place, value):
+    _, keeper, _ = learned()
+    tensors, notes = keeper.state()
+    inner = notes["skills"]
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    other = hf.EWC(network(), budget=BUDGET)
+    with pytest.raises(FileFormatError, match="damaged"):
+        other.load_state(tensors, notes)
+    assert not other.skills
+    assert not other.held.num_tasks

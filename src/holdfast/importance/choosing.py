@@ -16,8 +16,9 @@ from holdfast.errors import OptionError
 from holdfast.importance.fisher import fisher
 from holdfast.importance.kfac import KfacKind, kfac
 from holdfast.importance.loss import MeasuredLoss
+from holdfast.importance.measure import check_is_many
 from holdfast.importance.probing import NUM_PROBES, probes_of
-from holdfast.likelihoods.batches import batch_size, batch_to, model_inputs, slice_batch
+from holdfast.likelihoods.batches import batch_copied, batch_size, batch_to, model_inputs, slice_batch
 from holdfast.likelihoods.likelihood import Likelihood, PerExample, resolve_likelihood
 from holdfast.moments.matrices import layers_of
 from holdfast.probes import Probes
@@ -83,13 +84,16 @@ def measure(
         OptionError: `form="kronecker"` where no layer can have factors.
         and what `fisher`, `kfac` and `probes_of` raise.
 
-    Cost: that of `kfac` or `fisher`, and of one forward pass over the probes.
+    Cost: that of `kfac` or `fisher`, and that of `probes_of`.
     """
     where = "measure"
     check_choice("form", form, get_args(Form))
     check_choice("labels", labels, ("auto", *get_args(KfacKind)))
     if num_probes < 1:
         raise OptionError(f"{where}: num_probes={num_probes}, expected a whole number >= 1.")
+    check_is_many(data, where)
+    if probes is not None and not isinstance(probes, Probes):  # first, for errors in them to come before the long work
+        probes = probes_of(model, probes, loss=loss, num_examples=num_probes)
     tail = _Tail(data, num_probes)
     first, batches = _first_of(tail)
     kind: KfacKind = _labels(model, first, loss, where=where) if labels == "auto" else labels
@@ -104,9 +108,7 @@ def measure(
             "on them, what it loses looks smaller than it is. Pass probes=, batches that it has not seen.",
             stacklevel=2,
         )
-        probes = tail.examples()
-    if not isinstance(probes, Probes):
-        probes = probes_of(model, probes, loss=loss, num_examples=num_probes)
+        probes = probes_of(model, tail.examples(), loss=loss, num_examples=num_probes)
     return importance.with_probes(probes)
 
 
@@ -119,7 +121,7 @@ class _Tail:
 
     def __iter__(self) -> Iterator[Any]:
         for batch in self._data:
-            self._kept.append(batch)
+            self._kept.append(batch_copied(batch))  # the data may use their memory again
             while sum(map(batch_size, self._kept)) - batch_size(self._kept[0]) >= self._limit:
                 self._kept.popleft()
             yield batch

@@ -83,7 +83,7 @@ class DataPass:
             )
         check_real(parameters, where=where)
         _warn_of_quantised(model, where)
-        _check_is_many(data, where)
+        check_is_many(data, where)
         self._model, self._data, self._where = model, data, where
         self._limit, self._progress = num_examples, progress
         self._loss, self._calibration, self._seed, self._check = loss, calibration, seed, check
@@ -193,7 +193,8 @@ def _check_has_shapes(model: nn.Module, where: str) -> None:
         )
 
 
-def _check_is_many(data: Any, where: str) -> None:
+def check_is_many(data: Any, where: str) -> None:
+    """Raise `BatchError` where the data are one batch in place of many."""
     pair = isinstance(data, tuple) and len(data) == 2 and any(isinstance(item, Tensor) for item in data)
     if pair or isinstance(data, Mapping | Tensor):
         raise BatchError(

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from holdfast.errors import EmptyDataError, OptionError
 from holdfast.importance.loss import MeasuredLoss
-from holdfast.likelihoods.batches import batch_size, batch_to, model_inputs, slice_batch, targets_of
+from holdfast.importance.measure import check_is_many
+from holdfast.likelihoods.batches import batch_copied, batch_size, batch_to, model_inputs, slice_batch
 from holdfast.likelihoods.likelihood import AtTargets, Comparable, Gaussian, Likelihood, resolve_likelihood
-from holdfast.likelihoods.outputs import logits_of, widened
+from holdfast.likelihoods.outputs import logits_of
 from holdfast.probes import Probes, Similarity
 from holdfast.probes.evaluating import evaluating
 
@@ -42,15 +43,18 @@ def probes_of(
         num_examples: the first so many; None for all.
 
     Raises:
-        BatchError: outputs and targets do not fit the loss.
+        BatchError: outputs and targets do not fit the loss, or the data are one batch in place of many.
         EmptyDataError: there is no example.
+        NotFiniteError: an answer is NaN.
         OptionError: `num_examples` is less than 1, or "gaussian" finds no residual at all.
 
-    Cost: one forward pass over the probes. Inputs and answers stay in memory.
+    Cost: two forward passes over the probes, three for the name "gaussian", one for "similarity". Copies of inputs and
+    answers stay in memory.
     """
     where = "probes_of"
     if num_examples is not None and num_examples < 1:
         raise OptionError(f"{where}: num_examples={num_examples}, expected a whole number >= 1, or None for all.")
+    check_is_many(data, where)
     batches = list(_first(data, num_examples))
     if not batches:
         raise EmptyDataError(f"{where}: the data held no example. Pass an iterable of non-empty batches.")
@@ -65,7 +69,7 @@ def _first(data: Iterable[Any], limit: int | None) -> Iterator[Any]:
             batch = slice_batch(batch, 0, limit - seen, lists=True)
             size = limit - seen
         if size:
-            yield batch
+            yield batch_copied(batch)  # the data may use their memory again
         seen += size
         if seen == limit:
             return
@@ -89,8 +93,9 @@ def _comparable(loss: Any, model: nn.Module, batches: list[Any], *, where: str) 
 
 
 def _residual_variance(model: nn.Module, batches: list[Any], *, where: str) -> float:
-    errors = [(widened(logits_of(outputs)) - targets_of(batch)).square() for batch, outputs in _outputs(model, batches)]
-    found = float(torch.cat([error.reshape(-1) for error in errors]).mean())
+    asked = list(_outputs(model, batches))
+    halves = sum(float(Gaussian().nll(outputs, batch).sum(dtype=torch.float64)) for batch, outputs in asked)
+    found = 2 * halves / sum(logits_of(outputs).numel() for _, outputs in asked)
     if not found > 0:
         raise OptionError(
             f"{where}: the residuals of these examples have a variance of {found}, so that no error is worth a nat. "

@@ -130,6 +130,11 @@ def batch_to(batch: Any, device: torch.device | str) -> Any:
     return _map(lambda tensor: tensor.to(device), batch)
 
 
+def batch_copied(batch: Any) -> Any:
+    """The batch with a copy of every tensor, without gradients, in a tree of the same form."""
+    return _map(lambda tensor: tensor.detach().clone(), batch)
+
+
 def _pair(batch: Any) -> tuple[Any, Any]:
     if isinstance(batch, tuple | list) and len(batch) == 2:
         return batch[0], batch[1]

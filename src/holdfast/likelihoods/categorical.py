@@ -148,8 +148,8 @@ class Categorical:
     def divergence(self, outputs: Any, answers: Mapping[str, Tensor], batch: Any) -> Tensor:
         """[B]: KL(p || q) from earlier `answers` p to the outputs q, in nats, summed over the positions that count.
 
-        Over the classes that there were then: q is of these alone where the outputs have grown. Of many classes the
-        rest counts as one, which makes the divergence smaller, never larger.
+        Over the classes that there were then: q is of these alone where the outputs have grown, from 1,024 or fewer.
+        Of more the rest counts as one, new ones among it, which makes the divergence smaller, never larger.
 
         Raises:
             BatchError: as for `nll`, or there are fewer classes now.
@@ -161,7 +161,7 @@ class Categorical:
             raise BatchError(f"categorical loss: {logits.shape[-1]} classes, where the earlier answers have {width}.")
         log_q = logits[..., :width].log_softmax(dim=-1)
         log_q = log_q if top is None else _with_rest(log_q, top)
-        terms = torch.where(log_p > -torch.inf, log_p.exp() * (log_p - log_q), 0.0)
+        terms = torch.where(log_p == -torch.inf, 0.0, log_p.exp() * (log_p - log_q))
         return (terms.sum(dim=-1) * (labels != IGNORED)).sum(dim=1)
 
     def _read(self, outputs: Any, batch: Any) -> tuple[Tensor, Tensor]:

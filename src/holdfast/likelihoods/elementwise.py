@@ -66,8 +66,14 @@ class Gaussian:
         return {"means": widened(logits_of(outputs)).detach()}
 
     def divergence(self, outputs: Any, answers: Mapping[str, Tensor], batch: Any) -> Tensor:
-        """[B]: KL from earlier `answers` to the outputs, sum_j (f_j - f0_j)^2 / (2 variance)."""
-        return self._nll(widened(logits_of(outputs)), answers["means"])
+        """[B]: KL from earlier `answers` to the outputs, sum_j (f_j - f0_j)^2 / (2 variance).
+
+        Raises:
+            BatchError: the outputs have another shape than the answers.
+        """
+        means = widened(logits_of(outputs))
+        _check_like(means, answers["means"], self.name, "answers")
+        return self._nll(means, answers["means"])
 
     def _nll(self, means: Tensor, targets: Tensor) -> Tensor:
         return _rows((targets - means).square()).sum(dim=1) / (2 * self.variance)
@@ -112,8 +118,13 @@ class Bernoulli:
         return {"logits": widened(logits_of(outputs)).detach()}
 
     def divergence(self, outputs: Any, answers: Mapping[str, Tensor], batch: Any) -> Tensor:
-        """[B]: the sum of the binary KLs from earlier `answers` to the outputs."""
+        """[B]: the sum of the binary KLs from earlier `answers` to the outputs.
+
+        Raises:
+            BatchError: the outputs have another shape than the answers.
+        """
         old, new = answers["logits"], widened(logits_of(outputs))
+        _check_like(new, old, self.name, "answers")
         entropy = self._nll(old, old.sigmoid())
         return self._nll(new, old.sigmoid()) - entropy
 
@@ -124,12 +135,16 @@ class Bernoulli:
 def _targets_like(outputs: Tensor, batch: Any, name: str) -> Tensor:
     """The batch's targets, in the outputs' dtype, if they have the outputs' shape."""
     targets = targets_of(batch)
-    if targets.shape != outputs.shape:
-        raise BatchError(
-            f"{name} loss: found outputs of shape {list(outputs.shape)} with targets of shape "
-            f"{list(targets.shape)}, expected equal shapes. Reshape one, as with targets.unsqueeze(1)."
-        )
+    _check_like(outputs, targets, name, "targets")
     return targets.to(outputs.dtype)
+
+
+def _check_like(outputs: Tensor, others: Tensor, name: str, kind: str) -> None:
+    if others.shape != outputs.shape:
+        raise BatchError(
+            f"{name} loss: found outputs of shape {list(outputs.shape)} with {kind} of shape "
+            f"{list(others.shape)}, expected equal shapes. Reshape one, as with {kind}.unsqueeze(1)."
+        )
 
 
 def _rows(tensor: Tensor) -> Tensor:

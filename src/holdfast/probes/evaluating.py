@@ -15,13 +15,14 @@ from holdfast.tensors import unwrap
 def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     """The bare model in evaluation mode, without gradients and outside autocast.
 
-    Given back at the end, also after an error: every module's training flag, the values of the buffers, and the random
-    state of the CPU and of the model's CUDA devices.
+    Given back at the end, also after an error: every module's training flag, the buffers (objects and values), and the
+    random state of the CPU and of the model's CUDA devices.
 
     Cost: a copy of the buffers.
     """
     bare = unwrap(model)
     flags = [(module, module.training) for module in bare.modules()]
+    buffers = [(module, dict(module._buffers.items())) for module in bare.modules()]
     tensors = [*bare.parameters(), *bare.buffers()]
     devices = {tensor.device for tensor in tensors}
     kept = [(buffer, buffer.detach().clone()) for buffer in bare.buffers()]
@@ -36,6 +37,10 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
         finally:
             for module, training in flags:
                 module.training = training
+            for module, found in buffers:
+                for name, buffer in found.items():
+                    if module._buffers[name] is not buffer:
+                        setattr(module, name, buffer)
             for buffer, value in kept:
                 if not torch.equal(buffer, value):
                     buffer.copy_(value)

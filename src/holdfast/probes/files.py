@@ -53,7 +53,13 @@ def probes_from_state(tensors: Mapping[str, Tensor], notes: Any, *, where: str) 
                 if place == str(number):
                     part, _, name = name.partition(".")
                     parts[part][name] = tensor
-            found.append(Probe(_content(batch["tree"], parts["inputs"]), parts["answers"], int(batch["num_targets"])))
+            inputs, answers = _content(batch["tree"], parts["inputs"]), parts["answers"]
+            num_targets = int(batch["num_targets"])
+            if not answers or num_targets < 1:
+                raise ValueError(batch)
+            found.append(Probe(inputs, answers, num_targets))
+        if not found:
+            raise ValueError(notes)
         return Probes(_loss_from_json(notes["loss"]), tuple(found))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise FileFormatError(f"{where}: the probes are damaged ({error!r}). Take an older checkpoint.") from error

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from holdfast.errors import NotFiniteError, OptionError, StateError
-from holdfast.likelihoods.batches import batch_size, batch_to, model_inputs
+from holdfast.likelihoods.batches import batch_copied, batch_size, batch_to, model_inputs
 from holdfast.likelihoods.likelihood import AtTargets, Comparable, PerExample, num_targets
 from holdfast.probes.evaluating import evaluating
 
@@ -55,16 +55,28 @@ class Probes:
 
     @classmethod
     def taken(cls, model: nn.Module, data: Iterable[Any], loss: Comparable) -> Self:
-        """Ask a model for its answers on batches, which may lie on another device."""
+        """Ask a model for its answers on batches, which may lie on another device.
+
+        Raises:
+            NotFiniteError: an answer is NaN.
+            OptionError: there is no target.
+
+        Inputs are copied: the data may use their memory again.
+        """
         found = []
         with evaluating(model) as bare:
             for content in data:
                 batch, outputs = _asked(bare, content)
                 targets = num_targets(loss, batch)
                 if targets:
-                    found.append(Probe(batch, loss.answers(outputs, batch), targets))
+                    answers = batch_copied(loss.answers(outputs, batch))
+                    _check_answers(answers)
+                    found.append(Probe(batch_copied(batch), answers, targets))
         if not found:
-            raise OptionError("probes: the data held no target. Pass an iterable of batches with targets in them.")
+            raise OptionError(
+                f"probes: the data held no target of the loss {loss.name!r}. Pass an iterable of batches with targets "
+                'in them, under "similarity" of two inputs or more.'
+            )
         return cls(loss, tuple(found))
 
     def with_loss(self, function: Callable[[Any, Any], Tensor]) -> Probes:
@@ -106,6 +118,8 @@ class Probes:
                     batch, outputs = _asked(bare, probe.batch)
                     answers = batch_to(probe.answers, next(bare.parameters()).device)
                     total += self.loss.divergence(outputs, answers, batch).sum().double().cpu()
+                except (torch.OutOfMemoryError, StateError):
+                    raise
                 except (RuntimeError, TypeError, ValueError, LookupError) as error:
                     raise StateError(
                         f"probes: the model does not take them as it did ({error}). Its inputs or outputs have changed "
@@ -120,6 +134,16 @@ class Probes:
 
 
 def _asked(model: nn.Module, content: Any) -> tuple[Any, Any]:
+    """The batch on the model's device, and the outputs; a model that changes its inputs is given copies."""
     batch = batch_to(content, next(model.parameters()).device)
-    args, kwargs = model_inputs(batch)
+    args, kwargs = model_inputs(batch_copied(batch))
     return batch, model(*args, **kwargs)
+
+
+def _check_answers(answers: Mapping[str, Tensor]) -> None:
+    count = sum(int(answer.isnan().sum()) for answer in answers.values())
+    if count:
+        raise NotFiniteError(
+            f"probes: {count} numbers of the model's answers are NaN. Look for NaN in the weights, or in the probes' "
+            "inputs."
+        )

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from holdfast.errors import BatchError, OptionError
+from holdfast.likelihoods.batches import batch_size
 from holdfast.likelihoods.outputs import logits_of, widened
 
 
@@ -39,6 +40,11 @@ class Similarity:
     def name(self) -> str:
         """The name kept in records: "similarity"."""
         return "similarity"
+
+    def num_targets(self, batch: Any) -> int:
+        """The inputs; none of a single one, such as the last of the data may be, which no other is compared with."""
+        size = batch_size(batch)
+        return size if size > 1 else 0
 
     def answers(self, outputs: Any, batch: Any) -> dict[str, Tensor]:
         """The cosines [B].

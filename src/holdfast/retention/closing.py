@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from holdfast.likelihoods.likelihood import AtTargets, resolve_likelihood
 from holdfast.memory import Retained
 from holdfast.probes import Probes
 from holdfast.retention.rewinding import mean_curvature, rewound, sought
+from holdfast.retention.skills import agreed
 from holdfast.tensors import TensorMap, local
 
 DELTAS = (1e-3, 1e-2, 1e-1, 1.0)
@@ -27,7 +27,7 @@ class Rewound:
 
     Attributes:
         before: the rise of each skill within the lesson, in nats per target, where training ended; without probes the
-            predicted rise alone.
+            predicted one of all together.
         after: the same at the weights that were kept.
         budgets: of each; None for none.
         multiplier: mu, how far back it went: 0 not at all, infinity to the anchors.
@@ -72,7 +72,8 @@ class Rewound:
 def new_task_cost(model: nn.Module, data: Iterable[Any], loss: Any, *, where: str) -> Callable[[], float]:
     """What the new task's loss has risen by since now, in nats per target, whenever it is asked."""
     likelihood = resolve_likelihood(loss, where=where)
-    return partial(Probes.taken(model, data, AtTargets(likelihood)).rise, model)
+    taken = Probes.taken(model, data, AtTargets(likelihood))
+    return lambda: agreed([taken.rise(model)], model)[0]
 
 
 @torch.no_grad()
@@ -90,20 +91,23 @@ def go_back(
     Args:
         weights: the model's parameters, changed in place.
         held: K and the anchors.
-        rises: measures the rise of each skill at the weights as they are.
+        rises: measures the rise of each skill within the lesson, at the weights as they are.
         budgets: of each; None for none.
         cost: measures what the new task has lost since training ended; None where its data are not at hand.
         max_loss: the most that it may lose, in nats per target.
+
+    The weights are left as they were where a measurement raises.
     """
     ends = {name: local(weight.detach()).clone() for name, weight in weights.items()}
     before = tuple(rises())
     if _within(before, budgets):
         return Rewound(before, before, tuple(budgets), 0.0, 0.0, None if cost is None else 0.0, kept=True)
-    mean = mean_curvature(held, weights) or 1.0
+    mean = mean_curvature(held, weights) or 1.0  # the unit of K, so that any is searched alike
+    anchored = min(1e18 / mean, 1e30)
 
     def put(multiplier: float, delta: float) -> None:
-        far = min(multiplier, 1e30)
-        moved = rewound(ends, held, {}, strength=far, delta=delta * mean) if multiplier else {}
+        strength = min(multiplier, anchored)
+        moved = rewound(ends, held, {}, strength=strength, delta=delta * mean) if multiplier else {}
         for name, value in {**ends, **moved}.items():
             local(weights[name].detach()).copy_(value)
 
@@ -112,16 +116,20 @@ def go_back(
         return _within(rises(), budgets)
 
     found: list[tuple[float, float, float]] = []
-    for delta in DELTAS if cost is not None else DELTAS[1:2]:
-        multiplier = sought(lambda mu, delta=delta: kept(mu, delta))
+    try:
+        for delta in DELTAS if cost is not None else DELTAS[1:2]:
+            multiplier = sought(lambda mu, delta=delta: kept(mu, delta), start=1 / mean, most=1e12 / mean)
+            put(multiplier, delta)
+            found.append((0.0 if cost is None else cost(), delta, multiplier))
+        least, delta, multiplier = min(found)
+        if least > max_loss:
+            put(0.0, 0.0)
+            return Rewound(before, before, tuple(budgets), 0.0, delta, least, kept=False, left_alone=True)
         put(multiplier, delta)
-        found.append((0.0 if cost is None else cost(), delta, multiplier))
-    least, delta, multiplier = min(found)
-    if least > max_loss:
+        after = tuple(rises())
+    except BaseException:
         put(0.0, 0.0)
-        return Rewound(before, before, tuple(budgets), 0.0, delta, least, kept=False, left_alone=True)
-    put(multiplier, delta)
-    after = tuple(rises())
+        raise
     is_kept = math.isfinite(multiplier) and _within(after, budgets)
     return Rewound(before, after, tuple(budgets), multiplier, delta, None if cost is None else least, kept=is_kept)
 

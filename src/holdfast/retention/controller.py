@@ -41,6 +41,10 @@ class Controller:
     before: float | None = None
     futile: int = 0
 
+    def __post_init__(self) -> None:
+        if not (0 < self.strength < math.inf and 0 < self.highest < math.inf and self.futile >= 0):
+            raise ValueError(self)
+
     def follow(self, ratio: float) -> float:
         """The strength after a measurement; `ratio` is the largest of the rises over their budgets."""
         level = min(max(math.log(max(ratio, 1e-12)), -_BOUND), _BOUND)

@@ -376,7 +376,10 @@ class EWC(Keeper):
 
     @property
     def budget(self) -> float | None:
-        """Nats that the old tasks' loss may rise; None under a strength. It may be changed between steps."""
+        """Nats per target that each old task's loss may rise in a lesson; None under a strength.
+
+        It may be changed between steps; a task that was retained with a budget of its own keeps that.
+        """
         return self.mechanism.budget
 
     @budget.setter
@@ -384,6 +387,7 @@ class EWC(Keeper):
         if self.mechanism.budget is None:
             raise OptionError("EWC: it keeps a strength, not a budget. Set strength, or build another.")
         self.mechanism.budget = as_budget(value, where=self.name)
+        self._skills.bound(self.mechanism.budget)
 
     @property
     def pull(self) -> Pull:

@@ -8,6 +8,7 @@ import math
 import os
 import warnings
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, Literal, Self
 
 import torch
@@ -218,7 +219,8 @@ class Keeper(Persistent):
             importance: an `Importance`, a plain mapping from name to tensor >= 0 of the parameter's shape, or for
                 mechanisms that hold whole layers a `FactoredImportance`.
             probes: of this task, for what it loses to be measured (`probes_of`); None for those that the importance
-                brings along, if any.
+                brings along, if any. Where `torch.distributed` is initialized a rise is the mean over all processes:
+                with probes each of them retains, steps and closes.
             budget: of this task alone, in nats per target; None for the keeper's.
 
         Returns:
@@ -326,11 +328,12 @@ class Keeper(Persistent):
 
         Raises:
             OptionError: the mechanism has no anchors; there is no budget, or one that is no number above 0;
-                `max_loss` without `data`.
+                `max_loss` without `data`; neither probes nor importances in nats.
             StateError: no task is retained.
             NotFiniteError: as `Probes.rise`.
 
-        Cost: about 15 forward passes over the probes, four times as many with `data`.
+        Cost: about 15 forward passes over the probes; with `data` four times as many, five over the data, and a copy
+        of these in memory.
         """
         where = f"{self.name}.rewind"
         budget = None if budget is None else as_budget(budget, where=where)
@@ -343,9 +346,15 @@ class Keeper(Persistent):
         given = self.mechanism.budget if budget is None else budget
         if given is None and not self._skills.are_bounded:
             raise OptionError(f"{where}: this keeper has no budget. Say one: rewind(0.05), in nats per target.")
-        rises, budgets = self._skills.rises, [skill.budget if budget is None else budget for skill in self.skills]
+        rises, budgets = self._skills.increments, [skill.budget if budget is None else budget for skill in self.skills]
         if not budgets:
-            rises, budgets = lambda: [self.predicted_rise()], [given]
+            if self.held.nats_per_unit is None:
+                raise OptionError(
+                    f"{where}: a budget is in nats, and without probes the rise is forecast in the importances' unit, "
+                    "whose factor to nats is not known. Retain with probes=, or measure with calibrate=True."
+                )
+            begun = self.held.nats_per_unit * (self.held.start + self.held.constant)
+            rises, budgets = lambda: [self.predicted_rise() - begun], [given]
         self._attachments.compare()
         cost = None if data is None else new_task_cost(self.model, data, loss, where=where)
         found = go_back(
@@ -425,6 +434,8 @@ class Keeper(Persistent):
         Keeper.__init__(twin, copied(self.model, memo, where=self.name), mechanism, **self._own_options())
         tensors, notes = self.state()
         twin.load_state({name: tensor.clone() for name, tensor in tensors.items()}, notes)
+        for skill, original in zip(twin.skills, self.skills, strict=True):  # a loss of one's own is in no state
+            skill.probes = replace(skill.probes, loss=copy.deepcopy(original.probes.loss, memo))
         twin._attachments.add_copies(
             self._attachments, memo, new_parameters=self.new_parameters, log_every=self.log_every
         )

@@ -201,6 +201,7 @@ class Persistent:
         """Look at all that was read, and then hold it; nothing is changed by a refusal."""
         steps = check_progress(progress, names=self.mechanism.progress(), where=where)
         found = self._skills.from_state(*skills, where=where)
+        found.bound(self.mechanism.budget)
         taken = self._holdings.checked(held, extra, where=where, in_form=in_form)
         if self.mechanism.budget is not None:
             self.mechanism.steer(found.controller.strength if found.are_bounded else None)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -24,12 +25,14 @@ class Skill:
     Attributes:
         probes: of it.
         budget: what its rise may grow by in each lesson, in nats per target; None for none.
+        own_budget: the one that it was retained with; None where the keeper's holds.
         begun: its rise when the lesson began, against its answers when it was closed.
         rise: its rise when it was last measured.
     """
 
     probes: Probes
     budget: float | None = None
+    own_budget: float | None = None
     begun: float = 0.0
     rise: float = 0.0
 
@@ -73,22 +76,27 @@ class Skills:
         """Whether a skill has a budget."""
         return any(skill.budget is not None for skill in self.all)
 
+    def bound(self, budget: float | None) -> None:
+        """Hold every skill to its own budget, and those without to this one, the keeper's; to none under a strength."""
+        for skill in self.all:
+            skill.budget = budget if budget is None or skill.own_budget is None else skill.own_budget
+
     @property
     def worst(self) -> float:
         """The largest increment over its budget, when last measured."""
         return max((skill.ratio for skill in self.all), default=0.0)
 
     def rises(self) -> list[float]:
-        """Measure every skill. Processes that train replicas of the model agree on what they find."""
-        found = [skill.probes.rise(self._model) for skill in self.all]
-        if torch.distributed.is_available() and torch.distributed.is_initialized() and found:
-            device = next(self._model.parameters()).device
-            shared = torch.tensor(found, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
-            torch.distributed.all_reduce(shared)
-            found = (shared / torch.distributed.get_world_size()).tolist()
+        """Measure every skill."""
+        found = agreed([skill.probes.rise(self._model) for skill in self.all], self._model)
         for skill, rise in zip(self.all, found, strict=True):
             skill.rise = rise
         return found
+
+    def increments(self) -> list[float]:
+        """Measure every skill; what each has lost in this lesson."""
+        self.rises()
+        return [skill.increment for skill in self.all]
 
     def measure(self) -> float:
         """Measure every skill; the worst ratio."""
@@ -138,20 +146,23 @@ class Skills:
                 f"{where}: budget={budget!r}, and {lacking}. A task's budget needs both probes and a keeper under a "
                 f"budget: {self._where}(model, budget=...)."
             )
-        self.rises()
-        if self.are_bounded and not self.is_closed and self.worst > 1:
+        fresh = Skills(self._model, where=self._where, every=self._every)
+        fresh.all = [replace(skill) for skill in self.all]
+        fresh.rises()
+        if self.are_bounded and not self.is_closed and fresh.worst > 1:
             warnings.warn(
-                f"{where}: the lesson was over its budget: {self.told()}. Call close() before a task is measured and "
+                f"{where}: the lesson was over its budget: {fresh.told()}. Call close() before a task is measured and "
                 "retained, which takes back what is over.",
                 stacklevel=4,
             )
         if self.are_bounded and probes is None:
             warnings.warn(f"{where}: this task has no probes, so that nobody measures what it loses.", stacklevel=4)
-        fresh = Skills(self._model, where=self._where, every=self._every)
-        fresh.all = [Skill(skill.probes, skill.budget, skill.rise, skill.rise) for skill in self.all]
+        for skill in fresh.all:
+            skill.begun = skill.rise
         if probes is not None:
-            rise = probes.rise(self._model)
-            fresh.all.append(Skill(probes, of_keeper if budget is None else budget, rise, rise))
+            (rise,) = agreed([probes.rise(self._model)], self._model)
+            fresh.all.append(Skill(probes, own_budget=budget, begun=rise, rise=rise))
+        fresh.bound(of_keeper)
         first, highest = steering
         fresh.controller = Controller(self.controller.strength if self.are_bounded else first, highest)
         fresh.is_closed = True
@@ -174,13 +185,13 @@ class Skills:
         for number, skill in enumerate(self.all):
             found, notes = probes_to_state(skill.probes)
             tensors |= {f"{number}/{key}": tensor for key, tensor in found.items()}
-            numbers = {"budget": skill.budget, "begun": skill.begun, "rise": skill.rise}
+            numbers = {"own_budget": skill.own_budget, "begun": skill.begun, "rise": skill.rise}
             noted.append({**numbers, "probes": notes})
         lesson = {"num_steps": self.num_steps, "is_closed": self.is_closed, "controller": asdict(self.controller)}
         return tensors, {"skills": noted, "lesson": lesson}
 
     def from_state(self, tensors: Mapping[str, Tensor], notes: Mapping[str, Any], *, where: str) -> Skills:
-        """A new record of what `to_state` gave; this one is left as it is.
+        """A new record of what `to_state` gave, to be bound by a budget; this one is left as it is.
 
         Raises:
             FileFormatError: something is missing or damaged.
@@ -194,10 +205,30 @@ class Skills:
                     if key.partition("/")[0] == str(number)
                 }
                 probes = probes_from_state(own, skill["probes"], where=where)
-                taken.all.append(Skill(probes, skill["budget"], float(skill["begun"]), float(skill["rise"])))
+                own = None if skill["own_budget"] is None else as_budget(skill["own_budget"], where=where)
+                taken.all.append(Skill(probes, None, own, _finite(skill["begun"]), _finite(skill["rise"])))
             if lesson := notes.get("lesson"):
                 taken.num_steps, taken.is_closed = int(lesson["num_steps"]), bool(lesson["is_closed"])
                 taken.controller = Controller(**lesson["controller"])
-        except (KeyError, TypeError, ValueError) as error:
+        except FileFormatError:
+            raise
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise FileFormatError(f"{where}: the skills are damaged ({error!r}). Take an older checkpoint.") from error
         return taken
+
+
+def agreed(measured: list[float], model: nn.Module) -> list[float]:
+    """The means over all processes, so that those that train replicas of the model go on alike."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized() and measured):
+        return measured
+    device = next(model.parameters()).device
+    shared = torch.tensor(measured, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
+    torch.distributed.all_reduce(shared)
+    return (shared / torch.distributed.get_world_size()).tolist()
+
+
+def _finite(value: Any) -> float:
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(value)
+    return number
