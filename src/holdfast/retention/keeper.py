@@ -343,7 +343,7 @@ class Keeper(Persistent):
         given = self.mechanism.budget if budget is None else budget
         if given is None and not self._skills.are_bounded:
             raise OptionError(f"{where}: this keeper has no budget. Say one: rewind(0.05), in nats per target.")
-        rises, budgets = self._skills.rises, [skill.budget if budget is None else budget for skill in self.skills]
+        rises, budgets = self._skills.increments, [skill.budget if budget is None else budget for skill in self.skills]
         if not budgets:
             rises, budgets = lambda: [self.predicted_rise()], [given]
         self._attachments.compare()

@@ -90,6 +90,11 @@ class Skills:
             skill.rise = rise
         return found
 
+    def increments(self) -> list[float]:
+        """Measure every skill: what its rise has grown by in this lesson."""
+        self.rises()
+        return [skill.increment for skill in self.all]
+
     def measure(self) -> float:
         """Measure every skill; the worst ratio."""
         self.rises()
