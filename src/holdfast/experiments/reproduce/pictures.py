@@ -30,11 +30,13 @@ class Series:
         label: at its end.
         places: where on the horizontal axis.
         values: there; None where training diverged.
+        dashed: whether the line is.
     """
 
     label: str
     places: Sequence[float]
     values: Sequence[Estimate | None]
+    dashed: bool = False
 
 
 def beside(answers: Sequence[Answer], path: Path, *, title: str, remark: str = "") -> Path:
@@ -184,7 +186,14 @@ def _draw_series(axes: Axes, line: Series, number: int, *, floor: float) -> None
     alive = [(place, value) for place, value in zip(line.places, line.values) if value is not None]
     diverged = [place for place, value in zip(line.places, line.values) if value is None]
     colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
-    look: dict[str, Any] = {"color": colour, "marker": marker, "markeredgecolor": "white", "markeredgewidth": 0.6}
+    look: dict[str, Any] = {
+        "linestyle": "--" if line.dashed else "-",
+        "color": colour,
+        "marker": marker,
+        "markeredgecolor": "white",
+        "markeredgewidth": 0.6,
+    }
+    look["linestyle"] = "--" if line.dashed else "-"
     places, means = [place for place, _ in alive], np.array([value.mean for _, value in alive])
     axes.plot(places, means, linewidth=1.8, markersize=5, label=line.label, zorder=3, clip_on=False, **look)
     halves = np.array([value.half_width or 0.0 for _, value in alive])
