@@ -71,8 +71,9 @@ def learn(setting: Setting, way: Way, seed: int, data_dir: str | None) -> dict[s
     """Learn every task of a setting, as JSON values.
 
     Returns:
-        "lessons", one a task: "increments" of the earlier skills, in nats per target, on all of their test examples;
-        test accuracy on the new task, "new", and "trained" before going back. And "accuracy" on every task at the end.
+        "lessons", one a task, or one in all where all are learned jointly: "increments" of the earlier skills, in nats
+        per target, on all of their test examples; test accuracy on the new task, "new", and "trained" before going
+        back. And "accuracy" on every task at the end.
     """
     net, tasks = setting.build(seed, data_dir)
     optimizer = build_optimizer(way.optimizer, net.parameters(), lr=setting.rates[way.optimizer])

@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from holdfast.experiments.canvas import FONT, GRID, INK, axes_at, new_figure, write_picture
 from holdfast.experiments.reproduce.findings import Recipe, RecipeFindings, percent
 from holdfast.experiments.reproduce.lessons import DAMPING, EVERY, NUM_PROBES, Setting, Way, learn
 from holdfast.experiments.reproduce.lines import Size
-from holdfast.experiments.reproduce.pictures import COLOURS, Series, bare, curves, head
+from holdfast.experiments.reproduce.pictures import Series, curves, strip
 from holdfast.experiments.tables import Estimate
 from holdfast.streams.catalog import build_stream
 from holdfast.streams.stream import Task
@@ -196,8 +195,8 @@ def _conclusion(findings: RecipeFindings, setting: Setting, ways: Sequence[Way])
         close = sum(value <= CLOSE for value in behind.values())
         told += (
             f"The new task is learned to within {100 * CLOSE:g} point of what fixed strengths reach at the same rise "
-            f"under {close} of {len(behind)} budgets; furthest behind is {_label(far)}, by "
-            f"{100 * behind[far]:.1f} points. "
+            f"under {close} of {len(behind)} budgets; the largest difference is {100 * behind[far]:.1f} points, under "
+            f"{_label(far)}. "
         )
     told += "Average accuracy in %: "
     parts = []
@@ -221,22 +220,31 @@ def _draw(settings: Sequence[Setting], ways: Sequence[Way], findings: RecipeFind
     rows = {
         f"{s.name}, {_label(way)}": ratios for s in settings for way in budgets if (ratios := _ratios(findings, s, way))
     }
-    title = findings.recipe.title
-    pictures = [strip(rows, folder / "increments.png", title=title)] if rows else []
+    pictures = []
+    if rows:
+        pictures.append(
+            strip(
+                rows,
+                folder / "increments.png",
+                title=findings.recipe.title,
+                remark=f"a dot is a lesson; asked for: {SHARE:.0%} below {USUAL:g}, none above {MOST:g}",
+                across="increment on held-out examples, in budgets",
+                limits=(1.0, USUAL, MOST),
+            )
+        )
     for setting in settings:
         if series := _lines(findings, setting, ways):
-            path = folder / f"{setting.name.lower()}.png"
-            colours = {line.label: number % len(RATES) for number, line in enumerate(series)}
+            titles = list(_TITLES.values())
             pictures.append(
                 curves(
                     series,
-                    path,
+                    folder / f"{setting.name.lower()}.png",
                     title=f"{setting.name}: what the old may lose, and what the new gains",
                     remark="mean and 95% interval over seeds; strength 0, plain training, at the right",
                     across="increment of the skill that lost most in a lesson, nats",
                     up="test accuracy on the new task",
                     logarithmic=True,
-                    colours=colours,
+                    colours={line.label: titles.index(line.label.partition(",")[0]) for line in series},
                 )
             )
     return pictures
@@ -253,31 +261,3 @@ def _lines(findings: RecipeFindings, setting: Setting, ways: Sequence[Way]) -> l
                 places, values = [_rise(runs) for runs in done], [_new(runs) for runs in done]
                 series.append(Series(f"{_TITLES[optimizer]}, {label}", places, values, label != "budgets"))
     return series
-
-
-def strip(rows: Mapping[str, Sequence[float]], path: Path, *, title: str) -> Path:
-    """Draw every lesson as a dot, at its increment over its budget.
-
-    Args:
-        rows: label -> the ratios.
-        path: of the PNG.
-        title: in bold above it.
-    """
-    left, width, height = 0.35 + 0.072 * max(map(len, rows)), 4.6, 0.26 * len(rows) + 0.15
-    figure = new_figure(left + width + 0.3, height + 1.25)
-    axes = axes_at(figure, left, 0.55, width, height)
-    for place, (label, ratios) in enumerate(rows.items()):
-        axes.text(-0.02, place, label, transform=axes.get_yaxis_transform(), ha="right", va="center", fontsize=FONT)
-        spread = place + np.linspace(-0.22, 0.22, len(ratios))
-        axes.plot(ratios, spread, "o", markersize=3.6, color=COLOURS[0], alpha=0.7, markeredgewidth=0, clip_on=False)
-    for limit, style in ((1.0, "-"), (USUAL, "--"), (MOST, "--")):
-        axes.axvline(limit, color=INK if limit == 1 else COLOURS[1], linewidth=1.0, linestyle=style, zorder=0)
-    axes.set_ylim(len(rows) - 0.4, -0.6)
-    axes.set_xlim(0, max(MOST * 1.07, *(max(ratios) * 1.05 for ratios in rows.values())))
-    axes.set_yticks([])
-    axes.grid(axis="x", color=GRID, linewidth=0.8)
-    bare(axes, ("bottom",))
-    axes.set_xlabel("increment on held-out examples, in budgets", fontsize=FONT, color=INK)
-    remark = f"a dot is a lesson; asked for: {SHARE:.0%} below {USUAL:g}, none above {MOST:g}"
-    head(figure, left, height + 0.55, title, remark)
-    return write_picture(figure, path)
