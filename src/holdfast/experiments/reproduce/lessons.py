@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, assert_never
 
 import torch
 from torch import nn
@@ -109,6 +109,8 @@ def _keeper(net: nn.Module, way: Way) -> EWC | None:
             return EWC(net, strength=way.value, every=EVERY)
         case "nothing" | "joint":
             return None
+        case _:
+            assert_never(way.holding)
 
 
 def _lessons(tasks: Sequence[Task], way: Way) -> list[Examples]:
