@@ -39,7 +39,7 @@ def test_it_is_run_and_told_end_to_end(tmp_path: Path):
         if "budget" in name:
             assert [len(lesson["increments"]) for lesson in run["lessons"]] == [0, 1, 2]
             assert all(0 < rise < 3 * 0.05 for rise in worst(run))
-        elif "nothing" in name:
+        elif "plain" in name:
             assert max(worst(run)) > 3 * 0.05  # there is something to be kept
     answered = answer(recipe, {}, measured, results=tmp_path, command="it")
     assert "| MLP | Adam | budget 0.05 | " in answered.page.read_text()

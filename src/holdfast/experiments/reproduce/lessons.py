@@ -21,7 +21,7 @@ DAMPING = 0.01
 EVERY = 4
 """Steps from one pull, and from one measurement on probes, to the next."""
 
-Holding = Literal["budget", "strength", "nothing", "joint"]
+Holding = Literal["budget", "strength", "plain", "joint"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class Way:
 
     Attributes:
         optimizer: one, for all of them.
-        holding: what holds the tasks before: a budget, a fixed strength, or nothing; "joint" learns all at once.
+        holding: what holds the tasks before: a budget, a fixed strength, nothing ("plain"); "joint" learns all at once.
         value: of the budget, in nats per target, or of the strength.
     """
 
@@ -107,7 +107,7 @@ def _keeper(net: nn.Module, way: Way) -> EWC | None:
             return EWC(net, budget=way.value, every=EVERY, probe_every=EVERY)
         case "strength":
             return EWC(net, strength=way.value, every=EVERY)
-        case "nothing" | "joint":
+        case "plain" | "joint":
             return None
         case _:
             assert_never(way.holding)

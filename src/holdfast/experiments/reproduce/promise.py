@@ -73,7 +73,7 @@ def ways_of(size: Size) -> tuple[Way, ...]:
     full = size.name == "full"
     optimizers: Sequence[OptimizerName] = tuple(RATES) if full else ("adam",)
     held = [Way(name, "budget", value) for value in (BUDGETS if full else (0.05,)) for name in optimizers]
-    free = [Way(name, holding) for holding in ("nothing", "joint") for name in optimizers]
+    free = [Way(name, holding) for holding in ("plain", "joint") for name in optimizers]
     fixed = [Way(name, "strength", value) for value in STRENGTHS for name in optimizers]
     return (*held, *free, *fixed)
 
@@ -134,7 +134,7 @@ def at_rise(points: Sequence[tuple[float, float]], rise: float) -> float | None:
 
 def _grid(findings: RecipeFindings, setting: Setting, ways: Sequence[Way], way: Way) -> float | None:
     """The new task's accuracy under fixed strengths, or none, at the rise of a budget."""
-    grid = [other for other in ways if other.optimizer == way.optimizer and other.holding in ("strength", "nothing")]
+    grid = [other for other in ways if other.optimizer == way.optimizer and other.holding in ("strength", "plain")]
     done = [runs for other in grid if (runs := _runs(findings, setting, other))]
     points = [(_rise(runs), _new(runs).mean) for runs in done]
     rise = _rise(_runs(findings, setting, way))
@@ -145,7 +145,7 @@ def _grid(findings: RecipeFindings, setting: Setting, ways: Sequence[Way], way: 
 
 
 def _table(settings: Sequence[Setting], ways: Sequence[Way], findings: RecipeFindings) -> str:
-    titles = ["network", "optimizer", "held by", "increment, nats", f"lessons ≤ {USUAL:g} budgets", "largest / budget"]
+    titles = ["network", "optimizer", "training", "increment, nats", f"lessons ≤ {USUAL:g} budgets", "largest / budget"]
     titles += ["new task %", "grid at the same rise %", "average accuracy %", "seeds"]
     rows = [titles, [":--"] * 3 + ["--:"] * 7]
     for setting in settings:
@@ -252,7 +252,7 @@ def _draw(settings: Sequence[Setting], ways: Sequence[Way], findings: RecipeFind
 
 def _lines(findings: RecipeFindings, setting: Setting, ways: Sequence[Way]) -> list[Series]:
     series = []
-    for label, holdings in (("budgets", ("budget",)), ("fixed strengths", ("strength", "nothing"))):
+    for label, holdings in (("budgets", ("budget",)), ("fixed strengths", ("strength", "plain"))):
         for optimizer in dict.fromkeys(way.optimizer for way in ways):
             wanted = [way for way in ways if way.optimizer == optimizer and way.holding in holdings]
             done = [runs for way in wanted if (runs := _runs(findings, setting, way)) and _rise(runs) > 0]
