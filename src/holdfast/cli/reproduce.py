@@ -40,7 +40,10 @@ def reproduce_command(options: ReproduceOptions) -> None:
         for recipe in recipes:
             check_results(results / recipe.name)
     found = known_outcomes(recipes, output=output, results=results)
-    measured = {recipe.name: measure_recipe(recipe, results=results, kept_only=True) for recipe in recipes}
+    measured = {
+        recipe.name: recipe.measured_seeds(measure_recipe(recipe, results=results, kept_only=True))
+        for recipe in recipes
+    }
     for recipe in recipes:
         say(console, (f"{recipe.name}: {recipe.title}", "bold"), f"  ({recipe.source})")
         say(console, f"  {remaining_cost([recipe], found, measured).text(options.jobs)}")

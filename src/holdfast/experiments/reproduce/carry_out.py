@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,15 +104,31 @@ def measure_recipe(
     """What a recipe measures, under each of its seeds: as kept in its file of results, or measured now and kept."""
     path = results / recipe.name / RESULTS
     measured = read_measured(path)
-    if recipe.measure is not None and not kept_only:
-        check_results(path.parent)
-        for seed in recipe.measure_seeds:
-            if seed not in measured:
-                measured[seed] = {"seed": seed, **recipe.measure(seed, data_dir)}
-                write_outcomes(path, _head(recipe), [], list(measured.values()))
-                if on_event is not None:
-                    on_event({"event": "measured", "run": recipe.name, "seed": seed})
+    if kept_only or (recipe.measure is None and not recipe.parts):
+        return measured
+    check_results(path.parent)
+    for seed in recipe.measure_seeds:
+        for name, entry in _missing(recipe, measured.get(seed), seed, data_dir):
+            measured[seed] = entry
+            write_outcomes(path, _head(recipe), [], list(measured.values()))
+            if on_event is not None:
+                on_event({"event": "measured", "run": name, "seed": seed})
     return measured
+
+
+def _missing(
+    recipe: Recipe, entry: dict[str, Any] | None, seed: int, data_dir: str | None
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Measure what a seed lacks: the name of each part, and the seed's entry with it."""
+    if entry is None:
+        entry = {"seed": seed}
+        if recipe.measure is not None:
+            entry |= recipe.measure(seed, data_dir)
+            yield recipe.name, entry
+    for name, part in recipe.parts.items():
+        if name not in entry:
+            entry = {**entry, name: part(seed, data_dir)}
+            yield f"{recipe.name}, {name}", entry
 
 
 def answer(recipe: Recipe, found: Outcomes, measured: Mapping[int, Any], *, results: Path, command: str) -> Answered:
@@ -154,7 +170,7 @@ def _date(findings: RecipeFindings, folder: Path) -> str:
         before = read_compact(path)
         runs = {outcome.config for outcome in read_outcomes(path)}
         same = runs == {outcome.config for outcome in findings.outcomes}
-        if same and len(before["measured"]) == len(findings.measured) and before["date"]:
+        if same and before["measured"] == list(findings.measured.values()) and before["date"]:
             return before["date"]
     return datetime.date.today().isoformat()
 

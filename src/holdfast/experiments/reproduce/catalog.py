@@ -12,6 +12,7 @@ from holdfast.experiments.reproduce.findings import Recipe
 from holdfast.experiments.reproduce.full_size import full_size
 from holdfast.experiments.reproduce.lines import FULL, Size
 from holdfast.experiments.reproduce.nets import nets
+from holdfast.experiments.reproduce.promise import promise
 from holdfast.experiments.reproduce.replay import controls, dgr
 from holdfast.experiments.reproduce.scenarios import scenarios
 from holdfast.experiments.reproduce.strength import importances, strength
@@ -32,6 +33,7 @@ RECIPES: dict[str, Callable[[Size], Recipe]] = {
     "full-size": full_size,
     "dgr": dgr,
     "dgr-controls": controls,
+    "promise": promise,
 }
 """Name -> the function that returns the recipe in a size."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from holdfast.experiments.results import RunResult
 from holdfast.experiments.tables import Estimate
 
 Value = Callable[[RunResult], float]
+Measure = Callable[[int, str | None], dict[str, Any]]
+"""From a seed and the folder of MNIST to JSON values."""
 
 
 def final(result: RunResult) -> float:
@@ -89,8 +91,10 @@ class Recipe:
         conclude: findings -> one paragraph, agreeing or disagreeing with the authors, by arithmetic.
         draw: findings and a folder -> the pictures in it.
         measure: in place of runs, what is measured under one seed, as JSON values; given the folder of MNIST.
+        parts: likewise by name, one after the other under a seed, each kept when it is done.
         measure_seeds: under which.
         measure_seconds: about how long one takes in full.
+        table: findings -> a Markdown table; None for one with a row a line.
         notes: what the reader should know, such as what was tuned.
     """
 
@@ -103,9 +107,11 @@ class Recipe:
     lines: tuple[RecipeLine, ...] = ()
     conclude: Callable[[RecipeFindings], str]
     draw: Callable[[RecipeFindings, Path], Sequence[Path]]
-    measure: Callable[[int, str | None], dict[str, Any]] | None = None
+    measure: Measure | None = None
+    parts: Mapping[str, Measure] = field(default_factory=dict)
     measure_seeds: tuple[int, ...] = ()
     measure_seconds: float = 60.0
+    table: Callable[[RecipeFindings], str] | None = None
     notes: str = ""
 
     def wanted(self, found: Outcomes) -> list[RunConfig]:
@@ -115,6 +121,10 @@ class Recipe:
     def to_do(self, found: Outcomes) -> list[RunConfig]:
         """Of those, the ones not done. When they are done there may be more, until there are none."""
         return [config for config in self.wanted(found) if config not in found]
+
+    def measured_seeds(self, measured: Mapping[int, Any]) -> list[int]:
+        """The seeds under which nothing is left to be measured."""
+        return [seed for seed, entry in measured.items() if all(part in entry for part in self.parts)]
 
     def undecided(self, found: Outcomes) -> list[RecipeLine]:
         """The lines whose choice is still open: their reported runs are not among the wanted ones yet."""
@@ -152,8 +162,8 @@ class RecipeFindings:
     @property
     def complete(self) -> bool:
         """Whether nothing is left to do."""
-        measured = all(seed in self.measured for seed in self.recipe.measure_seeds)
-        return measured and all(answer.complete for answer in self.answers)
+        measured = set(self.recipe.measured_seeds(self.measured))
+        return measured.issuperset(self.recipe.measure_seeds) and all(answer.complete for answer in self.answers)
 
     @property
     def outcomes(self) -> list[Outcome]:

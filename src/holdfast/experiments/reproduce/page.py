@@ -22,7 +22,7 @@ def page(
     parts = [
         f"# {recipe.title}",
         _asked(recipe),
-        table(findings) if recipe.lines else "",
+        recipe.table(findings) if recipe.table else table(findings) if recipe.lines else "",
         f"**Conclusion.** {conclusion(findings)}",
         *(f"![{recipe.title}]({picture.name})" for picture in pictures),
         LEGEND if any(line.published for line in recipe.lines) else "",

@@ -30,11 +30,13 @@ class Series:
         label: at its end.
         places: where on the horizontal axis.
         values: there; None where training diverged.
+        dashed: whether the line is.
     """
 
     label: str
     places: Sequence[float]
     values: Sequence[Estimate | None]
+    dashed: bool = False
 
 
 def beside(answers: Sequence[Answer], path: Path, *, title: str, remark: str = "") -> Path:
@@ -149,6 +151,45 @@ def correlations(
     return write_picture(figure, path)
 
 
+def strip(
+    rows: Mapping[str, Sequence[float]],
+    path: Path,
+    *,
+    title: str,
+    remark: str,
+    across: str,
+    limits: Sequence[float],
+) -> Path:
+    """Draw every value as a dot in its row, on an axis from 0, with a line at each limit, the first of them solid.
+
+    Args:
+        rows: label -> the values, spread a little upward and downward in their order.
+        path: of the PNG.
+        title: in bold above it.
+        remark: under the title.
+        across: name of the axis.
+        limits: where the lines are.
+    """
+    left, width, height = 0.35 + 0.072 * max(map(len, rows)), 4.6, 0.26 * len(rows) + 0.15
+    figure = new_figure(left + width + 0.3, height + 1.25)
+    axes = axes_at(figure, left, 0.55, width, height)
+    for place, (label, values) in enumerate(rows.items()):
+        axes.text(-0.02, place, label, transform=_across(axes), ha="right", va="center", fontsize=FONT, color=INK)
+        heights = place + np.linspace(-0.25, 0.25, len(values))
+        axes.plot(values, heights, "o", markersize=3.6, color=COLOURS[0], alpha=0.7, markeredgewidth=0, clip_on=False)
+    for number, limit in enumerate(limits):
+        colour, style = (COLOURS[1], "--") if number else (INK, "-")
+        axes.axvline(limit, color=colour, linewidth=1.0, linestyle=style, zorder=1)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_xlim(min(0.0, *map(min, rows.values())), 1.05 * max(*limits, *map(max, rows.values())))
+    axes.set_yticks([])
+    axes.grid(axis="x", color=GRID, linewidth=0.8)
+    bare(axes, ("bottom",))
+    axes.set_xlabel(across, fontsize=FONT, color=INK)
+    head(figure, left, height + 0.55, title, remark)
+    return write_picture(figure, path)
+
+
 def head(figure: Figure, left: float, top: float, title: str, remark: str) -> None:
     """A bold title and a muted remark above a place in inches."""
     across, up = figure.get_size_inches()
@@ -184,7 +225,14 @@ def _draw_series(axes: Axes, line: Series, number: int, *, floor: float) -> None
     alive = [(place, value) for place, value in zip(line.places, line.values) if value is not None]
     diverged = [place for place, value in zip(line.places, line.values) if value is None]
     colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
-    look: dict[str, Any] = {"color": colour, "marker": marker, "markeredgecolor": "white", "markeredgewidth": 0.6}
+    look: dict[str, Any] = {
+        "linestyle": "--" if line.dashed else "-",
+        "color": colour,
+        "marker": marker,
+        "markeredgecolor": "white",
+        "markeredgewidth": 0.6,
+    }
+    look["linestyle"] = "--" if line.dashed else "-"
     places, means = [place for place, _ in alive], np.array([value.mean for _, value in alive])
     axes.plot(places, means, linewidth=1.8, markersize=5, label=line.label, zorder=3, clip_on=False, **look)
     halves = np.array([value.half_width or 0.0 for _, value in alive])

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tests.experiments.reproduce.made_up import TINY
+
+from holdfast.experiments.reproduce import FULL, Size, recipe_named
+from holdfast.experiments.reproduce.carry_out import answer, measure_recipe
+from holdfast.experiments.reproduce.findings import Recipe, RecipeFindings
+from holdfast.experiments.reproduce.lessons import Way, learn
+from holdfast.experiments.reproduce.page import NOT_YET, conclusion
+from holdfast.experiments.reproduce.promise import at_rise, promise, settings_of, worst
+
+SMALL = replace(TINY, settings={"num_tasks": 3, "epochs": 2, "hidden": (24,)}, seeds=(0,))
+
+
+def entry(recipe: Recipe, rise: float) -> dict:
+    """Runs of which each lesson raises the oldest skill so much under a budget of 0.05, and more the less is held."""
+
+    def run(name: str) -> dict:
+        value = float(name.split()[-1]) if "budget" in name or "strength" in name else 0.0
+        loss = rise * value / 0.05 if "budget" in name else 1 / (1 + value)
+        if "joint" in name:
+            return {"lessons": [{"increments": [], "trained": 0.9, "new": 0.9}], "accuracy": [0.9, 0.9]}
+        first, second = ({"increments": [loss] * number, "trained": 0.97, "new": 0.97} for number in (0, 1))
+        return {"lessons": [first, second], "accuracy": [0.97 - min(loss, 0.5), 0.97]}
+
+    return {"seed": 0, **{name: run(name) for name in recipe.parts}}
+
+
+def test_it_is_run_and_told_end_to_end(tmp_path: Path):
+    recipe = promise(SMALL)
+    measured = measure_recipe(recipe, results=tmp_path)
+    assert recipe.measured_seeds(measured) == [0]
+    for name, run in measured[0].items():
+        if "budget" in name:
+            assert [len(lesson["increments"]) for lesson in run["lessons"]] == [0, 1, 2]
+            assert all(0 < rise < 3 * 0.05 for rise in worst(run))
+        elif "plain" in name:
+            assert max(worst(run)) > 3 * 0.05  # there is something to be kept
+    answered = answer(recipe, {}, measured, results=tmp_path, command="it")
+    assert "| MLP | Adam | budget 0.05 | " in answered.page.read_text()
+    assert "**Conclusion.** MLP: in " in answered.page.read_text()
+    assert [picture.name for picture in answered.pictures] == ["increments.png", "mlp.png"]
+    before = (tmp_path / "promise" / "results.json").read_bytes()
+    again = measure_recipe(recipe, results=tmp_path)
+    answer(recipe, {}, again, results=tmp_path, command="it")
+    assert (tmp_path / "promise" / "results.json").read_bytes() == before
+
+
+def test_a_stopped_measurement_goes_on_where_it_stopped(tmp_path: Path):
+    way = Way("adam", "budget", 0.05)
+    asked: list[str] = []
+
+    def part(name: str):
+        def measured(seed: int, data_dir: str | None) -> dict:
+            asked.append(f"{name}{seed}")
+            if asked == ["a0", "b0"]:
+                raise KeyboardInterrupt
+            return learn(settings_of(SMALL)[0], way, seed, data_dir)
+
+        return measured
+
+    recipe = replace(promise(SMALL), parts={name: part(name) for name in "ab"}, measure_seeds=(0, 1))
+    with pytest.raises(KeyboardInterrupt):
+        measure_recipe(recipe, results=tmp_path)
+    kept = measure_recipe(recipe, results=tmp_path, kept_only=True)
+    assert list(kept[0]) == ["seed", "a"]
+    assert recipe.measured_seeds(kept) == []
+    findings = RecipeFindings(recipe, {}, kept)
+    assert not findings.complete
+    assert conclusion(findings) == NOT_YET
+    done = measure_recipe(recipe, results=tmp_path)
+    assert asked == ["a0", "b0", "b0", "a1", "b1"]
+    assert recipe.measured_seeds(done) == [0, 1]
+    assert done[0]["a"] == done[0]["b"] != done[1]["a"]  # the same seed, the same figures
+    assert json.loads(json.dumps(done[0])) == done[0]
+
+
+@pytest.mark.parametrize(("rise", "stands"), [(0.07, "is kept"), (0.08, "is not kept")])
+def test_the_conclusion_is_arithmetic(rise: float, stands: str):
+    recipe = promise(replace(FULL, seeds=(0,)))
+    findings = RecipeFindings(recipe, {}, {0: entry(recipe, rise)})
+    told = conclusion(findings)
+    assert f"the largest was {rise / 0.05:.2f} budgets" in told
+    assert f"the promise {stands}" in told
+    assert "within 1 point of what fixed strengths reach at the same rise under 9 of 9 budgets" in told
+
+
+def test_half_done_it_is_drawn_without_a_conclusion(tmp_path: Path):
+    recipe = promise(SMALL)
+    whole = entry(recipe, 0.05)
+    half = RecipeFindings(recipe, {}, {0: {name: whole[name] for name in list(whole)[:3]}})
+    assert conclusion(half) == NOT_YET
+    assert recipe.table is not None
+    assert recipe.table(half).count("\n") == 3
+    assert recipe.draw(half, tmp_path)
+
+
+def test_a_grid_at_a_rise():
+    grid = [(0.01, 0.9), (1.0, 0.8), (0.1, 0.96)]
+    assert at_rise(grid, 0.005) is None
+    assert at_rise(grid, 0.01) == 0.9
+    assert at_rise(grid, 10**-1.5) == pytest.approx(0.93)
+    assert at_rise(grid, 0.5) == 0.96  # what rises less may be taken instead
+
+
+@pytest.mark.parametrize("size", [FULL, SMALL])
+def test_every_part_has_a_name_of_its_own(size: Size):
+    recipe = recipe_named("promise", size)
+    assert len(recipe.parts) == (27 if size.name == "full" else 7)
