@@ -21,8 +21,8 @@ def entry(recipe: Recipe, rise: float) -> dict:
     """Runs of which each lesson raises the oldest skill so much under a budget of 0.05, and more the less is held."""
 
     def run(name: str) -> dict:
-        value = float(name.split()[-1]) if "budget" in name or "strength" in name else 0.0
-        loss = rise * value / 0.05 if "budget" in name else 1 / (1 + value)
+        value = 0.0 if name.endswith(("plain", "joint")) else float(name.split()[-1])
+        loss = 1 / (1 + value) if "strength" in name else rise * value / 0.05 if value else 1.0
         if "joint" in name:
             return {"lessons": [{"increments": [], "trained": 0.9, "new": 0.9}], "accuracy": [0.9, 0.9]}
         first, second = ({"increments": [loss] * number, "trained": 0.97, "new": 0.97} for number in (0, 1))
@@ -87,6 +87,7 @@ def test_the_conclusion_is_arithmetic(rise: float, stands: str):
     told = conclusion(findings)
     assert f"the largest was {rise / 0.05:.2f} budgets" in told
     assert f"the promise {stands}" in told
+    assert f"alone, the largest was {rise / 0.05:.1f} budgets" in told
     assert "within 1 point of what fixed strengths reach at the same rise under 9 of 9 budgets" in told
 
 
@@ -111,4 +112,4 @@ def test_a_grid_at_a_rise():
 @pytest.mark.parametrize("size", [FULL, SMALL])
 def test_every_part_has_a_name_of_its_own(size: Size):
     recipe = recipe_named("promise", size)
-    assert len(recipe.parts) == (27 if size.name == "full" else 7)
+    assert len(recipe.parts) == (30 if size.name == "full" else 7)

@@ -21,7 +21,7 @@ DAMPING = 0.01
 EVERY = 4
 """Steps from one pull, and from one measurement on probes, to the next."""
 
-Holding = Literal["budget", "strength", "plain", "joint"]
+Holding = Literal["budget", "forecast", "strength", "plain", "joint"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,8 @@ class Way:
 
     Attributes:
         optimizer: one, for all of them.
-        holding: what holds the tasks before: a budget, a fixed strength, nothing ("plain"); "joint" learns all at once.
+        holding: what holds the tasks before: a budget, measured on probes or, without them, a "forecast"; a fixed
+            strength; or nothing ("plain"). "joint" learns all at once.
         value: of the budget, in nats per target, or of the strength.
     """
 
@@ -105,6 +106,8 @@ def _keeper(net: nn.Module, way: Way) -> EWC | None:
     match way.holding:
         case "budget":
             return EWC(net, budget=way.value, every=EVERY, probe_every=EVERY)
+        case "forecast":
+            return EWC(net, budget=way.value)
         case "strength":
             return EWC(net, strength=way.value, every=EVERY)
         case "plain" | "joint":
