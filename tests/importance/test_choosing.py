@@ -83,6 +83,12 @@ def test_few_classes_are_taken_exactly_and_many_are_drawn():
     assert found.probes.rise(net()) != 0
 
 
+def test_classes_that_take_part_are_counted():
+    batches = [(torch.randn(6, 4), torch.randint(3, (6,)))]
+    found = hf.measure(net(50), batches, probes=batches, loss=hf.Categorical(classes=(0, 1, 2)))
+    assert found.info.kind == "kfac-exact"
+
+
 def test_a_sequence_counts_its_positions():
     class Language(nn.Module):
         def __init__(self) -> None:

@@ -43,6 +43,10 @@ def test_the_rise_is_the_mean_divergence_over_targets():
     assert (probes.num_examples, probes.num_targets) == (9, 9)
 
 
+def test_they_do_not_print_the_old_data():
+    assert repr(hf.probes_of(net(), batches())) == "Probes(categorical, 9 examples, 9 targets)"
+
+
 def test_the_model_is_left_as_it_was():
     model, data = net().train(), batches()
     model[2].eval()

@@ -15,11 +15,11 @@ from holdfast.curvature.factored import FactoredImportance
 from holdfast.errors import OptionError
 from holdfast.importance.fisher import fisher
 from holdfast.importance.kfac import KfacKind, kfac
-from holdfast.importance.loss import MeasuredLoss
 from holdfast.importance.measure import check_is_many
 from holdfast.importance.probing import NUM_PROBES, probes_of
 from holdfast.likelihoods.batches import batch_copied, batch_size, batch_to, model_inputs, slice_batch
 from holdfast.likelihoods.likelihood import Likelihood, PerExample, resolve_likelihood
+from holdfast.likelihoods.outputs import logits_of
 from holdfast.moments.matrices import layers_of
 from holdfast.probes import Probes
 from holdfast.probes.evaluating import evaluating
@@ -38,8 +38,8 @@ _MAX_SIZE = 8192
 _MOST_HELD = 8.0
 """Kronecker factors are taken where they take at most so many times the memory of the weights."""
 
-_EXACT_UP_TO = 32
-"""Scores of an example: with more, a label is drawn in place of an expectation over all."""
+_EXACT_UP_TO = 33
+"""Outputs of an example: with more, a label is drawn in place of an expectation over all."""
 
 
 def measure(
@@ -69,8 +69,8 @@ def measure(
             `fisher`. "auto": Kronecker factors, which foresee a rise within 2 to 5 where a diagonal is 10 to 1,500
             times off, unless the model has no such layer, or they would take more than 8 times the weights' memory.
         labels: "exact" takes all labels with their probability; "sampled" draws one, in two passes; "empirical" takes
-            those in the data. "auto": exact up to 32 scores an example (33 classes), beyond them sampled; for a loss
-            function empirical.
+            those in the data. "auto": exact up to 33 outputs of an example, such as 33 classes, beyond them sampled;
+            for a loss function empirical.
         damping: of the factors (`kfac`): along directions that the data do not show, the loss rises too.
         num_probes: examples to take probes of.
         num_examples: measure on the first so many examples; None for all.
@@ -146,18 +146,18 @@ def _first_of(data: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
 
 
 def _labels(model: nn.Module, batch: Any, loss: Any, *, where: str) -> KfacKind:
-    """How labels are taken, by the scores that an exact measurement would need of each example."""
+    """How labels are taken, by the outputs of an example."""
     likelihood = resolve_likelihood(loss, where=where)
     if isinstance(likelihood, PerExample):
         return "empirical"
     if batch is None:
         return "exact"  # the estimator says that there is no data
-    measured = MeasuredLoss(likelihood, model, where=where)
     with evaluating(model) as bare:
-        few = batch_to(slice_batch(batch, 0, min(2, batch_size(batch)), lists=True), next(bare.parameters()).device)
-        args, kwargs = model_inputs(few)
-        scores = measured.exact_scores(bare(*args, **kwargs), few)
-    return "exact" if len(scores) <= _EXACT_UP_TO else "sampled"
+        one = batch_to(slice_batch(batch, 0, 1, lists=True), next(bare.parameters()).device)
+        args, kwargs = model_inputs(one)
+        num_outputs = logits_of(bare(*args, **kwargs)).numel()
+    chosen = getattr(likelihood, "classes", None)
+    return "exact" if min(num_outputs, len(chosen or ()) or num_outputs) <= _EXACT_UP_TO else "sampled"
 
 
 def _is_kronecker(model: nn.Module, form: Form, *, where: str) -> bool:

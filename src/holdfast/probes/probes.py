@@ -53,6 +53,9 @@ class Probes:
     loss: Comparable
     batches: Sequence[Probe] = field(default_factory=tuple)
 
+    def __repr__(self) -> str:
+        return f"Probes({self.loss.name}, {self.num_examples} examples, {self.num_targets} targets)"
+
     @classmethod
     def taken(cls, model: nn.Module, data: Iterable[Any], loss: Comparable) -> Self:
         """Ask a model for its answers on batches, which may lie on another device.
