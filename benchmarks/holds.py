@@ -70,7 +70,7 @@ def kept_by_factors(*, every: int, accumulate: Accumulate = "sum", num_tasks: in
         held = plain(workload, optimizer)
         kind = "exact" if workload.exact else "sampled"
         factors = hf.kfac(held.model, workload.batches(1), kind=kind)
-        keeper = hf.EWC(held.model, every=every, accumulate=accumulate).attach(held.optimizer)
+        keeper = hf.EWC(held.model, strength=1.0, every=every, accumulate=accumulate).attach(held.optimizer)
         for _ in range(num_tasks):
             keeper.retain(factors)
         return HeldModel(held.model, held.optimizer, keeper=keeper)

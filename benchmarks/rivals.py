@@ -1,6 +1,6 @@
 """The usual ways to sums over examples of squared or absolute gradients: loops, `torch.func`, BackPACK, Opacus.
 
-Each takes a model and batches, and gives name -> mean over the examples, as a user would write it. The model is left
+Each takes a model and batches, and gives name -> mean over the targets, as a user would write it. The model is left
 alone; the packages of the extra `bench` are imported where they are used.
 """
 
@@ -40,8 +40,10 @@ def mas_rows(outputs: Tensor, _: Tensor) -> Tensor:
     return outputs.square().flatten(1).sum(dim=1).unsqueeze(0)
 
 
-def one_at_a_time(model: nn.Module, batches: Batches, *, rows: RowScores, phi: Phi) -> Means:
-    """A backward pass for every example and row; batches of one example each."""
+def one_at_a_time(
+    model: nn.Module, batches: Batches, *, rows: RowScores, phi: Phi, counted: Callable[[Tensor], int] = torch.numel
+) -> Means:
+    """A backward pass for every example and row; batches of one example each. `counted`: what of its targets."""
     parameters = dict(model.named_parameters())
     sums, count = _zeros(model), 0
     for inputs, targets in batches:
@@ -50,7 +52,7 @@ def one_at_a_time(model: nn.Module, batches: Batches, *, rows: RowScores, phi: P
             gradients = torch.autograd.grad(value, list(parameters.values()), retain_graph=number + 1 < len(values))
             for total, gradient in zip(sums.values(), gradients):
                 total += phi(gradient)
-        count += len(targets)
+        count += counted(targets)
     return {name: total / count for name, total in sums.items()}
 
 
@@ -72,7 +74,7 @@ def vmapped(model: nn.Module, batches: Batches, *, chunk: int) -> Means:
                 found = each(parameters, tuple(tensor[some] for tensor in inputs), targets[some])
             for name, gradients in found.items():
                 sums[name] += gradients.square().sum(dim=0)
-        count += len(targets)
+        count += targets.numel()
     return {name: total / count for name, total in sums.items()}
 
 

@@ -88,7 +88,7 @@ def usual_ways(workload: Workload, *, chunk: int) -> list[Variant]:
     few = max(2, workload.batch_size // 4)
     usual = partial(Variant, ours=False)
     one = partial(rivals.one_at_a_time, phi=torch.square)
-    mas = partial(rivals.one_at_a_time, phi=torch.abs, rows=rivals.mas_rows)
+    mas = partial(rivals.one_at_a_time, phi=torch.abs, rows=rivals.mas_rows, counted=len)
     found = [
         usual(f"{SINGLY}empirical", partial(one, rows=rivals.empirical_rows), "empirical", alone=few),
         usual(f"{SINGLY}mas", mas, "mas", alone=few),
@@ -105,14 +105,14 @@ def usual_ways(workload: Workload, *, chunk: int) -> list[Variant]:
 
 
 def truths(workload: Workload, model: nn.Module, batch: Batch) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Quantity -> mean over the examples, one at a time in float64."""
+    """Quantity -> mean over the targets, of MAS over the examples; one at a time in float64."""
     model, examples = model.double(), [_double(example) for example in singles(batch, len(batch[1]))]
     weights = {name: parameter.detach().abs() for name, parameter in model.named_parameters()}
     one = partial(rivals.one_at_a_time, model, examples)
     yield "empirical", one(rows=rivals.empirical_rows, phi=torch.square)
     absolute = one(rows=rivals.empirical_rows, phi=torch.abs)
     yield "taylor", {name: weights[name] * value for name, value in absolute.items()}
-    yield "mas", one(rows=rivals.mas_rows, phi=torch.abs)
+    yield "mas", one(rows=rivals.mas_rows, phi=torch.abs, counted=len)
     if workload.exact:
         yield "exact", one(rows=rivals.exact_rows, phi=torch.square)
 
