@@ -85,21 +85,6 @@ def test_whatever_the_importance_and_the_optimizer(measure, optimizer):
         assert [skill.increment for skill in keeper.skills] == [0.0] * (number + 1)
 
 
-def test_earlier_lessons_leave_this_one_its_whole_budget():
-    model, keeper, _ = learned()
-    keeper.detach()
-    rises = []
-    for number in (1, 2, 3):
-        train(model, torch.optim.SGD(model.parameters(), lr=0.3), task(number)[0])
-        found = keeper.rewind()
-        assert found.kept
-        assert max(found.before) > BUDGET >= max(found.after) > 0.7 * BUDGET
-        assert found.after == tuple(skill.increment for skill in keeper.skills)
-        keeper.retain(hf.kfac(model, task(number)[0], damping=0.01), probes=hf.probes_of(model, task(number)[1]))
-        rises.append(keeper.skills[0].rise)
-    assert rises[-1] > 1.5 * BUDGET  # in all: what one lesson may take is counted from where it began
-
-
 def test_each_skill_may_have_a_budget_of_its_own():
     model, keeper, optimizer = learned()
     train(model, optimizer, task(1)[0])

@@ -313,7 +313,7 @@ class EWC(Keeper):
             step that leaves this ellipsoid is projected back onto it in the optimizer's metric. That needs importances
             in nats (Fisher, or any measured with `calibrate=True`), and is worth what the importance is: along the ways
             that training goes the real rise is 2 to 5 times what Kronecker factors foresee, and 10 to 1,500 times what
-            a diagonal does.
+            a diagonal does, and learning that is held to a forecast goes where it sees nothing (docs/strength.md).
         pull: "implicit"; "gradient", which adds strength * Omega * (theta - anchor) to the gradients before the step
             (after clipping, and it diverges where lr * strength * Omega > 2); or "penalty": add `penalty()` to the
             loss yourself.
