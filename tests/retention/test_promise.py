@@ -201,6 +201,18 @@ def test_a_budget_that_nothing_can_keep_by():
     hf.EWC(model, budget=0.1).retain(importance, probes=hf.probes_of(model, task(0)[1]))
 
 
+def test_nothing_chosen_is_a_budget_that_wants_probes():
+    model = network()
+    keeper = hf.EWC(model)
+    assert (keeper.budget, keeper.strength) == (0.02, None)
+    with pytest.raises(OptionError, match=r"probes=.*strength="):
+        keeper.retain(hf.mas(model, task(0)[0]))
+    with pytest.warns(UserWarning, match="keeps what the importance foresees alone"):
+        keeper.retain(hf.fisher(model, task(0)[0]))
+    hf.EWC(model).retain(hf.measure(model, task(0)[0], probes=task(0)[1]))
+    assert hf.EWC(model, pull="gradient").strength == 1.0
+
+
 def test_bad_options():
     model, keeper, _ = learned()
     for budget in (0, -1, "much", math.nan):

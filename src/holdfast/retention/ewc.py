@@ -45,7 +45,7 @@ class Elastic(Mechanism):
         multiplier: what stood in the strength's place in the last step, under a budget.
         steered: the strength that measured rises ask for; None where nothing is measured.
         num_penalties: how often the penalty was asked for.
-        is_default: whether nobody chose the budget, which is then to be measured.
+        is_default: whether nobody chose the budget, which should then be measured.
     """
 
     name: ClassVar[str] = "EWC"
@@ -232,19 +232,22 @@ class Elastic(Mechanism):
 
     def forecast(self, importance: Measured, *, where: str) -> Measured:
         """In nats."""
-        if self.is_default:
-            raise OptionError(
-                f"{where}: {self.name} without strength= and budget= keeps each task to {BUDGET} nats, measured on "
-                "probes, and this importance has none. Pass probes=hf.probes_of(model, held_out), or measure with "
-                "hf.measure, which takes them along. Or choose: strength=1.0, or a budget= to be foreseen."
-            )
         if self.every > 1:
             raise OptionError(
                 f"{where}: every={self.every}, and a budget without probes is kept by a projection at each step. Pass "
-                "probes=, or leave every at 1."
+                "probes=, leave every at 1, or build it with strength=."
             )
         self._check_directions(importance.layers, where=where)
-        return in_nats(importance, where=where)
+        found = in_nats(importance, where=where)
+        if self.is_default:
+            warnings.warn(
+                f"{where}: without strength= and budget= {self.name} keeps each task to {BUDGET} nats, and without "
+                "probes it keeps what the importance foresees alone, which is too little. Pass "
+                "probes=hf.probes_of(model, held_out), or measure with hf.measure, which takes them along; or choose a "
+                "strength or a budget.",
+                stacklevel=3,
+            )
+        return found
 
     def steering(self, importance: Measured) -> tuple[float, float]:
         """In nats from 1 to 10,000; from about 2,000 on learning under Adam escapes into what no curvature sees."""
@@ -304,8 +307,8 @@ class EWC(Keeper):
     Args:
         model: the model; tied weights count once, frozen ones are left out, wrappers are seen through.
         strength: lambda, 0..inf. With Fisher importances in nats N_old/N_new is the Laplace value, 1.0 for sets of
-            equal size. Give strength or budget, not both; without either it is a budget of 0.02 that probes have to be
-            given for (under the pulls of the textbook a strength of 1.0).
+            equal size. Give strength or budget, not both; without either it is a budget of 0.02, with a warning where
+            it is not measured on probes (under the pulls of the textbook a strength of 1.0).
         budget: in place of a strength, the most that the loss of each old task may rise during each new one, in nats
             per target. Measured where tasks are retained with probes (`Keeper.retain`): every `probe_every` steps the
             rise is taken, one strength follows the task that is worst off (`holdfast.retention.controller`), and
