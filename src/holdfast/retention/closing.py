@@ -107,7 +107,7 @@ def go_back(
 
     def put(multiplier: float, delta: float) -> None:
         strength = min(multiplier, anchored)
-        moved = rewound(ends, held, {}, strength=strength, delta=delta * mean) if multiplier else {}
+        moved = rewound(ends, held, strength=strength, delta=delta * mean) if multiplier else {}
         for name, value in {**ends, **moved}.items():
             local(weights[name].detach()).copy_(value)
 

@@ -12,7 +12,7 @@ _LEVEL, _CHANGE = 0.1, 0.5
 """What one e-fold of the ratio, and of its growth since the last measurement, adds to the logarithm of the strength."""
 
 _BOUND = 2.0
-"""The logarithm of a ratio is taken within plus and minus this: one measurement moves the strength by e at most."""
+"""The logarithm of a ratio is taken within plus and minus this: one measurement moves the strength ninefold at most."""
 
 _FUTILE = 8
 """Measurements in a row above the budget, at the highest strength, after which it is said not to be kept."""
