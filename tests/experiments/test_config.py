@@ -91,7 +91,7 @@ class TestNames:
             "attenuation": "exponential",
             "attenuate": "gradients",
             "accumulate": "mean",
-            "weighting": "examples",
+            "weighting": "targets",
             "fisher": "sampled",
             "mas_output": "softmax",
             "mas_batched": True,
