@@ -43,6 +43,21 @@ def test_the_rise_is_the_mean_divergence_over_targets():
     assert (probes.num_examples, probes.num_targets) == (9, 9)
 
 
+def test_a_model_that_draws_in_evaluation_draws_the_same():
+    class Noisy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(6, 3)
+
+        def forward(self, inputs):
+            return self.linear(inputs + torch.randn_like(inputs))
+
+    model = Noisy()
+    probes = hf.probes_of(model, batches())
+    torch.randn(7)
+    assert probes.rise(model) == 0
+
+
 def test_they_do_not_print_the_old_data():
     assert repr(hf.probes_of(net(), batches())) == "Probes(categorical, 9 examples, 9 targets)"
 

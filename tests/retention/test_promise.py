@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import holdfast as hf
-from holdfast.errors import FileFormatError, NotFiniteError, OptionError, StateError
+from holdfast.errors import FileFormatError, NotFiniteError, OptionError, ParameterMismatchError, StateError
 
 BUDGET = 0.05
 
@@ -437,3 +437,62 @@ def test_damaged_skills_are_refused(place, value):
         other.load_state(tensors, notes)
     assert not other.skills
     assert not other.held.num_tasks
+
+
+def test_probes_of_another_model_are_told():
+    model, keeper, optimizer = learned()
+    data, held_out = task(1)
+    probes = hf.probes_of(model, held_out)
+    train(model, optimizer, data, epochs=1)
+    keeper.close()
+    with pytest.warns(UserWarning, match=r"EWC\.retain: the answers of the probes are not those of the model as it is"):
+        keeper.retain(hf.kfac(model, data), probes=probes)
+
+
+@pytest.mark.parametrize("measure", [hf.fisher, hf.kfac])
+def test_a_task_that_was_closed_at_other_weights(measure):
+    plain, held_out = network(), task(0)[1]
+    train(plain, torch.optim.Adam(plain.parameters(), lr=5e-3), task(0)[0])
+    importance = measure(plain, task(0)[0]).with_probes(hf.probes_of(plain, held_out))
+    then = copy.deepcopy(plain.state_dict())
+    here, there = (hf.EWC(model, budget=BUDGET) for model in (plain, copy.deepcopy(plain)))
+    here.retain(importance)
+    for keeper in (here, there):
+        train(keeper.model, torch.optim.Adam(keeper.model.parameters(), lr=5e-3), task(1)[0])
+    there.retain(importance, anchors=then)
+    assert there.skills[0].increment > BUDGET
+    assert there.predicted_rise() == here.predicted_rise() > 0
+    assert str(here.rewind()) == str(there.rewind())
+    assert all(torch.equal(one, other) for one, other in zip(here.model.parameters(), there.model.parameters()))
+
+
+def test_two_skills_closed_at_two_places_balance_between_them():
+    base = network()
+    models, measured = [], []
+    for number in (0, 1):
+        model = copy.deepcopy(base)
+        train(model, torch.optim.Adam(model.parameters(), lr=5e-3), task(number)[0], epochs=5)
+        models.append(model)
+        measured.append(hf.fisher(model, task(number)[0]).with_probes(hf.probes_of(model, task(number)[1])))
+    keeper = hf.EWC(base, strength=1.0, accumulate="per_task")
+    for model, importance in zip(models, measured):
+        keeper.retain(importance, anchors=model.state_dict())
+    for name, anchor in keeper.held.anchors.items():
+        one, other = (importance[name] for importance in measured)
+        theta = [model.state_dict()[name] for model in models]
+        wanted = torch.where(one + other > 0, (one * theta[0] + other * theta[1]) / (one + other), anchor)
+        torch.testing.assert_close(anchor, wanted)
+    assert [skill.begun for skill in keeper.skills] == [0, 0]
+
+
+def test_what_cannot_be_anchors():
+    model, keeper, _ = learned()
+    importance, state = hf.measure(model, task(0)[0], probes=task(0)[1]), model.state_dict()
+    before = keeper.held
+    with pytest.raises(ParameterMismatchError, match="the weights of anchors= lack '2.bias'"):
+        keeper.retain(importance, anchors={name: value for name, value in state.items() if name != "2.bias"})
+    with pytest.raises(NotFiniteError, match="NaN or infinite"):
+        keeper.retain(importance, anchors={**state, "2.bias": torch.full((4,), math.nan)})
+    with pytest.raises(OptionError, match=r"WVA\.retain: WVA keeps no anchors"):
+        hf.WVA(model, strength=1.0).retain(hf.fisher(model, task(0)[0]), anchors=state)
+    assert keeper.held is before

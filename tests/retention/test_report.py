@@ -12,7 +12,7 @@ from tests.retention.loops import MECHANISMS, batches, importance_of, network, t
 from torch import nn
 from torch.optim import SGD, Adam, AdamW
 
-from holdfast import EWC, WVA, Keeper, Mechanism
+from holdfast import EWC, WVA, Keeper, Mechanism, fisher, probes_of
 from holdfast.errors import ParameterMismatchError, StateError
 
 
@@ -204,7 +204,7 @@ def test_references_that_do_not_fit():
     keeper = WVA(model, strength=1.0).retain(importance_of(model))
     wrapped = nn.DataParallel(model).state_dict()
     with pytest.raises(
-        ParameterMismatchError, match="WVA.predicted_rise: the reference lacks '0.weight', '0.bias', .* bare"
+        ParameterMismatchError, match="WVA.predicted_rise: the weights of reference= lack '0.weight', '0.bias', .* bare"
     ):
         keeper.predicted_rise(wrapped)
     wrong = {**model.state_dict(), "0.bias": torch.zeros(2)}
@@ -324,3 +324,30 @@ def test_attenuated_gradients_under_adam_warn_and_have_no_effect():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         WVA(model, strength=50.0, on="increments").attach(optimizer)
+
+
+def test_what_deserves_a_look():
+    model = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 3))
+    data = [(torch.randn(8, 4), torch.randint(3, (8,)))]
+    keeper = EWC(model, strength=1.0, new_parameters="free", statistics="free")
+    assert keeper.report().remarks == ()
+    importance = {name: torch.ones_like(p) for name, p in model.named_parameters() if name != "2.bias"}
+    keeper.retain(importance, probes=probes_of(model, data))
+    assert keeper.report().remarks == (
+        "attached to no optimizer",
+        "1 parameter not held, such as '2.bias'",
+        "2 running statistics not held, such as '1.running_mean'",
+    )
+    whole = EWC(model, budget=0.01, probe_every=1, statistics="hold")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    whole.attach(optimizer).retain(fisher(model, data), probes=probes_of(model, data))
+    for _ in range(60):
+        optimizer.step()
+    assert whole.report().remarks == ("the budget does not bind",)
+    with torch.no_grad():
+        model[2].bias += torch.tensor([3.0, 0.0, -3.0])
+    with pytest.warns(UserWarning, match="does not keep the budget"):
+        for _ in range(200):
+            optimizer.step()
+    assert whole.report().remarks == ("more strength does not keep the budget",)
+    assert str(whole.report()).endswith("; more strength does not keep the budget")

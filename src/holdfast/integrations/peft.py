@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from holdfast.curvature import Measured
 from holdfast.curvature.adapters import check_low_rank
+from holdfast.errors import OptionError
 from holdfast.integrations.peft_layers import base_weights, lora_adapters, on_adapters
 from holdfast.probes import Probes
 from holdfast.retention import EWC
@@ -24,6 +25,7 @@ from holdfast.retention.keeper import Keeper, as_importance
 from holdfast.retention.mechanism import Mechanism
 from holdfast.retention.options import KeeperOptions
 from holdfast.steps import UserMetric
+from holdfast.tensors import TensorMap
 
 __all__ = ["LoraEWC", "base_weights"]
 
@@ -97,6 +99,7 @@ class LoraEWC(EWC):
         *,
         probes: Probes | None = None,
         budget: float | None = None,
+        anchors: TensorMap | None = None,
     ) -> Self:
         """Close a task: merge its importance into what is held, and hold to today's weights and products.
 
@@ -106,6 +109,7 @@ class LoraEWC(EWC):
                 Kronecker factors the diagonal is taken.
             probes: as for `EWC.retain`, and the budget too.
             budget: of this task alone.
+            anchors: None; load the adapters' weights of that time instead.
 
         Raises:
             ParameterMismatchError: adapted weights without an importance or of another shape, or trained parameters
@@ -115,6 +119,11 @@ class LoraEWC(EWC):
 
         Nothing is changed when it raises.
         """
+        if anchors is not None:
+            raise OptionError(
+                f"{self.name}.retain: it holds to products of adapters, so that anchors= cannot be given. Load the "
+                "adapters as they were when the task was closed, and retain then."
+            )
         given = as_importance(importance, where=f"{self.name}.retain").to_diagonal()
         held = on_adapters(self.model, self.mechanism.adapter, given)
         return super().retain(held, probes=given.probes if probes is None else probes, budget=budget)

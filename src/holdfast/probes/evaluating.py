@@ -15,7 +15,8 @@ from holdfast.tensors import unwrap
 def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     """The bare model in evaluation mode, without gradients and outside autocast.
 
-    Given back at the end, also after an error: every module's training flag, the buffers (objects and values), and the
+    A model that draws at random in evaluation mode draws the same each time, so that its answers can be compared. Given
+    back at the end, also after an error: every module's training flag, the buffers (objects and values), and the
     random state of the CPU and of the model's CUDA devices.
 
     Cost: a copy of the buffers.
@@ -29,6 +30,9 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     with ExitStack() as stack:
         cuda = sorted((device for device in devices if device.type == "cuda"), key=lambda device: device.index or 0)
         stack.enter_context(torch.random.fork_rng(devices=cuda))
+        torch.default_generator.manual_seed(0)
+        for device in cuda:
+            torch.cuda.default_generators[torch.device(device).index or 0].manual_seed(0)
         for kind in {device.type for device in devices} | {"cpu"}:
             stack.enter_context(torch.autocast(kind, enabled=False))
         stack.enter_context(torch.no_grad())

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from holdfast.errors import FileFormatError, NotFiniteError, OptionError
+from holdfast.errors import FileFormatError, NotFiniteError, OptionError, ParameterMismatchError
 from holdfast.files import check_described
 from holdfast.memory import Retained
-from holdfast.records import check_importance_values, check_tensors
-from holdfast.tensors import TensorMap
+from holdfast.records import check_importance_values, check_shapes, check_tensors
+from holdfast.tensors import TensorMap, all_parameters, shard
 
 _AGAIN = "Save the keeper again, or take an older copy."
 
@@ -49,6 +49,34 @@ def check_anchors(weights: TensorMap, *, where: str, sum_of: Callable[[Iterable[
             raise NotFiniteError(f"{where}: weights of another process's shards are NaN or infinite. {remedy}")
     if mine:
         check_finite(weights, where=where, what="weights", remedy=remedy)
+
+
+def weights_elsewhere(
+    given: TensorMap, names: Iterable[str], model: nn.Module, *, where: str, what: str
+) -> dict[str, Tensor]:
+    """Weights of another time for parameters of the model, beside these: of a sharded model this process's own.
+
+    Args:
+        given: name -> weights, whole.
+        names: of all that are needed.
+        model: the model.
+        where: for messages.
+        what: these weights are, likewise.
+
+    Raises:
+        ParameterMismatchError: some are missing, no tensors or of another shape.
+    """
+    needed = list(dict.fromkeys(names))
+    if missing := [name for name in needed if name not in given]:
+        raise ParameterMismatchError(
+            f"{where}: the {what} lack {', '.join(map(repr, missing))}. Give them under the names of the bare model's "
+            "state_dict()."
+        )
+    found = {name: given[name] for name in needed}
+    check_tensors(found, where=where, error=ParameterMismatchError)
+    check_shapes(found, model, where=where, remedy="Give the weights of this model.")
+    parameters = all_parameters(model)
+    return {name: shard(value.detach(), parameters[name]) for name, value in found.items() if name in parameters}
 
 
 def check_notes(tensors: TensorMap, notes: Any, *, parts: Iterable[str], mechanism: str, where: str) -> None:

@@ -102,11 +102,12 @@ class Holdings:
             check_on_disk(path, self.forms, rule)
         self.checkpoint = None if path is None else os.fspath(path)
 
-    def close(self, importance: Measured, *, rule: Accumulate, weighting: Weighting) -> None:
-        """Merge one more task into what is held, at today's weights.
+    def close(self, importance: Measured, *, at: TensorMap | None, rule: Accumulate, weighting: Weighting) -> None:
+        """Merge one more task into what is held.
 
         Args:
             importance: of the task.
+            at: name -> weights beside the parameters, those at which it was closed; None for today's.
             rule: of accumulation.
             weighting: of the tasks.
 
@@ -119,6 +120,7 @@ class Holdings:
             raise OptionError(no_layers_in_shards(self._where))
         parameters = all_parameters(self._model)  # frozen ones have an anchor too, should they be unfrozen
         weights = {name: local(parameter.detach()) for name, parameter in parameters.items()}
+        weights |= {name: weight.to(weights[name]) for name, weight in (at or {}).items()}
         devices = {name: weight.device for name, weight in weights.items()}
         to_hold = {name: weights[name] for name in (*self.held.importance, *diagonal) if name in weights}
         on_disk: dict[str, Reference] = {}

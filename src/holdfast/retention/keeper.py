@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Literal, Self
 
@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from holdfast.curvature import Accumulate, Measured, Weighting, shapes_of
-from holdfast.errors import OptionError, ParameterMismatchError, StateError
+from holdfast.errors import OptionError, StateError
 from holdfast.memory import AnchorForm, Forms, ImportanceForm, Retained
 from holdfast.memory.stored import num_positive
 from holdfast.probes import Probes
-from holdfast.records import Importance, ImportanceInfo, check_names, check_shapes, check_tensors
+from holdfast.records import Importance, ImportanceInfo, check_names, check_tensors
 from holdfast.retention.attachments import Attachments
+from holdfast.retention.checks import weights_elsewhere
 from holdfast.retention.closing import Rewound, go_back, new_task_cost
 from holdfast.retention.holdings import Holdings
 from holdfast.retention.mechanism import Mechanism, as_budget, check_choices, check_mechanism, check_option
@@ -33,7 +34,7 @@ from holdfast.retention.report import Report, counted
 from holdfast.retention.rise import layers_rise, weights_rise
 from holdfast.retention.skills import Skill, Skills
 from holdfast.retention.statistics import HeldStatistics, Statistics
-from holdfast.tensors import TensorMap, all_parameters, check_real, copied, shard, sum_of, trainable_parameters, unwrap
+from holdfast.tensors import TensorMap, all_parameters, check_real, copied, sum_of, trainable_parameters, unwrap
 
 logger = logging.getLogger("holdfast")
 
@@ -210,10 +211,15 @@ class Keeper(Persistent):
         *,
         probes: Probes | None = None,
         budget: float | None = None,
+        anchors: TensorMap | None = None,
     ) -> Self:
         """Close a task: merge its importance into what is held, and move the anchors to today's weights.
 
         A new lesson begins for every skill that has probes: its rise is measured, and its budget holds from here.
+        With `anchors` the task was closed at those weights, here or in another copy of the model: its rise counts from
+        there, and no lesson of the other skills ends. Under accumulate="per_task" each task keeps its own, joined
+        exactly where a diagonal holds them and nearly under Kronecker factors; under the other rules the newest hold
+        for all.
 
         Args:
             importance: an `Importance`, a plain mapping from name to tensor >= 0 of the parameter's shape, or for
@@ -222,6 +228,7 @@ class Keeper(Persistent):
                 brings along, if any. Where `torch.distributed` is initialized a rise is the mean over all processes:
                 with probes each of them retains, steps and closes.
             budget: of this task alone, in nats per target; None for the keeper's.
+            anchors: name -> the weights at which the task was closed, such as a `state_dict()`; None for today's.
 
         Returns:
             The keeper itself.
@@ -234,7 +241,8 @@ class Keeper(Persistent):
             FileFormatError: anchors by reference, and their checkpoint is missing, truncated or no safetensors file.
             OptionError: a budget without probes over an importance whose unit is not nats; a budget for this task
                 where the keeper has a strength; Kronecker factors where they have no meaning, or for a parameter that
-                is held by a diagonal; no mapping to dense tensors of real numbers; probes that are none.
+                is held by a diagonal; no mapping to dense tensors of real numbers; probes that are none; anchors given
+                to a mechanism that has none, or beside a checkpoint to find them in.
             StateError: the model takes probes no more; the processes that train replicas of the model hold different
                 importances (`check_replicas`).
 
@@ -252,17 +260,20 @@ class Keeper(Persistent):
         covers = {**given.diagonal, **{name: zero for name, zero in in_layers.items() if name not in rests}}
         check_names(covers, self.model, where=where)
         check_held_shapes(self.held, self.model, where=where)
+        elsewhere = None if anchors is None else self._elsewhere(anchors, covers, where=where)
         accepted = self.mechanism.accepted(given, where=where)
         probes = getattr(importance, "probes", None) if probes is None else probes
         steering = self.mechanism.steering(accepted)
-        skills = self._skills.with_lesson(probes, budget, of_keeper=self.mechanism.budget, steering=steering)
+        skills = self._skills.with_skill(
+            probes, budget, of_keeper=self.mechanism.budget, steering=steering, closed_here=elsewhere is None
+        )
         if self.mechanism.budget is not None and not skills.are_bounded:
             accepted = self.mechanism.forecast(accepted, where=where)
         check_same_curvature(covers, shapes_of(accepted.layers), self.held, where=where)
         covered = Retained(importance={**self.held.covered, **covers}, num_tasks=self.held.num_tasks)
         check_covered(list(parameters), covered, new_parameters=self.new_parameters, where=where)
         self._holdings.follow_shards()
-        self._holdings.close(accepted, rule=self.accumulate, weighting=self.weighting)
+        self._holdings.close(accepted, at=elsewhere, rule=self.accumulate, weighting=self.weighting)
         self._statistics.retain()
         self._attachments.count_from([])
         self.mechanism.retained()
@@ -386,16 +397,7 @@ class Keeper(Persistent):
         held, weights, where = self.held, all_parameters(self.model), f"{self.name}.predicted_rise"
         there, constant = held.anchors, held.constant
         if reference is not None:
-            missing = [name for name in held.covered if name not in reference]
-            if missing:
-                raise ParameterMismatchError(
-                    f"{where}: the reference lacks {', '.join(map(repr, missing))}. Give it under the names of the "
-                    "bare model's state_dict()."
-                )
-            given = {name: reference[name] for name in held.covered}
-            check_tensors(given, where=where, error=ParameterMismatchError)
-            check_shapes(given, self.model, where=where, remedy="Give the weights of this model.")
-            there = {name: shard(value.detach(), weights[name]) for name, value in given.items() if name in weights}
+            there = weights_elsewhere(reference, held.covered, self.model, where=where, what="weights of reference=")
             constant = 0.0
         elif not self.mechanism.anchored:
             raise OptionError(f"{where}: {self.name} keeps no anchors. Pass reference=, the weights of the old task.")
@@ -426,6 +428,7 @@ class Keeper(Persistent):
             predicted_rise=self.predicted_rise() if self.mechanism.anchored else None,
             rise_unit="importance units" if self.held.nats_per_unit is None else "nats",
             skills=tuple((skill.increment, skill.rise, skill.budget) for skill in self.skills),
+            remarks=tuple(self._remarks(parameters)) if self.held.num_tasks else (),
         )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
@@ -442,6 +445,27 @@ class Keeper(Persistent):
         of_subclass = vars(self).keys() - vars(twin).keys()
         vars(twin).update({name: copy.deepcopy(vars(self)[name], memo) for name in of_subclass})
         return twin
+
+    def _elsewhere(self, anchors: TensorMap, covers: Iterable[str], *, where: str) -> dict[str, Tensor]:
+        if not self.mechanism.anchored:
+            raise OptionError(f"{where}: {self.name} keeps no anchors. Leave anchors= out, or hold with EWC.")
+        if self.anchors is not None:
+            raise OptionError(
+                f"{where}: anchors= are given, and the keeper is to find today's weights in {self.anchors!r}. Build it "
+                "without anchors=."
+            )
+        names = [*covers, *self.held.covered]
+        return weights_elsewhere(anchors, names, self.model, where=where, what="weights of anchors=")
+
+    def _remarks(self, parameters: TensorMap) -> Iterator[str]:
+        covered = self.held.covered
+        if not self.optimizers:
+            yield "attached to no optimizer"
+        if free := [name for name in parameters if name not in covered]:
+            yield f"{counted(len(free), 'parameter')} not held, such as {free[0]!r}"
+        if loose := self._statistics.loose:
+            yield f"{counted(len(loose), 'running statistic')} not held, such as {loose[0]!r}"
+        yield from self._skills.remarks()
 
     def _begin(self, skills: Skills) -> None:
         self._skills = skills

@@ -28,6 +28,8 @@ class Report:
         rise_unit: "nats", or the importance's own unit where its factor to nats is not known.
         skills: of each that has probes, when it was last measured, in nats per target: what its rise has grown by in
             this lesson, its whole rise, and its budget, None for none.
+        remarks: what deserves a look, such as parameters and statistics that nothing holds, or a budget that is not
+            kept.
     """
 
     mechanism: str
@@ -40,6 +42,7 @@ class Report:
     predicted_rise: float | None
     rise_unit: str
     skills: tuple[tuple[float, float, float | None], ...] = ()
+    remarks: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """One line, the one that is logged."""
@@ -59,4 +62,4 @@ class Report:
         for number, (increment, rise, budget) in enumerate(self.skills):
             bound = "" if budget is None else f" of {budget:g}"
             parts.append(f"skill {number} measured {increment:.3g}{bound} nats in this lesson ({rise:.3g} in all)")
-        return ", ".join(parts)
+        return ", ".join(parts) + "".join(f"; {remark}" for remark in self.remarks)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -14,8 +14,11 @@ from torch import Tensor, nn
 from holdfast.errors import FileFormatError, OptionError
 from holdfast.probes import Probes
 from holdfast.probes.files import probes_from_state, probes_to_state
-from holdfast.retention.controller import Controller
+from holdfast.retention.controller import LOWEST, Controller
 from holdfast.retention.mechanism import as_budget, check_option
+
+_STALE = 1e-3
+"""Nats per target between the answers of new probes and those of the model, above which they are of another model."""
 
 
 @dataclass
@@ -121,8 +124,14 @@ class Skills:
             )
         return strength
 
-    def with_lesson(
-        self, probes: Probes | None, budget: float | None, *, of_keeper: float | None, steering: tuple[float, float]
+    def with_skill(
+        self,
+        probes: Probes | None,
+        budget: float | None,
+        *,
+        of_keeper: float | None,
+        steering: tuple[float, float],
+        closed_here: bool,
     ) -> Skills:
         """The skills with one more, all of them at the beginning of a lesson at today's weights; this is left as it is.
 
@@ -131,6 +140,8 @@ class Skills:
             budget: of it alone; None for the keeper's.
             of_keeper: the keeper's; None under a strength.
             steering: the strength that the first lesson begins with, and the highest.
+            closed_here: whether the new skill was closed at today's weights. If it was not, no lesson begins: the new
+                skill's rise counts from its closing, and those of the others from where they did.
 
         Raises:
             OptionError: probes that are none, or a budget under a strength or without probes.
@@ -149,7 +160,7 @@ class Skills:
         fresh = Skills(self._model, where=self._where, every=self._every)
         fresh.all = [replace(skill) for skill in self.all]
         fresh.rises()
-        if self.are_bounded and not self.is_closed and fresh.worst > 1:
+        if closed_here and self.are_bounded and not self.is_closed and fresh.worst > 1:
             warnings.warn(
                 f"{where}: the lesson was over its budget: {fresh.told()}. Call close() before a task is measured and "
                 "retained, which takes back what is over.",
@@ -157,15 +168,23 @@ class Skills:
             )
         if self.are_bounded and probes is None:
             warnings.warn(f"{where}: this task has no probes, so that nobody measures what it loses.", stacklevel=4)
-        for skill in fresh.all:
-            skill.begun = skill.rise
+        if closed_here:
+            for skill in fresh.all:
+                skill.begun = skill.rise
         if probes is not None:
             (rise,) = agreed([probes.rise(self._model)], self._model)
-            fresh.all.append(Skill(probes, own_budget=budget, begun=rise, rise=rise))
+            if closed_here and abs(rise) > _STALE:
+                warnings.warn(
+                    f"{where}: the answers of the probes are not those of the model as it is: {rise:.3g} nats lie "
+                    "between them. Take probes where the task is closed, after close(); or, of a task that was closed "
+                    "at other weights, give these as anchors=.",
+                    stacklevel=4,
+                )
+            fresh.all.append(Skill(probes, own_budget=budget, begun=rise if closed_here else 0.0, rise=rise))
         fresh.bound(of_keeper)
         first, highest = steering
         fresh.controller = Controller(self.controller.strength if self.are_bounded else first, highest)
-        fresh.is_closed = True
+        fresh.num_steps, fresh.is_closed = (0, True) if closed_here else (self.num_steps, self.is_closed)
         return fresh
 
     def told(self) -> str:
@@ -175,6 +194,17 @@ class Skills:
             for number, skill in enumerate(self.all)
             if skill.budget is not None
         )
+
+    def remarks(self) -> Iterator[str]:
+        """Whether the budget binds, and is kept, for a report."""
+        if not self.are_bounded:
+            return
+        if self.controller.is_futile:
+            yield "more strength does not keep the budget"
+        elif self.worst > 1:
+            yield "over the budget" + ("" if self.is_closed else ", close() goes back")
+        elif self.num_steps and self.controller.strength <= LOWEST:
+            yield "the budget does not bind"
 
     # --- for a checkpoint
 

@@ -73,6 +73,7 @@ class HeldStatistics:
         self._noted: dict[str, Tensor] = {}
         self._steps_left = 0
         self._has_warned = False
+        self._seen: list[str] = []
         if option == "hold":
             _check_takes_hooks(model, where=where)
 
@@ -116,6 +117,13 @@ class HeldStatistics:
         elif self._option == "warn" and self._steps_left > 0 and not self._has_warned:
             self._look()
 
+    @property
+    def loose(self) -> list[str]:
+        """Names of those that are known to move, by their kind or because they were seen to, and are not held."""
+        if self._option == "hold":
+            return []
+        return [name for name, (module, _) in statistics_of(self._model).items() if _is_norm(module)] or self._seen
+
     def _look(self) -> None:
         """Compare with what the first step left: until then a user may have loaded other values."""
         self._steps_left -= 1
@@ -123,7 +131,7 @@ class HeldStatistics:
         if not self._noted:
             self._noted = copies(buffers)
         elif found := moved(buffers, self._noted, tolerance=1e-5):
-            self._has_warned = True
+            self._has_warned, self._seen = True, list(found)
             warnings.warn(moved_warning(self._where, found), stacklevel=2)
         if self._has_warned or self._steps_left == 0:
             self._noted = {}
