@@ -326,6 +326,11 @@ def test_attenuated_gradients_under_adam_warn_and_have_no_effect():
         WVA(model, strength=50.0, on="increments").attach(optimizer)
 
 
+def steps(optimizer, count: int) -> None:
+    for _ in range(count):
+        optimizer.step()
+
+
 def test_what_deserves_a_look():
     model = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 3))
     data = [(torch.randn(8, 4), torch.randint(3, (8,)))]
@@ -341,13 +346,11 @@ def test_what_deserves_a_look():
     whole = EWC(model, budget=0.01, probe_every=1, statistics="hold")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     whole.attach(optimizer).retain(fisher(model, data), probes=probes_of(model, data))
-    for _ in range(60):
-        optimizer.step()
+    steps(optimizer, 60)
     assert whole.report().remarks == ("the budget does not bind",)
     with torch.no_grad():
         model[2].bias += torch.tensor([3.0, 0.0, -3.0])
     with pytest.warns(UserWarning, match="does not keep the budget"):
-        for _ in range(200):
-            optimizer.step()
+        steps(optimizer, 200)
     assert whole.report().remarks == ("more strength does not keep the budget",)
     assert str(whole.report()).endswith("; more strength does not keep the budget")
