@@ -147,7 +147,7 @@ def test_rules_weigh_the_tasks(rule, shares):
 
 
 def test_weighting_by_examples():
-    found = kept("sum", weighting="targets").layers["w"]
+    found = kept("sum", weighting="examples").layers["w"]
     total = product(factors(0)) + 2 * product(factors(1))
     torch.testing.assert_close(traces(dense(found))[0], traces(total)[0], rtol=1e-4, atol=1e-3)
 

@@ -91,7 +91,7 @@ class TestNames:
             "attenuation": "exponential",
             "attenuate": "gradients",
             "accumulate": "mean",
-            "weighting": "targets",
+            "weighting": "examples",
             "fisher": "sampled",
             "mas_output": "softmax",
             "mas_batched": True,

@@ -94,7 +94,7 @@ class Case:
 
 def every_case() -> Iterator[Case]:
     """All that can be, many more than are run."""
-    found = product(MECHANISMS, OPTIMIZERS, FORMS, (1, 4), RULES, ("task", "targets"))
+    found = product(MECHANISMS, OPTIMIZERS, FORMS, (1, 4), RULES, ("task", "examples"))
     return (case for values in found if (case := Case(*values)).can_be)
 
 

@@ -512,7 +512,7 @@ def effective_weights(model):
 @pytest.mark.parametrize("kind", MODELS)
 def test_several_tasks_join_and_are_held_to_the_last(kind, rule, joined):
     """Against the penalty by hand, weights beside the adapters too; and by examples."""
-    for weighting, share in (("task", 1.0), ("targets", 3.0)):
+    for weighting, share in (("task", 1.0), ("examples", 3.0)):
         model, importance = adapted(kind, modules_to_save=["ln_f" if kind == "gpt2" else "norm"])
         keeper = LoraEWC(model, accumulate=rule, weighting=weighting).retain(importance)
         disturb(model)

@@ -71,14 +71,14 @@ def test_a_weight_of_no_importance_has_its_anchor_where_it_is():
 def test_examples_weigh_against_the_first_task():
     held = Retained()
     for importance, count in ((1.0, 100), (1.0, 300), (2.0, 50)):
-        held = retain(held, {"w": torch.tensor([importance])}, weights={}, weighting="targets", num_targets=count)
+        held = retain(held, {"w": torch.tensor([importance])}, weights={}, weighting="examples", num_targets=count)
     assert held.importance["w"].item() == pytest.approx(1 + 3 + 1)
     assert held.first_targets == 100
 
 
 def test_weighting_by_unknown_examples():
-    with pytest.raises(OptionError, match='weighting="targets" needs importances that know their number of targets'):
-        hold([[1.0]], weighting="targets")
+    with pytest.raises(OptionError, match='weighting="examples" needs importances that know their number of targets'):
+        hold([[1.0]], weighting="examples")
 
 
 def test_names_that_come_and_go():
@@ -129,7 +129,7 @@ def test_gamma_out_of_range(gamma):
 def test_unknown_rules_and_weightings():
     with pytest.raises(OptionError, match=r'accumulate is \'product\'; expected "sum", "mean", "max", "per_task" or'):
         hold([[1.0], [1.0]], rule="product")
-    with pytest.raises(OptionError, match=r'weighting is \'both\'; expected "task" or "targets"'):
+    with pytest.raises(OptionError, match=r'weighting is \'both\'; expected "task" or "examples"'):
         hold([[1.0]], weighting="both")
     with pytest.raises(
         OptionError, match='accumulate="per_task" joins anchors, and this mechanism has none. Use "sum"'

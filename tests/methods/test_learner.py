@@ -306,7 +306,7 @@ class TestState:
             ("ewc-si", {"strength": 1.0}),
             ("ewc-si", {"strength": 1.0, "si_gradient": "after"}),
             ("ewc-si", {"strength": 1.0, "si_variant": "kutalev"}),
-            ("wva-si", {"strength": 10.0, "accumulate": "decayed:0.5", "weighting": "targets"}),
+            ("wva-si", {"strength": 10.0, "accumulate": "decayed:0.5", "weighting": "examples"}),
             ("ewc-kfac", {"strength": 10.0}),
             ("ewc-kfac", {"strength": 10.0, "accumulate": "per_task"}),
             ("er", {"buffer_size": 30}),

@@ -138,7 +138,7 @@ def test_an_optimizer_of_another_model(kind):
         ({"strength": math.nan}, "strength is nan; expected a number from 0 to infinity"),
         ({"strength": "1"}, "strength is '1'; expected a number from 0 to infinity"),
         ({"accumulate": "add"}, 'accumulate is \'add\'; expected "sum", "mean", "max", "per_task" or Decayed'),
-        ({"weighting": "size"}, 'weighting is \'size\'; expected "task" or "targets"'),
+        ({"weighting": "size"}, 'weighting is \'size\'; expected "task" or "examples"'),
         ({"new_parameters": "ignore"}, 'new_parameters is \'ignore\'; expected "error" or "free"'),
         ({"log_every": -1}, "log_every is -1; expected a whole number >= 0"),
         ({"log_every": 1.5}, "log_every is 1.5; expected a whole number >= 0"),
@@ -283,7 +283,7 @@ def saved(kind, path, **options):
         {"strength": math.inf, "accumulate": Decayed(0.5)},
         {"accumulate": "per_task", "new_parameters": "free", "log_every": 7},
         {"strength": None, "budget": 0.5},
-        {"weighting": "targets", "pull": "penalty"},
+        {"weighting": "examples", "pull": "penalty"},
     ],
     ids=["decayed", "per task", "budget", "penalty"],
 )

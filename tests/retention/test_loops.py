@@ -637,7 +637,7 @@ def test_a_mapping_will_do_as_importance():
 
 def test_examples_weigh():
     model = network()
-    keeper = EWC(model, strength=1.0, weighting="targets")
+    keeper = EWC(model, strength=1.0, weighting="examples")
     ones = {name: torch.ones_like(p) for name, p in model.named_parameters()}
     for count in (10, 40):
         keeper.retain(Importance(ones, ImportanceInfo("l2", count)))

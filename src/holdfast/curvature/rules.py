@@ -23,7 +23,7 @@ class Decayed:
 
 
 Accumulate = Literal["sum", "mean", "max", "per_task"] | Decayed
-Weighting = Literal["task", "targets"]
+Weighting = Literal["task", "examples"]
 
 
 def joined(held: Tensor, new: Tensor, rule: Accumulate, *, num_tasks: int) -> Tensor:

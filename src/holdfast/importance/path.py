@@ -158,7 +158,7 @@ class SynapticIntelligence:
 
         Args:
             restart: begin a new path, for the next task; False leaves this one going on.
-            num_examples: examples of the task, noted in the record for `weighting="targets"`, as its targets too;
+            num_examples: examples of the task, noted in the record for `weighting="examples"`, as its targets too;
                 `with_info(num_targets=...)` where they are others.
 
         Returns:

@@ -44,7 +44,7 @@ class Retained:
         start: 1/2 sum F (theta - anchor)^2 for theta the weights at the last retain; above zero under `per_task`, and
             by little where anchors are rounded.
         num_tasks: tasks closed.
-        first_targets: number of targets of the first importance, the unit of `weighting="targets"`.
+        first_targets: number of targets of the first importance, the unit of `weighting="examples"`.
         nats_per_unit: what turns the importance's unit into nats, averaged over tasks by their total
             importance; None where one task's is not known.
         largest: largest entry of `importance` as it is held.
@@ -91,7 +91,7 @@ def retain(
             before and missing here keeps its anchor.
         layers: the new task's, by weight; with anchors only.
         rule: how importances join, see above.
-        weighting: "task" counts every task the same; "targets" multiplies an importance by its number of targets
+        weighting: "task" counts every task the same; "examples" multiplies an importance by its number of targets
             over that of the first task: examples, but of sequences each label that counts.
         num_targets: targets the new importance is a mean over; needed for weighting by them.
         nats_per_unit: the new importance's factor to nats, or None.
@@ -112,12 +112,12 @@ def retain(
     check_rule(rule)
     first_targets = held.first_targets or num_targets
     share = 1.0
-    if weighting == "targets":
+    if weighting == "examples":
         if num_targets < 1 or first_targets < 1:
-            raise OptionError('retain: weighting="targets" needs importances that know their number of targets.')
+            raise OptionError('retain: weighting="examples" needs importances that know their number of targets.')
         share = num_targets / first_targets
     elif weighting != "task":
-        raise OptionError(f'retain: weighting is {weighting!r}; expected "task" or "targets".')
+        raise OptionError(f'retain: weighting is {weighting!r}; expected "task" or "examples".')
     if rule == "per_task" and not weights:
         raise OptionError('retain: accumulate="per_task" joins anchors, and this mechanism has none. Use "sum".')
     joint = _joined_layers(held, layers or {}, rule, share=share)

@@ -26,7 +26,7 @@ class MethodOptions:
         attenuation: WVA: "hyperbolic" or "exponential".
         attenuate: WVA: "increments" or "gradients".
         accumulate: "sum", "mean", "max", "per_task" or "decayed:GAMMA".
-        weighting: "task", or "targets": by how many each importance was measured on.
+        weighting: "task" or "examples", which weighs by targets.
         fisher: kind of Fisher: "exact", "sampled", "empirical" or "batched" (this one not of ewc-kfac).
         mas_output: MAS of the "logits" or the "softmax".
         mas_batched: MAS from the gradient over the whole set at once.

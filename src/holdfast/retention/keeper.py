@@ -46,7 +46,7 @@ class Keeper(Persistent):
         model: the model; tied weights count once, frozen ones are left out, wrappers are seen through.
         mechanism: what is done to the weights at every step.
         accumulate: "sum", "mean", "max", "per_task" (one anchor a task, collapsed exactly) or `Decayed(gamma)`.
-        weighting: "task", or "targets": each importance times its number of targets over that of the first (one target
+        weighting: "task", or "examples": each importance times its number of targets over that of the first (one target
             an example, or each token of a text).
         new_parameters: "error" or "free", for trainable parameters that no importance covers, such as a grown head.
         importance_dtype: "float32", "bfloat16" or "int8": the form importances are held in, each with its stated error
