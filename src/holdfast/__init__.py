@@ -32,6 +32,7 @@ from holdfast.importance import (
 from holdfast.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
 from holdfast.probes import Probes, Similarity
 from holdfast.records import Importance, ImportanceInfo
+from holdfast.replay import Rehearsal
 from holdfast.retention import EWC, WVA, Keeper, Mechanism, Report, Step
 from holdfast.version import __version__
 
@@ -52,6 +53,7 @@ __all__ = [
     "Likelihood",
     "Mechanism",
     "Probes",
+    "Rehearsal",
     "Report",
     "SignalRecorder",
     "Similarity",

@@ -19,7 +19,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from holdfast import EWC, WVA, probes_of, uniform
 from holdfast.errors import ParameterMismatchError
-from holdfast.integrations.lightning import HoldfastCallback
+from holdfast.integrations.lightning import HoldfastCallback, RehearsalCallback
+from holdfast.replay import Rehearsal
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -59,9 +60,9 @@ def fit(model, folder, *, keeper=None, callbacks=(), resume=None, num_batches=16
     data = DataLoader(examples_for(model, num_batches * BATCH), BATCH, collate_fn=stacked)
     own = [] if keeper is None else [HoldfastCallback(keeper)]
     defaults = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "log_every_n_steps": 1}
+    defaults["max_steps"] = STEPS
     trainer = Trainer(
         accelerator="cpu",
-        max_steps=STEPS,
         default_root_dir=folder,
         enable_model_summary=False,
         callbacks=[*own, *callbacks],
@@ -288,3 +289,31 @@ def test_the_lesson_is_closed_before_the_last_validation_and_save(tmp_path):
     assert {"rise_0", "increment_0", "strength"} <= set(header.split(","))
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
     assert all(torch.equal(saved[f"model.{name}"], value) for name, value in weights_of(model).items())
+
+
+def rehearsal_of(model) -> Rehearsal:
+    return Rehearsal(model, [stacked(examples_for(model, 4, seed=seed)) for seed in (7, 8, 9)], share=0.5)
+
+
+def test_a_rehearsal_is_that_of_the_bare_loop_and_is_resumed(tmp_path):
+    looped, whole, killed, fresh = gpt2().train(), gpt2(), gpt2(), gpt2()
+    optimizer = torch.optim.AdamW(looped.parameters(), lr=LR, weight_decay=0.0)
+    rehearsal_of(looped).attach(optimizer)
+    batch = stacked(examples_for(looped, BATCH))
+    for _ in range(STEPS):
+        looped(**batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    fit(whole, tmp_path, callbacks=[RehearsalCallback(rehearsal_of(whole))], num_batches=1)
+    torch.testing.assert_close(weights_of(whole), weights_of(looped), rtol=1e-4, atol=2e-5)
+    saving = ModelCheckpoint(tmp_path, filename="first", save_on_train_epoch_end=True)
+    half = {"num_batches": 1, "enable_checkpointing": True, "max_epochs": 3, "max_steps": -1}
+    fit(killed, tmp_path, callbacks=[RehearsalCallback(rehearsal_of(killed)), saving], **half)
+    fit(
+        fresh,
+        tmp_path,
+        callbacks=[RehearsalCallback(rehearsal_of(fresh))],
+        num_batches=1,
+        resume=tmp_path / "first.ckpt",
+    )
+    assert same(weights_of(fresh), weights_of(whole))

@@ -26,7 +26,8 @@ from transformers.trainer_utils import IntervalStrategy
 
 from holdfast import EWC, WVA, probes_of, uniform
 from holdfast.errors import StateError
-from holdfast.integrations.transformers import HoldfastCallback
+from holdfast.integrations.transformers import HoldfastCallback, RehearsalCallback
+from holdfast.replay import Rehearsal
 
 BATCH, STEPS, LR = 4, 6, 1e-2
 
@@ -327,3 +328,45 @@ def test_training_that_is_stopped_early_closes_its_lesson(tmp_path):
 
     trainer_of(model, tmp_path, callbacks=[HoldfastCallback(keeper), Stop()], steps=20).train()
     assert 0 < keeper.skills[0].probes.rise(model) <= 1e-3
+
+
+def rehearsal_of(model) -> Rehearsal:
+    old = [stacked(examples_for(model, 4, seed=seed)) for seed in (7, 8, 9)]
+    return Rehearsal(model, probes_of(gpt2_moved(), old), share=0.5)
+
+
+def gpt2_moved():
+    """Another model, whose answers are to be taught."""
+    model = gpt2()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(5))
+    return model
+
+
+def test_a_rehearsal_in_the_trainer_is_one_in_a_loop(tmp_path):
+    looped, trained = gpt2(), gpt2()
+    optimizer = torch.optim.AdamW(looped.parameters(), lr=LR, weight_decay=0.0)
+    rehearsal = rehearsal_of(looped).attach(optimizer)
+    data = examples_for(looped, 64)
+    looped.train()
+    for step in range(STEPS):
+        looped(**stacked(data[step * BATCH : (step + 1) * BATCH])).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    trainer = trainer_of(trained, tmp_path, callbacks=[RehearsalCallback(rehearsal_of(trained))])
+    trainer.train()
+    torch.testing.assert_close(weights_of(trained), weights_of(looped), rtol=1e-4, atol=2e-5)
+    logged = [entry["rehearsal_loss"] for entry in trainer.state.log_history if "rehearsal_loss" in entry]
+    assert logged[-1] == pytest.approx(rehearsal.last_loss, rel=1e-3)
+    assert logged[-1] < logged[1]
+
+
+def test_a_resumed_training_rehearses_what_it_would_have(tmp_path):
+    whole, killed, fresh = gpt2(), gpt2(), gpt2()
+    trainer_of(whole, tmp_path / "whole", callbacks=[RehearsalCallback(rehearsal_of(whole))]).train()
+    saving = {"save_strategy": "steps", "save_steps": 3}
+    trainer_of(killed, tmp_path / "a", callbacks=[RehearsalCallback(rehearsal_of(killed))], steps=3, **saving).train()
+    resumed = trainer_of(fresh, tmp_path / "a", callbacks=[RehearsalCallback(rehearsal_of(fresh))], **saving)
+    resumed.train(resume_from_checkpoint=True)
+    assert same(weights_of(fresh), weights_of(whole))

@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from holdfast.integrations.choice import training
 from holdfast.integrations.figures import close_lesson, logged_figures
+from holdfast.replay import Rehearsal
 from holdfast.retention import Keeper
 
 
@@ -82,6 +83,53 @@ class HoldfastCallback(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
         self.keeper.load_state(state_dict["tensors"], state_dict["notes"])
+
+
+class RehearsalCallback(Callback):
+    """Rehearses the past while a `Trainer` fits: `Trainer(callbacks=[RehearsalCallback(rehearsal)])`.
+
+    The rehearsal is attached to the first optimizer that trains its model when training starts, and taken off when it
+    ends. Its state is in Lightning's checkpoints. Every `log_every_n_steps` it logs `rehearsal_loss`, that of the last
+    rehearsed batch in nats per target.
+
+    Args:
+        rehearsal: over the `LightningModule`, or a part of it whose inputs the past has.
+    """
+
+    def __init__(self, rehearsal: Rehearsal) -> None:
+        self.rehearsal = rehearsal
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Attach the rehearsal.
+
+        Raises:
+            ParameterMismatchError: no optimizer trains its model.
+        """
+        self.rehearsal.attach(training(self.rehearsal.model, trainer.optimizers)[0])
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the optimizer as it was."""
+        self.rehearsal.detach()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave the optimizer as it was."""
+        self.rehearsal.detach()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Log the loss of the past."""
+        every, last = trainer.log_every_n_steps, self.rehearsal.last_loss  # pyright: ignore[reportAttributeAccessIssue]
+        if trainer.global_step % every == 0 and last is not None:
+            pl_module.log("rehearsal_loss", last)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rehearsal's state, for a checkpoint."""
+        return self.rehearsal.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.rehearsal.load_state_dict(state_dict)
 
 
 def _is_last(trainer: Trainer) -> bool:

@@ -12,6 +12,7 @@ import warnings
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -19,6 +20,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from holdfast.errors import StateError
 from holdfast.files import read_json
 from holdfast.integrations.figures import close_lesson, logged_figures
+from holdfast.replay import Rehearsal
 from holdfast.retention import Keeper
 
 FOLDER = "holdfast"
@@ -139,6 +141,51 @@ class HoldfastCallback(TrainerCallback):
                 f"retains ({self.keeper.held.num_tasks} tasks).",
                 stacklevel=2,
             )
+
+
+class RehearsalCallback(TrainerCallback):
+    """Rehearses the past while a `Trainer` trains: `Trainer(callbacks=[RehearsalCallback(rehearsal)])`.
+
+    The rehearsal is attached when training begins and taken off when it ends. A resumed training takes the batches that
+    it would have taken. Under `bf16=True` the past runs in bfloat16 too. The logs get `rehearsal_loss`, that of the
+    last rehearsed batch in nats per target.
+
+    Args:
+        rehearsal: over the model that is trained.
+    """
+
+    def __init__(self, rehearsal: Rehearsal) -> None:
+        self.rehearsal = rehearsal
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Attach the rehearsal, at the step at which training begins."""
+        self.rehearsal.detach()  # of an attempt with a larger batch that ran out of memory
+        self.rehearsal.num_steps = state.global_step
+        if args.bf16 and self.rehearsal.autocast is None:
+            self.rehearsal.autocast = torch.bfloat16
+        self.rehearsal.attach(kwargs["optimizer"])
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Leave the optimizer as it was."""
+        self.rehearsal.detach()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Put the loss of the past beside that of the new task."""
+        if logs is not None and "loss" in logs and self.rehearsal.last_loss is not None:
+            known = {"rehearsal_loss": self.rehearsal.last_loss}
+            logs.update(known)
+            state.log_history[-1].update(known)
 
 
 def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:

@@ -156,11 +156,13 @@ class Categorical:
         """
         logits, labels = self._read(outputs, batch)
         log_p, top = answers["log_p"], answers.get("classes")
+        if log_p.dtype != logits.dtype:  # rounded to be kept: the errors of first order cancel in a distribution
+            log_p = log_p.to(logits.dtype).log_softmax(dim=-1)
         width = log_p.shape[-1] if top is None else logits.shape[-1]
         if logits.shape[-1] < width:
             raise BatchError(f"categorical loss: {logits.shape[-1]} classes, where the earlier answers have {width}.")
         log_q = logits[..., :width].log_softmax(dim=-1)
-        log_q = log_q if top is None else _with_rest(log_q, top)
+        log_q = log_q if top is None else _with_rest(log_q, top.long())
         terms = torch.where(log_p == -torch.inf, 0.0, log_p.exp() * (log_p - log_q))
         return (terms.sum(dim=-1) * (labels != IGNORED)).sum(dim=1)
 

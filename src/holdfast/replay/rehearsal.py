@@ -1,0 +1,192 @@
+"""The past learned again beside the new task, a share of the steps, in a training loop that knows nothing of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from holdfast.errors import EmptyDataError, NotFiniteError, OptionError, StateError
+from holdfast.likelihoods.batches import batch_size, batch_to, model_inputs
+from holdfast.likelihoods.likelihood import Likelihood, num_targets, resolve_likelihood
+from holdfast.likelihoods.shift import decided
+from holdfast.probes import Probes
+from holdfast.steps import StepHooks, bare_optimizer
+from holdfast.tensors import trainable_parameters, unwrap
+
+_Term = Callable[[nn.Module, torch.device], Tensor]
+"""The mean loss over the targets of one batch of the past, with its graph."""
+
+
+class Rehearsal:
+    """Rehearses the past while an optimizer learns something new: old answers, or old data.
+
+        old = hf.probes_of(model, old_inputs, num_examples=None)     # what the model answers now, before it learns on
+        hf.Rehearsal(model, old, share=0.1).attach(optimizer)        # the loop does not change
+
+    In one step of every n, n the nearest whole number to 1/share, the gradient of one batch of the past is added to
+    that of the new task, when this is complete: after accumulation, clipping and the scaler, before the optimizer and
+    a keeper use it. The batch's loss is the mean over its targets, of
+
+        old answers     the divergence from them, such as KL(p_old || p_now) (`Probes`)
+        old data        their own loss
+
+    So a rehearsed step weighs the past and the present alike, and share is that of the batches, where those of the past
+    are as large as the new ones. Batches are taken in an order drawn anew each time all have been seen. Old answers to
+    inputs of the *new* task are what learning without forgetting rehearses (Li & Hoiem 2016, arXiv 1606.09282), a
+    model's own samples with its answers what deep generative replay does (Shin et al. 2017, arXiv 1705.08690).
+
+    Args:
+        model: which learns, in whatever mode it is in; wrappers are seen through, so that replicas under
+            `DistributedDataParallel` all rehearse the same batch.
+        past: `Probes`, from which the batches and answers are taken as they are; or batches of old data, which are kept
+            in memory.
+        share: of batches that are of the past, above 0 and at most 1.
+        loss: of old data, as for `fisher`; none with `Probes`, which have one.
+        autocast: the dtype to run the model in, such as torch.bfloat16; None for that of its weights.
+        seed: of the orders.
+
+    Attributes:
+        every: n.
+        num_steps: steps that were counted so far; set it, or load a state, to go on where another training stopped.
+        last_loss: of the last rehearsed batch, in nats per target; None before one.
+        model, autocast: as given.
+
+    Raises:
+        EmptyDataError: there is no batch, or no target in one.
+        OptionError: an option out of its range, or a loss beside `Probes`.
+
+    Cost: share times the time of a training step on such a batch, once the new task's graph is gone: no more memory at
+    the peak than this step takes itself. The batches and answers stay in memory, where they are.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        past: Probes | Iterable[Any],
+        *,
+        share: float = 0.1,
+        loss: str | Likelihood | Callable[[Any, Any], Tensor] | None = None,
+        autocast: torch.dtype | None = None,
+        seed: int = 0,
+    ) -> None:
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
+            raise OptionError(f"Rehearsal: share={share!r}, expected a number above 0 and at most 1, such as 0.1.")
+        if isinstance(past, Probes):
+            if loss is not None:
+                raise OptionError(f"Rehearsal: loss={loss!r} beside probes, which have their own. Leave it out.")
+            self._terms = [_divergence(past, number) for number in range(len(past.batches))]
+        else:
+            self._terms = _losses(model, list(past), resolve_likelihood(loss, where="Rehearsal"))
+        if not self._terms:
+            raise EmptyDataError(
+                "Rehearsal: the past held no batch with a target. Pass probes, or batches of old data."
+            )
+        self.every = max(1, round(1 / share))
+        self.num_steps = 0
+        self.last_loss: float | None = None
+        self.autocast = autocast
+        self.model, self._seed = model, seed
+        self._hooks: StepHooks | None = None
+        self._order: tuple[int, list[int]] = (-1, [])
+
+    def __repr__(self) -> str:
+        return f"Rehearsal({len(self._terms)} batches of the past, one every {self.every} steps)"
+
+    def attach(self, optimizer: Any) -> Self:
+        """Rehearse in this optimizer's steps from now on, through its step hooks.
+
+        Returns:
+            The rehearsal itself.
+
+        Raises:
+            StateError: it is attached already, or the optimizer's steps cannot be followed, or are no single ones.
+        """
+        if self._hooks is not None:
+            raise StateError("Rehearsal.attach: it is attached already. Call detach() first.")
+        self._hooks = StepHooks(bare_optimizer(optimizer), gradients=self._rehearse)
+        return self
+
+    def detach(self) -> Self:
+        """Leave the optimizer as it was."""
+        if self._hooks is not None:
+            self._hooks.remove()
+        self._hooks = None
+        return self
+
+    def state_dict(self) -> dict[str, int]:
+        """What decides the batches to come."""
+        return {"num_steps": self.num_steps}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on where another training stopped.
+
+        Raises:
+            StateError: this is no state of a rehearsal.
+        """
+        count = state.get("num_steps")
+        if isinstance(count, bool) or not isinstance(count, int) or count < 0:
+            raise StateError(f"Rehearsal.load_state_dict: num_steps is {count!r}, expected a whole number >= 0.")
+        self.num_steps = count
+
+    def _rehearse(self, optimizer: Optimizer) -> None:
+        self.num_steps += 1
+        if self.num_steps % self.every:
+            return
+        model = unwrap(self.model)
+        device = next(model.parameters()).device
+        with torch.enable_grad(), torch.autocast(device.type, self.autocast, enabled=self.autocast is not None):
+            loss = self._terms[self._at(self.num_steps // self.every - 1)](model, device)
+        self.last_loss = float(loss.detach())
+        if not math.isfinite(self.last_loss):
+            raise NotFiniteError(
+                f"Rehearsal: the loss of a batch of the past is {self.last_loss}, and nothing was added to the "
+                "gradients. Look for NaN in the weights, or for a step that overflowed."
+            )
+        owned = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        parameters = list(trainable_parameters(model).values())
+        shared = [parameter for parameter in parameters if id(parameter) in owned]
+        loss.backward(inputs=None if len(shared) == len(parameters) else shared)
+
+    def _at(self, number: int) -> int:
+        """Which batch the rehearsed step of this number takes."""
+        epoch, place = divmod(number, len(self._terms))
+        if self._order[0] != epoch:
+            generator = torch.Generator().manual_seed(self._seed + epoch)
+            self._order = (epoch, torch.randperm(len(self._terms), generator=generator).tolist())
+        return self._order[1][place]
+
+
+def _divergence(past: Probes, number: int) -> _Term:
+    probe, compared = past.batches[number], past.loss
+
+    def term(model: nn.Module, device: torch.device) -> Tensor:
+        batch = batch_to(probe.batch, device)
+        outputs = _outputs(model, batch)
+        return compared.divergence(outputs, batch_to(probe.answers, device), batch).sum() / probe.num_targets
+
+    return term
+
+
+def _losses(model: nn.Module, past: list[Any], likelihood: Likelihood) -> list[_Term]:
+    if past:
+        likelihood = decided(likelihood, model, past[0])
+
+    def term_of(kept: Any, count: int) -> _Term:
+        def term(model: nn.Module, device: torch.device) -> Tensor:
+            batch = batch_to(kept, device)
+            return likelihood.nll(_outputs(model, batch), batch).sum() / count
+
+        return term
+
+    counted = [(batch, num_targets(likelihood, batch)) for batch in past if batch_size(batch)]
+    return [term_of(batch, count) for batch, count in counted if count]
+
+
+def _outputs(model: nn.Module, batch: Any) -> Any:
+    args, kwargs = model_inputs(batch)
+    return model(*args, **kwargs)

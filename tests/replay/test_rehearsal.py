@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import holdfast as hf
+from holdfast.errors import EmptyDataError, NotFiniteError, OptionError, StateError
+from holdfast.likelihoods import Categorical
+from holdfast.replay import Rehearsal
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+
+
+def task(seed: int) -> tuple[list, list]:
+    """Batches to train on, and as many that no training sees."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(256, 8, generator=generator)
+    labels = (inputs @ torch.randn(8, 4, generator=generator)).argmax(dim=1)
+    inputs[:, 0] += 3 if seed else -3  # the tasks can be told apart, so that both can be known
+    batches = list(zip(inputs.split(16), labels.split(16)))
+    return batches[:8], batches[8:]
+
+
+def train(model: nn.Module, optimizer, data: list, *, steps: int) -> None:
+    for step in range(steps):
+        inputs, labels = data[step % len(data)]
+        optimizer.zero_grad()
+        F.cross_entropy(model(inputs), labels).backward()
+        optimizer.step()
+
+
+def learned() -> nn.Module:
+    model = network()
+    train(model, torch.optim.Adam(model.parameters(), lr=1e-2), task(0)[0], steps=150)
+    return model
+
+
+def weights(model: nn.Module) -> Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+@pytest.mark.parametrize("kind", ["answers", "data"])
+def test_a_rehearsed_step_is_one_on_both_losses(kind):
+    model, by_hand = network(), network()
+    (old, *_), (new, *_) = task(0)[0], task(1)[0]
+    teacher = learned()
+    past = hf.probes_of(teacher, [old]) if kind == "answers" else [old]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    Rehearsal(model, past, share=0.5).attach(optimizer)
+    for step in range(1, 5):
+        before = weights(by_hand)
+        loss = F.cross_entropy(by_hand(new[0]), new[1])
+        if step % 2 == 0 and kind == "answers":
+            p, q = teacher(old[0]).detach().log_softmax(1), by_hand(old[0]).log_softmax(1)
+            loss = loss + F.kl_div(q, p, log_target=True, reduction="batchmean")
+        elif step % 2 == 0:
+            loss = loss + F.cross_entropy(by_hand(old[0]), old[1])
+        gradients = torch.autograd.grad(loss, list(by_hand.parameters()))
+        with torch.no_grad():
+            for parameter, gradient in zip(by_hand.parameters(), gradients):
+                parameter -= 0.1 * gradient
+        assert not torch.equal(weights(by_hand), before)
+        train(model, optimizer, [new], steps=1)
+        torch.testing.assert_close(weights(model), weights(by_hand))
+
+
+@pytest.mark.parametrize("kind", ["answers", "data"])
+@pytest.mark.parametrize("optimizer", [torch.optim.Adam, lambda p, lr: torch.optim.SGD(p, lr=10 * lr, momentum=0.9)])
+def test_it_keeps_what_plain_training_loses(kind, optimizer):
+    model = learned()
+    old, held_out = task(0)
+    probes = hf.probes_of(model, held_out, num_examples=None)
+    past = hf.probes_of(model, old, num_examples=None) if kind == "answers" else old
+    rises = []
+    for rehearsed in (False, True):
+        pupil = copy.deepcopy(model)
+        inner = optimizer(pupil.parameters(), lr=5e-3)
+        if rehearsed:
+            Rehearsal(pupil, past, share=0.25).attach(inner)
+        train(pupil, inner, task(1)[0], steps=200)
+        rises.append(probes.rise(pupil))
+    assert rises[1] < 0.4 * rises[0]
+
+
+def test_every_batch_once_before_any_twice():
+    model = network()
+    seen: list[int] = []
+    batches = [(torch.full((2, 8), float(number)), torch.tensor([0, 1])) for number in range(5)]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    Rehearsal(model, batches, share=1.0).attach(optimizer)
+    model.register_forward_pre_hook(lambda module, args: seen.append(int(args[0][0, 0])))
+    for _ in range(10):
+        optimizer.step()
+    assert sorted(seen[:5]) == sorted(seen[5:]) == [0, 1, 2, 3, 4]
+    assert seen[:5] != seen[5:]
+
+
+def test_it_goes_on_where_it_stopped():
+    old, new = task(0)[0], task(1)[0]
+    ends = []
+    for stops in ([30], [11, 19]):
+        model = network()
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+        state, done = {"num_steps": 0}, 0
+        for steps in stops:
+            rehearsal = Rehearsal(model, old, share=1 / 3, seed=4).attach(optimizer)
+            rehearsal.load_state_dict(state)
+            train(model, optimizer, new[done % 8 :] + new[: done % 8], steps=steps)
+            state, done = rehearsal.detach().state_dict(), done + steps
+        ends.append(weights(model))
+    assert torch.equal(*ends)
+
+
+def test_beside_a_keeper_both_act():
+    model = learned()
+    old, held_out = task(0)
+    probes = hf.probes_of(model, held_out)
+    rises = {}
+    for parts in ("plain", "held", "rehearsed", "both"):
+        pupil = copy.deepcopy(model)
+        optimizer = torch.optim.Adam(pupil.parameters(), lr=5e-3)
+        if parts in ("rehearsed", "both"):
+            Rehearsal(pupil, hf.probes_of(pupil, old), share=0.25).attach(optimizer)
+        if parts in ("held", "both"):
+            hf.EWC(pupil, strength=1.0).attach(optimizer).retain(hf.fisher(pupil, old))
+        train(pupil, optimizer, task(1)[0], steps=200)
+        rises[parts] = probes.rise(pupil)
+    assert rises["both"] < min(rises["held"], rises["rehearsed"]) < rises["plain"]
+
+
+def test_the_gradients_of_other_optimizers_are_left_alone():
+    model = network()
+    body, head = torch.optim.SGD(model[0].parameters(), lr=0.1), torch.optim.SGD(model[2].parameters(), lr=0.1)
+    Rehearsal(model, task(0)[0], share=1.0).attach(body)
+    train(model, body, task(1)[0], steps=1)
+    before = model[2].weight.grad.clone()
+    F.cross_entropy(model(task(1)[0][1][0]), task(1)[0][1][1]).backward()
+    expected = model[2].weight.grad.clone()
+    assert not torch.equal(before, expected)
+    body.step()
+    assert torch.equal(model[2].weight.grad, expected)
+    head.step()
+
+
+def test_under_a_closure_and_in_the_models_own_mode():
+    model = nn.Sequential(nn.Linear(8, 4), nn.BatchNorm1d(4), nn.Dropout(0.5))
+    optimizer = torch.optim.LBFGS(model.parameters(), lr=0.1, max_iter=3)
+    rehearsal = Rehearsal(model, task(0)[0], share=1.0).attach(optimizer)
+    inputs, labels = task(1)[0][0]
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(inputs), labels)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    assert rehearsal.last_loss is not None
+    assert model.training
+    assert int(model[1].num_batches_tracked) > 3
+
+
+def test_answers_in_half_precision_and_few_integers():
+    torch.manual_seed(0)
+    categorical = Categorical()
+    old, new = 3 * torch.randn(6, 2000), (3 * torch.randn(6, 2000)).requires_grad_()
+    batch = (torch.zeros(6, 1), torch.zeros(6, dtype=torch.long))
+    answers = categorical.answers(old, batch)
+    narrow = {"log_p": answers["log_p"].half(), "classes": answers["classes"].int()}
+    exact, found = (categorical.divergence(new, kept, batch) for kept in (answers, narrow))
+    torch.testing.assert_close(found, exact, rtol=2e-3, atol=0)
+    assert categorical.divergence(old, narrow, batch).abs().max() < 1e-5
+    (slope,) = torch.autograd.grad(found.sum(), new)
+    assert torch.isfinite(slope).all()
+    assert slope.abs().sum() > 0
+
+
+def test_nan_adds_nothing():
+    model = network()
+    past = task(0)[0][:1]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    Rehearsal(model, past, share=1.0).attach(optimizer)
+    with torch.no_grad():
+        model[0].bias[0] = torch.nan
+    model[2].weight.grad = torch.ones_like(model[2].weight)
+    with pytest.raises(NotFiniteError, match="Rehearsal: the loss of a batch of the past is nan"):
+        optimizer.step()
+    assert torch.equal(model[2].weight.grad, torch.ones_like(model[2].weight))
+    assert model[0].weight.grad is None
+
+
+def _nothing() -> Iterator[tuple[Tensor, Tensor]]:
+    yield from ()
+
+
+def test_what_it_refuses():
+    model, past = network(), task(0)[0]
+    for share in (0, 1.5, True, "half", float("nan")):
+        with pytest.raises(OptionError, match="Rehearsal: share="):
+            Rehearsal(model, past, share=share)
+    with pytest.raises(OptionError, match="beside probes, which have their own"):
+        Rehearsal(model, hf.probes_of(model, past), loss="categorical")
+    with pytest.raises(EmptyDataError, match="no batch with a target"):
+        Rehearsal(model, _nothing())
+    rehearsal = Rehearsal(model, past).attach(torch.optim.SGD(model.parameters(), lr=0.1))
+    with pytest.raises(StateError, match="attached already"):
+        rehearsal.attach(torch.optim.SGD(model.parameters(), lr=0.1))
+    with pytest.raises(StateError, match="num_steps is -1"):
+        rehearsal.load_state_dict({"num_steps": -1})
+    assert repr(rehearsal) == "Rehearsal(8 batches of the past, one every 10 steps)"
