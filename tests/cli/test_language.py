@@ -12,6 +12,7 @@ from tests.experiments.language import tiny
 from holdfast import Importance
 from holdfast.cli import main
 from holdfast.experiments.language.models import load_model
+from holdfast.language import Dreams
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +75,23 @@ def test_an_importance_is_measured_kept_and_used(place: Path, tmp_path: Path, ca
 
 def run(*arguments: object) -> int:
     return main([str(argument) for argument in arguments])
+
+
+def test_a_model_dreams(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    model = tiny.causal(tmp_path / "causal")
+    dreams = tmp_path / "dreams"
+    asked = ("dream", model, "-o", dreams, "--count", 20, "--length", 16, "--temperatures", 1.0, 1.5)
+    assert run(*asked) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "20 texts of 32 written: 0 duplicates and" in said
+    assert f"written to {dreams}" in said
+    found = Dreams.load(dreams)
+    assert (len(found), found.info.temperatures) == (20, (1.0, 1.5))
+    assert run(*asked) == 0  # again, in its place
+    assert run("dream", tiny.encoder(tmp_path / "encoder"), "-o", tmp_path / "other") == 2
+    assert run("dream", model, "-o", tmp_path / "other", "--chat", "yes") == 2
+    assert "no chat template" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_causal_model_stays_one_whatever_columns_the_data_have(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -69,6 +69,16 @@ COMMANDS = {
             "keep",
         ),
         Command(
+            "dream",
+            "holdfast.cli.dream.load_model",
+            "",
+            lambda given, out: [
+                *("dream", str(given / "causal"), "-o", str(out)),
+                *("--length", "16", "--count", "8", "--quiet"),
+            ],
+            "causal",
+        ),
+        Command(
             "run",
             "holdfast.experiments.run.build_stream",
             RUN.name,
@@ -244,13 +254,14 @@ def test_a_name_that_is_needed_is_refused_before_any_work(
     given: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     fill(tmp_path / "out")
-    for name in ("config.json", "importance_config.json", "report.html", "demo/matrix.png"):
+    for name in ("config.json", "importance_config.json", "dreams_config.json", "report.html", "demo/matrix.png"):
         (tmp_path / "out" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "out" / name).write_text("precious")
     fill(tmp_path / "out" / "demo" / "below")
     for name, needed in (
         ("finetune", "config.json"),
         ("importance", "importance_config.json"),
+        ("dream", "dreams_config.json"),
         ("report", "report.html"),
     ):
         monkeypatch.setattr(COMMANDS[name].work, _forbidden)

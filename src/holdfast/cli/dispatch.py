@@ -7,7 +7,13 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from holdfast.cli.language_options import ElephantsOptions, EvaluateOptions, FinetuneOptions, ImportanceOptions
+from holdfast.cli.language_options import (
+    DreamOptions,
+    ElephantsOptions,
+    EvaluateOptions,
+    FinetuneOptions,
+    ImportanceOptions,
+)
 from holdfast.cli.options import AdviseOptions, DemoOptions, ReportOptions, ReproduceOptions, RunOptions, SweepOptions
 from holdfast.cli.parsing import parse, show_help
 from holdfast.errors import HoldfastError, OptionError, UnknownNameError
@@ -22,6 +28,7 @@ COMMANDS: dict[str, type] = {
     "report": ReportOptions,
     "reproduce": ReproduceOptions,
     "importance": ImportanceOptions,
+    "dream": DreamOptions,
     "finetune": FinetuneOptions,
     "evaluate": EvaluateOptions,
     "elephants": ElephantsOptions,

@@ -20,6 +20,7 @@ from holdfast.experiments.language.rows import Columns
 from holdfast.memory import AnchorForm, ImportanceForm
 
 Dtype = Literal["float32", "bfloat16"]
+Talk = Literal["auto", "yes", "no"]
 _LanguageModel = Annotated[
     Positional[str],
     arg(
@@ -50,7 +51,16 @@ _Length = option("length", int, "tokens of an example at most, and of a block of
 _Dtype = option("dtype", Dtype, "number format of the weights (default: float32)")
 
 
-_LEAST = {"length": 2, "examples": 1, "batch_size": 1, "steps": 1, "accumulate": 1, "save_every": 1, "pull_every": 1}
+_LEAST = {
+    "length": 2,
+    "examples": 1,
+    "count": 1,
+    "batch_size": 1,
+    "steps": 1,
+    "accumulate": 1,
+    "save_every": 1,
+    "pull_every": 1,
+}
 """The smallest value of each option that counts something; a block of one token has nothing to foresee."""
 
 
@@ -95,6 +105,23 @@ class ImportanceOptions(_OnData):
     batch_size: option("batch_size", int, "examples at once; halved where memory is short (default: 8)") = 8
     dtype: _Dtype = "float32"
     seed: option("seed", int, "seed of the examples and labels that are drawn (default: 0)") = 0
+    device: Device = "cpu"
+    quiet: Quiet = False
+
+
+@dataclass(frozen=True)
+class DreamOptions:
+    """Let a causal language model write by itself, and keep its answers, in place of old data; killed, it goes on."""
+
+    model: _LanguageModel
+    output: Annotated[option("output", str, "folder to write"), arg(aliases=("-o",))] = None
+    count: option("count", int, "number of dreams (default: 1600)") = 1600
+    length: option("length", int, "tokens of a text, of a conversation at most (default: 128)") = 128
+    chat: option("chat", Talk, "conversations, question and answer; auto: of a model with a chat template") = "auto"
+    temperatures: option("temperatures", tuple[float, ...], "in turn (default: 1.0, the model's own)") = (1.0,)
+    batch_size: option("batch_size", int, "dreams of a batch, in which they are rehearsed (default: 8)") = 8
+    dtype: _Dtype = "float32"
+    seed: option("seed", int, "seed of what is drawn (default: 0)") = 0
     device: Device = "cpu"
     quiet: Quiet = False
 
@@ -185,13 +212,16 @@ class ElephantsOptions:
     quiet: Quiet = False
 
 
-def check_options(options: ImportanceOptions | FinetuneOptions | EvaluateOptions, *, command: str) -> None:
+def check_options(
+    options: ImportanceOptions | DreamOptions | FinetuneOptions | EvaluateOptions, *, command: str
+) -> None:
     """Raise `UnknownNameError` where a closed choice is none of its values, `OptionError` for a number too small."""
     choices = {
         "kind": Kind,
         "method": HoldMethod,
         "task": LanguageTask,
         "dtype": Dtype,
+        "chat": Talk,
         "importance_dtype": ImportanceForm,
         "anchor_dtype": AnchorForm,
         "offload": Literal["cpu"],

@@ -246,7 +246,7 @@ def dreams(
     talks = Chat.of(tokenizer) if chat or (chat is None and has_template) else None
     name = name or str(getattr(getattr(unwrap(model), "config", None), "_name_or_path", "")) or type(model).__name__
     identity = {"model": name, "tokenizer": _vocabulary(tokenizer), "chat": talks is not None, "length": length}
-    identity |= {"temperatures": list(temperatures), "seed": seed}
+    identity |= {"temperatures": list(temperatures), "seed": seed, "weights": _sum_of_weights(model)}
     written = _Written() if checkpoint is None else _Written.at(Path(checkpoint), identity)
     start = _first_token(model, tokenizer)
     with tqdm(total=count, initial=len(written.texts), desc="dreams", unit="text", disable=not progress) as bar:
@@ -356,6 +356,11 @@ def _check(model: nn.Module, *, count: int, length: int, temperatures: Sequence[
 def _vocabulary(tokenizer: Any) -> str:
     words = sorted(tokenizer.get_vocab().items())
     return hashlib.sha256(repr(words).encode()).hexdigest()
+
+
+def _sum_of_weights(model: nn.Module) -> float:
+    """What tells one state of a model from another."""
+    return float(sum(parameter.detach().double().sum() for parameter in model.parameters()))
 
 
 def _first_token(model: nn.Module, tokenizer: Any) -> int:
