@@ -803,3 +803,26 @@ def test_optimizers_whose_steps_are_not_plain():
     optimizer.step()
     assert all(parameter.grad is None for parameter in trainable(model))
     assert keeper.predicted_rise() < 0.01 * start
+
+
+def test_adapters_rehearse_the_answers_of_the_model_without_them():
+    tokens, rises = torch.full((4, 8), 5), []
+    new = {"input_ids": tokens, "labels": tokens}
+    for share in (None, 1.0):
+        model, _ = adapted()
+        with torch.no_grad():
+            model.get_input_embeddings().weight *= 20  # for it to be sure of something
+        disturb(model, by=0.02)
+        with model.disable_adapter():
+            old = hf.probes_of(model, [new])
+        optimizer = torch.optim.Adam((p for p in model.parameters() if p.requires_grad), lr=5e-2)
+        if share is not None:
+            hf.Rehearsal(model, old, share=share).attach(optimizer)
+        for _ in range(60):
+            optimizer.zero_grad()
+            model(**new).loss.backward()
+            optimizer.step()
+        rises.append(old.rise(model))
+        with model.disable_adapter():
+            assert old.rise(model) == pytest.approx(0, abs=1e-6)
+    assert rises[1] < 0.7 * rises[0]
