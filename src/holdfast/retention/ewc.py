@@ -250,9 +250,13 @@ class Elastic(Mechanism):
         return found
 
     def steering(self, importance: Measured) -> tuple[float, float]:
-        """In nats from 1 to 10,000; from about 2,000 on learning under Adam escapes into what no curvature sees."""
+        """In nats 10,000: what a lesson learns before its rise is known should lie where the importance sees nothing lost.
+
+        A strength that comes from below finds it in directions that the importance does not see, whence more strength
+        does not call it back. From about 2,000 on learning under Adam escapes into these too, so that it is no more.
+        """
         nats = importance.info.nats_per_unit
-        return (nats, 1e4 * nats) if nats else super().steering(importance)
+        return (1e4 * nats, 1e4 * nats) if nats else super().steering(importance)
 
     def steer(self, strength: float | None) -> None:
         """Pull with this strength in place of a projection."""

@@ -88,7 +88,7 @@ class Keeper(Persistent):
         anchors: str | os.PathLike[str] | None = None,
         offload: Literal["cpu"] | None = None,
         statistics: Statistics = "warn",
-        probe_every: int = 8,
+        probe_every: int | Literal["auto"] = "auto",
         log_every: int = 100,
     ) -> None:
         check_mechanism(mechanism, taken={*KeeperOptions.__annotations__, "model", "mechanism"})
@@ -110,8 +110,8 @@ class Keeper(Persistent):
         check_rule_of(accumulate, mechanism)
         counts = isinstance(log_every, int) and log_every >= 0
         check_option(counts, "log_every", log_every, "a whole number >= 0", where=where)
-        counts = isinstance(probe_every, int) and probe_every >= 1
-        check_option(counts, "probe_every", probe_every, "a whole number >= 1", where=where)
+        counts = probe_every == "auto" or (isinstance(probe_every, int) and probe_every >= 1)
+        check_option(counts, "probe_every", probe_every, 'a whole number >= 1 or "auto"', where=where)
         self._skills = Skills(model, where=where, every=probe_every)
         self._holdings = Holdings(
             model,
@@ -449,7 +449,7 @@ class Keeper(Persistent):
             self.mechanism.steer(skills.controller.strength)
 
     def _after_step(self) -> None:
-        strength = self._skills.after_step()
+        strength = self._skills.after_step(period=self.mechanism.period)
         if strength is not None and self.mechanism.budget is not None:
             self.mechanism.steer(strength)
 

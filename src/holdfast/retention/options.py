@@ -29,7 +29,7 @@ class KeeperOptions(TypedDict, total=False):
     anchors: str | os.PathLike[str] | None
     offload: Literal["cpu"] | None
     statistics: Statistics
-    probe_every: int
+    probe_every: int | Literal["auto"]
     log_every: int
 
 

@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from holdfast.errors import FileFormatError, OptionError
 from holdfast.probes import Probes
 from holdfast.probes.files import probes_from_state, probes_to_state
-from holdfast.retention.controller import Controller
+from holdfast.retention.controller import Controller, steps_since
 from holdfast.retention.mechanism import as_budget, check_option
+
+ProbeEvery = int | Literal["auto"]
 
 
 @dataclass
@@ -56,7 +58,7 @@ class Skills:
     Args:
         model: which is measured.
         where: the mechanism, for messages.
-        every: steps from one measurement to the next.
+        every: steps from one measurement to the next, or "auto" (`holdfast.retention.controller.steps_since`).
 
     Attributes:
         all: in the order in which they were retained.
@@ -65,7 +67,7 @@ class Skills:
         is_closed: whether the lesson was ended.
     """
 
-    def __init__(self, model: nn.Module, *, where: str, every: int) -> None:
+    def __init__(self, model: nn.Module, *, where: str, every: ProbeEvery) -> None:
         self.all: list[Skill] = []
         self.controller = Controller()
         self.num_steps, self.is_closed = 0, False
@@ -103,14 +105,19 @@ class Skills:
         self.rises()
         return self.worst
 
-    def after_step(self) -> float | None:
-        """Count a step; the strength to go on with, if it is one of those at which skills are measured."""
+    def after_step(self, *, period: int) -> float | None:
+        """Count a step; the strength to go on with, if it is one of those at which skills are measured.
+
+        Args:
+            period: steps from one pull to the next.
+        """
         self.num_steps += 1
         self.is_closed = False
-        if not self.are_bounded or self.num_steps % self._every:
+        since = steps_since(self.num_steps, self._every, period=period)
+        if not self.are_bounded or not since:
             return None
         was_futile = self.controller.is_futile
-        strength = self.controller.follow(self.measure())
+        strength = self.controller.follow(self.measure(), since)
         if self.controller.is_futile and not was_futile:
             warnings.warn(
                 f"{self._where}: a strength of {strength:g} does not keep the budget: {self.told()}. More of it "
@@ -130,7 +137,7 @@ class Skills:
             probes: of the new skill; None for none, and nothing is added.
             budget: of it alone; None for the keeper's.
             of_keeper: the keeper's; None under a strength.
-            steering: the strength that the first lesson begins with, and the highest.
+            steering: the strength that a lesson begins with at least, and the highest.
 
         Raises:
             OptionError: probes that are none, or a budget under a strength or without probes.
@@ -164,7 +171,8 @@ class Skills:
             fresh.all.append(Skill(probes, own_budget=budget, begun=rise, rise=rise))
         fresh.bound(of_keeper)
         first, highest = steering
-        fresh.controller = Controller(self.controller.strength if self.are_bounded else first, highest)
+        last = self.controller.strength if self.are_bounded else first
+        fresh.controller = Controller(min(max(first, last), highest), highest)
         fresh.is_closed = True
         return fresh
 
