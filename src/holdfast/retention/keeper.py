@@ -282,7 +282,7 @@ class Keeper(Persistent):
         self._holdings.close(accepted, rule=self.accumulate, weighting=self.weighting)
         self._statistics.retain()
         self._attachments.count_from([])
-        self.mechanism.retained()
+        self.mechanism.retained(self.held)
         self._begin(skills)
         self._attachments.watch()
         return self
@@ -292,8 +292,9 @@ class Keeper(Persistent):
     ) -> Rewound | None:
         """End a lesson: measure what every skill has lost in it, and `rewind` where a budget is exceeded.
 
-        Call it before evaluating, and before measuring the importance of what was learned. Without probes nothing is
-        done.
+        Call it before evaluating, and before measuring the importance of what was learned, with the optimizers still
+        attached. Where pulls come at every few steps, it first makes up for the steps since the last one. Without
+        probes that is all.
 
         Args:
             data: see `rewind`; so are the others.
@@ -306,6 +307,9 @@ class Keeper(Persistent):
         Raises:
             NotFiniteError, StateError: as `Probes.rise`.
         """
+        self._attachments.compare()
+        self._attachments.finish()
+        self._attachments.watch()
         skills = self._skills
         worst, skills.is_closed = skills.measure(), True
         if worst <= 1:
