@@ -1,16 +1,18 @@
-"""Options whose value is one of a few names: what is raised for any other name.
+"""Options whose value is one of a few names, or a number: what is raised for any other.
 
-Where a value has passed one of these, the last case of a `match` on it is `assert_never`: no name chooses what it does
+Where a name has passed one of these, the last case of a `match` on it is `assert_never`: no name chooses what it does
 not mean.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterable, Mapping
+from numbers import Integral, Real
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from holdfast.errors import UnknownNameError
+from holdfast.errors import OptionError, UnknownNameError
 
 
 def check_choice(what: str, value: object, choices: Iterable[object]) -> None:
@@ -37,6 +39,21 @@ def check_choices(record: Any) -> None:
     """
     for name, choices in choices_of(type(record)).items():
         check_choice(name, getattr(record, name), choices)
+
+
+def check_count(option: str, value: object, *, where: str, least: int = 1, none: str = "") -> None:
+    """Raise `OptionError` unless a value is a whole number >= `least`, or None where `none` says what that means."""
+    if value is None and none:
+        return
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+        other = f", or None for {none}" if none else ""
+        raise OptionError(f"{where}: {option}={value!r}, expected a whole number >= {least}{other}.")
+
+
+def check_share(option: str, value: object, *, where: str, example: float) -> None:
+    """Raise `OptionError` unless a value is a finite number >= 0."""
+    if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= float(value) < math.inf:
+        raise OptionError(f"{where}: {option}={value!r}, expected a number >= 0, such as {example:g}.")
 
 
 @functools.cache

@@ -6,6 +6,7 @@ One process stands for two by the mean of the losses on their shares, which is w
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from datetime import timedelta
@@ -193,7 +194,7 @@ def two_tasks(
     return dict(importance), {name: weight.detach().clone() for name, weight in bare.named_parameters()}
 
 
-def closed_lesson(rank: int) -> tuple[dict[str, Tensor], list[float]]:
+def closed_lesson(rank: int, *, wrapped: str = "before") -> tuple[dict[str, Tensor], list[float]]:
     """Under a budget, with probes and new data of this process's own: the weights at its end, and the rises."""
     bare = built("mlp")
     model = DistributedDataParallel(bare)
@@ -203,7 +204,10 @@ def closed_lesson(rank: int) -> tuple[dict[str, Tensor], list[float]]:
         optimizer.zero_grad()
         loss_of(model, step, [rank]).backward()
         optimizer.step()
-    keeper = hf.EWC(model, budget=1e-4, probe_every=2).attach(optimizer)
+    keeper = hf.EWC(bare if wrapped == "after" else model, budget=1e-4, probe_every=2).attach(optimizer)
+    if wrapped == "after":
+        assert keeper.group is None
+        keeper.group = distributed.group.WORLD
     keeper.retain(over_processes(hf.fisher(model, [share(0, rank)])), probes=probes)
     for step in range(12):
         optimizer.zero_grad()
@@ -214,6 +218,25 @@ def closed_lesson(rank: int) -> tuple[dict[str, Tensor], list[float]]:
     (skill,) = keeper.skills
     weights = {name: weight.detach().clone() for name, weight in bare.named_parameters()}
     return weights, [skill.begun, skill.increment, found.cost or 0.0]
+
+
+def lesson_alone(rank: int) -> list[float]:
+    """The rises that one process measures by itself, while the other does something else."""
+    if rank:
+        return []
+    bare = built("mlp")
+    optimizer = torch.optim.SGD(bare.parameters(), lr=0.1)
+    keeper = hf.EWC(bare, budget=1e-4, probe_every=2).attach(optimizer)
+    keeper.retain(hf.fisher(bare, [batch(0)]), probes=hf.probes_of(bare, [batch(0)]))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for step in range(4):
+            optimizer.zero_grad()
+            loss_of(bare, step, [0, 1]).backward()
+            optimizer.step()
+    keeper.close(data=[batch(1)])
+    assert ["set keeper.group" in str(warning.message) for warning in caught] == [True], caught
+    return [skill.increment for skill in keeper.skills]
 
 
 def error_of(call: Callable[[], Any]) -> str:
@@ -234,8 +257,10 @@ def main(folder: Path) -> None:
         importance, weights = two_tasks([rank], **settings)
         found |= {f"{name}/importance/{key}": value for key, value in importance.items()}
         found |= {f"{name}/weights/{key}": value for key, value in weights.items()}
-    weights, told["lesson"] = closed_lesson(rank)
-    found |= {f"lesson/{key}": value for key, value in weights.items()}
+    for wrapped, name in (("before", "lesson"), ("after", "lesson, wrapped after")):
+        weights, told[name] = closed_lesson(rank, wrapped=wrapped)
+        found |= {f"{name}/{key}": value for key, value in weights.items()}
+    told["lesson, alone"] = lesson_alone(rank)
     for name, (kind, estimator) in MEASURED.items():
         model = DistributedDataParallel(built(kind))
         own = estimator(model, [batch(0), batch(1)][: 2 - rank])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
@@ -12,6 +13,8 @@ from safetensors.torch import load_file
 from tests.integrations import replicas
 from torch import distributed
 
+import holdfast as hf
+from holdfast.integrations.figures import train_together
 from holdfast.integrations.sharding import over_processes
 from holdfast.retention.replicas import tensors_of
 
@@ -80,14 +83,21 @@ def test_nats_per_unit_are_the_same_in_all_processes(two):
     assert joined == other == pytest.approx((first + second) / 2)  # of equal shares
 
 
-def test_a_lesson_ends_at_the_same_weights_where_probes_and_data_differ(two):
+@pytest.mark.parametrize("lesson", ["lesson", "lesson, wrapped after"])
+def test_a_lesson_ends_at_the_same_weights_where_probes_and_data_differ(lesson, two):
     found, told = two
-    first, second = (under(each, "lesson/") for each in found)
+    first, second = (under(each, f"{lesson}/") for each in found)
     assert all(torch.equal(value, second[name]) for name, value in first.items())
-    assert told[0]["lesson"] == told[1]["lesson"]
-    begun, increment, _ = told[0]["lesson"]
+    assert told[0][lesson] == told[1][lesson]
+    begun, increment, _ = told[0][lesson]
     assert begun > 0
     assert 0 < increment <= 1e-4
+
+
+def test_a_keeper_of_one_process_waits_for_no_other(two):
+    (increment,), nothing = (told["lesson, alone"] for told in two[1])
+    assert 0 < increment <= 1e-4
+    assert nothing == []
 
 
 def test_what_cannot_be_joined_is_told_in_all_processes(two):
@@ -115,3 +125,18 @@ def test_one_process_joins_with_itself(tmp_path):
         same(tensors_of(joined), tensors_of(own))
     finally:
         distributed.destroy_process_group()
+
+
+def test_a_trainer_tells_its_keeper_that_others_train_too(tmp_path):
+    keeper = hf.EWC(replicas.built("mlp"))
+    train_together(keeper, num_processes=1)
+    assert keeper.group is None
+    store = distributed.FileStore(str(tmp_path / "store"), 1)
+    distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        train_together(keeper, num_processes=2)
+        assert keeper.group is distributed.group.WORLD
+        assert copy.deepcopy(keeper).group is distributed.group.WORLD
+    finally:
+        distributed.destroy_process_group()
+    assert keeper.group is None

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
-from holdfast.choices import check_choice
+from holdfast.choices import check_choice, check_count, check_share
 from holdfast.curvature.factored import FactoredImportance
 from holdfast.errors import OptionError
 from holdfast.importance.fisher import fisher
@@ -89,8 +89,10 @@ def measure(
     where = "measure"
     check_choice("form", form, get_args(Form))
     check_choice("labels", labels, ("auto", *get_args(KfacKind)))
-    if num_probes < 1:
-        raise OptionError(f"{where}: num_probes={num_probes}, expected a whole number >= 1.")
+    check_count("num_probes", num_probes, where=where)
+    check_count("num_examples", num_examples, where=where, none="all")
+    check_count("seed", seed, where=where, least=0)
+    check_share("damping", damping, where=where, example=DAMPING)
     check_is_many(data, where)
     if probes is not None and not isinstance(probes, Probes):  # first, for errors in them to come before the long work
         probes = probes_of(model, probes, loss=loss, num_examples=num_probes)

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from holdfast.choices import check_choice
+from holdfast.choices import check_choice, check_count
 from holdfast.errors import NotFiniteError, OptionError
 from holdfast.importance.alone import alone
 from holdfast.importance.gathering import gathered_batches
@@ -107,18 +107,18 @@ def fisher(
     where = "fisher"
     check_choice("kind of fisher", kind, get_args(FisherKind))
     likelihood = resolve_likelihood(loss, where=where)
-    if num_draws < 1:
-        raise OptionError(f"{where}: num_draws={num_draws}, expected a whole number >= 1.")
+    check_count("num_draws", num_draws, where=where)
     if num_draws > 1 and kind != "sampled":
         warnings.warn(
             f'{where}: num_draws={num_draws} has no effect with kind="{kind}"; it belongs to kind="sampled".',
             stacklevel=2,
         )
     check_choice("unit of fisher", per, get_args(Per))
-    if top_k is not None and (top_k < 1 or kind != "exact" or not isinstance(likelihood, Categorical)):
+    check_count("top_k", top_k, where=where, none="all labels")
+    if top_k is not None and (kind != "exact" or not isinstance(likelihood, Categorical)):
         raise OptionError(
-            f'{where}: top_k={top_k} with kind="{kind}" and loss="{likelihood.name}", expected a whole number >= 1 '
-            'with kind="exact" and loss="categorical", or None.'
+            f'{where}: top_k={top_k} with kind="{kind}" and loss="{likelihood.name}", which belongs to '
+            'kind="exact" and loss="categorical". Leave it out.'
         )
     if per == "token" and kind == "batched":
         warnings.warn(f'{where}: per="token" has no effect with kind="batched".', stacklevel=2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -12,9 +11,8 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
-from holdfast.choices import check_choice
+from holdfast.choices import check_choice, check_count, check_share
 from holdfast.curvature.factored import FactoredImportance, KroneckerFactors
-from holdfast.errors import OptionError
 from holdfast.importance.alone import alone
 from holdfast.importance.fisher import FisherScores
 from holdfast.importance.gathering import gathered_batches
@@ -138,10 +136,9 @@ def kfac(
     check_choice("kind of kfac", kind, get_args(KfacKind))
     check_choice("rule for the factors of kfac", factors, get_args(FactorRule))
     measured = MeasuredLoss(resolve_likelihood(loss, where=where), model, where=where)
-    if num_draws < 1:
-        raise OptionError(f"{where}: num_draws={num_draws}, expected a whole number >= 1.")
-    if not 0 <= damping < math.inf:
-        raise OptionError(f"{where}: damping={damping}, expected a number >= 0, such as 0.01.")
+    check_count("num_draws", num_draws, where=where)
+    check_count("max_size", max_size, where=where, none="any")
+    check_share("damping", damping, where=where, example=0.01)
     if num_draws > 1 and kind != "sampled":
         warnings.warn(
             f'{where}: num_draws={num_draws} has no effect with kind="{kind}"; it belongs to kind="sampled".',

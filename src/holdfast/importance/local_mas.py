@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import vjp, vmap
 
+from holdfast.choices import check_count
 from holdfast.errors import UnsupportedLayerError
 from holdfast.importance.gathering import gathered_batches
 from holdfast.importance.layerwise import Others, check_watchable, watched_forward
@@ -26,6 +27,7 @@ def local_sums(model: nn.Module, data_pass: DataPass, *, others: Others, chunk_b
         UnsupportedLayerError: a parameter is used elsewhere and `others="error"`, or a layer's first axis does not hold
             the examples.
     """
+    check_count("chunk_bytes", chunk_bytes, where="mas(local=True)")
     check_watchable(model, where="mas(local=True)")
     totals, graph, places = zeros(model), False, Places(model, where="mas")
     for batch in gathered_batches(data_pass, lambda: places.room(chunk_bytes)):

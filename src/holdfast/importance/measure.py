@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from tqdm import tqdm
 
+from holdfast.choices import check_count
 from holdfast.errors import BatchError, EmptyDataError, OptionError
 from holdfast.importance.calibration import CALIBRATION_EXAMPLES, measured_nats_per_unit
 from holdfast.importance.loss import MeasuredLoss
@@ -72,8 +73,8 @@ class DataPass:
         seed: int = 0,
         check: bool = True,
     ) -> None:
-        if num_examples is not None and num_examples < 1:
-            raise OptionError(f"{where}: num_examples={num_examples}, expected a whole number >= 1, or None for all.")
+        check_count("num_examples", num_examples, where=where, none="all")
+        check_count("seed", seed, where=where, least=0)
         _check_has_shapes(model, where)
         parameters = trainable_parameters(model)
         if not parameters:

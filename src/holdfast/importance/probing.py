@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from holdfast.choices import check_count
 from holdfast.errors import EmptyDataError, OptionError
 from holdfast.importance.loss import MeasuredLoss
 from holdfast.importance.measure import check_is_many
@@ -52,8 +53,7 @@ def probes_of(
     answers stay in memory.
     """
     where = "probes_of"
-    if num_examples is not None and num_examples < 1:
-        raise OptionError(f"{where}: num_examples={num_examples}, expected a whole number >= 1, or None for all.")
+    check_count("num_examples", num_examples, where=where, none="all")
     check_is_many(data, where)
     batches = list(_first(data, num_examples))
     if not batches:

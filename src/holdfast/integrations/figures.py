@@ -1,8 +1,10 @@
-"""What a keeper has to say in somebody else's logs."""
+"""What a keeper has to say in somebody else's logs, and what it has to know of somebody else's training."""
 
 from __future__ import annotations
 
 from typing import Any
+
+import torch
 
 from holdfast.retention import Keeper
 
@@ -25,6 +27,12 @@ def logged_figures(keeper: Any, *, name: str = "") -> dict[str, float]:
         found |= {f"rise_{number}": rise, f"increment_{number}": increment}
     prefix = f"{name}/" if name else ""
     return {prefix + key: value for key, value in found.items() if value is not None}
+
+
+def train_together(keeper: Any, *, num_processes: int) -> None:
+    """Tell a keeper that so many processes train its model, which their Trainer wraps for itself; each calls this."""
+    if isinstance(keeper, Keeper) and num_processes > 1 and keeper.group is None:
+        keeper.group = torch.distributed.group.WORLD
 
 
 def close_lesson(keeper: Any) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from holdfast.integrations.choice import training
-from holdfast.integrations.figures import close_lesson, logged_figures
+from holdfast.integrations.figures import close_lesson, logged_figures, train_together
 from holdfast.replay import Rehearsal
 from holdfast.retention import Keeper
 
@@ -50,6 +50,7 @@ class HoldfastCallback(Callback):
             ParameterMismatchError: none does.
         """
         self._is_closed = False
+        train_together(self.keeper, num_processes=trainer.world_size)
         for optimizer in training(self.keeper.model, trainer.optimizers):
             self.keeper.attach(optimizer)
 

@@ -78,7 +78,7 @@ class LoraEWC(EWC):
         strength: float | None = None,
         budget: float | None = None,
         pull: Literal["implicit", "gradient", "penalty"] = "implicit",
-        every: int = 1,
+        every: int | Literal["auto"] = 1,
         adapter: str = "default",
         metric: UserMetric | None = None,
         **options: Unpack[KeeperOptions],

@@ -19,7 +19,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from holdfast.errors import StateError
 from holdfast.files import read_json
-from holdfast.integrations.figures import close_lesson, logged_figures
+from holdfast.integrations.figures import close_lesson, logged_figures, train_together
 from holdfast.replay import Rehearsal
 from holdfast.retention import Keeper
 
@@ -88,6 +88,7 @@ class HoldfastCallback(TrainerCallback):
         self.keeper.detach()  # of an attempt with a larger batch that ran out of memory
         if state.global_step > 0:
             self._resume(args, state)
+        train_together(self.keeper, num_processes=args.world_size)
         self.keeper.attach(kwargs["optimizer"])
 
     def on_train_end(

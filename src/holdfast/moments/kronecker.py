@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from holdfast.choices import check_count
 from holdfast.errors import LossShapeError, NotFiniteError, UnsupportedLayerError
 from holdfast.moments.calls import Call, tensors_in
 from holdfast.moments.factors import SharingRule, add_partial_traces, partial_trace_size
@@ -101,6 +102,7 @@ class KroneckerSums:
         rule: SharingRule | None = "expand",
         max_size: int | None = None,
     ) -> None:
+        check_count("chunk_bytes", chunk_bytes, where=where)
         self._model, self._where, self._chunk_bytes = model, where, chunk_bytes
         self._rule: SharingRule | None = rule
         self._proven = False

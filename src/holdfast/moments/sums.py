@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from holdfast.choices import check_count
 from holdfast.errors import LossShapeError, NotFiniteError
 from holdfast.moments.calls import Call
 from holdfast.moments.engine import Engine
@@ -64,6 +65,7 @@ class MomentSums:
     def __init__(
         self, model: nn.Module, *, phi: Phi, where: str, chunk_bytes: int = CHUNK_BYTES, per: Per = "sequence"
     ) -> None:
+        check_count("chunk_bytes", chunk_bytes, where=where)
         self._model, self._phi, self._where, self._chunk_bytes = model, phi, where, chunk_bytes
         by_token = per == "token"
         self._engine: Engine | None = Engine(model, phi=phi, chunk_bytes=chunk_bytes, where=where, by_token=by_token)

@@ -18,7 +18,7 @@ from holdfast.retention.plan import Plan
 from holdfast.retention.statistics import HeldStatistics
 from holdfast.retention.step import Step
 from holdfast.retention.unheld import UnheldDetector
-from holdfast.steps import Copies, StepHooks
+from holdfast.steps import Copies, StepHooks, has_moved
 
 _places = count()
 
@@ -40,6 +40,7 @@ class Attachment:
 
     Attributes:
         num_steps: of this optimizer, held since the last task was closed.
+        made_up: how many of them there were when the mechanism last acted between two steps (`finish`).
         around: the kind of an optimizer around it, which may change the weights after its steps; None for none.
         has_own_weights: whether it is known to go on from weights of its own, of which its user was told.
         place: among the attachments of an optimizer; those of smaller ones are called first.
@@ -60,10 +61,12 @@ class Attachment:
         stepped: Callable[[Attachment], None],
         measured: Callable[[], None],
         num_steps: int = 0,
+        made_up: int = 0,
         around: str | None = None,
         has_own_weights: bool = False,
     ) -> None:
-        self.optimizer, self.around, self.num_steps = optimizer, around, num_steps
+        self.optimizer, self.around = optimizer, around
+        self.num_steps, self.made_up = num_steps, made_up
         self.has_own_weights = has_own_weights
         self.figures: Figures | None = None
         self._mechanism, self._holdings, self._plan = mechanism, holdings, plan
@@ -84,9 +87,23 @@ class Attachment:
         self._hooks.remove()
         self._step = None
 
-    def reset(self, num_steps: int) -> None:
+    def reset(self, num_steps: int, made_up: int = 0) -> None:
         """Count on from so many steps; nothing is measured yet."""
-        self.num_steps, self.figures = num_steps, None
+        self.num_steps, self.made_up, self.figures = num_steps, made_up, None
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        """Let the mechanism make up for the steps since it last acted, where a lesson ends."""
+        if not self._since() or not self._holdings.held.num_tasks:
+            return
+        step = self._new_step(self.num_steps - 1, self._since(), meter=None)
+        self._plan.all_parts(self.optimizer, step.held)
+        self._plan.gradients = {id(p): p for p in self._plan.found if has_moved(self.optimizer, p)}
+        try:
+            self._mechanism.at_end(step)
+        finally:
+            self._plan.gradients = {}
+        self.made_up = self.num_steps
 
     @torch.no_grad()
     def _before(self, optimizer: Optimizer) -> None:
@@ -99,17 +116,9 @@ class Attachment:
             self.has_own_weights = True
             text = own_weights_warning(type(optimizer).__name__, key)
             warnings.warn(f"{self._mechanism.name}: {text}", stacklevel=2)
-        holdings, measured = self._holdings, self._is_measured()
-        step = self._step = Step(
-            optimizer,
-            holdings.held,
-            self.num_steps,
-            self._memory,
-            holdings.sum_of,
-            Meter(holdings.sum_of) if measured else None,
-            holdings.pulls,
-            self._plan,
-        )
+        measured = self._is_measured()
+        meter = Meter(self._holdings.sum_of) if measured else None
+        step = self._step = self._new_step(self.num_steps, self._since() + 1, meter=meter)
         self._plan.all_parts(optimizer, step.held)
         if measured or self._mechanism.needs_increments:
             step.keep_weights(layers=measured)
@@ -140,6 +149,24 @@ class Attachment:
         if step.meter is not None:
             self.figures = step.meter.read()
             self._measured()
+
+    def _new_step(self, number: int, since: int, *, meter: Meter | None) -> Step:
+        holdings = self._holdings
+        return Step(
+            self.optimizer,
+            holdings.held,
+            number,
+            since,
+            self._memory,
+            holdings.sum_of,
+            meter,
+            holdings.pulls,
+            self._plan,
+        )
+
+    def _since(self) -> int:
+        """How many steps were taken since the mechanism last acted."""
+        return self.num_steps - max(self.made_up, self.num_steps - self.num_steps % self._mechanism.period)
 
     def _is_measured(self) -> bool:
         """Whether the coming step is one of every `log_every`, among those after which the mechanism acts.

@@ -52,7 +52,7 @@ class Attachments:
         self._model, self._mechanism, self._holdings, self._statistics = model, mechanism, holdings, statistics
         self._lesson_stepped, self._measured = stepped, measured
         self._all: list[Attachment] = []
-        self._resumed: list[int] = []  # steps of the optimizers to come
+        self._resumed: list[tuple[int, int]] = []  # steps of the optimizers to come, and those made up for
         self._ratios: Ratios = None, None  # of the steps before the last `count_from`
         self._unheld = UnheldDetector(self._warn_unheld, self._warn_moved_around)
 
@@ -67,7 +67,16 @@ class Attachments:
     @property
     def steps(self) -> list[int]:
         """Held steps of each, and of those that are to be attached."""
-        return [*(attachment.num_steps for attachment in self._all), *self._resumed]
+        return [num_steps for num_steps, _ in self._counts]
+
+    @property
+    def made_up(self) -> list[int]:
+        """How many of each there were when the mechanism last acted between two of them."""
+        return [made_up for _, made_up in self._counts]
+
+    @property
+    def _counts(self) -> list[tuple[int, int]]:
+        return [*((attachment.num_steps, attachment.made_up) for attachment in self._all), *self._resumed]
 
     @property
     def ratios(self) -> Ratios:
@@ -134,6 +143,7 @@ class Attachments:
     ) -> Attachment:
         holdings, trained = self._holdings, self._trained_by(optimizer)
         holdings.follow_shards()
+        num_steps, made_up = self._resumed.pop(0) if self._resumed else (0, 0)
         attachment = Attachment(
             optimizer,
             mechanism=self._mechanism,
@@ -151,7 +161,8 @@ class Attachments:
             log_every=log_every,
             stepped=self._stepped,
             measured=self._measured,
-            num_steps=self._resumed.pop(0) if self._resumed else 0,
+            num_steps=num_steps,
+            made_up=made_up,
             around=around,
             has_own_weights=has_own_weights,
         )
@@ -163,19 +174,27 @@ class Attachments:
 
     def remove(self) -> None:
         """Take every hook off again, of the model too."""
-        self._resumed, self._ratios = self.steps, self.ratios
+        self._resumed, self._ratios = self._counts, self.ratios
         for attachment in self._all:
             attachment.remove()
         self._all.clear()
         self._unheld.remove()
         self._statistics.release()
 
-    def count_from(self, steps: Sequence[int], ratios: Ratios = (None, None)) -> None:
+    def finish(self) -> None:
+        """Let the mechanism make up for the steps since it last acted, where a lesson ends."""
+        for attachment in self._all:
+            attachment.finish()
+
+    def count_from(
+        self, steps: Sequence[int], ratios: Ratios = (None, None), *, made_up: Sequence[int] | None = None
+    ) -> None:
         """Count on from these steps of the attached optimizers in turn, and of those to come; 0 where there is none."""
+        counts = list(zip(steps, [0] * len(steps) if made_up is None else made_up, strict=True))
         attached = len(self._all)
-        for attachment, num_steps in zip(self._all, [*steps, *[0] * attached]):
-            attachment.reset(num_steps)
-        self._resumed, self._ratios = list(steps[attached:]), ratios
+        for attachment, (num_steps, already) in zip(self._all, [*counts, *[(0, 0)] * attached]):
+            attachment.reset(num_steps, already)
+        self._resumed, self._ratios = counts[attached:], ratios
 
     def watch(self) -> None:
         """Look from now on for held weights that move without being held, where a task is retained."""

@@ -158,8 +158,10 @@ def check_extra(extra: Mapping[str, TensorMap], shapes: Mapping[str, torch.Size]
             raise FileFormatError(f"{where}: {part} of another shape, or not finite: {', '.join(wrong)}. {_AGAIN}")
 
 
-def check_progress(progress: Mapping[str, Any], *, names: Iterable[str], where: str) -> list[int]:
-    """The steps of every attached optimizer; of a keeper saved before these were told apart, of all together.
+def check_progress(progress: Mapping[str, Any], *, names: Iterable[str], where: str) -> tuple[list[int], list[int]]:
+    """The steps of every attached optimizer, and how many of them were made up for between two.
+
+    Of a keeper saved before optimizers were told apart: of all together.
 
     Raises:
         FileFormatError: it lacks one of the figures, its own or those of these names, or has one of a wrong type.
@@ -169,11 +171,15 @@ def check_progress(progress: Mapping[str, Any], *, names: Iterable[str], where: 
     wrong = {name: value for name, value in figures.items() if not _is_progress(name, value)}
     steps = progress.get("steps", [figures["num_steps"]])
     if not isinstance(steps, list) or not all(_is_count(value, whole=True) for value in steps):
-        wrong["steps"] = steps
+        wrong["steps"] = steps = []
+    made_up = progress.get("made_up", [0] * len(steps))
+    beside = zip(made_up, steps) if isinstance(made_up, list) and len(made_up) == len(steps) else [(-1, 0)]
+    if not all(_is_count(count, whole=True) and count <= most for count, most in beside):
+        wrong["made_up"] = made_up
     if wrong:
         listed = ", ".join(f"{name}={value!r}" for name, value in wrong.items())
         raise FileFormatError(f"{where}: the progress is damaged: {listed}; expected numbers >= 0. {_AGAIN}")
-    return steps
+    return steps, made_up
 
 
 def check_mechanism_progress(progress: Mapping[str, Any], *, taken: Iterable[str], where: str) -> None:

@@ -13,8 +13,8 @@ from torch import nn
 from holdfast.likelihoods.likelihood import AtTargets, resolve_likelihood
 from holdfast.memory import Retained
 from holdfast.probes import Probes
+from holdfast.retention.replicas import Replicas
 from holdfast.retention.rewinding import mean_curvature, rewound, sought
-from holdfast.retention.skills import agreed
 from holdfast.tensors import TensorMap, local
 
 DELTAS = (1e-3, 1e-2, 1e-1, 1.0)
@@ -69,11 +69,13 @@ class Rewound:
         return f"went back: {rises}{cost}" if self.multiplier else f"stayed: {rises}"
 
 
-def new_task_cost(model: nn.Module, data: Iterable[Any], loss: Any, *, where: str) -> Callable[[], float]:
+def new_task_cost(
+    model: nn.Module, data: Iterable[Any], loss: Any, *, replicas: Replicas, where: str
+) -> Callable[[], float]:
     """What the new task's loss has risen by since now, in nats per target, whenever it is asked."""
     likelihood = resolve_likelihood(loss, where=where)
     taken = Probes.taken(model, data, AtTargets(likelihood))
-    return lambda: agreed([taken.rise(model)], model)[0]
+    return lambda: replicas.agreed([taken.rise(model)])[0]
 
 
 @torch.no_grad()

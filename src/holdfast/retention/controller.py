@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 LOWEST = 1e-3
 """Of the strength."""
 
-_LEVEL, _CHANGE = 0.1, 0.5
-"""What one e-fold of the ratio, and of its growth since the last measurement, adds to the logarithm of the strength."""
+_LEVEL, _CHANGE = 0.025, 0.5
+"""What one e-fold of the ratio adds to the logarithm of the strength in a step, and one of its growth at once."""
+
+_MOST = 0.5
+"""What an e-fold of the ratio adds between two measurements at most: more would swing where these are far apart."""
+
+_AIM = 0.5
+"""Of the budget: what the strength aims at. A task that is learned gains nothing from what the old ones lose besides, and
+a rise is known from some examples only."""
+
+LONGEST = 128
+"""Steps from one measurement to the next at most, where they become rarer."""
+
+_FINENESS = 3
+"""A measurement is taken when a lesson has grown by a part of 2^3 to 2^4."""
 
 _BOUND = 2.0
 """The logarithm of a ratio is taken within plus and minus this: one measurement moves the strength ninefold at most."""
@@ -22,18 +36,19 @@ _FUTILE = 8
 class Controller:
     """Follows the largest ratio of a rise to its budget, in the logarithm of the strength.
 
-    With r the logarithm of the ratio, from one measurement to the next
+    With r = log(ratio / 0.5), for it aims at half the budget, from one measurement to the next, n steps later,
 
-        log strength += 0.1 r + 0.5 (r - r_before)
+        log strength += min(n/40, 1/2) r + 1/2 (r - r_before)
 
-    within bounds. It is the velocity form of a proportional and integral rule: what is beyond a bound is not
-    remembered, so that the strength leaves the bound with the first measurement that calls it back.
+    within bounds: as fast in steps, however rarely it is measured, as long as that does not swing. It is the velocity
+    form of a proportional and integral rule: what is beyond a bound is not remembered, so that the strength leaves the
+    bound with the first measurement that calls it back.
 
     Attributes:
         strength: in force.
         highest: that it may have.
         before: r of the last measurement of this lesson; None before the first.
-        futile: how many measurements in a row the ratio was above one at the highest strength.
+        futile: how many measurements in a row the budget was exceeded at the highest strength.
     """
 
     strength: float = 1.0
@@ -45,13 +60,18 @@ class Controller:
         if not (0 < self.strength < math.inf and 0 < self.highest < math.inf and self.futile >= 0):
             raise ValueError(self)
 
-    def follow(self, ratio: float) -> float:
-        """The strength after a measurement; `ratio` is the largest of the rises over their budgets."""
-        level = min(max(math.log(max(ratio, 1e-12)), -_BOUND), _BOUND)
+    def follow(self, ratio: float, num_steps: int) -> float:
+        """The strength after a measurement.
+
+        Args:
+            ratio: the largest of the rises over their budgets.
+            num_steps: since the measurement before, or since the lesson began.
+        """
+        level = min(max(math.log(max(ratio / _AIM, 1e-12)), -_BOUND), _BOUND)
         change = 0.0 if self.before is None else level - self.before
-        moved = math.log(self.strength) + _LEVEL * level + _CHANGE * change
+        moved = math.log(self.strength) + min(_LEVEL * num_steps, _MOST) * level + _CHANGE * change
         self.strength = min(max(math.exp(moved), LOWEST), self.highest)
-        self.futile = self.futile + 1 if level > 0 and self.strength == self.highest else 0
+        self.futile = self.futile + 1 if ratio > 1 and self.strength == self.highest else 0
         self.before = level
         return self.strength
 
@@ -59,3 +79,21 @@ class Controller:
     def is_futile(self) -> bool:
         """Whether more strength does not keep the budget, or there is no more."""
         return self.futile >= _FUTILE
+
+
+def steps_since(num_steps: int, every: int | Literal["auto"], *, period: int) -> int:
+    """How many steps lie between this measurement and the one before; 0 where none is due.
+
+    Args:
+        num_steps: of the lesson.
+        every: steps from one to the next. "auto": after each pull at first, then when the lesson has grown by an eighth
+            to a sixteenth, and at least once in `LONGEST` steps. That follows from the number of the step alone, so
+            that a resumed run measures where an unbroken one does.
+        period: steps from one pull to the next. Under "auto" rises are measured after pulls, for between two the
+            weights move freely.
+    """
+    if every == "auto":
+        pulls = num_steps // period
+        growth, most = pulls.bit_length() - 1 - _FINENESS, max(1, LONGEST // period).bit_length() - 1
+        every = period << max(0, min(growth, most))
+    return 0 if num_steps % every else every

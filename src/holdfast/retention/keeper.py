@@ -29,7 +29,7 @@ from holdfast.retention.mechanism import Mechanism, as_budget, check_choices, ch
 from holdfast.retention.options import KeeperOptions, NewParameters, check_rule_of
 from holdfast.retention.persistence import Persistent
 from holdfast.retention.plan import check_covered, check_held_shapes, check_same_curvature
-from holdfast.retention.replicas import check_replicas
+from holdfast.retention.replicas import Replicas, check_replicas
 from holdfast.retention.report import Report, counted
 from holdfast.retention.rise import layers_rise, weights_rise
 from holdfast.retention.skills import Skill, Skills
@@ -89,7 +89,7 @@ class Keeper(Persistent):
         anchors: str | os.PathLike[str] | None = None,
         offload: Literal["cpu"] | None = None,
         statistics: Statistics = "warn",
-        probe_every: int = 8,
+        probe_every: int | Literal["auto"] = "auto",
         log_every: int = 100,
     ) -> None:
         check_mechanism(mechanism, taken={*KeeperOptions.__annotations__, "model", "mechanism"})
@@ -111,9 +111,10 @@ class Keeper(Persistent):
         check_rule_of(accumulate, mechanism)
         counts = isinstance(log_every, int) and log_every >= 0
         check_option(counts, "log_every", log_every, "a whole number >= 0", where=where)
-        counts = isinstance(probe_every, int) and probe_every >= 1
-        check_option(counts, "probe_every", probe_every, "a whole number >= 1", where=where)
-        self._skills = Skills(model, where=where, every=probe_every)
+        counts = probe_every == "auto" or (isinstance(probe_every, int) and probe_every >= 1)
+        check_option(counts, "probe_every", probe_every, 'a whole number >= 1 or "auto"', where=where)
+        self._replicas = Replicas(model)
+        self._skills = Skills(model, where=where, every=probe_every, replicas=self._replicas)
         self._holdings = Holdings(
             model,
             forms=Forms(importance_dtype, anchor_dtype, offload == "cpu"),
@@ -165,6 +166,22 @@ class Keeper(Persistent):
     def skills(self) -> tuple[Skill, ...]:
         """The tasks that were retained with probes, and what they have lost; see `holdfast.retention.skills`."""
         return tuple(self._skills.all)
+
+    @property
+    def group(self) -> Any:
+        """The process group that trains the model together, whose mean a measured rise is; None for this process alone.
+
+        It is that of the `DistributedDataParallel` that the keeper was built on, or all processes where `fully_shard`
+        has spread the model. Of a bare model it is to be set, in all processes at once, where it is wrapped later; the
+        callbacks for Trainers do so.
+        """
+        return self._replicas.group
+
+    @group.setter
+    def group(self, value: Any) -> None:
+        self._replicas.named = value
+        self._skills.join()
+        self._begin(self._skills)
 
     @property
     def is_sharded(self) -> bool:
@@ -225,7 +242,7 @@ class Keeper(Persistent):
             importance: an `Importance`, a plain mapping from name to tensor >= 0 of the parameter's shape, or for
                 mechanisms that hold whole layers a `FactoredImportance`.
             probes: of this task, for what it loses to be measured (`probes_of`); None for those that the importance
-                brings along, if any. Where `torch.distributed` is initialized a rise is the mean over all processes:
+                brings along, if any. Where several processes train the model (`group`) a rise is the mean over them:
                 with probes each of them retains, steps and closes.
             budget: of this task alone, in nats per target; None for the keeper's.
             anchors: name -> the weights at which the task was closed, such as a `state_dict()`; None for today's.
@@ -276,7 +293,7 @@ class Keeper(Persistent):
         self._holdings.close(accepted, at=elsewhere, rule=self.accumulate, weighting=self.weighting)
         self._statistics.retain()
         self._attachments.count_from([])
-        self.mechanism.retained()
+        self.mechanism.retained(self.held)
         self._begin(skills)
         self._attachments.watch()
         return self
@@ -286,8 +303,9 @@ class Keeper(Persistent):
     ) -> Rewound | None:
         """End a lesson: measure what every skill has lost in it, and `rewind` where a budget is exceeded.
 
-        Call it before evaluating, and before measuring the importance of what was learned. Without probes nothing is
-        done.
+        Call it before evaluating, and before measuring the importance of what was learned, with the optimizers still
+        attached. Where pulls come at every few steps, it first makes up for the steps since the last one. Without
+        probes that is all.
 
         Args:
             data: see `rewind`; so are the others.
@@ -300,6 +318,9 @@ class Keeper(Persistent):
         Raises:
             NotFiniteError, StateError: as `Probes.rise`.
         """
+        self._attachments.compare()
+        self._attachments.finish()
+        self._attachments.watch()
         skills = self._skills
         worst, skills.is_closed = skills.measure(), True
         if worst <= 1:
@@ -367,7 +388,7 @@ class Keeper(Persistent):
             begun = self.held.nats_per_unit * (self.held.start + self.held.constant)
             rises, budgets = lambda: [self.predicted_rise() - begun], [given]
         self._attachments.compare()
-        cost = None if data is None else new_task_cost(self.model, data, loss, where=where)
+        cost = None if data is None else new_task_cost(self.model, data, loss, replicas=self._replicas, where=where)
         found = go_back(
             all_parameters(self.model), self.held, rises=rises, budgets=budgets, cost=cost, max_loss=max_loss
         )
@@ -437,6 +458,7 @@ class Keeper(Persistent):
         Keeper.__init__(twin, copied(self.model, memo, where=self.name), mechanism, **self._own_options())
         tensors, notes = self.state()
         twin.load_state({name: tensor.clone() for name, tensor in tensors.items()}, notes)
+        twin._replicas.named = self._replicas.named
         for skill, original in zip(twin.skills, self.skills, strict=True):  # a loss of one's own is in no state
             skill.probes = replace(skill.probes, loss=copy.deepcopy(original.probes.loss, memo))
         twin._attachments.add_copies(
@@ -473,7 +495,7 @@ class Keeper(Persistent):
             self.mechanism.steer(skills.controller.strength)
 
     def _after_step(self) -> None:
-        strength = self._skills.after_step()
+        strength = self._skills.after_step(period=self.mechanism.period)
         if strength is not None and self.mechanism.budget is not None:
             self.mechanism.steer(strength)
 

@@ -54,6 +54,14 @@ class Mechanism:
     def after(self, step: Step) -> None:
         """Called after the optimizer's step; may change the weights in place."""
 
+    def at_end(self, step: Step) -> None:
+        """Called where a lesson is closed some steps after the last call of `after`, between two of the optimizer's.
+
+        Args:
+            step: the last one taken. Its blocks are of every weight that the optimizer has moved, and know no
+                increments and no gradients; `step.since` steps are to be made up for.
+        """
+
     # --- what the keeper has to know
 
     @property
@@ -76,7 +84,7 @@ class Mechanism:
         return iter(())
 
     def steering(self, importance: Measured) -> tuple[float, float]:
-        """The strength that `steer` begins with for this importance, and the highest that it comes to."""
+        """The strength that a lesson begins with at least under this importance, and the highest that it comes to."""
         return 1.0, 1e12
 
     def check_sharded(self, held: Retained) -> None:
@@ -109,8 +117,8 @@ class Mechanism:
         """
         raise OptionError(f"{self.name}: it has no strength that a budget could steer. Retain without probes.")
 
-    def retained(self) -> None:
-        """Called when one more task has been retained."""
+    def retained(self, held: Retained) -> None:
+        """Called when one more task has been retained, with all that is held now."""
 
     # --- what is told and saved
 

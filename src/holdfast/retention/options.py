@@ -29,7 +29,7 @@ class KeeperOptions(TypedDict, total=False):
     anchors: str | os.PathLike[str] | None
     offload: Literal["cpu"] | None
     statistics: Statistics
-    probe_every: int
+    probe_every: int | Literal["auto"]
     log_every: int
 
 
@@ -41,14 +41,14 @@ def check_rule_of(accumulate: Accumulate, mechanism: Mechanism) -> None:
         raise OptionError(f'{where}: accumulate="per_task" joins anchors, and {where} has none. Use "sum".')
 
 
-def check_implicit(pull: str, *, strength: float | None, budget: float | None, every: int) -> None:
+def check_implicit(pull: str, *, strength: float | None, budget: float | None, every: int | str) -> None:
     """Raise `OptionError` where an option of EWC needs the implicit pull, and this is another."""
     if budget is not None and pull != "implicit":
         raise OptionError(f'EWC: a budget is kept by projection; pull={pull!r} has no part in it. Use pull="implicit".')
     if strength == math.inf and pull != "implicit":
         raise OptionError(f'EWC: an infinite strength needs pull="implicit"; pull is {pull!r}.')
-    if every > 1 and pull != "implicit":
-        raise OptionError(f'EWC: every={every} belongs to pull="implicit"; found pull={pull!r}. Leave it at 1.')
+    if every != 1 and pull != "implicit":
+        raise OptionError(f'EWC: every={every!r} belongs to pull="implicit"; found pull={pull!r}. Leave it at 1.')
 
 
 def check_on_disk(path: str | os.PathLike[str], forms: Forms, accumulate: Accumulate) -> None:

@@ -185,6 +185,8 @@ class Persistent:
         """What besides `held` decides the steps and reports to come, as JSON values."""
         steps, (pinned, ratio), own = self._attachments.steps, self._attachments.ratios, self.mechanism.progress()
         told = {"num_steps": sum(steps), "steps": steps, "pinned": pinned, "pull_ratio": ratio}
+        if any(self._attachments.made_up):
+            told["made_up"] = self._attachments.made_up
         check_mechanism_progress(own, taken=told, where=self.mechanism.name)
         return {**told, **own}
 
@@ -199,7 +201,7 @@ class Persistent:
         in_form: bool = False,
     ) -> None:
         """Look at all that was read, and then hold it; nothing is changed by a refusal."""
-        steps = check_progress(progress, names=self.mechanism.progress(), where=where)
+        steps, made_up = check_progress(progress, names=self.mechanism.progress(), where=where)
         found = self._skills.from_state(*skills, where=where)
         found.bound(self.mechanism.budget)
         taken = self._holdings.checked(held, extra, where=where, in_form=in_form)
@@ -208,5 +210,5 @@ class Persistent:
         self.mechanism.resume(progress, held, where=where)
         self._holdings.take(taken)
         self._skills = found
-        self._attachments.count_from(steps, (progress["pinned"], progress["pull_ratio"]))
+        self._attachments.count_from(steps, (progress["pinned"], progress["pull_ratio"]), made_up=made_up)
         self._attachments.watch()

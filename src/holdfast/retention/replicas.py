@@ -1,9 +1,9 @@
-"""Replicas of one model must hold the same: what the keepers of several processes are given is compared."""
+"""Replicas of one model must go on alike: what they are given is compared, and what they measure is averaged."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,15 +16,62 @@ from holdfast.curvature.files import layers_to_tensors
 from holdfast.curvature.protocol import Measured
 from holdfast.errors import StateError
 from holdfast.records import ImportanceInfo
-from holdfast.tensors import prefixed, sum_of, under
+from holdfast.tensors import is_sharded, prefixed, sum_of, under
+
+
+class Replicas:
+    """The processes that train one model together, as replicas or shards of it.
+
+    All of them run the same loop, and each must come to every call here, for it waits for the others. They are seen
+    where the model was given wrapped in `DistributedDataParallel`, or spread by `fully_shard`. A bare model is this
+    process's own, since the others may know nothing of it: so it is for a keeper that one process makes, to save it.
+    Where it is wrapped later, its user says so by `named`.
+
+    Args:
+        model: as the keeper was given it; `torch.compile` is looked through.
+
+    Attributes:
+        named: the process group that the user named; None for none.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self.named: Any = None
+
+    @property
+    def group(self) -> Any:
+        """Their process group; None where this process is alone."""
+        if not _several():
+            return None
+        if self.named is not None:
+            return self.named
+        if (wrapper := _wrapper(self._model)) is not None:
+            return wrapper.process_group
+        spread = any(map(is_sharded, self._model.parameters()))
+        return torch.distributed.group.WORLD if spread else None
+
+    @property
+    def may_be_more(self) -> bool:
+        """Whether there are other processes, of which nobody said whether they train this model too."""
+        return self.group is None and _several() and torch.distributed.get_world_size() > 1
+
+    def agreed(self, measured: Sequence[float]) -> list[float]:
+        """The means of what the processes measured, in float64."""
+        group = self.group
+        if group is None or not measured:
+            return list(measured)
+        device = next(self._model.parameters()).device
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        shared = torch.tensor(measured, dtype=dtype, device=device)
+        torch.distributed.all_reduce(shared, group=group)
+        return (shared / torch.distributed.get_world_size(group)).tolist()
 
 
 def check_replicas(importance: Measured, model: nn.Module, *, where: str) -> None:
     """Raise where the processes that train replicas of `model` are about to hold different importances.
 
     They are compared where the model was given wrapped in `DistributedDataParallel`, over its process group: all of its
-    processes run the same loop, and each must call this. Nothing is compared where the model was given bare, since the
-    other processes may then know nothing of it (so it is for a keeper that one process makes, to save it), nor where
+    processes run the same loop, and each must call this. Nothing is compared where the model was given bare, nor where
     `fully_shard` has spread it, since every process then takes its part of one whole.
 
     Args:
@@ -91,6 +138,10 @@ def digest(value: Any) -> int:
 def _bits(value: Tensor) -> Tensor:
     """As whole numbers, whose sum does not depend on the order in which a device adds."""
     return value.detach().contiguous().view(torch.int32)
+
+
+def _several() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def _wrapper(model: nn.Module) -> DistributedDataParallel | None:

@@ -6,16 +6,18 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from holdfast.errors import FileFormatError, OptionError
 from holdfast.probes import Probes
 from holdfast.probes.files import probes_from_state, probes_to_state
-from holdfast.retention.controller import LOWEST, Controller
+from holdfast.retention.controller import LOWEST, Controller, steps_since
 from holdfast.retention.mechanism import as_budget, check_option
+from holdfast.retention.replicas import Replicas
+
+ProbeEvery = int | Literal["auto"]
 
 _STALE = 1e-3
 """Nats per target between the answers of new probes and those of the model, above which they are of another model."""
@@ -59,7 +61,8 @@ class Skills:
     Args:
         model: which is measured.
         where: the mechanism, for messages.
-        every: steps from one measurement to the next.
+        every: steps from one measurement to the next, or "auto" (`holdfast.retention.controller.steps_since`).
+        replicas: the processes whose mean a rise is.
 
     Attributes:
         all: in the order in which they were retained.
@@ -68,11 +71,11 @@ class Skills:
         is_closed: whether the lesson was ended.
     """
 
-    def __init__(self, model: nn.Module, *, where: str, every: int) -> None:
+    def __init__(self, model: nn.Module, *, where: str, every: ProbeEvery, replicas: Replicas) -> None:
         self.all: list[Skill] = []
         self.controller = Controller()
         self.num_steps, self.is_closed = 0, False
-        self._model, self._where, self._every = model, where, every
+        self._model, self._where, self._every, self._replicas = model, where, every, replicas
 
     @property
     def are_bounded(self) -> bool:
@@ -91,10 +94,16 @@ class Skills:
 
     def rises(self) -> list[float]:
         """Measure every skill."""
-        found = agreed([skill.probes.rise(self._model) for skill in self.all], self._model)
+        found = self._replicas.agreed([skill.probes.rise(self._model) for skill in self.all])
         for skill, rise in zip(self.all, found, strict=True):
             skill.rise = rise
         return found
+
+    def join(self) -> None:
+        """Go on alike, in processes each of which has measured for itself so far; all of them must call this."""
+        for skill in self.all:
+            skill.begun, skill.rise = self._replicas.agreed([skill.begun, skill.rise])
+        (self.controller.strength,) = self._replicas.agreed([self.controller.strength])
 
     def increments(self) -> list[float]:
         """Measure every skill; what each has lost in this lesson."""
@@ -106,14 +115,26 @@ class Skills:
         self.rises()
         return self.worst
 
-    def after_step(self) -> float | None:
-        """Count a step; the strength to go on with, if it is one of those at which skills are measured."""
+    def after_step(self, *, period: int) -> float | None:
+        """Count a step; the strength to go on with, if it is one of those at which skills are measured.
+
+        Args:
+            period: steps from one pull to the next.
+        """
         self.num_steps += 1
         self.is_closed = False
-        if not self.are_bounded or self.num_steps % self._every:
+        since = steps_since(self.num_steps, self._every, period=period)
+        if not self.are_bounded or not since:
             return None
+        if self._replicas.may_be_more and self.num_steps == since:
+            warnings.warn(
+                f"{self._where}: the model was given bare, and torch.distributed is initialized: rises are measured on "
+                "this process's probes alone. If the others train replicas of it, these drift apart: build the keeper "
+                "on the wrapped model, or set keeper.group, such as torch.distributed.group.WORLD.",
+                stacklevel=2,
+            )
         was_futile = self.controller.is_futile
-        strength = self.controller.follow(self.measure())
+        strength = self.controller.follow(self.measure(), since)
         if self.controller.is_futile and not was_futile:
             warnings.warn(
                 f"{self._where}: a strength of {strength:g} does not keep the budget: {self.told()}. More of it "
@@ -139,7 +160,7 @@ class Skills:
             probes: of the new skill; None for none, and nothing is added.
             budget: of it alone; None for the keeper's.
             of_keeper: the keeper's; None under a strength.
-            steering: the strength that the first lesson begins with, and the highest.
+            steering: the strength that a lesson begins with at least, and the highest.
             closed_here: whether the new skill was closed at today's weights. If it was not, no lesson begins: the new
                 skill's rise counts from its closing, and those of the others from where they did.
 
@@ -157,7 +178,7 @@ class Skills:
                 f"{where}: budget={budget!r}, and {lacking}. A task's budget needs both probes and a keeper under a "
                 f"budget: {self._where}(model, budget=...)."
             )
-        fresh = Skills(self._model, where=self._where, every=self._every)
+        fresh = self._empty()
         fresh.all = [replace(skill) for skill in self.all]
         fresh.rises()
         if closed_here and self.are_bounded and not self.is_closed and fresh.worst > 1:
@@ -172,7 +193,7 @@ class Skills:
             for skill in fresh.all:
                 skill.begun = skill.rise
         if probes is not None:
-            (rise,) = agreed([probes.rise(self._model)], self._model)
+            (rise,) = self._replicas.agreed([probes.rise(self._model)])
             if closed_here and abs(rise) > _STALE:
                 warnings.warn(
                     f"{where}: the answers of the probes are not those of the model as it is: {rise:.3g} nats lie "
@@ -183,9 +204,13 @@ class Skills:
             fresh.all.append(Skill(probes, own_budget=budget, begun=rise if closed_here else 0.0, rise=rise))
         fresh.bound(of_keeper)
         first, highest = steering
-        fresh.controller = Controller(self.controller.strength if self.are_bounded else first, highest)
+        last = self.controller.strength if self.are_bounded else first
+        fresh.controller = Controller(min(max(first, last), highest), highest)
         fresh.num_steps, fresh.is_closed = (0, True) if closed_here else (self.num_steps, self.is_closed)
         return fresh
+
+    def _empty(self) -> Skills:
+        return Skills(self._model, where=self._where, every=self._every, replicas=self._replicas)
 
     def told(self) -> str:
         """The increments beside their budgets, in words."""
@@ -226,7 +251,7 @@ class Skills:
         Raises:
             FileFormatError: something is missing or damaged.
         """
-        taken = Skills(self._model, where=self._where, every=self._every)
+        taken = self._empty()
         try:
             for number, skill in enumerate(notes.get("skills", ())):
                 own = {
@@ -245,16 +270,6 @@ class Skills:
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise FileFormatError(f"{where}: the skills are damaged ({error!r}). Take an older checkpoint.") from error
         return taken
-
-
-def agreed(measured: list[float], model: nn.Module) -> list[float]:
-    """The means over all processes, so that those that train replicas of the model go on alike."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized() and measured):
-        return measured
-    device = next(model.parameters()).device
-    shared = torch.tensor(measured, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
-    torch.distributed.all_reduce(shared)
-    return (shared / torch.distributed.get_world_size()).tolist()
 
 
 def _finite(value: Any) -> float:

@@ -28,6 +28,7 @@ class Step:
         optimizer: whose step it is.
         held: of all tasks so far: importances, anchors, layers.
         number: of the optimizer's steps since the last task was closed, counted from 0.
+        since: how many steps there are since `after` was last called, with this one.
         memory: the mechanism's own, for this optimizer; kept from step to step, not saved.
         sum_of: adds up zero-dimensional tensors that stand for these weights, over all processes of a sharded model.
         meter: what is to be told of a measured step; None for the others.
@@ -37,6 +38,7 @@ class Step:
     optimizer: Optimizer
     held: Retained
     number: int
+    since: int
     memory: dict[str, Any]
     sum_of: Callable[[Iterable[Tensor]], float]
     meter: Meter | None

@@ -86,6 +86,11 @@ def rests(group: Mapping[str, Any]) -> bool:
     return isinstance(group.get("lr"), int | float | Tensor) and float(group["lr"]) == 0
 
 
+def has_moved(optimizer: Optimizer, parameter: nn.Parameter) -> bool:
+    """Whether the optimizer may have moved a parameter of its own: one without a state it has not, if any has one."""
+    return update_rule(optimizer) == "sgd" or not optimizer.state or parameter in optimizer.state
+
+
 def step_metrics(
     optimizer: Optimizer,
     group: Mapping[str, Any],
