@@ -29,8 +29,8 @@ from holdfast.importance import (
     taylor,
     uniform,
 )
-from holdfast.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
-from holdfast.probes import Probes, Similarity
+from holdfast.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood, Similarity
+from holdfast.probes import Probes
 from holdfast.records import Importance, ImportanceInfo
 from holdfast.replay import Rehearsal
 from holdfast.retention import EWC, WVA, Keeper, Mechanism, Report, Step

@@ -167,3 +167,17 @@ def test_the_last_examples_of_data_that_use_their_memory_again():
         found = hf.measure(net(), ((memory.copy_(inputs), labels) for inputs, labels in given))
     assert found.probes is not None
     assert all(torch.equal(probe.batch[0], inputs) for probe, (inputs, _) in zip(found.probes.batches, given))
+
+
+def test_embeddings_are_measured_by_what_their_similarities_rest_on():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 40))
+    batches = [(torch.randn(16, 5), torch.zeros(16)) for _ in range(8)]
+    importance = hf.measure(model, batches, loss="similarity", probes=batches[:2])
+    assert importance.info.kind == "kfac-sampled"
+    assert importance.probes.loss == hf.Similarity()
+    assert hf.measure(model, batches, loss="similarity", labels="exact", probes=batches[:2]).info.loss == "similarity"
+    keeper = hf.EWC(model, budget=1e-3).retain(importance)
+    with torch.no_grad():
+        model[0].weight += 0.2 * torch.randn_like(model[0].weight)
+    assert keeper.close().kept

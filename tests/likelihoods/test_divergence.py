@@ -6,14 +6,14 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.distributions import Bernoulli as TorchBernoulli
 from torch.distributions import Categorical as TorchCategorical
 from torch.distributions import Normal, kl_divergence
 
-from holdfast.errors import BatchError
-from holdfast.likelihoods import Bernoulli, Categorical, Gaussian
+from holdfast.errors import BatchError, OptionError
+from holdfast.likelihoods import Bernoulli, Categorical, Gaussian, Similarity
 from holdfast.likelihoods.likelihood import AtTargets, PerExample
-from holdfast.probes import Similarity
 
 
 def outputs(*shape: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -117,3 +117,24 @@ def test_sentences_are_compared_with_the_next_one():
     torch.testing.assert_close(found, torch.tensor(expected), atol=1e-5, rtol=1e-4)
     with pytest.raises(BatchError, match="embeddings"):
         loss.answers(old[:1], None)
+
+
+def test_the_fisher_of_a_similarity_foresees_what_cosines_with_any_others_lose():
+    H, loss = 6, Similarity()
+    embedding, way = torch.randn(1, H).double(), 1e-3 * torch.randn(1, H).double()
+    scores = torch.autograd.functional.jacobian(lambda e: loss.exact_scores(e, None)[:, 0], embedding)[:, 0]
+    foreseen = 0.5 * (scores @ way[0]).square().sum()
+    others = torch.randn(200_000, H).double()
+    moved = F.cosine_similarity(embedding + way, others) - F.cosine_similarity(embedding, others)
+    lost = 2 * moved.square().mean() / (2 * loss.variance)  # a target has two ends
+    torch.testing.assert_close(foreseen, lost, rtol=0.03, atol=0)
+
+
+def test_sampled_scores_of_a_similarity_have_the_exact_mean_square():
+    loss, outputs = Similarity(), torch.randn(2, 5)
+    exact = loss.exact_scores(outputs, None).square().sum(dim=0)
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.stack([loss.sampled(outputs, None, generator=generator) for _ in range(4000)])
+    torch.testing.assert_close(drawn.square().mean(dim=0), exact, rtol=0.1, atol=0)
+    with pytest.raises(OptionError, match="no target"):
+        loss.nll(outputs, None)

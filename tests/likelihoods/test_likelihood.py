@@ -49,8 +49,8 @@ def test_torch_s_own_losses_take_other_arguments(loss, name):
     with pytest.raises(OptionError) as caught:
         resolve_likelihood(loss, where="fisher")
     assert str(caught.value) == (
-        f"fisher: loss={name} takes (prediction, target), not (outputs, batch). Pass loss='categorical', 'gaussian' "
-        "or 'bernoulli', or a function of (outputs, batch) that returns shape [B], such as "
+        f"fisher: loss={name} takes (prediction, target), not (outputs, batch). Pass loss='categorical', "
+        "'gaussian', 'bernoulli' or 'similarity', or a function of (outputs, batch) that returns shape [B], such as "
         "lambda outputs, batch: F.cross_entropy(outputs, batch[1], reduction='none')."
     )
     remedy = resolve_likelihood(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 
 import holdfast as hf
 from holdfast.errors import FileFormatError, NotFiniteError, OptionError, ParameterMismatchError, StateError
+from holdfast.retention import closing
 
 BUDGET = 0.05
 
@@ -158,6 +160,68 @@ def test_with_data_of_the_new_task_the_best_of_several_ways():
     alone.rewind(0.02)
     assert with_data.cost is not None
     assert probes.rise(twin) >= -1e-6  # the other has lost as much or more of the new task
+
+
+@pytest.mark.parametrize(("measure", "share"), [(hf.fisher, 1.0), (hf.kfac, 0.8)])
+def test_the_importance_of_the_new_task_spares_it(measure, share):
+    def shown(number: int, part: int) -> list:
+        """A task that shows half of the inputs, so that there is room for both."""
+        half = torch.arange(8) // 4 == number
+        return [(inputs * half, labels) for inputs, labels in task(number)[part]]
+
+    cross_entropy = lambda outputs, batch: F.cross_entropy(outputs, batch[1], reduction="none")  # noqa: E731
+    model = network()
+    train(model, torch.optim.Adam(model.parameters(), lr=5e-3), shown(0, 0))
+    keeper = hf.EWC(model, strength=1.0)
+    keeper.retain(measure(model, shown(0, 0)), probes=hf.probes_of(model, shown(0, 1)))
+    train(model, torch.optim.Adam(model.parameters(), lr=5e-3), shown(1, 0))
+    new, ends = hf.probes_of(model, shown(1, 1), loss=cross_entropy), copy.deepcopy(model.state_dict())
+    lost = {}
+    for informed in (False, True):
+        model.load_state_dict(ends)
+        found = keeper.rewind(0.02, importance=measure(model, shown(1, 0)) if informed else None)
+        assert found.before[0] > 0.1
+        assert found.kept
+        lost[informed] = new.rise(model)
+    assert lost[True] < share * lost[False]
+
+
+def test_linear_averaging_is_among_the_ways(monkeypatch):
+    model, keeper, _ = learned(budget=None)
+    keeper.detach()
+    train(model, torch.optim.SGD(model.parameters(), lr=0.3), task(1)[0])
+    ends = {name: p.detach().clone() for name, p in model.named_parameters()}
+    monkeypatch.setattr(closing, "DELTAS", (math.inf,))
+    found = keeper.rewind(0.02, data=task(1)[0])
+    assert (found.delta, found.kept) == (math.inf, True)
+    shares = [
+        (p.detach() - keeper.held.anchors[name]) / (ends[name] - keeper.held.anchors[name])
+        for name, p in model.named_parameters()
+    ]
+    t = torch.cat([share[share.isfinite()] for share in shares])
+    torch.testing.assert_close(t, t.median().expand_as(t), rtol=1e-2, atol=1e-2)
+
+
+def test_skills_whose_anchors_conflict_are_named():
+    model = network()
+    keeper = hf.EWC(model, strength=1.0, accumulate="per_task")
+    for number in (0, 1):
+        train(model, torch.optim.Adam(model.parameters(), lr=5e-3), task(number)[0])
+        keeper.retain(hf.kfac(model, task(number)[0]), probes=hf.probes_of(model, task(number)[1]))
+    for skill in keeper.skills:  # as of importances that were measured elsewhere, each at its own weights
+        skill.begun = 0.0
+    with pytest.warns(UserWarning, match=r"At the best point skill 0 [\d.]+ of 1e-06 nats.*Rehearse"):
+        found = keeper.rewind(1e-6)
+    assert not found.kept
+    ratios = [after / 1e-6 for after in found.after]
+    assert max(ratios) < found.before[0] / 1e-6
+    assert all(least <= after for least, after in zip(found.least, found.after))
+    told = replace(found, after=(0.15, 0.01, 0.3), least=(0.01, 0.0, 0.2), budgets=(0.02, 0.02, 0.02))
+    assert (
+        "At the best point skill 0 0.15 of 0.02 nats, skill 2 0.3 of 0.02 nats. On all of the way skill 2 0.2 or"
+        in (told.why)
+    )
+    assert "what keeps one skill loses another" in replace(told, least=(0.01, 0.0, 0.01)).why
 
 
 def test_what_would_cost_too_much_is_left_alone():

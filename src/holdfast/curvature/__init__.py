@@ -5,6 +5,7 @@ from holdfast.curvature.factored import AnyImportance, FactoredImportance, impor
 from holdfast.curvature.files import register_curvature
 from holdfast.curvature.kronecker import KroneckerCurvature, KroneckerFactors
 from holdfast.curvature.protocol import Curvature, Measured, MeasuredLayer, MixedImportance, shapes_of
+from holdfast.curvature.relative import RelativeCurvature, relative
 from holdfast.curvature.rules import Accumulate, Decayed, Weighting
 
 __all__ = [
@@ -19,9 +20,11 @@ __all__ = [
     "Measured",
     "MeasuredLayer",
     "MixedImportance",
+    "RelativeCurvature",
     "Weighting",
     "importance_of",
     "load_importance",
     "register_curvature",
+    "relative",
     "shapes_of",
 ]

@@ -228,12 +228,12 @@ def merged(
 
     Cost: two eigendecompositions and a few products of the factors' size; in float64.
     """
-    A, G = _wide(new.inputs), add * _wide(new.outputs)
+    A, G = wide(new.inputs), add * wide(new.outputs)
     if held is None:
         U_A, U_G = (torch.eye(len(M), dtype=M.dtype, device=M.device) for M in (A, G))
         S = A.new_zeros(len(G), len(A))
     else:
-        U_A, U_G, S = _wide(held.inputs_basis), _wide(held.outputs_basis), keep * _wide(held.spectrum)
+        U_A, U_G, S = wide(held.inputs_basis), wide(held.outputs_basis), keep * wide(held.spectrum)
     outputs = A.trace() * G + (U_G * S.sum(dim=1)) @ U_G.T
     if inputs_basis is None:
         inputs_basis = eigenvectors(inputs_trace(held, new, keep=keep, add=add))
@@ -255,11 +255,11 @@ def inputs_trace(
     held: KroneckerCurvature | None, new: KroneckerFactors, *, keep: float = 1.0, add: float = 1.0
 ) -> Tensor:
     """sum_k Tr(G_k) A_k of what `merged` gives, [n, n] in float64: where the curvature is among the inputs."""
-    total = add * _wide(new.outputs).trace() * _wide(new.inputs)
+    total = add * wide(new.outputs).trace() * wide(new.inputs)
     if held is None:
         return total
-    U_A = _wide(held.inputs_basis)
-    return total + (U_A * (keep * _wide(held.spectrum)).sum(dim=0)) @ U_A.T
+    U_A = wide(held.inputs_basis)
+    return total + (U_A * (keep * wide(held.spectrum)).sum(dim=0)) @ U_A.T
 
 
 def _damped(factor: Tensor, damping: float) -> Tensor:
@@ -273,6 +273,7 @@ def _along(basis: Tensor, factor: Tensor) -> Tensor:
     return torch.where(found > _SMALLEST * found.max(), found, 0.0)
 
 
-def _wide(tensor: Tensor) -> Tensor:
+def wide(tensor: Tensor) -> Tensor:
+    """In float64, on the CPU where the device has none."""
     tensor = tensor.detach()
     return tensor.double() if tensor.device.type != "mps" else tensor.cpu().double()

@@ -15,7 +15,7 @@ from holdfast.importance.measure import check_is_many
 from holdfast.likelihoods.batches import batch_copied, batch_size, batch_to, model_inputs, slice_batch
 from holdfast.likelihoods.likelihood import AtTargets, Comparable, Gaussian, Likelihood, resolve_likelihood
 from holdfast.likelihoods.outputs import logits_of
-from holdfast.probes import Probes, Similarity
+from holdfast.probes import Probes
 from holdfast.probes.evaluating import evaluating
 
 NUM_PROBES = 128
@@ -26,7 +26,7 @@ def probes_of(
     model: nn.Module,
     data: Iterable[Any],
     *,
-    loss: str | Likelihood | Similarity | Callable[[Any, Any], Tensor] | None = None,
+    loss: str | Likelihood | Callable[[Any, Any], Tensor] | None = None,
     num_examples: int | None = NUM_PROBES,
 ) -> Probes:
     """Take probes of a model as it is now: examples and what it answers.
@@ -39,7 +39,7 @@ def probes_of(
         data: batches as the estimators take them, best of examples that the network was not trained on: on those that
             it was, answers are surer and move less, so that the rise looks smaller than it is.
         loss: as for `fisher`: "categorical" (default), "gaussian", "bernoulli", a likelihood, a function of (outputs,
-            batch) that gives a loss for each example; also "similarity", for sentence encoders. By the name "gaussian"
+            batch) that gives a loss for each example; "similarity" is for sentence encoders. By the name "gaussian"
             the variance is that of the residuals on these examples.
         num_examples: the first so many; None for all.
 
@@ -49,7 +49,7 @@ def probes_of(
         NotFiniteError: an answer is NaN.
         OptionError: `num_examples` is less than 1, or "gaussian" finds no residual at all.
 
-    Cost: two forward passes over the probes, three for the name "gaussian", one for "similarity". Copies of inputs and
+    Cost: two forward passes over the probes, three for the name "gaussian". Copies of inputs and
     answers stay in memory.
     """
     where = "probes_of"
@@ -76,10 +76,6 @@ def _first(data: Iterable[Any], limit: int | None) -> Iterator[Any]:
 
 
 def _comparable(loss: Any, model: nn.Module, batches: list[Any], *, where: str) -> Comparable:
-    if loss == "similarity":
-        return Similarity()
-    if isinstance(loss, Similarity):
-        return loss
     likelihood = resolve_likelihood(loss, where=where)
     measured = MeasuredLoss(likelihood, model, where=where)
     for batch, outputs in _outputs(model, batches):

@@ -1,6 +1,14 @@
 """What the batches, the outputs and the output columns of a model mean."""
 
-from holdfast.likelihoods.likelihood import Bernoulli, Categorical, CountsTargets, Gaussian, Likelihood, num_targets
+from holdfast.likelihoods.likelihood import (
+    Bernoulli,
+    Categorical,
+    CountsTargets,
+    Gaussian,
+    Likelihood,
+    Similarity,
+    num_targets,
+)
 from holdfast.likelihoods.masks import Mask, Scenario, active_classes, predict
 
 __all__ = [
@@ -11,6 +19,7 @@ __all__ = [
     "Likelihood",
     "Mask",
     "Scenario",
+    "Similarity",
     "active_classes",
     "num_targets",
     "predict",

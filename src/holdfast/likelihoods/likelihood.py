@@ -25,6 +25,7 @@ from holdfast.likelihoods.batches import batch_size, targets_of
 from holdfast.likelihoods.categorical import Categorical
 from holdfast.likelihoods.elementwise import Bernoulli, Gaussian
 from holdfast.likelihoods.outputs import check_per_example, logits_of
+from holdfast.likelihoods.similarity import Similarity
 
 __all__ = [
     "OWN",
@@ -35,6 +36,7 @@ __all__ = [
     "Gaussian",
     "Likelihood",
     "PerExample",
+    "Similarity",
     "check_per_example",
     "logits_of",
     "num_targets",
@@ -181,13 +183,14 @@ class AtTargets:
         return self.likelihood.nll(outputs, batch) - answers["losses"]
 
 
-OWN = (Categorical, Gaussian, Bernoulli)
+OWN = (Categorical, Gaussian, Bernoulli, Similarity)
 """The library's own: of these it is known that they read a batch example by example, whatever its size."""
 
 _BY_NAME: dict[str, Callable[[], Likelihood]] = {
     "categorical": Categorical,
     "gaussian": Gaussian,
     "bernoulli": Bernoulli,
+    "similarity": Similarity,
 }
 
 
@@ -195,8 +198,8 @@ def resolve_likelihood(loss: str | Likelihood | Callable[[Any, Any], Tensor] | N
     """The likelihood that a `loss=` argument stands for.
 
     Args:
-        loss: "categorical", "gaussian" or "bernoulli"; a `Likelihood`; a function of (outputs, batch) that
-            returns one negative log-likelihood per example; or None for "categorical".
+        loss: "categorical", "gaussian", "bernoulli" or "similarity"; a `Likelihood`; a function of (outputs, batch)
+            that returns one negative log-likelihood per example; or None for "categorical".
         where: the function that the user called, for messages.
 
     Raises:
@@ -212,8 +215,8 @@ def resolve_likelihood(loss: str | Likelihood | Callable[[Any, Any], Tensor] | N
     if isinstance(loss, Likelihood) and not isinstance(loss, type):
         return loss
     remedy = (
-        "Pass loss='categorical', 'gaussian' or 'bernoulli', or a function of (outputs, batch) that returns "
-        "shape [B], such as lambda outputs, batch: F.cross_entropy(outputs, batch[1], reduction='none')."
+        "Pass loss='categorical', 'gaussian', 'bernoulli' or 'similarity', or a function of (outputs, batch) that "
+        "returns shape [B], such as lambda outputs, batch: F.cross_entropy(outputs, batch[1], reduction='none')."
     )
     if not callable(loss) or isinstance(loss, type):
         raise OptionError(f"{where}: found loss={loss!r}. {remedy}")

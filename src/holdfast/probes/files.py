@@ -9,9 +9,16 @@ from typing import Any, NoReturn
 from torch import Tensor
 
 from holdfast.errors import FileFormatError, StateError
-from holdfast.likelihoods.likelihood import AtTargets, Bernoulli, Categorical, Comparable, Gaussian, PerExample
+from holdfast.likelihoods.likelihood import (
+    AtTargets,
+    Bernoulli,
+    Categorical,
+    Comparable,
+    Gaussian,
+    PerExample,
+    Similarity,
+)
 from holdfast.probes.probes import Probe, Probes
-from holdfast.probes.similarity import Similarity
 
 _LOSSES: dict[str, Any] = {
     "categorical": Categorical,

@@ -14,11 +14,12 @@ from holdfast.likelihoods.likelihood import AtTargets, resolve_likelihood
 from holdfast.memory import Retained
 from holdfast.probes import Probes
 from holdfast.retention.replicas import Replicas
-from holdfast.retention.rewinding import mean_curvature, rewound, sought
+from holdfast.retention.rewinding import NewTask, mean_curvature, rewound, sought
 from holdfast.tensors import TensorMap, local
 
-DELTAS = (1e-3, 1e-2, 1e-1, 1.0)
-"""Shares of K's mean that are tried where the new task's loss can tell them apart; the second alone where it cannot."""
+DELTAS = (1e-3, 1e-2, 1e-1, 1.0, math.inf)
+"""Shares of K's mean that are tried where the new task's loss can tell them apart, the last of them linear averaging;
+where it cannot, the first alone in the metric of the new task, the second without it."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,9 @@ class Rewound:
             predicted one of all together.
         after: the same at the weights that were kept.
         budgets: of each; None for none.
-        multiplier: mu, how far back it went: 0 not at all, infinity to the anchors.
-        delta: of K's mean, see `holdfast.retention.rewinding`.
+        least: the least rise of each on the ways that were tried.
+        multiplier: mu, how far back it went: 0 not at all.
+        delta: of K's mean, see `holdfast.retention.rewinding`; infinity is linear averaging.
         cost: what the new task's loss rose by, in nats per target, where its data were given.
         kept: whether every budget is kept.
         left_alone: whether the trained weights stayed because going back would have cost more than `max_loss`.
@@ -39,6 +41,7 @@ class Rewound:
 
     before: tuple[float, ...]
     after: tuple[float, ...]
+    least: tuple[float, ...]
     budgets: tuple[float | None, ...]
     multiplier: float
     delta: float
@@ -54,9 +57,19 @@ class Rewound:
                 f"going back would cost the new task {self.cost:.3g} nats, more than max_loss, so that the trained "
                 f"weights stay ({self}). Allow more, or call rewind with a larger budget."
             )
+        columns = list(zip(self.after, self.least, self.budgets, strict=True))
+        over = {k: (rise, least, b) for k, (rise, least, b) in enumerate(columns) if b is not None and rise > b}
+        told = ", ".join(f"skill {k} {rise:.3g} of {budget:g} nats" for k, (rise, _, budget) in over.items())
+        never = ", ".join(f"skill {k} {least:.3g} or more" for k, (_, least, b) in over.items() if least > b)
+        reason = (
+            f"On all of the way {never}: what rises there is in parameters or statistics that are not held, or these "
+            "skills are lost where the anchors of all together are."
+            if never
+            else "Each can be kept, but not together with the others: what keeps one skill loses another."
+        )
         return (
-            f"no way back keeps every budget: {self}. The skills have no weights in common that do, or what rises is "
-            "in parameters or statistics that are not held. Rehearse old data, or allow more."
+            f"no way back keeps every budget. At the best point {told}. {reason} Rehearse old data of these skills, or "
+            "allow them more."
         )
 
     def __str__(self) -> str:
@@ -87,6 +100,7 @@ def go_back(
     budgets: Sequence[float | None],
     cost: Callable[[], float] | None,
     max_loss: float,
+    new: NewTask | None = None,
 ) -> Rewound:
     """Move weights back until every rise is within its budget, as little as that needs.
 
@@ -97,44 +111,59 @@ def go_back(
         budgets: of each; None for none.
         cost: measures what the new task has lost since training ended; None where its data are not at hand.
         max_loss: the most that it may lose, in nats per target.
+        new: the curvature of the new task; None where it is not known.
 
-    The weights are left as they were where a measurement raises.
+    Where no way keeps every budget the weights end where the worst rise over its budget is least. They are left
+    as they were where a measurement raises.
     """
     ends = {name: local(weight.detach()).clone() for name, weight in weights.items()}
-    before = tuple(rises())
-    if _within(before, budgets):
-        return Rewound(before, before, tuple(budgets), 0.0, 0.0, None if cost is None else 0.0, kept=True)
-    mean = mean_curvature(held, weights) or 1.0  # the unit of K, so that any is searched alike
+    before, bounds = tuple(rises()), tuple(budgets)
+    if worst(before, bounds) <= 1:
+        return Rewound(before, before, before, bounds, 0.0, 0.0, None if cost is None else 0.0, kept=True)
+    mean = mean_curvature(held, weights, new) or 1.0  # the unit of K, so that any is searched alike
     anchored = min(1e18 / mean, 1e30)
+    tried = [(worst(before, bounds), 0.0, 0.0, before)]
 
     def put(multiplier: float, delta: float) -> None:
-        strength = min(multiplier, anchored)
-        moved = rewound(ends, held, strength=strength, delta=delta * mean) if multiplier else {}
+        averaging = delta == math.inf
+        strength = 0.0 if averaging else min(multiplier, anchored)
+        rest = 1 / (1 + multiplier * mean * (1.0 if averaging else delta))
+        moved = rewound(ends, held, strength=strength, rest=rest, new=new) if multiplier else {}
         for name, value in {**ends, **moved}.items():
             local(weights[name].detach()).copy_(value)
 
     def kept(multiplier: float, delta: float) -> bool:
         put(multiplier, delta)
-        return _within(rises(), budgets)
+        found = tuple(rises())
+        tried.append((worst(found, bounds), multiplier, delta, found))
+        return worst(found, bounds) <= 1
 
-    found: list[tuple[float, float, float]] = []
+    ways: list[tuple[float, float, float]] = []
+    deltas = DELTAS if cost is not None else DELTAS[1:2] if new is None else DELTAS[:1]
     try:
-        for delta in DELTAS if cost is not None else DELTAS[1:2]:
+        for delta in deltas:
             multiplier = sought(lambda mu, delta=delta: kept(mu, delta), start=1 / mean, most=1e12 / mean)
-            put(multiplier, delta)
-            found.append((0.0 if cost is None else cost(), delta, multiplier))
-        least, delta, multiplier = min(found)
-        if least > max_loss:
-            put(0.0, 0.0)
-            return Rewound(before, before, tuple(budgets), 0.0, delta, least, kept=False, left_alone=True)
+            if math.isfinite(multiplier):
+                put(multiplier, delta)
+                ways.append((0.0 if cost is None else cost(), delta, multiplier))
+        if ways:
+            _, delta, multiplier = min(ways)
+        else:
+            _, multiplier, delta, _ = min(tried, key=lambda point: point[0])
         put(multiplier, delta)
-        after = tuple(rises())
+        after, paid = tuple(rises()), None if cost is None else cost()
+        left_alone = paid is not None and paid > max_loss
+        if left_alone:
+            put(0.0, 0.0)
+            after, multiplier = before, 0.0
     except BaseException:
         put(0.0, 0.0)
         raise
-    is_kept = math.isfinite(multiplier) and _within(after, budgets)
-    return Rewound(before, after, tuple(budgets), multiplier, delta, None if cost is None else least, kept=is_kept)
+    least = tuple(map(min, zip(*(rises for *_, rises in tried), strict=True)))
+    is_kept = worst(after, bounds) <= 1
+    return Rewound(before, after, least, bounds, multiplier, delta, paid, kept=is_kept, left_alone=left_alone)
 
 
-def _within(rises: Sequence[float], budgets: Sequence[float | None]) -> bool:
-    return all(budget is None or rise <= budget for rise, budget in zip(rises, budgets, strict=True))
+def worst(rises: Sequence[float], budgets: Sequence[float | None]) -> float:
+    """The largest rise over its budget; 0 without any."""
+    return max((rise / b for rise, b in zip(rises, budgets, strict=True) if b is not None), default=0.0)

@@ -31,6 +31,7 @@ from holdfast.retention.persistence import Persistent
 from holdfast.retention.plan import check_covered, check_held_shapes, check_same_curvature
 from holdfast.retention.replicas import Replicas, check_replicas
 from holdfast.retention.report import Report, counted
+from holdfast.retention.rewinding import new_task
 from holdfast.retention.rise import layers_rise, weights_rise
 from holdfast.retention.skills import Skill, Skills
 from holdfast.retention.statistics import HeldStatistics, Statistics
@@ -299,7 +300,12 @@ class Keeper(Persistent):
         return self
 
     def close(
-        self, data: Iterable[Any] | None = None, *, loss: Any = None, max_loss: float = math.inf
+        self,
+        data: Iterable[Any] | None = None,
+        *,
+        importance: Mapping[str, Tensor] | Measured | None = None,
+        loss: Any = None,
+        max_loss: float = math.inf,
     ) -> Rewound | None:
         """End a lesson: measure what every skill has lost in it, and `rewind` where a budget is exceeded.
 
@@ -309,6 +315,7 @@ class Keeper(Persistent):
 
         Args:
             data: see `rewind`; so are the others.
+            importance: of the new task.
             loss: of the new task.
             max_loss: the most that the new task may lose.
 
@@ -326,7 +333,7 @@ class Keeper(Persistent):
         if worst <= 1:
             return None
         if self.mechanism.anchored:
-            return self.rewind(data=data, loss=loss, max_loss=max_loss)
+            return self.rewind(importance=importance, data=data, loss=loss, max_loss=max_loss)
         warnings.warn(
             f"{self.name}.close: the budget is exceeded: {skills.told()}; without anchors there is no way back. Train "
             "for fewer steps or at a lower learning rate, or hold with EWC.",
@@ -338,6 +345,7 @@ class Keeper(Persistent):
         self,
         budget: float | None = None,
         *,
+        importance: Mapping[str, Tensor] | Measured | None = None,
         data: Iterable[Any] | None = None,
         loss: Any = None,
         max_loss: float = math.inf,
@@ -349,8 +357,12 @@ class Keeper(Persistent):
 
         Args:
             budget: nats per target for every skill, since its lesson began; None for their own.
-            data: batches of the new task. With them several ways back are tried, and the one at which the new task
-                loses least is kept; without them there is one (`holdfast.retention.rewinding`).
+            importance: of the new task, measured at the weights as they are, such as `hf.kfac(model, new_data)`. With
+                it the way back spares what the new task rests on, and costs it a fraction: under tight budgets the
+                difference between both skills and one. What it says of weights that are not held is not used.
+            data: batches of the new task. With them several ways back are tried, linear averaging among them, and the
+                one at which the new task loses least is kept; without them there is one
+                (`holdfast.retention.rewinding`).
             loss: of the new task, as for `fisher`.
             max_loss: nats per target that the new task may lose; where it would lose more, the trained weights stay,
                 with a warning. Needs `data`.
@@ -362,10 +374,11 @@ class Keeper(Persistent):
             OptionError: the mechanism has no anchors; there is no budget, or one that is no number above 0;
                 `max_loss` without `data`; neither probes nor importances in nats.
             StateError: no task is retained.
+            ParameterMismatchError: the importance lacks weights that are held, or is zero.
             NotFiniteError: as `Probes.rise`.
 
-        Cost: about 15 forward passes over the probes; with `data` four times as many, five over the data, and a copy
-        of these in memory.
+        Cost: about 15 forward passes over the probes; with `data` five times as many, six over the data, and a copy of
+        these in memory; with Kronecker factors in `importance` two eigendecompositions a layer.
         """
         where = f"{self.name}.rewind"
         budget = None if budget is None else as_budget(budget, where=where)
@@ -388,10 +401,12 @@ class Keeper(Persistent):
             begun = self.held.nats_per_unit * (self.held.start + self.held.constant)
             rises, budgets = lambda: [self.predicted_rise() - begun], [given]
         self._attachments.compare()
+        weights = all_parameters(self.model)
+        new = None
+        if importance is not None:
+            new = new_task(as_importance(importance, where=where), self.held, weights, where=where)
         cost = None if data is None else new_task_cost(self.model, data, loss, replicas=self._replicas, where=where)
-        found = go_back(
-            all_parameters(self.model), self.held, rises=rises, budgets=budgets, cost=cost, max_loss=max_loss
-        )
+        found = go_back(weights, self.held, rises=rises, budgets=budgets, cost=cost, max_loss=max_loss, new=new)
         self._holdings.settle()
         self._attachments.watch()
         if not found.kept:

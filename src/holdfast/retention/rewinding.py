@@ -1,69 +1,151 @@
 """The way back along the curvature: from weights that learned too freely toward the anchors.
 
-With d the distance to the anchors and K the curvature held, the point
+With d the distance to the anchors, K the curvature held and M that of the new task where training ended, the point
 
-    d(mu) = (1 + mu delta)^-1 (1 + mu K)^-1 d
+    d(mu) = (1 + mu delta)^-1 (M + mu K)^-1 M d
 
-loses little of the new task for what it gives back of the old: mu = 0 is where training ended, and mu to infinity is
-the anchor. delta > 0, a share of K's mean, takes back what K does not see; with K = 0 it is linear averaging with the
-weights of the anchors. Every way of the new task counts the same: the metric of an optimizer at the end of a training
-is no measure of what it has learned (docs/strength.md).
+gives back of the old what costs the new task least, as far as both are quadratic: mu = 0 is where training ended, and
+mu to infinity is the anchor. delta > 0, a share of the mean of K in the metric M, takes back what K does not see; with
+K = 0 it is linear averaging with the weights of the anchors. M is damped; where nobody has measured it, it is 1, and
+every way counts the same: the metric of an optimizer at the end of a training is no measure of what it has learned
+(docs/strength.md).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from holdfast.curvature import KroneckerCurvature, KroneckerFactors, Measured, RelativeCurvature, relative
+from holdfast.errors import ParameterMismatchError
 from holdfast.memory import Retained
 from holdfast.memory.stored import read, side_by_side
-from holdfast.tensors import TensorMap, local, sum_of, wide_dtype
+from holdfast.tensors import TensorMap, local, shard, sum_of, wide_dtype
+
+_DAMPING = 0.1
+"""Share of each factor's mean eigenvalue that is added to M along every direction; to single weights their mean."""
+
+_LEAST = 1e-3
+"""A tensor, or a layer, of which the new task knows less than this share of the mean counts as that share."""
 
 
-def mean_curvature(held: Retained, weights: TensorMap) -> float:
-    """The mean of K's diagonal over the weights that are held."""
-    totals = [layer.spectrum.sum() for layer in held.layers.values()]
+@dataclass(frozen=True)
+class NewTask:
+    """M, the curvature of the new task, beside what is held; all of it 1 where nothing is known.
+
+    Attributes:
+        weights: of each weight that is held alone, > 0, of its shape.
+        layers: of layers that are held as a whole: what is held in the metric M, or where there are no factors on both
+            sides one number > 0 for the layer.
+    """
+
+    weights: TensorMap = field(default_factory=dict)
+    layers: Mapping[str, RelativeCurvature | float] = field(default_factory=dict)
+
+
+@torch.no_grad()
+def new_task(importance: Measured, held: Retained, weights: TensorMap, *, where: str) -> NewTask:
+    """M, damped, from an importance of the new task.
+
+    Raises:
+        ParameterMismatchError: the importance lacks weights that are held, has them in other shapes, or is zero.
+
+    Cost: for layers with Kronecker factors two eigendecompositions each; their memory twice over.
+    """
+    covered = {name: value for name, value in held.covered.items() if name in weights}
+    diagonal = importance.to_diagonal()
+    wrong = [
+        name
+        for name in covered
+        if name not in diagonal or diagonal[name].shape not in (weights[name].shape, local(weights[name]).shape)
+    ]
+    if wrong:
+        raise ParameterMismatchError(
+            f"{where}: the importance of the new task has no entry of the right shape for {', '.join(map(repr, wrong))}"
+            ". Measure it on this model, on data of the new task, with all parameters that are held trainable."
+        )
+    means = {name: float(diagonal[name].float().mean()) for name in covered}
+    least = _LEAST * sum(mean * covered[name].numel() for name, mean in means.items())
+    least /= max(1, sum(value.numel() for value in covered.values()))
+    if not least > 0:
+        raise ParameterMismatchError(f"{where}: the importance of the new task is zero. Measure it on its data.")
+    own = {
+        name: shard(diagonal[name].to(weights[name].device, torch.float32), weights[name]) + max(means[name], least)
+        for name in held.importance
+        if name in covered
+    }
+    layers: dict[str, RelativeCurvature | float] = {}
+    for name, layer in held.layers.items():
+        sizes = {n: covered[n].numel() for n in layer.shapes(name) if n in covered}
+        mean = sum(means[n] * size for n, size in sizes.items()) / max(1, sum(sizes.values()))
+        factors = importance.layers.get(name)
+        if isinstance(layer, KroneckerCurvature) and isinstance(factors, KroneckerFactors) and mean > least:
+            layers[name] = relative(layer, factors.to(layer.spectrum.device).damped(_DAMPING))
+        else:
+            layers[name] = max(mean, least)
+    return NewTask(own, layers)
+
+
+def mean_curvature(held: Retained, weights: TensorMap, new: NewTask | None = None) -> float:
+    """The mean of K over the weights that are held, along the directions of M; of its diagonal where M is 1."""
+    new = NewTask() if new is None else new
+    totals = []
+    for name, layer in held.layers.items():
+        metric = new.layers.get(name, 1.0)
+        known = isinstance(metric, RelativeCurvature)
+        totals.append(metric.spectrum.sum() if known else layer.spectrum.sum() / metric)
     for name, stored in held.importance.items():
-        device = weights[name].device
-        totals.append(read(stored, dtype=torch.float32, device=device).sum())
+        omega = read(stored, dtype=torch.float32, device=weights[name].device)
+        totals.append((omega / local(new.weights[name]) if name in new.weights else omega).sum())
     return sum_of(totals) / max(1, sum(value.numel() for value in held.covered.values()))
 
 
 @torch.no_grad()
-def rewound(weights: TensorMap, held: Retained, *, strength: float, delta: float) -> dict[str, Tensor]:
+def rewound(
+    weights: TensorMap, held: Retained, *, strength: float, rest: float, new: NewTask | None = None
+) -> dict[str, Tensor]:
     """The weights at d(mu), beside the parameters in their dtype; those that are not held are left out.
 
     Args:
         weights: where training ended, by name.
         held: K and the anchors.
-        strength: mu >= 0, in one over the unit of K.
-        delta: >= 0, in the unit of K.
+        strength: mu >= 0, in the unit of M over that of K.
+        rest: (1 + mu delta)^-1, 0..1.
+        new: M.
 
     Cost: one pass over the weights, and a pull of each layer.
     """
+    new = NewTask() if new is None else new
     found: dict[str, Tensor] = {}
-    rest = 1 / (1 + strength * delta)
     for name, importance in held.importance.items():
         if name in weights:
-            weight, pieces = local(weights[name].detach()), []
+            weight, pieces, done = local(weights[name].detach()), [], 0
+            metric = new.weights[name].reshape(-1) if name in new.weights else None
             for part, omega, anchor in side_by_side(weight, importance, held.anchors[name]):
                 end = anchor.float()
-                pieces.append((end + (part.float() - end) * rest / (1 + strength * omega)).to(part.dtype))
+                over = omega if metric is None else omega / metric[done : (done := done + part.numel())]
+                pieces.append((end + (part.float() - end) * rest / (1 + strength * over)).to(part.dtype))
             found[name] = torch.cat(pieces).view_as(weight)
     for name, layer in held.layers.items():
         names = list(layer.shapes(name))
         if all(n in weights for n in names):
             ends = [weights[n].detach().to(wide_dtype(weights[name])) for n in names]
             anchors = [read(held.anchors[n], dtype=ends[0].dtype, device=ends[0].device) for n in names]
+            metric = new.layers.get(name, 1.0)
             curvature = layer.to(ends[0].device, ends[0].dtype)
-            pulls = [torch.zeros_like(end) for end in ends]
-            if strength > 0:
-                pulls, _, _ = curvature.pull(ends, anchors, strength, metrics=[1.0] * len(ends), before=None)
-            for n, end, pull, anchor in zip(names, ends, pulls, anchors, strict=True):
-                found[n] = (anchor + (end + pull - anchor) * rest).to(weights[n].dtype)
+            ways = [end - anchor for end, anchor in zip(ends, anchors, strict=True)]
+            if strength > 0 and isinstance(metric, RelativeCurvature):
+                assert isinstance(curvature, KroneckerCurvature)
+                ways = curvature.split(metric.nearer(curvature.join(*ways), strength))
+            elif strength > 0:
+                pulls, _, _ = curvature.pull(ends, anchors, strength, metrics=[metric] * len(ends), before=None)
+                ways = [way + pull for way, pull in zip(ways, pulls, strict=True)]
+            for n, way, anchor in zip(names, ways, anchors, strict=True):
+                found[n] = (anchor + way * rest).to(weights[n].dtype)
     return found
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -21,6 +22,10 @@ class Similarity:
 
     The outputs are embeddings [B, H]. A change of a cosine costs (cos - cos_0)^2 / (2 variance) nats, so that it is
     read as an answer with Gaussian noise of 0.2 in the cosine, about what human judges of similarity differ by.
+
+    An importance is measured of each input by itself, without targets: where the others' embeddings e' point anywhere,
+    a change of e, of length one, moves a cosine by |de|^2 / H in the mean square, and a target has two ends. So its
+    Fisher information is that of 2 / (H variance) |de|^2.
 
     Attributes:
         variance: of the noise, > 0.
@@ -46,6 +51,27 @@ class Similarity:
         size = batch_size(batch)
         return size if size > 1 else 0
 
+    def nll(self, outputs: Any, batch: Any) -> Tensor:
+        """Not possible: there is no target.
+
+        Raises:
+            OptionError: always.
+        """
+        raise OptionError(
+            'similarity: found no target, which the inputs do not have. Measure with kind="sampled" or "exact"; losses '
+            'of pairs with a known similarity are those of "gaussian".'
+        )
+
+    def exact_scores(self, outputs: Any, batch: Any) -> Tensor:
+        """[H, B]: sqrt(2 / (H variance)) e, e the embeddings of length one."""
+        return self._scaled(outputs).T
+
+    def sampled(self, outputs: Any, batch: Any, *, generator: torch.Generator | None) -> Tensor:
+        """[B]: the sum of the exact scores, each times Gaussian noise."""
+        scaled = self._scaled(outputs)
+        noise = torch.randn(scaled.shape, generator=generator, device=scaled.device, dtype=scaled.dtype)
+        return (noise * scaled).sum(dim=1)
+
     def answers(self, outputs: Any, batch: Any) -> dict[str, Tensor]:
         """The cosines [B].
 
@@ -58,11 +84,20 @@ class Similarity:
         """[B]: (cos - cos_0)^2 / (2 variance)."""
         return (self._cosines(outputs) - answers["cosines"]).square() / (2 * self.variance)
 
+    def _scaled(self, outputs: Any) -> Tensor:
+        found = widened(logits_of(outputs))
+        _check_embeddings(found, least=1)
+        return math.sqrt(2 / (found.shape[1] * self.variance)) * F.normalize(found, dim=1)
+
     def _cosines(self, outputs: Any) -> Tensor:
         found = widened(logits_of(outputs))
-        if found.ndim != 2 or len(found) < 2:
-            raise BatchError(
-                f"similarity: found outputs of shape {list(found.shape)}, expected embeddings [B, H] of two inputs or "
-                "more. Return the pooled embedding from the model, and give probes in larger batches."
-            )
+        _check_embeddings(found, least=2)
         return F.cosine_similarity(found, found.roll(-1, 0), dim=1)
+
+
+def _check_embeddings(found: Tensor, *, least: int) -> None:
+    if found.ndim != 2 or len(found) < least:
+        raise BatchError(
+            f"similarity: found outputs of shape {list(found.shape)}, expected embeddings [B, H] of two inputs or "
+            "more. Return the pooled embedding from the model, and give probes in larger batches."
+        )

@@ -1,0 +1,60 @@
+"""The curvature of a layer in the metric of another: directions along which both are diagonal.
+
+With M = A (x) G, A = L_A L_A^T and G = L_G L_G^T, the curvature K held of the layer becomes, in the coordinates
+L_G^T W L_A in which M is the identity,
+
+    K' = (L_A^-1 (x) L_G^-1) K (L_A^-1 (x) L_G^-1)^T.
+
+It is held as `KroneckerCurvature` holds a sum of tasks: the eigenvectors V of its partial traces, and its exact
+diagonal S in that basis. For K of one task this is exact, and (M + mu K)^-1 M d is c / (1 + mu S) along each direction.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from holdfast.curvature.kronecker import KroneckerCurvature, KroneckerFactors, eigenvectors, wide
+
+
+@dataclass(frozen=True)
+class RelativeCurvature:
+    """K of one layer, whose weight and bias are one matrix [out, n], in the metric M of another measurement of it.
+
+    Attributes:
+        inputs: L_A V_A and its inverse transpose, each [n, n]: to the directions, and back.
+        outputs: L_G V_G and its inverse transpose, each [out, out].
+        spectrum: S [out, n], >= 0, K over M along each pair of directions.
+    """
+
+    inputs: tuple[Tensor, Tensor]
+    outputs: tuple[Tensor, Tensor]
+    spectrum: Tensor
+
+    def nearer(self, distance: Tensor, strength: float) -> Tensor:
+        """(M + strength K)^-1 M D for a displacement D [out, n] from the anchors; in the dtype of D."""
+        there, back = ([side[way].to(distance) for side in (self.outputs, self.inputs)] for way in (0, 1))
+        along = there[0].T @ distance @ there[1] / (1 + strength * self.spectrum.to(distance))
+        return back[0] @ along @ back[1].T
+
+
+def relative(held: KroneckerCurvature, metric: KroneckerFactors) -> RelativeCurvature:
+    """What is held of a layer, in the metric of positive definite factors of the same layer.
+
+    Cost: a Cholesky and an eigendecomposition of each factor, in float64; twice the memory of what is held.
+    """
+    device = held.spectrum.device
+    L_A, L_G = (torch.linalg.cholesky(wide(factor)) for factor in (metric.inputs, metric.outputs))
+    U_A, U_G, S = wide(held.inputs_basis), wide(held.outputs_basis), wide(held.spectrum)
+    B_A, B_G = (torch.linalg.solve_triangular(L, U, upper=False) for L, U in ((L_A, U_A), (L_G, U_G)))
+    V_A = eigenvectors((B_A * (S * B_G.square().sum(dim=0).unsqueeze(1)).sum(dim=0)) @ B_A.T)
+    V_G = eigenvectors((B_G * (S * B_A.square().sum(dim=0)).sum(dim=1)) @ B_G.T)
+    spectrum = (V_G.T @ B_G).square() @ S @ (V_A.T @ B_A).square().T
+
+    def ways(L: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
+        back = torch.linalg.solve_triangular(L.T, V, upper=True)
+        return (L @ V).to(device, torch.float32), back.to(device, torch.float32)
+
+    return RelativeCurvature(ways(L_A, V_A), ways(L_G, V_G), spectrum.to(device, torch.float32))
