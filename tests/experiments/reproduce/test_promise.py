@@ -99,10 +99,7 @@ def test_the_conclusion_is_arithmetic(rise: float, stands: str):
     assert f"the promise {stands}" in told
     assert f"alone, the largest was {rise / 0.05:.1f} budgets" in told
     assert "within 1 point of what fixed strengths reach at the same rise under 9 of 9 budgets" in told
-    assert (
-        "within 2% of perplexity of what fixed strengths reach at the same rise under 3 of 3 budgets; the largest "
-        in (told)
-    )
+    assert "within 2% of perplexity of what fixed strengths reach at the same rise under 3 of 3 budgets" in told
     assert "difference is 1.0%, under Adam, budget 0.02" in told
 
 

@@ -66,6 +66,7 @@ class Setting:
         epochs: of a task.
         batch_size: examples a step.
         judged: by what a task is; a perplexity, of a causal language model whose targets are its inputs.
+        fisher: the kind of its importances: "exact" takes a backward pass an output.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Setting:
     epochs: int
     batch_size: int = 32
     judged: Judged = "accuracy"
+    fisher: Literal["exact", "sampled"] = "exact"
 
     @property
     def ways(self) -> tuple[Way, ...]:
@@ -122,7 +124,7 @@ def learn(setting: Setting, way: Way, seed: int, data_dir: str | None) -> dict[s
         lessons.append({"increments": increments, "trained": trained, "new": setting.judge(net, task.test)})
         if keeper is not None:
             probes = probes_of(net, task.validation, num_examples=NUM_PROBES) if way.holding == "budget" else None
-            keeper.retain(kfac(net, train, damping=DAMPING), probes=probes)
+            keeper.retain(kfac(net, train, kind=setting.fisher, damping=DAMPING), probes=probes)
         held_out.append(probes_of(net, task.test, num_examples=None))
     return {"lessons": lessons, setting.judged: [setting.judge(net, task.test) for task in tasks]}
 

@@ -68,6 +68,7 @@ def settings_of(size: Size) -> tuple[Setting, ...]:
         rates=RATES,
         holdings=[*budgets, ("plain", 0.0), *_strengths(1, 10, 100, 1000)],
         epochs=6,
+        fisher="sampled",
     )
     gpt = Setting(
         name="GPT",
@@ -78,6 +79,7 @@ def settings_of(size: Size) -> tuple[Setting, ...]:
         epochs=2,
         batch_size=8,
         judged="perplexity",
+        fisher="sampled",
     )
     return mlp, convolution, intents, gpt
 
