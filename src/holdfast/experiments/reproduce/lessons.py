@@ -9,17 +9,12 @@ from typing import Any, Literal, assert_never
 import torch
 from torch import nn
 
-from holdfast.importance import kfac, probes_of
+from holdfast.importance import measure, probes_of
 from holdfast.probes import Probes
 from holdfast.retention import EWC
 from holdfast.streams import Examples
 from holdfast.streams.stream import Task
 from holdfast.training import OptimizerName, accuracy, build_optimizer, train_epoch
-
-NUM_PROBES = 128
-DAMPING = 0.01
-EVERY = 4
-"""Steps from one pull, and from one measurement on probes, to the next."""
 
 Holding = Literal["budget", "forecast", "strength", "plain", "joint"]
 
@@ -96,20 +91,18 @@ def learn(setting: Setting, way: Way, seed: int, data_dir: str | None) -> dict[s
         new = accuracy(net, task.test)
         lessons.append({"increments": increments, "trained": round(trained, 4), "new": round(new, 4)})
         if keeper is not None:
-            probes = probes_of(net, task.validation, num_examples=NUM_PROBES) if way.holding == "budget" else None
-            keeper.retain(kfac(net, train, damping=DAMPING), probes=probes)
+            importance = measure(net, train, probes=task.validation)
+            keeper.retain(importance if way.holding == "budget" else importance.with_probes(None))
         held_out.append(probes_of(net, task.test, num_examples=None))
     return {"lessons": lessons, "accuracy": [round(accuracy(net, task.test), 4) for task in tasks]}
 
 
 def _keeper(net: nn.Module, way: Way) -> EWC | None:
     match way.holding:
-        case "budget":
-            return EWC(net, budget=way.value, every=EVERY, probe_every=EVERY)
-        case "forecast":
+        case "budget" | "forecast":
             return EWC(net, budget=way.value)
         case "strength":
-            return EWC(net, strength=way.value, every=EVERY)
+            return EWC(net, strength=way.value, every="auto")
         case "plain" | "joint":
             return None
         case _:

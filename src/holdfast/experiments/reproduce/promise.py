@@ -12,7 +12,7 @@ import numpy as np
 from torch import nn
 
 from holdfast.experiments.reproduce.findings import Recipe, RecipeFindings, percent
-from holdfast.experiments.reproduce.lessons import DAMPING, EVERY, NUM_PROBES, Setting, Way, learn
+from holdfast.experiments.reproduce.lessons import Setting, Way, learn
 from holdfast.experiments.reproduce.lines import Size
 from holdfast.experiments.reproduce.pictures import Series, curves, strip
 from holdfast.experiments.tables import Estimate
@@ -53,8 +53,8 @@ def promise(size: Size) -> Recipe:
         draw=partial(_draw, settings, ways),
         notes=f"{settings[0].epochs} epochs a task in batches of {settings[0].batch_size}, one optimizer for all "
         f"tasks: {', '.join(f'{_TITLES[name]} {rate:g}' for name, rate in RATES.items())}. Importances: "
-        f"`hf.kfac(damping={DAMPING:g})` on the task's training examples, the same under budgets and fixed strengths, "
-        f"which pull every {EVERY} steps. Under a budget rises are measured every {EVERY} steps on {NUM_PROBES} of the "
+        "`hf.measure` on the task's training examples, the same under budgets and fixed strengths, and pulls as "
+        'rare as `every="auto"` has them. Under a budget, `hf.EWC(model, budget=...)`, rises are measured on all of the '
         "task's validation examples, and `close()` ends each lesson. Under a forecast there are no probes, and every "
         "step is bounded. All figures are of test examples. Increment: the rise of the skill that lost most in a "
         "lesson, after `close()`, as KL of old to new answers; the mean is over lessons. New task: accuracy at the end "
