@@ -16,7 +16,7 @@ from holdfast.errors import OptionError
 from holdfast.importance.fisher import fisher
 from holdfast.importance.kfac import KfacKind, kfac
 from holdfast.importance.measure import check_is_many
-from holdfast.importance.probing import NUM_PROBES, probes_of
+from holdfast.importance.probing import MOST, probes_of
 from holdfast.likelihoods.batches import batch_copied, batch_size, batch_to, model_inputs, slice_batch
 from holdfast.likelihoods.likelihood import Likelihood, PerExample, resolve_likelihood
 from holdfast.likelihoods.outputs import logits_of
@@ -51,7 +51,7 @@ def measure(
     form: Form = "auto",
     labels: Labels = "auto",
     damping: float = DAMPING,
-    num_probes: int = NUM_PROBES,
+    num_probes: int | Literal["auto"] = "auto",
     num_examples: int | None = None,
     seed: int = 0,
     progress: bool = False,
@@ -62,7 +62,7 @@ def measure(
         model: left exactly as it was.
         data: batches of the old skill, as for `fisher`; read once.
         probes: batches of the old skill that the model was not trained on, on which a keeper then measures what is lost
-            (`probes_of`). None: the last `num_probes` examples of `data`, with a warning: answers to what was learned
+            (`probes_of`). None: the last examples of `data`, with a warning: answers to what was learned
             by heart are surer, so that a rise measured on them is too small.
         loss: as for `fisher`.
         form: "kronecker": factors of every layer that can have them (`kfac`), the diagonal elsewhere. "diagonal":
@@ -72,7 +72,7 @@ def measure(
             those in the data. "auto": exact up to 33 outputs of an example, such as 33 classes, beyond them sampled;
             for a loss function empirical.
         damping: of the factors (`kfac`): along directions that the data do not show, the loss rises too.
-        num_probes: examples to take probes of.
+        num_probes: examples to take probes of; "auto" as for `probes_of`, 512 or fewer.
         num_examples: measure on the first so many examples; None for all.
         seed: of the draws.
         progress: show a progress bar.
@@ -89,14 +89,15 @@ def measure(
     where = "measure"
     check_choice("form", form, get_args(Form))
     check_choice("labels", labels, ("auto", *get_args(KfacKind)))
-    check_count("num_probes", num_probes, where=where)
+    most = MOST if num_probes == "auto" else num_probes
+    check_count("num_probes", most, where=where)
     check_count("num_examples", num_examples, where=where, none="all")
     check_count("seed", seed, where=where, least=0)
     check_share("damping", damping, where=where, example=DAMPING)
     check_is_many(data, where)
     if probes is not None and not isinstance(probes, Probes):  # first, for errors in them to come before the long work
         probes = probes_of(model, probes, loss=loss, num_examples=num_probes)
-    tail = _Tail(data, num_probes)
+    tail = _Tail(data, most)
     first, batches = _first_of(tail)
     kind: KfacKind = _labels(model, first, loss, where=where) if labels == "auto" else labels
     given: dict[str, Any] = {"loss": loss, "num_examples": num_examples, "seed": seed, "progress": progress}
@@ -106,8 +107,8 @@ def measure(
         importance = fisher(model, batches, kind=kind, **given)
     if probes is None:
         warnings.warn(
-            f"{where}: the probes are the last {num_probes} examples of the data themselves. If the model was trained "
-            "on them, what it loses looks smaller than it is. Pass probes=, batches that it has not seen.",
+            f"{where}: the probes are the last examples of the data themselves, at most {most}. If the model was "
+            "trained on them, what it loses looks smaller than it is. Pass probes=, batches that it has not seen.",
             stacklevel=2,
         )
         probes = probes_of(model, tail.examples(), loss=loss, num_examples=num_probes)

@@ -9,24 +9,22 @@ from typing import Literal
 LOWEST = 1e-3
 """Of the strength."""
 
-_LEVEL, _CHANGE = 0.025, 0.5
-"""What one e-fold of the ratio adds to the logarithm of the strength in a step, and one of its growth at once."""
-
-_MOST = 0.5
-"""What an e-fold of the ratio adds between two measurements at most: more would swing where these are far apart."""
+_A_STEP, _OF_LESSON, _MOST, _CHANGE = 0.025, 0.4, 0.5, 0.5
+"""What an e-fold of the ratio adds to the logarithm of the strength for each step since the last measurement, for the
+whole length of the lesson so far, and at most, for more would swing; and what one of its growth adds."""
 
 _AIM = 0.5
-"""Of the budget: what the strength aims at. A task that is learned gains nothing from what the old ones lose besides, and
-a rise is known from some examples only."""
+"""Of the budget: what the strength aims at. A task that is learned gains nothing from what the old ones lose besides,
+and a rise is known from some examples only."""
 
 LONGEST = 128
 """Steps from one measurement to the next at most, where they become rarer."""
 
-_FINENESS = 3
-"""A measurement is taken when a lesson has grown by a part of 2^3 to 2^4."""
+_FINENESS = 2
+"""A measurement is taken when a lesson has grown by one part in 2^2 to 2^3."""
 
-_BOUND = 2.0
-"""The logarithm of a ratio is taken within plus and minus this: one measurement moves the strength ninefold at most."""
+_BOUNDS = -4.0, 2.0
+"""The logarithm of a ratio is taken within these: one measurement makes the strength 150 times as large at most."""
 
 _FUTILE = 8
 """Measurements in a row above the budget, at the highest strength, after which it is said not to be kept."""
@@ -38,11 +36,12 @@ class Controller:
 
     With r = log(ratio / 0.5), for it aims at half the budget, from one measurement to the next, n steps later,
 
-        log strength += min(n/40, 1/2) r + 1/2 (r - r_before)
+        log strength += min(max(n/40, 2/5 n/N), 1/2) r + 1/2 (r - r_before)
 
-    within bounds: as fast in steps, however rarely it is measured, as long as that does not swing. It is the velocity
-    form of a proportional and integral rule: what is beyond a bound is not remembered, so that the strength leaves the
-    bound with the first measurement that calls it back.
+    within bounds, N the steps of the lesson: as fast in steps, however rarely it is measured, as long as that does not
+    swing, and faster at first, when the strength may be far off and the lesson may be short. It is the velocity form of
+    a proportional and integral rule: what is beyond a bound is not remembered, so that the strength leaves the bound
+    with the first measurement that calls it back.
 
     Attributes:
         strength: in force.
@@ -60,16 +59,19 @@ class Controller:
         if not (0 < self.strength < math.inf and 0 < self.highest < math.inf and self.futile >= 0):
             raise ValueError(self)
 
-    def follow(self, ratio: float, num_steps: int) -> float:
+    def follow(self, ratio: float, since: int, num_steps: int) -> float:
         """The strength after a measurement.
 
         Args:
             ratio: the largest of the rises over their budgets.
-            num_steps: since the measurement before, or since the lesson began.
+            since: steps since the measurement before, or since the lesson began.
+            num_steps: of the lesson.
         """
-        level = min(max(math.log(max(ratio / _AIM, 1e-12)), -_BOUND), _BOUND)
+        lowest, highest = _BOUNDS
+        level = min(max(math.log(max(ratio / _AIM, 1e-12)), lowest), highest)
+        gain = min(max(_A_STEP * since, _OF_LESSON * since / num_steps), _MOST)
         change = 0.0 if self.before is None else level - self.before
-        moved = math.log(self.strength) + min(_LEVEL * num_steps, _MOST) * level + _CHANGE * change
+        moved = math.log(self.strength) + gain * level + _CHANGE * change
         self.strength = min(max(math.exp(moved), LOWEST), self.highest)
         self.futile = self.futile + 1 if ratio > 1 and self.strength == self.highest else 0
         self.before = level
@@ -86,14 +88,14 @@ def steps_since(num_steps: int, every: int | Literal["auto"], *, period: int) ->
 
     Args:
         num_steps: of the lesson.
-        every: steps from one to the next. "auto": after each pull at first, then when the lesson has grown by an eighth
-            to a sixteenth, and at least once in `LONGEST` steps. That follows from the number of the step alone, so
+        every: steps from one to the next. "auto": after each pull at first, then when the lesson has grown by a quarter
+            to an eighth, and at least once in `LONGEST` steps. That follows from the number of the step alone, so
             that a resumed run measures where an unbroken one does.
         period: steps from one pull to the next. Under "auto" rises are measured after pulls, for between two the
             weights move freely.
     """
     if every == "auto":
-        pulls = num_steps // period
-        growth, most = pulls.bit_length() - 1 - _FINENESS, max(1, LONGEST // period).bit_length() - 1
+        growth = (num_steps // period - 1).bit_length() - 1 - _FINENESS
+        most = max(1, LONGEST // period).bit_length() - 1
         every = period << max(0, min(growth, most))
     return 0 if num_steps % every else every

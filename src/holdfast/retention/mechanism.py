@@ -84,7 +84,7 @@ class Mechanism:
         return iter(())
 
     def steering(self, importance: Measured) -> tuple[float, float]:
-        """The strength that a lesson begins with at least under this importance, and the highest that it comes to."""
+        """The strength that `steer` begins with for this importance, and the highest that it comes to."""
         return 1.0, 1e12
 
     def check_sharded(self, held: Retained) -> None:

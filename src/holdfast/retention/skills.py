@@ -134,7 +134,7 @@ class Skills:
                 stacklevel=2,
             )
         was_futile = self.controller.is_futile
-        strength = self.controller.follow(self.measure(), since)
+        strength = self.controller.follow(self.measure(), since, self.num_steps)
         if self.controller.is_futile and not was_futile:
             warnings.warn(
                 f"{self._where}: a strength of {strength:g} does not keep the budget: {self.told()}. More of it "
@@ -160,7 +160,8 @@ class Skills:
             probes: of the new skill; None for none, and nothing is added.
             budget: of it alone; None for the keeper's.
             of_keeper: the keeper's; None under a strength.
-            steering: the strength that a lesson begins with at least, and the highest.
+            steering: the strength that the first lesson begins with, and the highest. A later one begins half way, in
+                its logarithm, from the last strength to that of the first, and never below the last.
             closed_here: whether the new skill was closed at today's weights. If it was not, no lesson begins: the new
                 skill's rise counts from its closing, and those of the others from where they did.
 
@@ -205,7 +206,7 @@ class Skills:
         fresh.bound(of_keeper)
         first, highest = steering
         last = self.controller.strength if self.are_bounded else first
-        fresh.controller = Controller(min(max(first, last), highest), highest)
+        fresh.controller = Controller(min(math.sqrt(last * max(first, last)), highest), highest)
         fresh.num_steps, fresh.is_closed = (0, True) if closed_here else (self.num_steps, self.is_closed)
         return fresh
 

@@ -99,10 +99,7 @@ def test_the_conclusion_is_arithmetic(rise: float, stands: str):
     assert f"the promise {stands}" in told
     assert f"alone, the largest was {rise / 0.05:.1f} budgets" in told
     assert "within 1 point of what fixed strengths reach at the same rise under 9 of 9 budgets" in told
-    assert (
-        "within 2% of perplexity of what fixed strengths reach at the same rise under 3 of 3 budgets; the largest "
-        in (told)
-    )
+    assert "within 2% of perplexity of what fixed strengths reach at the same rise under 3 of 3 budgets" in told
     assert "difference is 1.0%, under Adam, budget 0.02" in told
 
 
@@ -164,7 +161,7 @@ def test_networks_that_read_texts(name: str, texts: Path, monkeypatch: pytest.Mo
         own = float(net(tokens, labels=tokens).loss.detach())
         assert perplexity(net, Examples(tokens, tokens)) == pytest.approx(math.exp(own), rel=1e-5)
     else:
-        assert len({tuple(task.classes) for task in tasks}) == 2
+        assert [sorted(set(task.test.targets.tolist())) for task in tasks] == [list(range(10))] * 2
         assert first > untrained[0]
 
 

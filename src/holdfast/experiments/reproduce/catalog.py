@@ -17,6 +17,7 @@ from holdfast.experiments.reproduce.replay import controls, dgr
 from holdfast.experiments.reproduce.scenarios import scenarios
 from holdfast.experiments.reproduce.strength import importances, strength
 from holdfast.experiments.reproduce.trained import correlation, pruning
+from holdfast.experiments.reproduce.untuned import untuned
 from holdfast.experiments.reproduce.which_fisher import which_fisher
 
 RECIPES: dict[str, Callable[[Size], Recipe]] = {
@@ -34,6 +35,7 @@ RECIPES: dict[str, Callable[[Size], Recipe]] = {
     "dgr": dgr,
     "dgr-controls": controls,
     "promise": promise,
+    "untuned": untuned,
 }
 """Name -> the function that returns the recipe in a size."""
 

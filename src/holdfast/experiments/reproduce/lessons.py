@@ -11,18 +11,13 @@ from typing import Any, Literal, assert_never
 import torch
 from torch import Tensor, nn
 
-from holdfast.importance import kfac, probes_of
+from holdfast.importance import measure, probes_of
 from holdfast.likelihoods import Categorical, num_targets
 from holdfast.probes import Probes
 from holdfast.retention import EWC
 from holdfast.streams import Examples
 from holdfast.streams.stream import Task
 from holdfast.training import Losses, OptimizerName, accuracy, build_optimizer, train_epoch
-
-NUM_PROBES = 128
-DAMPING = 0.01
-EVERY = 4
-"""Steps from one pull, and from one measurement on probes, to the next."""
 
 Holding = Literal["budget", "forecast", "strength", "plain", "joint"]
 Judged = Literal["accuracy", "perplexity"]
@@ -60,21 +55,21 @@ class Setting:
     Attributes:
         name: for people.
         build: seed and folder of data -> the untrained network and its tasks, which share their outputs.
-        tasks: in words.
         rates: the learning rate of every optimizer under which it learns.
-        holdings: what holds it, with the value of a budget or a strength.
         epochs: of a task.
         batch_size: examples a step.
+        tasks: in words.
+        holdings: what holds it, with the value of a budget or a strength.
         judged: by what a task is; a perplexity, of a causal language model whose targets are its inputs.
     """
 
     name: str
     build: Callable[[int, str | None], tuple[nn.Module, Sequence[Task]]]
-    tasks: str
     rates: Mapping[OptimizerName, float]
-    holdings: Sequence[tuple[Holding, float]]
     epochs: int
     batch_size: int = 32
+    tasks: str = ""
+    holdings: Sequence[tuple[Holding, float]] = ()
     judged: Judged = "accuracy"
 
     @property
@@ -121,20 +116,18 @@ def learn(setting: Setting, way: Way, seed: int, data_dir: str | None) -> dict[s
         increments = [round(skill.rise(net) - start, 6) for skill, start in zip(held_out, begun)]
         lessons.append({"increments": increments, "trained": trained, "new": setting.judge(net, task.test)})
         if keeper is not None:
-            probes = probes_of(net, task.validation, num_examples=NUM_PROBES) if way.holding == "budget" else None
-            keeper.retain(kfac(net, train, damping=DAMPING), probes=probes)
+            importance = measure(net, train, probes=task.validation)
+            keeper.retain(importance if way.holding == "budget" else importance.with_probes(None))
         held_out.append(probes_of(net, task.test, num_examples=None))
     return {"lessons": lessons, setting.judged: [setting.judge(net, task.test) for task in tasks]}
 
 
 def _keeper(net: nn.Module, way: Way) -> EWC | None:
     match way.holding:
-        case "budget":
-            return EWC(net, budget=way.value, every=EVERY, probe_every=EVERY, statistics="hold")
-        case "forecast":
+        case "budget" | "forecast":
             return EWC(net, budget=way.value, statistics="hold")
         case "strength":
-            return EWC(net, strength=way.value, every=EVERY, statistics="hold")
+            return EWC(net, strength=way.value, every="auto", statistics="hold")
         case "plain" | "joint":
             return None
         case _:

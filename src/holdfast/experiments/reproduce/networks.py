@@ -63,10 +63,10 @@ def settings_of(size: Size) -> tuple[Setting, ...]:
         return mlp, convolution
     intents = Setting(
         name="Transformer",
-        build=partial(_intents, size.settings.get("num_tasks", 4)),
-        tasks="4 times 10 intents of sentences",
+        build=partial(_intents, size.settings.get("num_tasks", 3)),
+        tasks=f"3 times {INTENTS} intents of sentences, told as the first to the last of them",
         rates=RATES,
-        holdings=[*budgets, ("plain", 0.0), *_strengths(1, 10, 100, 1000)],
+        holdings=[*budgets, ("plain", 0.0), *_strengths(10, 100, 1000, 10000)],
         epochs=6,
     )
     gpt = Setting(
@@ -103,7 +103,7 @@ def _split_digits(num_tasks: int, seed: int, data_dir: str | None) -> tuple[nn.M
 
 
 def _intents(num_tasks: int, seed: int, data_dir: str | None) -> tuple[nn.Module, list[Task]]:
-    """Some intents a task, another choice of them under each seed, and one output for each of them from the start."""
+    """Some intents a task, another choice of them under each seed, told as the first to the last of the task's."""
     rows = _rows(_texts(data_dir) / "clinc150")
     labels = sorted({str(row.label) for row in rows["train"]})
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed)).tolist()
@@ -111,10 +111,10 @@ def _intents(num_tasks: int, seed: int, data_dir: str | None) -> tuple[nn.Module
     words = Counter(word for row in rows["train"] for word in row.texts[0].split())
     numbers = {word: number for number, word in enumerate(sorted(words), start=2)}
     parts = [_numbered(rows[part], numbers, chosen) for part in ("train", "valid", "test")]
-    stream = split(Task("intents", *parts, tuple(range(len(chosen)))), INTENTS, scenario="class")
+    stream = split(Task("intents", *parts, tuple(range(len(chosen)))), INTENTS, scenario="domain")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = AttentionNet(NUM_WORDS, len(chosen), vocabulary=2 + len(numbers))
+        net = AttentionNet(NUM_WORDS, INTENTS, vocabulary=2 + len(numbers))
     return net, list(stream)
 
 

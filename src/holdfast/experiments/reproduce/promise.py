@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from holdfast.experiments.reproduce.findings import Recipe, RecipeFindings, percent
-from holdfast.experiments.reproduce.lessons import DAMPING, EVERY, NUM_PROBES, Setting, Way, learn
+from holdfast.experiments.reproduce.lessons import Setting, Way, learn
 from holdfast.experiments.reproduce.lines import Size
 from holdfast.experiments.reproduce.networks import settings_of
 from holdfast.experiments.reproduce.pictures import Series, curves, strip
@@ -48,15 +48,15 @@ def promise(size: Size) -> Recipe:
         conclude=partial(_conclude, settings),
         draw=partial(_draw, settings),
         notes=f"{' '.join(map(_told, settings))} One optimizer learns all tasks of a network. Importances: "
-        f"`hf.kfac(damping={DAMPING:g})` on the task's training examples, the same under budgets and fixed strengths, "
-        f"which pull every {EVERY} steps; both hold statistics (batch norm's). Under a budget rises are measured every "
-        f"{EVERY} steps on {NUM_PROBES} of the task's validation examples, or on all where there are fewer, and "
-        "`close()` ends each lesson. Under a forecast there are no probes, and every step is bounded. All figures are "
-        "of test examples. Increment: the rise of the skill that lost most in a lesson, after `close()`, as KL of old "
-        "to new answers; the mean is over lessons. New task: accuracy, or perplexity, at the end of its lesson, mean "
-        "over all tasks but the first. Grid at the same rise: what fixed strengths reach of the new task where their "
-        "mean increment is the same, interpolated between them in its logarithm; a dash where each of them loses more. "
-        "95% intervals are over seeds.",
+        "`hf.measure` on the task's training examples, the same under budgets and fixed strengths, and pulls as rare "
+        'as `every="auto"` has them; both hold statistics (batch norm\'s). Under a budget, `hf.EWC(model, '
+        "budget=...)`, rises are measured on the task's validation examples, up to 512 and fewer where they have many "
+        "targets, and `close()` ends each lesson. Under a forecast there are no probes, and every step is bounded. All "
+        "figures are of test examples. Increment: the rise of the skill that lost most in a lesson, after `close()`, "
+        "as KL of old to new answers; the mean is over lessons. New task: accuracy, or perplexity, at the end of its "
+        "lesson, mean over all tasks but the first. Grid at the same rise: what fixed strengths reach of the new task "
+        "where their mean increment is the same, interpolated between them in its logarithm; a dash where each of them "
+        "loses more. 95% intervals are over seeds.",
     )
 
 
