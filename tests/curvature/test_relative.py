@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -31,14 +33,14 @@ def test_of_one_task_it_is_the_dense_solution(strength):
     D = torch.randn(OUT, IN + 1)
     M, K = product(metric), product(factors(0))
     expected = torch.linalg.solve(M + strength * K, M @ D.double().flatten()).view_as(D)
-    found = relative(held, metric).nearer(D, strength)
+    found = held.join(*relative(held, metric, damping=0.0).nearer(held.split(D), strength))
     torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-3)
 
 
 def test_of_several_tasks_its_spectrum_is_the_exact_diagonal_and_has_the_trace():
     held = merged(merged(None, factors(0))[0], factors(2))[0]
     metric = factors(1)
-    found = relative(held, metric)
+    found = relative(held, metric, damping=0.0)
     U = torch.kron(held.outputs_basis, held.inputs_basis).double()
     K = (U * held.spectrum.double().flatten()) @ U.T
     back = torch.kron(found.outputs[1], found.inputs[1]).double()
@@ -51,7 +53,18 @@ def test_of_several_tasks_its_spectrum_is_the_exact_diagonal_and_has_the_trace()
 
 
 def test_in_the_metric_of_itself_every_direction_is_the_same():
-    found = relative(merged(None, factors(0))[0], factors(0))
+    held = merged(None, factors(0))[0]
+    found = relative(held, factors(0), damping=0.0)
     torch.testing.assert_close(found.spectrum, torch.ones(OUT, IN + 1), rtol=1e-3, atol=1e-3)
     D = torch.randn(OUT, IN + 1)
-    torch.testing.assert_close(found.nearer(D, 3.0), D / 4, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(found.nearer(held.split(D), 3.0), held.split(D / 4), rtol=1e-3, atol=1e-3)
+
+
+def test_a_metric_that_has_no_inverse_is_damped():
+    held, metric = merged(None, factors(0))[0], replace(factors(1), outputs=torch.diag(torch.tensor([1.0, 2.0, 0.0])))
+    found, damped = relative(held, metric, damping=0.1), relative(held, metric.damped(0.1), damping=0.0)
+    torch.testing.assert_close(found.spectrum, damped.spectrum)
+
+
+def test_without_factors_on_both_sides_there_is_none():
+    assert relative(merged(None, factors(0))[0], None, damping=0.1) is None

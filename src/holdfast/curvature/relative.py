@@ -11,42 +11,54 @@ diagonal S in that basis. For K of one task this is exact, and (M + mu K)^-1 M d
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from holdfast.curvature.form import LayerForm
 from holdfast.curvature.kronecker import KroneckerCurvature, KroneckerFactors, eigenvectors, wide
+from holdfast.curvature.protocol import Curvature, MeasuredLayer
 
 
 @dataclass(frozen=True)
-class RelativeCurvature:
+class RelativeCurvature(LayerForm):
     """K of one layer, whose weight and bias are one matrix [out, n], in the metric M of another measurement of it.
 
     Attributes:
         inputs: L_A V_A and its inverse transpose, each [n, n]: to the directions, and back.
         outputs: L_G V_G and its inverse transpose, each [out, out].
         spectrum: S [out, n], >= 0, K over M along each pair of directions.
+        shape, bias, inputs_first, reads: of the layer, as `LayerForm` says.
     """
 
     inputs: tuple[Tensor, Tensor]
     outputs: tuple[Tensor, Tensor]
     spectrum: Tensor
 
-    def nearer(self, distance: Tensor, strength: float) -> Tensor:
-        """(M + strength K)^-1 M D for a displacement D [out, n] from the anchors; in the dtype of D."""
-        there, back = ([side[way].to(distance) for side in (self.outputs, self.inputs)] for way in (0, 1))
-        along = there[0].T @ distance @ there[1] / (1 + strength * self.spectrum.to(distance))
-        return back[0] @ along @ back[1].T
+    def nearer(self, displacements: Sequence[Tensor], strength: float) -> list[Tensor]:
+        """(M + strength K)^-1 M d, for displacements d of the parameters from their anchors; by parameter, likewise."""
+        d = self.join(*displacements)
+        there, back = ([side[way].to(d) for side in (self.outputs, self.inputs)] for way in (0, 1))
+        along = there[0].T @ d @ there[1] / (1 + strength * self.spectrum.to(d))
+        return self.split(back[0] @ along @ back[1].T)
 
 
-def relative(held: KroneckerCurvature, metric: KroneckerFactors) -> RelativeCurvature:
-    """What is held of a layer, in the metric of positive definite factors of the same layer.
+def relative(held: Curvature, metric: MeasuredLayer | None, *, damping: float) -> RelativeCurvature | None:
+    """What is held of a layer, in the metric of another measurement of it; None where not both have Kronecker factors.
+
+    Args:
+        held: K.
+        metric: M.
+        damping: > 0, as of `KroneckerFactors.damped`, so that M has an inverse.
 
     Cost: a Cholesky and an eigendecomposition of each factor, in float64; twice the memory of what is held.
     """
-    device = held.spectrum.device
-    L_A, L_G = (torch.linalg.cholesky(wide(factor)) for factor in (metric.inputs, metric.outputs))
+    if not (isinstance(held, KroneckerCurvature) and isinstance(metric, KroneckerFactors)):
+        return None
+    device, damped = held.spectrum.device, metric.to(held.spectrum.device).damped(damping)
+    L_A, L_G = (torch.linalg.cholesky(wide(factor)) for factor in (damped.inputs, damped.outputs))
     U_A, U_G, S = wide(held.inputs_basis), wide(held.outputs_basis), wide(held.spectrum)
     B_A, B_G = (torch.linalg.solve_triangular(L, U, upper=False) for L, U in ((L_A, U_A), (L_G, U_G)))
     V_A = eigenvectors((B_A * (S * B_G.square().sum(dim=0).unsqueeze(1)).sum(dim=0)) @ B_A.T)
@@ -57,4 +69,4 @@ def relative(held: KroneckerCurvature, metric: KroneckerFactors) -> RelativeCurv
         back = torch.linalg.solve_triangular(L.T, V, upper=True)
         return (L @ V).to(device, torch.float32), back.to(device, torch.float32)
 
-    return RelativeCurvature(ways(L_A, V_A), ways(L_G, V_G), spectrum.to(device, torch.float32))
+    return RelativeCurvature(ways(L_A, V_A), ways(L_G, V_G), spectrum.to(device, torch.float32), **held.form)

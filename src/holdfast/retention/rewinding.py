@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from holdfast.curvature import KroneckerCurvature, KroneckerFactors, Measured, RelativeCurvature, relative
+from holdfast.curvature import Measured, RelativeCurvature, relative
 from holdfast.errors import ParameterMismatchError
 from holdfast.memory import Retained
 from holdfast.memory.stored import read, side_by_side
@@ -82,11 +82,8 @@ def new_task(importance: Measured, held: Retained, weights: TensorMap, *, where:
     for name, layer in held.layers.items():
         sizes = {n: covered[n].numel() for n in layer.shapes(name) if n in covered}
         mean = sum(means[n] * size for n, size in sizes.items()) / max(1, sum(sizes.values()))
-        factors = importance.layers.get(name)
-        if isinstance(layer, KroneckerCurvature) and isinstance(factors, KroneckerFactors) and mean > least:
-            layers[name] = relative(layer, factors.to(layer.spectrum.device).damped(_DAMPING))
-        else:
-            layers[name] = max(mean, least)
+        measured = importance.layers.get(name) if mean > least else None
+        layers[name] = relative(layer, measured, damping=_DAMPING) or max(mean, least)
     return NewTask(own, layers)
 
 
@@ -139,8 +136,7 @@ def rewound(
             curvature = layer.to(ends[0].device, ends[0].dtype)
             ways = [end - anchor for end, anchor in zip(ends, anchors, strict=True)]
             if strength > 0 and isinstance(metric, RelativeCurvature):
-                assert isinstance(curvature, KroneckerCurvature)
-                ways = curvature.split(metric.nearer(curvature.join(*ways), strength))
+                ways = metric.nearer(ways, strength)
             elif strength > 0:
                 pulls, _, _ = curvature.pull(ends, anchors, strength, metrics=[metric] * len(ends), before=None)
                 ways = [way + pull for way, pull in zip(ways, pulls, strict=True)]

@@ -73,6 +73,10 @@ class Encoder:
         """The encoder as it comes."""
         return load_model(self.model, task="similarity")
 
+    def fresh(self) -> Any:
+        """A copy of the bare encoder, to be trained."""
+        return deepcopy(self.ready.base)
+
     def pairs(self, part: str) -> list[Example]:
         """Pairs of sentences: "train", "validation" or "test"."""
         path = self.data_dir / "text" / "stsb" / f"stsb-en-{_STS.get(part, part)}.csv"
@@ -127,7 +131,7 @@ class Encoder:
     def do(self, trial: StoryTrial, on_message: MessageCallback) -> TrialResult:
         """Carry a trial out."""
         begin = time.monotonic()
-        bare = deepcopy(self.ready.base)
+        bare = self.fresh()
         start_weights = copies(all_parameters(bare))
         importance = self.importance(on_message)
         held = ((importance, start_weights),)
@@ -139,7 +143,7 @@ class Encoder:
             seed = 1000 * trial.seed + number
             model = self.classifier(task, bare, seed)
             stream = shuffled(model, self.sentences(model, task, "train"), size=PACES[self.size].batch_size, seed=seed)
-            old = Old(self._over(bare), shuffled(self.ready, self.pairs("train"), size=32, seed=seed), 0.0)
+            old = Old(self.over(bare), shuffled(self.ready, self.pairs("train"), size=32, seed=seed), 0.0)
             start = Start(model, held, lambda share, old=old: Old(old.model, old.stream, share))
             learned = learn_with(
                 trial.method,
@@ -176,14 +180,14 @@ class Encoder:
                 held = (*held, (importance, copies(all_parameters(bare))))
         return {"before": before, "after": steps, "seconds": round(time.monotonic() - begin, 1)}
 
-    def _over(self, bare: Any) -> LanguageModel:
-        """The similarity model over other weights."""
+    def over(self, bare: Any) -> LanguageModel:
+        """The similarity model over these weights, those of `fresh`."""
         ready = self.ready
         module = SentenceEncoder(bare)
         return LanguageModel(ready.name, ready.folder, "similarity", module, bare, ready.tokenizer, ready.revision)
 
     def _similarity(self, bare: Any, part: str) -> dict[str, Any]:
-        return _skill(self._over(bare), self.pairs(part))
+        return _skill(self.over(bare), self.pairs(part))
 
     def _of_intents(
         self, model: LanguageModel, task: str, seed: int, *, budget: bool, on_message: MessageCallback
