@@ -239,6 +239,22 @@ def lesson_alone(rank: int) -> list[float]:
     return [skill.increment for skill in keeper.skills]
 
 
+def rehearsed(ranks: list[int], *, dropout: float = 0.0) -> tuple[dict[str, Tensor], float]:
+    """The weights after a rehearsal in which each process has its share of the past, and the loss of its last batch."""
+    bare = nn.Sequential(built("mlp"), nn.Dropout(dropout))
+    model = DistributedDataParallel(bare) if len(ranks) == 1 else bare
+    torch.manual_seed(ranks[0])
+    past = [share(200 + number, ranks[0]) if len(ranks) == 1 else batch(200 + number) for number in range(4)]
+    optimizer = torch.optim.Adam(bare.parameters(), lr=0.01)
+    rehearsal = hf.Rehearsal(model, past, share=0.5).attach(optimizer)
+    for step in range(2 * NUM_STEPS):
+        optimizer.zero_grad()
+        loss_of(model, step, ranks).backward()
+        optimizer.step()
+    assert rehearsal.last_loss is not None
+    return {name: weight.detach().clone() for name, weight in bare.named_parameters()}, rehearsal.last_loss
+
+
 def error_of(call: Callable[[], Any]) -> str:
     try:
         call()
@@ -261,6 +277,9 @@ def main(folder: Path) -> None:
         weights, told[name] = closed_lesson(rank, wrapped=wrapped)
         found |= {f"{name}/{key}": value for key, value in weights.items()}
     told["lesson, alone"] = lesson_alone(rank)
+    for dropout in (0.0, 0.5):
+        weights, told[f"rehearsed, dropout {dropout}"] = rehearsed([rank], dropout=dropout)
+        found |= {f"rehearsed, dropout {dropout}/{key}": value for key, value in weights.items()}
     for name, (kind, estimator) in MEASURED.items():
         model = DistributedDataParallel(built(kind))
         own = estimator(model, [batch(0), batch(1)][: 2 - rank])

@@ -100,6 +100,18 @@ def test_a_keeper_of_one_process_waits_for_no_other(two):
     assert nothing == []
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_replicas_that_rehearse_their_own_past_stay_equal(dropout, two):
+    found, told = two
+    first, second = (under(each, f"rehearsed, dropout {dropout}/") for each in found)
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    assert told[0][f"rehearsed, dropout {dropout}"] == told[1][f"rehearsed, dropout {dropout}"]
+    if dropout == 0:
+        weights, loss = replicas.rehearsed([0, 1])
+        same(first, weights)
+        assert told[0]["rehearsed, dropout 0.0"] == pytest.approx(loss, rel=1e-4)
+
+
 def test_what_cannot_be_joined_is_told_in_all_processes(two):
     for told in two[1]:
         assert told["si"].startswith("OptionError: over_processes: 'si' is no mean over targets, and needs none")

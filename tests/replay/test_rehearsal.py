@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import holdfast as hf
-from holdfast.errors import EmptyDataError, NotFiniteError, OptionError, StateError
+from holdfast.errors import EmptyDataError, NotFiniteError, OptionError, ParameterMismatchError, StateError
 from holdfast.likelihoods import Categorical
 from holdfast.replay import Rehearsal
 
@@ -197,6 +197,94 @@ def test_nan_adds_nothing():
     assert model[0].weight.grad is None
 
 
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
+def test_a_fused_optimizer_under_a_scaler_steps_like_any_other(kind):
+    ends = []
+    for fused in (False, True):
+        model, scaler = network(), torch.amp.GradScaler("cpu", init_scale=1024.0)
+        optimizer = kind(model.parameters(), lr=0.01, fused=fused)
+        rehearsal = Rehearsal(model, task(0)[0], share=1.0).attach(optimizer)
+        for step, (inputs, labels) in enumerate(task(1)[0]):
+            optimizer.zero_grad()
+            scaler.scale(F.cross_entropy(model(inputs), labels) * (torch.inf if step == 2 else 1.0)).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        assert rehearsal.num_steps == 7  # one was skipped
+        ends.append(weights(model))
+    torch.testing.assert_close(*ends)
+
+
+class Scaling(nn.Module):
+    """Changes its inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = network()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.inner(inputs.mul_(2.0))
+
+
+@pytest.mark.parametrize("kind", ["answers", "data"])
+def test_a_model_that_changes_its_inputs_leaves_the_past_as_it_is(kind):
+    model, (inputs, labels) = Scaling(), task(0)[0][0]
+    past = hf.probes_of(gradient_free(model), [(inputs, labels)]) if kind == "answers" else [(inputs, labels)]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    rehearsal = Rehearsal(model, past, share=1.0).attach(optimizer)
+    losses = []
+    for _ in range(3):
+        optimizer.step()
+        losses.append(rehearsal.last_loss)
+    assert len(set(losses)) == 1
+
+
+def gradient_free(model: nn.Module) -> nn.Module:
+    """Another of the same kind, with other weights."""
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter *= 0.5
+    return other
+
+
+def test_data_that_use_their_memory_again_are_copied():
+    buffer = torch.empty(16, 8)
+
+    def loader() -> Iterator[tuple[Tensor, Tensor]]:
+        yield buffer[:0], torch.zeros(0, dtype=torch.long)
+        for inputs, labels in task(0)[0]:
+            yield buffer.copy_(inputs), labels
+
+    losses = []
+    for past in (loader(), task(0)[0]):
+        model = network()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        rehearsal = Rehearsal(model, past, share=1.0).attach(optimizer)
+        optimizer.step()
+        losses.append(rehearsal.last_loss)
+    assert losses[0] == losses[1]
+
+
+def test_several_optimizers_have_a_rehearsal_each():
+    split, whole = network(), network()
+    both = [torch.optim.SGD(split[0].parameters(), lr=0.1), torch.optim.SGD(split[2].parameters(), lr=0.1)]
+    for optimizer in both:
+        Rehearsal(split, task(0)[0], share=1.0).attach(optimizer)
+    one = torch.optim.SGD(whole.parameters(), lr=0.1)
+    Rehearsal(whole, task(0)[0], share=1.0).attach(one)
+    for optimizer in (*both, one):
+        optimizer.step()
+    torch.testing.assert_close(weights(split)[:288], weights(whole)[:288])  # the head has rehearsed on the new body
+
+
+def test_a_frozen_model_rehearses_nothing():
+    model = network().requires_grad_(False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    rehearsal = Rehearsal(model, task(0)[0], share=1.0).attach(optimizer)
+    optimizer.step()
+    assert rehearsal.last_loss is None
+
+
 def _nothing() -> Iterator[tuple[Tensor, Tensor]]:
     yield from ()
 
@@ -208,6 +296,14 @@ def test_what_it_refuses():
             Rehearsal(model, past, share=share)
     with pytest.raises(OptionError, match="beside probes, which have their own"):
         Rehearsal(model, hf.probes_of(model, past), loss="categorical")
+    with pytest.raises(OptionError, match=r"autocast=torch.float16, expected torch.bfloat16 or None"):
+        Rehearsal(model, past, autocast=torch.float16)
+    with pytest.raises(OptionError, match="seed='x', expected a whole number"):
+        Rehearsal(model, past, seed="x")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(OptionError, match=r"a past of type NoneType. Pass probes"):
+        Rehearsal(model, None)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ParameterMismatchError, match="the optimizer trains none of the model's parameters"):
+        Rehearsal(model, past).attach(torch.optim.SGD(network().parameters(), lr=0.1))
     with pytest.raises(EmptyDataError, match="no batch with a target"):
         Rehearsal(model, _nothing())
     rehearsal = Rehearsal(model, past).attach(torch.optim.SGD(model.parameters(), lr=0.1))

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from holdfast.errors import EmptyDataError, NotFiniteError, OptionError, StateError
-from holdfast.likelihoods.batches import batch_size, batch_to, model_inputs
+from holdfast.errors import EmptyDataError, NotFiniteError, OptionError, ParameterMismatchError, StateError
+from holdfast.likelihoods.batches import batch_copied, batch_size, batch_to, model_inputs
 from holdfast.likelihoods.likelihood import Likelihood, num_targets, resolve_likelihood
 from holdfast.likelihoods.shift import decided
 from holdfast.probes import Probes
-from holdfast.steps import StepHooks, bare_optimizer
-from holdfast.tensors import trainable_parameters, unwrap
+from holdfast.replay.replicas import average, average_gradients, replicas_of
+from holdfast.steps import StepHooks, bare_optimizer, is_skipped
+from holdfast.tensors import all_parameters, trainable_parameters, unwrap
 
 _Term = Callable[[nn.Module, torch.device], Tensor]
 """The mean loss over the targets of one batch of the past, with its graph."""
@@ -40,20 +41,22 @@ class Rehearsal:
     inputs of the *new* task are what learning without forgetting rehearses (Li & Hoiem 2016, arXiv 1606.09282), a
     model's own samples with its answers what deep generative replay does (Shin et al. 2017, arXiv 1705.08690).
 
+    Replicas in several processes add the mean of what each finds on its own past, and so stay equal: give each the same
+    past or a part of its own, and a rehearsal to all. Under `fully_shard` too.
+
     Args:
-        model: which learns, in whatever mode it is in; wrappers are seen through, so that replicas under
-            `DistributedDataParallel` all rehearse the same batch.
-        past: `Probes`, from which the batches and answers are taken as they are; or batches of old data, which are kept
-            in memory.
+        model: which learns, in whatever mode it is in; wrappers are seen through.
+        past: `Probes`, from which the batches and answers are taken as they are; or batches of old data, of which
+            copies are kept in memory.
         share: of batches that are of the past, above 0 and at most 1.
         loss: of old data, as for `fisher`; none with `Probes`, which have one.
-        autocast: the dtype to run the model in, such as torch.bfloat16; None for that of its weights.
+        autocast: torch.bfloat16 to run the model in, or None for the dtype of its weights.
         seed: of the orders.
 
     Attributes:
         every: n.
         num_steps: steps that were counted so far; set it, or load a state, to go on where another training stopped.
-        last_loss: of the last rehearsed batch, in nats per target; None before one.
+        last_loss: of the last rehearsed batch, in nats per target, its mean over replicas; None before one.
         model, autocast: as given.
 
     Raises:
@@ -61,7 +64,8 @@ class Rehearsal:
         OptionError: an option out of its range, or a loss beside `Probes`.
 
     Cost: share times the time of a training step on such a batch, once the new task's graph is gone: no more memory at
-    the peak than this step takes itself. The batches and answers stay in memory, where they are.
+    the peak than this step takes itself. The batches and answers stay in memory, where they are. Between replicas an
+    all-reduce of the gradients.
     """
 
     def __init__(
@@ -76,12 +80,24 @@ class Rehearsal:
     ) -> None:
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
             raise OptionError(f"Rehearsal: share={share!r}, expected a number above 0 and at most 1, such as 0.1.")
+        if autocast not in (None, torch.bfloat16):
+            raise OptionError(
+                f"Rehearsal: autocast={autocast!r}, expected torch.bfloat16 or None. Float16 has no room for small "
+                "gradients without a loss scale; None runs the past in the dtype of the weights."
+            )
+        if isinstance(seed, bool) or not isinstance(seed, int):
+            raise OptionError(f"Rehearsal: seed={seed!r}, expected a whole number.")
         if isinstance(past, Probes):
             if loss is not None:
                 raise OptionError(f"Rehearsal: loss={loss!r} beside probes, which have their own. Leave it out.")
             self._terms = [_divergence(past, number) for number in range(len(past.batches))]
+        elif not isinstance(past, Iterable):
+            raise OptionError(
+                f"Rehearsal: found a past of type {type(past).__name__}. Pass probes (those of dreams are "
+                "dreams.probes), or batches of old data."
+            )
         else:
-            self._terms = _losses(model, list(past), resolve_likelihood(loss, where="Rehearsal"))
+            self._terms = _losses(model, past, resolve_likelihood(loss, where="Rehearsal"))
         if not self._terms:
             raise EmptyDataError(
                 "Rehearsal: the past held no batch with a target. Pass probes, or batches of old data."
@@ -98,17 +114,27 @@ class Rehearsal:
         return f"Rehearsal({len(self._terms)} batches of the past, one every {self.every} steps)"
 
     def attach(self, optimizer: Any) -> Self:
-        """Rehearse in this optimizer's steps from now on, through its step hooks.
+        """Rehearse in this optimizer's steps from now on, through its step hooks, for the parameters that it trains.
 
         Returns:
             The rehearsal itself.
 
         Raises:
-            StateError: it is attached already, or the optimizer's steps cannot be followed, or are no single ones.
+            ParameterMismatchError: the optimizer trains none of the model's parameters.
+            StateError: it is attached already, or the optimizer's steps cannot be followed.
         """
         if self._hooks is not None:
-            raise StateError("Rehearsal.attach: it is attached already. Call detach() first.")
-        self._hooks = StepHooks(bare_optimizer(optimizer), gradients=self._rehearse)
+            raise StateError(
+                "Rehearsal.attach: it is attached already. Call detach() first; where several optimizers train one "
+                "model, give each a rehearsal of its own."
+            )
+        bare = bare_optimizer(optimizer)
+        if not _trained(bare, all_parameters(self.model).values()):
+            raise ParameterMismatchError(
+                "Rehearsal.attach: the optimizer trains none of the model's parameters. Make the optimizer from "
+                "model.parameters(), or the rehearsal with the model that it trains."
+            )
+        self._hooks = StepHooks(bare, gradients=self._rehearse)
         return self
 
     def detach(self) -> Self:
@@ -134,23 +160,30 @@ class Rehearsal:
         self.num_steps = count
 
     def _rehearse(self, optimizer: Optimizer) -> None:
-        self.num_steps += 1
-        if self.num_steps % self.every:
+        if is_skipped(optimizer):
             return
+        self.num_steps += 1
         model = unwrap(self.model)
-        device = next(model.parameters()).device
+        every = list(trainable_parameters(model).values())
+        parameters = _trained(optimizer, every)
+        if self.num_steps % self.every or not parameters:
+            return
+        device, replicas = parameters[0].device, replicas_of(self.model, parameters)
         with torch.enable_grad(), torch.autocast(device.type, self.autocast, enabled=self.autocast is not None):
             loss = self._terms[self._at(self.num_steps // self.every - 1)](model, device)
-        self.last_loss = float(loss.detach())
+        told = loss.detach().clone()
+        self.last_loss = float(told if replicas is None else average(told, replicas))
         if not math.isfinite(self.last_loss):
             raise NotFiniteError(
                 f"Rehearsal: the loss of a batch of the past is {self.last_loss}, and nothing was added to the "
                 "gradients. Look for NaN in the weights, or for a step that overflowed."
             )
-        owned = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        parameters = list(trainable_parameters(model).values())
-        shared = [parameter for parameter in parameters if id(parameter) in owned]
-        loss.backward(inputs=None if len(shared) == len(parameters) else shared)
+        # a fused optimizer under GradScaler divides by the scale itself, inside its step
+        scale = getattr(optimizer, "grad_scale", None)
+        scaled = loss if scale is None else loss * float(scale)
+        scaled.backward(inputs=None if len(parameters) == len(every) else parameters)
+        if replicas is not None:
+            average_gradients(parameters, replicas)  # those of the new task are the same in all
 
     def _at(self, number: int) -> int:
         """Which batch the rehearsed step of this number takes."""
@@ -172,9 +205,10 @@ def _divergence(past: Probes, number: int) -> _Term:
     return term
 
 
-def _losses(model: nn.Module, past: list[Any], likelihood: Likelihood) -> list[_Term]:
-    if past:
-        likelihood = decided(likelihood, model, past[0])
+def _losses(model: nn.Module, data: Iterable[Any], likelihood: Likelihood) -> list[_Term]:
+    past = [batch_copied(batch) for batch in data if batch_size(batch)]
+    for batch in past:
+        likelihood = decided(likelihood, model, batch)  # the first that shows something
 
     def term_of(kept: Any, count: int) -> _Term:
         def term(model: nn.Module, device: torch.device) -> Tensor:
@@ -183,10 +217,16 @@ def _losses(model: nn.Module, past: list[Any], likelihood: Likelihood) -> list[_
 
         return term
 
-    counted = [(batch, num_targets(likelihood, batch)) for batch in past if batch_size(batch)]
+    counted = [(batch, num_targets(likelihood, batch)) for batch in past]
     return [term_of(batch, count) for batch, count in counted if count]
 
 
 def _outputs(model: nn.Module, batch: Any) -> Any:
-    args, kwargs = model_inputs(batch)
+    args, kwargs = model_inputs(batch_copied(batch))  # a model may change its inputs
     return model(*args, **kwargs)
+
+
+def _trained(optimizer: Optimizer, parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+    """Those that the optimizer trains."""
+    own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    return [parameter for parameter in parameters if id(parameter) in own]

@@ -1,7 +1,7 @@
 """What an optimizer's step does: when it happens, its metric, and what it added to each weight."""
 
 from holdfast.steps.gradients import BackwardGradients
-from holdfast.steps.hooks import StepHooks, bare_optimizer, optimizer_around
+from holdfast.steps.hooks import StepHooks, bare_optimizer, is_skipped, optimizer_around
 from holdfast.steps.increments import CopiedIncrement, Increment, can_recompute, step_increments
 from holdfast.steps.metric import (
     Metric,
@@ -28,6 +28,7 @@ __all__ = [
     "bare_optimizer",
     "can_recompute",
     "has_moved",
+    "is_skipped",
     "metric_values",
     "optimizer_around",
     "rests",

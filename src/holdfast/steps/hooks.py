@@ -54,6 +54,12 @@ def optimizer_around(optimizer: Any, bare: Optimizer) -> str | None:
     return None if passes_on else type(optimizer).__name__
 
 
+def is_skipped(optimizer: Optimizer) -> bool:
+    """Whether a `GradScaler` has told a fused optimizer to leave this step out, for infinite gradients."""
+    found_inf = getattr(optimizer, "found_inf", None)
+    return found_inf is not None and float(found_inf) != 0
+
+
 def _inner_optimizers(optimizer: Optimizer) -> dict[str, Optimizer]:
     """Attribute -> optimizer, for those within this one that train the same parameters."""
     own = _parameters(optimizer)
@@ -165,9 +171,7 @@ class StepHooks:
         return evaluate
 
     def _post_step(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
-        found_inf = getattr(optimizer, "found_inf", None)
-        skipped = found_inf is not None and float(found_inf) != 0
-        if self._after is not None and not skipped and not _inside_another_step(optimizer):
+        if self._after is not None and not is_skipped(optimizer) and not _inside_another_step(optimizer):
             self._after(optimizer)
 
 
