@@ -175,7 +175,7 @@ def kfac(
         )
         layers = _reading(_means(sums, model, data_pass.num_targets), sums.reads, share_inputs=share_inputs)
         if damping:
-            layers = {name: f.damped(damping) for name, f in layers.items()}
+            layers = {name: layers.pop(name).damped(damping) for name in list(layers)}
         return FactoredImportance(layers, diagonal, diagonal.info)
 
 
@@ -185,20 +185,23 @@ def _add_rest(rest: MomentSums, batch: Batch, rows: FisherScores) -> None:
 
 
 def _means(sums: KroneckerSums, model: nn.Module, num_targets: int) -> dict[str, KroneckerFactors]:
-    """Factors whose products are means over targets: of "matched" ones A is that mean, of the others G."""
+    """Factors whose products are means over targets: of "matched" ones A is that mean, of the others G.
+
+    They take the memory of the sums.
+    """
     layers, parameters = {}, trainable_parameters(model)
     for layer in sums.layers:
         out, width = layer.matrix_shape
         zeros = parameters[layer.weight].new_zeros
         inputs, outputs = (
-            found[layer.weight].value() if layer.weight in found else zeros(size, size)
+            found.pop(layer.weight).taken() if layer.weight in found else zeros(size, size)
             for found, size in ((sums.inputs, width), (sums.outputs, out))
         )
         if sums.rules.get(layer.weight) == "matched":
             trace = outputs.trace()
-            inputs, outputs = inputs / num_targets, outputs / trace.where(trace > 0, 1.0)
+            inputs, outputs = inputs.div_(num_targets), outputs.div_(trace.where(trace > 0, 1.0))
         else:
-            inputs, outputs = inputs / sums.num_examples, outputs / num_targets
+            inputs, outputs = inputs.div_(sums.num_examples), outputs.div_(num_targets)
         layers[layer.weight] = KroneckerFactors(inputs, outputs, **layer.form)
     return layers
 
