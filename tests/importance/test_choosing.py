@@ -45,6 +45,41 @@ def test_layers_have_damped_factors_and_the_rest_a_diagonal():
     assert set(found.diagonal) == {"1.weight", "1.bias"}
 
 
+def test_of_several_classes_factors_take_the_most_probable():
+    model, batches = net(7), data(7)
+    found, expected = hf.measure(model, batches, probes=data(7)), hf.kfac(model, batches, damping=0.01, top_k=2)
+    assert isinstance(found, hf.FactoredImportance)
+    assert found.info.details == expected.info.details
+    assert found.info.details["top_k"] == 2
+    assert all(torch.equal(found[name].outputs, factors.outputs) for name, factors in expected.items())
+    whole = hf.measure(model, batches, probes=data(7), labels="exact")
+    assert "top_k" not in whole.info.details
+    assert "top_k" not in hf.measure(model, batches, probes=data(7), form="diagonal").info.details
+    numbers = [(x, torch.randn(len(x), 7)) for x, _ in batches]
+    gaussian = hf.measure(model, numbers, loss="gaussian", probes=numbers)
+    assert "top_k" not in gaussian.info.details
+
+
+class Reading(nn.Module):
+    """Two layers read the same sequence."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.one, self.other = nn.Linear(width, 3), nn.Linear(width, 3)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return (self.one(inputs) * self.other(inputs)).mean(1)
+
+
+@pytest.mark.parametrize(("width", "shared"), [(6, False), (1030, True)])
+def test_wide_layers_that_read_the_same_input_share_its_basis(width: int, shared: bool):
+    batches = [(torch.randn(3, 2, width), torch.randint(3, (3,)))]
+    found = hf.measure(Reading(width), batches, probes=batches, form="kronecker")
+    assert isinstance(found, hf.FactoredImportance)
+    assert (found["one.weight"].reads is not None) == shared
+    assert found["one.weight"].reads == found["other.weight"].reads
+
+
 def test_without_such_a_layer_a_diagonal():
     model, batches = Scaled(), data()
     found = hf.measure(model, batches, probes=data())

@@ -444,3 +444,19 @@ def test_reentrant_checkpoints_have_the_diagonal_and_a_remedy():
         torch.testing.assert_close(value, diagonal[name])
     model, call = build("checkpoints")
     assert "1.b.0.weight" in kfac(model, [(call.args[0], y)])
+
+
+def test_few_labels_exactly_and_one_draw_for_the_others():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 7))
+    x, y = torch.randn(6, 5), torch.randint(7, (6,))
+    exact, most = kfac(model, [(x, y)]), kfac(model, [(x, y)], top_k=7)
+    runs = [kfac(model, [(x, y)], top_k=2, seed=seed) for seed in range(200)]
+    assert runs[0].info.details == {"factors": "auto", "top_k": 2, "seed": 0}
+    for name, factors in exact.items():
+        torch.testing.assert_close(most[name].outputs, factors.outputs, rtol=1e-5, atol=1e-7)
+        mean = torch.stack([run[name].outputs for run in runs]).mean(0)
+        torch.testing.assert_close(mean, factors.outputs, rtol=0.1, atol=0.1 * float(factors.outputs.abs().max()))
+        assert torch.equal(runs[0][name].inputs, factors.inputs)
+    with pytest.raises(OptionError, match='kfac: top_k=2 with kind="sampled"'):
+        kfac(model, [(x, y)], kind="sampled", top_k=2)

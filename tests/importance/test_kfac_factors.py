@@ -191,8 +191,8 @@ def test_both_ways_to_the_partial_traces(size: int, length: int, n: int, m: int)
     M = torch.stack([g[b].T @ a[b] for b in range(size)])
     inputs, outputs = SymmetricSum(n, like=a), SymmetricSum(m, like=g)
     add_partial_traces(inputs, outputs, a, g)
-    torch.testing.assert_close(inputs.value(), sum((each.T @ each for each in M), torch.zeros(n, n).double()))
-    torch.testing.assert_close(outputs.value(), sum((each @ each.T for each in M), torch.zeros(m, m).double()))
+    torch.testing.assert_close(inputs.taken(), sum((each.T @ each for each in M), torch.zeros(n, n).double()))
+    torch.testing.assert_close(outputs.taken(), sum((each @ each.T for each in M), torch.zeros(m, m).double()))
 
 
 def nll(outputs: Any, targets: Any) -> Tensor:

@@ -19,7 +19,7 @@ def test_it_is_the_sum_of_the_plain_products(size: int, dtype: torch.dtype):
         weights = torch.rand(11, 1, dtype=dtype, generator=generator)
         found.add(x, weights * x, factor=factor)
         expected += factor * x.double().T @ (weights * x).double()
-    value = found.value()
+    value = found.taken()
     assert value.dtype == dtype
     assert torch.equal(value, value.T)
     torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=1e-4 if dtype == torch.float32 else 1e-9)
@@ -30,4 +30,4 @@ def test_it_is_as_precise_under_autocast():
     found = SymmetricSum(20, like=x)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found.add(x, x)
-    torch.testing.assert_close(found.value(), x.T @ x)
+    torch.testing.assert_close(found.taken(), x.T @ x)

@@ -249,10 +249,11 @@ def _fault(matrix: Tensor, symmetric: Tensor) -> str | None:
         return None
     if matrix is not symmetric and float((matrix - symmetric).norm()) > _ROUNDING / 2 * norm:
         return "not symmetric"
-    shifted = symmetric / norm
-    shifted.diagonal().add_(_ROUNDING)
     for dtype in dict.fromkeys((torch.float32, _widest(matrix))):  # what the quicker finds positive is positive
-        if not int(torch.linalg.cholesky_ex(shifted.to(dtype)).info):
+        shifted = symmetric.to(dtype) / norm
+        shifted.diagonal().add_(_ROUNDING)
+        info = torch.zeros((), dtype=torch.int32, device=matrix.device)
+        if not int(torch.linalg.cholesky_ex(shifted, out=(shifted, info)).info):  # in place: factors are large
             return None
     return "a negative eigenvalue"
 

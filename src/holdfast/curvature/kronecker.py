@@ -263,8 +263,9 @@ def inputs_trace(
 
 
 def _damped(factor: Tensor, damping: float) -> Tensor:
-    diagonal = factor.diagonal()
-    return factor + torch.diag_embed((damping * diagonal.mean()).expand_as(diagonal))
+    found = factor.clone()
+    found.diagonal().add_(damping * factor.diagonal().mean())
+    return found
 
 
 def _along(basis: Tensor, factor: Tensor) -> Tensor:

@@ -18,9 +18,9 @@ from holdfast.importance.kfac import KfacKind, kfac
 from holdfast.importance.measure import check_is_many
 from holdfast.importance.probing import MOST, probes_of
 from holdfast.likelihoods.batches import batch_copied, batch_size, batch_to, model_inputs, slice_batch
-from holdfast.likelihoods.likelihood import Likelihood, PerExample, resolve_likelihood
+from holdfast.likelihoods.likelihood import Categorical, Likelihood, PerExample, resolve_likelihood
 from holdfast.likelihoods.outputs import logits_of
-from holdfast.moments.matrices import layers_of
+from holdfast.moments.matrices import Layer, layers_of
 from holdfast.probes import Probes
 from holdfast.probes.evaluating import evaluating
 from holdfast.records import Importance
@@ -40,6 +40,13 @@ _MOST_HELD = 8.0
 
 _EXACT_UP_TO = 33
 """Outputs of an example: with more, a label is drawn in place of an expectation over all."""
+
+
+_TOP_K = 2
+"""Labels that factors take exactly, of few; each costs a backward pass, and the products behind it."""
+
+_SHARED_FROM = 1024
+"""In models with a longer side than this, layers that read the same input share its basis, for its memory."""
 
 
 def measure(
@@ -68,9 +75,11 @@ def measure(
         form: "kronecker": factors of every layer that can have them (`kfac`), the diagonal elsewhere. "diagonal":
             `fisher`. "auto": Kronecker factors, which foresee a rise within 2 to 5 where a diagonal is 10 to 1,500
             times off, unless the model has no such layer, or they would take more than 8 times the weights' memory.
+            In models with a side above 1,024 layers that read the same input share a basis of it (`share_inputs`).
         labels: "exact" takes all labels with their probability; "sampled" draws one, in two passes; "empirical" takes
-            those in the data. "auto": exact up to 33 outputs of an example, such as 33 classes, beyond them sampled;
-            for a loss function empirical.
+            those in the data. "auto": exact up to 33 outputs of an example, such as 33 classes, of which Kronecker
+            factors take the two most probable and one draw for the others (`top_k`); beyond them sampled; for a loss
+            function empirical.
         damping: of the factors (`kfac`): along directions that the data do not show, the loss rises too.
         num_probes: examples to take probes of; "auto" as for `probes_of`, 512 or fewer.
         num_examples: measure on the first so many examples; None for all.
@@ -99,10 +108,13 @@ def measure(
         probes = probes_of(model, probes, loss=loss, num_examples=num_probes)
     tail = _Tail(data, most)
     first, batches = _first_of(tail)
-    kind: KfacKind = _labels(model, first, loss, where=where) if labels == "auto" else labels
+    kind, top_k = _labels(model, first, loss, where=where) if labels == "auto" else (labels, None)
     given: dict[str, Any] = {"loss": loss, "num_examples": num_examples, "seed": seed, "progress": progress}
     if _is_kronecker(model, form, where=where):
-        importance = kfac(model, batches, kind=kind, damping=damping, max_size=_MAX_SIZE, **given)
+        share = max(max(layer.matrix_shape) for layer in _factored(model)) > _SHARED_FROM
+        importance = kfac(
+            model, batches, kind=kind, top_k=top_k, damping=damping, share_inputs=share, max_size=_MAX_SIZE, **given
+        )
     else:
         importance = fisher(model, batches, kind=kind, **given)
     if probes is None:
@@ -148,23 +160,31 @@ def _first_of(data: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
     return None, empty
 
 
-def _labels(model: nn.Module, batch: Any, loss: Any, *, where: str) -> KfacKind:
-    """How labels are taken, by the outputs of an example."""
+def _labels(model: nn.Module, batch: Any, loss: Any, *, where: str) -> tuple[KfacKind, int | None]:
+    """How labels are taken, and of how many factors take each, by the outputs of an example."""
     likelihood = resolve_likelihood(loss, where=where)
     if isinstance(likelihood, PerExample):
-        return "empirical"
+        return "empirical", None
     if batch is None:
-        return "exact"  # the estimator says that there is no data
+        return "exact", None  # the estimator says that there is no data
     with evaluating(model) as bare:
         one = batch_to(slice_batch(batch, 0, 1, lists=True), next(bare.parameters()).device)
         args, kwargs = model_inputs(one)
         num_outputs = logits_of(bare(*args, **kwargs)).numel()
     chosen = getattr(likelihood, "classes", None)
-    return "exact" if min(num_outputs, len(chosen or ()) or num_outputs) <= _EXACT_UP_TO else "sampled"
+    num_labels = min(num_outputs, len(chosen or ()) or num_outputs)
+    if num_labels > _EXACT_UP_TO:
+        return "sampled", None
+    return "exact", _TOP_K if isinstance(likelihood, Categorical) and num_labels > _TOP_K + 1 else None
+
+
+def _factored(model: nn.Module) -> list[Layer]:
+    """The layers that can have factors."""
+    return [layer for layer in layers_of(model) if max(layer.matrix_shape) <= _MAX_SIZE]
 
 
 def _is_kronecker(model: nn.Module, form: Form, *, where: str) -> bool:
-    layers = [layer for layer in layers_of(model) if max(layer.matrix_shape) <= _MAX_SIZE]
+    layers = _factored(model)
     if form == "diagonal" or (form == "auto" and not layers):
         return False
     if not layers:

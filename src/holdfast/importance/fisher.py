@@ -114,12 +114,7 @@ def fisher(
             stacklevel=2,
         )
     check_choice("unit of fisher", per, get_args(Per))
-    check_count("top_k", top_k, where=where, none="all labels")
-    if top_k is not None and (kind != "exact" or not isinstance(likelihood, Categorical)):
-        raise OptionError(
-            f'{where}: top_k={top_k} with kind="{kind}" and loss="{likelihood.name}", which belongs to '
-            'kind="exact" and loss="categorical". Leave it out.'
-        )
+    check_top_k(top_k, kind=kind, likelihood=likelihood, where=where)
     if per == "token" and kind == "batched":
         warnings.warn(f'{where}: per="token" has no effect with kind="batched".', stacklevel=2)
     measured = MeasuredLoss(likelihood, model, where=where)
@@ -153,6 +148,16 @@ def fisher(
             unit="nats^2/weight^2" if kind == "batched" else "nats/weight^2",
             nats_per_unit=None if kind == "batched" else 1.0,
             details=details,
+        )
+
+
+def check_top_k(top_k: int | None, *, kind: str, likelihood: Likelihood, where: str) -> None:
+    """Raise `OptionError` unless so many labels can be taken exactly."""
+    check_count("top_k", top_k, where=where, none="all labels")
+    if top_k is not None and (kind != "exact" or not isinstance(likelihood, Categorical)):
+        raise OptionError(
+            f'{where}: top_k={top_k} with kind="{kind}" and loss="{likelihood.name}", which belongs to '
+            'kind="exact" and loss="categorical". Leave it out.'
         )
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from holdfast.choices import check_choice, check_count, check_share
 from holdfast.curvature.factored import FactoredImportance, KroneckerFactors
 from holdfast.importance.alone import alone
-from holdfast.importance.fisher import FisherScores
+from holdfast.importance.fisher import FisherScores, check_top_k
 from holdfast.importance.gathering import gathered_batches
 from holdfast.importance.loss import MeasuredLoss
 from holdfast.importance.measure import Batch, DataPass
@@ -41,6 +41,7 @@ def kfac(
     max_size: int | None = None,
     loss: str | Likelihood | Callable[[Any, Any], Tensor] | None = None,
     num_draws: int = 1,
+    top_k: int | None = None,
     num_examples: int | None = None,
     seed: int = 0,
     progress: bool = False,
@@ -96,6 +97,8 @@ def kfac(
         loss: "categorical" (default), "gaussian", "bernoulli", a `Likelihood`, or a function of (outputs, batch) that
             returns one negative log-likelihood per example, shape [B], in nats (for "empirical" only). See `fisher`.
         num_draws: labels drawn for each example, with `kind="sampled"`.
+        top_k: with `kind="exact"` and a categorical loss: only so many labels, the most probable, are taken exactly,
+            and one draw stands for the others (see `fisher`). Unbiased, in top_k + 1 backward passes.
         num_examples: measure on the first so many examples; None for all.
         seed: of the draws, from a generator of their own.
         progress: show a progress bar.
@@ -114,16 +117,17 @@ def kfac(
             batch said about the shift (see `Categorical`).
         NotFiniteError: a loss or a gradient is NaN or infinite.
         UnsupportedLayerError: a layer is called once in the first batch, and more often in another.
-        OptionError: a `loss` function with "exact" or "sampled"; num_draws < 1; damping < 0 or not finite.
+        OptionError: a `loss` function with "exact" or "sampled"; num_draws < 1; top_k < 1, or with another loss;
+            damping < 0 or not finite.
         UnknownNameError: no such kind, rule or loss.
 
-    Cost: for C classes one forward and C backward passes without weight gradients ("sampled": `num_draws`, "empirical":
-    one), and half of a product of n^2 for each input and of m^2 for each class and output of a layer of n inputs and m
-    outputs; memory n^2 + m^2 a layer. "reduce" takes 1/T of these products; "matched" up to about twice as many, and
-    those for A for each class too: on a small GPT, ViT and ConvNet 0.7 to 1.2 times the time of "expand" with
-    "sampled", 1.5 to 1.7 times with "exact" and ten classes. Both run a few examples together and alone, once, to see
-    which positions are whose, and all examples one at a time where that cannot be seen. Models with other parameters
-    are passed through once more, for these.
+    Cost: for C classes one forward and C backward passes without weight gradients (with top_k: top_k + 1; "sampled":
+    `num_draws`; "empirical": one), and half of a product of n^2 for each input and of m^2 for each class and output of
+    a layer of n inputs and m outputs; memory n^2 + m^2 a layer. "reduce" takes 1/T of these products; "matched" up to
+    about twice as many, and those for A for each class too: on a small GPT, ViT and ConvNet 0.7 to 1.2 times the time
+    of "expand" with "sampled", 1.5 to 1.7 times with "exact" and ten classes. Both run a few examples together and
+    alone, once, to see which positions are whose, and all examples one at a time where that cannot be seen. Models with
+    other parameters are passed through once more, for these.
 
     Source: Martens & Grosse 2015 (arXiv 1503.05671); convolutions: Grosse & Martens 2016 (arXiv 1602.01407); "expand"
     and "reduce": Eschenhagen et al. 2023 (arXiv 2311.00636); the moments of "matched": Ren & Goldfarb 2021 (arXiv
@@ -135,7 +139,9 @@ def kfac(
     where = "kfac"
     check_choice("kind of kfac", kind, get_args(KfacKind))
     check_choice("rule for the factors of kfac", factors, get_args(FactorRule))
-    measured = MeasuredLoss(resolve_likelihood(loss, where=where), model, where=where)
+    likelihood = resolve_likelihood(loss, where=where)
+    check_top_k(top_k, kind=kind, likelihood=likelihood, where=where)
+    measured = MeasuredLoss(likelihood, model, where=where)
     check_count("num_draws", num_draws, where=where)
     check_count("max_size", max_size, where=where, none="any")
     check_share("damping", damping, where=where, example=0.01)
@@ -150,7 +156,7 @@ def kfac(
     with measuring(model):
         rule: SharingRule | None = None if factors == "auto" else factors
         sums = KroneckerSums(model, where=where, chunk_bytes=chunk_bytes, rule=rule, max_size=max_size)
-        rows, again = (FisherScores(measured, kind, num_draws, None, seed) for _ in range(2))
+        rows, again = (FisherScores(measured, kind, num_draws, top_k, seed) for _ in range(2))
         rest: MomentSums | None = None
         for batch in gathered_batches(data_pass, lambda: sums.room if measured.is_own else 0):
             sums.add(batch.call, lambda outputs, batch=batch: rows(outputs, batch), alone=alone(rows, batch))
@@ -171,11 +177,12 @@ def kfac(
                 **_matched(sums, factors),
                 **({"damping": float(damping)} if damping else {}),
                 **({"num_draws": num_draws, "seed": seed} if kind == "sampled" else {}),
+                **({} if top_k is None else {"top_k": top_k, "seed": seed}),
             },
         )
         layers = _reading(_means(sums, model, data_pass.num_targets), sums.reads, share_inputs=share_inputs)
         if damping:
-            layers = {name: f.damped(damping) for name, f in layers.items()}
+            layers = {name: layers.pop(name).damped(damping) for name in list(layers)}
         return FactoredImportance(layers, diagonal, diagonal.info)
 
 
@@ -185,20 +192,23 @@ def _add_rest(rest: MomentSums, batch: Batch, rows: FisherScores) -> None:
 
 
 def _means(sums: KroneckerSums, model: nn.Module, num_targets: int) -> dict[str, KroneckerFactors]:
-    """Factors whose products are means over targets: of "matched" ones A is that mean, of the others G."""
+    """Factors whose products are means over targets: of "matched" ones A is that mean, of the others G.
+
+    They take the memory of the sums.
+    """
     layers, parameters = {}, trainable_parameters(model)
     for layer in sums.layers:
         out, width = layer.matrix_shape
         zeros = parameters[layer.weight].new_zeros
         inputs, outputs = (
-            found[layer.weight].value() if layer.weight in found else zeros(size, size)
+            found.pop(layer.weight).taken() if layer.weight in found else zeros(size, size)
             for found, size in ((sums.inputs, width), (sums.outputs, out))
         )
         if sums.rules.get(layer.weight) == "matched":
             trace = outputs.trace()
-            inputs, outputs = inputs / num_targets, outputs / trace.where(trace > 0, 1.0)
+            inputs, outputs = inputs.div_(num_targets), outputs.div_(trace.where(trace > 0, 1.0))
         else:
-            inputs, outputs = inputs / sums.num_examples, outputs / num_targets
+            inputs, outputs = inputs.div_(sums.num_examples), outputs.div_(num_targets)
         layers[layer.weight] = KroneckerFactors(inputs, outputs, **layer.form)
     return layers
 

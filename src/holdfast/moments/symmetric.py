@@ -31,7 +31,13 @@ class SymmetricSum:
                 end = start + self._block
                 self._upper[start:end, start:].addmm_(left[:, start:end].T, right[:, start:], alpha=factor)
 
-    def value(self) -> Tensor:
-        """[n, n], exactly symmetric."""
-        upper = self._upper.triu_()
-        return upper + upper.triu(1).T
+    def taken(self) -> Tensor:
+        """[n, n], exactly symmetric; the sum itself, to which nothing can be added any more."""
+        found = self._upper
+        del self._upper
+        for start in range(0, len(found), self._block):
+            end = start + self._block
+            block = found[start:end, start:end]
+            block.copy_(block.triu() + block.triu(1).T)
+            found[end:, start:end] = found[start:end, end:].T
+        return found
