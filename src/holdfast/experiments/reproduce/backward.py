@@ -127,11 +127,13 @@ def largest(is_kept: Callable[[float], bool], *, halvings: int = 10) -> float:
 # --- a ready sentence encoder
 
 
-def encoder(budgets: Sequence[float], shares: Sequence[float], seed: int, data_dir: str | None) -> dict[str, Any]:
+def encoder(
+    size: str, budgets: Sequence[float], shares: Sequence[float], seed: int, data_dir: str | None
+) -> dict[str, Any]:
     """A ready sentence encoder learns intents plainly, and goes back; see `frontier`."""
-    story = _story(data_dir)
+    story = _story(data_dir, size)
     similarity, classifier, figures = _learner(story, seed)
-    keeper = EWC(similarity.module, strength=1.0).retain(_importance(story.data_dir))
+    keeper = EWC(similarity.module, strength=1.0).retain(_importance(story.data_dir, size))
     anchors = copies(all_parameters(similarity.module))
     _learn_intents(story, classifier, seed)
     train = story.sentences(classifier, TASKS[0], "train")
@@ -140,18 +142,19 @@ def encoder(budgets: Sequence[float], shares: Sequence[float], seed: int, data_d
     return frontier(similarity.module, keeper, anchors, importance, budgets, shares, figures)
 
 
-def encoder_held(rhythm: int, seed: int, data_dir: str | None) -> dict[str, Any]:
+def encoder_held(size: str, rhythm: int, seed: int, data_dir: str | None) -> dict[str, Any]:
     """The same encoder learns intents under the default budget; its figures before and after.
 
     Args:
+        size: "full" or "quick".
         rhythm: steps from one pull, and from one measurement, to the next.
         seed: of the head and of the order of the data.
         data_dir: with text/stsb and text/banking77.
     """
-    story = _story(data_dir)
+    story = _story(data_dir, size)
     similarity, classifier, figures = _learner(story, seed)
     keeper = EWC(similarity.module, every=rhythm, probe_every=rhythm, new_parameters="free")
-    keeper.retain(_importance(story.data_dir))
+    keeper.retain(_importance(story.data_dir, size))
     before = figures()
     _learn_intents(story, classifier, seed, keeper=keeper)
     trained = figures()
@@ -160,17 +163,17 @@ def encoder_held(rhythm: int, seed: int, data_dir: str | None) -> dict[str, Any]
     return {"ready": before, "trained": trained, "closed": {**figures(), "probes": round(skill.increment, 6)}}
 
 
-def _story(data_dir: str | None) -> Encoder:
+def _story(data_dir: str | None, size: str) -> Encoder:
     folder = data_dir or os.environ.get("HOLDFAST_DATA")
     if folder is None:
         raise DataFileError("encoder: where are the texts? Give --data-dir, the parent of text/, or set HOLDFAST_DATA.")
-    return Encoder(Path(folder), work=Path(folder))
+    return Encoder(Path(folder), work=Path(folder), size=size)
 
 
 @cache
-def _importance(folder: Path) -> AnyImportance:
+def _importance(folder: Path, size: str) -> AnyImportance:
     """Of the ready encoder, what its similarities rest on, with probes of pairs that are not used elsewhere."""
-    story = Encoder(folder, work=folder)
+    story = Encoder(folder, work=folder, size=size)
     ready, seen, unseen = story.ready, story.pairs("train"), story.pairs("validation")
     return measure(
         ready.module,
