@@ -136,8 +136,7 @@ def encoder(
     keeper = EWC(similarity.module, strength=1.0).retain(_importance(story.data_dir, size))
     anchors = copies(all_parameters(similarity.module))
     _learn_intents(story, classifier, seed)
-    train = story.sentences(classifier, TASKS[0], "train")
-    some = [train[number] for number in _order(len(train), seed)[:NUM_MEASURED]]
+    some = _drawn(story.sentences(classifier, TASKS[0], "train"), seed)[:NUM_MEASURED]
     importance = kfac(classifier.module, batches(classifier, some, 32), kind="sampled", seed=seed)
     return frontier(similarity.module, keeper, anchors, importance, budgets, shares, figures)
 
@@ -174,7 +173,7 @@ def _story(data_dir: str | None, size: str) -> Encoder:
 def _importance(folder: Path, size: str) -> AnyImportance:
     """Of the ready encoder, what its similarities rest on, with probes of pairs that are not used elsewhere."""
     story = Encoder(folder, work=folder, size=size)
-    ready, seen, unseen = story.ready, story.pairs("train"), story.pairs("validation")
+    ready, seen, unseen = story.ready, _drawn(story.pairs("train"), 0), _drawn(story.pairs("validation"), 0)
     return measure(
         ready.module,
         _singles(ready, seen[: NUM_MEASURED // 2], 32),
@@ -192,12 +191,11 @@ def _learner(story: Encoder, seed: int) -> tuple[LanguageModel, LanguageModel, F
     """
     fresh = story.fresh()
     similarity, classifier = story.over(fresh), story.classifier(TASKS[0], fresh, 1000 * seed)
-    pairs = story.pairs("test")
+    pairs = _drawn(story.pairs("test"), 0)
     singles = _singles(similarity, pairs[: NUM_HELD_OUT // 2], 64)
     held_out = probes_of(similarity.module, singles, loss="similarity", num_examples=None)
     pairs = _by_length(pairs)
-    test = story.sentences(classifier, TASKS[0], "test")
-    intents = _by_length([test[number] for number in _order(len(test), 0)[:NUM_INTENTS]])
+    intents = _by_length(_drawn(story.sentences(classifier, TASKS[0], "test"), 0)[:NUM_INTENTS])
 
     def figures() -> dict[str, float]:
         old = evaluate(similarity, batches(similarity, pairs, 64)).value
@@ -224,5 +222,7 @@ def _by_length(found: Iterable[Example]) -> list[Example]:
     return sorted(found, key=lambda example: max(map(len, example.tokens)))
 
 
-def _order(count: int, seed: int) -> list[int]:
-    return torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
+def _drawn(found: Sequence[Example], seed: int) -> list[Example]:
+    """In another order: the files of pairs hold one kind of text after the other."""
+    order = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed)).tolist()
+    return [found[number] for number in order]
