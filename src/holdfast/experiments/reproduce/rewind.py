@@ -75,8 +75,8 @@ def rewind_encoder(size: Size) -> Recipe:
         notes="The encoder is the one of the stories of elephants: it learns BANKING77 in 300 steps. The importance of "
         f'its similarities is `hf.measure(..., loss="similarity")` on {NUM_MEASURED} sentences, that of the intents '
         "`hf.kfac` on as many; its old skill is Spearman's correlation on all test pairs, its rise that of "
-        f"{NUM_HELD_OUT} test sentences, all drawn at random, and the new skill accuracy on {NUM_INTENTS} test sentences. {_NOTES} EWC: "
-        f"`EWC(encoder)` as it comes, but pulled and measured at every {RHYTHM} steps.",
+        f"{NUM_HELD_OUT} test sentences, all drawn at random, and the new skill accuracy on {NUM_INTENTS} test "
+        f"sentences. {_NOTES} EWC: `EWC(encoder)` as it comes, but pulled and measured at every {RHYTHM} steps.",
     )
 
 
