@@ -62,11 +62,11 @@ def fisher(
         model: any module. Left exactly as it was: mode, gradients, buffers, hooks, random state.
         data: an iterable of batches, `(inputs, targets)` or a mapping; each read once.
         kind: see above.
-        loss: "categorical" (default), "gaussian", "bernoulli", a `Likelihood`, or a function of (outputs, batch) that
-            returns one negative log-likelihood per example, shape [B], in nats (for "empirical" and "batched" only).
-            Such a function is called on parts of a batch too, to see that it gives an example alone what it gives it in
-            company. Whether the targets of sequences are shifted, as those of causal language models are, is decided
-            once (see `Categorical`) and stands in `info.details`.
+        loss: "categorical" (default), "gaussian", "bernoulli", "similarity" (of embeddings, without targets), a
+            `Likelihood`, or a function of (outputs, batch) that returns one negative log-likelihood per example, shape
+            [B], in nats (for "empirical" and "batched" only). Such a function is called on parts of a batch too, to see
+            that it gives an example alone what it gives it in company. Whether the targets of sequences are shifted, as
+            those of causal language models are, is decided once (see `Categorical`) and stands in `info.details`.
         num_draws: labels drawn for each example, with `kind="sampled"`.
         top_k: with `kind="exact"` and a categorical loss of many classes: only so many, the most probable, are taken
             exactly, and one draw stands for the others. Unbiased, in top_k + 1 backward passes. On 1,197 digits of ten

@@ -94,8 +94,9 @@ def kfac(
             by a factor of 1.3 to 1.5 instead of 1.2 on small transformers.
         max_size: of the sides of a layer's matrix; a larger one, such as the output layer of a language model, has the
             diagonal: a factor takes the square of its side in memory. None: any.
-        loss: "categorical" (default), "gaussian", "bernoulli", a `Likelihood`, or a function of (outputs, batch) that
-            returns one negative log-likelihood per example, shape [B], in nats (for "empirical" only). See `fisher`.
+        loss: "categorical" (default), "gaussian", "bernoulli", "similarity" (of embeddings, without targets), a
+            `Likelihood`, or a function of (outputs, batch) that returns one negative log-likelihood per example, shape
+            [B], in nats (for "empirical" only). See `fisher`.
         num_draws: labels drawn for each example, with `kind="sampled"`.
         top_k: with `kind="exact"` and a categorical loss: only so many labels, the most probable, are taken exactly,
             and one draw stands for the others (see `fisher`). Unbiased, in top_k + 1 backward passes.

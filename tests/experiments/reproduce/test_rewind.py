@@ -12,7 +12,17 @@ from holdfast.experiments.reproduce.backward import ALONE, AVERAGING, INFORMED, 
 from holdfast.experiments.reproduce.carry_out import answer, measure_recipe
 from holdfast.experiments.reproduce.findings import RecipeFindings
 from holdfast.experiments.reproduce.page import conclusion
-from holdfast.experiments.reproduce.rewind import BUDGETS, ENCODER, HELD, MLPS, OF_ENCODER, gain, kept_of, rewind
+from holdfast.experiments.reproduce.rewind import (
+    BUDGETS,
+    ENCODER,
+    HELD,
+    MLPS,
+    OF_ENCODER,
+    gain,
+    kept_of,
+    rewind,
+    rewind_encoder,
+)
 
 SMALL = replace(TINY, settings={"epochs": 8, "hidden": (32,)}, seeds=(0,))
 
@@ -32,8 +42,7 @@ def run(*, more: float, budgets: tuple[float, ...] = BUDGETS) -> dict:
 
 def entry(more: float) -> dict:
     held = {"ready": {"rise": 0.0, "old": 1.0, "new": 0.0}, "closed": {"rise": 0.02, "old": 0.99, "new": 0.45}}
-    found = {name: run(more=more) for name in MLPS}
-    return {"seed": 0, **found, ENCODER: run(more=more, budgets=OF_ENCODER[0]), HELD: held}
+    return {"seed": 0, ENCODER: run(more=more, budgets=OF_ENCODER[0]), HELD: held}
 
 
 def test_it_is_run_and_told_end_to_end(tmp_path: Path):
@@ -60,9 +69,9 @@ def test_it_is_run_and_told_end_to_end(tmp_path: Path):
     ("more", "told"), [(0.1, "never worse than averaging by more than the noise"), (-0.2, "worse at 0.02, 0.1")]
 )
 def test_the_conclusion_is_arithmetic(more: float, told: str):
-    recipe = rewind(replace(FULL, seeds=(0,)))
+    recipe = rewind_encoder(replace(FULL, seeds=(0,)))
     said = conclusion(RecipeFindings(recipe, {}, {0: entry(more)}))
-    assert said.count("never worse") == (6 if more > 0 else 3)
+    assert said.count("never worse") == (2 if more > 0 else 1)
     assert told in said
     assert f"rewind, importance gains from {100 * more:+.2f} points" in said
     assert "keeps 90.0% of the correlation" in said
@@ -87,6 +96,9 @@ def test_the_largest_share_that_is_kept(share: float):
     assert found <= share < found + 1e-3
 
 
-def test_small_it_needs_no_encoder():
-    assert list(recipe_named("rewind", SMALL).parts) == list(MLPS)
-    assert list(recipe_named("rewind").parts) == [*MLPS, ENCODER, HELD]
+def test_half_done_it_is_drawn(tmp_path: Path):
+    recipe = recipe_named("rewind-encoder")
+    half = RecipeFindings(recipe, {}, {0: {"seed": 0, ENCODER: run(more=0.1, budgets=OF_ENCODER[0])}})
+    assert recipe.table is not None
+    assert recipe.table(half).count("\n") == 9
+    assert len(recipe.draw(half, tmp_path)) == 1

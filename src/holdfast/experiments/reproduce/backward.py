@@ -127,31 +127,33 @@ def largest(is_kept: Callable[[float], bool], *, halvings: int = 10) -> float:
 # --- a ready sentence encoder
 
 
-def encoder(budgets: Sequence[float], shares: Sequence[float], seed: int, data_dir: str | None) -> dict[str, Any]:
+def encoder(
+    size: str, budgets: Sequence[float], shares: Sequence[float], seed: int, data_dir: str | None
+) -> dict[str, Any]:
     """A ready sentence encoder learns intents plainly, and goes back; see `frontier`."""
-    story = _story(data_dir)
+    story = _story(data_dir, size)
     similarity, classifier, figures = _learner(story, seed)
-    keeper = EWC(similarity.module, strength=1.0).retain(_importance(story.data_dir))
+    keeper = EWC(similarity.module, strength=1.0).retain(_importance(story.data_dir, size))
     anchors = copies(all_parameters(similarity.module))
     _learn_intents(story, classifier, seed)
-    train = story.sentences(classifier, TASKS[0], "train")
-    some = [train[number] for number in _order(len(train), seed)[:NUM_MEASURED]]
+    some = _drawn(story.sentences(classifier, TASKS[0], "train"), seed)[:NUM_MEASURED]
     importance = kfac(classifier.module, batches(classifier, some, 32), kind="sampled", seed=seed)
     return frontier(similarity.module, keeper, anchors, importance, budgets, shares, figures)
 
 
-def encoder_held(rhythm: int, seed: int, data_dir: str | None) -> dict[str, Any]:
+def encoder_held(size: str, rhythm: int, seed: int, data_dir: str | None) -> dict[str, Any]:
     """The same encoder learns intents under the default budget; its figures before and after.
 
     Args:
+        size: "full" or "quick".
         rhythm: steps from one pull, and from one measurement, to the next.
         seed: of the head and of the order of the data.
         data_dir: with text/stsb and text/banking77.
     """
-    story = _story(data_dir)
+    story = _story(data_dir, size)
     similarity, classifier, figures = _learner(story, seed)
     keeper = EWC(similarity.module, every=rhythm, probe_every=rhythm, new_parameters="free")
-    keeper.retain(_importance(story.data_dir))
+    keeper.retain(_importance(story.data_dir, size))
     before = figures()
     _learn_intents(story, classifier, seed, keeper=keeper)
     trained = figures()
@@ -160,18 +162,18 @@ def encoder_held(rhythm: int, seed: int, data_dir: str | None) -> dict[str, Any]
     return {"ready": before, "trained": trained, "closed": {**figures(), "probes": round(skill.increment, 6)}}
 
 
-def _story(data_dir: str | None) -> Encoder:
+def _story(data_dir: str | None, size: str) -> Encoder:
     folder = data_dir or os.environ.get("HOLDFAST_DATA")
     if folder is None:
         raise DataFileError("encoder: where are the texts? Give --data-dir, the parent of text/, or set HOLDFAST_DATA.")
-    return Encoder(Path(folder), work=Path(folder))
+    return Encoder(Path(folder), work=Path(folder), size=size)
 
 
 @cache
-def _importance(folder: Path) -> AnyImportance:
+def _importance(folder: Path, size: str) -> AnyImportance:
     """Of the ready encoder, what its similarities rest on, with probes of pairs that are not used elsewhere."""
-    story = Encoder(folder, work=folder)
-    ready, seen, unseen = story.ready, story.pairs("train"), story.pairs("validation")
+    story = Encoder(folder, work=folder, size=size)
+    ready, seen, unseen = story.ready, _drawn(story.pairs("train"), 0), _drawn(story.pairs("validation"), 0)
     return measure(
         ready.module,
         _singles(ready, seen[: NUM_MEASURED // 2], 32),
@@ -189,12 +191,11 @@ def _learner(story: Encoder, seed: int) -> tuple[LanguageModel, LanguageModel, F
     """
     fresh = story.fresh()
     similarity, classifier = story.over(fresh), story.classifier(TASKS[0], fresh, 1000 * seed)
-    pairs = story.pairs("test")
+    pairs = _drawn(story.pairs("test"), 0)
     singles = _singles(similarity, pairs[: NUM_HELD_OUT // 2], 64)
     held_out = probes_of(similarity.module, singles, loss="similarity", num_examples=None)
     pairs = _by_length(pairs)
-    test = story.sentences(classifier, TASKS[0], "test")
-    intents = _by_length([test[number] for number in _order(len(test), 0)[:NUM_INTENTS]])
+    intents = _by_length(_drawn(story.sentences(classifier, TASKS[0], "test"), 0)[:NUM_INTENTS])
 
     def figures() -> dict[str, float]:
         old = evaluate(similarity, batches(similarity, pairs, 64)).value
@@ -221,5 +222,7 @@ def _by_length(found: Iterable[Example]) -> list[Example]:
     return sorted(found, key=lambda example: max(map(len, example.tokens)))
 
 
-def _order(count: int, seed: int) -> list[int]:
-    return torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
+def _drawn(found: Sequence[Example], seed: int) -> list[Example]:
+    """In another order: the files of pairs hold one kind of text after the other."""
+    order = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed)).tolist()
+    return [found[number] for number in order]

@@ -14,7 +14,7 @@ from holdfast.experiments.reproduce.lines import FULL, Size
 from holdfast.experiments.reproduce.nets import nets
 from holdfast.experiments.reproduce.promise import promise
 from holdfast.experiments.reproduce.replay import controls, dgr
-from holdfast.experiments.reproduce.rewind import rewind
+from holdfast.experiments.reproduce.rewind import rewind, rewind_encoder
 from holdfast.experiments.reproduce.scenarios import scenarios
 from holdfast.experiments.reproduce.strength import importances, strength
 from holdfast.experiments.reproduce.trained import correlation, pruning
@@ -38,6 +38,7 @@ RECIPES: dict[str, Callable[[Size], Recipe]] = {
     "promise": promise,
     "untuned": untuned,
     "rewind": rewind,
+    "rewind-encoder": rewind_encoder,
 }
 """Name -> the function that returns the recipe in a size."""
 

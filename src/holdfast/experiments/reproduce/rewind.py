@@ -38,16 +38,52 @@ ENCODER, HELD = "sentence encoder", "sentence encoder, held"
 RHYTHM, KEPT = 4, 0.8
 """Steps between pulls of the held encoder; asked for: the share of what plain training loses that it keeps."""
 
+_NOTES = (
+    "Every way is taken as far as the probes ask for a budget; averaging also to fixed shares. All figures are of test "
+    "examples. Gain: accuracy on the new task above what averaging has, under the same seed, at the same rise of the "
+    "old loss on test examples, interpolated in the logarithm of the rise. 95% intervals are over seeds. Damping and "
+    "delta of the way back were chosen on validation data of other seeds."
+)
+
 
 def rewind(size: Size) -> Recipe:
-    """The recipe."""
-    full = size.name == "full"
-    parts = {name: partial(_mlp, size, *stream) for name, stream in MLPS.items()}
-    if full:
-        parts |= {ENCODER: partial(encoder, *OF_ENCODER), HELD: partial(encoder_held, RHYTHM)}
-    return Recipe(
+    """The recipe for digits."""
+    return _recipe(
+        size,
         name="rewind",
         title="Back along the curvature, beside linear averaging",
+        parts={name: partial(_mlp, size, *stream) for name, stream in MLPS.items()},
+        seconds=10.0,
+        notes=f"An MLP, 12 epochs a task, Adam at {RATE:g} made anew for the second; split digits are the first two "
+        "pairs of classes with one pair of outputs. Importances are Kronecker factors, of the first task with "
+        f"`damping={DAMPING:g}` and {NUM_PROBES} probes of its validation examples, of the second on its training "
+        f"examples. {_NOTES}",
+    )
+
+
+def rewind_encoder(size: Size) -> Recipe:
+    """The recipe for a ready sentence encoder, which is also held by the default budget."""
+    return _recipe(
+        size,
+        name="rewind-encoder",
+        title="A sentence encoder back along the curvature, and under a budget",
+        parts={
+            ENCODER: partial(encoder, size.name, *OF_ENCODER),
+            HELD: partial(encoder_held, size.name, RHYTHM),
+        },
+        seconds=1500.0 if size.name == "full" else 200.0,
+        notes="The encoder is the one of the stories of elephants: it learns BANKING77 in 300 steps. The importance of "
+        f'its similarities is `hf.measure(..., loss="similarity")` on {NUM_MEASURED} sentences, that of the intents '
+        "`hf.kfac` on as many; its old skill is Spearman's correlation on all test pairs, its rise that of "
+        f"{NUM_HELD_OUT} test sentences, all drawn at random, and the new skill accuracy on {NUM_INTENTS} test "
+        f"sentences. {_NOTES} EWC: `EWC(encoder)` as it comes, but pulled and measured at every {RHYTHM} steps.",
+    )
+
+
+def _recipe(size: Size, *, name: str, title: str, parts: Mapping[str, Any], seconds: float, notes: str) -> Recipe:
+    return Recipe(
+        name=name,
+        title=title,
         question="A network was trained on a second task without any keeper. How much of the first task can be had "
         "back, and what does that cost the second: along the curvature of the first (`keeper.rewind(budget)`), along "
         "that of both (`importance=`), and by linear averaging with the weights of before?",
@@ -56,22 +92,11 @@ def rewind(size: Size) -> Recipe:
         size=size,
         parts=parts,
         measure_seeds=size.num_seeds(3),
-        measure_seconds=1500.0 if full else 10.0,
+        measure_seconds=seconds,
         table=_table,
         conclude=_conclude,
         draw=_draw,
-        notes=f"Digits: an MLP, 12 epochs a task, Adam at {RATE:g} made anew for the second; split digits are the "
-        "first two pairs of classes with one pair of outputs. Importances are Kronecker factors, of the first task "
-        f"with `damping={DAMPING:g}` and {NUM_PROBES} probes of its validation examples, of the second on its training "
-        "examples. The encoder is the one of the stories of elephants: it learns BANKING77 in 300 steps; the "
-        f'importance of its similarities is `hf.measure(..., loss="similarity")` on {NUM_MEASURED} sentences, that of '
-        "the intents `hf.kfac` on as many; its old skill is Spearman's correlation on all test pairs, its rise that of "
-        f"{NUM_HELD_OUT} test sentences, and the new skill accuracy on {NUM_INTENTS} test sentences. Every way is "
-        "taken as far as the probes ask for a budget; averaging also to fixed shares. All figures are of test "
-        "examples. Gain: accuracy on the new task above what averaging has, under the same seed, at the same rise of "
-        "the old loss on test examples, interpolated in the logarithm of the rise. EWC: `EWC(encoder)` as it comes, "
-        f"but pulled and measured at every {RHYTHM} steps. 95% intervals are over seeds. Damping and delta of the way "
-        "back were chosen on validation data of other seeds.",
+        notes=notes,
     )
 
 
@@ -90,7 +115,12 @@ def _runs(findings: RecipeFindings, name: str) -> list[Mapping[str, Any]]:
 
 def _settings(findings: RecipeFindings) -> list[str]:
     """Those with ways back of which something is done."""
-    return [name for name in (*MLPS, ENCODER) if _runs(findings, name)]
+    return [name for name in findings.recipe.parts if name != HELD and _runs(findings, name)]
+
+
+def _values(runs: Sequence[Mapping[str, Any]], key: str) -> list[float]:
+    """The budgets, or the shares, that the runs were taken to."""
+    return sorted({point[key] for run in runs for point in run["points"] if key in point})
 
 
 def _at(run: Mapping[str, Any], way: str, key: str, value: float) -> Mapping[str, float] | None:
@@ -127,7 +157,7 @@ def _table(findings: RecipeFindings) -> str:
     for name in _settings(findings):
         runs = _runs(findings, name)
         rows += [_row(name, f"as {label}", "", [run[key] for run in runs], None) for key, label in _ENDS.items()]
-        for budget in OF_ENCODER[0] if name == ENCODER else BUDGETS:
+        for budget in _values(runs, "budget"):
             for way in (AVERAGING, ALONE, INFORMED):
                 if figures := _all_at(runs, way, "budget", budget):
                     over = None if way == AVERAGING else _gains(runs, way, budget)
@@ -154,8 +184,7 @@ def _conclude(findings: RecipeFindings) -> str:
 
 
 def _conclusion(name: str, runs: Sequence[Mapping[str, Any]]) -> str:
-    budgets = OF_ENCODER[0] if name == ENCODER else BUDGETS
-    told = []
+    budgets, told = _values(runs, "budget"), []
     for way in (ALONE, INFORMED):
         found = {budget: over for budget in budgets if (over := _gains(runs, way, budget)) is not None}
         if found:
@@ -198,7 +227,7 @@ def _draw(findings: RecipeFindings, folder: Path) -> list[Path]:
         runs = _runs(findings, name)
         pictures.append(
             curves(
-                _lines(name, runs),
+                _lines(runs),
                 folder / f"{name.replace(' ', '-')}.png",
                 title=f"{name[0].upper()}{name[1:]}: what the old still loses, and what the new keeps",
                 remark="mean and 95% interval over seeds; as trained at the right end of every line",
@@ -210,12 +239,10 @@ def _draw(findings: RecipeFindings, folder: Path) -> list[Path]:
     return pictures
 
 
-def _lines(name: str, runs: Sequence[Mapping[str, Any]]) -> list[Series]:
-    budgets, shares = OF_ENCODER if name == ENCODER else (BUDGETS, SHARES)
+def _lines(runs: Sequence[Mapping[str, Any]]) -> list[Series]:
     lines = []
     for way in (INFORMED, ALONE, AVERAGING):
-        held = [_all_at(runs, way, "budget", budget) for budget in budgets]
-        held += [_all_at(runs, way, "share", share) for share in shares]
+        held = [_all_at(runs, way, key, value) for key in ("budget", "share") for value in _values(runs, key)]
         held = [[run["trained"] for run in runs], *(figures for figures in held if figures)]
         held.sort(key=lambda figures: _of(figures, "rise").mean)
         places = [_of(figures, "rise").mean for figures in held]
