@@ -14,8 +14,15 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 import holdfast as hf
-from holdfast.errors import CollapseError, FileFormatError, ModelMismatchError, OptionError, RunMismatchError
-from holdfast.language import Dreams, dreams
+from holdfast.errors import (
+    CollapseError,
+    FileFormatError,
+    ModelMismatchError,
+    NotFiniteError,
+    OptionError,
+    RunMismatchError,
+)
+from holdfast.language import Dreams, dreams, writing
 from holdfast.language.writing import blocks, is_loop
 
 WORDS = [f"w{number}" for number in range(61)]
@@ -135,6 +142,106 @@ def test_conversations_have_a_question_and_an_answer():
     assert found.probes.rise(model) < 1e-5
 
 
+def test_texts_of_different_lengths_go_on_side_by_side_as_alone():
+    """Where the positions suffice for padding, and where they do not."""
+    openings = [[1, 5, 6, 0, 2], [1, 9, 0, 2], [1, 7, 8, 9, 10, 11, 12, 0, 2], [1, 30, 31, 0, 2]]
+    model, stop = gpt(9, length=64, sure=1.0).eval(), list(range(0, 64, 11))
+    with torch.no_grad():
+        model.transformer.wpe.weight *= 30  # what comes next depends on the place
+    alone = []
+    for opening in sorted(openings, key=len):
+        prompt = torch.tensor([opening])
+        options = {"attention_mask": torch.ones_like(prompt), "eos_token_id": stop, "pad_token_id": 0}
+        found = model.generate(prompt, do_sample=False, max_new_tokens=24 - len(opening), **options)
+        alone.append(found[0, len(opening) :].tolist())
+    assert [len(written) for written in alone] == [8, 7, 7, 3]
+    for positions in (64, 24):
+        model.config.max_position_embeddings = positions
+        found = list(writing._continued(model, openings, 24, 1e-4, stop=stop))
+        assert [opening for opening, _ in found] == sorted(openings, key=len)
+        assert [written for _, written in found] == alone
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_the_models_settings_for_generation_bend_nothing_and_stay(chat):
+    plain, model, tokenizer = (*(gpt(length=64, sure=1.0) for _ in range(2)), tokenizer_of(chat=chat))
+    settings = model.generation_config
+    for name, value in {
+        "num_beams": 3,
+        "return_dict_in_generate": True,
+        "no_repeat_ngram_size": 2,
+        "min_p": 0.2,
+        "repetition_penalty": 1.5,
+        "suppress_tokens": [5, 6],
+        "max_time": 1e-9,
+        "stop_strings": ["w1"],
+        "cache_implementation": "static",
+    }.items():
+        setattr(settings, name, value)
+    kept = settings.to_dict()
+    expected, found = (dreams(each, tokenizer, count=8, length=48) for each in (plain, model))
+    assert all(torch.equal(one["input_ids"], other["input_ids"]) for one, other in zip(expected.batches, found.batches))
+    assert model.generation_config is settings
+    assert settings.to_dict() == kept
+
+
+def test_a_turn_ends_where_the_template_ends_it():
+    """The token behind the user's words is none that tokenizer or model name as an end."""
+    model, tokenizer = gpt(length=128, sure=1.0), tokenizer_of(chat=True)
+    model.generation_config.eos_token_id = tokenizer.eos_token = None  # the special token is that for padding
+    found = dreams(model, tokenizer, count=4, length=100)
+    text, mask = found.batches[0]["input_ids"][0], found.batches[0]["attention_mask"][0]
+    assert text[int(mask.sum()) - 1] == 0
+
+
+SYSTEM = "w1 w2 w3 w4 <end> "
+
+
+@pytest.mark.parametrize(
+    ("template", "told"),
+    [
+        (
+            "{{ raise_exception('roles must alternate') }}",
+            r"takes no conversation that a user begins \(roles must alter",
+        ),
+        ("{% if %}", "takes no conversation that a user begins"),
+        (TEMPLATE.replace("m.content", "m.content | upper"), "does not write the user's words as they are"),
+        ("{% for m in messages %}{{ m.content }} <end> {% endfor %}", "puts nothing before the user's words"),
+        (SYSTEM + TEMPLATE, "length=8, and of a conversation the chat template alone takes 8 tokens"),
+    ],
+)
+def test_templates_that_are_no_use_are_refused_and_blocks_are_not(template, told):
+    tokenizer = tokenizer_of(chat=True)
+    tokenizer.chat_template = template
+    with pytest.raises(OptionError, match=told) as refused:
+        dreams(gpt(), tokenizer, count=4, length=8)
+    assert "chat=False for blocks" in str(refused.value)
+    assert len(dreams(gpt(), tokenizer, count=4, length=8, chat=False)) == 4
+
+
+def test_a_conversation_without_any_end_is_refused():
+    model, tokenizer = gpt(), tokenizer_of(chat=True)
+    model.generation_config.eos_token_id = tokenizer.eos_token = tokenizer.pad_token = None
+    tokenizer.chat_template = TEMPLATE.replace("<end>", "w5")
+    with pytest.raises(OptionError, match="nothing ends a turn"):
+        dreams(model, tokenizer, count=4, length=16)
+
+
+def test_what_is_kept_of_a_far_too_sure_model_is_a_number(tmp_path):
+    found = dreams(gpt(sure=3000.0), tokenizer_of(), count=8, length=8, temperatures=(1e6,))
+    assert 1e300 < found.info.perplexity < math.inf
+    found.save(tmp_path)
+    assert Dreams.load(tmp_path).info == found.info
+
+
+def test_a_model_of_nan_dreams_nothing():
+    model = gpt()
+    with torch.no_grad():
+        model.transformer.ln_f.bias[0] = torch.nan
+    with pytest.raises(NotFiniteError, match="the model's weights are NaN or infinite"):
+        dreams(model, tokenizer_of(), count=4, length=8)
+
+
 def test_a_model_that_only_repeats_itself_has_collapsed():
     model = gpt()
     with torch.no_grad():
@@ -179,12 +286,16 @@ def test_they_measure_hold_and_watch_without_data():
         ({"length": 4}, "length=4, expected a whole number >= 8"),
         ({"temperatures": ()}, r"temperatures=\(\), expected numbers above 0"),
         ({"temperatures": (0.0,)}, "expected numbers above 0"),
+        ({"temperatures": 1.0}, r"temperatures=1.0, expected numbers above 0"),
+        ({"temperatures": "1"}, "temperatures='1', expected numbers above 0"),
+        ({"seed": "a"}, "seed='a', expected a whole number >= 0"),
+        ({"length": 40}, "length=40, and the model has 32 positions. Give length=32 or less"),
         ({"chat": True}, "the tokenizer has no chat template"),
     ],
 )
 def test_what_it_refuses(options, told):
     with pytest.raises(OptionError, match=told):
-        dreams(gpt(), tokenizer_of(), **options)
+        dreams(gpt(), tokenizer_of(), **{"length": 16, **options})
 
 
 def test_no_generate_no_dreams(tmp_path: Path):
@@ -194,6 +305,14 @@ def test_no_generate_no_dreams(tmp_path: Path):
         Dreams.load(tmp_path)
 
 
+def test_an_encoder_decoder_is_refused():
+    model = gpt()
+    model.config.is_encoder_decoder = True
+    with pytest.raises(OptionError, match="is an encoder-decoder"):
+        dreams(model, tokenizer_of())
+
+
 def test_loops():
+    assert not is_loop(torch.tensor([1, 1, 1]))
     assert is_loop(torch.tensor([1, 2, 3, 4] * 8))
     assert not is_loop(torch.arange(32))

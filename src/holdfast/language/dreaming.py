@@ -39,7 +39,7 @@ from holdfast.files import (
     write_tensors,
     write_text,
 )
-from holdfast.language.writing import Chat, blocks, conversations, is_loop
+from holdfast.language.writing import Chat, blocks, conversations, is_loop, num_positions
 from holdfast.likelihoods import Categorical
 from holdfast.likelihoods.batches import batch_to
 from holdfast.likelihoods.categorical import IGNORED
@@ -47,7 +47,7 @@ from holdfast.probes import Probes
 from holdfast.probes.evaluating import evaluating
 from holdfast.probes.files import probes_from_state, probes_to_state
 from holdfast.probes.probes import Probe
-from holdfast.tensors import unwrap
+from holdfast.tensors import sum_of, unwrap, wide_dtype
 from holdfast.version import __version__
 
 CONFIG = "dreams_config.json"
@@ -57,6 +57,9 @@ _STEM = "dreams"
 _ROUND = 32
 _PATIENCE = 4
 """So many times the rounds that would do are written before a model counts as collapsed."""
+_LEAST = {"count": 1, "batch_size": 1, "seed": 0}
+_MOST_NATS = 700.0
+"""A token, of which the perplexity is still a number."""
 _OTHER = 0.01
 """Nats a token between the answers of the dreams and those of a model, above which they are another's."""
 
@@ -76,7 +79,7 @@ class DreamsInfo:
         duplicates: that said what another had said.
         loops: that went round.
         distinct: share of the runs of four tokens, over all dreams, that occur once.
-        perplexity: of the model itself on them.
+        perplexity: of the model itself on them; e^700 where it is more.
         rest: the probability, at a mean token, of all classes but the 64 whose probabilities are kept.
     """
 
@@ -233,17 +236,20 @@ def dreams(
         progress: show a progress bar.
 
     Raises:
-        OptionError: an option out of its range, a model without `generate`, no token to begin with, or no template.
+        OptionError: an option out of its range, a model that is no causal one or has no `generate`, no token to begin
+            or to end with, or no template.
+        NotFiniteError: weights or answers are NaN or infinite.
         CollapseError: most of what the model writes are duplicates and loops, or conversations without an end.
         RunMismatchError, FileFormatError: the checkpoint is of another call, or damaged.
 
-    Cost: `length` forward passes of one token on 32 texts for every 32 dreams, and one pass over all of them for the
-    answers. Of each token 64 probabilities are kept, in 2 bytes each, and their tokens, in 4: for vocabularies of more
-    than 1,024 tokens 390 bytes a token.
+    Cost: `length` forward passes of one token on 32 texts for every 32 that are written, of conversations up to
+    twice as many; then one pass over the dreams for the answers. Of each token 64 probabilities are kept, in 2 bytes
+    each, and their tokens, in 4: for vocabularies of more than 1,024 tokens 390 bytes a token.
     """
-    _check(model, count=count, length=length, temperatures=temperatures, batch_size=batch_size)
+    _check(model, count=count, length=length, temperatures=temperatures, batch_size=batch_size, seed=seed)
     has_template = getattr(tokenizer, "chat_template", None) is not None
     talks = Chat.of(tokenizer) if chat or (chat is None and has_template) else None
+    stop = [] if talks is None else _stops(model, talks, length=length)
     name = name or str(getattr(getattr(unwrap(model), "config", None), "_name_or_path", "")) or type(model).__name__
     identity = {"model": name, "tokenizer": _vocabulary(tokenizer), "chat": talks is not None, "length": length}
     identity |= {"temperatures": list(temperatures), "seed": seed, "weights": _sum_of_weights(model)}
@@ -254,9 +260,7 @@ def dreams(
             temperature = temperatures[written.rounds % len(temperatures)]
             own = {"length": length, "count": _ROUND, "temperature": temperature, "seed": seed + written.rounds}
             found = (
-                blocks(model, start=start, **own)
-                if talks is None
-                else conversations(model, talks, stop=_stops(model, tokenizer), **own)
+                blocks(model, start=start, **own) if talks is None else conversations(model, talks, stop=stop, **own)
             )
             written.add(found, _ROUND)
             written.check(count)
@@ -293,19 +297,22 @@ class _Written:
     count: int = 0
     duplicates: int = 0
     loops: int = 0
+    known: set[tuple[int, ...]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.known = {tuple(text.tolist()) for text in self.texts}
 
     def add(self, found: Iterable[Tensor], count: int) -> None:
         """Take the texts of a round of `count` that are neither loops nor there already."""
-        known = {tuple(text.tolist()) for text in self.texts}
         self.rounds, self.count = self.rounds + 1, self.count + count
         for text in found:
             key = tuple(text.tolist())
-            if key in known:
+            if key in self.known:
                 self.duplicates += 1
             elif is_loop(text):
                 self.loops += 1
             else:
-                known.add(key)
+                self.known.add(key)
                 self.texts.append(text)
 
     def check(self, count: int) -> None:
@@ -340,16 +347,26 @@ class _Written:
             raise FileFormatError(f"{path} is damaged ({error!r}). Delete it to dream anew.") from error
 
 
-def _check(model: nn.Module, *, count: int, length: int, temperatures: Sequence[float], batch_size: int) -> None:
-    if not callable(getattr(unwrap(model), "generate", None)):
+def _check(model: nn.Module, *, temperatures: Sequence[float], length: int, **counts: int) -> None:
+    bare: Any = unwrap(model)
+    if not callable(getattr(bare, "generate", None)):
         raise OptionError(
             f"dreams: {type(model).__name__} has no generate(). Expected a causal language model of transformers, "
             "such as AutoModelForCausalLM gives."
         )
-    for name, value, least in (("count", count, 1), ("length", length, 8), ("batch_size", batch_size, 1)):
+    if getattr(getattr(bare, "config", None), "is_encoder_decoder", False):
+        raise OptionError(
+            f"dreams: {type(model).__name__} is an encoder-decoder, which writes nothing without a text to begin with. "
+            "Expected a causal language model, such as AutoModelForCausalLM gives."
+        )
+    for name, value, least in (*((name, value, _LEAST[name]) for name, value in counts.items()), ("length", length, 8)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise OptionError(f"dreams: {name}={value!r}, expected a whole number >= {least}.")
-    if not temperatures or not all(0 < temperature < math.inf for temperature in temperatures):
+    most = num_positions(bare)
+    if most is not None and length > most:
+        raise OptionError(f"dreams: length={length}, and the model has {most} positions. Give length={most} or less.")
+    numbers = temperatures if isinstance(temperatures, Sequence) and not isinstance(temperatures, str) else ()
+    if not numbers or not all(isinstance(t, int | float) and 0 < t < math.inf for t in numbers):
         raise OptionError(f"dreams: temperatures={temperatures!r}, expected numbers above 0, such as (1.0,).")
 
 
@@ -359,8 +376,15 @@ def _vocabulary(tokenizer: Any) -> str:
 
 
 def _sum_of_weights(model: nn.Module) -> float:
-    """What tells one state of a model from another."""
-    return float(sum(parameter.detach().double().sum() for parameter in model.parameters()))
+    """What tells one state of a model from another.
+
+    Raises:
+        NotFiniteError: it is NaN or infinite.
+    """
+    found = sum_of(parameter.detach().sum(dtype=wide_dtype(parameter)) for parameter in model.parameters())
+    if not math.isfinite(found):
+        raise NotFiniteError("dreams: the model's weights are NaN or infinite. Load it again.")
+    return found
 
 
 def _first_token(model: nn.Module, tokenizer: Any) -> int:
@@ -374,11 +398,26 @@ def _first_token(model: nn.Module, tokenizer: Any) -> int:
     raise OptionError("dreams: neither tokenizer nor model name a token at which a text begins or ends.")
 
 
-def _stops(model: nn.Module, tokenizer: Any) -> list[int]:
-    """The tokens that end a turn."""
+def _stops(model: nn.Module, chat: Chat, *, length: int) -> list[int]:
+    """The tokens that end a turn: those for an end, and what the template puts behind the user's words.
+
+    Raises:
+        OptionError: there is none, or a conversation of this length has no room for words.
+    """
+    if length < chat.frame + 2:
+        raise OptionError(
+            f"dreams: length={length}, and of a conversation the chat template alone takes {chat.frame} tokens. "
+            "Give a greater length, or chat=False for blocks."
+        )
     found = getattr(getattr(unwrap(model), "generation_config", None), "eos_token_id", None)
-    stops = {*(found if isinstance(found, list | tuple) else [found]), getattr(tokenizer, "eos_token_id", None)}
-    return sorted(stop for stop in stops if isinstance(stop, int))
+    own = [*(found if isinstance(found, list | tuple) else [found]), getattr(chat.tokenizer, "eos_token_id", None)]
+    stops = sorted({token for token in (*own, *chat.ending) if isinstance(token, int)})
+    if not stops:
+        raise OptionError(
+            "dreams: nothing ends a turn: neither tokenizer nor model name an eos_token, and the chat template puts no "
+            "special token behind the user's words. Set tokenizer.eos_token, or pass chat=False for blocks."
+        )
+    return stops
 
 
 def _pad(tokenizer: Any) -> int:
@@ -413,7 +452,7 @@ def _answered(model: nn.Module, batches: Iterable[dict[str, Tensor]]) -> tuple[P
             count += targets
     if not math.isfinite(nats):
         raise NotFiniteError("dreams: the model's answers are NaN or infinite. Look for NaN in its weights.")
-    return Probes(loss, tuple(found)), math.exp(nats / count), rest / count
+    return Probes(loss, tuple(found)), math.exp(min(nats / count, _MOST_NATS)), rest / count
 
 
 def _distinct(texts: Sequence[Tensor]) -> float:
