@@ -46,15 +46,24 @@ def build_net(
                 raise UnknownNameError("net", str(name), get_args(NetName))
 
 
-def convolution_net(side: int, outputs: int) -> nn.Sequential:
-    """Two 3x3 convolutions of stride 2 (16 and 32 channels) and a hidden layer of 128, for square gray images."""
+def convolution_net(side: int, outputs: int, *, batch_norm: bool = False) -> nn.Sequential:
+    """Two 3x3 convolutions of stride 2 (16 and 32 channels) and a hidden layer of 128, for square gray images.
+
+    Args:
+        side: of the images, in pixels.
+        outputs: output columns.
+        batch_norm: whether each convolution is followed by one.
+    """
     last = -(-side // 4)
+    norms = [nn.BatchNorm2d(16)], [nn.BatchNorm2d(32)]
     return nn.Sequential(
         nn.Flatten(),
         nn.Unflatten(1, (1, side, side)),
         nn.Conv2d(1, 16, 3, stride=2, padding=1),
+        *(norms[0] if batch_norm else ()),
         nn.ReLU(),
         nn.Conv2d(16, 32, 3, stride=2, padding=1),
+        *(norms[1] if batch_norm else ()),
         nn.ReLU(),
         nn.Flatten(),
         nn.Linear(32 * last * last, 128),
@@ -64,20 +73,32 @@ def convolution_net(side: int, outputs: int) -> nn.Sequential:
 
 
 class AttentionNet(nn.Module):
-    """Two pre-norm transformer blocks over the rows of a square gray image: width 64, 4 heads, mean over positions."""
+    """Two pre-norm transformer blocks over the rows of a square gray image, or over words; mean over positions.
 
-    def __init__(self, side: int, outputs: int, *, width: int = 64, heads: int = 4, num_blocks: int = 2) -> None:
+    Args:
+        side: rows of an image, or words of a text.
+        outputs: output columns.
+        vocabulary: of the words, which are given by their numbers; 0: the inputs are images.
+        width: of the hidden states.
+        heads: of the attention.
+        num_blocks: one after the other.
+    """
+
+    def __init__(
+        self, side: int, outputs: int, *, vocabulary: int = 0, width: int = 64, heads: int = 4, num_blocks: int = 2
+    ) -> None:
         super().__init__()
-        self.side = side
-        self.embed = nn.Linear(side, width)
+        self.side, self.vocabulary = side, vocabulary
+        self.embed = nn.Embedding(vocabulary, width) if vocabulary else nn.Linear(side, width)
         self.positions = nn.Parameter(0.02 * torch.randn(side, width))
         self.blocks = nn.ModuleList(_Block(width, heads) for _ in range(num_blocks))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, outputs)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Images [B, ...] of side x side numbers -> logits [B, outputs]."""
-        hidden = self.embed(images.reshape(-1, self.side, self.side)) + self.positions
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Images [B, ...] of side x side numbers, or texts [B, side] of word numbers -> logits [B, outputs]."""
+        rows = inputs if self.vocabulary else inputs.reshape(-1, self.side, self.side)
+        hidden = self.embed(rows) + self.positions
         for block in self.blocks:
             hidden = block(hidden)
         return self.head(self.norm(hidden).mean(1))

@@ -2,40 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, assert_never
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from holdfast.importance import measure, probes_of
+from holdfast.likelihoods import Categorical, num_targets
 from holdfast.probes import Probes
 from holdfast.retention import EWC
 from holdfast.streams import Examples
 from holdfast.streams.stream import Task
-from holdfast.training import OptimizerName, accuracy, build_optimizer, train_epoch
+from holdfast.training import Losses, OptimizerName, accuracy, build_optimizer, train_epoch
 
 Holding = Literal["budget", "forecast", "strength", "plain", "joint"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Setting:
-    """A network and the tasks that it learns.
-
-    Attributes:
-        name: for people.
-        build: seed and folder of data -> the untrained network and its tasks, which share their outputs.
-        rates: the learning rate of every optimizer.
-        epochs: of a task.
-        batch_size: examples a step.
-    """
-
-    name: str
-    build: Callable[[int, str | None], tuple[nn.Module, Sequence[Task]]]
-    rates: Mapping[OptimizerName, float]
-    epochs: int
-    batch_size: int = 32
+Judged = Literal["accuracy", "perplexity"]
 
 
 @dataclass(frozen=True)
@@ -63,50 +48,111 @@ class Way:
         return f"{self.optimizer}, {self.held}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """A network and the tasks that it learns.
+
+    Attributes:
+        name: for people.
+        build: seed and folder of data -> the untrained network and its tasks, which share their outputs.
+        tasks: in words.
+        rates: the learning rate of every optimizer under which it learns.
+        holdings: what holds it, with the value of a budget or a strength.
+        epochs: of a task.
+        batch_size: examples a step.
+        judged: by what a task is; a perplexity, of a causal language model whose targets are its inputs.
+    """
+
+    name: str
+    build: Callable[[int, str | None], tuple[nn.Module, Sequence[Task]]]
+    tasks: str
+    rates: Mapping[OptimizerName, float]
+    holdings: Sequence[tuple[Holding, float]]
+    epochs: int
+    batch_size: int = 32
+    judged: Judged = "accuracy"
+
+    @property
+    def ways(self) -> tuple[Way, ...]:
+        """Each holding under each optimizer."""
+        return tuple(Way(optimizer, *holding) for holding in self.holdings for optimizer in self.rates)
+
+    def judge(self, net: nn.Module, examples: Examples) -> float:
+        """Accuracy, 0..1, or perplexity, to four digits."""
+        match self.judged:
+            case "accuracy":
+                return round(accuracy(net, examples), 4)
+            case "perplexity":
+                return float(f"{perplexity(net, examples):.4g}")
+            case _:
+                assert_never(self.judged)
+
+
 def learn(setting: Setting, way: Way, seed: int, data_dir: str | None) -> dict[str, Any]:
     """Learn every task of a setting, as JSON values.
 
     Returns:
         "lessons", one a task, or one in all where all are learned jointly: "increments" of the earlier skills, in nats
-        per target, on all of their test examples; test accuracy on the new task, "new", and "trained" before going
-        back. And "accuracy" on every task at the end.
+        per target, on all of their test examples; test accuracy on the new task, or perplexity, "new", and "trained"
+        before going back. And the same on every task at the end, "accuracy" or "perplexity".
     """
     net, tasks = setting.build(seed, data_dir)
     optimizer = build_optimizer(way.optimizer, net.parameters(), lr=setting.rates[way.optimizer])
     keeper = _keeper(net, way)
     if keeper is not None:
         keeper.attach(optimizer)
+    loss = partial(_text_loss, net) if setting.judged == "perplexity" else None
     lessons: list[dict[str, Any]] = []
     held_out: list[Probes] = []
     for number, train in enumerate(_lessons(tasks, way)):
         begun = [skill.rise(net) for skill in held_out]
         for epoch in range(setting.epochs):
             order = 1000 * seed + setting.epochs * number + epoch
-            train_epoch(net, optimizer, train, batch_size=setting.batch_size, seed=order)
+            train_epoch(net, optimizer, train, batch_size=setting.batch_size, seed=order, loss=loss)
         task = tasks[number]
-        trained = accuracy(net, task.test)
+        trained = setting.judge(net, task.test)
         if keeper is not None:
             keeper.close()
         increments = [round(skill.rise(net) - start, 6) for skill, start in zip(held_out, begun)]
-        new = accuracy(net, task.test)
-        lessons.append({"increments": increments, "trained": round(trained, 4), "new": round(new, 4)})
+        lessons.append({"increments": increments, "trained": trained, "new": setting.judge(net, task.test)})
         if keeper is not None:
             importance = measure(net, train, probes=task.validation)
             keeper.retain(importance if way.holding == "budget" else importance.with_probes(None))
         held_out.append(probes_of(net, task.test, num_examples=None))
-    return {"lessons": lessons, "accuracy": [round(accuracy(net, task.test), 4) for task in tasks]}
+    return {"lessons": lessons, setting.judged: [setting.judge(net, task.test) for task in tasks]}
 
 
 def _keeper(net: nn.Module, way: Way) -> EWC | None:
     match way.holding:
         case "budget" | "forecast":
-            return EWC(net, budget=way.value)
+            return EWC(net, budget=way.value, statistics="hold")
         case "strength":
-            return EWC(net, strength=way.value, every="auto")
+            return EWC(net, strength=way.value, every="auto", statistics="hold")
         case "plain" | "joint":
             return None
         case _:
             assert_never(way.holding)
+
+
+@torch.no_grad()
+def perplexity(net: nn.Module, examples: Examples) -> float:
+    """Of a causal language model on token numbers [N, T]: e to the mean loss of a token."""
+    training = net.training
+    net.eval()
+    losses = [_nats(net, tokens, targets) for tokens, targets in examples.batches(64)]
+    net.train(training)
+    return math.exp(sum(float(nats) for nats, _ in losses) / sum(count for _, count in losses))
+
+
+def _text_loss(net: nn.Module, tokens: Tensor, targets: Tensor, _: Tensor | None) -> Losses:
+    nats, count = _nats(net, tokens, targets)
+    return nats / count, None
+
+
+def _nats(net: nn.Module, tokens: Tensor, targets: Tensor) -> tuple[Tensor, int]:
+    """The loss of a batch, summed over its targets, and how many there are."""
+    likelihood, batch = Categorical(causal=True), (tokens, targets)
+    return likelihood.nll(net(tokens), batch).sum(), num_targets(likelihood, batch)
 
 
 def _lessons(tasks: Sequence[Task], way: Way) -> list[Examples]:

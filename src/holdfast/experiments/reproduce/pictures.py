@@ -85,6 +85,7 @@ def curves(
     up: str = "average test accuracy",
     logarithmic: bool = False,
     colours: Mapping[str, int] | None = None,
+    shares: bool = True,
 ) -> Path:
     """Draw lines with the band of their 95% intervals; a cross at the bottom where training diverged.
 
@@ -94,9 +95,10 @@ def curves(
         title: in bold above it.
         remark: under the title.
         across: name of the horizontal axis.
-        up: name of the vertical one, which shows per cent.
+        up: name of the vertical one.
         logarithmic: whether the horizontal axis is.
         colours: label -> number of the colour and marker; left out: one after the other.
+        shares: whether the values are shares, which are shown in per cent.
     """
     width, height = 4.8, 3.2
     figure = new_figure(0.8 + width + 0.75 + 0.075 * max(len(line.label) for line in series), height + 1.25)
@@ -104,13 +106,16 @@ def curves(
     known = [value for line in series for value in line.values if value is not None]
     ends = [value.mean + sign * (value.half_width or 0.0) for value in known for sign in (-1, 1)]
     low = max(0.0, np.floor(20 * min(ends) - 0.4) / 20) if ends else 0.0
-    high = min(1.0, np.ceil(20 * max(ends)) / 20) if ends else 1.0
+    high = np.ceil(20 * max(ends)) / 20 if ends else 1.0
+    top = 1.0 if shares else np.inf
+    high = min(top, high)
     for number, line in enumerate(series):
-        _draw_series(axes, line, (colours or {}).get(line.label, number), floor=low)
+        _draw_series(axes, line, (colours or {}).get(line.label, number), floor=low, top=top)
     axes.set_ylim(low - 0.015 * (high - low), max(high, low + 0.05))
     if logarithmic:
         axes.set_xscale("log")
-    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g}%")
+    if shares:
+        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g}%")
     axes.grid(axis="y", color=GRID, linewidth=0.8)
     bare(axes, ("left", "bottom"))
     axes.set_xlabel(across, fontsize=FONT, color=INK)
@@ -221,7 +226,7 @@ def _draw_row(axes: Axes, answer: Answer, place: int) -> None:
     axes.text(1.02, place, told, transform=_across(axes), va="center", fontsize=FONT, color=INK)
 
 
-def _draw_series(axes: Axes, line: Series, number: int, *, floor: float) -> None:
+def _draw_series(axes: Axes, line: Series, number: int, *, floor: float, top: float) -> None:
     alive = [(place, value) for place, value in zip(line.places, line.values) if value is not None]
     diverged = [place for place, value in zip(line.places, line.values) if value is None]
     colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
@@ -236,7 +241,7 @@ def _draw_series(axes: Axes, line: Series, number: int, *, floor: float) -> None
     places, means = [place for place, _ in alive], np.array([value.mean for _, value in alive])
     axes.plot(places, means, linewidth=1.8, markersize=5, label=line.label, zorder=3, clip_on=False, **look)
     halves = np.array([value.half_width or 0.0 for _, value in alive])
-    low, high = np.clip(means - halves, 0, 1), np.clip(means + halves, 0, 1)
+    low, high = np.clip(means - halves, 0, top), np.clip(means + halves, 0, top)
     axes.fill_between(places, low, high, color=colour, alpha=0.13, linewidth=0)
     axes.plot(diverged, [floor] * len(diverged), "x", color=colour, markersize=6, clip_on=False)
 

@@ -171,10 +171,14 @@ class Gpt:
 
     @cached_property
     def blocks(self) -> dict[tuple[str, str], list[Example]]:
-        """Blocks of tokens, by language and part."""
+        """Blocks of tokens of the model that reads English, by language and part."""
+        return self.blocks_of(self.ready)
+
+    def blocks_of(self, model: LanguageModel) -> dict[tuple[str, str], list[Example]]:
+        """Blocks of a model's tokens, by language and part."""
         texts = {"english": self.english, "python": self.python}
         return {
-            (language, part): list(examples(self.ready, [Row((text,))], length=LENGTH, labelled=False))
+            (language, part): list(examples(model, [Row((text,))], length=LENGTH, labelled=False))
             for language, parts in texts.items()
             for part, text in parts.items()
         }
@@ -232,10 +236,11 @@ class Gpt:
             for language in ("english", "python")
         }
 
-    def _trained(self, on_message: MessageCallback) -> LanguageModel:
+    def untrained(self, seed: int) -> LanguageModel:
+        """The model before it has read anything, with the tokenizer of both languages."""
         transformers, sizes = transformers_library(), self.sizes
         tokenizer = self._tokenizer(transformers)
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         config = transformers.GPT2Config(
             vocab_size=sizes.vocabulary,
             n_positions=LENGTH,
@@ -250,7 +255,10 @@ class Gpt:
         )
         module: Any = transformers.GPT2LMHeadModel(config).to(self.device)
         _plain_attention(module, self.device)
-        model = LanguageModel(f"gpt-{self.size}", self.work, "causal-lm", module, module, tokenizer, "")
+        return LanguageModel(f"gpt-{self.size}", self.work, "causal-lm", module, module, tokenizer, "")
+
+    def _trained(self, on_message: MessageCallback) -> LanguageModel:
+        model, sizes = self.untrained(0), self.sizes
         blocks = list(examples(model, [Row((self.english["train"],))], length=LENGTH, labelled=False))
         learn(
             model,
