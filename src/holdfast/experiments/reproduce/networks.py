@@ -38,8 +38,8 @@ def settings_of(size: Size) -> tuple[Setting, ...]:
     full = size.name == "full"
     epochs = size.settings.get("epochs", 12)
     num_tasks = size.settings.get("num_tasks", 5)
-    rates = RATES if full else {"adam": RATES["adam"]}
-    budgets = [("budget", value) for value in (BUDGETS if full else (0.05,))]
+    rates: Mapping[OptimizerName, float] = RATES if full else {"adam": RATES["adam"]}
+    budgets: list[tuple[Holding, float]] = [("budget", value) for value in (BUDGETS if full else (0.05,))]
     mlp = Setting(
         name="MLP",
         build=partial(_permuted_digits, num_tasks, size.settings.get("hidden", (300, 150))),
