@@ -119,7 +119,7 @@ def measure(
         importance = fisher(model, batches, kind=kind, **given)
     if probes is None:
         warnings.warn(
-            f"{where}: the probes are the last examples of the data themselves, at most {most}. If the model was "
+            f"{where}: the probes are the last {most} examples of the data themselves. If the model was "
             "trained on them, what it loses looks smaller than it is. Pass probes=, batches that it has not seen.",
             stacklevel=2,
         )

@@ -342,9 +342,10 @@ class EWC(Keeper):
             less time where Kronecker factors make it dear, or where what is held is not at hand. Between pulls the
             weights move freely, and so rest elsewhere: nearer the anchor, by at most every * lr * h / 8 of the way
             from anchor to task, h the task's own curvature (docs/strength.md; `benchmarks/holding.py` measures it in
-            training). `close()` makes up for the steps since the last pull, so that a task ends with one. "auto":
-            as often as adds a twentieth to a step's operations over 2,048 rows of inputs, 16 steps at most; that is
-            each step where weights are held one by one, or a budget is kept without probes.
+            training). `close()` makes up for the steps since the last pull, so that a task ends with one. "auto",
+            the default under a budget (under a strength it is 1): as often as adds a twentieth to a step's operations
+            over 2,048 rows of inputs, 16 steps at most; that is each step where weights are held one by one, or a
+            budget is kept without probes.
         metric: for optimizers other than SGD, Adam and AdamW: a function of (group, parameter, state) that gives
             M, a number or tensor. Without it 1/lr is taken, with a warning.
         options: those of every keeper: accumulate, weighting, new_parameters, importance_dtype, anchor_dtype, anchors,
@@ -419,7 +420,8 @@ class EWC(Keeper):
 
     @property
     def every(self) -> int | Literal["auto"]:
-        """As given."""
+        """As given; where nothing was, "auto" under a budget and 1 under a strength."""
+        assert self.mechanism.every is not None
         return self.mechanism.every
 
     @property

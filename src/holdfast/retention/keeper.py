@@ -64,8 +64,9 @@ class Keeper(Persistent):
             norm: "warn" says so once where it is seen, "hold" holds them as they were when the task was retained, so
             that norms use these in training too, and "free" lets them move (`holdfast.retention.statistics`).
         probe_every: steps from one measurement of the skills' rises to the next, where they were retained with probes.
-            A measurement is a forward pass over the probes of every skill: of 128 at each eighth step of 32 examples
-            about a sixth of the training's time, and less of larger batches.
+            A measurement is a forward pass over the probes of every skill. "auto": after each pull at first, then ever
+            more rarely, when the lesson has grown by a quarter to an eighth, and once in 128 steps at least
+            (`holdfast.retention.controller`).
         log_every: every so many steps of an optimizer the pull is measured and a line logged at INFO (logger
             "holdfast"); 0: never.
 

@@ -17,8 +17,6 @@ from holdfast.retention.controller import LOWEST, Controller, steps_since
 from holdfast.retention.mechanism import as_budget, check_option
 from holdfast.retention.replicas import Replicas
 
-ProbeEvery = int | Literal["auto"]
-
 _STALE = 1e-3
 """Nats per target between the answers of new probes and those of the model, above which they are of another model."""
 
@@ -71,11 +69,12 @@ class Skills:
         is_closed: whether the lesson was ended.
     """
 
-    def __init__(self, model: nn.Module, *, where: str, every: ProbeEvery, replicas: Replicas) -> None:
+    def __init__(self, model: nn.Module, *, where: str, every: int | Literal["auto"], replicas: Replicas) -> None:
         self.all: list[Skill] = []
         self.controller = Controller()
         self.num_steps, self.is_closed = 0, False
-        self._model, self._where, self._every, self._replicas = model, where, every, replicas
+        self._model, self._where, self._replicas = model, where, replicas
+        self._every: int | Literal["auto"] = every
 
     @property
     def are_bounded(self) -> bool:

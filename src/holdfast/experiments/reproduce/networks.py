@@ -38,8 +38,8 @@ def settings_of(size: Size) -> tuple[Setting, ...]:
     full = size.name == "full"
     epochs = size.settings.get("epochs", 12)
     num_tasks = size.settings.get("num_tasks", 5)
-    rates = RATES if full else {"adam": RATES["adam"]}
-    budgets = [("budget", value) for value in (BUDGETS if full else (0.05,))]
+    rates: Mapping[OptimizerName, float] = RATES if full else {"adam": RATES["adam"]}
+    budgets: list[tuple[Holding, float]] = [("budget", value) for value in (BUDGETS if full else (0.05,))]
     mlp = Setting(
         name="MLP",
         build=partial(_permuted_digits, num_tasks, size.settings.get("hidden", (300, 150))),
@@ -110,8 +110,8 @@ def _intents(num_tasks: int, seed: int, data_dir: str | None) -> tuple[nn.Module
     chosen = [labels[number] for number in order[: INTENTS * num_tasks]]
     words = Counter(word for row in rows["train"] for word in row.texts[0].split())
     numbers = {word: number for number, word in enumerate(sorted(words), start=2)}
-    parts = [_numbered(rows[part], numbers, chosen) for part in ("train", "valid", "test")]
-    stream = split(Task("intents", *parts, tuple(range(len(chosen)))), INTENTS, scenario="domain")
+    train, valid, test = (_numbered(rows[part], numbers, chosen) for part in ("train", "valid", "test"))
+    stream = split(Task("intents", train, valid, test, tuple(range(len(chosen)))), INTENTS, scenario="domain")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = AttentionNet(NUM_WORDS, INTENTS, vocabulary=2 + len(numbers))
@@ -125,8 +125,8 @@ def _english_then_python(seed: int, data_dir: str | None) -> tuple[nn.Module, li
         model = story.untrained(seed)
     blocks = {key: _whole(found) for key, found in story.blocks_of(model).items()}
     tasks = [
-        Task(language, *(blocks[language, part] for part in ("train", "validation", "test")), ())
-        for language in ("english", "python")
+        Task(name, blocks[name, "train"], blocks[name, "validation"], blocks[name, "test"], ())
+        for name in ("english", "python")
     ]
     return model.module, tasks
 

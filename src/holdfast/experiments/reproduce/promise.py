@@ -49,14 +49,14 @@ def promise(size: Size) -> Recipe:
         draw=partial(_draw, settings),
         notes=f"{' '.join(map(_told, settings))} One optimizer learns all tasks of a network. Importances: "
         "`hf.measure` on the task's training examples, the same under budgets and fixed strengths, and pulls as rare "
-        'as `every="auto"` has them; both hold statistics (batch norm\'s). Under a budget, `hf.EWC(model, '
-        "budget=...)`, rises are measured on the task's validation examples, up to 512 and fewer where they have many "
-        "targets, and `close()` ends each lesson. Under a forecast there are no probes, and every step is bounded. All "
-        "figures are of test examples. Increment: the rise of the skill that lost most in a lesson, after `close()`, "
-        "as KL of old to new answers; the mean is over lessons. New task: accuracy, or perplexity, at the end of its "
-        "lesson, mean over all tasks but the first. Grid at the same rise: what fixed strengths reach of the new task "
-        "where their mean increment is the same, interpolated between them in its logarithm; a dash where each of them "
-        "loses more. 95% intervals are over seeds.",
+        'as `every="auto"` has them; both hold statistics (batch norm\'s). Under a budget every other choice is the '
+        "library's: rises are measured on up to 512 of the task's validation examples, and `close()` ends each lesson. "
+        "Under a forecast there are no probes, and every step is bounded. All figures are of test examples. Increment: "
+        "the rise of the skill that lost most in a lesson, after `close()`, as KL of old to new answers; the mean is "
+        "over lessons. New task: accuracy, or perplexity, at the end of its lesson, mean over all tasks but the first. "
+        "Grid at the same rise: what fixed strengths reach of the new task where their mean increment is the same, "
+        "interpolated between them in its logarithm; a dash where each of them loses more. 95% intervals are over "
+        "seeds.",
     )
 
 

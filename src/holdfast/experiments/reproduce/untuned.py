@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from holdfast.experiments.reproduce.findings import Recipe, RecipeFindings, percent
-from holdfast.experiments.reproduce.lessons import Setting, Way, learn
+from holdfast.experiments.reproduce.lessons import Holding, Setting, Way, learn
 from holdfast.experiments.reproduce.lines import Size
 from holdfast.experiments.reproduce.pictures import Series, curves
 from holdfast.experiments.reproduce.promise import SHARE, USUAL, worst
@@ -37,7 +37,7 @@ def untuned(size: Size) -> Recipe:
         source="this library; the protocol on MNIST is Kutalev's (arXiv 2005.07107, 2109.10021)",
         claim="",
         size=size,
-        parts={_name(s, way): partial(learn, s, way) for s in settings for way in _ways(s)},
+        parts={_name(s, way): partial(learn, s, way) for s in settings for way in s.ways},
         measure_seeds=size.num_seeds(3),
         measure_seconds=600.0 if size.name == "full" else 10.0,
         table=partial(_table, settings),
@@ -55,8 +55,24 @@ def untuned(size: Size) -> Recipe:
 def settings_of(size: Size) -> tuple[Setting, ...]:
     """Both networks, each with its tasks; small, the one on digits alone."""
     epochs = size.settings.get("epochs")
-    digits = Setting(name="digits", build=partial(_digits, size), rates={"sgd": 0.1, "adam": 1e-3}, epochs=epochs or 12)
-    mnist = Setting(name="MNIST", build=_mnist, rates={"sgd": 0.2, "adam": 1e-3}, epochs=epochs or 4, batch_size=100)
+    holdings: list[tuple[Holding, float]] = [("budget", BUDGET)]
+    digits = Setting(
+        name="digits",
+        build=partial(_digits, size),
+        tasks="pixels permuted",
+        rates={"sgd": 0.1, "adam": 1e-3},
+        holdings=holdings,
+        epochs=epochs or 12,
+    )
+    mnist = Setting(
+        name="MNIST",
+        build=_mnist,
+        tasks="pixels permuted",
+        rates={"sgd": 0.2, "adam": 1e-3},
+        holdings=holdings,
+        epochs=epochs or 4,
+        batch_size=100,
+    )
     return (digits, mnist) if size.name == "full" else (digits,)
 
 
@@ -72,10 +88,6 @@ def _mnist(seed: int, data_dir: str | None) -> tuple[nn.Module, list[Task]]:
     return net, list(stream)
 
 
-def _ways(setting: Setting) -> list[Way]:
-    return [Way(optimizer, "budget", BUDGET) for optimizer in setting.rates]
-
-
 def _name(setting: Setting, way: Way) -> str:
     return f"{setting.name}, {way.optimizer}"
 
@@ -87,7 +99,7 @@ def _runs(findings: RecipeFindings, setting: Setting, way: Way) -> list[Mapping[
 
 
 def _done(findings: RecipeFindings, settings: Sequence[Setting]) -> list[tuple[Setting, Way, list[Mapping[str, Any]]]]:
-    pairs = [(setting, way) for setting in settings for way in _ways(setting)]
+    pairs = [(setting, way) for setting in settings for way in setting.ways]
     return [(setting, way, runs) for setting, way in pairs if (runs := _runs(findings, setting, way))]
 
 
