@@ -55,13 +55,14 @@ def probes_of(
     if num_examples is not None and num_examples < 1:
         raise OptionError(f"{where}: num_examples={num_examples}, expected a whole number >= 1, or None for all.")
     check_is_many(data, where)
-    batches = list(_first(data, num_examples))
+    batches = list(first_examples(data, num_examples))
     if not batches:
         raise EmptyDataError(f"{where}: the data held no example. Pass an iterable of non-empty batches.")
     return Probes.taken(model, batches, _comparable(loss, model, batches, where=where))
 
 
-def _first(data: Iterable[Any], limit: int | None) -> Iterator[Any]:
+def first_examples(data: Iterable[Any], limit: int | None) -> Iterator[Any]:
+    """Copies of the batches up to so many examples, empty ones left out; all of them for None."""
     seen = 0
     for batch in data:
         size = batch_size(batch)
