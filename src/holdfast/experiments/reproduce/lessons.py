@@ -9,8 +9,10 @@ from typing import Any, Literal, assert_never
 import torch
 from torch import nn
 
+from holdfast.curvature import FactoredImportance
 from holdfast.importance import kfac, probes_of
 from holdfast.probes import Probes
+from holdfast.rehearsal import rehearse
 from holdfast.retention import EWC
 from holdfast.streams import Examples
 from holdfast.streams.stream import Task
@@ -21,7 +23,7 @@ DAMPING = 0.01
 EVERY = 4
 """Steps from one pull, and from one measurement on probes, to the next."""
 
-Holding = Literal["budget", "forecast", "strength", "plain", "joint"]
+Holding = Literal["budget", "forecast", "rehearsed", "strength", "plain", "joint"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +51,8 @@ class Way:
 
     Attributes:
         optimizer: one, for all of them.
-        holding: what holds the tasks before: a budget, measured on probes or, without them, a "forecast"; a fixed
-            strength; or nothing ("plain"). "joint" learns all at once.
+        holding: what holds the tasks before: a budget, measured on probes or, without them, a "forecast", which may be
+            "rehearsed"; a fixed strength; or nothing ("plain"). "joint" learns all at once.
         value: of the budget, in nats per target, or of the strength.
     """
 
@@ -97,16 +99,34 @@ def learn(setting: Setting, way: Way, seed: int, data_dir: str | None) -> dict[s
         lessons.append({"increments": increments, "trained": round(trained, 4), "new": round(new, 4)})
         if keeper is not None:
             probes = probes_of(net, task.validation, num_examples=NUM_PROBES) if way.holding == "budget" else None
-            keeper.retain(kfac(net, train, damping=DAMPING), probes=probes)
+            importance = kfac(net, train, damping=DAMPING)
+            if way.holding == "rehearsed":
+                importance = _rehearsed(net, importance, task, setting, way, seed=seed)
+            keeper.retain(importance, probes=probes)
         held_out.append(probes_of(net, task.test, num_examples=None))
     return {"lessons": lessons, "accuracy": [round(accuracy(net, task.test), 4) for task in tasks]}
+
+
+def _rehearsed(
+    net: nn.Module, importance: FactoredImportance, task: Task, setting: Setting, way: Way, *, seed: int
+) -> FactoredImportance:
+    """Under the way's own optimizer; what rises is looked at on validation examples."""
+    shuffled = torch.Generator().manual_seed(seed)
+    return rehearse(
+        net,
+        importance,
+        task.train.batches(setting.batch_size, generator=shuffled),
+        probes=task.validation,
+        budget=way.value,
+        optimizer=lambda parameters: build_optimizer(way.optimizer, parameters, lr=setting.rates[way.optimizer]),
+    )
 
 
 def _keeper(net: nn.Module, way: Way) -> EWC | None:
     match way.holding:
         case "budget":
             return EWC(net, budget=way.value, every=EVERY, probe_every=EVERY)
-        case "forecast":
+        case "forecast" | "rehearsed":
             return EWC(net, budget=way.value)
         case "strength":
             return EWC(net, strength=way.value, every=EVERY)
