@@ -87,7 +87,8 @@ def test_the_conclusion_is_arithmetic(rise: float, stands: str):
     told = conclusion(findings)
     assert f"the largest was {rise / 0.05:.2f} budgets" in told
     assert f"the promise {stands}" in told
-    assert f"alone, the largest was {rise / 0.05:.1f} budgets" in told
+    assert f"rehearsed, the largest was {rise / 0.05:.1f} budgets" in told
+    assert f"not rehearsed it was {rise / 0.05:.1f}" in told
     assert "within 1 point of what fixed strengths reach at the same rise under 9 of 9 budgets" in told
 
 
@@ -112,4 +113,4 @@ def test_a_grid_at_a_rise():
 @pytest.mark.parametrize("size", [FULL, SMALL])
 def test_every_part_has_a_name_of_its_own(size: Size):
     recipe = recipe_named("promise", size)
-    assert len(recipe.parts) == (30 if size.name == "full" else 7)
+    assert len(recipe.parts) == (33 if size.name == "full" else 8)

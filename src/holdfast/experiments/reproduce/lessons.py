@@ -100,7 +100,7 @@ def learn(setting: Setting, way: Way, seed: int, data_dir: str | None) -> dict[s
         if keeper is not None:
             probes = probes_of(net, task.validation, num_examples=NUM_PROBES) if way.holding == "budget" else None
             importance = kfac(net, train, damping=DAMPING)
-            if way.holding == "rehearsed":
+            if way.holding == "rehearsed" and number + 1 < len(tasks):
                 importance = _rehearsed(net, importance, task, setting, way, seed=seed)
             keeper.retain(importance, probes=probes)
         held_out.append(probes_of(net, task.test, num_examples=None))

@@ -58,10 +58,10 @@ def promise(size: Size) -> Recipe:
         "task's validation examples, and `close()` ends each lesson. Under a forecast there are no probes, and every "
         "step is bounded; a rehearsed one was multiplied by the factor that `hf.rehearse` found under the same "
         "optimizer and budget, on the task's training and validation examples. All figures are of test examples. "
-        "Increment: the rise of the skill that lost most in a lesson, after `close()`, as KL of old to new answers; the mean is over lessons. New task: accuracy at the end "
-        "of its lesson, mean over all tasks but the first. Grid at the same rise: what fixed strengths reach of the "
-        "new task where their mean increment is the same, interpolated between them in its logarithm; a dash where "
-        "each of them loses more. 95% intervals are over seeds.",
+        "Increment: the rise of the skill that lost most in a lesson, after `close()`, as KL of old to new "
+        "answers; the mean is over lessons. New task: accuracy at the end of its lesson, mean over all tasks but the "
+        "first. Grid at the same rise: what fixed strengths reach of the new task where their mean increment is the "
+        "same, interpolated between them in its logarithm; a dash where each of them loses more. 95% intervals are over seeds.",
     )
 
 
