@@ -180,6 +180,7 @@ class Importance(Mapping[str, Tensor]):
             for name in names
         }
         same = self.info.kind == other.info.kind
+        known = [info.scatter for info in (self.info, other.info) if info.scatter is not None]
         alike = self.info.calibration == other.info.calibration and self.info.rehearsed_at == other.info.rehearsed_at
         return Importance(
             total,
@@ -192,7 +193,7 @@ class Importance(Mapping[str, Tensor]):
                 nats_per_unit=self.info.nats_per_unit if self.info.nats_per_unit == other.info.nats_per_unit else None,
                 calibration=self.info.calibration if alike else "none",
                 rehearsed_at=self.info.rehearsed_at if alike else None,
-                scatter=max(self.info.scatter or 1.0, other.info.scatter or 1.0) if alike else None,
+                scatter=max(known, default=None) if len(known) == 2 and alike else None,
             ),
         )
 

@@ -61,7 +61,8 @@ def promise(size: Size) -> Recipe:
         "Increment: the rise of the skill that lost most in a lesson, after `close()`, as KL of old to new "
         "answers; the mean is over lessons. New task: accuracy at the end of its lesson, mean over all tasks but the "
         "first. Grid at the same rise: what fixed strengths reach of the new task where their mean increment is the "
-        "same, interpolated between them in its logarithm; a dash where each of them loses more. 95% intervals are over seeds.",
+        "same, interpolated between them in its logarithm; a dash where each of them loses more. "
+        "95% intervals are over seeds.",
     )
 
 
