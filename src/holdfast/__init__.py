@@ -8,7 +8,7 @@
     keeper.retain(hf.measure(model, data, probes=held_out))         # hold what was learned; train on
 
 Estimators: `measure`, which chooses, `fisher`, `kfac`, `mas`, `signal`, `taylor`, `SynapticIntelligence`, `uniform`;
-`calibrated` for one's own.
+`calibrated` for one's own. `rehearse` finds what their forecast is worth where training goes.
 Streams of tasks are in `holdfast.streams`, accuracies and forgetting in `holdfast.metrics`, whole experiments in
 `holdfast.experiments`.
 """
@@ -32,6 +32,7 @@ from holdfast.importance import (
 from holdfast.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood, Similarity
 from holdfast.probes import Probes
 from holdfast.records import Importance, ImportanceInfo
+from holdfast.rehearsal import rehearse
 from holdfast.replay import Rehearsal
 from holdfast.retention import EWC, WVA, Keeper, Mechanism, Report, Step
 from holdfast.version import __version__
@@ -67,6 +68,7 @@ __all__ = [
     "measure",
     "metrics",
     "probes_of",
+    "rehearse",
     "signal",
     "streams",
     "taylor",

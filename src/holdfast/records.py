@@ -8,11 +8,12 @@ import os
 import reprlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from holdfast.choices import check_choices
 from holdfast.errors import FileFormatError, HoldfastError, NotFiniteError, OptionError, ParameterMismatchError
 from holdfast.files import Saved, new_folder, read_folder, write_description, write_tensors, write_text
 from holdfast.files.typed import Count, Within, listed_mistakes, typed
@@ -20,6 +21,9 @@ from holdfast.tensors import all_parameters, local, spearman, trainable_paramete
 from holdfast.version import __version__
 
 Detail = str | int | float | bool | None
+
+Calibration = Literal["none", "random directions", "rehearsed lessons"]
+"""How a factor to nats was measured: not at all, under perturbations, or along the ways that training goes."""
 
 IMPORTANCE_CONFIG = "importance_config.json"
 """Where a saved importance says how it was made."""
@@ -41,6 +45,9 @@ class ImportanceInfo:
         nats_per_unit: factor that turns 1/2 sum Omega d^2 into nats per target: 1.0 for Fisher importances, measured
             for others with `calibrate=True`, else None.
         details: options of the estimator.
+        calibration: how that factor was measured; "none" where it is so by definition, or unknown.
+        rehearsed_at: of rehearsed lessons (`rehearse`), the budget in nats per target that they were held to.
+        scatter: of these, the factor >= 1 within which the real rise of each was as foreseen.
     """
 
     kind: str
@@ -52,9 +59,13 @@ class ImportanceInfo:
     nats_per_unit: float | None = None
     details: Mapping[str, Detail] = field(default_factory=dict)
     num_targets: int = -1
+    calibration: Calibration = "none"
+    rehearsed_at: float | None = None
+    scatter: float | None = None
 
     def __post_init__(self) -> None:
-        """Count one target an example where the number of targets was left out."""
+        """Count one target an example where the number of targets was left out; refuse an unknown calibration."""
+        check_choices(self)
         if self.num_targets < 0:
             object.__setattr__(self, "num_targets", self.num_examples)
 
@@ -71,6 +82,8 @@ class ImportanceInfo:
         if not (isinstance(details, dict) and all(isinstance(value, Detail) for value in details.values())):
             expected = "an object of texts, numbers, true, false or null"
             mistakes.append(f"details is {reprlib.repr(details)}, expected {expected}")
+        if (found := record.get("calibration", "none")) not in get_args(Calibration):
+            mistakes.append(f"calibration is {found!r}, expected one of {', '.join(map(repr, get_args(Calibration)))}")
         if mistakes:
             raise FileFormatError(
                 f"{where} says not how the importance was made: {listed_mistakes(mistakes)}. Save it again."
@@ -88,6 +101,9 @@ _INFO: Mapping[str, Any] = {
     "model": str,
     "library_version": str,
     "nats_per_unit": _Nats | None,
+    "calibration": str,
+    "rehearsed_at": _Nats | None,
+    "scatter": _Nats | None,
 }
 """Its fields in JSON, and their types; `details` aside, whose values may be any `Detail`."""
 
@@ -164,6 +180,8 @@ class Importance(Mapping[str, Tensor]):
             for name in names
         }
         same = self.info.kind == other.info.kind
+        known = [info.scatter for info in (self.info, other.info) if info.scatter is not None]
+        alike = self.info.calibration == other.info.calibration and self.info.rehearsed_at == other.info.rehearsed_at
         return Importance(
             total,
             replace(
@@ -173,6 +191,9 @@ class Importance(Mapping[str, Tensor]):
                 num_targets=self.info.num_targets + other.info.num_targets,
                 unit=self.info.unit if self.info.unit == other.info.unit else "mixed",
                 nats_per_unit=self.info.nats_per_unit if self.info.nats_per_unit == other.info.nats_per_unit else None,
+                calibration=self.info.calibration if alike else "none",
+                rehearsed_at=self.info.rehearsed_at if alike else None,
+                scatter=max(known, default=None) if len(known) == 2 and alike else None,
             ),
         )
 
@@ -335,7 +356,7 @@ How much each weight matters for a learned skill, measured with holdfast {info.l
 
 - kind: {info.kind}; options: {details}
 - examples: {info.num_examples}; targets: {info.num_targets}
-- loss: {info.loss}; unit: {info.unit}; nats per unit: {info.nats_per_unit}
+- loss: {info.loss}; unit: {info.unit}; nats per unit: {info.nats_per_unit}, calibration: {info.calibration}
 
     import holdfast as hf
     importance = hf.Importance.load("THIS FOLDER", model=model)

@@ -540,7 +540,7 @@ def test_nats_are_averaged_by_what_the_tasks_weigh():
     disturb(model)
     units = sum(float((4 * importance[n] * d.square()).sum()) for n, d in products(model).items()) / 2
     assert keeper.predicted_rise() == pytest.approx(3.5 * units, rel=1e-5)
-    assert keeper.report().rise_unit == "nats"
+    assert keeper.report().rise_unit == "by the quadratic model"
     keeper.retain(importance.with_info(nats_per_unit=None))
     disturb(model)
     assert keeper.report().rise_unit == "importance units"

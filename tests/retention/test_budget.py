@@ -210,7 +210,7 @@ def test_a_known_factor_is_applied():
     )
     assert keeper.predicted_rise() == pytest.approx(by_hand, rel=1e-5)
     assert by_hand == pytest.approx(BUDGET, rel=3e-3)
-    assert keeper.report().rise_unit == "nats"
+    assert keeper.report().rise_unit == "by the quadratic model"
 
 
 def test_a_strength_keepers_folder_under_a_budget(tmp_path):

@@ -499,7 +499,7 @@ def test_the_predicted_rise_is_the_quadratic_form():
     assert keeper.predicted_rise() == pytest.approx(expected, rel=1e-4)
     report = keeper.report()
     assert report.predicted_rise == pytest.approx(expected, rel=1e-4)
-    assert (report.protected, report.rise_unit) == (1.0, "nats")
+    assert (report.protected, report.rise_unit) == (1.0, "by the quadratic model")
     twice = EWC(model, strength=2.0, pull="penalty").retain(found)
     with torch.no_grad():
         for p in model.parameters():

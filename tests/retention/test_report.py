@@ -14,6 +14,7 @@ from torch.optim import SGD, Adam, AdamW
 
 from holdfast import EWC, WVA, Keeper, Mechanism, fisher, probes_of
 from holdfast.errors import ParameterMismatchError, StateError
+from holdfast.retention.report import BY_MODEL
 
 
 def held(kind, *, steps=5, build=partial(SGD, lr=0.05), **options):
@@ -37,14 +38,14 @@ def test_what_it_says_under_ewc():
     protected = sum(int((value > 0).sum()) for value in keeper.held.importance.values())
     assert report.protected == pytest.approx(protected / weights)
     assert (report.mechanism, report.num_tasks, report.num_steps, report.strength) == ("EWC", 1, 5, 4.0)
-    assert report.rise_unit == "nats"
+    assert report.rise_unit == "by the quadratic model"
     assert report.predicted_rise == keeper.predicted_rise() > 0
     assert report.pinned == 0.0
     assert report.pull_ratio is not None
     assert str(report) == (
         f"EWC: 1 task held, 5 steps, strength 4, {report.protected:.1%} of the weights protected, "
         f"0.0% of them pinned, pull / task step {report.pull_ratio:.3g}, "
-        f"predicted rise {report.predicted_rise:.4g} nats"
+        f"predicted rise {report.predicted_rise:.4g} by the quadratic model"
     )
     keeper.retain(importance_of(keeper.model))
     assert "EWC: 2 tasks held, 0 steps" in str(keeper.report())
@@ -158,7 +159,7 @@ def test_predicted_rise_by_hand():
 
 
 def test_the_units_of_a_rise():
-    for nats, unit, factor in ((None, "importance units", 1.0), (1.0, "nats", 1.0), (2.5, "nats", 2.5)):
+    for nats, unit, factor in ((None, "importance units", 1.0), (1.0, BY_MODEL, 1.0), (2.5, BY_MODEL, 2.5)):
         model = network()
         keeper = EWC(model, strength=1.0).retain(importance_of(model, nats_per_unit=nats))
         with torch.no_grad():

@@ -16,7 +16,7 @@ from holdfast.moments.state import measuring
 from holdfast.records import Importance, check_names
 from holdfast.tensors import unwrap
 
-AnImportance = TypeVar("AnImportance", Importance, FactoredImportance)
+AnImportance = TypeVar("AnImportance", bound=Importance | FactoredImportance)
 
 
 def calibrated(
@@ -65,4 +65,6 @@ def calibrated(
         for _ in data_pass:
             pass
         found = data_pass.importance(diagonal, kind=importance.info.kind, unit=importance.info.unit)
-    return importance.with_info(nats_per_unit=found.info.nats_per_unit)
+    return importance.with_info(  # pyright: ignore[reportReturnType]  # its own kind
+        nats_per_unit=found.info.nats_per_unit, calibration=found.info.calibration, rehearsed_at=None, scatter=None
+    )

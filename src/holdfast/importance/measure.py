@@ -168,6 +168,7 @@ class DataPass:
             unit=unit,
             model=type(unwrap(self._model)).__name__,
             nats_per_unit=nats_per_unit,
+            calibration="none" if self._calibration is None else "random directions",
             details={**(details or {}), **decided},
         )
         return Importance(values, info)

@@ -66,14 +66,15 @@ def probes_of(
     limit = MOST if num_examples == "auto" else num_examples
     check_count("num_examples", limit, where=where, none="all")
     check_is_many(data, where)
-    batches = list(_first(data, limit))
+    batches = list(first_examples(data, limit))
     if not batches:
         raise EmptyDataError(f"{where}: the data held no example. Pass an iterable of non-empty batches.")
     comparable = _comparable(loss, model, batches, where=where)
     return Probes.taken(model, _enough(batches, comparable) if is_auto else batches, comparable)
 
 
-def _first(data: Iterable[Any], limit: int | None) -> Iterator[Any]:
+def first_examples(data: Iterable[Any], limit: int | None) -> Iterator[Any]:
+    """Copies of the batches up to so many examples, empty ones left out; all of them for None."""
     seen = 0
     for batch in data:
         size = batch_size(batch)

@@ -47,6 +47,8 @@ class Retained:
         first_targets: number of targets of the first importance, the unit of `weighting="examples"`.
         nats_per_unit: what turns the importance's unit into nats, averaged over tasks by their total
             importance; None where one task's is not known.
+        scatter: the factor within which real rises were as foreseen along rehearsed lessons, the largest of the tasks';
+            None where one task's was not rehearsed.
         largest: largest entry of `importance` as it is held.
         layers: weight -> the curvature of its layer, for layers whose parameters are in no `importance`.
     """
@@ -58,6 +60,7 @@ class Retained:
     num_tasks: int = 0
     first_targets: int = 0
     nats_per_unit: float | None = None
+    scatter: float | None = None
     largest: float = 0.0
     layers: Mapping[str, Curvature] = field(default_factory=dict)
 
@@ -77,6 +80,7 @@ def retain(
     weighting: Weighting = "task",
     num_targets: int = 0,
     nats_per_unit: float | None = None,
+    scatter: float | None = None,
     forms: Forms | None = None,
     references: AnyTensorMap | None = None,
     sum_of: Callable[[Iterable[Tensor]], float] = sum_of,
@@ -95,6 +99,7 @@ def retain(
             over that of the first task: examples, but of sequences each label that counts.
         num_targets: targets the new importance is a mean over; needed for weighting by them.
         nats_per_unit: the new importance's factor to nats, or None.
+        scatter: of that factor, where it was rehearsed.
         forms: that importances and anchors are held in; None for float32. Anchors of layers stay tensors.
         references: name -> anchor on disk, equal to the weight, for those that are not to be held in memory.
         sum_of: adds up terms that stand for these weights; of all processes where these are one's shards of a model.
@@ -151,6 +156,7 @@ def retain(
         num_tasks=held.num_tasks + 1,
         first_targets=first_targets,
         nats_per_unit=_factor(held, merger.sums, joint, nats_per_unit, sum_of=sum_of),
+        scatter=_scatter(held, scatter),
         largest=max((float(value) for value in merger.sums.largest), default=0.0),
         layers=shared(
             {name: _in_form(layer, forms or Forms(), num_tasks=held.num_tasks) for name, (layer, _) in joint.items()}
@@ -195,6 +201,12 @@ def _collapse_layers(
             rises.append(rise)
             anchors |= {n: value.to(anchors[n]) for n, value in zip(names, moved, strict=True)}
     return sum_of(costs), sum_of(rises)
+
+
+def _scatter(held: Retained, scatter: float | None) -> float | None:
+    if held.num_tasks == 0 or scatter is None:
+        return scatter
+    return None if held.scatter is None else max(held.scatter, scatter)
 
 
 def _factor(

@@ -22,8 +22,12 @@ NUMBERS = {
     **dict.fromkeys(("constant", "start"), "a finite number"),
     "largest": "a finite number >= 0",
     "nats_per_unit": "a finite number >= 0, or null",
+    "scatter": "a finite number >= 0, or null",
 }
 """The fields of `Retained` that are no tensors, and what they must be."""
+
+SINCE = {"scatter": None}
+"""Those that older files lack, and what they are then."""
 
 
 def check_finite(tensors: TensorMap, *, where: str, what: str, remedy: str) -> None:
@@ -106,7 +110,7 @@ def check_notes(tensors: TensorMap, notes: Any, *, parts: Iterable[str], mechani
 
 def check_numbers(numbers: Mapping[str, Any], *, where: str) -> None:
     """Raise `FileFormatError` unless every field of `Retained` that is no tensor is a number that it can be."""
-    found = {name: numbers.get(name, "missing") for name in NUMBERS}
+    found = {name: numbers.get(name, SINCE.get(name, "missing")) for name in NUMBERS}
     wrong = [
         f"{name} is {value!r:.40}, expected {NUMBERS[name]}"
         for name, value in found.items()

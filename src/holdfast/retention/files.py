@@ -23,7 +23,7 @@ from holdfast.memory import Retained
 from holdfast.memory.reference import Reference, references_from, references_to_json
 from holdfast.memory.stored import AnyTensor, AnyTensorMap, from_tensors, to_tensors
 from holdfast.records import check_importance_values
-from holdfast.retention.checks import NUMBERS, check_numbers
+from holdfast.retention.checks import NUMBERS, SINCE, check_numbers
 from holdfast.retention.report import counted
 from holdfast.tensors import TensorMap
 from holdfast.version import __version__
@@ -118,7 +118,8 @@ def _read(
         raise FileFormatError(f"{config}: 'anchors' is {options['anchors']!r}; expected a path. Save the keeper again.")
     importance = _read_held(saved, "importance")
     check_importance_values({n: v for n, v in importance.items() if isinstance(v, Tensor)}, where=str(saved.path))
-    held = Retained(importance=importance, **{name: numbers[name] for name in NUMBERS})
+    known: dict[str, Any] = {name: numbers[name] for name in NUMBERS if name in numbers}
+    held = Retained(importance=importance, **known)
     if anchors and held.num_tasks:
         on_disk = references_from(content.get("references"), checkpoint, where=str(config))
         in_memory = {} if on_disk and not saved.has("anchors") else _read_held(saved, "anchors")
@@ -177,6 +178,7 @@ def _description(held: Retained) -> dict[str, Any]:
     on_disk, _ = _apart(held.anchors)
     references = {"references": references_to_json(on_disk)} if on_disk else {}
     numbers = {name: getattr(held, name) for name in NUMBERS}
+    numbers = {name: value for name, value in numbers.items() if value is not None or name not in SINCE}
     return {"held": numbers, "factors": layers_to_json(held.layers), **references}
 
 

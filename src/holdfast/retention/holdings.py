@@ -140,6 +140,7 @@ class Holdings:
             weighting=weighting,
             num_targets=importance.info.num_targets,
             nats_per_unit=importance.info.nats_per_unit,
+            scatter=importance.info.scatter,
             forms=self.forms,
             references=on_disk,
             sum_of=self.sum_of,

@@ -4,10 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from holdfast.memory import Retained
+
+BY_MODEL = "by the quadratic model"
+"""What a rise is said to be foreseen by where nobody has measured what that is worth along training's ways."""
+
 
 def counted(number: int, noun: str) -> str:
     """A number and its noun, such as "1 task" or "2 tasks"."""
     return f"{number} {noun}{'s' * (number != 1)}"
+
+
+def rise_unit(held: Retained) -> str:
+    """What a predicted rise of these tasks is said in; see `Report`."""
+    if held.scatter is not None:
+        return "nats"
+    return "importance units" if held.nats_per_unit is None else BY_MODEL
 
 
 @dataclass(frozen=True)
@@ -25,11 +37,13 @@ class Report:
         pull_ratio: length of the pull over the length of the task's step, in the last measured step; likewise None
             before one.
         predicted_rise: what the old tasks' loss has risen by the quadratic model, in `rise_unit`.
-        rise_unit: "nats", or the importance's own unit where its factor to nats is not known.
+        rise_unit: "nats" where that was rehearsed along the ways that training goes (`rehearse`); "by the quadratic
+            model" where it is in nats along random directions alone; "importance units" where not even that is known.
         skills: of each that has probes, when it was last measured, in nats per target: what its rise has grown by in
             this lesson, its whole rise, and its budget, None for none.
         remarks: what deserves a look, such as parameters and statistics that nothing holds, or a budget that is not
             kept.
+        scatter: of rehearsed lessons, the factor within which the real rise was as foreseen; else None.
     """
 
     mechanism: str
@@ -43,6 +57,7 @@ class Report:
     rise_unit: str
     skills: tuple[tuple[float, float, float | None], ...] = ()
     remarks: tuple[str, ...] = ()
+    scatter: float | None = None
 
     def __str__(self) -> str:
         """One line, the one that is logged."""
@@ -59,6 +74,8 @@ class Report:
             parts.append(f"pull / task step {self.pull_ratio:.3g}")
         if self.predicted_rise is not None:
             parts.append(f"predicted rise {self.predicted_rise:.4g} {self.rise_unit}")
+        if self.scatter is not None:
+            parts.append(f"within a factor {self.scatter:.2g}")
         for number, (increment, rise, budget) in enumerate(self.skills):
             bound = "" if budget is None else f" of {budget:g}"
             parts.append(f"skill {number} measured {increment:.3g}{bound} nats in this lesson ({rise:.3g} in all)")

@@ -33,8 +33,8 @@ from holdfast.experiments.language.importance_folder import read_importance, wri
 from holdfast.experiments.language.keeping import Source, keep_and_learn
 from holdfast.experiments.language.measuring import measure_importance
 from holdfast.experiments.language.models import LanguageModel, load_model, revision_of
-from holdfast.experiments.language.rehearsal import Rehearsed
 from holdfast.experiments.lock import locked
+from holdfast.rehearsal import Rehearsal
 
 SETTINGS = FineTuneSettings(steps=12, lr=5e-3, batch_size=8)
 
@@ -45,7 +45,7 @@ def keep(folder: Path, model: LanguageModel, data: Path, **options: Any) -> Path
     found, progress = measure_importance(
         model, lambda: examples(model, source.rows(), length=16, labelled=False), **options
     )
-    found = Rehearsed(1.0, predicted=0.0, measured=0.0).applied_to(found)
+    found = Rehearsal(0.05, 1.0, predicted=0.0, measured=0.0, scatter=1.0).applied_to(found)
     write_importance_folder(folder, found, model, data=data.name, progress=progress)
     return folder
 

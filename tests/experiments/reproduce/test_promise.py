@@ -97,7 +97,8 @@ def test_the_conclusion_is_arithmetic(rise: float, stands: str):
     told = conclusion(findings)
     assert f"the largest was {rise / 0.05:.2f} budgets" in told
     assert f"the promise {stands}" in told
-    assert f"alone, the largest was {rise / 0.05:.1f} budgets" in told
+    assert f"rehearsed, the largest was {rise / 0.05:.1f} budgets" in told
+    assert f"not rehearsed it was {rise / 0.05:.1f}" in told
     assert "within 1 point of what fixed strengths reach at the same rise under 9 of 9 budgets" in told
     assert "within 2% of perplexity of what fixed strengths reach at the same rise under 3 of 3 budgets" in told
     assert "difference is 1.0%, under Adam, budget 0.02" in told
@@ -124,7 +125,7 @@ def test_a_grid_at_a_rise():
 @pytest.mark.parametrize("size", [FULL, SMALL])
 def test_every_part_has_a_name_of_its_own(size: Size):
     recipe = recipe_named("promise", size)
-    assert len(recipe.parts) == (30 + 24 + 24 + 8 if size.name == "full" else 7 + 6)
+    assert len(recipe.parts) == (33 + 24 + 24 + 8 if size.name == "full" else 8 + 6)
 
 
 @pytest.fixture

@@ -17,7 +17,6 @@ from holdfast.errors import EmptyDataError, OptionError
 from holdfast.experiments.language.batches import Example, collate
 from holdfast.experiments.language.checkpoints import last_checkpoint, seal
 from holdfast.experiments.language.models import LanguageModel, transformers_library
-from holdfast.experiments.language.rehearsal import REHEARSED
 from holdfast.experiments.language.skills import likelihood_of
 from holdfast.likelihoods.categorical import IGNORED
 from holdfast.memory import AnchorForm, ImportanceForm
@@ -97,7 +96,7 @@ def keeper_of(model: LanguageModel, importance: AnyImportance, holding: HoldOpti
             "finetune: this importance has Kronecker factors, which --budget cannot hold. Give --strength S, or "
             "measure another --kind."
         )
-    if holding.budget is not None and not importance.info.details.get(REHEARSED):
+    if holding.budget is not None and importance.info.calibration != "rehearsed lessons":
         warnings.warn(
             "finetune: this importance was not rehearsed. It may foresee a thousandth of the real rise of the old "
             "loss, and a budget then holds too little. Measure it with: holdfast importance --rehearse. Or give a "

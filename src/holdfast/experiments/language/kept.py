@@ -10,6 +10,7 @@ from typing import Any
 
 from holdfast.experiments.language.finetuning import HoldMethod
 from holdfast.experiments.language.skills import Skill
+from holdfast.retention.report import BY_MODEL
 
 _FAR = 3.0
 """A rise so many times the forecast is far above it."""
@@ -28,7 +29,7 @@ class SkillChange:
         report: what the keeper says of itself.
         folder: of the fine-tuned model.
         plain_folder: of the model that was fine-tuned plainly; None where there is none.
-        rise_unit: "nats", or the importance's own unit where its factor to nats is not known.
+        rise_unit: as a keeper's report has it (`holdfast.retention.Report`).
         method: what held the model.
         strength: of it; None under a budget.
         budget: in nats a target, the rise that was allowed; None under a strength.
@@ -68,7 +69,7 @@ class SkillChange:
     @property
     def forecast(self) -> float | None:
         """The predicted rise where it is in nats, and can be held against the measured one."""
-        return self.predicted_rise if self.rise_unit == "nats" else None
+        return self.predicted_rise if self.rise_unit in ("nats", BY_MODEL) else None
 
     @property
     def is_far_above(self) -> bool:
@@ -128,7 +129,8 @@ def _foreseen(kept: SkillChange) -> str:
             "(measure the importance with --calibrate or --rehearse)"
         )
     allowed = "" if kept.budget is None else f", and one of {kept.budget:g} allowed"
-    return f"a rise of {kept.forecast:.4g} nats was foreseen{allowed}"
+    by = "" if kept.rise_unit == "nats" else f" {BY_MODEL}"
+    return f"a rise of {kept.forecast:.4g} nats was foreseen{by}{allowed}"
 
 
 def _remedy(kept: SkillChange) -> str:

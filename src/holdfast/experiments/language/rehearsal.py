@@ -1,18 +1,17 @@
-"""What a budget is really worth: a made-up task is learned under it, and the model is looked at again.
+"""What a budget is really worth to a language model: a made-up task of its own kind is learned under it.
 
-1/2 sum Omega d^2 is the rise of the old loss along a random direction. Training goes along no random direction: what a
-new task does to one example it does to many, the products of different weights' gradients do not cancel, and the old
-loss rises by a factor more. The rehearsal measures that factor, before any new task is known.
+`holdfast.rehearsal` finds the factor; here are the tasks: a causal model's own text in another language, and for what
+makes embeddings the question in which of 16 random directions one lies.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from itertools import count
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from holdfast.errors import OptionError
@@ -23,43 +22,18 @@ from holdfast.experiments.language.models import LanguageModel
 from holdfast.experiments.language.skills import likelihood_of
 from holdfast.experiments.language.ticks import OnProgress, counted
 from holdfast.likelihoods.batches import batch_to
-from holdfast.likelihoods.categorical import IGNORED
-from holdfast.likelihoods.likelihood import logits_of, num_targets
+from holdfast.probes import Probes
 from holdfast.records import Importance
+from holdfast.rehearsal import Rehearsal, rehearsal
 from holdfast.retention import EWC
-from holdfast.tensors import all_parameters, copies
 
 NUM_EXAMPLES = {"similarity": 1024, "classification": 1024, "causal-lm": 256}
 """Enough for 60 steps that repeat little, by task: half are learned in their made-up form, on the other half the old
 loss rises. What is repeated is learned by heart, and the factor grows: of the sentence encoder 8,800 on 256 pairs,
 5,800 on 1024. A causal model's examples are blocks of many tokens."""
 
-REHEARSED = "rehearsed"
-"""Of an importance's details: whether its factor to nats is that of a rehearsal."""
-
 _NUM_CLASSES = 16
 _BATCH = 16
-_NEAR = 1.5
-
-
-@dataclass(frozen=True)
-class Rehearsed:
-    """What a rehearsal found.
-
-    Attributes:
-        nats_per_unit: by which the predicted rise is multiplied.
-        predicted: rise of the last round by 1/2 sum Omega d^2, without the factor.
-        measured: the rise in nats a target.
-    """
-
-    nats_per_unit: float
-    predicted: float
-    measured: float
-
-    def applied_to(self, importance: Importance) -> Importance:
-        """The importance, with the factor that was found."""
-        details = {**importance.info.details, REHEARSED: True}
-        return importance.with_info(nats_per_unit=self.nats_per_unit, details=details)
 
 
 def rehearse(
@@ -73,13 +47,13 @@ def rehearse(
     rounds: int = 6,
     seed: int = 0,
     on_progress: OnProgress | None = None,
-) -> Rehearsed:
+) -> Rehearsal:
     """Learn a made-up task under a budget, and compare the rise of the old loss with what was predicted.
 
     The made-up task of a causal model is its own text in another language, every token standing for another one; of a
-    classifier or an encoder it is to tell in which of 16 random directions an embedding lies. The rise is that of the
-    loss at the old model's own answers, whose second-order form is the Fisher information. The factor is the larger
-    the smaller the step; so each round takes the budget over the factor found, until the rise is near the budget.
+    classifier or an encoder it is to tell in which of 16 random directions an embedding lies. The rise is the
+    divergence from the old model's answers. The factor is the larger the smaller the step; so each round takes the
+    budget over the factor found, until the rise is near the budget.
 
     Args:
         model: given back as it was, in evaluation mode, and so is the random state.
@@ -102,68 +76,26 @@ def rehearse(
             f"rehearsal: {len(data)} examples of the old skill; expected at least {2 * _BATCH}. Give more of them."
         )
     learned, looked_at = data[: len(data) // 2], data[len(data) // 2 :]
-    before = copies(all_parameters(model.base))
-    generator = torch.Generator().manual_seed(seed)
-    answers = [_answered(model, batch, generator) for batch in _batches(model, looked_at)]
-    start = _loss(model, answers)
-    factor, predicted, rise = 1.0, 0.0, 0.0
-    device = next(model.base.parameters()).device
-    with ExitStack() as stack:
-        stack.callback(_give_back, model, before)
-        stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
-        for number in range(1, rounds + 1):
-            _give_back(model, before)
-            pupil, task = _made_up(model, learned, seed)
-            unit = importance.with_info(nats_per_unit=1.0)
-            keeper = EWC(model.base, budget=budget / factor, log_every=0).retain(unit)
-            stream = shuffled(pupil, task, size=_BATCH, seed=seed)
-            told = f"rehearsal, round {number} of at most {rounds}"
-            stream = counted(stream, on_progress, told, total=steps)
-            learn(pupil, stream, Pace(steps, lr, 10 * lr), keeper=keeper)
-            predicted, rise = keeper.predicted_rise(), _loss(model, answers) - start
-            if rise > 0 and predicted > 0:
-                factor = rise / predicted
-            if rise <= _NEAR * budget:
-                break
-    return Rehearsed(factor, predicted, rise)
+    likelihood: Any = likelihood_of(model.task)  # the library's own, which compare answers too
+    probes = Probes.taken(model.module, _batches(model, looked_at), likelihood)
+    begun = count(1)
+
+    def lesson(keeper: EWC, number: int) -> None:
+        pupil, task = _made_up(model, learned, seed)
+        told = f"rehearsal, round {next(begun)} of at most {rounds}"
+        stream = counted(shuffled(pupil, task, size=_BATCH, seed=seed), on_progress, told, total=steps)
+        learn(pupil, stream, Pace(steps, lr, 10 * lr), keeper=keeper)
+
+    def rise() -> float:
+        return probes.rise(model.module)
+
+    return rehearsal(model.base, importance, rise=rise, lesson=lesson, budget=budget, lessons=1, rounds=rounds)
 
 
 def _batches(model: LanguageModel, found: Sequence[Example]) -> list[LanguageBatch]:
     ordered = sorted(found, key=lambda example: max(map(len, example.tokens)))
     device = next(model.module.parameters()).device
     return [batch_to(collate(model, ordered[at : at + _BATCH]), device) for at in range(0, len(ordered), _BATCH)]
-
-
-@torch.no_grad()
-def _answered(model: LanguageModel, batch: LanguageBatch, generator: torch.Generator) -> LanguageBatch:
-    """The batch with the model's own answers for targets: the mean of a Gaussian, probabilities, or drawn tokens."""
-    model.module.eval()
-    inputs, targets = batch
-    outputs = logits_of(model.module(**inputs)).float()
-    if model.task == "similarity":
-        return inputs, outputs
-    if model.task == "classification":
-        return inputs, outputs.softmax(dim=-1)
-    flat = outputs.softmax(dim=-1).flatten(0, -2).cpu()
-    drawn = torch.multinomial(flat, 1, generator=generator).view(outputs.shape[:-1]).to(targets.device)
-    shifted = torch.cat([targets[:, :1], drawn[:, :-1]], dim=1)  # position t predicts the label at t + 1
-    return inputs, shifted.masked_fill(targets == IGNORED, IGNORED)
-
-
-@torch.no_grad()
-def _loss(model: LanguageModel, answers: Sequence[LanguageBatch]) -> float:
-    model.module.eval()
-    likelihood, total, count = likelihood_of(model.task), 0.0, 0
-    for inputs, wanted in answers:
-        outputs = model.module(**inputs)
-        if model.task == "classification":
-            losses = F.cross_entropy(logits_of(outputs).float(), wanted, reduction="none")
-            count += len(wanted)
-        else:
-            losses = likelihood.nll(outputs, (inputs, wanted))
-            count += num_targets(likelihood, (inputs, wanted))
-        total += float(losses.double().sum())
-    return total / count
 
 
 def _made_up(model: LanguageModel, found: Sequence[Example], seed: int) -> tuple[LanguageModel, list[Example]]:
@@ -194,10 +126,3 @@ def _embeddings(pupil: LanguageModel, texts: Sequence[Example]) -> Tensor:
         inputs, _ = batch_to(collate(pupil, texts[at : at + _BATCH]), device)
         found.append(pooled(pupil.base, inputs["input_ids"][:, 0], inputs["attention_mask"][:, 0]).float().cpu())
     return torch.cat(found)
-
-
-@torch.no_grad()
-def _give_back(model: LanguageModel, before: dict[str, Tensor]) -> None:
-    model.module.eval()
-    for name, parameter in all_parameters(model.base).items():
-        parameter.copy_(before[name])

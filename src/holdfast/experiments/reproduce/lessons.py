@@ -11,15 +11,18 @@ from typing import Any, Literal, assert_never
 import torch
 from torch import Tensor, nn
 
+from holdfast.curvature import FactoredImportance
 from holdfast.importance import measure, probes_of
 from holdfast.likelihoods import Categorical, num_targets
 from holdfast.probes import Probes
+from holdfast.records import Importance
+from holdfast.rehearsal import rehearse
 from holdfast.retention import EWC
 from holdfast.streams import Examples
 from holdfast.streams.stream import Task
 from holdfast.training import Losses, OptimizerName, accuracy, build_optimizer, train_epoch
 
-Holding = Literal["budget", "forecast", "strength", "plain", "joint"]
+Holding = Literal["budget", "forecast", "rehearsed", "strength", "plain", "joint"]
 Judged = Literal["accuracy", "perplexity"]
 
 
@@ -29,8 +32,8 @@ class Way:
 
     Attributes:
         optimizer: one, for all of them.
-        holding: what holds the tasks before: a budget, measured on probes or, without them, a "forecast"; a fixed
-            strength; or nothing ("plain"). "joint" learns all at once.
+        holding: what holds the tasks before: a budget, measured on probes or, without them, a "forecast", which may be
+            "rehearsed"; a fixed strength; or nothing ("plain"). "joint" learns all at once.
         value: of the budget, in nats per target, or of the strength.
     """
 
@@ -117,14 +120,31 @@ def learn(setting: Setting, way: Way, seed: int, data_dir: str | None) -> dict[s
         lessons.append({"increments": increments, "trained": trained, "new": setting.judge(net, task.test)})
         if keeper is not None:
             importance = measure(net, train, probes=task.validation)
+            if way.holding == "rehearsed" and number + 1 < len(tasks):
+                importance = _rehearsed(net, importance, task, setting, way, seed=seed)
             keeper.retain(importance if way.holding == "budget" else importance.with_probes(None))
         held_out.append(probes_of(net, task.test, num_examples=None))
     return {"lessons": lessons, setting.judged: [setting.judge(net, task.test) for task in tasks]}
 
 
+def _rehearsed(
+    net: nn.Module, importance: Importance | FactoredImportance, task: Task, setting: Setting, way: Way, *, seed: int
+) -> Importance | FactoredImportance:
+    """Under the way's own optimizer; what rises is looked at on validation examples."""
+    shuffled = torch.Generator().manual_seed(seed)
+    return rehearse(
+        net,
+        importance,
+        task.train.batches(setting.batch_size, generator=shuffled),
+        probes=task.validation,
+        budget=way.value,
+        optimizer=lambda parameters: build_optimizer(way.optimizer, parameters, lr=setting.rates[way.optimizer]),
+    )
+
+
 def _keeper(net: nn.Module, way: Way) -> EWC | None:
     match way.holding:
-        case "budget" | "forecast":
+        case "budget" | "forecast" | "rehearsed":
             return EWC(net, budget=way.value, statistics="hold")
         case "strength":
             return EWC(net, strength=way.value, every="auto", statistics="hold")

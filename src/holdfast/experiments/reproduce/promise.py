@@ -51,7 +51,9 @@ def promise(size: Size) -> Recipe:
         "`hf.measure` on the task's training examples, the same under budgets and fixed strengths, and pulls as rare "
         'as `every="auto"` has them; both hold statistics (batch norm\'s). Under a budget every other choice is the '
         "library's: rises are measured on up to 512 of the task's validation examples, and `close()` ends each lesson. "
-        "Under a forecast there are no probes, and every step is bounded. All figures are of test examples. Increment: "
+        "Under a forecast there are no probes, and every step is bounded; a rehearsed one was multiplied by the factor "
+        "that `hf.rehearse` found under the same optimizer and budget, on the task's training and validation examples. "
+        "All figures are of test examples. Increment: "
         "the rise of the skill that lost most in a lesson, after `close()`, as KL of old to new answers; the mean is "
         "over lessons. New task: accuracy, or perplexity, at the end of its lesson, mean over all tasks but the first. "
         "Grid at the same rise: what fixed strengths reach of the new task where their mean increment is the same, "
@@ -159,7 +161,7 @@ def _row(findings: RecipeFindings, setting: Setting, way: Way, runs: Sequence[Ma
     rise, new, shares = "", "", ["", "", ""]
     if way.holding != "joint":
         rise, new = f"{_rise(runs):.3g}", _figure(setting, _new(setting, runs))
-    if way.holding in ("budget", "forecast"):
+    if way.holding in ("budget", "forecast", "rehearsed"):
         ratios, grid = _ratios(findings, setting, way), _grid(findings, setting, way)
         shares = [f"{sum(ratio <= USUAL for ratio in ratios)} of {len(ratios)}", f"{max(ratios):.2f}", "–"]
         if grid is not None:
@@ -189,13 +191,18 @@ def _conclusion(findings: RecipeFindings, setting: Setting) -> str:
         f"Asked for were at least {100 * SHARE:.0f}%, and none above {MOST:g}: the promise {kept}. "
     )
     told += _told_of_new(findings, setting, budgets)
-    foreseen = [ratio for way in setting.ways if way.holding == "forecast" for ratio in _ratios(findings, setting, way)]
-    if foreseen:
-        stands = "is kept too" if max(foreseen) <= FORECAST else "is not kept"
+    foreseen, rehearsed = (
+        [ratio for way in setting.ways if way.holding == holding for ratio in _ratios(findings, setting, way)]
+        for holding in ("forecast", "rehearsed")
+    )
+    if rehearsed:
+        stands = "is kept too" if max(rehearsed) <= FORECAST else "is not kept"
         told += (
-            f"Without probes, by the forecast of the Kronecker factors alone, the largest was {max(foreseen):.1f} "
-            f"budgets, where at most {FORECAST:g} were asked for: this {stands}. "
+            "Without probes, by the forecast of Kronecker factors whose worth in nats was rehearsed, the largest was "
+            f"{max(rehearsed):.1f} budgets, where at most {FORECAST:g} were asked for: this {stands}. "
         )
+    if foreseen:
+        told += f"By a forecast that was not rehearsed it was {max(foreseen):.1f}. "
     told += "Average accuracy in %: " if setting.judged == "accuracy" else "Perplexity, the mean of both languages: "
     return told + "; ".join(_averages(findings, setting, optimizer) for optimizer in setting.rates) + "."
 
