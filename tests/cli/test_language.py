@@ -109,7 +109,9 @@ def test_a_causal_model_stays_one_whatever_columns_the_data_have(tmp_path: Path,
     said = capsys.readouterr().out
     assert "task: causal-lm" in said
     assert re.search(r"examples: \d+ blocks of tokens, of which every tenth measures the new skill", said)
-    assert re.search(r"The old skill was not measured; a rise of \S+ nats was foreseen. Give --old-data", said)
+    assert re.search(
+        r"The old skill was not measured; a rise of \S+ was foreseen by the quadratic model. Give --old-data", said
+    )
     assert json.loads((tmp_path / "out" / "config.json").read_text())["architectures"] == ["GPT2LMHeadModel"]
     assert run("evaluate", tmp_path / "out", data, "--length", 16) == 0
     said = capsys.readouterr().out

@@ -129,8 +129,9 @@ def _foreseen(kept: SkillChange) -> str:
             "(measure the importance with --calibrate or --rehearse)"
         )
     allowed = "" if kept.budget is None else f", and one of {kept.budget:g} allowed"
-    by = "" if kept.rise_unit == "nats" else f" {BY_MODEL}"
-    return f"a rise of {kept.forecast:.4g} nats was foreseen{by}{allowed}"
+    if kept.rise_unit == BY_MODEL:
+        return f"a rise of {kept.forecast:.4g} was foreseen {BY_MODEL}{allowed}"
+    return f"a rise of {kept.forecast:.4g} nats was foreseen{allowed}"
 
 
 def _remedy(kept: SkillChange) -> str:
