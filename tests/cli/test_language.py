@@ -89,7 +89,7 @@ def test_a_model_dreams(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert (len(found), found.info.temperatures) == (20, (1.0, 1.5))
     assert run(*asked) == 0  # again, in its place
     assert run("dream", tiny.encoder(tmp_path / "encoder"), "-o", tmp_path / "other") == 2
-    assert run("dream", model, "-o", tmp_path / "other", "--chat", "yes") == 2
+    assert run("dream", model, "-o", tmp_path / "other", "--length", 16, "--chat", "yes") == 2
     assert "no chat template" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
 

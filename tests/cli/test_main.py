@@ -199,6 +199,7 @@ def test_several_processes_are_refused_before_any_work(
         "reproduce": ["all"],
         "elephants": ["gpt"],
         "advise": ["mlp"],
+        "dream": ["model"],
         "demo": [],
         "report": [],
     }
