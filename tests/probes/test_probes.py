@@ -113,6 +113,18 @@ def test_the_first_so_many():
     assert hf.probes_of(model, data, num_examples=None).num_examples == 9
     with pytest.raises(OptionError, match="num_examples=0"):
         hf.probes_of(model, data, num_examples=0)
+    assert hf.probes_of(model, batches((100,) * 6)).num_examples == 512
+
+
+def test_of_texts_fewer_are_as_good():
+    model = nn.Embedding(5, 5)
+    texts = [(tokens, tokens) for tokens in torch.randint(5, (20, 32, 41))]
+    probes = hf.probes_of(model, texts, loss=hf.Categorical(causal=True))
+    assert (probes.num_examples, probes.num_targets) == (128, 128 * 40)
+    assert (
+        hf.probes_of(model, [(t[:, :11], t[:, :11]) for t, _ in texts], loss=hf.Categorical(causal=True)).num_examples
+        == 416
+    )
     with pytest.raises(EmptyDataError, match="no example"):
         hf.probes_of(model, [])
 

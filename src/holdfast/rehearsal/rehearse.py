@@ -18,7 +18,8 @@ from holdfast.importance.measure import check_is_many
 from holdfast.importance.probing import first_examples
 from holdfast.likelihoods.batches import batch_size, batch_to, model_inputs, slice_batch
 from holdfast.likelihoods.likelihood import Categorical, Likelihood, num_targets, resolve_likelihood
-from holdfast.probes import Probes, Similarity
+from holdfast.likelihoods.similarity import Similarity
+from holdfast.probes import Probes
 from holdfast.rehearsal.factor import Lesson, rehearsal
 from holdfast.rehearsal.made_up import made_up
 from holdfast.retention import EWC
