@@ -91,6 +91,7 @@ USES: dict[Any, Callable[..., Any]] = {
     hf.fisher: lambda **given: hf.fisher(net(), batches(), **given),
     hf.kfac: lambda **given: hf.kfac(net(), batches(), **given),
     hf.measure: lambda **given: hf.measure(net(), batches(), **given),
+    hf.probes_of: lambda **given: hf.probes_of(net(), batches(), **given),
     hf.mas: lambda **given: hf.mas(net(), batches(), **given),
     hf.signal: lambda **given: hf.signal(net(), batches(), **given),
     RunConfig: lambda **given: RunConfig(stream="split-digits", method="none", **given),

@@ -15,9 +15,9 @@ from holdfast.experiments.reproduce import FULL, Size, recipe_named
 from holdfast.experiments.reproduce.carry_out import answer, measure_recipe
 from holdfast.experiments.reproduce.findings import Recipe, RecipeFindings
 from holdfast.experiments.reproduce.lessons import Way, learn, perplexity
-from holdfast.experiments.reproduce.networks import settings_of
+from holdfast.experiments.reproduce.networks import settings_of, texts_of
 from holdfast.experiments.reproduce.page import NOT_YET, conclusion
-from holdfast.experiments.reproduce.promise import at_rise, promise, worst
+from holdfast.experiments.reproduce.promise import at_rise, promise, promise_texts, worst
 from holdfast.streams import Examples
 
 SMALL = replace(TINY, settings={"num_tasks": 3, "epochs": 2, "hidden": (24,)}, seeds=(0,))
@@ -100,6 +100,10 @@ def test_the_conclusion_is_arithmetic(rise: float, stands: str):
     assert f"rehearsed, the largest was {rise / 0.05:.1f} budgets" in told
     assert f"not rehearsed it was {rise / 0.05:.1f}" in told
     assert "within 1 point of what fixed strengths reach at the same rise under 9 of 9 budgets" in told
+    recipe = promise_texts(replace(FULL, seeds=(0,)))
+    told = conclusion(RecipeFindings(recipe, {}, {0: entry(recipe, rise)}))
+    assert f"the promise {stands}" in told
+    assert "rehearsed" not in told
     assert "within 2% of perplexity of what fixed strengths reach at the same rise under 3 of 3 budgets" in told
     assert "difference is 1.0%, under Adam, budget 0.02" in told
 
@@ -124,8 +128,9 @@ def test_a_grid_at_a_rise():
 
 @pytest.mark.parametrize("size", [FULL, SMALL])
 def test_every_part_has_a_name_of_its_own(size: Size):
-    recipe = recipe_named("promise", size)
-    assert len(recipe.parts) == (33 + 24 + 24 + 8 if size.name == "full" else 8 + 6)
+    of_images, of_texts = (recipe_named(name, size).parts for name in ("promise", "promise-texts"))
+    assert len(of_images) == (33 + 24 if size.name == "full" else 8 + 6)
+    assert len(of_texts) == (27 + 8 if size.name == "full" else 7 + 6)
 
 
 @pytest.fixture
@@ -147,7 +152,7 @@ def test_networks_that_read_texts(name: str, texts: Path, monkeypatch: pytest.Mo
     sizes = replace(gpt.SIZES["quick"], width=32, layers=1, vocabulary=300, characters=40_000)
     monkeypatch.setitem(gpt.SIZES, "quick", sizes)
     size = replace(FULL, settings={"num_tasks": 2})
-    setting = replace(next(setting for setting in settings_of(size) if setting.name == name), epochs=2)
+    setting = replace(next(setting for setting in texts_of(size) if setting.name == name), epochs=2)
     plain, held = (learn(setting, way, 0, str(texts)) for way in (Way("adam", "plain"), Way("adam", "budget", 0.05)))
     assert max(worst(held)) < min(0.1, max(worst(plain)))
     assert plain["lessons"][0] == held["lessons"][0]  # nothing is held in the first
@@ -168,6 +173,6 @@ def test_networks_that_read_texts(name: str, texts: Path, monkeypatch: pytest.Mo
 
 def test_nobody_says_where_the_texts_are(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("HOLDFAST_DATA", raising=False)
-    setting = settings_of(FULL)[-1]
+    setting = texts_of(FULL)[-1]
     with pytest.raises(DataFileError, match="Give --data-dir, the parent of text/, or set HOLDFAST_DATA"):
         setting.build(0, None)

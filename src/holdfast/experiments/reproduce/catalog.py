@@ -12,7 +12,7 @@ from holdfast.experiments.reproduce.findings import Recipe
 from holdfast.experiments.reproduce.full_size import full_size
 from holdfast.experiments.reproduce.lines import FULL, Size
 from holdfast.experiments.reproduce.nets import nets
-from holdfast.experiments.reproduce.promise import promise
+from holdfast.experiments.reproduce.promise import promise, promise_texts
 from holdfast.experiments.reproduce.replay import controls, dgr
 from holdfast.experiments.reproduce.rewind import rewind, rewind_encoder
 from holdfast.experiments.reproduce.scenarios import scenarios
@@ -36,6 +36,7 @@ RECIPES: dict[str, Callable[[Size], Recipe]] = {
     "dgr": dgr,
     "dgr-controls": controls,
     "promise": promise,
+    "promise-texts": promise_texts,
     "untuned": untuned,
     "rewind": rewind,
     "rewind-encoder": rewind_encoder,

@@ -34,12 +34,12 @@ INTENTS = 10
 
 
 def settings_of(size: Size) -> tuple[Setting, ...]:
-    """The networks, each with its tasks; those that read texts, which do not come with the package, in full only."""
+    """The networks that see images, each with its tasks."""
     full = size.name == "full"
     epochs = size.settings.get("epochs", 12)
     num_tasks = size.settings.get("num_tasks", 5)
     rates: Mapping[OptimizerName, float] = RATES if full else {"adam": RATES["adam"]}
-    budgets: list[tuple[Holding, float]] = [("budget", value) for value in (BUDGETS if full else (0.05,))]
+    budgets = _budgets(size)
     mlp = Setting(
         name="MLP",
         build=partial(_permuted_digits, num_tasks, size.settings.get("hidden", (300, 150))),
@@ -59,14 +59,19 @@ def settings_of(size: Size) -> tuple[Setting, ...]:
         holdings=[*budgets, ("plain", 0.0), *_strengths(10, 100, 1000, 10000)],
         epochs=epochs,
     )
-    if not full:
-        return mlp, convolution
+    return mlp, convolution
+
+
+def texts_of(size: Size) -> tuple[Setting, ...]:
+    """The networks that read texts, which do not come with the package."""
+    budgets = _budgets(size)
+    num_tasks = min(3, size.settings.get("num_tasks", 3))
     intents = Setting(
         name="Transformer",
-        build=partial(_intents, size.settings.get("num_tasks", 3)),
-        tasks=f"3 times {INTENTS} intents of sentences, told as the first to the last of them",
-        rates=RATES,
-        holdings=[*budgets, ("plain", 0.0), *_strengths(10, 100, 1000, 10000)],
+        build=partial(_intents, num_tasks),
+        tasks=f"{num_tasks} times {INTENTS} intents of sentences, told as the first to the last of them",
+        rates=RATES if size.name == "full" else {"adam": RATES["adam"]},
+        holdings=[*budgets, ("plain", 0.0), *_strengths(10, 100, 1000, 10000, 100000)],
         epochs=6,
     )
     gpt = Setting(
@@ -79,7 +84,11 @@ def settings_of(size: Size) -> tuple[Setting, ...]:
         batch_size=8,
         judged="perplexity",
     )
-    return mlp, convolution, intents, gpt
+    return intents, gpt
+
+
+def _budgets(size: Size) -> list[tuple[Holding, float]]:
+    return [("budget", value) for value in (BUDGETS if size.name == "full" else (0.05,))]
 
 
 def _strengths(*values: float) -> list[tuple[Holding, float]]:
@@ -158,7 +167,7 @@ def _texts(data_dir: str | None) -> Path:
     given = data_dir or os.environ.get("HOLDFAST_DATA")
     if given is None:
         raise DataFileError(
-            "promise: two of the networks read texts, and nobody said where these are. Give --data-dir, the parent of "
+            "promise-texts: the networks read texts, and nobody said where these are. Give --data-dir, the parent of "
             "text/, or set HOLDFAST_DATA."
         )
     return Path(given) / "text"
