@@ -73,13 +73,12 @@ def _recipe(size: Size, settings: Sequence[Setting], *, name: str, title: str, s
 
 def _notes(settings: Sequence[Setting]) -> str:
     foreseen = (
-        ""
-        if not any(way.holding == "rehearsed" for setting in settings for way in setting.ways)
-        else (
-            "Under a forecast there are no probes, and every step is bounded; a rehearsed one was multiplied by the factor "
-            "that `hf.rehearse` found under the same optimizer and budget, on the task's training and validation examples. "
-        )
+        "Under a forecast there are no probes, and every step is bounded; a rehearsed one was multiplied by the "
+        "factor that `hf.rehearse` found under the same optimizer and budget, on the task's training and validation "
+        "examples. "
     )
+    if all(way.holding != "rehearsed" for setting in settings for way in setting.ways):
+        foreseen = ""
     return (
         f"{' '.join(map(_told, settings))} One optimizer learns all tasks of a network. Importances: "
         "`hf.measure` on the task's training examples, the same under budgets and fixed strengths, and pulls as rare "
