@@ -131,6 +131,18 @@ def test_the_largest_factor_of_the_last_round_counts():
     assert torch.equal(model.weight.detach(), start)
 
 
+def test_a_keeper_that_is_attached_takes_a_rehearsal_for_no_training():
+    model, data, held_out = learned()
+    optimizer = adam(list(model.parameters()))
+    keeper = hf.EWC(model, strength=1.0).attach(optimizer).retain(hf.fisher(model, data))
+    train(model, optimizer, task(1)[:3], epochs=1)
+    hf.rehearse(model, hf.fisher(model, data), data, probes=held_out, **OPTIONS)  # a warning would be an error
+    train(model, optimizer, task(1)[:3], epochs=1)
+    assert keeper.report().num_steps == 6
+    with pytest.warns(UserWarning, match="not by a step"):  # it still looks
+        train(model, torch.optim.SGD(model.parameters(), lr=0.5), task(1)[:3])
+
+
 def test_where_nothing_rises_the_importance_stays_as_it_was():
     model, data, _ = learned()
     importance = hf.fisher(model, data)

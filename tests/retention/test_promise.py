@@ -173,9 +173,10 @@ def test_the_importance_of_the_new_task_spares_it(measure, share):
     model = network()
     train(model, torch.optim.Adam(model.parameters(), lr=5e-3), shown(0, 0))
     keeper = hf.EWC(model, strength=1.0)
-    keeper.retain(measure(model, shown(0, 0)), probes=hf.probes_of(model, shown(0, 1)))
+    keeper.retain(measure(model, shown(0, 0)), probes=hf.probes_of(model, shown(0, 1), num_examples=128))
     train(model, torch.optim.Adam(model.parameters(), lr=5e-3), shown(1, 0))
-    new, ends = hf.probes_of(model, shown(1, 1), loss=cross_entropy), copy.deepcopy(model.state_dict())
+    new = hf.probes_of(model, shown(1, 1), loss=cross_entropy, num_examples=128)
+    ends = copy.deepcopy(model.state_dict())
     lost = {}
     for informed in (False, True):
         model.load_state_dict(ends)
@@ -508,8 +509,8 @@ def test_probes_of_another_model_are_told():
     model, keeper, optimizer = learned()
     data, held_out = task(1)
     probes = hf.probes_of(model, held_out)
+    keeper.detach()
     train(model, optimizer, data, epochs=1)
-    keeper.close()
     with pytest.warns(UserWarning, match=r"EWC\.retain: the answers of the probes are not those of the model as it is"):
         keeper.retain(hf.kfac(model, data), probes=probes)
 

@@ -20,6 +20,7 @@ from holdfast.importance.calibrated import AnImportance
 from holdfast.probes.evaluating import evaluating
 from holdfast.records import Importance
 from holdfast.retention import EWC
+from holdfast.retention.unheld import unwatched
 from holdfast.tensors import all_parameters, copies
 
 Lesson = Callable[[EWC, int], None]
@@ -126,7 +127,7 @@ def _lent(model: nn.Module) -> Iterator[Callable[[], None]]:
         for name, parameter in parameters.items():
             parameter.copy_(weights[name])
 
-    with evaluating(model):
+    with evaluating(model), unwatched():
         try:
             yield put_back
         finally:

@@ -501,8 +501,6 @@ class Keeper(Persistent):
 
     def _remarks(self, parameters: TensorMap) -> Iterator[str]:
         covered = self.held.covered
-        if not self.optimizers:
-            yield "attached to no optimizer"
         if free := [name for name in parameters if name not in covered]:
             yield f"{counted(len(free), 'parameter')} not held, such as {free[0]!r}"
         if loose := self._statistics.loose:

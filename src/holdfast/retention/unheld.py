@@ -19,7 +19,8 @@ are elsewhere before a step than the last one left them, several times in a row,
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +39,21 @@ _PASSES = 12
 
 _IN_A_ROW = 3
 """Steps in a row after which weights have changed, before it is reported."""
+
+
+_borrowers: list[object] = []
+"""Who has borrowed weights now. Not of one thread: backward passes on a device run in another."""
+
+
+@contextmanager
+def unwatched() -> Iterator[None]:
+    """Weights are lent: what happens to them until they are given back, at the end of the block, is not looked at."""
+    borrower = object()
+    _borrowers.append(borrower)
+    try:
+        yield
+    finally:
+        _borrowers.remove(borrower)
 
 
 def moved_by_steps_alone(parameters: Iterable[nn.Parameter], model: nn.Module) -> list[nn.Parameter]:
@@ -123,7 +139,7 @@ class UnheldDetector:
             self._found()
 
     def _after_backward(self, parameter: nn.Parameter) -> None:
-        if self._in_step:
+        if self._in_step or _borrowers:
             return
         if parameter not in self._noted:
             self._noted[parameter] = _Noted(some_entries(parameter))

@@ -395,7 +395,7 @@ def test_options_that_have_no_meaning_are_refused(place: Path, tmp_path: Path):
     with pytest.raises(EmptyDataError, match="finetune: the data held no example"):
         fine_tune(model, [], SETTINGS, folder=tmp_path)
     found = read_importance(place / "keep", model)
-    found = Importance(found, replace(found.info, details={}))
+    found = found.with_info(calibration="none")
     with pytest.warns(UserWarning, match="this importance was not rehearsed[.] .* Measure it with"):
         keeper = keeper_of(model, found, HoldOptions(budget=0.1))
     assert keeper.held.num_tasks == 1
