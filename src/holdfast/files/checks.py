@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from holdfast.errors import FileFormatError, OutputError
+from holdfast.files.locks import undisturbed
 from holdfast.files.manifest import listed_files
 from holdfast.files.plain import read_json
 
@@ -62,7 +63,7 @@ def check_output(
         raise OutputError(f"{path} contains .git: a repository is not written over. Give a folder of its own.")
     check_place(target, told=path)
     if is_ours is None or not is_ours(target):
-        ours, names = ours_in(target), set(names)
+        ours, names = _settled(target), set(names)
         check_free(target, names, ours)
         if names:
             check_same_kind(target, names, ours)
@@ -128,6 +129,15 @@ def _same(one: Path, other: Path) -> bool:
         return one == other or one.samefile(other)
     except OSError:
         return False
+
+
+def _settled(target: Path) -> set[str]:
+    """As `ours_in`; looks again, with writers kept out, before it refuses: their files may just have been moving."""
+    try:
+        return ours_in(target)
+    except OutputError:
+        with undisturbed(target):
+            return ours_in(target)
 
 
 def ours_in(target: Path) -> set[str]:

@@ -250,7 +250,7 @@ def dreams(
     has_template = getattr(tokenizer, "chat_template", None) is not None
     talks = Chat.of(tokenizer) if chat or (chat is None and has_template) else None
     stop = [] if talks is None else _stops(model, talks, length=length)
-    name = name or str(getattr(getattr(unwrap(model), "config", None), "_name_or_path", "")) or type(model).__name__
+    name = name or str(getattr(getattr(unwrap(model), "config", None), "name_or_path", "")) or type(model).__name__
     identity = {"model": name, "tokenizer": _vocabulary(tokenizer), "chat": talks is not None, "length": length}
     identity |= {"temperatures": list(temperatures), "seed": seed, "weights": _sum_of_weights(model)}
     written = _Written() if checkpoint is None else _Written.at(Path(checkpoint), identity)

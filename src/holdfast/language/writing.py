@@ -91,7 +91,7 @@ def blocks(model: nn.Module, *, start: int, length: int, count: int, temperature
     """
     with _drawing(model, seed) as bare:
         device = next(bare.parameters()).device
-        begun = torch.full((1, 1), start, device=device)
+        begun = torch.full((1, 1), start, dtype=torch.long, device=device)
         logits = bare(input_ids=begun).logits[0, -1].float() / temperature
         chances = logits.softmax(dim=-1)
         firsts = torch.multinomial(chances, count, replacement=int((chances > 0).sum()) < count)
