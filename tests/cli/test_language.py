@@ -86,6 +86,7 @@ def test_a_model_dreams(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert "20 texts of 32 written: 0 duplicates and" in said
     assert f"written to {dreams}" in said
     found = Dreams.load(dreams)
+    assert sorted(file.name for file in dreams.iterdir() if file.name.startswith(".")) == []
     assert (len(found), found.info.temperatures) == (20, (1.0, 1.5))
     assert run(*asked) == 0  # again, in its place
     assert run("dream", tiny.encoder(tmp_path / "encoder"), "-o", tmp_path / "other") == 2

@@ -45,6 +45,7 @@ def dream_command(options: DreamOptions) -> None:
             progress=not options.quiet,
         )
     found.save(path)
+    (path / WRITING).unlink(missing_ok=True)
     info, told = found.info, console_for()
     say(
         told,

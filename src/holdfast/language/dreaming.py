@@ -231,8 +231,8 @@ def dreams(
         batch_size: dreams of a batch, in which they are rehearsed.
         seed: of the draws.
         name: of the model, for people; None for the one that it has.
-        checkpoint: a file that holds what is written so far, from which a killed call goes on to the same dreams. It is
-            removed at the end.
+        checkpoint: a file that holds what is written so far, from which a killed call goes on to the same dreams. It
+            stays, for the caller to remove once the dreams are saved.
         progress: show a progress bar.
 
     Raises:
@@ -269,8 +269,6 @@ def dreams(
             bar.update(min(count, len(written.texts)) - bar.n)
     texts = written.texts[:count]
     probes, perplexity, rest = _answered(model, _batched(texts, batch_size, pad=_pad(tokenizer)))
-    if checkpoint is not None:
-        Path(checkpoint).unlink(missing_ok=True)
     info = DreamsInfo(
         model=name,
         tokenizer=_vocabulary(tokenizer),
