@@ -81,7 +81,7 @@ def texts_of(size: Size) -> tuple[Setting, ...]:
         build=_english_then_python,
         tasks="English, then Python",
         rates={"adam": 2e-3},
-        holdings=[*budgets, ("plain", 0.0), *_strengths(1, 10, 100, 1000)],
+        holdings=[*budgets, ("plain", 0.0), *_strengths(1, 10, 100, 1000, 10000, 100000)],
         epochs=2,
         batch_size=8,
         judged="perplexity",
