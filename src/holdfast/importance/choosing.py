@@ -170,7 +170,7 @@ def measure(
     if probes is not None and not isinstance(probes, Probes):  # first, for errors in them to come before the long work
         probes = probes_of(model, probes, loss=loss, num_examples=num_probes)
     tail = _Tail(data, most)
-    first, batches = _first_of(tail)
+    first, batches = first_of(tail)
     chosen = choose(model, first, loss=loss, form=form, labels=labels)
     given: dict[str, Any] = {"loss": loss, "num_examples": num_examples, "seed": seed, "progress": progress}
     if chosen.form == "kronecker":
@@ -211,7 +211,7 @@ class _Tail:
         return batches
 
 
-def _first_of(data: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
+def first_of(data: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
     """The first batch that holds an example, or None, and all of them."""
     rest, empty = iter(data), []
     for batch in rest:
