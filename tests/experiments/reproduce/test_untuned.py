@@ -29,4 +29,4 @@ def test_it_is_run_and_told_end_to_end(tmp_path: Path):
 
 
 def test_in_full_it_is_protocol_a_too():
-    assert list(untuned(FULL).parts)[2:] == ["MNIST, adam"]
+    assert list(untuned(FULL).parts)[2:] == ["MNIST, sgd", "MNIST, adam"]
