@@ -38,15 +38,15 @@ def test_an_importance_is_measured_kept_and_used(place: Path, tmp_path: Path, ca
                 "exact",
                 "--examples",
                 "130",
-                "--rehearse",
-                "--rehearse-budget",
+                "--calibrate",
+                "--calibrate-budget",
                 "0.02",
             ]
         )
         == 0
     )
     said = capsys.readouterr().out
-    assert "rehearsal: rise predicted" in said
+    assert "calibration: rise predicted" in said
     assert "128 examples: relative error about" in said
     assert f"written to {keep}" in said
     assert Importance.load(keep).info.num_examples == 130
@@ -175,8 +175,8 @@ def test_a_forecast_that_did_not_hold_is_shouted(place: Path, tmp_path: Path, ca
         (("importance", "{pairs}", "{pairs}", "-o", "{out}"), "no config.json in it"),
         (("importance", "{model}", "{pairs}", "-o", "{out}", "--label", "mark"), "no column 'mark'"),
         (
-            ("importance", "{model}", "{pairs}", "-o", "{out}", "--rehearse", "--rehearse-budget", "0"),
-            "--rehearse-budget is 0.0; expected nats a target above 0",
+            ("importance", "{model}", "{pairs}", "-o", "{out}", "--calibrate", "--calibrate-budget", "0"),
+            "--calibrate-budget is 0.0; expected nats a target above 0",
         ),
         (("finetune", "{model}", "{intents}"), "finetune: what is to be kept? Give --keep DIR"),
         (

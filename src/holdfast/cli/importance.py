@@ -12,11 +12,11 @@ from holdfast.cli.language_options import ImportanceOptions, check_options, colu
 from holdfast.cli.progress import Stages
 from holdfast.errors import OptionError
 from holdfast.experiments.language.batches import Example, drawn, examples
+from holdfast.experiments.language.calibration import NUM_EXAMPLES, calibrate
 from holdfast.experiments.language.choosing import choose_task, known_labels, plan
 from holdfast.experiments.language.importance_folder import importance_names, write_importance_folder
 from holdfast.experiments.language.measuring import MEASURING, MeasuringProgress, measure_importance
 from holdfast.experiments.language.models import load_model
-from holdfast.experiments.language.rehearsal import NUM_EXAMPLES, rehearse
 from holdfast.experiments.language.sources import Source
 from holdfast.experiments.run import usable_device
 from holdfast.files import check_output
@@ -27,11 +27,10 @@ def importance_command(options: ImportanceOptions) -> None:
     check_options(options, command="importance")
     if options.output is None:
         raise OptionError("importance: where to? Give -o DIR.")
-    if options.rehearse and options.kind == "kfac":
-        raise OptionError("importance: --rehearse is for a budget, which Kronecker factors cannot keep. Leave it out.")
-    if options.rehearse and not options.rehearse_budget > 0:
+    if options.calibrate and not options.calibrate_budget > 0:
         raise OptionError(
-            f"importance: --rehearse-budget is {options.rehearse_budget}; expected nats a target above 0, such as 0.05."
+            f"importance: --calibrate-budget is {options.calibrate_budget}; expected nats a target above 0, such as "
+            "0.05."
         )
     console = console_for(quiet=options.quiet)
     path = Path(options.output)
@@ -75,22 +74,20 @@ def importance_command(options: ImportanceOptions) -> None:
             tolerance=options.tolerance,
             batch_size=options.batch_size,
             seed=options.seed,
-            calibrate=options.calibrate,
             checkpoint=checkpoint,
             identity=identity,
             on_part=tell,
         )
-        if options.rehearse:
-            diagonal = found.to_diagonal()
+        if options.calibrate:
             shown = examples(model, source.rows(), length=options.length, labelled=False)
             some = list(drawn(shown, NUM_EXAMPLES[model.task], seed=options.seed))
-            rehearsed = rehearse(
-                model, diagonal, some, budget=options.rehearse_budget, seed=options.seed, on_progress=stages
+            factor = calibrate(
+                model, found, some, budget=options.calibrate_budget, seed=options.seed, on_progress=stages
             )
             stages.say(
-                f"rehearsal: rise predicted {rehearsed.predicted:.3g}, measured {rehearsed.measured:.3g} nats a target"
+                f"calibration: rise predicted {factor.predicted:.3g}, measured {factor.measured:.3g} nats a target"
             )
-            found = rehearsed.applied_to(diagonal)
+            found = factor.applied_to(found)
     write_importance_folder(path, found, model, data=Path(options.data).name, progress=progress, length=options.length)
     checkpoint.unlink(missing_ok=True)
     told = console_for()

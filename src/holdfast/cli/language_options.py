@@ -89,16 +89,13 @@ class ImportanceOptions(_OnData):
     examples: option("examples", int, "number of examples, drawn at random from all (left out: all)") = None
     tolerance: option("tolerance", float, "stop when the relative error is below this, such as 0.1") = None
     calibrate: Annotated[
-        bool, arg(help="measure how many nats a unit of mas or signal is, as a budget needs it", help_behavior_hint="")
-    ] = False
-    rehearse: Annotated[
         bool,
         arg(
             help="learn a made-up task, and see how many nats a unit is worth along such a path", help_behavior_hint=""
         ),
     ] = False
-    rehearse_budget: option(
-        "rehearse_budget",
+    calibrate_budget: option(
+        "calibrate_budget",
         float,
         "nats a target, as those of budget; the made-up task is learned under it (default: 0.05)",
     ) = 0.05
