@@ -11,6 +11,7 @@ from tests.experiments.language import tiny
 
 from holdfast import Importance
 from holdfast.cli import main
+from holdfast.curvature.factored import load_importance
 from holdfast.experiments.language.models import load_model
 from holdfast.language import Dreams
 
@@ -95,6 +96,32 @@ def test_a_model_dreams(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.parametrize("kind", ["sampled", "kfac", "mas"])
+def test_a_model_is_measured_on_what_it_writes_itself(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    model, keep = tiny.causal(tmp_path / "causal"), tmp_path / "keep"
+    asked = ("importance", model, "--self", 64, "-o", keep, "--kind", kind, "--length", 16)
+    asked += ("--calibrate", "--calibrate-budget", 0.002)
+    with monkeypatch.context() as patched:
+        patched.setattr("holdfast.cli.importance.measure_importance", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run(*asked)
+    assert [file.name for file in keep.iterdir()] == [".holdfast-dreams.safetensors"]
+    capsys.readouterr()
+    assert run(*asked) == 0
+    said = capsys.readouterr().out
+    assert f"goes on from {keep / '.holdfast-dreams.safetensors'}" in " ".join(said.split())
+    assert "data: 64 texts that it wrote itself, of which 16 are not measured on" in said
+    assert "calibration: rise predicted" in said
+    assert sorted(file.name for file in keep.iterdir() if file.name.startswith(".")) == []
+    found, dreams = load_importance(keep), Dreams.load(keep / "dreams")
+    assert (found.info.num_examples, len(dreams), dreams.info.length) == (48, 64, 16)
+    assert (found.info.calibration, found.info.calibrated_at) == ("made-up lessons", 0.002)
+    assert bool(found.layers) == (kind == "kfac")
+    assert run(*asked) == 0  # again, in its place
+
+
 def test_a_causal_model_stays_one_whatever_columns_the_data_have(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     model, data = tiny.causal(tmp_path / "causal"), tiny.intents(tmp_path / "intents.jsonl")
     rows = [json.loads(line) for line in data.read_text().splitlines()]
@@ -168,6 +195,23 @@ def test_a_forecast_that_did_not_hold_is_shouted(place: Path, tmp_path: Path, ca
     ("arguments", "told"),
     [
         (("importance", "{model}", "{pairs}"), "importance: where to? Give -o DIR."),
+        (("importance", "{model}", "-o", "{out}"), "importance: measured on what? Give DATA, or --self N for texts"),
+        (
+            ("importance", "{model}", "{pairs}", "-o", "{out}", "--self", "64"),
+            "importance: --self beside DATA: a causal model writes what it is measured on. Leave out the one or the",
+        ),
+        (
+            ("importance", "{model}", "-o", "{out}", "--self", "64", "--text", "said", "--task", "similarity"),
+            "importance: --self beside --text, --task similarity: a causal model writes",
+        ),
+        (
+            ("importance", "{model}", "-o", "{out}", "--self", "64"),
+            "--self is for a causal language model, which can write, and {model} was made for similarity. Give DATA",
+        ),
+        (
+            ("importance", "{model}", "-o", "{out}", "--self", "31"),
+            "--self is 31; expected a whole number from 32: a quarter of the texts is not measured on",
+        ),
         (("importance", "{model}", "{pairs}", "-o", "{pairs}"), "is a file; a folder is to be written there"),
         (("importance", "{model}", "{pairs}", "-o", "{out}", "--kind", "sampeld"), "Did you mean 'sampled'?"),
         (("importance", "{model}", "{pairs}", "-o", "{out}", "--dtype", "half"), "unknown dtype 'half'"),
@@ -213,7 +257,7 @@ def test_bad_input_is_one_clear_line(
     }
     assert main([argument.format(**named) for argument in arguments]) == 2
     said = capsys.readouterr().err
-    assert told in said
+    assert told.format(**named) in said
     assert said.startswith("holdfast: ")
     assert said.count("\n") == 1
     assert list(tmp_path.iterdir()) == []

@@ -46,6 +46,7 @@ def calibrate(
     lr: float = 2e-4,
     rounds: int = 6,
     seed: int = 0,
+    probes: Probes | None = None,
     on_progress: OnProgress | None = None,
 ) -> Factor:
     """Learn a made-up task under a budget, and compare the rise of the old loss with what was predicted.
@@ -58,27 +59,32 @@ def calibrate(
     Args:
         model: given back as it was, in evaluation mode, and so is the random state.
         importance: of `model.base`.
-        data: at least 32 examples of the old skill.
+        data: at least 32 examples of the old skill; with probes 16.
         budget: nats a target; the factor is that of rises of this size.
         steps: optimizer steps a round.
         lr: of AdamW.
         rounds: at most so often, once more where the importance is in no nats; it ends when the rise is within a
             factor of 1.5 of the budget.
         seed: of the made-up task.
+        probes: on which the old loss rises, of `model.module`; None: on half of `data`, and the other half is learned.
         on_progress: called after every step.
 
     Raises:
         OptionError: too few examples.
 
-    Cost: `rounds` times `steps` steps on 16 examples, and a look at half of `data`; the memory of a held fine-tuning.
+    Cost: `rounds` times `steps` steps on 16 examples, and a look at the probes; the memory of a held fine-tuning.
     """
-    if len(data) < 2 * _BATCH:
+    least = 2 * _BATCH if probes is None else _BATCH
+    if len(data) < least:
         raise OptionError(
-            f"calibration: {len(data)} examples of the old skill; expected at least {2 * _BATCH}. Give more of them."
+            f"calibration: {len(data)} examples of the old skill; expected at least {least}. Give more of them."
         )
-    learned, looked_at = data[: len(data) // 2], data[len(data) // 2 :]
-    likelihood: Any = likelihood_of(model.task)  # the library's own, which compare answers too
-    probes = Probes.taken(model.module, _batches(model, looked_at), likelihood)
+    learned = data
+    if probes is None:
+        learned, looked_at = data[: len(data) // 2], data[len(data) // 2 :]
+        likelihood: Any = likelihood_of(model.task)  # the library's own, which compare answers too
+        probes = Probes.taken(model.module, _batches(model, looked_at), likelihood)
+    taken = probes
     begun, most = count(1), rounds + (importance.info.nats_per_unit is None)  # the first is then held by nothing
 
     def lesson(keeper: EWC, number: int) -> None:
@@ -88,7 +94,7 @@ def calibrate(
         learn(pupil, stream, Pace(steps, lr, 10 * lr), keeper=keeper)
 
     def rise() -> float:
-        return probes.rise(model.module)
+        return taken.rise(model.module)
 
     return lessons_factor(model.base, importance, rise=rise, lesson=lesson, budget=budget, lessons=1, rounds=rounds)
 
