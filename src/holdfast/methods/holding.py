@@ -160,13 +160,13 @@ def _of_columns(importance: Importance, classes: tuple[int, ...] | None) -> Impo
 def _keeper(method: Method, model: nn.Module, options: MethodOptions) -> tuple[Keeper, Callable[[], Tensor] | None]:
     """The keeper, and what it adds to the loss, if anything."""
     rule = accumulation(options.accumulate)
-    if options.budget is not None and not method.keeps_budget:
-        lacking = "its importance is not known in nats"
-        if method.mechanism == "wva":
-            lacking = "WVA has no anchors"
-        elif method.importance == "kfac":
-            lacking = "it is kept weight by weight"
-        raise OptionError(f"{method.name} cannot keep a budget: {lacking}. Give a strength.")
+    if options.budget is not None and method.mechanism == "wva":
+        raise OptionError(f"{method.name} cannot keep a budget: WVA has no anchors. Give a strength.")
+    if options.budget is not None and options.pull_every != 1:
+        raise OptionError(
+            f"{method.name}: pull_every is {options.pull_every}, and a budget is kept at each step. Leave it out, or "
+            "give a strength."
+        )
     if method.importance == "kfac":
         _check_kfac(method, options)
     if method.mechanism == "ewc":
