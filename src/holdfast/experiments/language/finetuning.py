@@ -89,17 +89,17 @@ def keeper_of(model: LanguageModel, importance: AnyImportance, holding: HoldOpti
         ParameterMismatchError: names or shapes that do not match, all of them listed.
 
     Warns:
-        UserWarning: a budget over an importance that was not rehearsed.
+        UserWarning: a budget over an importance that was not calibrated.
     """
     if importance.layers and holding.budget is not None:
         raise OptionError(
             "finetune: this importance has Kronecker factors, which --budget cannot hold. Give --strength S, or "
             "measure another --kind."
         )
-    if holding.budget is not None and importance.info.calibration != "rehearsed lessons":
+    if holding.budget is not None and importance.info.calibration != "made-up lessons":
         warnings.warn(
-            "finetune: this importance was not rehearsed. It may foresee a thousandth of the real rise of the old "
-            "loss, and a budget then holds too little. Measure it with: holdfast importance --rehearse. Or give a "
+            "finetune: this importance was not calibrated. It may foresee a thousandth of the real rise of the old "
+            "loss, and a budget then holds too little. Measure it with: holdfast importance --calibrate. Or give a "
             "strength.",
             stacklevel=2,
         )
