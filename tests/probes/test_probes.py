@@ -219,7 +219,7 @@ def test_a_folder_keeps_them(name, tmp_path):
 def test_a_folder_of_something_else_is_refused(tmp_path):
     model, data = net(), batches()
     hf.fisher(model, data).save(tmp_path / "importance")
-    with pytest.raises(FileFormatError, match=r"probes_config\.json"):
+    with pytest.raises(FileFormatError, match=r"no probes\.safetensors is listed"):
         hf.Probes.load(tmp_path / "importance")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
