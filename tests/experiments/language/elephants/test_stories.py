@@ -100,7 +100,7 @@ def learned_by(folder: Path, data: Path, name: str, value: float | None, **optio
         model,
         similarity.module,
         held=told.importance,
-        past=lambda source, share: told.past(source, share, 0, similarity.module),
+        past=lambda source, share: told.past(source, share, 0, similarity.module, model),
         loss=likelihood_of("similarity"),
         trained=lambda: learn(model, stream(), pace) and None,
     )
@@ -186,7 +186,7 @@ def test_the_encoder_story_is_told_on_one_page(quick: Path, tmp_path: Path, caps
     ]
     assert main([*asked, "--data-dir", str(quick)]) == 0
     said = capsys.readouterr().out
-    assert "free texts and a budget, Kronecker" in said
+    assert "a budget, Kronecker factors: " in said
     assert "of what plain training loses" in said
     folder = tmp_path / "elephants" / "encoder" / "quick"
     page = (folder / "report.md").read_text()

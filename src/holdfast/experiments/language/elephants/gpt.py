@@ -16,11 +16,18 @@ from typing import Any
 import torch
 
 from holdfast.curvature import AnyImportance
-from holdfast.curvature.factored import FactoredImportance
 from holdfast.errors import DataFileError
 from holdfast.experiments.language.batches import Example, LanguageBatch, batches, examples
 from holdfast.experiments.language.elephants.methods import STORY_METHODS, Form, Source, Start, learn_with
-from holdfast.experiments.language.elephants.trial import MessageCallback, StoryTrial, TrialResult, put
+from holdfast.experiments.language.elephants.trial import (
+    WEIGHTS,
+    MessageCallback,
+    StoryTrial,
+    TrialResult,
+    load,
+    put,
+    save,
+)
 from holdfast.experiments.language.learning import Pace, learn, shuffled
 from holdfast.experiments.language.models import LanguageModel, load_model, transformers_library
 from holdfast.experiments.language.rows import Row
@@ -29,7 +36,6 @@ from holdfast.experiments.lock import locked
 from holdfast.files import check_output, is_saved, write_state
 from holdfast.importance import measure, probes_of
 from holdfast.language import Dreams, dreams
-from holdfast.records import Importance
 from holdfast.tensors import all_parameters, copies
 
 LENGTH = 128
@@ -173,7 +179,7 @@ class Gpt:
         """What English rests on, measured on English blocks or on dreams, with others of them as probes; once."""
         folder = self.work / f"{form}-{source}-gpt-{self.size}"
         with locked(self.work / f".holdfast-{form}-{source}-{self.size}.lock"):
-            if not is_saved(folder):
+            if not is_saved(folder / WEIGHTS):
                 check_output(folder)
                 on_message(f"importance: {form}, {source} ...")
                 if source == "free":
@@ -182,9 +188,8 @@ class Gpt:
                 else:
                     batches, probes = self._english("train"), self._english("validation")
                 options: dict[str, Any] = {"form": form, "labels": "sampled", "probes": probes, "num_probes": 128}
-                measure(self.ready.base, batches, **options).save(folder, probes=True)
-        kind = FactoredImportance if form == "kronecker" else Importance
-        return kind.load(folder).to(self.device)
+                save(measure(self.ready.base, batches, **options), folder)
+        return load(folder).to(self.device)
 
     def past(self, source: Source, share: float, seed: int) -> Any:
         """What is rehearsed at a share: dreams, old answers to Python, or English, as much as is come to once."""

@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from holdfast.curvature.factored import AnyImportance, load_importance
 from holdfast.errors import OptionError
 from holdfast.experiments.folder import check_same, versions
 from holdfast.experiments.lock import locked
 from holdfast.files import read_json, read_state, write_json
+from holdfast.probes import Probes
 from holdfast.tensors import all_parameters
 
 
@@ -145,3 +147,18 @@ def put(module: nn.Module, path: Path) -> None:
     weights, _ = read_state(path)
     for name, parameter in all_parameters(module).items():
         parameter.copy_(weights[name])
+
+
+WEIGHTS, PROBES = "weights", "probes"
+"""Folders of an importance, and of its probes."""
+
+
+def save(importance: AnyImportance, folder: Path) -> None:
+    """Write an importance and its probes, these first: it is there when both are."""
+    importance.probes.save(folder / PROBES)
+    importance.save(folder / WEIGHTS)
+
+
+def load(folder: Path) -> AnyImportance:
+    """An importance that `save` wrote, with its probes."""
+    return load_importance(folder / WEIGHTS).with_probes(Probes.load(folder / PROBES))
