@@ -1,4 +1,4 @@
-"""A plain training loop for language models, with what may stand beside the new data: a keeper, or old data."""
+"""A plain training loop for language models, with what may stand beside the new data: a keeper, or a rehearsal."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ from holdfast.experiments.language.skills import likelihood_of
 from holdfast.files import read_state, write_state
 from holdfast.likelihoods.batches import batch_to
 from holdfast.likelihoods.likelihood import num_targets
+from holdfast.replay import Rehearsal
 from holdfast.retention import EWC, WVA
-from holdfast.tensors import prefixed, under
+from holdfast.tensors import all_parameters, copies, prefixed, under
 from holdfast.training import load_optimizer_state, optimizer_state
 
 _WINDOW = 16
@@ -29,21 +30,6 @@ _WINDOW = 16
 
 _SAVED_EVERY = 100
 """Steps from one checkpoint to the next."""
-
-
-@dataclass(frozen=True)
-class Old:
-    """Old data that are mixed in.
-
-    Attributes:
-        model: over the same base, for the old task.
-        stream: endless.
-        share: of the batches that are old ones, 0..1.
-    """
-
-    model: LanguageModel
-    stream: Iterator[LanguageBatch]
-    share: float
 
 
 @dataclass(frozen=True)
@@ -71,10 +57,11 @@ def learn(
     pace: Pace,
     *,
     keeper: EWC | WVA | None = None,
-    old: Old | None = None,
+    rehearsal: Rehearsal | None = None,
+    judge: Callable[[], float] | None = None,
     checkpoint: Path | None = None,
     on_step: Callable[[int, float], None] | None = None,
-) -> None:
+) -> int:
     """Train with AdamW without decay, gradients clipped to length 1.
 
     Args:
@@ -82,10 +69,15 @@ def learn(
         stream: endless.
         pace: steps and rates.
         keeper: attached meanwhile.
-        old: mixed in, one batch after every so many new ones.
+        rehearsal: likewise; its gradients are not among those that are clipped.
+        judge: the loss by which it is stopped early: asked ten times, and the weights with the least are put back at
+            the end. None: the last ones stay.
         checkpoint: file that is written every 100 steps of plain training, from which the same call goes on, to the
             same bits on the CPU; removed at the end. None: none.
         on_step: called every 50 steps with (step, loss).
+
+    Returns:
+        The step at which the weights are.
 
     Raises:
         NotFiniteError: the loss is not finite any more.
@@ -94,9 +86,12 @@ def learn(
     optimizer = AdamW(_groups(model, pace), weight_decay=0.0, fused=True)
     warm = max(1, pace.steps // 20)
     schedule = LambdaLR(optimizer, lambda step: min((step + 1) / warm, (pace.steps - step) / (pace.steps - warm + 1)))
+    best = None if judge is None else _Best(model, judge, every=max(1, pace.steps // 10))
     if keeper is not None:
         keeper.attach(optimizer)
-    every = round(1 / old.share) if old is not None and old.share > 0 else 0
+    if rehearsal is not None:
+        rehearsal.autocast = torch.bfloat16 if pace.precision == "bfloat16" else None
+        rehearsal.attach(optimizer)
     begin = 0
     if checkpoint is not None and checkpoint.exists():
         begin = schedule.last_epoch = _load(checkpoint, model, optimizer, pace)
@@ -110,19 +105,43 @@ def learn(
                 raise NotFiniteError(
                     f"step {step}: the loss is {loss}: training has diverged. Lower the learning rate."
                 )
-            if old is not None and every and step % every == every // 2:
-                _step(old.model, optimizer, next(old.stream), pace)
             schedule.step()
+            if best is not None:
+                best.after(step + 1)
             if checkpoint is not None and (step + 1) % _SAVED_EVERY == 0:
                 _save(checkpoint, model, optimizer, pace, step + 1)
             if on_step is not None and step % 50 == 0:
                 on_step(step, loss)
     finally:
         model.module.eval()
-        if keeper is not None:
-            keeper.detach()
+        for attached in (keeper, rehearsal):
+            if attached is not None:
+                attached.detach()
     if checkpoint is not None:
         checkpoint.unlink(missing_ok=True)
+    return pace.steps if best is None else best.put_back()
+
+
+class _Best:
+    """The weights with the least loss so far."""
+
+    def __init__(self, model: LanguageModel, judge: Callable[[], float], *, every: int) -> None:
+        self._weights, self._judge, self._every = all_parameters(model.module), judge, every
+        self._found: tuple[float, int, dict[str, Tensor]] = (math.inf, 0, {})
+
+    def after(self, step: int) -> None:
+        if step % self._every == 0:
+            loss = self._judge()
+            if loss < self._found[0]:
+                self._found = (loss, step, copies(self._weights))
+
+    @torch.no_grad()
+    def put_back(self) -> int:
+        """The step that the weights are of."""
+        _, step, kept = self._found
+        for name, value in kept.items():
+            self._weights[name].copy_(value)
+        return step
 
 
 def mean_loss(outputs: object, batch: LanguageBatch, model: LanguageModel) -> Tensor:

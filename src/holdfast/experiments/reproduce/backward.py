@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,8 @@ from torch import nn
 
 from holdfast.curvature import AnyImportance
 from holdfast.errors import DataFileError
-from holdfast.experiments.language.batches import Example, LanguageBatch, batches, collate
-from holdfast.experiments.language.elephants.encoder import PACES, TASKS, Encoder
+from holdfast.experiments.language.batches import batches
+from holdfast.experiments.language.elephants.encoder import PACES, TASK, Encoder, by_length, drawn, singles
 from holdfast.experiments.language.learning import learn, shuffled
 from holdfast.experiments.language.models import LanguageModel
 from holdfast.experiments.language.skills import evaluate
@@ -136,7 +135,7 @@ def encoder(
     keeper = EWC(similarity.module, strength=1.0).retain(_importance(story.data_dir, size))
     anchors = copies(all_parameters(similarity.module))
     _learn_intents(story, classifier, seed)
-    some = _drawn(story.sentences(classifier, TASKS[0], "train"), seed)[:NUM_MEASURED]
+    some = drawn(story.sentences(classifier, TASK, "train"), seed)[:NUM_MEASURED]
     importance = kfac(classifier.module, batches(classifier, some, 32), kind="sampled", seed=seed)
     return frontier(similarity.module, keeper, anchors, importance, budgets, shares, figures)
 
@@ -173,13 +172,13 @@ def _story(data_dir: str | None, size: str) -> Encoder:
 def _importance(folder: Path, size: str) -> AnyImportance:
     """Of the ready encoder, what its similarities rest on, with probes of pairs that are not used elsewhere."""
     story = Encoder(folder, work=folder, size=size)
-    ready, seen, unseen = story.ready, _drawn(story.pairs("train"), 0), _drawn(story.pairs("validation"), 0)
+    ready, seen, unseen = story.ready, drawn(story.pairs("train"), 0), drawn(story.pairs("validation"), 0)
     return measure(
         ready.module,
-        _singles(ready, seen[: NUM_MEASURED // 2], 32),
+        singles(ready, seen[: NUM_MEASURED // 2], 32),
         loss="similarity",
         form="kronecker",
-        probes=_singles(ready, unseen[: NUM_PROBES // 2], 64),
+        probes=singles(ready, unseen[: NUM_PROBES // 2], 64),
         num_probes=NUM_PROBES,
     )
 
@@ -190,12 +189,12 @@ def _learner(story: Encoder, seed: int) -> tuple[LanguageModel, LanguageModel, F
     "rise" is of the single test sentences against the ready encoder's similarities, "old" Spearman's correlation.
     """
     fresh = story.fresh()
-    similarity, classifier = story.over(fresh), story.classifier(TASKS[0], fresh, 1000 * seed)
-    pairs = _drawn(story.pairs("test"), 0)
-    singles = _singles(similarity, pairs[: NUM_HELD_OUT // 2], 64)
-    held_out = probes_of(similarity.module, singles, loss="similarity", num_examples=None)
-    pairs = _by_length(pairs)
-    intents = _by_length(_drawn(story.sentences(classifier, TASKS[0], "test"), 0)[:NUM_INTENTS])
+    similarity, classifier = story.over(fresh), story.classifier(TASK, fresh, 1000 * seed)
+    pairs = drawn(story.pairs("test"), 0)
+    some = singles(similarity, pairs[: NUM_HELD_OUT // 2], 64)
+    held_out = probes_of(similarity.module, some, loss="similarity", num_examples=None)
+    pairs = by_length(pairs)
+    intents = by_length(drawn(story.sentences(classifier, TASK, "test"), 0)[:NUM_INTENTS])
 
     def figures() -> dict[str, float]:
         old = evaluate(similarity, batches(similarity, pairs, 64)).value
@@ -207,22 +206,6 @@ def _learner(story: Encoder, seed: int) -> tuple[LanguageModel, LanguageModel, F
 
 def _learn_intents(story: Encoder, classifier: LanguageModel, seed: int, *, keeper: EWC | None = None) -> None:
     pace = PACES[story.size]
-    train = story.sentences(classifier, TASKS[0], "train")
+    train = story.sentences(classifier, TASK, "train")
     stream = shuffled(classifier, train, size=pace.batch_size, seed=1000 * seed)
     learn(classifier, stream, pace, keeper=keeper)
-
-
-def _singles(model: LanguageModel, pairs: Iterable[Example], size: int) -> list[LanguageBatch]:
-    """The sentences of pairs one by one, those of a pair next to each other."""
-    found = [replace(pair, tokens=(text,)) for pair in pairs for text in pair.tokens]
-    return [collate(model, found[at : at + size]) for at in range(0, len(found), size)]
-
-
-def _by_length(found: Iterable[Example]) -> list[Example]:
-    return sorted(found, key=lambda example: max(map(len, example.tokens)))
-
-
-def _drawn(found: Sequence[Example], seed: int) -> list[Example]:
-    """In another order: the files of pairs hold one kind of text after the other."""
-    order = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed)).tolist()
-    return [found[number] for number in order]

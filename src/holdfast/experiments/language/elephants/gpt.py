@@ -8,25 +8,34 @@ import time
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from holdfast.curvature.factored import FactoredImportance
+from holdfast.curvature import AnyImportance
 from holdfast.errors import DataFileError
-from holdfast.experiments.language.batches import Example, batches, examples
-from holdfast.experiments.language.elephants.methods import Start, calibrated, learn_with
-from holdfast.experiments.language.elephants.trial import MessageCallback, StoryTrial, TrialResult
-from holdfast.experiments.language.learning import Old, Pace, learn, shuffled
-from holdfast.experiments.language.measuring import MeasuringProgress, measure_importance
+from holdfast.experiments.language.batches import Example, LanguageBatch, batches, examples
+from holdfast.experiments.language.elephants.methods import STORY_METHODS, Form, Source, Start, learn_with
+from holdfast.experiments.language.elephants.trial import (
+    WEIGHTS,
+    MessageCallback,
+    StoryTrial,
+    TrialResult,
+    load,
+    put,
+    save,
+)
+from holdfast.experiments.language.learning import Pace, learn, shuffled
 from holdfast.experiments.language.models import LanguageModel, load_model, transformers_library
 from holdfast.experiments.language.rows import Row
 from holdfast.experiments.language.skills import evaluate
 from holdfast.experiments.lock import locked
-from holdfast.files import check_output, is_saved
-from holdfast.records import Importance
+from holdfast.files import check_output, is_saved, write_state
+from holdfast.importance import measure, probes_of
+from holdfast.language import Dreams, dreams
 from holdfast.tensors import all_parameters, copies
 
 LENGTH = 128
@@ -45,7 +54,7 @@ class GPTSize:
         vocabulary: tokens of the tokenizer.
         english: how English is learned.
         python: how Python is learned after it.
-        measured: blocks the importance is measured on.
+        measured: blocks an importance is measured on, and dreams that are written.
         evaluated: blocks a perplexity is taken on.
         characters: of each language that are read at most.
     """
@@ -67,7 +76,7 @@ SIZES = {
         4096,
         Pace(2000, 2e-3, batch_size=16, precision="bfloat16"),
         Pace(2000, 3e-3, batch_size=8, precision="bfloat16"),
-        4096,
+        1600,
         200,
         8_000_000,
     ),
@@ -145,29 +154,57 @@ class Gpt:
                 self._trained(on_message).save(folder)
         return folder
 
-    def importance(self, on_message: MessageCallback) -> Importance:
-        """What English rests on: the sampled Fisher information of blocks of tokens; measured once."""
-        folder = self.work / f"importance-gpt-{self.size}"
-        if is_saved(folder):
-            return Importance.load(folder).to(self.device)
-        check_output(folder)
-        blocks = _spread(self.blocks["english", "train"], self.sizes.measured)
-        found, _ = measure_importance(
-            self.ready, lambda: iter(blocks), on_part=partial(_tell, on_message, "importance")
-        )
-        found = calibrated("gpt", self.ready, found.to_diagonal(), blocks, self.sizes.python, on_message=on_message)
-        found.save(folder)
-        return found
+    def dreams(self, on_message: MessageCallback = lambda _: None) -> Dreams:
+        """What the model that reads English writes; once."""
+        folder = self.work / f"dreams-gpt-{self.size}"
+        with locked(self.work / f".holdfast-dreams-{self.size}.lock"):
+            if not is_saved(folder):
+                check_output(folder)
+                on_message(f"dreams: {self.sizes.measured} blocks ...")
+                begin = time.monotonic()
+                ready, size = self.ready, self.sizes.python.batch_size
+                found = dreams(
+                    ready.base,
+                    ready.tokenizer,
+                    count=self.sizes.measured,
+                    length=LENGTH,
+                    batch_size=size,
+                    name=f"gpt-{self.size}",
+                )
+                found.save(folder)
+                on_message(f"dreams: {time.monotonic() - begin:.0f} s, perplexity {found.info.perplexity:.1f}")
+        return Dreams.load(folder)
 
-    def factors(self, on_message: MessageCallback) -> FactoredImportance:
-        """The same with Kronecker factors of its layers; measured once."""
-        folder = self.work / f"factors-gpt-{self.size}"
-        if not is_saved(folder):
-            check_output(folder)
-            blocks = _spread(self.blocks["english", "train"], self.sizes.measured)
-            told = partial(_tell, on_message, "Kronecker factors")
-            measure_importance(self.ready, lambda: iter(blocks), kind="kfac", on_part=told)[0].save(folder)
-        return FactoredImportance.load(folder).to(self.device)
+    def importance(self, form: Form, source: Source, on_message: MessageCallback = lambda _: None) -> AnyImportance:
+        """What English rests on, measured on English blocks or on dreams, with others of them as probes; once."""
+        folder = self.work / f"{form}-{source}-gpt-{self.size}"
+        with locked(self.work / f".holdfast-{form}-{source}-{self.size}.lock"):
+            if not is_saved(folder / WEIGHTS):
+                check_output(folder)
+                on_message(f"importance: {form}, {source} ...")
+                if source == "free":
+                    first, rest = self.dreams(on_message).split(self.sizes.measured * 7 // 8)
+                    batches, probes = first.batches, rest.probes
+                else:
+                    batches, probes = self._english("train"), self._english("validation")
+                options: dict[str, Any] = {"form": form, "labels": "sampled", "probes": probes, "num_probes": 128}
+                save(measure(self.ready.base, batches, **options), folder)
+        return load(folder).to(self.device)
+
+    def past(self, source: Source, share: float, seed: int) -> Any:
+        """What is rehearsed at a share: dreams, old answers to Python, or English, as much as is come to once."""
+        if source == "free":
+            return self.dreams().probes
+        count = max(1, round(share * self.sizes.python.steps))
+        if source == "new":
+            stream = shuffled(self.ready, self.blocks["python", "train"], size=self.sizes.python.batch_size, seed=seed)
+            return probes_of(self.ready.base, list(islice(stream, count)), num_examples=None)
+        stream = shuffled(self.ready, self.blocks["english", "train"], size=self.sizes.python.batch_size, seed=seed)
+        return list(islice(stream, count))
+
+    def _english(self, part: str) -> list[LanguageBatch]:
+        count = self.sizes.measured if part == "train" else min(self.sizes.measured, 128)
+        return list(batches(self.ready, _spread(self.blocks["english", part], count), 8))
 
     @cached_property
     def blocks(self) -> dict[tuple[str, str], list[Example]]:
@@ -185,55 +222,55 @@ class Gpt:
 
     @cached_property
     def before(self) -> dict[str, dict[str, Any]]:
-        """The perplexities of the model that reads English."""
+        """The perplexities of both languages, by the model that reads English."""
         return self._perplexities(self.ready)
 
     def do(self, trial: StoryTrial, on_message: MessageCallback) -> TrialResult:
         """Carry a trial out."""
         self.prepared(on_message)
         begin = time.monotonic()
-        ready = self.ready
+        method, ready = STORY_METHODS[trial.method], self.ready
         bare = deepcopy(ready.base)
         model = replace(ready, module=bare, base=bare)
-        importance = self.importance(on_message)
         before = self.before
+        pace = replace(self.sizes.python, lr=trial.lr * self.sizes.python.lr)
         torch.manual_seed(trial.seed)
-        pace = self.sizes.python
-        stream = shuffled(model, self.blocks["python", "train"], size=pace.batch_size, seed=trial.seed)
-        old = shuffled(model, self.blocks["english", "train"], size=pace.batch_size, seed=trial.seed)
-        held = ((importance, copies(all_parameters(bare))),)
-        start = Start(model, held, lambda share: Old(model, old, share), lambda: self.factors(on_message))
-        learned = learn_with(
-            trial.method,
-            trial.setting,
-            start,
-            stream,
+        judged = _spread(self.blocks["python", "validation"], self.sizes.evaluated // 2)
+        trained = self.work / f"plain-lr-{trial.lr:g}-{trial.seed}.safetensors"
+        step = learn_with(
+            method,
+            trial.value,
+            Start(
+                model,
+                bare,
+                held=lambda form, source: self.importance(form, source, on_message),
+                past=lambda source, share: self.past(source, share, trial.seed),
+                trained=lambda: put(bare, trained),
+            ),
+            shuffled(model, self.blocks["python", "train"], size=pace.batch_size, seed=trial.seed),
             pace,
+            judge=lambda: evaluate(model, batches(model, judged, 32)).loss,
             on_step=lambda step, loss: on_message(f"{trial.name}: step {step}, loss {loss:.3f}"),
         )
+        if trial.method == "plain":
+            write_state(trained, copies(all_parameters(bare)), {})
         after = self._perplexities(model)
-        on_message(
-            f"{trial.name}: English {before['english']['test']['value']:.2f} -> "
-            f"{after['english']['test']['value']:.2f}, "
-            f"Python {before['python']['test']['value']:.2f} -> {after['python']['test']['value']:.2f}"
+        told = (
+            f"{name} {before[which]['test']['value']:.2f} -> {after[which]['test']['value']:.2f}"
+            for which, name in (("old", "English"), ("new", "Python"))
         )
-        return {
-            "before": before,
-            "after": after,
-            "predicted_rise": learned.predicted_rise,
-            "measured_rise": after["english"]["validation"]["loss"] - before["english"]["validation"]["loss"],
-            "seconds": round(time.monotonic() - begin, 1),
-        }
+        on_message(f"{trial.name}: {', '.join(told)}")
+        return {"before": before, "after": after, "step": step, "seconds": round(time.monotonic() - begin, 1)}
 
     def _perplexities(self, model: LanguageModel) -> dict[str, dict[str, Any]]:
         return {
-            language: {
+            which: {
                 part: evaluate(
                     model, batches(model, _spread(self.blocks[language, part], self.sizes.evaluated), 32)
                 ).figures
                 for part in ("validation", "test")
             }
-            for language in ("english", "python")
+            for which, language in (("old", "english"), ("new", "python"))
         }
 
     def untrained(self, seed: int) -> LanguageModel:
@@ -292,10 +329,6 @@ def _plain_attention(module: Any, device: str | torch.device) -> None:
     """Attention in torch's usual operations: on the CPU a third quicker in bfloat16, for blocks as short as ours."""
     if torch.device(device).type == "cpu":
         module.set_attn_implementation("eager")
-
-
-def _tell(on_message: MessageCallback, what: str, progress: MeasuringProgress) -> None:
-    on_message(f"{what}: {progress.text}")
 
 
 def _parts(texts: Sequence[str]) -> dict[str, str]:

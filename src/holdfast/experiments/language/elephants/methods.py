@@ -1,25 +1,54 @@
-"""Every way of learning on that is compared, and what each adds to plain fine-tuning."""
+"""Every way of learning on that is compared: what it holds, what it rehearses, and how it goes back at the end."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import nn
 
-from holdfast.curvature.factored import FactoredImportance
+from holdfast.curvature import AnyImportance
 from holdfast.errors import OptionError
-from holdfast.experiments.language.batches import Example
-from holdfast.experiments.language.calibration import NUM_EXAMPLES, calibrate
-from holdfast.experiments.language.elephants.trial import MessageCallback
-from holdfast.experiments.language.learning import Old, Pace, learn
+from holdfast.experiments.language.learning import Pace, learn
 from holdfast.experiments.language.models import LanguageModel
 from holdfast.importance import uniform
-from holdfast.records import Importance
+from holdfast.probes import Probes
+from holdfast.replay import Rehearsal
 from holdfast.retention import EWC, WVA
 from holdfast.tensors import all_parameters, copies
+
+Source = Literal["old", "new", "free"]
+"""Old data; the old answers to new inputs; or what needs neither: a GPT's dreams, sentences of an open corpus."""
+
+Form = Literal["diagonal", "kronecker"]
+
+SHARE = 0.1
+"""Of the batches, that are rehearsed: the extra work of every method that rehearses."""
+_RARE = 0.01
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is tuned.
+
+    Attributes:
+        lr: times the learning rate of plain training, of plain itself times that of the pace.
+        value: of what the method has to be set; None: nothing.
+    """
+
+    lr: float = 1.0
+    value: float | None = None
+
+
+def _rates(*factors: float) -> tuple[Setting, ...]:
+    return tuple(Setting(lr=factor) for factor in factors)
+
+
+def _values(*values: float) -> tuple[Setting, ...]:
+    return tuple(Setting(value=value) for value in values)
 
 
 @dataclass(frozen=True)
@@ -29,50 +58,159 @@ class StoryMethod:
     Attributes:
         name: as it is typed.
         label: as it is read.
-        settings: values that are tried, the one chosen on validation data; a single one is not tuned.
-        what: what the setting is.
-        of_gpt: the values for the GPT; none: the same. Strengths of likelihoods and budgets are of nats a token; in
-            nats a block, as the published table has them, they are 127 times smaller and larger.
-        like: a method whose choice it takes over; it has no values of its own.
-        stories: in which it takes part.
+        encoder: the settings that the story of the encoder tries, four of each method but those with nothing to set;
+            the one chosen on validation data is reported.
+        gpt: those that the story of the GPT tries; a story whose settings are empty leaves the method out.
+        what: what the value of a setting is.
+        holds: the mechanism that holds the old weights; empty: none.
+        form: of the importance that it holds.
+        rehearses: what is rehearsed; None: nothing. The importance is then measured on that, too.
+        share: of the batches that are rehearsed.
+        back: how the weights that plain training left are taken back; empty: it trains itself.
+        rank: of adapters.
     """
 
     name: str
     label: str
-    settings: tuple[float, ...]
-    what: str
-    of_gpt: tuple[float, ...] = ()
-    like: str = ""
-    stories: tuple[str, ...] = ("encoder", "gpt")
+    encoder: tuple[Setting, ...] = ()
+    gpt: tuple[Setting, ...] = ()
+    what: str = ""
+    holds: Literal["", "frozen", "l2", "lora", "ewc", "wva", "budget"] = ""
+    form: Form = "kronecker"
+    rehearses: Source | None = None
+    share: float = SHARE
+    back: Literal["", "average", "rewind"] = ""
+    rank: int = 0
 
-    def settings_for(self, story: str) -> tuple[float, ...]:
-        """The values that a story tries."""
-        return self.of_gpt if story == "gpt" and self.of_gpt else self.settings
+    def settings_for(self, story: str) -> tuple[Setting, ...]:
+        """The settings that a story tries."""
+        return self.gpt if story == "gpt" else self.encoder
 
+    @property
+    def source(self) -> Source:
+        """What its importance is measured on: what it rehearses, else old data."""
+        return "old" if self.rehearses in (None, "new") else self.rehearses
+
+
+_FOUR = _rates(0.5, 1.0, 1.5, 2.0)
 
 STORY_METHODS: dict[str, StoryMethod] = {
     method.name: method
     for method in (
-        StoryMethod("plain", "plain fine-tuning", (0.0,), ""),
-        StoryMethod("frozen", "base frozen, head alone", (0.0,), "", stories=("encoder",)),  # a GPT's head is its own
-        StoryMethod("l2", "L2 to the start", (1e-3, 1e-2, 1e-1), "strength", of_gpt=(1e-4, 1e-3, 1e-2, 1e-1)),
-        StoryMethod("lora", "LoRA, rank 8", (1e-3, 3e-3), "learning rate", of_gpt=(1e-3, 3e-3, 1e-2)),
-        StoryMethod("replay-1", "replay, 1% old data", (0.01,), "share"),
-        StoryMethod("replay-10", "replay, 10% old data", (0.1,), "share"),
-        StoryMethod("average", "average with the old model", (0.25, 0.5, 0.75), "share of the new", of_gpt=(0.5, 0.9)),
-        StoryMethod("ewc", "EWC, Fisher", (300.0, 1e3, 3e3, 5e3, 1e4), "strength", of_gpt=(0.381, 1.27, 3.81)),
-        StoryMethod("ewc-8bit", "EWC, 8-bit importances, bfloat16 anchors", (), "strength", like="ewc"),
-        StoryMethod("ewc-kfac", "EWC, Kronecker factors", (0.381, 1.27, 1.905), "strength", stories=("gpt",)),
-        StoryMethod("ewc-budget", "EWC, budget", (0.05,), "nats", of_gpt=(64 / 127,)),
-        StoryMethod("wva", "WVA, Fisher", (1e5, 3e5, 1e6, 3e6), "strength", of_gpt=(1270.0, 12700.0, 127e3)),
+        StoryMethod("plain", "plain fine-tuning", _rates(0.05, 0.2, 0.5, 1.0), _rates(0.25, 0.5, 1.0, 2.0)),
+        StoryMethod("frozen", "base frozen, head alone", _rates(1.0), holds="frozen"),  # a GPT's head is its own
+        StoryMethod(
+            "average",
+            "average with the old model",
+            _values(0.25, 0.5, 0.75, 0.9),
+            _values(0.5, 0.7, 0.8, 0.9),
+            what="share of the new",
+            back="average",
+        ),
+        StoryMethod(
+            "rewind",
+            "rewind of plain fine-tuning",
+            _values(0.02, 0.05, 0.1, 0.2),
+            _values(0.25, 0.5, 1.0, 1.5),
+            what="nats",
+            back="rewind",
+        ),
+        StoryMethod(
+            "l2",
+            "L2 to the start",
+            _values(1e-3, 1e-2, 3e-2, 1e-1),
+            _values(1e-4, 1e-3, 1e-2, 1e-1),
+            what="strength",
+            holds="l2",
+        ),
+        StoryMethod(
+            "lora-8",
+            "LoRA, rank 8",
+            _rates(0.5, 1.0, 2.0, 6.0),
+            _rates(0.3, 1.0, 3.0, 10.0),
+            holds="lora",
+            rank=8,
+        ),
+        StoryMethod(
+            "lora-64",
+            "LoRA, rank 64",
+            _rates(0.5, 1.0, 2.0, 6.0),
+            _rates(0.3, 1.0, 3.0, 10.0),
+            holds="lora",
+            rank=64,
+        ),
+        StoryMethod("distil", "old answers to new texts", _FOUR, _FOUR, rehearses="new"),
+        StoryMethod("replay-1", "replay, 1% old data", _FOUR, _FOUR, rehearses="old", share=_RARE),
+        StoryMethod("replay-10", "replay, 10% old data", _FOUR, _FOUR, rehearses="old"),
+        StoryMethod(
+            "ewc",
+            "EWC, Fisher",
+            _values(300.0, 1e3, 3e3, 1e4),
+            _values(0.381, 1.27, 3.81, 12.7),
+            what="strength",
+            holds="ewc",
+            form="diagonal",
+        ),
+        StoryMethod(
+            "ewc-kfac",
+            "EWC, Kronecker factors",
+            _values(30.0, 100.0, 300.0, 1e3),
+            _values(0.381, 1.27, 3.81, 12.7),
+            what="strength",
+            holds="ewc",
+        ),
+        StoryMethod(
+            "wva",
+            "WVA, Fisher",
+            _values(1e5, 3e5, 1e6, 3e6),
+            _values(1270.0, 12.7e3, 127e3, 1.27e6),
+            what="strength",
+            holds="wva",
+            form="diagonal",
+        ),
+        StoryMethod("dreams", "old answers to free texts", _FOUR, _FOUR, rehearses="free"),
+        StoryMethod(
+            "dreams-ewc",
+            "free texts and EWC, Fisher",
+            _values(300.0, 1e3, 3e3, 1e4),
+            _values(0.127, 0.381, 1.27, 3.81),
+            what="strength",
+            holds="ewc",
+            form="diagonal",
+            rehearses="free",
+        ),
+        StoryMethod(
+            "dreams-kfac",
+            "free texts and EWC, Kronecker factors",
+            _values(30.0, 100.0, 300.0, 1e3),
+            _values(0.127, 0.381, 1.27, 3.81),
+            what="strength",
+            holds="ewc",
+            rehearses="free",
+        ),
+        StoryMethod(
+            "dreams-wva",
+            "free texts and WVA, Fisher",
+            _values(1e5, 3e5, 1e6, 3e6),
+            _values(127.0, 1270.0, 12.7e3, 127e3),
+            what="strength",
+            holds="wva",
+            form="diagonal",
+            rehearses="free",
+        ),
+        StoryMethod(
+            "dreams-budget",
+            "free texts and a budget, Kronecker factors",
+            _values(0.01, 0.02, 0.05, 0.1),
+            _values(0.1, 0.2, 0.35, 0.5),
+            what="nats",
+            holds="budget",
+            rehearses="free",
+        ),
     )
 }
 
-HOLDING = ("ewc", "ewc-8bit", "ewc-kfac", "ewc-budget", "wva")
-"""The methods that hold what an importance says."""
-
-
-_KFAC_EVERY = 4
+_PULLS = 4
 """Steps between pulls of whole layers, which cost several times a pull of single weights."""
 
 
@@ -82,113 +220,101 @@ class Start:
 
     Attributes:
         model: to be trained.
-        held: importances of what is to be kept, each with the weights it was measured at.
-        old: makes old data to mix in at a share, None where there is nothing old.
-        factors: gives the Kronecker factors of what is to be kept, measured at the weights of `model`.
+        old: the old skill over the same base: its inputs are those of the past.
+        held: (form, source) -> the importance of the old skill, with probes, measured at the weights of `old`.
+        past: (source, share) -> what is rehearsed: probes, or batches of old data.
+        loss: of old data, as a `Likelihood`; None for classes.
+        trained: makes the base what plain training makes of it, for methods that go back.
     """
 
     model: LanguageModel
-    held: tuple[tuple[Importance, Mapping[str, Tensor]], ...]
-    old: Callable[[float], Old] | None = None
-    factors: Callable[[], FactoredImportance] | None = None
+    old: nn.Module
+    held: Callable[[Form, Source], AnyImportance]
+    past: Callable[[Source, float], Any]
+    loss: Any = None
+    trained: Callable[[], None] | None = None
 
 
-@dataclass(frozen=True)
-class Learned:
-    """What a method found besides the weights.
-
-    Attributes:
-        predicted_rise: of the old loss in nats a target, by the quadratic model of the importances, or of the
-            Kronecker factors where they are held; None without any.
-    """
-
-    predicted_rise: float | None
-
-
-def learn_with(method: str, setting: float, start: Start, stream: Any, pace: Pace, *, on_step: Any = None) -> Learned:
-    """Train `start.model` with a method, in place."""
-    model = start.model
-    before = copies(all_parameters(model.base))
-    keeper: EWC | WVA | None = None
-    old: Old | None = None
-    if method == "frozen":
-        model.base.requires_grad_(False)
-    elif method == "l2":
-        keeper = EWC(model.base, strength=setting, log_every=0)
-        keeper.retain(uniform(model.base))
-    elif method == "lora":
-        _learn_adapters(model, stream, replace(pace, lr=setting), on_step)
-        return Learned(predicted_rise(start.held, model))
-    elif method.startswith("replay"):
-        if start.old is None:
-            raise OptionError(f"{method}: there are no old data.")
-        old = start.old(setting)
-    elif method in ("ewc", "ewc-8bit"):
-        forms: dict[str, Any] = {"importance_dtype": "int8", "anchor_dtype": "bfloat16"} if method == "ewc-8bit" else {}
-        keeper = _retained(EWC(model.base, strength=setting, accumulate="per_task", log_every=0, **forms), start)
-    elif method == "ewc-kfac":
-        if start.factors is None:
-            raise OptionError(f"{method}: there are no Kronecker factors.")
-        keeper = EWC(model.base, strength=setting, every=_KFAC_EVERY, log_every=0).retain(start.factors())
-    elif method == "ewc-budget":
-        keeper = _retained(EWC(model.base, budget=setting, accumulate="per_task", log_every=0), start)
-    elif method == "wva":
-        keeper = _retained(WVA(model.base, strength=setting, log_every=0), start)
-    learn(model, stream, pace, keeper=keeper, old=old, on_step=on_step)
-    model.base.requires_grad_(True)
-    if method == "average":
-        with torch.no_grad():
-            for name, parameter in all_parameters(model.base).items():
-                parameter.lerp_(before[name], 1 - setting)
-    if method == "ewc-kfac" and keeper is not None:
-        return Learned(keeper.predicted_rise())
-    return Learned(predicted_rise(start.held, model))
-
-
-def calibrated(
-    story: str,
-    model: LanguageModel,
-    importance: Importance,
-    data: Sequence[Example],
+def learn_with(
+    method: StoryMethod,
+    value: float | None,
+    start: Start,
+    stream: Any,
     pace: Pace,
     *,
-    on_message: MessageCallback,
-) -> Importance:
-    """The importance with the factor that made-up lessons show at this pace, under the budget that the story tries."""
-    (budget,) = STORY_METHODS["ewc-budget"].settings_for(story)
-    some = data[: NUM_EXAMPLES[model.task]]
-    found = calibrate(model, importance, some, budget=budget, steps=min(60, pace.steps), lr=pace.lr)
-    on_message(f"calibration: rise predicted {found.predicted:.3g}, measured {found.measured:.3g} nats a target")
-    return found.applied_to(importance)
+    judge: Callable[[], float] | None = None,
+    on_step: Any = None,
+) -> int:
+    """Train `start.model` with a method, in place; the step at which the weights are.
+
+    Args:
+        method: which.
+        value: of its setting.
+        start: where it begins.
+        stream: of new batches.
+        pace: with the learning rate of the setting.
+        judge: the loss on new validation data, by which it is stopped early.
+        on_step: called every 50 steps with (step, loss).
+
+    Raises:
+        OptionError: the method goes back, and there are no trained weights.
+    """
+    model = start.model
+    if method.back:
+        return _taken_back(method, value, start)
+    if method.holds == "lora":
+        return _learn_adapters(model, stream, pace, rank=method.rank, judge=judge, on_step=on_step)
+    keeper = _keeper(method, value, start)
+    rehearsal = None
+    if method.rehearses is not None:
+        past = start.past(method.rehearses, method.share)
+        loss = None if isinstance(past, Probes) else start.loss
+        rehearsal = Rehearsal(start.old, past, share=method.share, loss=loss)
+    if method.holds == "frozen":
+        model.base.requires_grad_(False)
+    step = learn(model, stream, pace, keeper=keeper, rehearsal=rehearsal, judge=judge, on_step=on_step)
+    if method.holds == "budget" and keeper is not None:
+        keeper.close()
+    model.base.requires_grad_(True)
+    return step
 
 
-def predicted_rise(held: tuple[tuple[Importance, Mapping[str, Tensor]], ...], model: LanguageModel) -> float | None:
-    """1/2 sum Omega d^2 of the first importance, from the weights it was measured at."""
-    if not held:
-        return None
-    importance, anchors = held[0]
-    now = all_parameters(model.base)
-    rise = sum(
-        float((omega * (now[name].detach() - anchors[name]).square()).sum()) for name, omega in importance.items()
-    )
-    return 0.5 * rise * (importance.info.nats_per_unit or 1.0)
+def _keeper(method: StoryMethod, value: float | None, start: Start) -> EWC | WVA | None:
+    base, importance = start.old, partial(start.held, method.form, method.source)
+    quiet: dict[str, Any] = {"log_every": 0, "new_parameters": "free"}
+    if method.holds == "l2":
+        return EWC(base, strength=value, **quiet).retain(uniform(base))
+    if method.holds == "wva":
+        return WVA(base, strength=value, **quiet).retain(importance())
+    if method.holds in ("ewc", "budget"):
+        every = _PULLS if method.form == "kronecker" else 1
+        aim = {"strength": value} if method.holds == "ewc" else {"budget": value}
+        return EWC(base, every=every, **aim, **quiet).retain(importance())
+    return None
 
 
-@torch.no_grad()
-def _retained(keeper: Any, start: Start) -> Any:
-    """The keeper with every importance retained at its own weights; the model ends where it was."""
-    parameters = all_parameters(start.model.base)
-    now = copies(parameters)
-    for importance, anchors in start.held:
-        for name, parameter in parameters.items():
-            parameter.copy_(anchors[name])
-        keeper.retain(importance)
-    for name, parameter in parameters.items():
-        parameter.copy_(now[name])
-    return keeper
+def _taken_back(method: StoryMethod, value: float | None, start: Start) -> int:
+    if start.trained is None:
+        raise OptionError(f"{method.name}: there are no trained weights to go back from.")
+    assert value is not None
+    base = start.old
+    before = copies(all_parameters(base))
+    keeper = EWC(base, strength=1.0, log_every=0) if method.back == "rewind" else None
+    if keeper is not None:
+        keeper.retain(start.held(method.form, method.source))
+    start.trained()
+    if keeper is None:
+        with torch.no_grad():
+            for name, parameter in all_parameters(base).items():
+                parameter.lerp_(before[name], 1 - value)
+    else:
+        keeper.rewind(value)
+    return 0
 
 
-def _learn_adapters(model: LanguageModel, stream: Any, pace: Pace, on_step: Any) -> None:
+def _learn_adapters(
+    model: LanguageModel, stream: Any, pace: Pace, *, rank: int, judge: Callable[[], float] | None, on_step: Any
+) -> int:
     """LoRA on every linear layer, merged into the weights at the end.
 
     Raises:
@@ -200,13 +326,32 @@ def _learn_adapters(model: LanguageModel, stream: Any, pace: Pace, on_step: Any)
     except ImportError as error:
         raise OptionError("lora: peft is not installed: pip install peft") from error
     bare: Any = model.base
-    inject_adapter_in_model(LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"), bare)
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"), bare)
     for name, parameter in bare.named_parameters():
         parameter.requires_grad_("lora_" in name)
-    learn(model, stream, pace, on_step=on_step)
+    step = learn(model, stream, pace, judge=judge, on_step=on_step)
     for name, layer in list(bare.named_modules()):
         if isinstance(layer, BaseTunerLayer):
             layer.merge()
             parent, _, own = name.rpartition(".")
             setattr(bare.get_submodule(parent), own, layer.get_base_layer())
     bare.requires_grad_(True)
+    return step
+
+
+HOLDING = tuple(name for name, method in STORY_METHODS.items() if method.holds in ("ewc", "wva", "budget"))
+"""The methods that hold what an importance says."""
+
+CENTRAL = ("plain", "replay-10", "dreams", "dreams-kfac", "dreams-budget")
+"""The methods that the stories are about; the others may be reported under fewer seeds."""
+
+
+def trial_settings(method: StoryMethod, story: str, plain: float | None) -> tuple[tuple[float, float | None], ...]:
+    """Learning rate, as a factor of that of the pace, and value of each setting.
+
+    Args:
+        method: which.
+        story: "encoder" or "gpt".
+        plain: the factor that was chosen for plain training; None for plain itself.
+    """
+    return tuple(((plain or 1.0) * setting.lr, setting.value) for setting in method.settings_for(story))

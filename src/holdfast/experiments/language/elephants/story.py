@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -13,17 +14,16 @@ from holdfast.errors import UnknownNameError
 from holdfast.experiments.canvas import make_folder
 from holdfast.experiments.language.elephants.encoder import Encoder
 from holdfast.experiments.language.elephants.gpt import Gpt
-from holdfast.experiments.language.elephants.methods import STORY_METHODS, StoryMethod
+from holdfast.experiments.language.elephants.methods import CENTRAL, STORY_METHODS, StoryMethod, trial_settings
 from holdfast.experiments.language.elephants.trial import MessageCallback, StoryTrial, TrialResult, do_all, known_trials
 from holdfast.experiments.tables import Estimate
 
 TUNING_SEED = 9
 
-CENTRAL = ("plain", "ewc", "ewc-kfac", "ewc-budget", "wva")
-"""The methods that the story is about; the others may be reported under fewer seeds."""
+NEEDED = {"encoder": 0.98, "gpt": 1.01}
+"""A setting will do with so much of plain's accuracy, or with at most so many times plain's perplexity."""
 
-NEEDED = {"encoder": 0.97, "gpt": 1.05}
-"""A setting will do with so much of plain's gain of accuracy, or with at most so many times plain's perplexity."""
+Part = Literal["validation", "test"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class StoryResult:
         story: its name.
         size: in which it was done.
         found: everything that is known, tuning too.
-        chosen: method -> the setting chosen on validation data.
+        chosen: method -> the trial whose settings were chosen on validation data.
         seeds: of what is reported.
         rival_seeds: likewise, of the methods that are not `CENTRAL`.
     """
@@ -42,14 +42,14 @@ class StoryResult:
     story: str
     size: str
     found: Mapping[StoryTrial, TrialResult]
-    chosen: Mapping[str, float]
+    chosen: Mapping[str, StoryTrial]
     seeds: tuple[int, ...]
     rival_seeds: tuple[int, ...]
 
     def reported(self, method: str) -> list[TrialResult]:
         """The reported trials of a method, by seed."""
         seeds = self.seeds if method in CENTRAL else self.rival_seeds
-        return [self.found[trial] for trial in reported(self.story, method, self.chosen[method], self.size, seeds)]
+        return [self.found[trial] for trial in reported(self.chosen[method], seeds)]
 
     def beside_plain(self, method: str) -> list[tuple[TrialResult, TrialResult]]:
         """The reported trials of a method, each with plain fine-tuning's of the same seed."""
@@ -70,7 +70,7 @@ def carry_out(
     device: str | torch.device = "cpu",
     on_message: MessageCallback = lambda _: None,
 ) -> StoryResult:
-    """Do what is missing of a story.
+    """Do what is missing of a story: plain training first, whose learning rate the others begin from.
 
     Args:
         name: "encoder" or "gpt".
@@ -90,75 +90,83 @@ def carry_out(
     for method in methods or ():
         if method not in STORY_METHODS:
             raise UnknownNameError("method", method, STORY_METHODS)
-    needed = {"plain", *(methods or STORY_METHODS), *(STORY_METHODS[method].like for method in methods or ())}
-    asked = [method for method in STORY_METHODS.values() if method.name in needed and name in method.stories]
+    needed = {"plain", *(methods or STORY_METHODS)}
+    asked = [method for method in STORY_METHODS.values() if method.name in needed and method.settings_for(name)]
     folder = work / name / size
     make_folder(folder)
     teller = Encoder(data_dir, folder, size) if name == "encoder" else Gpt(data_dir, folder, size, device)
     settings = teller.settings
     found = known_trials(folder, settings)
-    trials = [trial for method in asked for trial in tuning(name, method, size)]
-    found |= do_all(trials, teller.do, folder, settings=settings, on_message=on_message)
-    chosen = {method.name: choose_setting(name, method, size, found) for method in asked}
+
+    def do(trials: Sequence[StoryTrial]) -> None:
+        found.update(do_all(trials, teller.do, folder, settings=settings, on_message=on_message))
+
     rivals = seeds if rival_seeds is None else rival_seeds
-    wanted = [
-        trial
-        for method in asked
-        for trial in reported(name, method.name, chosen[method.name], size, seeds if method.name in CENTRAL else rivals)
-    ]
-    found |= do_all(wanted, teller.do, folder, settings=settings, on_message=on_message)
+    chosen: dict[str, StoryTrial] = {}
+    for some in (asked[:1], asked[1:]):
+        plain = chosen["plain"].lr if chosen else None
+        trials = {method.name: tuning(name, method, size, plain) for method in some}
+        do([trial for each in trials.values() for trial in each])
+        chosen |= {method: choose(name, each, found, chosen.get("plain")) for method, each in trials.items()}
+        do([t for m in some for t in reported(chosen[m.name], seeds if m.name in CENTRAL else rivals)])
     return StoryResult(name, size, found, chosen, tuple(seeds), tuple(rivals))
 
 
-def tuning(story: str, method: StoryMethod, size: str) -> list[StoryTrial]:
-    """The trials by which a setting is chosen; of plain and the untuned ones too, for the curve."""
+def tuning(story: str, method: StoryMethod, size: str, plain: float | None) -> list[StoryTrial]:
+    """The trials by which a setting is chosen; of those with nothing to set too, for the picture.
+
+    Args:
+        story: its name.
+        method: whose.
+        size: of the story.
+        plain: the learning rate of plain training, as a factor of that of the pace; None for plain training itself.
+    """
     return [
-        StoryTrial(story, method.name, setting, TUNING_SEED, size, tuning=True)
-        for setting in method.settings_for(story)
+        StoryTrial(story, method.name, lr, value, TUNING_SEED, size, tuning=True)
+        for lr, value in trial_settings(method, story, plain)
     ]
 
 
-def reported(story: str, method: str, setting: float, size: str, seeds: Sequence[int]) -> list[StoryTrial]:
-    """The trials that are reported."""
-    return [StoryTrial(story, method, setting, seed, size) for seed in seeds]
+def reported(chosen: StoryTrial, seeds: Sequence[int]) -> list[StoryTrial]:
+    """The trials that are reported of a chosen one."""
+    return [StoryTrial(chosen.story, chosen.method, chosen.lr, chosen.value, seed, chosen.size) for seed in seeds]
 
 
-def choose_setting(story: str, method: StoryMethod, size: str, found: Mapping[StoryTrial, TrialResult]) -> float:
-    """The setting that keeps the most among those that learn enough, on validation data.
+def choose(
+    story: str, trials: Sequence[StoryTrial], found: Mapping[StoryTrial, TrialResult], plain: StoryTrial | None
+) -> StoryTrial:
+    """The trial that keeps the most among those that learn enough, on validation data; of plain, what learns the most.
 
     Enough is `NEEDED`; where none does, the one that learns the most.
     """
-    if method.like:
-        return choose_setting(story, STORY_METHODS[method.like], size, found)
-    settings = method.settings_for(story)
-    if len(settings) == 1:
-        return settings[0]
-    plain = found[tuning(story, STORY_METHODS["plain"], size)[0]]
-    trials = tuning(story, method, size)
-    enough = [trial for trial in trials if _learns_enough(story, found[trial], plain)]
+    enough = [] if plain is None else [t for t in trials if _learns_enough(story, found[t], found[plain])]
     if enough:
-        return max(enough, key=lambda trial: old_and_new(story, found[trial], "validation")[0]).setting
-    return max(trials, key=lambda trial: old_and_new(story, found[trial], "validation")[1]).setting
+        return min(enough, key=lambda trial: lost(story, found[trial], "validation"))
+    return max(trials, key=lambda trial: learned(story, found[trial], "validation"))
 
 
-def old_and_new(story: str, found: TrialResult, part: str) -> tuple[float, float]:
-    """Old and new skill after the first task, the larger the better: Spearman and accuracy, or minus log perplexity.
-
-    Args:
-        story: which.
-        found: of a trial.
-        part: "validation" or "test".
-    """
-    if story == "encoder":
-        step = found["after"][0]
-        return step["similarity"][part]["value"], step["accuracy"][0][part]["value"]
-    after = found["after"]
-    return -math.log(after["english"][part]["value"]), -math.log(after["python"][part]["value"])
+def learned(story: str, found: TrialResult, part: Part) -> float:
+    """The new skill, the larger the better: accuracy, or minus the logarithm of the perplexity."""
+    value = found["after"]["new"][part]["value"]
+    return value if story == "encoder" else -math.log(value)
 
 
-def _learns_enough(story: str, found: TrialResult, plain: TrialResult) -> bool:
-    new, most = (old_and_new(story, one, "validation")[1] for one in (found, plain))
-    return new >= NEEDED["encoder"] * most if story == "encoder" else new >= most - math.log(NEEDED["gpt"])
+def lost(story: str, found: TrialResult, part: Part) -> float:
+    """What the old skill lost: of Spearman's correlation, or nats a token."""
+    before, after = (found[when]["old"][part] for when in ("before", "after"))
+    return before["value"] - after["value"] if story == "encoder" else after["loss"] - before["loss"]
+
+
+def lost_share(story: str, found: TrialResult, plain: TrialResult, part: Part = "test") -> float:
+    """What was lost over what plain training loses: 0 nothing, 1 as much."""
+    by_plain = lost(story, plain, part)
+    return lost(story, found, part) / by_plain if by_plain else math.nan
+
+
+def learned_share(story: str, found: TrialResult, plain: TrialResult, part: Part = "test") -> float:
+    """The new accuracy over plain's, or the new perplexity over plain's."""
+    own, most = (learned(story, one, part) for one in (found, plain))
+    return own / most if story == "encoder" else math.exp(most - own)
 
 
 def estimate(values: Sequence[float]) -> Estimate:
@@ -166,16 +174,6 @@ def estimate(values: Sequence[float]) -> Estimate:
     return Estimate.of(list(values))
 
 
-def kept_share(story: str, found: TrialResult, plain: TrialResult, part: str = "test") -> float:
-    """What of plain's loss of the old skill is left: 0 nothing is lost, 1 as much as plain loses.
-
-    Of similarity the fall of Spearman's correlation, of English the rise of the perplexity.
-    """
-    lost, lost_by_plain = (_lost(story, one, part) for one in (found, plain))
-    return lost / lost_by_plain if lost_by_plain else math.nan
-
-
-def _lost(story: str, found: TrialResult, part: str) -> float:
-    if story == "encoder":
-        return found["before"][part]["value"] - found["after"][0]["similarity"][part]["value"]
-    return found["after"]["english"][part]["value"] - found["before"]["english"][part]["value"]
+def _learns_enough(story: str, found: TrialResult, plain: TrialResult) -> bool:
+    share = learned_share(story, found, plain, "validation")
+    return share >= NEEDED["encoder"] if story == "encoder" else share <= NEEDED["gpt"]

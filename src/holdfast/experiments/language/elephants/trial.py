@@ -7,9 +7,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
+from holdfast.curvature.factored import AnyImportance, load_importance
+from holdfast.errors import OptionError
 from holdfast.experiments.folder import check_same, versions
 from holdfast.experiments.lock import locked
-from holdfast.files import read_json, write_json
+from holdfast.files import read_json, read_state, write_json
+from holdfast.probes import Probes
+from holdfast.tensors import all_parameters
 
 
 @dataclass(frozen=True)
@@ -18,8 +25,9 @@ class StoryTrial:
 
     Attributes:
         story: "encoder" or "gpt".
-        method: a name of `METHODS`.
-        setting: of the method.
+        method: a name of `STORY_METHODS`.
+        lr: times the learning rate of the pace.
+        value: of what the method has to be set; None: nothing.
         seed: of data order, dropout and new heads.
         size: "full" or "quick".
         tuning: whether it serves to choose a setting, and stops after the first task.
@@ -27,7 +35,8 @@ class StoryTrial:
 
     story: str
     method: str
-    setting: float
+    lr: float
+    value: float | None
     seed: int
     size: str = "full"
     tuning: bool = False
@@ -35,8 +44,9 @@ class StoryTrial:
     @property
     def name(self) -> str:
         """Of its file."""
+        value = "" if self.value is None else f"-at-{self.value:g}"
         tuned = "-tuning" if self.tuning else ""
-        return f"{self.method}-{self.setting:g}-{self.seed}{tuned}"
+        return f"{self.method}{value}-lr-{self.lr:g}-{self.seed}{tuned}"
 
 
 TrialResult = dict[str, Any]
@@ -123,3 +133,32 @@ def _read(path: Path, settings: Mapping[str, Any]) -> TrialResult:
 
 def _busy() -> None:
     raise _BusyError
+
+
+@torch.no_grad()
+def put(module: nn.Module, path: Path) -> None:
+    """Give a module the weights that plain training left in a file.
+
+    Raises:
+        OptionError: there is no such file.
+    """
+    if not path.exists():
+        raise OptionError(f"{path}: no such file; plain training is taken back from there. Do that trial again.")
+    weights, _ = read_state(path)
+    for name, parameter in all_parameters(module).items():
+        parameter.copy_(weights[name])
+
+
+WEIGHTS, PROBES = "weights", "probes"
+"""Folders of an importance, and of its probes."""
+
+
+def save(importance: AnyImportance, folder: Path) -> None:
+    """Write an importance and its probes, these first: it is there when both are."""
+    importance.probes.save(folder / PROBES)
+    importance.save(folder / WEIGHTS)
+
+
+def load(folder: Path) -> AnyImportance:
+    """An importance that `save` wrote, with its probes."""
+    return load_importance(folder / WEIGHTS).with_probes(Probes.load(folder / PROBES))
