@@ -118,10 +118,13 @@ def test_kronecker_factors_hold_too(place: Path, tmp_path: Path):
     assert "--method ewc --strength 1" in card
     assert 'hf.FactoredImportance.load("keep", model=model)' in card
     options: dict[str, Any] = {"old_data": Source(str(place / "pairs.csv")), "settings": replace(SETTINGS, steps=40)}
-    kept = learn(place, tmp_path / "out", keep=folder, strength=1e4, compare=True, **options)
-    moved = {way: abs(kept.old[way].loss - kept.old["before"].loss) for way in ("held", "plain")}
-    assert moved["held"] < moved["plain"] / 3
-    assert kept.new["held"].value > kept.new["before"].value
+    for holding in ({"strength": 1e4}, {"budget": 1e-4}):
+        kept = learn(place, tmp_path / "out", keep=folder, compare=True, **holding, **options)
+        moved = {way: abs(kept.old[way].loss - kept.old["before"].loss) for way in ("held", "plain")}
+        assert moved["held"] < moved["plain"] / 3
+        assert kept.new["held"].value > kept.new["before"].value
+    assert kept.predicted_rise is not None
+    assert kept.predicted_rise <= 1e-4 * 1.001
 
 
 def test_a_classifiers_own_head_is_left_free(tmp_path: Path):
@@ -374,10 +377,6 @@ def test_options_that_have_no_meaning_are_refused(place: Path, tmp_path: Path):
         learn(place, tmp_path / "out", method="wva")
     with pytest.raises(OptionError, match="--method wva needs --strength and takes no --pull-every, --anchor-dtype:"):
         learn(place, tmp_path / "out", method="wva", strength=1.0, pull_every=2, anchor_dtype="int16")
-    prose = tiny.prose(tmp_path / "a.txt")
-    factors = keep(tmp_path / "factors", load_model(str(place / "encoder")), prose, kind="kfac")
-    with pytest.raises(OptionError, match="Kronecker factors, which --budget cannot hold. Give --strength S, or"):
-        learn(place, tmp_path / "out", keep=factors, budget=0.1)
     with pytest.raises(OptionError, match="its skill is|holds no pairs of texts. Give --old-data two texts"):
         learn(place, tmp_path / "out", strength=1.0, old_data=Source(str(place / "intents.jsonl")))
     (tmp_path / "plain.jsonl").write_text('{"text": "a card"}\n')
