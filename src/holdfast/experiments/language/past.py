@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from holdfast.errors import EmptyDataError, HoldfastError, OptionError
+from holdfast.errors import CollapseError, EmptyDataError, HoldfastError, OptionError
 from holdfast.experiments.language.batches import Example, LanguageBatch, batches, drawn, examples
 from holdfast.experiments.language.choosing import number_of, number_read
 from holdfast.experiments.language.encoders import SentenceEncoder
@@ -120,7 +121,7 @@ class OldAnswers:
 
     Raises:
         OptionError: the model has no such past.
-        EmptyDataError: the old data are empty.
+        DataFileError, EmptyDataError: the old data cannot be read, or are empty.
         ModelMismatchError: the dreams are of another tokenizer.
         FileFormatError: they are damaged.
 
@@ -152,9 +153,7 @@ class OldAnswers:
         if kind == "data":
             assert options.source is not None
             row = options.source.first()
-            if row is None:
-                raise EmptyDataError(f"finetune: --rehearse {options.what} holds no example. Give data that have some.")
-            if row.label is not None and not self._of_causal:
+            if row is not None and row.label is not None and not self._of_causal:
                 self._skill = OldSkill(ready, measured, options.source, asked=asked)
 
     @property
@@ -209,7 +208,7 @@ class OldAnswers:
         for parameter in judge.module.parameters():
             if id(parameter) not in learning:  # of the old head, which stays as it is
                 parameter.requires_grad_(False)
-        wanted = num_batches * batch_size + watch * _WATCHED
+        wanted = max(1, num_batches) * batch_size + watch * _WATCHED
         if self._options.kind in ("self", "dreams"):
             count = min(_MOST, max(_FEWEST, wanted))
             own = {"count": count, "length": length, "batch_size": batch_size, "seed": seed}
@@ -222,7 +221,10 @@ class OldAnswers:
             return Past(judge, dreamt.probes, dreamt.batches, dreamt.probes.loss, watched, told)
         found = self._examples(judge, new, wanted, length=length, seed=seed, on_progress=on_progress)
         apart = min(_WATCHED, len(found) // 4) if watch else 0
-        if len(found) - apart < 1 or (watch and not apart):
+        least = 1
+        if judge.task == "similarity":
+            least, batch_size = 2, max(2, batch_size)  # one alone is like no other
+        if len(found) - apart < least or (watch and apart < least):
             raise EmptyDataError(
                 f"finetune: --rehearse {self._options.what} holds {number_of(len(found), 'example')}, which is too few "
                 f"to rehearse{' and to measure a budget by' if watch else ''}. Give more."
@@ -263,7 +265,7 @@ class OldAnswers:
             found = self._skill.examples(judge, length, on_progress)
         else:
             found = examples(judge, source.rows(), length=length, labelled=False)
-        return list(drawn(found, max(count, 1), seed=seed))
+        return list(drawn(found, count, seed=seed))
 
     def _told(self, found: Sequence[Example], judge: LanguageModel) -> tuple[str, bool]:
         """What it is, in words, and whether old data are taught with their own targets."""
@@ -305,8 +307,17 @@ def dream_into(path: Path, model: LanguageModel, **options: Any) -> Dreams:
         path: of the folder.
         model: a causal language model.
         options: of `holdfast.language.dreams`.
+
+    Raises:
+        CollapseError: it writes nothing of use; nothing is left in the folder, for other dreams may be asked for.
     """
-    found = dreams(model.base, model.tokenizer, name=model.name, checkpoint=path / WRITING, **options)
+    try:
+        found = dreams(model.base, model.tokenizer, name=model.name, checkpoint=path / WRITING, **options)
+    except CollapseError:
+        (path / WRITING).unlink(missing_ok=True)
+        with suppress(OSError):  # something else is in it, or it was never made
+            path.rmdir()
+        raise
     found.save(path)
     (path / WRITING).unlink(missing_ok=True)
     return found
