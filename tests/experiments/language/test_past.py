@@ -154,9 +154,7 @@ def test_a_budget_is_measured_on_a_part_that_is_not_rehearsed(place: Path, tmp_p
     assert "of 0.2 nats in this lesson" in kept.report
 
 
-@pytest.mark.parametrize(
-    ("model", "what"), [("bert", "old.jsonl"), ("classifier", "old.jsonl"), ("encoder", "pairs.csv")]
-)
+@pytest.mark.parametrize("case", ["bert old.jsonl", "classifier old.jsonl", "encoder pairs.csv"])
 def test_a_budget_is_measured_through_the_old_head(place: Path, tmp_path: Path, case: str):
     """The importance names the base, and the probes are of another module over it."""
     model, what = case.split()
