@@ -14,7 +14,7 @@ import torch
 from tests.experiments.language import tiny
 from tests.files.folders import listing
 
-from holdfast import Importance
+from holdfast import Importance, measure
 from holdfast.curvature import load_importance
 from holdfast.errors import (
     EmptyDataError,
@@ -27,7 +27,7 @@ from holdfast.errors import (
     RunMismatchError,
 )
 from holdfast.experiments.language import keeping
-from holdfast.experiments.language.batches import examples
+from holdfast.experiments.language.batches import batches, examples
 from holdfast.experiments.language.finetuning import FineTuneSettings, HoldOptions, fine_tune, keeper_of
 from holdfast.experiments.language.importance_folder import read_importance, write_importance_folder
 from holdfast.experiments.language.keeping import Source, keep_and_learn
@@ -125,6 +125,19 @@ def test_kronecker_factors_hold_too(place: Path, tmp_path: Path):
         assert kept.new["held"].value > kept.new["before"].value
     assert kept.predicted_rise is not None
     assert kept.predicted_rise <= 1e-4 * 1.001
+
+
+def test_a_budget_over_factors_is_measured_on_the_probes_that_these_bring(tmp_path: Path):
+    model = load_model(str(tiny.causal(tmp_path / "causal")))
+    data = list(examples(model, Source(str(tiny.prose(tmp_path / "a.txt"))).rows(), length=16, labelled=True))
+    found = measure(model.module, batches(model, data, 8), probes=list(batches(model, data, 8)))
+    assert found.layers
+    keeper = keeper_of(model, found, HoldOptions(budget=1e-3))
+    fine_tune(model, data[::-1], replace(SETTINGS, steps=20, lr=1e-3), folder=tmp_path / "training", keeper=keeper)
+    ((increment, _, budget),) = keeper.report().skills
+    assert budget == 1e-3
+    assert 0 < increment <= budget
+    assert found.probes.rise(model.module) <= budget
 
 
 def test_a_classifiers_own_head_is_left_free(tmp_path: Path):
