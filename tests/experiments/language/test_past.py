@@ -92,7 +92,7 @@ def learn(place: Path, output: Path, model: str, data: str, what: str | None, **
         ("causal", "new.txt", "old.txt", "old.txt", "blocks of tokens of"),
         ("classifier", "new.jsonl", "new", "old.jsonl", "old answers to 108 texts of the new data, head 'original'"),
         ("classifier", "new.jsonl", "old.jsonl", "old.jsonl", "120 texts of"),
-        ("classifier", "new.jsonl", "prose.txt", "old.jsonl", "which has no labels, head 'original'"),
+        ("classifier", "new.jsonl", "prose.txt", "old.jsonl", "old answers to 80 texts of"),
     ],
 )
 def test_what_is_rehearsed_is_kept_where_plain_fine_tuning_loses_it(
@@ -123,7 +123,10 @@ def test_what_is_rehearsed_is_kept_where_plain_fine_tuning_loses_it(
     assert not (tmp_path / "out" / ".holdfast-training").exists()
 
 
-@pytest.mark.parametrize(("what", "told"), [("new", "108 texts of the new data"), ("prose.txt", "which has no labels")])
+@pytest.mark.parametrize(
+    ("what", "told"),
+    [("new", "108 texts of the new data"), ("prose.txt", "to 80 texts"), ("old.jsonl", "to 120 texts")],
+)
 def test_an_encoders_old_cosines_are_kept(place: Path, tmp_path: Path, what: str, told: str):
     before = load_model(str(place / "encoder"))
     found = list(examples(before, Source(str(place / "old.jsonl")).rows(), length=LENGTH, labelled=False))

@@ -205,8 +205,10 @@ def keep_and_learn(
         own = {"probes": past.watched}
         if importance is not None:
             return keeper_of(model, importance, choice.holding, judge=past.judge, **own), rehearsal, past.told
-        found_on_it = importance_of_past(past, seed=settings.seed, place=place)
-        return held_by(past.judge.module, found_on_it, choice.holding, free=True, **own), rehearsal, past.told
+        measured = importance_of_past(past, seed=settings.seed, place=place)
+        if on_plan is not None:
+            on_plan([f"importance of what is rehearsed: {measured}"])
+        return held_by(past.judge.module, measured, choice.holding, free=True, **own), rehearsal, past.told
 
     judge(model, "before")
     identity = {

@@ -153,8 +153,9 @@ class OldAnswers:
         if kind == "data":
             assert options.source is not None
             row = options.source.first()
-            if row is not None and row.label is not None and not self._of_causal:
-                self._skill = OldSkill(ready, measured, options.source, asked=asked)
+            has_target = row is not None and row.label is not None and (ready.head_labels or len(row.texts) == 2)
+            if has_target and not self._of_causal:
+                self._skill = OldSkill(ready, measured, options.source, asked=asked, option="--rehearse")
 
     @property
     def can_be_watched(self) -> bool:
@@ -271,9 +272,9 @@ class OldAnswers:
         """What it is, in words, and whether old data are taught with their own targets."""
         count = number_read(judge, len(found)) if self._of_causal else number_of(len(found), "text")
         if self._options.kind == "new":
-            return f"its old answers to {count} of the new data{_headed(judge)}", False
+            return f"old answers to {count} of the new data{_headed(judge)}", False
         if self._skill is None and not self._of_causal:
-            return f"its old answers to {count} of {self._options.what}, which has no labels{_headed(judge)}", False
+            return f"old answers to {count} of {self._options.what}{_headed(judge)}", False
         return f"{count} of {self._options.what}{_headed(judge)}", True
 
 
