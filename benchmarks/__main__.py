@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import batchnorm, holding, importance, loop, resting, step, sweep
+from benchmarks import batchnorm, holding, importance, loop, resting, rhythm, step, sweep
 from benchmarks.tables import check_tables, content_of, keep, markdown
 from benchmarks.workloads import WORKLOADS
 
@@ -26,6 +26,7 @@ BENCHMARKS = {
     "step": step,
     "holding": holding,
     "resting": resting,
+    "rhythm": rhythm,
     "batchnorm": batchnorm,
     "sweep": sweep,
 }

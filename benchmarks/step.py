@@ -10,11 +10,13 @@ The last part is about many tasks: the step after ten retained tasks over that a
 
 from __future__ import annotations
 
+import math
 import statistics
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import cycle, islice
 
 from benchmarks.holds import (
     HeldModel,
@@ -50,7 +52,9 @@ HOLDS: dict[str, Hold] = {
     "WVA": kept(lambda model: WVA(model, strength=100.0)),
     "EWC, budget": kept(lambda model: EWC(model, budget=0.01)),
     "EWC, K-FAC": kept_by_factors(every=1),
-    "EWC, K-FAC every 5": kept_by_factors(every=5),
+    "EWC, K-FAC every 4": kept_by_factors(every=4),
+    "EWC, K-FAC every 16": kept_by_factors(every=16),
+    "EWC, K-FAC every 64": kept_by_factors(every=64),
     "penalty in the loss": penalised(1),
     "penalty in the loss, 5 separate tasks": penalised(5),
     "added to each gradient in a loop": injected,
@@ -138,9 +142,14 @@ def many_tasks(workload: Workload, *, num_steps: int, quick: bool) -> Part:
 def timed(
     held: Mapping[str, HeldModel], workload: Workload, num_steps: int, *, quick: bool, within: float
 ) -> dict[str, list[Taken]]:
-    """For each way, and each round, the time of a step."""
+    """For each way, and each round, the time of a step; of what pulls now and then over whole rhythms."""
     batches = workload.batches(num_steps)
-    calls = {name: partial(take_steps, way, batches) for name, way in held.items()}
+    calls = {}
+    for name, way in held.items():
+        every = way.keeper.every if isinstance(way.keeper, EWC) else 1
+        every = every if isinstance(every, int) else 1
+        count = every * math.ceil(num_steps / every)
+        calls[name] = partial(take_steps, way, list(islice(cycle(batches), count)))
     return in_turn(calls, rounds=1 if quick else 41, within=within)
 
 
@@ -173,4 +182,5 @@ def pull_ms(steps: Sequence[Taken], base: Sequence[Taken]) -> float:
 
 
 def _note(workload: Workload, taken: Mapping[str, Sequence[Taken]], num_steps: int) -> str:
-    return f"Batches of {workload.batch_size}; {len(taken[PLAIN])} rounds of {num_steps} steps."
+    rounds = f"{len(taken[PLAIN])} rounds of {num_steps} steps or, where pulls are rarer, of those to the next"
+    return f"Batches of {workload.batch_size}; {rounds}."

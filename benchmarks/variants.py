@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import holdfast as hf
 from benchmarks import rivals
 from benchmarks.workloads import Batch, Batches, Workload, nll, singles
+from holdfast.importance.choosing import DAMPING, choose, first_of
 
 PLAIN = "plain forward and backward"
 SINGLY = "one at a time: "
@@ -73,6 +74,7 @@ def our_variants(workload: Workload) -> list[Variant]:
         Variant("signal", _measured(hf.signal, others="zero")),
         Variant("taylor", _measured(hf.taylor), "taylor", target=one),
         Variant("kfac, exact" if workload.exact else "kfac, sampled", _factored(workload)),
+        Variant("kfac, as hf.measure takes it", _chosen, target=workload.factors_target),
     ]
     if workload.exact:
         found.insert(0, Variant("fisher, exact", _measured(hf.fisher), "exact", target=exact))
@@ -123,6 +125,14 @@ def _measured(estimator: Callable[..., Any], **options: Any) -> Callable[[nn.Mod
 
 def _factored(workload: Workload) -> Callable[[nn.Module, Batches], Any]:
     return _measured(hf.kfac, kind="exact" if workload.exact else "sampled")
+
+
+def _chosen(model: nn.Module, batches: Batches) -> Any:
+    """Kronecker factors with labels as `hf.measure` takes them, without its probes."""
+    first, batches = first_of(batches)
+    choice = choose(model, first, form="kronecker")
+    given = {"top_k": choice.top_k, "share_inputs": choice.share_inputs, "damping": DAMPING}
+    return hf.kfac(model, batches, kind=choice.labels, **given)
 
 
 def _double(batch: Batch) -> Batch:

@@ -34,6 +34,7 @@ class Workload:
         exact: whether all classes are few enough for the exact Fisher.
         target: largest ratio to a plain pass that an estimator of one backward pass may have; None for no target.
         exact_target: the same for the exact Fisher or, without it, for the most probable classes.
+        factors_target: the same for Kronecker factors as `hf.measure` takes them.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Workload:
     exact: bool = True
     target: float | None = None
     exact_target: float | None = None
+    factors_target: float | None = None
 
     def model(self) -> nn.Module:
         """The network in evaluation mode, the same at every call; ImportError where a package is missing."""
@@ -102,6 +104,7 @@ def _mlp(name: str, hidden: tuple[int, ...]) -> Workload:
         draw=partial(draw_images, (784,)),
         target=1.2,
         exact_target=2.6,
+        factors_target=3.0,
     )
 
 
@@ -118,6 +121,7 @@ def _gpt(length: int, *, num_batches: int) -> Workload:
         exact=False,
         target=1.2,
         exact_target=3.0,
+        factors_target=3.0,
     )
 
 
@@ -134,6 +138,7 @@ WORKLOADS = {
             num_batches=6,
             target=1.2,
             exact_target=10.0,
+            factors_target=5.0,
         ),
         Workload(
             name="resnet",

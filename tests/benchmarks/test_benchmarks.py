@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from benchmarks import __main__ as command
-from benchmarks import batchnorm, holding, importance, resting, step
+from benchmarks import batchnorm, holding, importance, resting, rhythm, step
 from benchmarks.memory import measurable
 from benchmarks.tables import Part, content_of, keep, machine, markdown
 from benchmarks.timing import Spread
@@ -76,14 +76,33 @@ def test_holding_runs(monkeypatch):
     assert list(holding.measure(quick=True, workloads=["mlp-small"])) == []
 
 
+def test_rhythm_runs():
+    (part,) = rhythm.measure(quick=True)
+    assert [row["every"] for row in part.rows] == ["no keeper", "auto", 1, 4, 16, 32, 64, 128]
+    assert part.rows[0]["lessons"] == Spread(1.0, 1.0, 1.0)
+    assert min(row["below the best"] for row in part.rows) == 0
+    assert list(rhythm.measure(quick=True, workloads=["mlp-small"])) == []
+
+
+def test_a_rare_pull_is_in_the_time_of_its_steps(monkeypatch):
+    monkeypatch.setattr(step, "in_turn", lambda calls, **options: {name: len(c.args[1]) for name, c in calls.items()})
+    workload = MLP.trial()
+    held = {name: step.HOLDS[name](workload, "adam") for name in ("plain", "EWC, K-FAC", "EWC, K-FAC every 16")}
+    assert step.timed(held, workload, 10, quick=True, within=1.0) == {
+        "plain": 10,
+        "EWC, K-FAC": 10,
+        "EWC, K-FAC every 16": 16,
+    }
+
+
 def test_resting_runs():
-    metrics, rhythm, clip = resting.measure(quick=True)
+    metrics, rhythms, clip = resting.measure(quick=True)
     weak, strong = metrics.rows
     for row in (weak, strong):
         assert row["task: exact"] <= row["task: ours"] <= row["task: exact"] + 4
         assert row["theta' still: ours"] <= row["theta' still: majorised"] < row["task: majorised"]
     # the shift is (sqrt h - sqrt u)/(sqrt h + sqrt u)
-    shifts = {(row["lr h"], row["every"]): row["every=1"] - row["rests at"] for row in rhythm.rows}
+    shifts = {(row["lr h"], row["every"]): row["every=1"] - row["rests at"] for row in rhythms.rows}
     assert shifts[0.5, 2] == pytest.approx(0.0718, abs=1e-4)
     assert shifts[0.5, 10] == pytest.approx(0.3822, abs=1e-4)
     assert max(shift for (h, every), shift in shifts.items() if h * every <= 0.1) < 0.02

@@ -13,7 +13,11 @@ from holdfast.errors import OptionError
 from holdfast.experiments import advise as advise_module
 from holdfast.experiments.advise import Advice, Workload, advise
 from holdfast.experiments.workloads import workload
+from holdfast.importance import measure
+from holdfast.likelihoods import Categorical
 from holdfast.methods import METHODS, Setting
+from holdfast.records import Importance
+from holdfast.retention import EWC
 from holdfast.training import mlp
 
 NUM = 6 * 50 + 50 + 50 * 4 + 4  # weights and biases of the net below
@@ -165,3 +169,27 @@ def test_a_language_model_in_a_folder(tmp_path: Path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(OptionError, match="empty is no folder of a causal language model: "):
         workload(str(tmp_path / "empty"))
+
+
+def test_measure_is_told_by_its_own_choice():
+    work = small(model=mlp(6, (50,), 4))
+    taken = advise(work, methods=["none"], rounds=1).measure
+    assert taken is not None
+    found = measure(work.model, work.batches, probes=work.batches, loss=Categorical(classes=(0, 1, 2, 3)))
+    assert (taken.choice.form, taken.choice.labels) == ("diagonal", "exact")
+    assert isinstance(found, Importance)
+    assert "would take 10.3 times the weights' memory, more than 8; labels exact, for 4 outputs" in taken.choice.why
+    assert taken.held_bytes == 2 * BYTES
+
+    square = small(model=mlp(6, (6,), 4))
+    taken = advise(square, methods=["none"], rounds=1).measure
+    assert taken is not None
+    assert (taken.choice.form, taken.choice.top_k) == ("kronecker", 2)
+    keeper = EWC(square.model, strength=1.0).retain(measure(square.model, square.batches, probes=square.batches))
+    held = sum(value.nbytes for name, value in keeper.state()[0].items() if not name.startswith("probes/"))
+    assert taken.held_bytes == held
+
+
+def test_measure_is_left_out_where_it_cannot_measure():
+    normed = small(model=nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4, track_running_stats=False)))
+    assert advise(normed, methods=["none"], rounds=1).measure is None

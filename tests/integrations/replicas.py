@@ -241,14 +241,19 @@ def lesson_alone(rank: int) -> list[float]:
     return [skill.increment for skill in keeper.skills]
 
 
-def rehearsed(ranks: list[int], *, dropout: float = 0.0) -> tuple[dict[str, Tensor], float]:
-    """The weights after a rehearsal in which each process has its share of the past, and the loss of its last batch."""
+def rehearsed(ranks: list[int], *, dropout: float = 0.0, group: Any = None) -> tuple[dict[str, Tensor], float]:
+    """The weights after a rehearsal in which each process has its share of the past, and the loss of its last batch.
+
+    With a group the rehearsal is of the bare model, and is told who trains it.
+    """
     bare = nn.Sequential(built("mlp"), nn.Dropout(dropout))
     model = DistributedDataParallel(bare) if len(ranks) == 1 else bare
     torch.manual_seed(ranks[0])
     past = [share(200 + number, ranks[0]) if len(ranks) == 1 else batch(200 + number) for number in range(4)]
     optimizer = torch.optim.Adam(bare.parameters(), lr=0.01)
-    rehearsal = hf.Rehearsal(model, past, share=0.5).attach(optimizer)
+    rehearsal = hf.Rehearsal(model if group is None else bare, past, share=0.5).attach(optimizer)
+    if group is not None:
+        rehearsal.group = group
     for step in range(2 * NUM_STEPS):
         optimizer.zero_grad()
         loss_of(model, step, ranks).backward()
@@ -282,6 +287,9 @@ def main(folder: Path) -> None:
     for dropout in (0.0, 0.5):
         weights, told[f"rehearsed, dropout {dropout}"] = rehearsed([rank], dropout=dropout)
         found |= {f"rehearsed, dropout {dropout}/{key}": value for key, value in weights.items()}
+    weights, told["rehearsed, wrapped after"] = rehearsed([rank], group=distributed.group.WORLD)
+    found |= {f"rehearsed, wrapped after/{key}": value for key, value in weights.items()}
+    told["rehearsed, alone"] = None if rank else rehearsed([0, 1])[1]
     for name, (kind, estimator) in MEASURED.items():
         model = DistributedDataParallel(built(kind))
         own = estimator(model, [batch(0), batch(1)][: 2 - rank])

@@ -318,3 +318,10 @@ def test_a_rehearsal_is_that_of_the_bare_loop_and_is_resumed(tmp_path):
         resume=tmp_path / "first.ckpt",
     )
     assert same(weights_of(fresh), weights_of(whole))
+
+
+def test_the_past_runs_in_the_precision_of_the_trainer(tmp_path):
+    model = gpt2()
+    rehearsal = rehearsal_of(model)
+    fit(model, tmp_path, callbacks=[RehearsalCallback(rehearsal)], num_batches=1, precision="bf16-mixed")
+    assert rehearsal.autocast == torch.bfloat16

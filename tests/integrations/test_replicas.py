@@ -112,6 +112,19 @@ def test_replicas_that_rehearse_their_own_past_stay_equal(dropout, two):
         assert told[0]["rehearsed, dropout 0.0"] == pytest.approx(loss, rel=1e-4)
 
 
+def test_a_rehearsal_of_a_bare_model_is_told_who_trains_it(two):
+    found, told = two
+    for each in found:
+        same(under(each, "rehearsed, dropout 0.0/"), under(each, "rehearsed, wrapped after/"))
+    assert told[0]["rehearsed, wrapped after"] == told[1]["rehearsed, dropout 0.0"]
+
+
+def test_a_rehearsal_of_one_process_waits_for_no_other(two):
+    first, second = (told["rehearsed, alone"] for told in two[1])
+    assert first == pytest.approx(replicas.rehearsed([0, 1])[1], rel=1e-4)
+    assert second is None
+
+
 def test_what_cannot_be_joined_is_told_in_all_processes(two):
     for told in two[1]:
         assert told["si"].startswith("OptionError: over_processes: 'si' is no mean over targets, and needs none")

@@ -9,7 +9,15 @@ import torch.nn.functional as F
 from torch import nn
 
 import holdfast as hf
-from holdfast.errors import BatchError, EmptyDataError, NotFiniteError, OptionError, StateError
+from holdfast.errors import (
+    BatchError,
+    EmptyDataError,
+    FileFormatError,
+    NotFiniteError,
+    OptionError,
+    OutputError,
+    StateError,
+)
 from holdfast.probes import Probes
 from holdfast.probes.files import probes_from_state, probes_to_state
 
@@ -194,6 +202,34 @@ def test_a_checkpoint_keeps_them(name):
     assert back.rise(model) == probes.rise(model) > 0
     assert back.loss == probes.loss
     assert back.nbytes == probes.nbytes
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_folder_keeps_them(name, tmp_path):
+    loss, targets = LOSSES[name]
+    model = net()
+    probes = hf.probes_of(model, [(torch.randn(4, 6), targets()) for _ in range(12)], loss=loss)
+    probes.save(tmp_path / "probes")
+    back = hf.Probes.load(tmp_path / "probes")
+    moved(model)
+    assert back.rise(model) == probes.rise(model) > 0
+    assert (back.loss, back.num_examples) == (probes.loss, 48)
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+    model, data = net(), batches()
+    hf.fisher(model, data).save(tmp_path / "importance")
+    with pytest.raises(FileFormatError, match=r"no probes\.safetensors is listed"):
+        hf.Probes.load(tmp_path / "importance")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    with pytest.raises(OutputError):
+        hf.probes_of(model, data).save(tmp_path / "mine")
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
+    hf.probes_of(model, data).save(tmp_path / "probes")
+    (tmp_path / "probes" / "probes_config.json").write_text("{}")
+    with pytest.raises(FileFormatError):
+        hf.Probes.load(tmp_path / "probes")
 
 
 def test_nested_inputs_come_back_as_they_were():

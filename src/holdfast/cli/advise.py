@@ -68,6 +68,12 @@ def _show(found: Advice, console: Console) -> None:
         f"{found.optimizer} {_size(found.optimizer_bytes)}, together {_size(plain)} beside activations; "
         f"{1e3 * found.step_seconds:.3g} ms a step of {found.batch_size} examples.",
     )
+    if (taken := found.measure) is not None:
+        say(
+            console,
+            f"hf.measure takes {taken.choice.why}. It keeps {_size(taken.held_bytes)} with anchors, and takes "
+            f"{_time(taken.seconds)} for {found.num_examples:,} examples.",
+        )
     for why, without in groupby(sorted(found.costs, key=lambda cost: cost.lacking), key=lambda cost: cost.lacking):
         if why:
             say(console, f"Without {', '.join(method_label(each.method) for each in without)}: {shorten(why, 200)}")
@@ -85,16 +91,18 @@ def _table(found: Advice) -> Table:
     for cost in found.costs:
         if cost.lacking:
             continue
-        seconds = cost.closing_seconds
-        closing = "at once" if seconds < 0.05 else f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
         cells = [
             _size(cost.held_bytes),
             f"{cost.held_bytes / found.weight_bytes:.1f} x",
             f"{cost.step_ratio:.2f} x",
-            closing,
+            _time(cost.closing_seconds),
         ]
         table.add_row(method_label(cost.method), *cells, *([_size(cost.peak_bytes or 0)] * peaks))
     return table
+
+
+def _time(seconds: float) -> str:
+    return "at once" if seconds < 0.05 else f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
 
 
 def _size(count: int) -> str:

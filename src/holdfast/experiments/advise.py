@@ -14,10 +14,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from holdfast.errors import HoldfastError
+from holdfast.importance import measure, probes_of
+from holdfast.importance.choosing import Choice, choose
 from holdfast.likelihoods.batches import batch_size, model_inputs
-from holdfast.likelihoods.likelihood import Categorical
+from holdfast.likelihoods.likelihood import Categorical, Likelihood
 from holdfast.likelihoods.shift import decided
 from holdfast.methods import METHODS, Learner, Method, MethodOptions, Moment, Setting, build_learner, method_named
+from holdfast.probes import Probes
 from holdfast.replay import Buffer
 from holdfast.streams import Examples
 from holdfast.training import Losses, OptimizerName, build_optimizer
@@ -80,6 +83,21 @@ class MethodCost:
 
 
 @dataclass(frozen=True)
+class MeasureCost:
+    """What `hf.measure` takes for the model, by the same choice that it makes itself, and what that costs.
+
+    Attributes:
+        choice: form, labels and why.
+        held_bytes: of the curvature and the anchors that a keeper holds, in float32.
+        seconds: to measure as many examples as were asked for.
+    """
+
+    choice: Choice
+    held_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Advice:
     """What all methods cost, and what plain training does.
 
@@ -95,6 +113,7 @@ class Advice:
         batch_size: of the first batch.
         num_examples: that the closing of a task is told for.
         costs: one a method.
+        measure: of `hf.measure`; None where it cannot measure the model on these batches.
     """
 
     model: str
@@ -108,6 +127,7 @@ class Advice:
     batch_size: int
     num_examples: int
     costs: tuple[MethodCost, ...]
+    measure: MeasureCost | None
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
@@ -142,7 +162,8 @@ def advise(
     Raises:
         UnknownNameError: there is no such method, optimizer or option; before anything is measured.
 
-    Cost: two copies of the model; for each method `rounds` + 3 passes over the batches, and its importance twice.
+    Cost: two copies of the model; for each method `rounds` + 3 passes over the batches, and its importance twice; and
+    `hf.measure` once.
     """
     names = [name for name in METHODS if name not in ("joint", "cumulative")] if methods is None else methods
     chosen = [method_named(name) for name in names]
@@ -170,7 +191,22 @@ def advise(
         batch_size=batch_size(workload.batches[0]),
         num_examples=num_examples,
         costs=tuple(costs),
+        measure=_measured(workload, plain.device, num_examples),
     )
+
+
+def _measured(workload: Workload, device: torch.device, num_examples: int) -> MeasureCost | None:
+    """The cost of `hf.measure`, on as many examples as the workload has and scaled."""
+    batches, model = list(workload.batches), copy.deepcopy(workload.model)
+    loss = "categorical" if workload.classes is None else Categorical(classes=workload.classes)
+    try:
+        choice = choose(model, batches[0], loss=loss)
+        probes = probes_of(model, batches, loss=loss)
+        seconds = _seconds(lambda: _measure(model, batches, probes, loss), device)
+    except HoldfastError:
+        return None
+    weights = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return MeasureCost(choice, round(4 * weights * (1 + choice.held)), seconds * num_examples / workload.num_examples)
 
 
 class _Trained:
@@ -262,6 +298,10 @@ def _cost(
     ratio = statistics.median(one / other for one, other in zip(taken, beside))
     scale = num_examples / workload.num_examples if _looks_at_examples(method, settings) else 1.0
     return MethodCost(method.name, held, ratio, closing * scale, peak), beside
+
+
+def _measure(model: nn.Module, batches: Sequence[Any], probes: Probes, loss: str | Likelihood) -> None:
+    measure(model, batches, probes=probes, loss=loss)
 
 
 def _looks_at_examples(method: Method, settings: Mapping[str, Any]) -> bool:

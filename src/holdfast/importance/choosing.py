@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Literal, get_args
 
@@ -47,6 +48,67 @@ _TOP_K = 2
 
 _SHARED_FROM = 1024
 """In models with a longer side than this, layers that read the same input share its basis, for its memory."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What `measure` takes for a model.
+
+    Attributes:
+        form: "kronecker" or "diagonal".
+        labels: "exact", "sampled" or "empirical".
+        top_k: of factors with exact labels: how many labels are taken exactly, one draw standing for the others; None
+            for all.
+        share_inputs: of factors, whether layers that read the same input share its basis.
+        held: float32 numbers that are held of the curvature, over those of the weights; anchors come on top.
+        why: in words, the form and the labels.
+    """
+
+    form: Literal["kronecker", "diagonal"]
+    labels: KfacKind
+    top_k: int | None
+    share_inputs: bool
+    held: float
+    why: str
+
+
+def choose(
+    model: nn.Module,
+    batch: Any,
+    *,
+    loss: str | Likelihood | Callable[[Any, Any], Tensor] | None = None,
+    form: Form = "auto",
+    labels: Labels = "auto",
+) -> Choice:
+    """What `measure` takes for a model, by its layers and the outputs of one example.
+
+    Args:
+        model: left exactly as it was.
+        batch: of which the first two examples are looked at; None where there are none.
+        loss: as for `measure`.
+        form: as for `measure`; what is given is not chosen.
+        labels: likewise.
+
+    Raises:
+        UnknownNameError: no such form, labels or loss.
+        OptionError: `form="kronecker"` where no layer can have factors.
+
+    Cost: one forward pass of two examples.
+    """
+    where = "measure"
+    check_choice("form", form, get_args(Form))
+    check_choice("labels", labels, ("auto", *get_args(KfacKind)))
+    taken = _labels(model, batch, loss, where=where) if labels == "auto" else (labels, None, "as asked")
+    is_kronecker, why = _is_kronecker(model, form, where=where)
+    layers = _factored(model) if is_kronecker else []
+    return Choice(
+        form="kronecker" if is_kronecker else "diagonal",
+        labels=taken[0],
+        top_k=taken[1] if is_kronecker else None,
+        share_inputs=any(max(layer.matrix_shape) > _SHARED_FROM for layer in layers),
+        held=_held(model, layers),
+        why=f"{why}; labels {taken[2]}",
+    )
 
 
 def measure(
@@ -108,16 +170,14 @@ def measure(
     if probes is not None and not isinstance(probes, Probes):  # first, for errors in them to come before the long work
         probes = probes_of(model, probes, loss=loss, num_examples=num_probes)
     tail = _Tail(data, most)
-    first, batches = _first_of(tail)
-    kind, top_k = _labels(model, first, loss, where=where) if labels == "auto" else (labels, None)
+    first, batches = first_of(tail)
+    chosen = choose(model, first, loss=loss, form=form, labels=labels)
     given: dict[str, Any] = {"loss": loss, "num_examples": num_examples, "seed": seed, "progress": progress}
-    if _is_kronecker(model, form, where=where):
-        share = max(max(layer.matrix_shape) for layer in _factored(model)) > _SHARED_FROM
-        importance = kfac(
-            model, batches, kind=kind, top_k=top_k, damping=damping, share_inputs=share, max_size=_MAX_SIZE, **given
-        )
+    if chosen.form == "kronecker":
+        of_factors = {"top_k": chosen.top_k, "share_inputs": chosen.share_inputs, "max_size": _MAX_SIZE}
+        importance = kfac(model, batches, kind=chosen.labels, damping=damping, **of_factors, **given)
     else:
-        importance = fisher(model, batches, kind=kind, **given)
+        importance = fisher(model, batches, kind=chosen.labels, **given)
     if probes is None:
         warnings.warn(
             f"{where}: the probes are the last {most} examples of the data themselves. If the model was "
@@ -151,7 +211,7 @@ class _Tail:
         return batches
 
 
-def _first_of(data: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
+def first_of(data: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
     """The first batch that holds an example, or None, and all of them."""
     rest, empty = iter(data), []
     for batch in rest:
@@ -161,22 +221,25 @@ def _first_of(data: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
     return None, empty
 
 
-def _labels(model: nn.Module, batch: Any, loss: Any, *, where: str) -> tuple[KfacKind, int | None]:
-    """How labels are taken, and of how many factors take each, by the outputs of an example."""
+def _labels(model: nn.Module, batch: Any, loss: Any, *, where: str) -> tuple[KfacKind, int | None, str]:
+    """How labels are taken, of how many factors take each, by the outputs of an example, and why."""
     likelihood = resolve_likelihood(loss, where=where)
     if isinstance(likelihood, PerExample):
-        return "empirical", None
+        return "empirical", None, "of the data, for a loss function says nothing of others"
     if batch is None:
-        return "exact", None  # the estimator says that there is no data
+        return "exact", None, "exact"  # the estimator says that there is no data
     with evaluating(model) as bare:
-        one = batch_to(slice_batch(batch, 0, 1, lists=True), next(bare.parameters()).device)
-        args, kwargs = model_inputs(one)
-        num_outputs = logits_of(bare(*args, **kwargs)).numel()
-    chosen = getattr(likelihood, "classes", None)
-    num_labels = min(num_outputs, len(chosen or ()) or num_outputs)
+        size = min(2, batch_size(batch))  # one alone is too few for some models, which are refused later and better
+        few = batch_to(slice_batch(batch, 0, size, lists=True), next(bare.parameters()).device)
+        args, kwargs = model_inputs(few)
+        num_outputs = logits_of(bare(*args, **kwargs)).numel() // size
+    classes = getattr(likelihood, "classes", None)
+    num_labels = min(num_outputs, len(classes or ()) or num_outputs)
+    outputs = f"{num_labels:,} outputs of an example"
     if num_labels > _EXACT_UP_TO:
-        return "sampled", None
-    return "exact", _TOP_K if isinstance(likelihood, Categorical) and num_labels > _TOP_K + 1 else None
+        return "sampled", None, f"drawn, for {outputs} are more than {_EXACT_UP_TO}"
+    why = f"exact, for {outputs} are at most {_EXACT_UP_TO}"
+    return "exact", _TOP_K if isinstance(likelihood, Categorical) and num_labels > _TOP_K + 1 else None, why
 
 
 def _factored(model: nn.Module) -> list[Layer]:
@@ -184,15 +247,29 @@ def _factored(model: nn.Module) -> list[Layer]:
     return [layer for layer in layers_of(model) if max(layer.matrix_shape) <= _MAX_SIZE]
 
 
-def _is_kronecker(model: nn.Module, form: Form, *, where: str) -> bool:
+def _is_kronecker(model: nn.Module, form: Form, *, where: str) -> tuple[bool, str]:
+    """Whether factors are taken, and why."""
     layers = _factored(model)
-    if form == "diagonal" or (form == "auto" and not layers):
-        return False
+    if form == "diagonal":
+        return False, "a diagonal, as asked"
+    if not layers and form == "auto":
+        return False, f"a diagonal, for no Linear or convolution layer of its own has sides of at most {_MAX_SIZE:,}"
     if not layers:
         raise OptionError(
             f'{where}: form="kronecker", and the model has no plain Linear or convolution layer of its own with sides '
             f'of at most {_MAX_SIZE:,}. Use form="diagonal".'
         )
-    held = sum(m * m + n * n + m * n for m, n in (layer.matrix_shape for layer in layers))
+    held = _held(model, layers)
+    of_layers, times = f"Kronecker factors of {len(layers)} layers", f"{held:.1f} times the weights' memory"
+    if form == "kronecker":
+        return True, f"{of_layers}, {times}, as asked"
+    if held > _MOST_HELD:
+        return False, f"a diagonal, for {of_layers} would take {times}, more than {_MOST_HELD:g}"
+    return True, f"{of_layers}, {times}, at most {_MOST_HELD:g}"
+
+
+def _held(model: nn.Module, layers: Sequence[Layer]) -> float:
+    """The numbers that are held of bases and spectra of these layers and the diagonal of the rest, over the weights."""
     weights = sum(parameter.numel() for parameter in trainable_parameters(model).values())
-    return form == "kronecker" or held <= _MOST_HELD * weights
+    shapes = [layer.matrix_shape for layer in layers]
+    return (weights + sum(m * m + n * n for m, n in shapes)) / weights

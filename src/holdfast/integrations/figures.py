@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from holdfast.replay import Rehearsal
 from holdfast.retention import Keeper
 
 
@@ -29,10 +30,10 @@ def logged_figures(keeper: Any, *, name: str = "") -> dict[str, float]:
     return {prefix + key: value for key, value in found.items() if value is not None}
 
 
-def train_together(keeper: Any, *, num_processes: int) -> None:
-    """Tell a keeper that so many processes train its model, which their Trainer wraps for itself; each calls this."""
-    if isinstance(keeper, Keeper) and num_processes > 1 and keeper.group is None:
-        keeper.group = torch.distributed.group.WORLD
+def train_together(helper: Any, *, num_processes: int) -> None:
+    """Tell a keeper or rehearsal that so many processes train its model, which their Trainer wraps; each calls this."""
+    if isinstance(helper, Keeper | Rehearsal) and num_processes > 1 and helper.group is None:
+        helper.group = torch.distributed.group.WORLD
 
 
 def close_lesson(keeper: Any) -> None:

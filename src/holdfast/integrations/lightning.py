@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from holdfast.integrations.choice import training
@@ -90,8 +91,8 @@ class RehearsalCallback(Callback):
     """Rehearses the past while a `Trainer` fits: `Trainer(callbacks=[RehearsalCallback(rehearsal)])`.
 
     The rehearsal is attached to the first optimizer that trains its model when training starts, and taken off when it
-    ends. Its state is in Lightning's checkpoints. Every `log_every_n_steps` it logs `rehearsal_loss`, that of the last
-    rehearsed batch in nats per target.
+    ends. Its state is in Lightning's checkpoints. Under `precision="bf16-mixed"` the past runs in bfloat16 too. Every
+    `log_every_n_steps` it logs `rehearsal_loss`, that of the last rehearsed batch in nats per target.
 
     Args:
         rehearsal: over the `LightningModule`, or a part of it whose inputs the past has.
@@ -106,6 +107,9 @@ class RehearsalCallback(Callback):
         Raises:
             ParameterMismatchError: no optimizer trains its model.
         """
+        train_together(self.rehearsal, num_processes=trainer.world_size)
+        if trainer.precision == "bf16-mixed" and self.rehearsal.autocast is None:
+            self.rehearsal.autocast = torch.bfloat16
         self.rehearsal.attach(training(self.rehearsal.model, trainer.optimizers)[0])
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

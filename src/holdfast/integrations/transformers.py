@@ -164,6 +164,7 @@ class RehearsalCallback(TrainerCallback):
         """Attach the rehearsal, at the step at which training begins."""
         self.rehearsal.detach()  # of an attempt with a larger batch that ran out of memory
         self.rehearsal.num_steps = state.global_step
+        train_together(self.rehearsal, num_processes=args.world_size)
         if args.bf16 and self.rehearsal.autocast is None:
             self.rehearsal.autocast = torch.bfloat16
         self.rehearsal.attach(kwargs["optimizer"])

@@ -1,7 +1,8 @@
-"""Probes as tensors and JSON notes, for a checkpoint."""
+"""Probes as tensors and JSON notes, for a checkpoint, and as a folder."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from typing import Any, NoReturn
@@ -9,6 +10,7 @@ from typing import Any, NoReturn
 from torch import Tensor
 
 from holdfast.errors import FileFormatError, StateError
+from holdfast.files import Saved, new_folder, read_folder, write_description, write_tensors
 from holdfast.likelihoods.likelihood import (
     AtTargets,
     Bernoulli,
@@ -20,6 +22,10 @@ from holdfast.likelihoods.likelihood import (
 )
 from holdfast.probes.probes import Probe, Probes
 
+CONFIG = "probes_config.json"
+"""Where a folder of probes says what it is."""
+
+_STEM = "probes"
 _LOSSES: dict[str, Any] = {
     "categorical": Categorical,
     "gaussian": Gaussian,
@@ -69,7 +75,26 @@ def probes_from_state(tensors: Mapping[str, Tensor], notes: Any, *, where: str) 
             raise ValueError(notes)
         return Probes(_loss_from_json(notes["loss"]), tuple(found))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise FileFormatError(f"{where}: the probes are damaged ({error!r}). Take an older checkpoint.") from error
+        raise FileFormatError(
+            f"{where}: the probes are damaged ({error!r}). Take an older checkpoint, or take probes again."
+        ) from error
+
+
+def save(probes: Probes, path: str | os.PathLike[str]) -> None:
+    """Write a folder; see `Probes.save`."""
+    tensors, notes = probes_to_state(probes)
+    with new_folder(path) as folder:
+        write_tensors(folder, _STEM, tensors)
+        write_description(folder / CONFIG, {"probes": notes})
+
+
+def load(path: str | os.PathLike[str]) -> Probes:
+    """Read a folder; see `Probes.load`."""
+
+    def read(saved: Saved) -> Probes:
+        return probes_from_state(saved.tensors(_STEM), saved.description(CONFIG).get("probes"), where=str(saved.path))
+
+    return read_folder(path, read)
 
 
 def _tree(content: Any, found: dict[str, Tensor]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
@@ -43,7 +44,8 @@ class Probes:
         sentence encoders   (cos - cos_0)^2 / (2 * 0.04), of fixed pairs (`Similarity`)
         a loss of one's own its rise at the targets
 
-    Made by `probes_of`; kept in checkpoints of a keeper, and left out of folders that are to be shared.
+    Made by `probes_of`; kept in checkpoints of a keeper. They are examples: the folders of importances, which are to be
+    shared, leave them out, and `save` writes one of their own.
 
     Attributes:
         loss: what compares answers.
@@ -55,6 +57,28 @@ class Probes:
 
     def __repr__(self) -> str:
         return f"Probes({self.loss.name}, {self.num_examples} examples, {self.num_targets} targets)"
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the folder `path`: `probes.safetensors` and `probes_config.json`, whole or not at all.
+
+        Raises:
+            StateError: a batch holds something that is neither a tensor nor a JSON value.
+            OutputError: it cannot be written, or holds what holdfast did not write; it is then unchanged.
+        """
+        from holdfast.probes import files  # which makes probes
+
+        files.save(self, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Probes:
+        """Read a folder that `save` wrote; a loss of one's own is not in it (`with_loss`).
+
+        Raises:
+            FileFormatError: a file is missing, truncated, edited or of another version.
+        """
+        from holdfast.probes import files
+
+        return files.load(path)
 
     @classmethod
     def taken(cls, model: nn.Module, data: Iterable[Any], loss: Comparable) -> Self:

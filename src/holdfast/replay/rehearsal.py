@@ -15,7 +15,7 @@ from holdfast.likelihoods.batches import batch_copied, batch_size, batch_to, mod
 from holdfast.likelihoods.likelihood import Likelihood, num_targets, resolve_likelihood
 from holdfast.likelihoods.shift import decided
 from holdfast.probes import Probes
-from holdfast.replay.replicas import average, average_gradients, replicas_of
+from holdfast.replicas import Replicas
 from holdfast.steps import StepHooks, bare_optimizer, is_skipped
 from holdfast.tensors import all_parameters, trainable_parameters, unwrap
 
@@ -45,8 +45,8 @@ class Rehearsal:
     old head, or an encoder that gives embeddings, of which the old cosines are rehearsed (`probes_of` with
     loss="similarity"). An old head that the optimizer does not train stays as it is.
 
-    Replicas in several processes add the mean of what each finds on its own past, and so stay equal: give each the same
-    past or a part of its own, and a rehearsal to all. Under `fully_shard` too.
+    Replicas in several processes (`group`) add the mean of what each finds on its own past, and so stay equal: give
+    each the same past or a part of its own, and a rehearsal to all. Under `fully_shard` too.
 
     Args:
         model: which learns, or another over the same weights, in whatever mode it is in; wrappers are seen through.
@@ -111,11 +111,26 @@ class Rehearsal:
         self.last_loss: float | None = None
         self.autocast = autocast
         self.model, self._seed = model, seed
+        self._replicas = Replicas(model)
         self._hooks: StepHooks | None = None
         self._order: tuple[int, list[int]] = (-1, [])
 
     def __repr__(self) -> str:
         return f"Rehearsal({len(self._terms)} batches of the past, one every {self.every} steps)"
+
+    @property
+    def group(self) -> Any:
+        """The process group that trains the model together; None for this process alone.
+
+        It is that of the `DistributedDataParallel` that the rehearsal was built on, or all processes where
+        `fully_shard` has spread the model. Of a bare model that is wrapped later it is to be set, in all processes; the
+        callbacks for Trainers do so.
+        """
+        return self._replicas.group
+
+    @group.setter
+    def group(self, value: Any) -> None:
+        self._replicas.named = value
 
     def attach(self, optimizer: Any) -> Self:
         """Rehearse in this optimizer's steps from now on, through its step hooks, for the parameters that it trains.
@@ -172,11 +187,10 @@ class Rehearsal:
         parameters = _trained(optimizer, every)
         if self.num_steps % self.every or not parameters:
             return
-        device, replicas = parameters[0].device, replicas_of(self.model, parameters)
+        device = parameters[0].device
         with torch.enable_grad(), torch.autocast(device.type, self.autocast, enabled=self.autocast is not None):
             loss = self._terms[self._at(self.num_steps // self.every - 1)](model, device)
-        told = loss.detach().clone()
-        self.last_loss = float(told if replicas is None else average(told, replicas))
+        (self.last_loss,) = self._replicas.agreed([float(loss.detach())])
         if not math.isfinite(self.last_loss):
             raise NotFiniteError(
                 f"Rehearsal: the loss of a batch of the past is {self.last_loss}, and nothing was added to the "
@@ -186,8 +200,7 @@ class Rehearsal:
         scale = getattr(optimizer, "grad_scale", None)
         scaled = loss if scale is None else loss * float(scale)
         scaled.backward(inputs=None if len(parameters) == len(every) else parameters)
-        if replicas is not None:
-            average_gradients(parameters, replicas)  # those of the new task are the same in all
+        self._replicas.average_gradients(parameters)  # those of the new task are the same in all
 
     def _at(self, number: int) -> int:
         """Which batch the rehearsed step of this number takes."""

@@ -13,7 +13,7 @@ from torch import nn
 from holdfast.likelihoods.likelihood import AtTargets, resolve_likelihood
 from holdfast.memory import Retained
 from holdfast.probes import Probes
-from holdfast.retention.replicas import Replicas
+from holdfast.replicas import Replicas
 from holdfast.retention.rewinding import NewTask, mean_curvature, rewound, sought
 from holdfast.tensors import TensorMap, local
 

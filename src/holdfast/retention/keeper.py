@@ -21,6 +21,7 @@ from holdfast.memory import AnchorForm, Forms, ImportanceForm, Retained
 from holdfast.memory.stored import num_positive
 from holdfast.probes import Probes
 from holdfast.records import Importance, ImportanceInfo, check_names, check_tensors
+from holdfast.replicas import Replicas
 from holdfast.retention.attachments import Attachments
 from holdfast.retention.checks import weights_elsewhere
 from holdfast.retention.closing import Rewound, go_back, new_task_cost
@@ -29,7 +30,7 @@ from holdfast.retention.mechanism import Mechanism, as_budget, check_choices, ch
 from holdfast.retention.options import KeeperOptions, NewParameters, check_rule_of
 from holdfast.retention.persistence import Persistent
 from holdfast.retention.plan import check_covered, check_held_shapes, check_same_curvature
-from holdfast.retention.replicas import Replicas, check_replicas
+from holdfast.retention.replicas import check_replicas
 from holdfast.retention.report import Report, counted, rise_unit
 from holdfast.retention.rewinding import new_task
 from holdfast.retention.rise import layers_rise, weights_rise

@@ -1,70 +1,22 @@
-"""Replicas of one model must go on alike: what they are given is compared, and what they measure is averaged."""
+"""Replicas of one model must go on alike: the importances that they are given are compared."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from holdfast.curvature.factored import AnyImportance, importance_of
 from holdfast.curvature.files import layers_to_tensors
 from holdfast.curvature.protocol import Measured
 from holdfast.errors import StateError
 from holdfast.records import ImportanceInfo
-from holdfast.tensors import is_sharded, prefixed, sum_of, under
-
-
-class Replicas:
-    """The processes that train one model together, as replicas or shards of it.
-
-    All of them run the same loop, and each must come to every call here, for it waits for the others. They are seen
-    where the model was given wrapped in `DistributedDataParallel`, or spread by `fully_shard`. A bare model is this
-    process's own, since the others may know nothing of it: so it is for a keeper that one process makes, to save it.
-    Where it is wrapped later, its user says so by `named`.
-
-    Args:
-        model: as the keeper was given it; `torch.compile` is looked through.
-
-    Attributes:
-        named: the process group that the user named; None for none.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
-        self.named: Any = None
-
-    @property
-    def group(self) -> Any:
-        """Their process group; None where this process is alone."""
-        if not _several():
-            return None
-        if self.named is not None:
-            return self.named
-        if (wrapper := _wrapper(self._model)) is not None:
-            return wrapper.process_group
-        spread = any(map(is_sharded, self._model.parameters()))
-        return torch.distributed.group.WORLD if spread else None
-
-    @property
-    def may_be_more(self) -> bool:
-        """Whether there are other processes, of which nobody said whether they train this model too."""
-        return self.group is None and _several() and torch.distributed.get_world_size() > 1
-
-    def agreed(self, measured: Sequence[float]) -> list[float]:
-        """The means of what the processes measured, in float64."""
-        group = self.group
-        if group is None or not measured:
-            return list(measured)
-        device = next(self._model.parameters()).device
-        dtype = torch.float32 if device.type == "mps" else torch.float64
-        shared = torch.tensor(measured, dtype=dtype, device=device)
-        torch.distributed.all_reduce(shared, group=group)
-        return (shared / torch.distributed.get_world_size(group)).tolist()
+from holdfast.replicas import wrapper_of
+from holdfast.tensors import prefixed, sum_of, under
 
 
 def check_replicas(importance: Measured, model: nn.Module, *, where: str) -> None:
@@ -84,7 +36,7 @@ def check_replicas(importance: Measured, model: nn.Module, *, where: str) -> Non
 
     Cost: one pass over the importance, and an all-gather of two numbers.
     """
-    wrapper = _wrapper(model)
+    wrapper = wrapper_of(model)
     if wrapper is None:
         return
     tensors = tensors_of(importance)
@@ -138,14 +90,3 @@ def digest(value: Any) -> int:
 def _bits(value: Tensor) -> Tensor:
     """As whole numbers, whose sum does not depend on the order in which a device adds."""
     return value.detach().contiguous().view(torch.int32)
-
-
-def _several() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
-
-
-def _wrapper(model: nn.Module) -> DistributedDataParallel | None:
-    inner: Any = model
-    while inner is not None and not isinstance(inner, DistributedDataParallel):
-        inner = getattr(inner, "_orig_mod", None)
-    return inner

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from holdfast.errors import FileFormatError, OptionError
 from holdfast.probes import Probes
 from holdfast.probes.files import probes_from_state, probes_to_state
+from holdfast.replicas import Replicas
 from holdfast.retention.controller import LOWEST, Controller, steps_since
 from holdfast.retention.mechanism import as_budget, check_option
-from holdfast.retention.replicas import Replicas
 
 _STALE = 1e-3
 """Nats per target between the answers of new probes and those of the model, above which they are of another model."""
