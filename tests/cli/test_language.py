@@ -179,6 +179,36 @@ def test_a_classifier_learns_other_labels_and_both_heads_can_be_had(tmp_path: Pa
         assert "head: 'original', as it is, 2 classes ('card', 'money'); kept beside it: 'new'" in said
 
 
+def test_what_is_rehearsed_is_chosen_told_and_recorded(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    model, old = tiny.causal(tmp_path / "causal"), tiny.prose(tmp_path / "old.txt")
+    dreams, out = tmp_path / "dreams", tmp_path / "out"
+    assert run("dream", model, "-o", dreams, "--count", 48, "--length", 16) == 0
+    given = ["finetune", model, old, "--steps", 20, "--length", 16, "-o", out]
+    capsys.readouterr()
+    assert run(*given, "--rehearse", dreams, "--share", 0.25) == 0
+    said = capsys.readouterr().out
+    assert f"rehearsal: 48 dreams of {model}; one step of 4 learns a batch of them again" in said
+    assert "of the past" in said
+    assert f"rehearsed 48 dreams of {model}, a share of 0.25 of the batches" in said
+    assert "The old skill was not measured; rehearsal foresees nothing." in said
+    assert run(*given, "--rehearse", dreams, "--method", "auto") == 0
+    said = capsys.readouterr().out
+    assert "auto: one step of 10 rehearses (share 0.1)" in said
+    assert "auto: EWC on an importance of what is rehearsed, by hf.measure: none was given" in said
+    assert "auto: a budget of 0.02 nats a target, the default; measured on a part of the past that is set apart" in said
+    assert "EWC: 1 task held, 20 steps" in said
+    assert len(json.loads((out / "kept_and_learned.json").read_text())["choices"]) == 3
+
+
+def test_old_data_are_rehearsed_by_their_own_columns(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    model, old = tiny.classifier(tmp_path / "classifier"), tiny.intents(tmp_path / "old.jsonl", names=("card", "money"))
+    old.write_text(old.read_text().replace('"text"', '"said"').replace('"label"', '"kind"'))
+    given = ["finetune", model, place / "intents.jsonl", "--rehearse", old, "--share", 0.5, "--steps", 4]
+    given += ["--old-text", "said", "--old-label", "kind", "-o", tmp_path / "out"]
+    assert run(*given) == 0
+    assert f"rehearsal: 32 texts of {old}, head 'original'; one step of 2" in capsys.readouterr().out
+
+
 def test_a_forecast_that_did_not_hold_is_shouted(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """A causal model that learns another language, held too weakly."""
     model, old = tiny.causal(tmp_path / "causal"), tiny.prose(tmp_path / "old.txt")
@@ -232,6 +262,22 @@ def test_a_forecast_that_did_not_hold_is_shouted(place: Path, tmp_path: Path, ca
             ("finetune", "{model}", "{intents}", "--method", "ewx", "--keep", "x", "--budget", "1"),
             "unknown method 'ewx'",
         ),
+        (
+            ("finetune", "{model}", "{intents}", "--rehearse", "new", "--budget", "1"),
+            "--budget beside --rehearse alone, and nothing to hold. Give --keep DIR, or --method auto",
+        ),
+        (
+            ("finetune", "{model}", "{intents}", "--rehearse", "new", "--method", "wva"),
+            "--method wva beside --rehearse alone",
+        ),
+        (
+            ("finetune", "{model}", "{intents}", "--rehearse", "new", "--share", "0"),
+            "--share is 0.0; expected a number",
+        ),
+        (("finetune", "{model}", "{intents}", "--method", "auto", "--share", "0.2"), "--share is of --rehearse, which"),
+        (("finetune", "{model}", "{intents}", "--rehearse", "self"), "--rehearse self is for a causal language model"),
+        (("finetune", "{model}", "{intents}", "--rehearse", "{out}"), "no such file or folder"),
+        (("finetune", "{model}", "{intents}", "--rehearse", "{pairs}", "--old-text", "x"), "no column 'x'"),
         (("evaluate", "{model}", "{pairs}", "--task", "clasification"), "Did you mean 'classification'?"),
         (("evaluate", "{model}", "{intents}"), "for classes fine-tune it on labelled data first"),
         (("evaluate", "{model}", "{pairs}", "--head", "x"), "unknown head 'x'"),

@@ -90,6 +90,77 @@ def test_it_keeps_what_plain_training_loses(kind, optimizer):
     assert rises[1] < 0.4 * rises[0]
 
 
+class Encoder(nn.Module):
+    """Embeddings over a base that others learn through."""
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__()
+        self.base = base
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return F.normalize(self.base(inputs), dim=-1)
+
+
+def learn_through(head: nn.Module, base: nn.Module, *, old: nn.Module | None, past: hf.Probes) -> None:
+    """Learn the new task through a head of its own, and rehearse the past of another module over the same base."""
+    pupil = nn.Sequential(base, head)
+    optimizer = torch.optim.Adam(pupil.parameters(), lr=5e-3)
+    if old is not None:
+        Rehearsal(old, past, share=0.25).attach(optimizer)
+    train(pupil, optimizer, task(1)[0], steps=200)
+
+
+def test_old_cosines_keep_an_encoder_whose_base_learns_through_another_head():
+    old, held_out = ([{"inputs": inputs} for inputs, _ in part] for part in task(0))
+    rises = []
+    for rehearsed in (False, True):
+        torch.manual_seed(0)
+        base = nn.Sequential(nn.Linear(8, 32), nn.Tanh(), nn.Linear(32, 16))
+        encoder, head = Encoder(base), nn.Linear(16, 4)
+        probes = hf.probes_of(encoder, held_out, loss="similarity", num_examples=None)
+        past = hf.probes_of(encoder, old, loss="similarity", num_examples=None)
+        assert past.rise(encoder) < 1e-9
+        learn_through(head, base, old=encoder if rehearsed else None, past=past)
+        rises.append(probes.rise(encoder))
+    assert rises[0] > 0.05
+    assert rises[1] < 0.4 * rises[0]
+
+
+def test_the_loss_of_old_cosines_by_hand():
+    torch.manual_seed(0)
+    base, changed = nn.Linear(8, 6), nn.Linear(8, 6)
+    inputs = torch.randn(5, 8)
+    past = hf.probes_of(Encoder(base), [{"inputs": inputs}], loss="similarity")
+    before, now = (F.normalize(layer(inputs), dim=-1).detach().double() for layer in (base, changed))
+    ring = [(n, (n + 1) % 5) for n in range(5)]
+    by_hand = sum((float(now[a] @ now[b]) - float(before[a] @ before[b])) ** 2 / (2 * 0.04) for a, b in ring) / 5
+    base.load_state_dict(changed.state_dict())
+    optimizer = torch.optim.SGD(base.parameters(), lr=0.0)
+    rehearsal = Rehearsal(Encoder(base), past, share=1.0).attach(optimizer)
+    optimizer.step()
+    assert rehearsal.last_loss == pytest.approx(by_hand, rel=1e-5)
+
+
+def test_old_answers_to_new_inputs_keep_a_classifier_whose_base_learns_through_another_head():
+    """Learning without forgetting: not one old input is needed."""
+    old, held_out = task(0)
+    new = [(inputs, torch.zeros(len(inputs), dtype=torch.int64)) for inputs, _ in task(1)[0]]
+    rises = []
+    for rehearsed in (False, True):
+        torch.manual_seed(0)
+        base, head = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 16), nn.ReLU()), nn.Linear(16, 4)
+        teacher = nn.Sequential(base, head)
+        train(teacher, torch.optim.Adam(teacher.parameters(), lr=1e-2), old, steps=150)
+        head.requires_grad_(False)
+        probes = hf.probes_of(teacher, held_out, num_examples=None)
+        before = head.weight.clone()
+        past = hf.probes_of(teacher, new, num_examples=None)
+        learn_through(nn.Linear(16, 4), base, old=teacher if rehearsed else None, past=past)
+        rises.append(probes.rise(teacher))
+        assert torch.equal(head.weight, before)
+    assert rises[1] < 0.6 * rises[0]
+
+
 def test_every_batch_once_before_any_twice():
     model = network()
     seen: list[int] = []

@@ -10,12 +10,10 @@ from holdfast.cli.console import console_for, say, warnings_told
 from holdfast.cli.language_options import DreamOptions, check_options
 from holdfast.errors import OptionError
 from holdfast.experiments.language.models import load_model
+from holdfast.experiments.language.past import WRITING, dream_into
 from holdfast.experiments.run import usable_device
 from holdfast.files import check_output
-from holdfast.language import CONFIG, dreams
-
-WRITING = ".holdfast-dreams.safetensors"
-"""What a killed command goes on from, in its output."""
+from holdfast.language import CONFIG
 
 
 def dream_command(options: DreamOptions) -> None:
@@ -31,21 +29,17 @@ def dream_command(options: DreamOptions) -> None:
     if (path / WRITING).exists():
         say(console, f"goes on from {path / WRITING}")
     with warnings_told(console):
-        found = dreams(
-            model.base,
-            model.tokenizer,
+        found = dream_into(
+            path,
+            model,
             count=options.count,
             length=options.length,
             chat={"auto": None, "yes": True, "no": False}[options.chat],
             temperatures=options.temperatures,
             batch_size=options.batch_size,
             seed=options.seed,
-            name=options.model,
-            checkpoint=path / WRITING,
             progress=not options.quiet,
         )
-    found.save(path)
-    (path / WRITING).unlink(missing_ok=True)
     info, told = found.info, console_for()
     say(
         told,

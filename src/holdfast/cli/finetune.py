@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from holdfast.errors import OptionError
 from holdfast.experiments.language.finetuning import FineTuneSettings, HoldOptions
 from holdfast.experiments.language.keeping import keep_and_learn
 from holdfast.experiments.language.kept import SkillChange, forecast_verdict
+from holdfast.experiments.language.past import SHARE, RehearsalOptions
 from holdfast.experiments.language.rows import Columns
 from holdfast.experiments.language.sources import Source
 from holdfast.experiments.run import usable_device
@@ -26,18 +27,20 @@ from holdfast.experiments.run import usable_device
 def finetune_command(options: FinetuneOptions) -> None:
     """Fine-tune a model without losing what an importance holds, and show what was kept and learned."""
     check_options(options, command="finetune")
-    if options.keep is None:
-        raise OptionError("finetune: what is to be kept? Give --keep DIR, written by holdfast importance.")
-    if options.method == "ewc" and options.strength is None and options.budget is None:
-        raise OptionError(
-            "finetune: --method ewc needs --budget, such as 0.05 nats a target, or --strength, such as 1."
-        )
+    given = {entry.name: getattr(options, entry.name) for entry in fields(HoldOptions) if entry.name != "method"}
+    _check_combination(options, [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None])
     console = console_for(quiet=options.quiet)
     columns = columns_of(options)
+    old_columns = Columns(tuple(options.old_text), options.old_label)
+    rehearsing = None
+    if options.rehearse is not None:
+        rehearsing = RehearsalOptions(options.rehearse, SHARE if options.share is None else options.share)
+        if rehearsing.kind == "data":
+            rehearsing = replace(rehearsing, source=Source(options.rehearse, old_columns, options.old_split))
     old = None
     if options.old_data is not None:
-        old = Source(options.old_data, Columns(tuple(options.old_text), options.old_label), options.old_split)
-    elif options.old_text or options.old_label:
+        old = Source(options.old_data, old_columns, options.old_split)
+    elif (options.old_text or options.old_label) and (rehearsing is None or rehearsing.source is None):
         raise OptionError("finetune: --old-text and --old-label are of --old-data, which is not given. Give it too.")
     with warnings_told(console), Stages(console) as stages:
 
@@ -47,12 +50,13 @@ def finetune_command(options: FinetuneOptions) -> None:
 
         def tell(way: str, logs: Mapping[str, Any]) -> None:
             rise = f", predicted rise {logs['predicted_rise']:.4g}" if "predicted_rise" in logs else ""
-            stages.say(f"{way}: step {logs['step']}/{logs['steps']}, loss {logs['loss']:.4g}{rise}")
+            past = f", of the past {logs['rehearsal_loss']:.4g}" if "rehearsal_loss" in logs else ""
+            stages.say(f"{way}: step {logs['step']}/{logs['steps']}, loss {logs['loss']:.4g}{past}{rise}")
 
         kept = keep_and_learn(
             options.model,
             Source(options.data, columns, options.split),
-            keep=Path(options.keep),
+            keep=None if options.keep is None else Path(options.keep),
             output=Path(options.output),
             settings=FineTuneSettings(
                 epochs=options.epochs,
@@ -64,7 +68,9 @@ def finetune_command(options: FinetuneOptions) -> None:
                 save_every=options.save_every,
                 checkpointing=options.checkpointing,
             ),
-            holding=HoldOptions(**{entry.name: getattr(options, entry.name) for entry in fields(HoldOptions)}),
+            holding=HoldOptions("ewc" if options.method == "auto" else options.method, **given),
+            rehearsing=rehearsing,
+            automatic=options.method == "auto",
             task=options.task,
             head=options.head,
             old_data=old,
@@ -78,6 +84,29 @@ def finetune_command(options: FinetuneOptions) -> None:
             on_progress=stages,
         )
     _show(kept, console_for())
+
+
+def _check_combination(options: FinetuneOptions, held_by: Sequence[str]) -> None:
+    """Raise `OptionError` where nothing is kept, or an option would have no effect."""
+    if options.share is not None and options.rehearse is None:
+        raise OptionError("finetune: --share is of --rehearse, which is not given. Give it too.")
+    if options.method == "auto":
+        return
+    if options.keep is None and options.rehearse is None:
+        raise OptionError(
+            "finetune: what is to be kept? Give --keep DIR, written by holdfast importance; or --rehearse WHAT; or "
+            "--method auto, which chooses."
+        )
+    if options.keep is None and (held_by or options.method != "ewc"):
+        found = ", ".join(held_by) or f"--method {options.method}"
+        raise OptionError(
+            f"finetune: {found} beside --rehearse alone, and nothing to hold. Give --keep DIR, or --method auto, which "
+            "measures what is to be held."
+        )
+    if options.keep is not None and options.method == "ewc" and options.strength is None and options.budget is None:
+        raise OptionError(
+            "finetune: --method ewc needs --budget, such as 0.05 nats a target, or --strength, such as 1."
+        )
 
 
 def _show(kept: SkillChange, console: Console) -> None:
@@ -95,7 +124,10 @@ def _show(kept: SkillChange, console: Console) -> None:
     plain = "" if kept.plain_folder is None else f"{name}/{kept.plain_folder.name}"
     table.add_row("saved in", "", name, plain)
     console.print(table)
-    say(console, kept.report)
+    if kept.report:
+        say(console, kept.report)
+    if kept.rehearsed:
+        say(console, f"rehearsed {kept.rehearsed}, a share of {kept.share:g} of the batches")
     say(console, f"written to {kept.folder}{_heads(kept)}")
     if kept.plain_folder is not None:
         say(console, f"plain fine-tuning, to compare with, written to {kept.plain_folder}")

@@ -21,6 +21,7 @@ from holdfast.memory import AnchorForm, ImportanceForm
 
 Dtype = Literal["float32", "bfloat16"]
 Talk = Literal["auto", "yes", "no"]
+Method = Literal["auto", HoldMethod]
 _LanguageModel = Annotated[
     Positional[str],
     arg(
@@ -134,10 +135,22 @@ class DreamOptions:
 
 @dataclass(frozen=True)
 class FinetuneOptions(_OnData):
-    """Fine-tune a language model without losing the skill that an importance folder holds."""
+    """Fine-tune a language model without losing what an importance folder holds, or what is rehearsed."""
 
     keep: option("keep", str, "folder that holdfast importance wrote") = None
-    method: option("method", HoldMethod, "ewc pulls weights back, wva slows them down (default: ewc)") = "ewc"
+    rehearse: option(
+        "rehearse",
+        str,
+        "what is learned again beside the new data: self, what a causal model dreams first; new, its old answers to "
+        "the new data; a folder that holdfast dream wrote; or old data, in any of the forms of DATA",
+    ) = None
+    share: option("share", float, "of the batches that are rehearsed (default: 0.1)") = None
+    method: option(
+        "method",
+        Method,
+        "ewc pulls weights back, wva slows them down; auto chooses what is held and rehearsed, and tells why "
+        "(default: ewc)",
+    ) = "ewc"
     budget: option(
         "budget",
         float,
@@ -161,9 +174,11 @@ class FinetuneOptions(_OnData):
         option("output", str, "folder of the fine-tuned model (default: runs/finetuned)"), arg(aliases=("-o",))
     ] = "runs/finetuned"
     old_data: option("old_data", str, "data for the old skill, in any of the forms of DATA") = None
-    old_text: option("old_text", tuple[str, ...], "column or columns of the text in the old data") = ()
-    old_label: option("old_label", str, "column of the label in the old data") = None
-    old_split: option("old_split", str, "split of the old data (default: train)") = "train"
+    old_text: option(
+        "old_text", tuple[str, ...], "column or columns of the text in old data, also in those of --rehearse"
+    ) = ()
+    old_label: option("old_label", str, "column of the label in old data") = None
+    old_split: option("old_split", str, "split of old data (default: train)") = "train"
     test_data: option("test_data", str, "data for the new skill (left out: every tenth example of DATA)") = None
     compare: Annotated[
         bool, arg(help="fine-tune plainly too, show it beside, and keep it in OUTPUT/plain", help_behavior_hint="")
@@ -224,7 +239,7 @@ def check_options(
     """Raise `UnknownNameError` where a closed choice is none of its values, `OptionError` for a number too small."""
     choices = {
         "kind": Kind,
-        "method": HoldMethod,
+        "method": Method,
         "task": LanguageTask,
         "dtype": Dtype,
         "chat": Talk,
@@ -246,6 +261,9 @@ def check_options(
         value = getattr(options, name, None)
         if value is not None and not value > 0:
             raise OptionError(f"{command}: --{name} is {value}; expected a number above 0.")
+    share = getattr(options, "share", None)
+    if share is not None and not 0 < share <= 1:
+        raise OptionError(f"{command}: --share is {share}; expected a number above 0 and at most 1, such as 0.1.")
 
 
 def columns_of(options: ImportanceOptions | FinetuneOptions | EvaluateOptions) -> Columns:

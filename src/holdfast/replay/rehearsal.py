@@ -41,11 +41,15 @@ class Rehearsal:
     inputs of the *new* task are what learning without forgetting rehearses (Li & Hoiem 2016, arXiv 1606.09282), a
     model's own samples with its answers what deep generative replay does (Shin et al. 2017, arXiv 1705.08690).
 
+    Where the new task is learned through another head, `model` is the old one over the same base: a classifier with its
+    old head, or an encoder that gives embeddings, of which the old cosines are rehearsed (`probes_of` with
+    loss="similarity"). An old head that the optimizer does not train stays as it is.
+
     Replicas in several processes (`group`) add the mean of what each finds on its own past, and so stay equal: give
     each the same past or a part of its own, and a rehearsal to all. Under `fully_shard` too.
 
     Args:
-        model: which learns, in whatever mode it is in; wrappers are seen through.
+        model: which learns, or another over the same weights, in whatever mode it is in; wrappers are seen through.
         past: `Probes`, from which the batches and answers are taken as they are; or batches of old data, of which
             copies are kept in memory.
         share: of batches that are of the past, above 0 and at most 1.

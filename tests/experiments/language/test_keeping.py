@@ -14,7 +14,7 @@ import torch
 from tests.experiments.language import tiny
 from tests.files.folders import listing
 
-from holdfast import Importance
+from holdfast import Importance, measure
 from holdfast.calibration import Factor
 from holdfast.curvature import load_importance
 from holdfast.errors import (
@@ -28,7 +28,7 @@ from holdfast.errors import (
     RunMismatchError,
 )
 from holdfast.experiments.language import keeping
-from holdfast.experiments.language.batches import examples
+from holdfast.experiments.language.batches import batches, examples
 from holdfast.experiments.language.finetuning import FineTuneSettings, HoldOptions, fine_tune, keeper_of
 from holdfast.experiments.language.importance_folder import read_importance, write_importance_folder
 from holdfast.experiments.language.keeping import Source, keep_and_learn
@@ -118,10 +118,26 @@ def test_kronecker_factors_hold_too(place: Path, tmp_path: Path):
     assert "--method ewc --strength 1" in card
     assert 'hf.FactoredImportance.load("keep", model=model)' in card
     options: dict[str, Any] = {"old_data": Source(str(place / "pairs.csv")), "settings": replace(SETTINGS, steps=40)}
-    kept = learn(place, tmp_path / "out", keep=folder, strength=1e4, compare=True, **options)
-    moved = {way: abs(kept.old[way].loss - kept.old["before"].loss) for way in ("held", "plain")}
-    assert moved["held"] < moved["plain"] / 3
-    assert kept.new["held"].value > kept.new["before"].value
+    for holding in ({"strength": 1e4}, {"budget": 1e-4}):
+        kept = learn(place, tmp_path / "out", keep=folder, compare=True, **holding, **options)
+        moved = {way: abs(kept.old[way].loss - kept.old["before"].loss) for way in ("held", "plain")}
+        assert moved["held"] < moved["plain"] / 3
+        assert kept.new["held"].value > kept.new["before"].value
+    assert kept.predicted_rise is not None
+    assert kept.predicted_rise <= 1e-4 * 1.001
+
+
+def test_a_budget_over_factors_is_measured_on_the_probes_that_these_bring(tmp_path: Path):
+    model = load_model(str(tiny.causal(tmp_path / "causal")))
+    data = list(examples(model, Source(str(tiny.prose(tmp_path / "a.txt"))).rows(), length=16, labelled=True))
+    found = measure(model.module, batches(model, data, 8), probes=list(batches(model, data, 8)))
+    assert found.layers
+    keeper = keeper_of(model, found, HoldOptions(budget=1e-3))
+    fine_tune(model, data[::-1], replace(SETTINGS, steps=20, lr=1e-3), folder=tmp_path / "training", keeper=keeper)
+    ((increment, _, budget),) = keeper.report().skills
+    assert budget == 1e-3
+    assert 0 < increment <= budget
+    assert found.probes.rise(model.module) <= budget
 
 
 def test_a_classifiers_own_head_is_left_free(tmp_path: Path):
@@ -374,10 +390,6 @@ def test_options_that_have_no_meaning_are_refused(place: Path, tmp_path: Path):
         learn(place, tmp_path / "out", method="wva")
     with pytest.raises(OptionError, match="--method wva needs --strength and takes no --pull-every, --anchor-dtype:"):
         learn(place, tmp_path / "out", method="wva", strength=1.0, pull_every=2, anchor_dtype="int16")
-    prose = tiny.prose(tmp_path / "a.txt")
-    factors = keep(tmp_path / "factors", load_model(str(place / "encoder")), prose, kind="kfac")
-    with pytest.raises(OptionError, match="Kronecker factors, which --budget cannot hold. Give --strength S, or"):
-        learn(place, tmp_path / "out", keep=factors, budget=0.1)
     with pytest.raises(OptionError, match="its skill is|holds no pairs of texts. Give --old-data two texts"):
         learn(place, tmp_path / "out", strength=1.0, old_data=Source(str(place / "intents.jsonl")))
     (tmp_path / "plain.jsonl").write_text('{"text": "a card"}\n')

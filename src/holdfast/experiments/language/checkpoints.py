@@ -17,12 +17,15 @@ from holdfast.files.manifest import write_manifest
 
 TRAINING = ".holdfast-training"
 
+DREAMS, MEASURED = "dreams", "importance"
+"""Beside the trainings: what the model dreamt, and what was measured on that."""
+
 
 @contextmanager
 def checkpoints(output: Path, identity: Mapping[str, Any]) -> Iterator[Path]:
     """The folder of the checkpoints, of which each training takes one below it.
 
-    It is removed when the block ends without an error, and otherwise where no checkpoint is in it yet.
+    It is removed when the block ends without an error, and otherwise where no checkpoint is in it yet; dreams stay.
 
     Args:
         output: of the fine-tuned model; made where it is missing, and removed again if it stays empty.
@@ -47,11 +50,22 @@ def checkpoints(output: Path, identity: Mapping[str, Any]) -> Iterator[Path]:
                 rmtree(folder, ignore_errors=True)
             finally:
                 if not any(folder.glob("*/checkpoint-*")):
-                    rmtree(folder, ignore_errors=True)
+                    _leave_dreams(folder)
     finally:
         for each in made:
             with suppress(OSError):  # a folder with something in it stays
                 each.rmdir()
+
+
+def _leave_dreams(folder: Path) -> None:
+    """Remove all else: they tell by themselves whose they are, and serve a training with other settings as well."""
+    for each in folder.iterdir() if folder.is_dir() else ():
+        if each.is_dir() and each.name != DREAMS:
+            rmtree(each, ignore_errors=True)
+        elif not each.is_dir():
+            each.unlink(missing_ok=True)
+    with suppress(OSError):  # dreams are in it
+        folder.rmdir()
 
 
 def seal(checkpoint: Path) -> None:

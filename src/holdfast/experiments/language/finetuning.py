@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -9,17 +10,20 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import AdamW
 
 from holdfast.curvature.factored import AnyImportance, importance_of
 from holdfast.errors import EmptyDataError, OptionError
 from holdfast.experiments.language.batches import Example, collate
 from holdfast.experiments.language.checkpoints import last_checkpoint, seal
+from holdfast.experiments.language.measuring import renamed
 from holdfast.experiments.language.models import LanguageModel, transformers_library
 from holdfast.experiments.language.skills import likelihood_of
 from holdfast.likelihoods.categorical import IGNORED
 from holdfast.memory import AnchorForm, ImportanceForm
+from holdfast.probes import Probes
+from holdfast.replay import Rehearsal
 from holdfast.retention import EWC, WVA
 
 HoldMethod = Literal["ewc", "wva"]
@@ -78,53 +82,86 @@ class HoldOptions:
     offload: Literal["cpu"] | None = None
 
 
-def keeper_of(model: LanguageModel, importance: AnyImportance, holding: HoldOptions) -> EWC | WVA:
+def keeper_of(
+    model: LanguageModel,
+    importance: AnyImportance,
+    holding: HoldOptions,
+    *,
+    judge: LanguageModel | None = None,
+    probes: Probes | None = None,
+) -> EWC | WVA:
     """A keeper that holds what `importance` says at the model's present weights.
 
     A new head is free, and so is a head other than the one that the importance was measured with; that one takes no
     part in the training.
+
+    Args:
+        model: what will learn.
+        importance: of `model.base`.
+        holding: how it is held.
+        judge: the old network's head over the same base, which `probes` are of; None: nothing is measured but by the
+            probes that the importance brings along.
+        probes: to measure a budget by.
 
     Raises:
         OptionError: an option of EWC for WVA, WVA without a strength, or options that exclude each other.
         ParameterMismatchError: names or shapes that do not match, all of them listed.
 
     Warns:
-        UserWarning: a budget over an importance that was not calibrated.
+        UserWarning: a budget without probes over an importance that was not calibrated.
     """
-    if importance.layers and holding.budget is not None:
-        raise OptionError(
-            "finetune: this importance has Kronecker factors, which --budget cannot hold. Give --strength S, or "
-            "measure another --kind."
-        )
-    if holding.budget is not None and importance.info.calibration != "made-up lessons":
+    module, free = model.base, False
+    measured = importance.info.details.get("head")
+    other = judge is not None and judge.module is not model.module
+    if model.own_part and (other or model.new_head or measured not in (None, model.head)):
+        importance, free = _among(importance, model.own_part), True
+    if judge is not None:
+        prefix, module, free = judge.prefix, judge.module, free or other
+        importance = renamed(importance, lambda name: prefix + name)
+    is_measured = probes is not None or importance.probes is not None
+    if holding.budget is not None and not is_measured and importance.info.calibration != "made-up lessons":
         warnings.warn(
             "finetune: this importance was not calibrated. It may foresee a thousandth of the real rise of the old "
             "loss, and a budget then holds too little. Measure it with: holdfast importance --calibrate. Or give a "
             "strength.",
             stacklevel=2,
         )
-    free = "error"
-    measured = importance.info.details.get("head")
-    if model.own_part and (model.new_head or measured not in (None, model.head)):
-        importance = _among(importance, model.own_part)
-        free = "free"
-    options: dict[str, Any] = {
+    return held_by(module, importance, holding, free=free, probes=probes)
+
+
+def held_by(
+    module: nn.Module, importance: AnyImportance, holding: HoldOptions, *, free: bool, probes: Probes | None = None
+) -> EWC | WVA:
+    """A keeper over a module, whose weights the importance names.
+
+    Args:
+        module: over the weights that learn.
+        importance: of them.
+        holding: how it is held.
+        free: whether what the importance does not name may learn freely.
+        probes: of the module; None for those that the importance brings along, if any.
+
+    Raises:
+        OptionError: an option of EWC for WVA, WVA without a strength, or options that exclude each other.
+    """
+    given: dict[str, Any] = {
         entry.name: value
         for entry in fields(holding)
         if entry.name != "method" and (value := getattr(holding, entry.name)) is not None
     }
     if holding.method == "ewc":
-        every = options.pop("pull_every", 1)
-        return EWC(model.base, new_parameters=free, every=every, **options).retain(importance)
-    foreign = [f"--{name.replace('_', '-')}" for name in _OF_EWC if name in options]
+        every = given.pop("pull_every", None)
+        keeper = EWC(module, new_parameters="free" if free else "error", every=every, **given)
+        return keeper.retain(importance, probes=probes)
+    foreign = [f"--{name.replace('_', '-')}" for name in _OF_EWC if name in given]
     if foreign or holding.strength is None:
         takes = f" and takes no {', '.join(foreign)}: it keeps no anchors" if foreign else ""
         raise OptionError(f"finetune: --method wva needs --strength{takes}.")
-    return WVA(model.base, new_parameters=free, **options).retain(importance)
+    return WVA(module, new_parameters="free" if free else "error", **given).retain(importance)
 
 
 def _among(importance: AnyImportance, prefix: str) -> AnyImportance:
-    """What is said of the parameters whose names begin so."""
+    """What is said of the parameters whose names begin so; probes are of the whole model, and left out."""
     layers = {name: layer for name, layer in importance.layers.items() if name.startswith(prefix)}
     diagonal = {name: value for name, value in importance.diagonal.items() if name.startswith(prefix)}
     return importance_of(layers, diagonal, importance.info)
@@ -137,6 +174,7 @@ def fine_tune(
     *,
     folder: Path,
     keeper: EWC | WVA | None = None,
+    rehearsal: Rehearsal | None = None,
     on_log: Callable[[Mapping[str, Any]], None] | None = None,
     on_step: Callable[[int, int], None] | None = None,
 ) -> None:
@@ -148,7 +186,9 @@ def fine_tune(
         settings: how.
         folder: where checkpoints go.
         keeper: attached meanwhile.
-        on_log: called with what the Trainer logs: loss, step, and with a keeper `predicted_rise` and `pull_ratio`.
+        rehearsal: likewise.
+        on_log: called with what the Trainer logs: loss, step, with a keeper `predicted_rise` and `pull_ratio`, and with
+            a rehearsal `rehearsal_loss`.
         on_step: called after every step with (steps done, steps in all).
 
     Raises:
@@ -178,7 +218,7 @@ def fine_tune(
             model, outputs, labels, num_items_in_batch
         ),
         optimizers=(AdamW(_groups(model, settings), lr=settings.lr, weight_decay=0.0), None),
-        callbacks=[_teller(transformers, on_log, on_step), _sealer(transformers)],
+        callbacks=[*_attached(rehearsal), _teller(transformers, on_log, on_step), _sealer(transformers)],
     )
     trainer.remove_callback(transformers.PrinterCallback)
     if keeper is not None:
@@ -188,6 +228,23 @@ def fine_tune(
     random.seed(settings.seed)
     trainer.train(resume_from_checkpoint=begin)
     model.module.eval()
+
+
+def num_steps(settings: FineTuneSettings, num_examples: int) -> int:
+    """Optimizer steps of a training on so many examples."""
+    if settings.steps:
+        return settings.steps
+    an_epoch = math.ceil(math.ceil(num_examples / settings.batch_size) / settings.accumulate)
+    return math.ceil(settings.epochs * max(1, an_epoch))
+
+
+def _attached(rehearsal: Rehearsal | None) -> list[Any]:
+    """What attaches it, before all that reads the logs."""
+    if rehearsal is None:
+        return []
+    from holdfast.integrations.transformers import RehearsalCallback
+
+    return [RehearsalCallback(rehearsal)]
 
 
 def _arguments(transformers: Any, settings: FineTuneSettings, folder: Path, *, cpu: bool) -> Any:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from holdfast.experiments.language.finetuning import HoldMethod
 from holdfast.experiments.language.skills import Skill
@@ -30,12 +30,15 @@ class SkillChange:
         folder: of the fine-tuned model.
         plain_folder: of the model that was fine-tuned plainly; None where there is none.
         rise_unit: as a keeper's report has it (`holdfast.retention.Report`).
-        method: what held the model.
+        method: what held the model; "rehearsal" where this alone did.
         strength: of it; None under a budget.
         budget: in nats a target, the rise that was allowed; None under a strength.
         old_head: the name of the head by which the old skill was measured; empty where there is none.
         new_head: likewise of the new skill.
         kept_heads: the names of all other heads in the folder.
+        rehearsed: the past that was learned again, in words; empty where none was.
+        share: of the batches that were of this past; None where none was.
+        choices: what was chosen by itself, and why; a line each.
     """
 
     old: Mapping[str, Skill]
@@ -45,12 +48,15 @@ class SkillChange:
     folder: Path
     plain_folder: Path | None = None
     rise_unit: str = "nats"
-    method: HoldMethod = "ewc"
+    method: HoldMethod | Literal["rehearsal"] = "ewc"
     strength: float | None = None
     budget: float | None = None
     old_head: str = ""
     new_head: str = ""
     kept_heads: tuple[str, ...] = ()
+    rehearsed: str = ""
+    share: float | None = None
+    choices: tuple[str, ...] = ()
 
     @property
     def measured_rise(self) -> float | None:
@@ -100,6 +106,9 @@ def to_dict(kept: SkillChange) -> dict[str, Any]:
         "new_head": kept.new_head,
         "kept_heads": list(kept.kept_heads),
         "keeper": kept.report,
+        "rehearsed": kept.rehearsed,
+        "share": kept.share,
+        "choices": list(kept.choices),
     }
 
 

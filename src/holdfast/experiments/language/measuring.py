@@ -187,7 +187,7 @@ def measure_importance(
         if not part:
             break
         found, size = _with_room(partial(_measure_part, model, part, kind, seed + state.part), size)
-        state.add(_of_base(found, model.prefix))
+        state.add(renamed(found, lambda name: name.removeprefix(model.prefix)))
         state.seconds = earlier + time.monotonic() - start
         if checkpoint is not None and time.monotonic() - written >= checkpoint_seconds:
             state.write(checkpoint, key)
@@ -290,13 +290,8 @@ class _State:
         return MeasuringProgress(self.seen, error, agreement, self.seconds)
 
 
-def _of_base(found: AnyImportance, prefix: str) -> AnyImportance:
-    """What was measured of the whole model, under the names of its base."""
-    if not prefix:
-        return found
-
-    def own(name: str) -> str:
-        return name.removeprefix(prefix)
+def renamed(found: AnyImportance, own: Callable[[str], str]) -> AnyImportance:
+    """The same under other names, without probes, which are of a whole model."""
 
     def named(name: str | None) -> str | None:
         return None if name is None else own(name)

@@ -22,12 +22,15 @@ class OldSkill:
         measured: the head that the importance was measured with, which comes first where several have the labels.
         source: the old data.
         asked: the task that is learned.
+        option: by which the old data were given.
 
     Raises:
         OptionError: the old data do not show a skill that the model has.
     """
 
-    def __init__(self, ready: LanguageModel, measured: object, source: Source, *, asked: LanguageTask) -> None:
+    def __init__(
+        self, ready: LanguageModel, measured: object, source: Source, *, asked: LanguageTask, option: str = "--old-data"
+    ) -> None:
         self._name, self._source, self.head = ready.name, source, ""
         row = source.first()
         self._of_encoder = isinstance(ready.module, SentenceEncoder) or ready.base is not ready.module
@@ -35,7 +38,7 @@ class OldSkill:
             if row is None or len(row.texts) != 2:
                 raise OptionError(
                     f"finetune: the old skill of {ready.name} is similarity, and {source.path} holds no pairs of "
-                    "texts. Give --old-data two texts and their similarity in each row."
+                    f"texts. Give {option} two texts and their similarity in each row."
                 )
         elif ready.head_labels and (asked == "classification" or self._of_encoder):
             labels = classes_of(source.rows())
@@ -48,13 +51,13 @@ class OldSkill:
                 told = "; ".join(f"{name!r}: {listed_labels(own)}" for name, own in known.items())
                 raise OptionError(
                     f"finetune: {source.path} has the labels {listed_labels(labels)}, and no head of {ready.name} has "
-                    f"all of these ({told}). Give --old-data that show what the model could do."
+                    f"all of these ({told}). Give {option} data that show what the model could do."
                 )
             self.head = fitting
         elif ready.task != asked:
             raise OptionError(
                 f"finetune: {ready.name} was made for {ready.task} and now learns {asked}; its old skill cannot be "
-                "measured without its old head. Leave out --old-data."
+                f"measured without its old head. Leave out {option}."
             )
 
     def judge(self, learned: LanguageModel) -> LanguageModel:
