@@ -69,6 +69,11 @@ class ImportanceInfo:
         if self.num_targets < 0:
             object.__setattr__(self, "num_targets", self.num_examples)
 
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether its nats are those of training's own ways (`hf.calibrated`)."""
+        return self.calibration != "none"
+
     @classmethod
     def from_dict(cls, content: Mapping[str, Any], *, where: str) -> ImportanceInfo:
         """Rebuild from JSON.

@@ -247,7 +247,7 @@ class Elastic(Mechanism):
             )
         self._check_directions(importance.layers, where=where)
         found = in_nats(importance, where=where)
-        if self.is_default and importance.info.calibration != "made-up lessons":
+        if self.is_default and not importance.info.is_calibrated:
             warnings.warn(
                 f"{where}: without strength= and budget= {self.name} keeps each task to {BUDGET} nats, and without "
                 "probes it keeps what the importance foresees alone, which is too little. Pass "

@@ -14,8 +14,6 @@ from holdfast.experiments.language.past import Past, RehearsalOptions
 from holdfast.importance import measure
 from holdfast.retention.ewc import BUDGET
 
-_CALIBRATED = "rehearsed lessons"
-
 
 @dataclass(frozen=True)
 class Choice:
@@ -78,7 +76,7 @@ def choose(
             "which its past cannot be rehearsed. Give --keep DIR, written by holdfast importance."
         )
     reasons: list[str] = []
-    trusted = importance is not None and (importance.probes is not None or importance.info.calibration == _CALIBRATED)
+    trusted = importance is not None and (importance.probes is not None or importance.info.is_calibrated)
     if rehearsing is None and not trusted and not turns:
         lacking = "no importance was given" if importance is None else "the importance has neither probes nor a worth"
         rehearsing = RehearsalOptions("self" if is_causal else "new")
@@ -133,7 +131,7 @@ def _measured_by(importance: AnyImportance | None, *, watched: bool) -> str:
         return "measured on the importance's probes"
     if watched:
         return "measured on a part of the past that is set apart"
-    calibrated = importance is not None and importance.info.calibration == _CALIBRATED
+    calibrated = importance is not None and importance.info.is_calibrated
     return "foreseen by its calibrated forecast" if calibrated else "foreseen by its forecast, which is too small"
 
 

@@ -119,7 +119,7 @@ def keeper_of(
         prefix, module, free = judge.prefix, judge.module, free or other
         importance = renamed(importance, lambda name: prefix + name)
     is_measured = probes is not None or importance.probes is not None
-    if holding.budget is not None and not is_measured and importance.info.calibration != "made-up lessons":
+    if holding.budget is not None and not is_measured and not importance.info.is_calibrated:
         warnings.warn(
             "finetune: this importance was not calibrated. It may foresee a thousandth of the real rise of the old "
             "loss, and a budget then holds too little. Measure it with: holdfast importance --calibrate. Or give a "
