@@ -11,7 +11,6 @@ import torch
 from rich.console import Console
 
 from holdfast.cli.console import console_for, say, warnings_told
-from holdfast.cli.dream import WRITING
 from holdfast.cli.language_options import ImportanceOptions, check_options, columns_of
 from holdfast.cli.progress import Stages
 from holdfast.errors import OptionError
@@ -22,6 +21,7 @@ from holdfast.experiments.language.dreamt import dreamt
 from holdfast.experiments.language.importance_folder import importance_names, write_importance_folder
 from holdfast.experiments.language.measuring import MEASURING, MeasuringProgress, measure_importance
 from holdfast.experiments.language.models import LanguageModel, load_model
+from holdfast.experiments.language.past import WRITING
 from holdfast.experiments.language.sources import Source
 from holdfast.experiments.run import usable_device
 from holdfast.files import check_output
