@@ -6,14 +6,11 @@ rests on, to see what it loses, and to rehearse while it learns something new.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,185 +18,21 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from holdfast.errors import (
-    CollapseError,
-    FileFormatError,
-    ModelMismatchError,
-    NotFiniteError,
-    OptionError,
-    RunMismatchError,
-)
-from holdfast.files import (
-    Saved,
-    new_folder,
-    read_folder,
-    read_state,
-    write_description,
-    write_state,
-    write_tensors,
-    write_text,
-)
-from holdfast.language.writing import Chat, blocks, conversations, is_loop, num_positions
+from holdfast.errors import NotFiniteError, OptionError
+from holdfast.language.texts import Dreams, DreamsInfo, vocabulary_of
+from holdfast.language.writing import Chat, blocks, conversations, num_positions
+from holdfast.language.written import ROUND, Written
 from holdfast.likelihoods import Categorical
 from holdfast.likelihoods.batches import batch_to
 from holdfast.likelihoods.categorical import IGNORED
 from holdfast.probes import Probes
 from holdfast.probes.evaluating import evaluating
-from holdfast.probes.files import probes_from_state, probes_to_state
 from holdfast.probes.probes import Probe
 from holdfast.tensors import sum_of, unwrap, wide_dtype
-from holdfast.version import __version__
 
-CONFIG = "dreams_config.json"
-"""Where a folder of dreams says what it is."""
-
-_STEM = "dreams"
-_ROUND = 32
-_PATIENCE = 4
-"""So many times the rounds that would do are written before a model counts as collapsed."""
 _LEAST = {"count": 1, "batch_size": 1, "seed": 0}
 _MOST_NATS = 700.0
 """A token, of which the perplexity is still a number."""
-_OTHER = 0.01
-"""Nats a token between the answers of the dreams and those of a model, above which they are another's."""
-
-
-@dataclass(frozen=True)
-class DreamsInfo:
-    """How dreams were made, and what they are like.
-
-    Attributes:
-        model: the name of the model.
-        tokenizer: the sha256 of its vocabulary.
-        chat: whether they are conversations.
-        length: the most tokens of one.
-        temperatures: in turn.
-        seed: of the draws.
-        written: texts that were written, of which `duplicates`, `loops` and those without an end were dropped.
-        duplicates: that said what another had said.
-        loops: that went round.
-        distinct: share of the runs of four tokens, over all dreams, that occur once.
-        perplexity: of the model itself on them; e^700 where it is more.
-        rest: the probability, at a mean token, of all classes but the 64 whose probabilities are kept.
-    """
-
-    model: str
-    tokenizer: str
-    chat: bool
-    length: int
-    temperatures: tuple[float, ...]
-    seed: int
-    written: int
-    duplicates: int
-    loops: int
-    distinct: float
-    perplexity: float
-    rest: float
-
-
-@dataclass(frozen=True)
-class Dreams:
-    """Texts that a model wrote, with its answers to them.
-
-        hf.Rehearsal(model, dreams.probes, share=0.1)                            # rehearse them
-        keeper.retain(hf.measure(model, dreams.batches, probes=dreams.probes))   # measure, hold and watch without data
-
-    Attributes:
-        probes: the texts in batches, as the model takes them, and what it answered.
-        info: how they were made.
-    """
-
-    probes: Probes
-    info: DreamsInfo
-
-    def __len__(self) -> int:
-        """How many there are."""
-        return self.probes.num_examples
-
-    @property
-    def batches(self) -> list[dict[str, Tensor]]:
-        """The texts alone: `input_ids`, `attention_mask` and `labels`."""
-        return [probe.batch for probe in self.probes.batches]
-
-    def split(self, count: int) -> tuple[Dreams, Dreams]:
-        """The first batches, with at least `count` dreams, and the others: to rehearse on, and to watch.
-
-        Raises:
-            OptionError: nothing would be left of one.
-        """
-        sizes = torch.tensor([len(batch["input_ids"]) for batch in self.batches]).cumsum(dim=0)
-        place = int((sizes < count).sum()) + 1
-        if count < 1 or place >= len(sizes):
-            raise OptionError(f"Dreams.split: count={count} of {len(self)} dreams. Leave some for either part.")
-        parts = self.probes.batches[:place], self.probes.batches[place:]
-        first, second = (Dreams(replace(self.probes, batches=tuple(part)), self.info) for part in parts)
-        return first, second
-
-    def check(self, model: nn.Module, tokenizer: Any) -> None:
-        """Raise or warn where they are not of this model, as it is now.
-
-        Raises:
-            ModelMismatchError: they were written with another vocabulary.
-        """
-        if _vocabulary(tokenizer) != self.info.tokenizer:
-            raise ModelMismatchError(
-                f"dreams: they were written by {self.info.model!r} with another vocabulary. Dream with this model."
-            )
-        rise = replace(self.probes, batches=self.probes.batches[:1]).rise(model)
-        if rise > _OTHER:
-            warnings.warn(
-                f"dreams: the answers of this model are {rise:.3g} nats a token from those of {self.info.model!r}, "
-                "which dreamt. They teach the other's. Dream again, before this one learns.",
-                stacklevel=2,
-            )
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a folder of safetensors and JSON, with a card, whole or not at all.
-
-        Raises:
-            OutputError: something else stands there, or it cannot be written.
-        """
-        tensors, notes = probes_to_state(self.probes)
-        with new_folder(path) as folder:
-            write_tensors(folder, _STEM, tensors)
-            content = {"library_version": __version__, "info": asdict(self.info), "probes": notes}
-            write_description(folder / CONFIG, content)
-            write_text(folder / "README.md", self._card())
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read what `save` wrote.
-
-        Raises:
-            FileFormatError: it is missing, truncated, edited, or something else.
-        """
-        return read_folder(path, cls._read)
-
-    @classmethod
-    def _read(cls, saved: Saved) -> Self:
-        content, where = saved.description(CONFIG), str(saved.path)
-        probes = probes_from_state(saved.tensors(_STEM), content.get("probes"), where=where)
-        try:
-            given = dict(content["info"])
-            info = DreamsInfo(**{**given, "temperatures": tuple(given["temperatures"])})
-        except (KeyError, TypeError) as error:
-            raise FileFormatError(f"{where}: {CONFIG} is damaged ({error!r}). Dream again.") from error
-        return cls(probes, info)
-
-    def _card(self) -> str:
-        info = self.info
-        kind = "conversations" if info.chat else "texts"
-        return (
-            f"# Dreams of {info.model}\n\n"
-            f"{len(self):,} {kind} of up to {info.length} tokens that the model wrote by itself, at temperature "
-            f"{', '.join(f'{t:g}' for t in info.temperatures)}, and its 64 most probable next tokens at each place "
-            "with their probabilities. holdfast rehearses them while the model learns on.\n\n"
-            "No training data are in here. But a language model may repeat some of what it was trained on, word for "
-            "word: share these dreams as you would share the model.\n\n"
-            f"| | |\n| --- | --- |\n| written, duplicates, loops | {info.written:,}, {info.duplicates:,}, "
-            f"{info.loops:,} |\n| distinct runs of four tokens | {info.distinct:.1%} |\n| perplexity of the model on "
-            f"them | {info.perplexity:.4g} |\n| probability beyond the 64 kept | {info.rest:.2%} |\n"
-        )
 
 
 def dreams(
@@ -251,18 +84,18 @@ def dreams(
     talks = Chat.of(tokenizer) if chat or (chat is None and has_template) else None
     stop = [] if talks is None else _stops(model, talks, length=length)
     name = name or str(getattr(getattr(unwrap(model), "config", None), "name_or_path", "")) or type(model).__name__
-    identity = {"model": name, "tokenizer": _vocabulary(tokenizer), "chat": talks is not None, "length": length}
+    identity = {"model": name, "tokenizer": vocabulary_of(tokenizer), "chat": talks is not None, "length": length}
     identity |= {"temperatures": list(temperatures), "seed": seed, "weights": _sum_of_weights(model)}
-    written = _Written() if checkpoint is None else _Written.at(Path(checkpoint), identity)
+    written = Written() if checkpoint is None else Written.at(Path(checkpoint), identity)
     start = _first_token(model, tokenizer)
     with tqdm(total=count, initial=len(written.texts), desc="dreams", unit="text", disable=not progress) as bar:
         while len(written.texts) < count:
             temperature = temperatures[written.rounds % len(temperatures)]
-            own = {"length": length, "count": _ROUND, "temperature": temperature, "seed": seed + written.rounds}
+            own = {"length": length, "count": ROUND, "temperature": temperature, "seed": seed + written.rounds}
             found = (
                 blocks(model, start=start, **own) if talks is None else conversations(model, talks, stop=stop, **own)
             )
-            written.add(found, _ROUND)
+            written.add(found, ROUND)
             written.check(count)
             if checkpoint is not None:
                 written.save(Path(checkpoint), identity)
@@ -271,7 +104,7 @@ def dreams(
     probes, perplexity, rest = _answered(model, _batched(texts, batch_size, pad=_pad(tokenizer)))
     info = DreamsInfo(
         model=name,
-        tokenizer=_vocabulary(tokenizer),
+        tokenizer=vocabulary_of(tokenizer),
         chat=talks is not None,
         length=length,
         temperatures=tuple(temperatures),
@@ -284,65 +117,6 @@ def dreams(
         rest=rest,
     )
     return Dreams(probes, info)
-
-
-@dataclass
-class _Written:
-    """Texts so far: `rounds` of them, `count` texts in all, of which some were dropped."""
-
-    texts: list[Tensor] = field(default_factory=list)
-    rounds: int = 0
-    count: int = 0
-    duplicates: int = 0
-    loops: int = 0
-    known: set[tuple[int, ...]] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.known = {tuple(text.tolist()) for text in self.texts}
-
-    def add(self, found: Iterable[Tensor], count: int) -> None:
-        """Take the texts of a round of `count` that are neither loops nor there already."""
-        self.rounds, self.count = self.rounds + 1, self.count + count
-        for text in found:
-            key = tuple(text.tolist())
-            if key in self.known:
-                self.duplicates += 1
-            elif is_loop(text):
-                self.loops += 1
-            else:
-                self.known.add(key)
-                self.texts.append(text)
-
-    def check(self, count: int) -> None:
-        """Raise `CollapseError` where these rounds should have been enough several times over."""
-        if self.rounds >= _PATIENCE * math.ceil(count / _ROUND) and len(self.texts) < count:
-            without_end = self.count - len(self.texts) - self.duplicates - self.loops
-            raise CollapseError(
-                f"dreams: of {self.count:,} texts that the model wrote {self.duplicates:,} were duplicates, "
-                f"{self.loops:,} loops, and {without_end:,} had no end. It has collapsed, or is no model of such "
-                "texts: look at what it writes, or dream at a higher temperature, or of another length."
-            )
-
-    def save(self, path: Path, identity: Mapping[str, Any]) -> None:
-        """Write a checkpoint."""
-        lengths = torch.tensor([len(text) for text in self.texts], dtype=torch.int32)
-        tokens = torch.cat(self.texts) if self.texts else torch.empty(0, dtype=torch.int32)
-        numbers = {name: getattr(self, name) for name in ("rounds", "count", "duplicates", "loops")}
-        write_state(path, {"lengths": lengths, "tokens": tokens}, {"identity": identity, **numbers})
-
-    @classmethod
-    def at(cls, path: Path, identity: Mapping[str, Any]) -> Self:
-        """What a checkpoint holds; nothing where there is none."""
-        if not path.exists():
-            return cls()
-        tensors, notes = read_state(path)
-        if notes.get("identity") != identity:
-            raise RunMismatchError(f"{path} is of other dreams: {notes.get('identity')}. Delete it, or name another.")
-        try:
-            texts = list(tensors["tokens"].split(tensors["lengths"].tolist()))
-            return cls(texts, *(int(notes[name]) for name in ("rounds", "count", "duplicates", "loops")))
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise FileFormatError(f"{path} is damaged ({error!r}). Delete it to dream anew.") from error
 
 
 def _check(model: nn.Module, *, temperatures: Sequence[float], length: int, **counts: int) -> None:
@@ -366,11 +140,6 @@ def _check(model: nn.Module, *, temperatures: Sequence[float], length: int, **co
     numbers = temperatures if isinstance(temperatures, Sequence) and not isinstance(temperatures, str) else ()
     if not numbers or not all(isinstance(t, int | float) and 0 < t < math.inf for t in numbers):
         raise OptionError(f"dreams: temperatures={temperatures!r}, expected numbers above 0, such as (1.0,).")
-
-
-def _vocabulary(tokenizer: Any) -> str:
-    words = sorted(tokenizer.get_vocab().items())
-    return hashlib.sha256(repr(words).encode()).hexdigest()
 
 
 def _sum_of_weights(model: nn.Module) -> float:
