@@ -109,7 +109,7 @@ def test_a_keeper_holds_as_it_would_under_float32(kind, optimizer, keeper, dtype
         hf.mas,
         hf.kfac,
         partial(hf.signal, others="zero"),
-        partial(hf.taylor, calibrate=True),
+        hf.taylor,
     ],
     ids=["exact", "sampled", "empirical", "mas", "kfac", "signal", "taylor"],
 )

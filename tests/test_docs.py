@@ -82,7 +82,7 @@ def test_the_table_of_accuracies(own):
     assert own["accuracy"](model, own["old"]) == pytest.approx(0.94, abs=0.02)
     plain = from_learned(own, None, epochs=10)
     assert own["accuracy"](plain, own["old"]) < 0.75
-    for name, (old, new) in {"interval": (0.94, 0.87), "budget": (0.84, 0.92), "dense": (0.95, 0.90)}.items():
+    for name, (old, new) in {"interval": (0.94, 0.87), "budget": (0.96, 0.78), "dense": (0.95, 0.90)}.items():
         assert own[f"{name}_old"] == pytest.approx(old, abs=0.03)
         assert own[f"{name}_new"] == pytest.approx(new, abs=0.03)
 
@@ -126,11 +126,17 @@ def test_an_own_importance_is_the_diagonal_of_the_hessian(own):
 
 
 def test_an_own_importance_keeps_a_budget_in_nats(own):
-    loaded = hf.Importance.load(own["skills"] / "hessian")
-    assert loaded.info.kind == "hessian"
-    assert loaded.info.nats_per_unit == pytest.approx(0.79, abs=0.1)
-    risen = re.findall(r"EWC: 1 task held.* predicted rise ([\d.]+) by the quadratic model", own["printed"])
-    assert float(risen[0]) == pytest.approx(0.02, rel=3e-3)
+    assert hf.Importance.load(own["skills"] / "hessian").info.kind == "hessian"
+    risen = re.findall(r"skill 0 measured ([\d.]+) of 0.05 nats in this lesson", own["printed"])
+    assert 0.01 < float(risen[0]) <= 0.05
+
+
+def test_an_own_importance_is_calibrated(own):
+    model, old = from_learned(own, None, epochs=0), own["old"]
+    shuffled = old.train.batches(32, generator=torch.Generator().manual_seed(0))
+    found = hf.calibrated(model, own["hessian"](model, old.train), shuffled, budget=0.05)
+    assert found.info.calibration == "made-up lessons"
+    assert found.info.nats_per_unit > 10  # a diagonal sees little of where training goes
 
 
 def test_an_own_curvature_is_fishers_block(own):

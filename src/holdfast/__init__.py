@@ -8,18 +8,18 @@
     keeper.retain(hf.measure(model, data, probes=held_out))         # hold what was learned; train on
 
 Estimators: `measure`, which chooses, `fisher`, `kfac`, `mas`, `signal`, `taylor`, `SynapticIntelligence`, `uniform`;
-`calibrated` for one's own. `rehearse` finds what their forecast is worth where training goes.
+`calibrated` finds what their forecast is worth in nats where training goes.
 Streams of tasks are in `holdfast.streams`, accuracies and forgetting in `holdfast.metrics`, whole experiments in
 `holdfast.experiments`.
 """
 
 from holdfast import metrics, streams
+from holdfast.calibration import calibrated
 from holdfast.curvature import Curvature, Decayed, FactoredImportance, KroneckerFactors
 from holdfast.errors import HoldfastError
 from holdfast.importance import (
     SignalRecorder,
     SynapticIntelligence,
-    calibrated,
     fisher,
     kfac,
     mas,
@@ -32,7 +32,6 @@ from holdfast.importance import (
 from holdfast.likelihoods import Bernoulli, Categorical, Gaussian, Likelihood, Similarity
 from holdfast.probes import Probes
 from holdfast.records import Importance, ImportanceInfo
-from holdfast.rehearsal import rehearse
 from holdfast.replay import Rehearsal
 from holdfast.retention import EWC, WVA, Keeper, Mechanism, Report, Step
 from holdfast.version import __version__
@@ -68,7 +67,6 @@ __all__ = [
     "measure",
     "metrics",
     "probes_of",
-    "rehearse",
     "signal",
     "streams",
     "taylor",

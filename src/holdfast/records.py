@@ -22,8 +22,8 @@ from holdfast.version import __version__
 
 Detail = str | int | float | bool | None
 
-Calibration = Literal["none", "random directions", "rehearsed lessons"]
-"""How a factor to nats was measured: not at all, under perturbations, or along the ways that training goes."""
+Calibration = Literal["none", "made-up lessons"]
+"""How a factor to nats was measured: not at all, or along the ways that training goes (`calibrated`)."""
 
 IMPORTANCE_CONFIG = "importance_config.json"
 """Where a saved importance says how it was made."""
@@ -42,11 +42,11 @@ class ImportanceInfo:
         unit: unit of one entry, such as "nats/weight^2".
         model: class name of the model.
         library_version: the holdfast version that made it.
-        nats_per_unit: factor that turns 1/2 sum Omega d^2 into nats per target: 1.0 for Fisher importances, measured
-            for others with `calibrate=True`, else None.
+        nats_per_unit: factor that turns 1/2 sum Omega d^2 into nats per target: 1.0 for Fisher importances, for others
+            None until it is measured (`calibrated`).
         details: options of the estimator.
         calibration: how that factor was measured; "none" where it is so by definition, or unknown.
-        rehearsed_at: of rehearsed lessons (`rehearse`), the budget in nats per target that they were held to.
+        calibrated_at: the budget in nats per target that those lessons were held to.
         scatter: of these, the factor >= 1 within which the real rise of each was as foreseen.
     """
 
@@ -60,7 +60,7 @@ class ImportanceInfo:
     details: Mapping[str, Detail] = field(default_factory=dict)
     num_targets: int = -1
     calibration: Calibration = "none"
-    rehearsed_at: float | None = None
+    calibrated_at: float | None = None
     scatter: float | None = None
 
     def __post_init__(self) -> None:
@@ -77,6 +77,15 @@ class ImportanceInfo:
             FileFormatError: if a field is missing or has the wrong type.
         """
         optional = {entry.name for entry in fields(cls)} - {"kind", "num_examples", "num_targets"}
+        if "rehearsed_at" in content:  # as it was called before
+            content = {**content, "calibrated_at": content["rehearsed_at"]}
+            if content.get("calibration") == "rehearsed lessons":
+                content["calibration"] = "made-up lessons"
+        if content.get("calibration") == "random directions":
+            raise FileFormatError(
+                f"{where}: its factor to nats is that of random directions, and no training goes along them. Measure "
+                "again."
+            )
         record, mistakes = typed(content, _INFO, optional=optional)
         details = content.get("details", {})
         if not (isinstance(details, dict) and all(isinstance(value, Detail) for value in details.values())):
@@ -102,7 +111,7 @@ _INFO: Mapping[str, Any] = {
     "library_version": str,
     "nats_per_unit": _Nats | None,
     "calibration": str,
-    "rehearsed_at": _Nats | None,
+    "calibrated_at": _Nats | None,
     "scatter": _Nats | None,
 }
 """Its fields in JSON, and their types; `details` aside, whose values may be any `Detail`."""
@@ -181,7 +190,7 @@ class Importance(Mapping[str, Tensor]):
         }
         same = self.info.kind == other.info.kind
         known = [info.scatter for info in (self.info, other.info) if info.scatter is not None]
-        alike = self.info.calibration == other.info.calibration and self.info.rehearsed_at == other.info.rehearsed_at
+        alike = self.info.calibration == other.info.calibration and self.info.calibrated_at == other.info.calibrated_at
         return Importance(
             total,
             replace(
@@ -192,7 +201,7 @@ class Importance(Mapping[str, Tensor]):
                 unit=self.info.unit if self.info.unit == other.info.unit else "mixed",
                 nats_per_unit=self.info.nats_per_unit if self.info.nats_per_unit == other.info.nats_per_unit else None,
                 calibration=self.info.calibration if alike else "none",
-                rehearsed_at=self.info.rehearsed_at if alike else None,
+                calibrated_at=self.info.calibrated_at if alike else None,
                 scatter=max(known, default=None) if len(known) == 2 and alike else None,
             ),
         )

@@ -11,6 +11,7 @@ from tests.experiments.language import tiny
 
 from holdfast import Importance
 from holdfast.cli import main
+from holdfast.curvature.factored import load_importance
 from holdfast.experiments.language.models import load_model
 from holdfast.language import Dreams
 
@@ -38,15 +39,15 @@ def test_an_importance_is_measured_kept_and_used(place: Path, tmp_path: Path, ca
                 "exact",
                 "--examples",
                 "130",
-                "--rehearse",
-                "--rehearse-budget",
+                "--calibrate",
+                "--calibrate-budget",
                 "0.02",
             ]
         )
         == 0
     )
     said = capsys.readouterr().out
-    assert "rehearsal: rise predicted" in said
+    assert "calibration: rise predicted" in said
     assert "128 examples: relative error about" in said
     assert f"written to {keep}" in said
     assert Importance.load(keep).info.num_examples == 130
@@ -93,6 +94,32 @@ def test_a_model_dreams(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert run("dream", model, "-o", tmp_path / "other", "--length", 16, "--chat", "yes") == 2
     assert "no chat template" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("kind", ["sampled", "kfac", "mas"])
+def test_a_model_is_measured_on_what_it_writes_itself(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    model, keep = tiny.causal(tmp_path / "causal"), tmp_path / "keep"
+    asked = ("importance", model, "--self", 64, "-o", keep, "--kind", kind, "--length", 16)
+    asked += ("--calibrate", "--calibrate-budget", 0.002)
+    with monkeypatch.context() as patched:
+        patched.setattr("holdfast.cli.importance.measure_importance", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run(*asked)
+    assert [file.name for file in keep.iterdir()] == [".holdfast-dreams.safetensors"]
+    capsys.readouterr()
+    assert run(*asked) == 0
+    said = capsys.readouterr().out
+    assert f"goes on from {keep / '.holdfast-dreams.safetensors'}" in " ".join(said.split())
+    assert "data: 64 texts that it wrote itself, of which 16 are not measured on" in said
+    assert "calibration: rise predicted" in said
+    assert sorted(file.name for file in keep.iterdir() if file.name.startswith(".")) == []
+    found, dreams = load_importance(keep), Dreams.load(keep / "dreams")
+    assert (found.info.num_examples, len(dreams), dreams.info.length) == (48, 64, 16)
+    assert (found.info.calibration, found.info.calibrated_at) == ("made-up lessons", 0.002)
+    assert bool(found.layers) == (kind == "kfac")
+    assert run(*asked) == 0  # again, in its place
 
 
 def test_a_causal_model_stays_one_whatever_columns_the_data_have(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -198,6 +225,23 @@ def test_a_forecast_that_did_not_hold_is_shouted(place: Path, tmp_path: Path, ca
     ("arguments", "told"),
     [
         (("importance", "{model}", "{pairs}"), "importance: where to? Give -o DIR."),
+        (("importance", "{model}", "-o", "{out}"), "importance: measured on what? Give DATA, or --self N for texts"),
+        (
+            ("importance", "{model}", "{pairs}", "-o", "{out}", "--self", "64"),
+            "importance: --self beside DATA: a causal model writes what it is measured on. Leave out the one or the",
+        ),
+        (
+            ("importance", "{model}", "-o", "{out}", "--self", "64", "--text", "said", "--task", "similarity"),
+            "importance: --self beside --text, --task similarity: a causal model writes",
+        ),
+        (
+            ("importance", "{model}", "-o", "{out}", "--self", "64"),
+            "--self is for a causal language model, which can write, and {model} was made for similarity. Give DATA",
+        ),
+        (
+            ("importance", "{model}", "-o", "{out}", "--self", "31"),
+            "--self is 31; expected a whole number from 32: a quarter of the texts is not measured on",
+        ),
         (("importance", "{model}", "{pairs}", "-o", "{pairs}"), "is a file; a folder is to be written there"),
         (("importance", "{model}", "{pairs}", "-o", "{out}", "--kind", "sampeld"), "Did you mean 'sampled'?"),
         (("importance", "{model}", "{pairs}", "-o", "{out}", "--dtype", "half"), "unknown dtype 'half'"),
@@ -205,8 +249,8 @@ def test_a_forecast_that_did_not_hold_is_shouted(place: Path, tmp_path: Path, ca
         (("importance", "{pairs}", "{pairs}", "-o", "{out}"), "no config.json in it"),
         (("importance", "{model}", "{pairs}", "-o", "{out}", "--label", "mark"), "no column 'mark'"),
         (
-            ("importance", "{model}", "{pairs}", "-o", "{out}", "--rehearse", "--rehearse-budget", "0"),
-            "--rehearse-budget is 0.0; expected nats a target above 0",
+            ("importance", "{model}", "{pairs}", "-o", "{out}", "--calibrate", "--calibrate-budget", "0"),
+            "--calibrate-budget is 0.0; expected nats a target above 0",
         ),
         (("finetune", "{model}", "{intents}"), "finetune: what is to be kept? Give --keep DIR"),
         (
@@ -259,7 +303,7 @@ def test_bad_input_is_one_clear_line(
     }
     assert main([argument.format(**named) for argument in arguments]) == 2
     said = capsys.readouterr().err
-    assert told in said
+    assert told.format(**named) in said
     assert said.startswith("holdfast: ")
     assert said.count("\n") == 1
     assert list(tmp_path.iterdir()) == []

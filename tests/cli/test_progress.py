@@ -73,14 +73,14 @@ def staged(*, terminal: bool = False, quiet: bool = False) -> str:
         for done in (1, 2):
             stages("reading", done, None)
         for done in (1, 2, 3):
-            stages("rehearsal, round 1 of at most 6", done, 3)
+            stages("calibration, round 1 of at most 6", done, 3)
             stages.say(f"step {done}")
     return text.getvalue()
 
 
 def test_long_work_is_a_moving_line_in_a_terminal():
     said = staged(terminal=True)
-    assert "rehearsal, round 1 of at most 6" in said
+    assert "calibration, round 1 of at most 6" in said
     assert "3/3" in said
     assert said.count("step ") == 3
 
@@ -88,5 +88,5 @@ def test_long_work_is_a_moving_line_in_a_terminal():
 def test_long_work_is_told_of_elsewhere_after_a_long_silence(monkeypatch: pytest.MonkeyPatch):
     assert staged().splitlines() == ["step 1", "step 2", "step 3"]
     monkeypatch.setattr(progress, "SILENT_SECONDS", -1.0)
-    assert staged().splitlines()[:3] == ["reading: 1", "reading: 2", "rehearsal, round 1 of at most 6: 1/3"]
+    assert staged().splitlines()[:3] == ["reading: 1", "reading: 2", "calibration, round 1 of at most 6: 1/3"]
     assert staged(quiet=True) == staged(quiet=True, terminal=True) == ""

@@ -45,6 +45,8 @@ class TestConfigure:
     def test_a_budget_takes_the_place_of_the_strength(self):
         config = configure("permuted-digits", "ewc-fisher", budget=0.1)
         assert (config.strength, config.budget) == (None, 0.1)
+        assert configure("permuted-digits", "ewc-kfac").pull_every == 5
+        assert configure("permuted-digits", "ewc-kfac", budget=0.1).pull_every == 1
 
 
 class TestNames:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tests.importance.test_fisher import ESTIMATORS, batches, classifier, close, examples
 
-from holdfast.importance import SignalRecorder, fisher
+from holdfast.importance import SignalRecorder
 
 pytestmark = pytest.mark.gpu
 
@@ -28,9 +28,8 @@ def test_the_gpu_finds_what_the_cpu_finds(name: str):
         assert all(torch.equal(found[key], again[key]) for key in found)
 
 
-def test_calibration_and_recorder():
-    model, (x, y) = classifier().cuda(), examples()
-    assert fisher(model, batches(x, y, 7), calibrate=True).info.nats_per_unit
+def test_recorder():
+    model, (x, _) = classifier().cuda(), examples()
     with SignalRecorder(model, others="zero") as recorder:
         model(x.cuda())
     assert recorder.importance()["0.weight"].is_cuda

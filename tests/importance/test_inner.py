@@ -122,13 +122,6 @@ def test_kfac_has_factors_only_where_they_are_right(name: str):
             )
 
 
-def test_calibration_needs_a_graph_too():
-    model, _, _, data = data_for("hamiltonian without a guard")
-    measured = hf.fisher(model, data, loss="gaussian", calibrate=True).info.nats_per_unit
-    assert measured is not None
-    assert 0.1 < measured < 10
-
-
 def test_signal_of_a_model_that_takes_gradients():
     """The same as of its parts, which see the same inputs."""
     model, call, _, data = data_for("hamiltonian without a guard")

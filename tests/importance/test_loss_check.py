@@ -250,8 +250,6 @@ def test_mixing_losses_are_refused(name: str, size: int):
         ("fisher", lambda *a, **k: hf.fisher(*a, kind="batched", **k)),
         ("taylor", hf.taylor),
         ("kfac", lambda *a, **k: hf.kfac(*a, kind="empirical", **k)),
-        ("mas", lambda *a, **k: hf.mas(*a, calibrate=True, **k)),
-        ("signal", lambda *a, **k: hf.signal(*a, calibrate=True, **k)),
     ],
 )
 def test_every_estimator_refuses_them(where: str, estimate: Any):

@@ -305,9 +305,10 @@ def main(folder: Path) -> None:
     own = hf.fisher(model, [share(0, rank)])
     told["compiled"] = error_of(lambda: hf.WVA(compiled, strength=1.0).retain(own))
     told["bare"] = error_of(lambda: hf.EWC(built("mlp"), strength=1.0).retain(own))
-    some = hf.mas(model, [share(0, rank)], calibrate=True)
+    lessons = {"calibration": "made-up lessons", "calibrated_at": 0.05, "scatter": 2.0 - rank / 2}
+    some = own.with_info(nats_per_unit=1.0 + rank, **lessons)
     joined = over_processes(some)
-    told["nats"] = [some.info.nats_per_unit, joined.info.nats_per_unit]
+    told["nats"] = [some.info.nats_per_unit, joined.info.nats_per_unit, joined.info.scatter]
     told["si"] = error_of(lambda: over_processes(own.with_info(kind="si")))
     told["mas-batched"] = error_of(lambda: over_processes(hf.mas(model, [share(0, rank)], batched=True)))
     told["no examples"] = error_of(lambda: over_processes(own.with_info(num_examples=0)))

@@ -47,11 +47,6 @@ def test_what_a_name_is_made_of():
     assert (METHODS["joint"].mechanism, METHODS["joint"].importance) == ("joint", None)
 
 
-def test_which_methods_keep_a_budget():
-    keeping = {name for name, method in METHODS.items() if method.keeps_budget}
-    assert keeping == {"ewc-fisher", "ewc-mas", "ewc-signal", "ewc-taylor"}
-
-
 def test_an_unknown_name_is_answered_with_the_nearest():
     with pytest.raises(
         UnknownNameError,

@@ -50,7 +50,6 @@ def normalised() -> nn.Module:
 MODELS = [embedding, frozen_embedding, raw_table, bag, normalised]
 ESTIMATORS: dict[str, Callable[..., object]] = {
     **{f"fisher, {kind}": partial(hf.fisher, kind=kind) for kind in ("exact", "sampled", "empirical", "batched")},
-    "fisher, calibrated": partial(hf.fisher, calibrate=True),
     "mas": hf.mas,
     "mas, batched": partial(hf.mas, batched=True),
     "mas, local": partial(hf.mas, local=True, others="zero"),

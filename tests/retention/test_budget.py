@@ -190,8 +190,8 @@ def test_importances_that_are_not_in_nats_are_an_error():
         keeper.retain(importance_of(model, kind="mas", nats_per_unit=None, unit="1/weight"))
     assert str(caught.value) == (
         "EWC.retain: a budget is in nats, and the unit of this 'mas' importance (1/weight) has no known "
-        "factor to nats. Pass probes= (hf.probes_of), on which the rise is measured; or measure the importance with "
-        "calibrate=True; or build the keeper with strength=."
+        "factor to nats. Pass probes= (hf.probes_of), on which the rise is measured; or calibrate the importance "
+        "with hf.calibrated; or build the keeper with strength=."
     )
     assert keeper.held.num_tasks == 0
     keeper.retain(importance_of(model, kind="mas", nats_per_unit=0.5))

@@ -2,59 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from rich.console import Console
 
 from holdfast.cli.console import console_for, say, warnings_told
 from holdfast.cli.language_options import ImportanceOptions, check_options, columns_of
 from holdfast.cli.progress import Stages
 from holdfast.errors import OptionError
 from holdfast.experiments.language.batches import Example, drawn, examples
-from holdfast.experiments.language.choosing import choose_task, known_labels, plan
+from holdfast.experiments.language.calibration import NUM_EXAMPLES, calibrate
+from holdfast.experiments.language.choosing import choose_task, known_labels, plan, sample
+from holdfast.experiments.language.dreamt import DREAMS, WRITING, dreamt
 from holdfast.experiments.language.importance_folder import importance_names, write_importance_folder
 from holdfast.experiments.language.measuring import MEASURING, MeasuringProgress, measure_importance
-from holdfast.experiments.language.models import load_model
-from holdfast.experiments.language.rehearsal import NUM_EXAMPLES, rehearse
+from holdfast.experiments.language.models import LanguageModel, load_model
 from holdfast.experiments.language.sources import Source
 from holdfast.experiments.run import usable_device
 from holdfast.files import check_output
+from holdfast.language import Dreams
+from holdfast.probes import Probes
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """What shows the skill.
+
+    Attributes:
+        model: for its task.
+        told: what is about to be done, in lines.
+        name: of the data, in the card.
+        identity: what must be the same for a measurement to go on.
+        read: makes the stream that is measured anew.
+        learned: makes the stream that made-up lessons learn from anew.
+        probes: on which these are seen to raise the loss; None for a part of what they would learn from.
+        dreams: that the model wrote, if it did.
+    """
+
+    model: LanguageModel
+    told: list[str]
+    name: str
+    identity: dict[str, Any]
+    read: Callable[[], Iterable[Example]]
+    learned: Callable[[], Iterable[Example]]
+    probes: Probes | None = None
+    dreams: Dreams | None = None
 
 
 def importance_command(options: ImportanceOptions) -> None:
     """Measure what a model's skill rests on, and write it down."""
     check_options(options, command="importance")
-    if options.output is None:
-        raise OptionError("importance: where to? Give -o DIR.")
-    if options.rehearse and options.kind == "kfac":
-        raise OptionError("importance: --rehearse is for a budget, which Kronecker factors cannot keep. Leave it out.")
-    if options.rehearse and not options.rehearse_budget > 0:
-        raise OptionError(
-            f"importance: --rehearse-budget is {options.rehearse_budget}; expected nats a target above 0, such as 0.05."
-        )
+    _check_combination(options)
     console = console_for(quiet=options.quiet)
-    path = Path(options.output)
-    check_output(path, reading=[options.model, options.data], names=importance_names(options.kind))
-    device, dtype = usable_device(options.device), getattr(torch, options.dtype)
-    source = Source(options.data, columns_of(options), options.split)
-    model = load_model(options.model, head=options.head, device=device, dtype=dtype)
-    labelled = options.kind == "empirical"
-    task, why = choose_task(model, source, asked=options.task, learns=False, labelled=labelled)
-    if task != model.task:
-        model = load_model(options.model, task=task, head=options.head, device=device, dtype=dtype)
-    for line in plan(model, source, why=why, length=options.length, labelled=labelled, examples_read=_read(options)):
+    path = Path(str(options.output))
+    reading = [options.model, *([] if options.data is None else [options.data])]
+    check_output(path, reading=reading, names=importance_names(options.kind))
+    shown = _of_data(options, options.data) if options.data is not None else _of_dreams(options, path, console)
+    model = shown.model
+    for line in shown.told:
         say(console, line)
     checkpoint = path / MEASURING
-    identity = {
-        "model": model.revision,
-        "task": model.task,
-        "head": model.head,
-        "data": options.data,
-        "split": options.split,
-        "columns": [*options.text, options.label],
-        "length": options.length,
-    }
     if checkpoint.exists():
         say(console, f"goes on from {checkpoint}")
     with warnings_told(console), Stages(console) as stages:
@@ -63,40 +74,125 @@ def importance_command(options: ImportanceOptions) -> None:
             stages.say(f"{progress.text}, {progress.seconds:.0f} s")
             stages("measuring", progress.num_examples, options.examples)
 
-        def read() -> Iterable[Example]:
-            rows = known_labels(model, source.rows(), where=source.path) if labelled else source.rows()
-            return examples(model, rows, length=options.length, labelled=labelled)
-
         found, progress = measure_importance(
             model,
-            read,
+            shown.read,
             kind=options.kind,
             num_examples=options.examples,
             tolerance=options.tolerance,
             batch_size=options.batch_size,
             seed=options.seed,
-            calibrate=options.calibrate,
             checkpoint=checkpoint,
-            identity=identity,
+            identity={"model": model.revision, "task": model.task, "head": model.head, **shown.identity},
             on_part=tell,
         )
-        if options.rehearse:
-            diagonal = found.to_diagonal()
-            shown = examples(model, source.rows(), length=options.length, labelled=False)
-            some = list(drawn(shown, NUM_EXAMPLES[model.task], seed=options.seed))
-            rehearsed = rehearse(
-                model, diagonal, some, budget=options.rehearse_budget, seed=options.seed, on_progress=stages
+        if options.calibrate:
+            factor = calibrate(
+                model,
+                found,
+                list(drawn(shown.learned(), NUM_EXAMPLES[model.task], seed=options.seed)),
+                budget=options.calibrate_budget,
+                seed=options.seed,
+                probes=shown.probes,
+                on_progress=stages,
             )
             stages.say(
-                f"rehearsal: rise predicted {rehearsed.predicted:.3g}, measured {rehearsed.measured:.3g} nats a target"
+                f"calibration: rise predicted {factor.predicted:.3g}, measured {factor.measured:.3g} nats a target"
             )
-            found = rehearsed.applied_to(diagonal)
-    write_importance_folder(path, found, model, data=Path(options.data).name, progress=progress, length=options.length)
+            found = factor.applied_to(found)
+    write_importance_folder(path, found, model, data=shown.name, progress=progress, length=options.length)
     checkpoint.unlink(missing_ok=True)
+    if shown.dreams is not None:
+        shown.dreams.save(path / DREAMS)
+        (path / WRITING).unlink(missing_ok=True)
     told = console_for()
     say(told, f"{progress.text}, {progress.seconds:.0f} s")
     say(told, f"{found}, in {found.info.unit}")
-    say(told, f"written to {path}")
+    say(told, f"written to {path}" + ("" if shown.dreams is None else f", and what the model wrote to {path / DREAMS}"))
+
+
+def _check_combination(options: ImportanceOptions) -> None:
+    if options.output is None:
+        raise OptionError("importance: where to? Give -o DIR.")
+    if options.calibrate and not options.calibrate_budget > 0:
+        raise OptionError(
+            f"importance: --calibrate-budget is {options.calibrate_budget}; expected nats a target above 0, such as "
+            "0.05."
+        )
+    if options.data is None and options.own is None:
+        raise OptionError(
+            "importance: measured on what? Give DATA, or --self N for texts that a causal model writes itself."
+        )
+    other = options.task if options.task != "causal-lm" else None
+    given = {"DATA": options.data, "--text": options.text, "--label": options.label, f"--task {other}": other}
+    beside = [name for name, value in given.items() if value]
+    if options.own is not None and beside:
+        raise OptionError(
+            f"importance: --self beside {', '.join(beside)}: a causal model writes what it is measured on. Leave "
+            "out the one or the other."
+        )
+
+
+def _of_data(options: ImportanceOptions, data: str) -> _Shown:
+    device, dtype = usable_device(options.device), getattr(torch, options.dtype)
+    source = Source(data, columns_of(options), options.split)
+    model = load_model(options.model, head=options.head, device=device, dtype=dtype)
+    labelled = options.kind == "empirical"
+    task, why = choose_task(model, source, asked=options.task, learns=False, labelled=labelled)
+    if task != model.task:
+        model = load_model(options.model, task=task, head=options.head, device=device, dtype=dtype)
+
+    def read() -> Iterable[Example]:
+        rows = known_labels(model, source.rows(), where=source.path) if labelled else source.rows()
+        return examples(model, rows, length=options.length, labelled=labelled)
+
+    return _Shown(
+        model,
+        plan(model, source, why=why, length=options.length, labelled=labelled, examples_read=_read(options)),
+        Path(data).name,
+        {
+            "data": data,
+            "split": options.split,
+            "columns": [*options.text, options.label],
+            "length": options.length,
+        },
+        read,
+        lambda: examples(model, source.rows(), length=options.length, labelled=False),
+    )
+
+
+def _of_dreams(options: ImportanceOptions, path: Path, console: Console) -> _Shown:
+    assert options.own is not None
+    device, dtype = usable_device(options.device), getattr(torch, options.dtype)
+    model = load_model(options.model, head=options.head, device=device, dtype=dtype)
+    if (path / WRITING).exists():
+        say(console, f"goes on from {path / WRITING}")
+    with warnings_told(console):
+        found = dreamt(
+            model,
+            options.own,
+            length=options.length,
+            seed=options.seed,
+            checkpoint=path / WRITING,
+            progress=not options.quiet,
+        )
+    kind = "conversations" if found.dreams.info.chat else "texts"
+    told = [
+        f"task: {model.task} ({model.name} was made for it)",
+        f"data: {options.own:,} {kind} that it wrote itself, of which {found.probes.num_examples} are not measured on",
+        f"examples: {_read(options)}",
+        f"sample: {sample(model, found.measured[0])}",
+    ]
+    return _Shown(
+        model,
+        told,
+        f"{options.own:,} {kind} that it wrote itself",
+        {"data": None, "dreams": options.own, "length": options.length},
+        lambda: iter(found.measured),
+        lambda: iter(found.measured),
+        found.probes,
+        found.dreams,
+    )
 
 
 def _read(options: ImportanceOptions) -> str:

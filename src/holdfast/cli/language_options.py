@@ -38,6 +38,10 @@ _Data = Annotated[
         help_behavior_hint="",
     ),
 ]
+_DataOrSelf = Annotated[
+    Positional[str | None],
+    arg(metavar="[DATA]", help="as of finetune; left out with --self", help_behavior_hint=""),
+]
 _Task = option("task", LanguageTask, "left out: what the model was made for; of an encoder what the data look like")
 _Text = option("text", tuple[str, ...], "column of the text, or the two columns of a pair (left out: the usual names)")
 _Label = option("label", str, "column of the label (left out: the usual names)")
@@ -83,6 +87,10 @@ class _OnData:
 class ImportanceOptions(_OnData):
     """Measure what the skill of a ready language model rests on, as a folder to keep or share; killed, it goes on."""
 
+    data: _DataOrSelf = None  # pyright: ignore[reportIncompatibleVariableOverride]  # it alone may do without
+    own: Annotated[
+        option("self", int, "number of texts that a causal model writes itself, in place of DATA"), arg(name="self")
+    ] = None
     output: Annotated[option("output", str, "folder to write"), arg(aliases=("-o",))] = None
     kind: option("kind", Kind, "sampled, exact and empirical are kinds of Fisher information (default: sampled)") = (
         "sampled"
@@ -90,16 +98,14 @@ class ImportanceOptions(_OnData):
     examples: option("examples", int, "number of examples, drawn at random from all (left out: all)") = None
     tolerance: option("tolerance", float, "stop when the relative error is below this, such as 0.1") = None
     calibrate: Annotated[
-        bool, arg(help="measure how many nats a unit of mas or signal is, as a budget needs it", help_behavior_hint="")
-    ] = False
-    rehearse: Annotated[
         bool,
         arg(
-            help="learn a made-up task, and see how many nats a unit is worth along such a path", help_behavior_hint=""
+            help="learn a made-up task, and see how many nats a unit of any kind is worth along such a path",
+            help_behavior_hint="",
         ),
     ] = False
-    rehearse_budget: option(
-        "rehearse_budget",
+    calibrate_budget: option(
+        "calibrate_budget",
         float,
         "nats a target, as those of budget; the made-up task is learned under it (default: 0.05)",
     ) = 0.05

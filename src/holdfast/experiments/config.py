@@ -128,7 +128,8 @@ def configure(stream: str, method: str, **settings: Any) -> RunConfig:
     Args:
         stream: name of the stream.
         method: name of the method.
-        settings: any field of `RunConfig`; None leaves the protocol's value. A budget takes the strength's place.
+        settings: any field of `RunConfig`; None leaves the protocol's value. A budget takes the strength's place, and is
+            kept at each step.
 
     Raises:
         UnknownNameError: an unknown stream, method or setting; the message offers the nearest.
@@ -137,7 +138,7 @@ def configure(stream: str, method: str, **settings: Any) -> RunConfig:
     method_named(method)
     given = {name: value for name, value in settings.items() if value is not None}
     if "budget" in given and "strength" not in given:
-        given["strength"] = None
+        given = {"pull_every": 1, **given, "strength": None}
     return RunConfig.from_dict({**defaults_of(stream, method), **given, "stream": stream, "method": method})
 
 

@@ -1,6 +1,5 @@
 """How much each weight matters for a learned skill: estimators from model and data to `Importance`."""
 
-from holdfast.importance.calibrated import calibrated
 from holdfast.importance.choosing import measure
 from holdfast.importance.fisher import fisher
 from holdfast.importance.kfac import kfac
@@ -15,7 +14,6 @@ from holdfast.importance.uniform import uniform
 __all__ = [
     "SignalRecorder",
     "SynapticIntelligence",
-    "calibrated",
     "fisher",
     "kfac",
     "mas",

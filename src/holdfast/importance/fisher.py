@@ -37,7 +37,6 @@ def fisher(
     per: Per = "sequence",
     num_examples: int | None = None,
     seed: int = 0,
-    calibrate: bool = False,
     progress: bool = False,
     chunk_bytes: int = CHUNK_BYTES,
 ) -> Importance:
@@ -76,8 +75,7 @@ def fisher(
             together on an example's gradient. Other parameters are measured per sequence all the same. On a small GPT
             trained on periodic text it differs from the exact one by 28% (empirical) in norm.
         num_examples: measure on the first so many examples; None for all.
-        seed: of the draws, from a generator of their own, and of the calibration.
-        calibrate: measure `info.nats_per_unit` by real rises of the loss instead of stating 1.0.
+        seed: of the draws, from a generator of their own.
         progress: show a progress bar.
         chunk_bytes: memory for per-example gradients, where these are needed.
 
@@ -108,6 +106,7 @@ def fisher(
     check_choice("kind of fisher", kind, get_args(FisherKind))
     likelihood = resolve_likelihood(loss, where=where)
     check_count("num_draws", num_draws, where=where)
+    check_count("seed", seed, where=where, least=0)
     if num_draws > 1 and kind != "sampled":
         warnings.warn(
             f'{where}: num_draws={num_draws} has no effect with kind="{kind}"; it belongs to kind="sampled".',
@@ -125,8 +124,6 @@ def fisher(
         num_examples=num_examples,
         progress=progress,
         loss=measured,
-        calibration=measured if calibrate else None,
-        seed=seed,
         check=kind == "batched",
     )
     details = {"num_draws": num_draws, "seed": seed} if kind == "sampled" else {}

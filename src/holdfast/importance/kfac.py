@@ -145,15 +145,14 @@ def kfac(
     measured = MeasuredLoss(likelihood, model, where=where)
     check_count("num_draws", num_draws, where=where)
     check_count("max_size", max_size, where=where, none="any")
+    check_count("seed", seed, where=where, least=0)
     check_share("damping", damping, where=where, example=0.01)
     if num_draws > 1 and kind != "sampled":
         warnings.warn(
             f'{where}: num_draws={num_draws} has no effect with kind="{kind}"; it belongs to kind="sampled".',
             stacklevel=2,
         )
-    data_pass = DataPass(
-        model, data, where=where, num_examples=num_examples, progress=progress, loss=measured, seed=seed
-    )
+    data_pass = DataPass(model, data, where=where, num_examples=num_examples, progress=progress, loss=measured)
     with measuring(model):
         rule: SharingRule | None = None if factors == "auto" else factors
         sums = KroneckerSums(model, where=where, chunk_bytes=chunk_bytes, rule=rule, max_size=max_size)

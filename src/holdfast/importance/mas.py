@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
@@ -13,8 +13,8 @@ from holdfast.errors import OptionError
 from holdfast.importance.gathering import gathered_batches
 from holdfast.importance.layerwise import Others
 from holdfast.importance.local_mas import local_sums
-from holdfast.importance.measure import DataPass, calibration_loss
-from holdfast.likelihoods.likelihood import Likelihood, logits_of
+from holdfast.importance.measure import DataPass
+from holdfast.likelihoods.outputs import logits_of
 from holdfast.moments.gradients import gradient, zeros
 from holdfast.moments.per_example import CHUNK_BYTES
 from holdfast.moments.state import measuring
@@ -33,10 +33,7 @@ def mas(
     batched: bool = False,
     local: bool = False,
     others: Others = "error",
-    loss: str | Likelihood | Callable[[Any, Any], Tensor] | None = None,
     num_examples: int | None = None,
-    seed: int = 0,
-    calibrate: bool = False,
     progress: bool = False,
     chunk_bytes: int = CHUNK_BYTES,
 ) -> Importance:
@@ -51,8 +48,7 @@ def mas(
 
     Args:
         model: any module; left exactly as it was.
-        data: an iterable of batches, `(inputs, targets)` or a mapping; each read once. Targets are used for calibration
-            only.
+        data: an iterable of batches, `(inputs, targets)` or a mapping; each read once. Targets are not used.
         output: f is the logits (as `logits_of` finds them in the outputs), or their softmax over the last axis.
         batched: see above.
         local: see above. The activation is the elementwise function that consumes the layer's output (relu, leaky_relu,
@@ -62,16 +58,14 @@ def mas(
         others: with `local`, parameters used by anything but these layers: "error", or "zero" for no importance, which
             leaves them unprotected.
         classes: output columns that count, such as those of one task's head; None for all.
-        loss: with `calibrate=True` the likelihood whose rise is measured; "categorical" by default.
         num_examples: measure on the first so many examples; None for all.
-        seed: of the calibration.
-        calibrate: measure `info.nats_per_unit`.
         progress: show a progress bar.
         chunk_bytes: memory for per-example gradients, where these are needed.
 
     Returns:
         Name -> float32 of the parameter's shape, >= 0, in squared output units per weight unit. Independent of the
-        batching. A mean over examples, each of which counts as one target; `nats_per_unit` is of nats per target.
+        batching. A mean over examples, each of which counts as one target. What a unit is worth in nats is unknown
+        until it is `calibrated`.
 
     Raises:
         UnsupportedLayerError: with `local=True, others="error"`; every such parameter is listed.
@@ -99,15 +93,12 @@ def mas(
         )
     if not local and others != "error":
         warnings.warn("mas: others has no effect without local=True: all parameters are measured.", stacklevel=2)
-    measured = calibration_loss(loss, model, calibrate=calibrate, where=where)
     data_pass = DataPass(
         model,
         data,
         where=where,
         num_examples=num_examples,
         progress=progress,
-        calibration=measured,
-        seed=seed,
         check=batched,
     )
 

@@ -14,11 +14,9 @@ from tqdm import tqdm
 
 from holdfast.choices import check_count
 from holdfast.errors import BatchError, EmptyDataError, OptionError
-from holdfast.importance.calibration import CALIBRATION_EXAMPLES, measured_nats_per_unit
 from holdfast.importance.loss import MeasuredLoss
 from holdfast.likelihoods.batches import batch_size, batch_to, model_inputs, slice_batch
 from holdfast.likelihoods.categorical import IGNORED
-from holdfast.likelihoods.likelihood import resolve_likelihood
 from holdfast.moments.calls import Call
 from holdfast.moments.coupling import check_independent, reads_entries
 from holdfast.records import Importance, ImportanceInfo
@@ -51,8 +49,6 @@ class DataPass:
         num_examples: stop after so many; None for all.
         progress: whether to show a progress bar.
         loss: what is measured, whose targets are counted; None where none is.
-        calibration: the loss in whose nats the importance is to be calibrated; None where it is not to be.
-        seed: of the perturbations of the calibration.
         check: whether to check the examples.
 
     Attributes:
@@ -69,12 +65,9 @@ class DataPass:
         num_examples: int | None = None,
         progress: bool = False,
         loss: MeasuredLoss | None = None,
-        calibration: MeasuredLoss | None = None,
-        seed: int = 0,
         check: bool = True,
     ) -> None:
         check_count("num_examples", num_examples, where=where, none="all")
-        check_count("seed", seed, where=where, least=0)
         _check_has_shapes(model, where)
         parameters = trainable_parameters(model)
         if not parameters:
@@ -87,8 +80,7 @@ class DataPass:
         check_is_many(data, where)
         self._model, self._data, self._where = model, data, where
         self._limit, self._progress = num_examples, progress
-        self._loss, self._calibration, self._seed, self._check = loss, calibration, seed, check
-        self._sample: list[Batch] = []
+        self._loss, self._check = loss, check
         self._lists: bool | None = None
         self.seen = self.num_targets = 0
 
@@ -110,9 +102,6 @@ class DataPass:
             batch = Batch(content, Call(args, kwargs, size, lists))
             if self.seen == 0 and self._check:
                 check_independent(self._model, batch.call, where=self._where)
-            if self._calibration is not None and self.seen < CALIBRATION_EXAMPLES:
-                self._calibration.decide(content)
-                self._sample.append(batch)
             self.seen += size
             yield batch
             if self.seen == self._limit:
@@ -149,17 +138,12 @@ class DataPass:
         nats_per_unit: float | None = None,
         details: Mapping[str, str | int | float | bool | None] | None = None,
     ) -> Importance:
-        """The values, means over `num_targets`, with the record of how they were made; calibrated if asked for.
+        """The values, means over `num_targets`, with the record of how they were made.
 
         Raises:
             NotFiniteError: a value is NaN or infinite.
         """
-        if self._calibration is not None:
-            sample = [(batch.call, batch.content) for batch in self._sample]
-            unscaled = Importance(values, ImportanceInfo(kind, self.seen))
-            nats_per_unit = measured_nats_per_unit(self._model, unscaled, sample, self._calibration, seed=self._seed)
-        likelihood = self._loss or self._calibration
-        decided = {} if likelihood is None else likelihood.details
+        decided = {} if self._loss is None else self._loss.details
         info = ImportanceInfo(
             kind=kind,
             num_examples=self.seen,
@@ -168,21 +152,9 @@ class DataPass:
             unit=unit,
             model=type(unwrap(self._model)).__name__,
             nats_per_unit=nats_per_unit,
-            calibration="none" if self._calibration is None else "random directions",
             details={**(details or {}), **decided},
         )
         return Importance(values, info)
-
-
-def calibration_loss(loss: Any, model: nn.Module, *, calibrate: bool, where: str) -> MeasuredLoss | None:
-    """The loss for the calibration of an estimator that needs none itself; None without calibration."""
-    if not calibrate:
-        if loss is not None:
-            warnings.warn(
-                f"{where}: loss= has no effect without calibrate=True: {where} is not measured on a loss.", stacklevel=3
-            )
-        return None
-    return MeasuredLoss(resolve_likelihood(loss, where=where), model, where=where)
 
 
 def _check_has_shapes(model: nn.Module, where: str) -> None:

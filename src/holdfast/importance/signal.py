@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
 from typing import Any, get_args
 
-from torch import Tensor, nn
+from torch import nn
 
 from holdfast.choices import check_choice
 from holdfast.importance.gathering import gathered_batches
 from holdfast.importance.layerwise import Others, check_watchable, watched_forward
-from holdfast.importance.measure import DataPass, calibration_loss
+from holdfast.importance.measure import DataPass
 from holdfast.importance.signal_sums import UNIT, BiasSignal, SignalSums
-from holdfast.likelihoods.likelihood import Likelihood
 from holdfast.moments.calls import Call
 from holdfast.moments.places import Places
 from holdfast.moments.state import measuring
@@ -31,10 +30,7 @@ def signal(
     *,
     bias: BiasSignal = "output",
     others: Others = "error",
-    loss: str | Likelihood | Callable[[Any, Any], Tensor] | None = None,
     num_examples: int | None = None,
-    seed: int = 0,
-    calibrate: bool = False,
     progress: bool = False,
 ) -> Importance:
     """Mean absolute signal through each weight of the Linear and convolution layers.
@@ -45,8 +41,7 @@ def signal(
 
     Args:
         model: any module; left exactly as it was.
-        data: an iterable of batches, `(inputs, targets)` or a mapping; each read once. Targets are used for calibration
-            only.
+        data: an iterable of batches, `(inputs, targets)` or a mapping; each read once. Targets are not used.
         bias: "output" (default: it needs no knowledge of what follows the layer) or "activation" (the authors' choice):
             y is what the elementwise function that consumes z makes of it (relu, leaky_relu, gelu, tanh, sigmoid, silu,
             elu, softplus, ..., as function, module or in place), the softmax of z where z is an output of the model,
@@ -54,16 +49,13 @@ def signal(
         others: parameters used by anything but these layers (norms, embeddings, attention's packed projections,
             transposed convolutions, raw parameters): "error", or "zero" for no importance, which leaves them
             unprotected.
-        loss: with `calibrate=True` the likelihood whose rise is measured; "categorical" by default.
         num_examples: measure on the first so many examples; None for all.
-        seed: of the calibration.
-        calibrate: measure `info.nats_per_unit`.
         progress: show a progress bar.
 
     Returns:
         Name -> float32 of the parameter's shape, >= 0, in units of the layers' outputs. Independent of the batching.
-        Examples count as targets; `nats_per_unit` is of nats per target. A
-        weight used by several layers gets the mean over its uses; one never used, zero.
+        Examples count as targets; what a unit is worth in nats is unknown until it is `calibrated`. A weight used by
+        several layers gets the mean over its uses; one never used, zero.
 
     Raises:
         UnsupportedLayerError: with `others="error"`; every such parameter is listed.
@@ -78,15 +70,12 @@ def signal(
     check_choice("bias of signal", bias, get_args(BiasSignal))
     check_choice("value of others", others, get_args(Others))
     check_watchable(model, where="signal")
-    measured = calibration_loss(loss, model, calibrate=calibrate, where="signal")
     data_pass = DataPass(
         model,
         data,
         where="signal",
         num_examples=num_examples,
         progress=progress,
-        calibration=measured,
-        seed=seed,
         check=False,
     )
     sums, places = SignalSums(model, bias), Places(model, any_order=True, where="signal")

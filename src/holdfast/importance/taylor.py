@@ -26,8 +26,6 @@ def taylor(
     *,
     loss: str | Likelihood | Callable[[Any, Any], Tensor] | None = None,
     num_examples: int | None = None,
-    seed: int = 0,
-    calibrate: bool = False,
     progress: bool = False,
     chunk_bytes: int = CHUNK_BYTES,
 ) -> Importance:
@@ -42,8 +40,6 @@ def taylor(
         loss: "categorical" (default), "gaussian", "bernoulli", a `Likelihood`, or a function of (outputs, batch) that
             returns one negative log-likelihood per example, shape [B], in nats.
         num_examples: measure on the first so many examples; None for all.
-        seed: of the calibration.
-        calibrate: measure `info.nats_per_unit`.
         progress: show a progress bar.
         chunk_bytes: memory for per-example gradients, where these are needed.
 
@@ -67,8 +63,6 @@ def taylor(
         num_examples=num_examples,
         progress=progress,
         loss=measured,
-        calibration=measured if calibrate else None,
-        seed=seed,
         check=False,
     )
 

@@ -65,7 +65,8 @@ def over_processes(importance: Joined, *, group: Any = None) -> Joined:
 
     Exact for what is a mean over targets: Fisher importances (all but `kind="batched"`), MAS, signal and Taylor, and
     of `kfac` each factor, A and G, which are means each by itself: of matched factors G over the traces, of the others
-    A over examples. `nats_per_unit`, where it was measured, becomes the mean of what the processes found.
+    A over examples. `nats_per_unit`, where it was measured, becomes the mean of what the processes found, and `scatter`
+    the largest of theirs.
 
     Args:
         importance: this process's, measured with the same options as the others', of the same parameters.
@@ -79,7 +80,7 @@ def over_processes(importance: Joined, *, group: Any = None) -> Joined:
         ParameterMismatchError: kinds, names or shapes differ between processes; in all of them.
         StateError: no process group is initialised.
 
-    Cost: an all-gather of four numbers, and one all-reduce of each tensor.
+    Cost: an all-gather of five numbers, and one all-reduce of each tensor.
     """
     if not torch.distributed.is_initialized():
         raise StateError("over_processes: no process group. Run under torchrun and call init_process_group() first.")
@@ -123,16 +124,15 @@ def _weights(importance: AnyImportance, tensors: Mapping[str, Tensor]) -> Tensor
 def _of_all(info: ImportanceInfo, tensors: Mapping[str, Tensor], group: Any) -> ImportanceInfo:
     """With the examples, targets and mean nats per unit of all processes; raises unless they measured the same."""
     nats = info.nats_per_unit
-    form = (info.kind, info.unit, nats is None, form_of(tensors))
-    numbers = [info.num_examples, info.num_targets, 0.0 if nats is None else nats]
-    mine = torch.cat([torch.tensor([digest(form)]), torch.tensor(numbers, dtype=torch.float64).view(torch.int64)]).to(
-        next(iter(tensors.values())).device
-    )
+    form = (info.kind, info.unit, nats is None, info.calibration, info.calibrated_at, info.scatter is None)
+    numbers = [info.num_examples, info.num_targets, 0.0 if nats is None else nats, info.scatter or 0.0]
+    own, numbers = digest((*form, form_of(tensors))), torch.tensor(numbers, dtype=torch.float64)
+    mine = torch.cat([torch.tensor([own]), numbers.view(torch.int64)]).to(next(iter(tensors.values())).device)
     digests, *rows = gathered(mine, group)
-    examples, targets, factors = (row.view(torch.float64) for row in rows)
+    examples, targets, factors, scatters = (row.view(torch.float64) for row in rows)
     if (digests != digests[0]).any():
         raise ParameterMismatchError(
-            "over_processes: kind, unit, names or shapes differ between processes; in this one "
+            "over_processes: kind, unit, calibration, names or shapes differ between processes; in this one "
             f"{info.kind}, {info.unit}, {len(tensors)} tensors. In all of them, measure the same parameters with the "
             "same options."
         )
@@ -143,7 +143,8 @@ def _of_all(info: ImportanceInfo, tensors: Mapping[str, Tensor], group: Any) -> 
             f"weights the mean. Say it of each: importance.with_info({', '.join(f'{name}=...' for name in unknown)})."
         )
     mean = None if nats is None else float(targets @ factors / counts["num_targets"])
-    return replace(info, **counts, nats_per_unit=mean)
+    scatter = None if info.scatter is None else float(scatters.max())
+    return replace(info, **counts, nats_per_unit=mean, scatter=scatter)
 
 
 def _is_of_fsdp(hook: Any) -> bool:

@@ -47,8 +47,8 @@ class Retained:
         first_targets: number of targets of the first importance, the unit of `weighting="examples"`.
         nats_per_unit: what turns the importance's unit into nats, averaged over tasks by their total
             importance; None where one task's is not known.
-        scatter: the factor within which real rises were as foreseen along rehearsed lessons, the largest of the tasks';
-            None where one task's was not rehearsed.
+        scatter: the factor within which real rises were as foreseen along made-up lessons, the largest of the tasks';
+            None where one task's was not calibrated.
         largest: largest entry of `importance` as it is held.
         layers: weight -> the curvature of its layer, for layers whose parameters are in no `importance`.
     """
@@ -99,7 +99,7 @@ def retain(
             over that of the first task: examples, but of sequences each label that counts.
         num_targets: targets the new importance is a mean over; needed for weighting by them.
         nats_per_unit: the new importance's factor to nats, or None.
-        scatter: of that factor, where it was rehearsed.
+        scatter: of that factor, where it was calibrated.
         forms: that importances and anchors are held in; None for float32. Anchors of layers stay tensors.
         references: name -> anchor on disk, equal to the weight, for those that are not to be held in memory.
         sum_of: adds up terms that stand for these weights; of all processes where these are one's shards of a model.

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from inspect import signature
 from typing import Any, assert_never
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from holdfast.calibration import calibrated
 from holdfast.curvature.factored import AnyImportance
 from holdfast.errors import OptionError
 from holdfast.importance import fisher, kfac, mas, signal, taylor, uniform
@@ -22,6 +25,9 @@ from holdfast.retention import EWC, WVA, Keeper
 from holdfast.streams import Examples
 from holdfast.tensors import prefixed, under
 from holdfast.training import Losses, task_loss
+
+_LESSON_BATCH = 32
+"""Examples a step of a made-up lesson."""
 
 
 class KeeperLearner(Learner):
@@ -40,6 +46,7 @@ class KeeperLearner(Learner):
         self.method, self.options = method, options
         self.keeper, self._penalty = _keeper(method, model, options)
         self.path: SynapticIntelligence | None = None
+        self._optimizer: Optimizer | None = None
         if method.importance == "si":
             self.path = SynapticIntelligence(
                 model,
@@ -51,6 +58,7 @@ class KeeperLearner(Learner):
     def attach(self, optimizer: Optimizer) -> None:
         """Hold this optimizer's steps from now on, in place of any other's."""
         self.keeper.detach().attach(optimizer)
+        self._optimizer = optimizer
         if self.path is not None:
             self.path.detach().attach(optimizer)
 
@@ -66,7 +74,10 @@ class KeeperLearner(Learner):
 
     def close_task(self, examples: Examples, *, classes: tuple[int, ...] | None, task: int) -> None:
         """Measure what the task needs, and hold it."""
-        self.keeper.retain(self._importance(examples, classes, task))
+        importance = self._importance(examples, classes, task)
+        if (budget := self.options.budget) is not None and importance.info.nats_per_unit is None:
+            importance = self._calibrated(importance, examples, classes, task, budget=budget)
+        self.keeper.retain(importance)
 
     def report(self) -> str:
         """Is it on, and does it work?"""
@@ -74,25 +85,23 @@ class KeeperLearner(Learner):
 
     def _importance(self, examples: Examples, classes: tuple[int, ...] | None, task: int) -> AnyImportance:
         options, model, loss = self.options, self.model, Categorical(classes)
-        calibrate = options.budget is not None  # a budget is in nats
-        measured = {"calibrate": True, "loss": loss} if calibrate else {}
         match self.method.importance:
             case "fisher":
                 batched = options.fisher == "batched"
                 # batches of 128, as in van de Ven's comparison (arXiv 2502.11756)
                 data = examples.batches(128) if batched else examples
                 seed = options.seed + 1000 * task
-                return fisher(model, data, kind=options.fisher, loss=loss, seed=seed, calibrate=batched and calibrate)
+                return fisher(model, data, kind=options.fisher, loss=loss, seed=seed)
             case "kfac":
                 assert options.fisher != "batched"
                 return kfac(model, examples, kind=options.fisher, loss=loss, seed=options.seed + 1000 * task)
             case "mas":
                 output, batched = options.mas_output, options.mas_batched
-                return mas(model, examples, output=output, classes=classes, batched=batched, **measured)
+                return mas(model, examples, output=output, classes=classes, batched=batched)
             case "signal":
-                return _of_columns(signal(model, examples, bias=options.signal_bias, **measured), classes)
+                return _of_columns(signal(model, examples, bias=options.signal_bias), classes)
             case "taylor":
-                return taylor(model, examples, loss=loss, calibrate=calibrate)
+                return taylor(model, examples, loss=loss)
             case "si":
                 assert self.path is not None
                 return self.path.importance(num_examples=len(examples))
@@ -102,6 +111,30 @@ class KeeperLearner(Learner):
                 raise AssertionError("Holding was made for a method that holds no weights")
             case _:
                 assert_never(self.method.importance)
+
+    def _calibrated(
+        self,
+        importance: AnyImportance,
+        examples: Examples,
+        classes: tuple[int, ...] | None,
+        task: int,
+        *,
+        budget: float,
+    ) -> AnyImportance:
+        """In nats, as a budget is, under another optimizer of the same kind."""
+        assert self._optimizer is not None
+        seed = self.options.seed + 1000 * task
+        kind, given = type(self._optimizer), self._optimizer.defaults
+        settings = {name: given[name] for name in signature(kind).parameters if name in given}
+        return calibrated(
+            self.model,
+            importance,
+            examples.batches(_LESSON_BATCH, generator=torch.Generator().manual_seed(seed)),
+            loss=Categorical(classes),
+            budget=budget,
+            optimizer=lambda parameters: kind(parameters, **settings),
+            seed=seed,
+        )
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Of the keeper and of SI's path."""
@@ -127,13 +160,13 @@ def _of_columns(importance: Importance, classes: tuple[int, ...] | None) -> Impo
 def _keeper(method: Method, model: nn.Module, options: MethodOptions) -> tuple[Keeper, Callable[[], Tensor] | None]:
     """The keeper, and what it adds to the loss, if anything."""
     rule = accumulation(options.accumulate)
-    if options.budget is not None and not method.keeps_budget:
-        lacking = "its importance is not known in nats"
-        if method.mechanism == "wva":
-            lacking = "WVA has no anchors"
-        elif method.importance == "kfac":
-            lacking = "it is kept weight by weight"
-        raise OptionError(f"{method.name} cannot keep a budget: {lacking}. Give a strength.")
+    if options.budget is not None and method.mechanism == "wva":
+        raise OptionError(f"{method.name} cannot keep a budget: WVA has no anchors. Give a strength.")
+    if options.budget is not None and options.pull_every != 1:
+        raise OptionError(
+            f"{method.name}: pull_every is {options.pull_every}, and a budget is kept at each step. Leave it out, or "
+            "give a strength."
+        )
     if method.importance == "kfac":
         _check_kfac(method, options)
     if method.mechanism == "ewc":

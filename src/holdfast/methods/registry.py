@@ -50,11 +50,6 @@ class Method:
         """Whether a keeper holds weights by their importance, which takes a strength or a budget."""
         return self.mechanism in ("ewc", "wva")
 
-    @property
-    def keeps_budget(self) -> bool:
-        """Whether it can hold the rise of the old loss to a budget: that takes anchors, and each weight's own nats."""
-        return self.mechanism == "ewc" and self.importance not in ("si", "kfac", "uniform")
-
 
 _IMPORTANCES: tuple[tuple[ImportanceName, str, str], ...] = (
     ("fisher", "Fisher", "Fisher information"),

@@ -247,12 +247,12 @@ class Elastic(Mechanism):
             )
         self._check_directions(importance.layers, where=where)
         found = in_nats(importance, where=where)
-        if self.is_default and importance.info.calibration != "rehearsed lessons":
+        if self.is_default and importance.info.calibration != "made-up lessons":
             warnings.warn(
                 f"{where}: without strength= and budget= {self.name} keeps each task to {BUDGET} nats, and without "
                 "probes it keeps what the importance foresees alone, which is too little. Pass "
                 "probes=hf.probes_of(model, held_out), or measure with hf.measure, which takes them along; or retain "
-                "hf.rehearse(model, importance, data), whose forecast is measured along training's ways; or choose a "
+                "hf.calibrated(model, importance, data), whose forecast is measured along training's ways; or choose a "
                 "strength or a budget.",
                 stacklevel=3,
             )
@@ -335,7 +335,7 @@ class EWC(Keeper):
             step that leaves this ellipsoid is projected back onto it in the optimizer's metric. That needs importances
             in nats, and those that hold where training goes: learning that is held to a forecast goes where this sees
             least, and the real rise was 5 to 35 times what Kronecker factors foresaw, and 10 to 1,500 times what a
-            diagonal did. `hf.rehearse` finds that factor (docs/strength.md).
+            diagonal did. `hf.calibrated` finds that factor (docs/strength.md).
         pull: "implicit"; "gradient", which adds strength * Omega * (theta - anchor) to the gradients before the step
             (after clipping, and it diverges where lr * strength * Omega > 2); or "penalty": add `penalty()` to the
             loss yourself.

@@ -398,7 +398,7 @@ class Keeper(Persistent):
             if self.held.nats_per_unit is None:
                 raise OptionError(
                     f"{where}: a budget is in nats, and without probes the rise is forecast in the importances' unit, "
-                    "whose factor to nats is not known. Retain with probes=, or measure with calibrate=True."
+                    "whose factor to nats is not known. Retain with probes=, or calibrate it with hf.calibrated."
                 )
             begun = self.held.nats_per_unit * (self.held.start + self.held.constant)
             rises, budgets = lambda: [self.predicted_rise() - begun], [given]
@@ -424,10 +424,10 @@ class Keeper(Persistent):
                 task; needed where the mechanism has no anchors.
 
         Returns:
-            Nats per target within a factor, where all importances were rehearsed along the ways that training goes
-            (`rehearse`). Else what the quadratic model foresees, in nats along random directions where the importances
-            know their factor (`ImportanceInfo.nats_per_unit`), or in their own unit; along the ways that training goes
-            the real rise is larger, 5 to 35 times with Kronecker factors and 10 to 1,500 times with a diagonal.
+            Nats per target within a factor, where all importances were calibrated along the ways that training goes
+            (`calibrated`). Else what the quadratic model foresees, in nats by definition alone, as Fisher information
+            is (`ImportanceInfo.nats_per_unit`), or in the importances' own unit; along the ways that training goes the
+            real rise is larger, 5 to 35 times with Kronecker factors and 10 to 1,500 times with a diagonal.
 
         Raises:
             OptionError: no reference, and no anchors.

@@ -82,7 +82,7 @@ def in_nats(importance: Measured, *, where: str) -> Measured:
         raise OptionError(
             f"{where}: a budget is in nats, and the unit of this {importance.info.kind!r} importance "
             f"({importance.info.unit}) has no known factor to nats. Pass probes= (hf.probes_of), on which the rise is "
-            "measured; or measure the importance with calibrate=True; or build the keeper with strength=."
+            "measured; or calibrate the importance with hf.calibrated; or build the keeper with strength=."
         )
     return importance if importance.info.nats_per_unit == 1 else importance * importance.info.nats_per_unit
 

@@ -37,13 +37,14 @@ class Report:
         pull_ratio: length of the pull over the length of the task's step, in the last measured step; likewise None
             before one.
         predicted_rise: what the old tasks' loss has risen by the quadratic model, in `rise_unit`.
-        rise_unit: "nats" where that was rehearsed along the ways that training goes (`rehearse`); "by the quadratic
-            model" where it is in nats along random directions alone; "importance units" where not even that is known.
+        rise_unit: "nats" where that was calibrated along the ways that training goes (`calibrated`); "by the
+            quadratic model" where the importance is in nats by definition alone, as Fisher information is;
+            "importance units" where not even that is known.
         skills: of each that has probes, when it was last measured, in nats per target: what its rise has grown by in
             this lesson, its whole rise, and its budget, None for none.
         remarks: what deserves a look, such as parameters and statistics that nothing holds, or a budget that is not
             kept.
-        scatter: of rehearsed lessons, the factor within which the real rise was as foreseen; else None.
+        scatter: of made-up lessons, the factor within which the real rise was as foreseen; else None.
     """
 
     mechanism: str

@@ -31,7 +31,7 @@ def importance(*, probes: bool = False, calibrated: bool = False) -> hf.Importan
     batches = [(torch.randn(4, 2), torch.tensor([0, 1, 0, 1]))]
     found = hf.fisher(model, batches)
     if calibrated:
-        found = found.with_info(calibration="rehearsed lessons")
+        found = found.with_info(calibration="made-up lessons")
     return found.with_probes(hf.probes_of(model, batches)) if probes else found
 
 

@@ -15,6 +15,7 @@ from tests.experiments.language import tiny
 from tests.files.folders import listing
 
 from holdfast import Importance, measure
+from holdfast.calibration import Factor
 from holdfast.curvature import load_importance
 from holdfast.errors import (
     EmptyDataError,
@@ -34,7 +35,6 @@ from holdfast.experiments.language.keeping import Source, keep_and_learn
 from holdfast.experiments.language.measuring import measure_importance
 from holdfast.experiments.language.models import LanguageModel, load_model, revision_of
 from holdfast.experiments.lock import locked
-from holdfast.rehearsal import Rehearsal
 
 SETTINGS = FineTuneSettings(steps=12, lr=5e-3, batch_size=8)
 
@@ -45,7 +45,7 @@ def keep(folder: Path, model: LanguageModel, data: Path, **options: Any) -> Path
     found, progress = measure_importance(
         model, lambda: examples(model, source.rows(), length=16, labelled=False), **options
     )
-    found = Rehearsal(0.05, 1.0, predicted=0.0, measured=0.0, scatter=1.0).applied_to(found)
+    found = Factor(0.05, 1.0, predicted=0.0, measured=0.0, scatter=1.0).applied_to(found)
     write_importance_folder(folder, found, model, data=data.name, progress=progress)
     return folder
 
@@ -408,7 +408,7 @@ def test_options_that_have_no_meaning_are_refused(place: Path, tmp_path: Path):
         fine_tune(model, [], SETTINGS, folder=tmp_path)
     found = read_importance(place / "keep", model)
     found = found.with_info(calibration="none")
-    with pytest.warns(UserWarning, match="this importance was not rehearsed[.] .* Measure it with"):
+    with pytest.warns(UserWarning, match="this importance was not calibrated[.] .* Measure it with"):
         keeper = keeper_of(model, found, HoldOptions(budget=0.1))
     assert keeper.held.num_tasks == 1
 

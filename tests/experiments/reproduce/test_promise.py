@@ -97,13 +97,13 @@ def test_the_conclusion_is_arithmetic(rise: float, stands: str):
     told = conclusion(findings)
     assert f"the largest was {rise / 0.05:.2f} budgets" in told
     assert f"the promise {stands}" in told
-    assert f"rehearsed, the largest was {rise / 0.05:.1f} budgets" in told
-    assert f"not rehearsed it was {rise / 0.05:.1f}" in told
+    assert f"calibrated along lessons, the largest was {rise / 0.05:.1f} budgets" in told
+    assert f"not calibrated it was {rise / 0.05:.1f}" in told
     assert "within 1 point of what fixed strengths reach at the same rise under 9 of 9 budgets" in told
     recipe = promise_texts(replace(FULL, seeds=(0,)))
     told = conclusion(RecipeFindings(recipe, {}, {0: entry(recipe, rise)}))
     assert f"the promise {stands}" in told
-    assert "rehearsed" not in told
+    assert "calibrated" not in told
     assert "within 2% of perplexity of what fixed strengths reach at the same rise under 3 of 3 budgets" in told
     assert "difference is 1.0%, under Adam, budget 0.02" in told
 
@@ -130,7 +130,7 @@ def test_a_grid_at_a_rise():
 def test_every_part_has_a_name_of_its_own(size: Size):
     of_images, of_texts = (recipe_named(name, size).parts for name in ("promise", "promise-texts"))
     assert len(of_images) == (33 + 24 if size.name == "full" else 8 + 6)
-    assert len(of_texts) == (27 + 8 if size.name == "full" else 7 + 6)
+    assert len(of_texts) == (27 + 10 if size.name == "full" else 7 + 8)
 
 
 @pytest.fixture

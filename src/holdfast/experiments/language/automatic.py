@@ -14,7 +14,7 @@ from holdfast.experiments.language.past import Past, RehearsalOptions
 from holdfast.importance import measure
 from holdfast.retention.ewc import BUDGET
 
-_CALIBRATED = "rehearsed lessons"
+_CALIBRATED = "made-up lessons"
 
 
 @dataclass(frozen=True)

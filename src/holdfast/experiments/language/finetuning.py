@@ -108,7 +108,7 @@ def keeper_of(
         ParameterMismatchError: names or shapes that do not match, all of them listed.
 
     Warns:
-        UserWarning: a budget without probes over an importance that was not rehearsed.
+        UserWarning: a budget without probes over an importance that was not calibrated.
     """
     module, free = model.base, False
     measured = importance.info.details.get("head")
@@ -119,10 +119,10 @@ def keeper_of(
         prefix, module, free = judge.prefix, judge.module, free or other
         importance = renamed(importance, lambda name: prefix + name)
     is_measured = probes is not None or importance.probes is not None
-    if holding.budget is not None and not is_measured and importance.info.calibration != "rehearsed lessons":
+    if holding.budget is not None and not is_measured and importance.info.calibration != "made-up lessons":
         warnings.warn(
-            "finetune: this importance was not rehearsed. It may foresee a thousandth of the real rise of the old "
-            "loss, and a budget then holds too little. Measure it with: holdfast importance --rehearse. Or give a "
+            "finetune: this importance was not calibrated. It may foresee a thousandth of the real rise of the old "
+            "loss, and a budget then holds too little. Measure it with: holdfast importance --calibrate. Or give a "
             "strength.",
             stacklevel=2,
         )

@@ -135,7 +135,7 @@ def _foreseen(kept: SkillChange) -> str:
     if kept.forecast is None:
         return (
             f"a rise of {kept.predicted_rise:.4g} {kept.rise_unit} was foreseen, which cannot be compared with nats "
-            "(measure the importance with --calibrate or --rehearse)"
+            "(measure the importance with --calibrate)"
         )
     allowed = "" if kept.budget is None else f", and one of {kept.budget:g} allowed"
     if kept.rise_unit == BY_MODEL:
@@ -147,10 +147,10 @@ def _remedy(kept: SkillChange) -> str:
     other = "or hold whole layers (holdfast importance --kind kfac, with --strength)"
     if kept.strength is None:
         return (
-            "Fine-tune again with a smaller --budget, with an importance that was rehearsed at it on old data "
-            f"(holdfast importance --rehearse --rehearse-budget), {other}."
+            "Fine-tune again with a smaller --budget, with an importance that was calibrated at it on old data "
+            f"(holdfast importance --calibrate --calibrate-budget), {other}."
         )
     return (
         f"Fine-tune again with a larger --strength (now {kept.strength:g}), {other}, or give a --budget over an "
-        "importance that was rehearsed on old data (holdfast importance --rehearse)."
+        "importance that was calibrated on old data (holdfast importance --calibrate)."
     )

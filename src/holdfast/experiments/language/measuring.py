@@ -28,11 +28,7 @@ from holdfast.experiments.language.models import LanguageModel
 from holdfast.experiments.language.skills import likelihood_of
 from holdfast.files import read_state, write_state
 from holdfast.importance import fisher, kfac, mas, signal
-from holdfast.importance.calibration import measured_nats_per_unit
-from holdfast.likelihoods.batches import model_inputs
-from holdfast.moments.calls import Call
-from holdfast.moments.state import measuring
-from holdfast.records import Importance, ImportanceInfo
+from holdfast.records import ImportanceInfo
 from holdfast.tensors import prefixed, under, unwrap
 
 Kind = Literal["sampled", "exact", "empirical", "mas", "signal", "kfac"]
@@ -42,8 +38,6 @@ MEASURING = ".holdfast-measuring.safetensors"
 
 PART = 64
 """Examples that are measured together before the sums are added up, and may be written down."""
-_CALIBRATED = 256
-"""Examples on which the loss is seen to rise, where an importance is calibrated."""
 _MOST_DRAWN = 2**16
 """Examples of a stream that a measurement up to a tolerance looks at."""
 _WATCHED = 2**16
@@ -131,7 +125,6 @@ def measure_importance(
     tolerance: float | None = None,
     batch_size: int = 8,
     seed: int = 0,
-    calibrate: bool = False,
     checkpoint: Path | None = None,
     identity: Mapping[str, Any] | None = None,
     checkpoint_seconds: float = 30.0,
@@ -155,7 +148,6 @@ def measure_importance(
             at most where `num_examples` does not say otherwise.
         batch_size: examples that go through the model together; halved where memory does not do.
         seed: of the labels and the examples drawn.
-        calibrate: measure how many nats a unit of MAS or signal is.
         checkpoint: file to go on from; deleted by the caller when the result is safe.
         identity: what else must be the same to go on, as JSON values.
         checkpoint_seconds: at least so long between two writings.
@@ -190,7 +182,6 @@ def measure_importance(
     stream = islice(found_in, state.seen, None)
     written = start = time.monotonic()
     earlier, size = state.seconds, batch_size
-    sample = _some_batches(model, data, seed) if calibrate and kind in ("mas", "signal") else []
     while state.seen < limit and not (tolerance and state.part >= 4 and state.progress().error < tolerance):  # type: ignore[operator]
         part = list(islice(stream, int(min(PART, limit - state.seen))))
         if not part:
@@ -205,11 +196,7 @@ def measure_importance(
             on_part(state.progress())
     if state.seen == 0:
         raise EmptyDataError("importance: the data held no example.")
-    importance = state.mean(_info(model, state, kind, seed))
-    if sample:
-        nats = _nats_per_unit(model, importance.to_diagonal(), sample, seed)
-        importance = importance.with_info(nats_per_unit=nats)
-    return importance, state.progress()
+    return state.mean(_info(model, state, kind, seed)), state.progress()
 
 
 @dataclass
@@ -377,19 +364,3 @@ def _info(model: LanguageModel, state: _State, kind: Kind, seed: int) -> Importa
         nats_per_unit=1.0 if is_fisher else None,
         details={**state.rules, **seeded, **shifted},
     )
-
-
-def _some_batches(model: LanguageModel, data: Callable[[], Iterable[Example]], seed: int) -> list[LanguageBatch]:
-    return list(batches(model, drawn(data(), _CALIBRATED, seed=seed), PART))
-
-
-def _nats_per_unit(
-    model: LanguageModel, importance: Importance, sample: list[LanguageBatch], seed: int
-) -> float | None:
-    pairs = []
-    for batch in sample:
-        args, kwargs = model_inputs(batch)
-        pairs.append((Call(args, kwargs, len(batch[1])), batch))
-    named = Importance({model.prefix + name: value for name, value in importance.items()}, importance.info)
-    with measuring(model.module):
-        return measured_nats_per_unit(model.module, named, pairs, likelihood_of(model.task), seed=seed)

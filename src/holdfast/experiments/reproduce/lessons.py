@@ -11,18 +11,18 @@ from typing import Any, Literal, assert_never
 import torch
 from torch import Tensor, nn
 
+from holdfast.calibration import calibrated
 from holdfast.curvature import FactoredImportance
 from holdfast.importance import measure, probes_of
 from holdfast.likelihoods import Categorical, num_targets
 from holdfast.probes import Probes
 from holdfast.records import Importance
-from holdfast.rehearsal import rehearse
 from holdfast.retention import EWC
 from holdfast.streams import Examples
 from holdfast.streams.stream import Task
 from holdfast.training import Losses, OptimizerName, accuracy, build_optimizer, train_epoch
 
-Holding = Literal["budget", "forecast", "rehearsed", "strength", "plain", "joint"]
+Holding = Literal["budget", "forecast", "calibrated", "strength", "plain", "joint"]
 Judged = Literal["accuracy", "perplexity"]
 
 
@@ -33,7 +33,7 @@ class Way:
     Attributes:
         optimizer: one, for all of them.
         holding: what holds the tasks before: a budget, measured on probes or, without them, a "forecast", which may be
-            "rehearsed"; a fixed strength; or nothing ("plain"). "joint" learns all at once.
+            "calibrated"; a fixed strength; or nothing ("plain"). "joint" learns all at once.
         value: of the budget, in nats per target, or of the strength.
     """
 
@@ -120,19 +120,19 @@ def learn(setting: Setting, way: Way, seed: int, data_dir: str | None) -> dict[s
         lessons.append({"increments": increments, "trained": trained, "new": setting.judge(net, task.test)})
         if keeper is not None:
             importance = measure(net, train, probes=task.validation)
-            if way.holding == "rehearsed" and number + 1 < len(tasks):
-                importance = _rehearsed(net, importance, task, setting, way, seed=seed)
+            if way.holding == "calibrated" and number + 1 < len(tasks):
+                importance = _calibrated(net, importance, task, setting, way, seed=seed)
             keeper.retain(importance if way.holding == "budget" else importance.with_probes(None))
         held_out.append(probes_of(net, task.test, num_examples=None))
     return {"lessons": lessons, setting.judged: [setting.judge(net, task.test) for task in tasks]}
 
 
-def _rehearsed(
+def _calibrated(
     net: nn.Module, importance: Importance | FactoredImportance, task: Task, setting: Setting, way: Way, *, seed: int
 ) -> Importance | FactoredImportance:
     """Under the way's own optimizer; what rises is looked at on validation examples."""
     shuffled = torch.Generator().manual_seed(seed)
-    return rehearse(
+    return calibrated(
         net,
         importance,
         task.train.batches(setting.batch_size, generator=shuffled),
@@ -144,7 +144,7 @@ def _rehearsed(
 
 def _keeper(net: nn.Module, way: Way) -> EWC | None:
     match way.holding:
-        case "budget" | "forecast" | "rehearsed":
+        case "budget" | "forecast" | "calibrated":
             return EWC(net, budget=way.value, statistics="hold")
         case "strength":
             return EWC(net, strength=way.value, every="auto", statistics="hold")

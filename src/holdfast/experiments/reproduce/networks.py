@@ -47,7 +47,7 @@ def settings_of(size: Size) -> tuple[Setting, ...]:
         rates=rates,
         holdings=[
             *(*budgets, ("plain", 0.0), ("joint", 0.0)),
-            *(*_strengths(1, 10, 100, 1000), *([("forecast", 0.05)] if full else []), ("rehearsed", 0.05)),
+            *(*_strengths(1, 10, 100, 1000), *([("forecast", 0.05)] if full else []), ("calibrated", 0.05)),
         ],
         epochs=epochs,
     )

@@ -73,11 +73,11 @@ def _recipe(size: Size, settings: Sequence[Setting], *, name: str, title: str, s
 
 def _notes(settings: Sequence[Setting]) -> str:
     foreseen = (
-        "Under a forecast there are no probes, and every step is bounded; a rehearsed one was multiplied by the "
-        "factor that `hf.rehearse` found under the same optimizer and budget, on the task's training and validation "
+        "Under a forecast there are no probes, and every step is bounded; a calibrated one was multiplied by the "
+        "factor that `hf.calibrated` found under the same optimizer and budget, on the task's training and validation "
         "examples. "
     )
-    if all(way.holding != "rehearsed" for setting in settings for way in setting.ways):
+    if all(way.holding != "calibrated" for setting in settings for way in setting.ways):
         foreseen = ""
     return (
         f"{' '.join(map(_told, settings))} One optimizer learns all tasks of a network. Importances: "
@@ -191,7 +191,7 @@ def _row(findings: RecipeFindings, setting: Setting, way: Way, runs: Sequence[Ma
     rise, new, shares = "", "", ["", "", ""]
     if way.holding != "joint":
         rise, new = f"{_rise(runs):.3g}", _figure(setting, _new(setting, runs))
-    if way.holding in ("budget", "forecast", "rehearsed"):
+    if way.holding in ("budget", "forecast", "calibrated"):
         ratios, grid = _ratios(findings, setting, way), _grid(findings, setting, way)
         shares = [f"{sum(ratio <= USUAL for ratio in ratios)} of {len(ratios)}", f"{max(ratios):.2f}", "–"]
         if grid is not None:
@@ -221,18 +221,18 @@ def _conclusion(findings: RecipeFindings, setting: Setting) -> str:
         f"Asked for were at least {100 * SHARE:.0f}%, and none above {MOST:g}: the promise {kept}. "
     )
     told += _told_of_new(findings, setting, budgets)
-    foreseen, rehearsed = (
+    foreseen, calibrated = (
         [ratio for way in setting.ways if way.holding == holding for ratio in _ratios(findings, setting, way)]
-        for holding in ("forecast", "rehearsed")
+        for holding in ("forecast", "calibrated")
     )
-    if rehearsed:
-        stands = "is kept too" if max(rehearsed) <= FORECAST else "is not kept"
+    if calibrated:
+        stands = "is kept too" if max(calibrated) <= FORECAST else "is not kept"
         told += (
-            "Without probes, by the forecast of Kronecker factors whose worth in nats was rehearsed, the largest was "
-            f"{max(rehearsed):.1f} budgets, where at most {FORECAST:g} were asked for: this {stands}. "
+            "Without probes, by the forecast of Kronecker factors whose worth in nats was calibrated along lessons, "
+            f"the largest was {max(calibrated):.1f} budgets, where at most {FORECAST:g} were asked for: this {stands}. "
         )
     if foreseen:
-        told += f"By a forecast that was not rehearsed it was {max(foreseen):.1f}. "
+        told += f"By a forecast that was not calibrated it was {max(foreseen):.1f}. "
     told += "Average accuracy in %: " if setting.judged == "accuracy" else "Perplexity, the mean of both languages: "
     return told + "; ".join(_averages(findings, setting, optimizer) for optimizer in setting.rates) + "."
 

@@ -14,7 +14,7 @@ import torch
 
 from holdfast.errors import DataFileError
 from holdfast.experiments.language.batches import Example, batches, classes_of, examples
-from holdfast.experiments.language.elephants.methods import HOLDING, Start, learn_with, rehearsed
+from holdfast.experiments.language.elephants.methods import HOLDING, Start, calibrated, learn_with
 from holdfast.experiments.language.elephants.trial import MessageCallback, StoryTrial, TrialResult
 from holdfast.experiments.language.encoders import SentenceClassifier, SentenceEncoder
 from holdfast.experiments.language.learning import Old, Pace, shuffled
@@ -118,7 +118,7 @@ class Encoder:
             num_examples=MEASURED_PAIRS[self.size],
             on_part=lambda progress: on_message(f"importance: {progress.text}"),
         )
-        found = rehearsed("encoder", self.ready, found.to_diagonal(), pairs, PACES[self.size], on_message=on_message)
+        found = calibrated("encoder", self.ready, found.to_diagonal(), pairs, PACES[self.size], on_message=on_message)
         found.save(folder)
         return found
 
@@ -198,7 +198,7 @@ class Encoder:
         importance = measure_importance(model, lambda: iter(chosen), kind="sampled", seed=seed)[0].to_diagonal()
         model.module.requires_grad_(True)
         return (
-            rehearsed("encoder", model, importance, chosen, PACES[self.size], on_message=on_message)
+            calibrated("encoder", model, importance, chosen, PACES[self.size], on_message=on_message)
             if budget
             else importance
         )

@@ -17,7 +17,7 @@ import torch
 from holdfast.curvature.factored import FactoredImportance
 from holdfast.errors import DataFileError
 from holdfast.experiments.language.batches import Example, batches, examples
-from holdfast.experiments.language.elephants.methods import Start, learn_with, rehearsed
+from holdfast.experiments.language.elephants.methods import Start, calibrated, learn_with
 from holdfast.experiments.language.elephants.trial import MessageCallback, StoryTrial, TrialResult
 from holdfast.experiments.language.learning import Old, Pace, learn, shuffled
 from holdfast.experiments.language.measuring import MeasuringProgress, measure_importance
@@ -155,7 +155,7 @@ class Gpt:
         found, _ = measure_importance(
             self.ready, lambda: iter(blocks), on_part=partial(_tell, on_message, "importance")
         )
-        found = rehearsed("gpt", self.ready, found.to_diagonal(), blocks, self.sizes.python, on_message=on_message)
+        found = calibrated("gpt", self.ready, found.to_diagonal(), blocks, self.sizes.python, on_message=on_message)
         found.save(folder)
         return found
 

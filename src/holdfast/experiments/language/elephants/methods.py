@@ -12,10 +12,10 @@ from torch import Tensor
 from holdfast.curvature.factored import FactoredImportance
 from holdfast.errors import OptionError
 from holdfast.experiments.language.batches import Example
+from holdfast.experiments.language.calibration import NUM_EXAMPLES, calibrate
 from holdfast.experiments.language.elephants.trial import MessageCallback
 from holdfast.experiments.language.learning import Old, Pace, learn
 from holdfast.experiments.language.models import LanguageModel
-from holdfast.experiments.language.rehearsal import NUM_EXAMPLES, rehearse
 from holdfast.importance import uniform
 from holdfast.records import Importance
 from holdfast.retention import EWC, WVA
@@ -145,7 +145,7 @@ def learn_with(method: str, setting: float, start: Start, stream: Any, pace: Pac
     return Learned(predicted_rise(start.held, model))
 
 
-def rehearsed(
+def calibrated(
     story: str,
     model: LanguageModel,
     importance: Importance,
@@ -154,11 +154,11 @@ def rehearsed(
     *,
     on_message: MessageCallback,
 ) -> Importance:
-    """The importance with the factor that a rehearsal finds at this pace, under the budget that the story tries."""
+    """The importance with the factor that made-up lessons show at this pace, under the budget that the story tries."""
     (budget,) = STORY_METHODS["ewc-budget"].settings_for(story)
     some = data[: NUM_EXAMPLES[model.task]]
-    found = rehearse(model, importance, some, budget=budget, steps=min(60, pace.steps), lr=pace.lr)
-    on_message(f"rehearsal: rise predicted {found.predicted:.3g}, measured {found.measured:.3g} nats a target")
+    found = calibrate(model, importance, some, budget=budget, steps=min(60, pace.steps), lr=pace.lr)
+    on_message(f"calibration: rise predicted {found.predicted:.3g}, measured {found.measured:.3g} nats a target")
     return found.applied_to(importance)
 
 

@@ -3,6 +3,9 @@
 1/2 d^T K d is the rise along a random direction. Training goes along no random direction: what a new task does to one
 example it does to many, and where it is held to a forecast it goes where that sees least. So the factor is taken where
 it is needed: along lessons that were learned under the very hold, at the very budget.
+
+Information is in nats by definition, and the first lessons are held by it as it is. Of an importance in another unit
+nobody knows how much holds, and the first lessons are learned freely.
 """
 
 from __future__ import annotations
@@ -11,17 +14,19 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import nn
 
 from holdfast.curvature import FactoredImportance
-from holdfast.importance.calibrated import AnImportance
 from holdfast.probes.evaluating import evaluating
 from holdfast.records import Importance
 from holdfast.retention import EWC
 from holdfast.retention.unheld import unwatched
 from holdfast.tensors import all_parameters, copies
+
+AnImportance = TypeVar("AnImportance", bound=Importance | FactoredImportance)
 
 Lesson = Callable[[EWC, int], None]
 """Trains the keeper's model on a made-up task, with the keeper attached to the optimizer; the int numbers the task."""
@@ -29,10 +34,13 @@ Lesson = Callable[[EWC, int], None]
 NEAR = 1.5
 """A round is the last in which no rise is more than so many budgets."""
 
+_FREE = 1e30
+"""A budget, in any unit, that no lesson comes to."""
+
 
 @dataclass(frozen=True)
-class Rehearsal:
-    """What a rehearsal found, of the lessons of its last round.
+class Factor:
+    """What a unit of an importance is worth in nats, as the lessons of the last round showed it.
 
     Attributes:
         budget: that they were held to, in nats per target.
@@ -54,13 +62,13 @@ class Rehearsal:
             return importance
         return importance.with_info(  # pyright: ignore[reportReturnType]  # its own kind
             nats_per_unit=self.nats_per_unit,
-            calibration="rehearsed lessons",
-            rehearsed_at=self.budget,
+            calibration="made-up lessons",
+            calibrated_at=self.budget,
             scatter=self.scatter,
         )
 
 
-def rehearsal(
+def lessons_factor(
     model: nn.Module,
     importance: Importance | FactoredImportance,
     *,
@@ -69,11 +77,12 @@ def rehearsal(
     budget: float,
     lessons: int,
     rounds: int,
-) -> Rehearsal:
+) -> Factor:
     """Learn made-up lessons under a budget, and compare the rise of the old loss with the quadratic one.
 
     In each round all lessons are learned under the largest factor of the round before, each from the model as it is.
-    The first has a factor of 1. It is the last in which no rise is above 1.5 budgets.
+    It is the last in which no rise is above 1.5 budgets. The first has a factor of 1; where the importance is in no
+    nats (`nats_per_unit` is None), that of lessons that nothing holds.
 
     Args:
         model: whose importance it is; weights, gradients, buffers, training flags and random state are given back, also
@@ -85,11 +94,12 @@ def rehearsal(
         lessons: different tasks.
         rounds: at most so many.
 
-    Cost: `rounds` times `lessons` lessons and rises; a copy of the weights, and the memory of a held training.
+    Cost: `rounds` times `lessons` lessons and rises, once more where the unit is unknown; a copy of the weights, and
+        the memory of a held training.
     """
     with _lent(model) as put_back:
 
-        def learned(factor: float) -> list[tuple[float, float, float]]:
+        def learned(factor: float, budget: float = budget) -> list[tuple[float, float, float]]:
             """Of every lesson its own factor, its quadratic rise and its real one; the largest factor last."""
             pairs = []
             for number in range(lessons):
@@ -104,16 +114,19 @@ def rehearsal(
                 pairs.append((keeper.predicted_rise() / factor, rise()))
             return sorted((real / unit, unit, real) for unit, real in pairs if unit > 0 and real > 0)
 
-        before, found = 1.0, learned(1.0)
+        before = 1.0
+        if importance.info.nats_per_unit is None and (free := learned(1.0, _FREE)):
+            before = free[-1][0]
+        found = learned(before)
         for _ in range(rounds - 1):
             if max((real for _, _, real in found), default=0.0) <= NEAR * budget:
                 break
             before = found[-1][0]
             found = learned(before) or found
     if not found:
-        return Rehearsal(budget, None, predicted=0.0, measured=0.0, scatter=math.inf)
+        return Factor(budget, None, predicted=0.0, measured=0.0, scatter=math.inf)
     factor, predicted, measured = found[-1]
-    return Rehearsal(budget, factor, predicted, measured, scatter=max(factor / before, before / found[0][0]))
+    return Factor(budget, factor, predicted, measured, scatter=max(factor / before, before / found[0][0]))
 
 
 @contextmanager

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from holdfast.calibration import made_up
 from holdfast.likelihoods.categorical import IGNORED
-from holdfast.rehearsal import made_up
 
 
 def permutation_of(old: torch.Tensor, new: torch.Tensor) -> list[int]:

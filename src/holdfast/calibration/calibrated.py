@@ -1,4 +1,4 @@
-"""Rehearsing any model: old inputs in another arrangement are learned under the hold."""
+"""Calibrating an importance of any model: old inputs in another arrangement are learned under the hold."""
 
 from __future__ import annotations
 
@@ -11,17 +11,16 @@ import torch
 from torch import nn
 from torch.optim import Adam, Optimizer
 
+from holdfast.calibration.factor import AnImportance, Lesson, lessons_factor
+from holdfast.calibration.made_up import made_up
 from holdfast.errors import EmptyDataError, OptionError
 from holdfast.importance import probes_of
-from holdfast.importance.calibrated import AnImportance
 from holdfast.importance.measure import check_is_many
 from holdfast.importance.probing import first_examples
 from holdfast.likelihoods.batches import batch_size, batch_to, model_inputs, slice_batch
 from holdfast.likelihoods.likelihood import Categorical, Likelihood, num_targets, resolve_likelihood
 from holdfast.likelihoods.similarity import Similarity
 from holdfast.probes import Probes
-from holdfast.rehearsal.factor import Lesson, rehearsal
-from holdfast.rehearsal.made_up import made_up
 from holdfast.retention import EWC
 from holdfast.retention.ewc import BUDGET
 from holdfast.tensors import trainable_parameters, unwrap
@@ -33,7 +32,7 @@ NUM_EXAMPLES = 2048
 """Of the data: what is repeated often is learned by heart, and the factor grows."""
 
 
-def rehearse(
+def calibrated(
     model: nn.Module,
     importance: AnImportance,
     data: Iterable[Any],
@@ -52,9 +51,10 @@ def rehearse(
     """The importance in nats that hold where training goes: what a budget without probes needs.
 
     Made-up tasks are learned under `EWC(model, budget=budget)` with this importance: the old inputs in another
-    arrangement, for the same answers (`holdfast.rehearsal.made_up`). The rise of the old loss, as divergence from the
+    arrangement, for the same answers (`holdfast.calibration.made_up`). The rise of the old loss, as divergence from the
     old answers (`Probes`), over 1/2 d^T K d is the factor; the largest of all lessons counts, and it is found again
-    under itself until no rise is above 1.5 budgets.
+    under itself until no rise is above 1.5 budgets. Of an importance whose unit is unknown (MAS, signal, SI) it begins
+    with that of lessons that nothing holds.
 
     Args:
         model: at the end of the old task; given back bit for bit, also after an error.
@@ -75,8 +75,8 @@ def rehearse(
         seed: of the first task.
 
     Returns:
-        The same values. `info.nats_per_unit` is the factor, `info.calibration` "rehearsed lessons",
-        `info.rehearsed_at` the budget, and `info.scatter` the factor within which each lesson's rise was as foreseen.
+        The same values. `info.nats_per_unit` is the factor, `info.calibration` "made-up lessons",
+        `info.calibrated_at` the budget, and `info.scatter` the factor within which each lesson's rise was as foreseen.
         As it was, with a warning, where no lesson raised the old loss.
 
     Raises:
@@ -84,10 +84,10 @@ def rehearse(
             nothing can be learned by; too few examples.
         and what `probes_of` and `EWC.retain` raise.
 
-    Cost: `rounds` times `lessons` lessons, mostly two rounds, of `steps` held steps each; copies of the weights, of the
-        examples and of the importance.
+    Cost: `rounds` times `lessons` lessons, mostly two rounds, of `steps` held steps each, and one round more where the
+        unit is unknown; copies of the weights, of the examples and of the importance.
     """
-    where = "rehearse"
+    where = "calibrated"
     _check_counts(where, steps=steps, lessons=lessons, rounds=rounds)
     if lesson is not None and optimizer is not None:
         raise OptionError(f"{where}: optimizer= has no part in a lesson of your own. Leave one of them out.")
@@ -104,7 +104,7 @@ def rehearse(
     if lesson is None:
         likelihood = _likelihood(loss, probes, where=where)
         lesson = _Lesson(learned, likelihood, optimizer or _adam, steps, seed)
-    found = rehearsal(
+    found = lessons_factor(
         model,
         importance,
         rise=lambda: taken.rise(model),

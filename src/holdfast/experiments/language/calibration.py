@@ -1,6 +1,6 @@
 """What a budget is really worth to a language model: a made-up task of its own kind is learned under it.
 
-`holdfast.rehearsal` finds the factor; here are the tasks: a causal model's own text in another language, and for what
+`holdfast.calibration` finds the factor; here are the tasks: a causal model's own text in another language, and for what
 makes embeddings the question in which of 16 random directions one lies.
 """
 
@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from holdfast.calibration import Factor, lessons_factor
+from holdfast.curvature.factored import AnyImportance
 from holdfast.errors import OptionError
 from holdfast.experiments.language.batches import Example, LanguageBatch, collate
 from holdfast.experiments.language.encoders import SentenceClassifier, SentenceEncoder, pooled
@@ -23,8 +25,6 @@ from holdfast.experiments.language.skills import likelihood_of
 from holdfast.experiments.language.ticks import OnProgress, counted
 from holdfast.likelihoods.batches import batch_to
 from holdfast.probes import Probes
-from holdfast.records import Importance
-from holdfast.rehearsal import Rehearsal, rehearsal
 from holdfast.retention import EWC
 
 NUM_EXAMPLES = {"similarity": 1024, "classification": 1024, "causal-lm": 256}
@@ -36,9 +36,9 @@ _NUM_CLASSES = 16
 _BATCH = 16
 
 
-def rehearse(
+def calibrate(
     model: LanguageModel,
-    importance: Importance,
+    importance: AnyImportance,
     data: Sequence[Example],
     *,
     budget: float = 0.05,
@@ -46,8 +46,9 @@ def rehearse(
     lr: float = 2e-4,
     rounds: int = 6,
     seed: int = 0,
+    probes: Probes | None = None,
     on_progress: OnProgress | None = None,
-) -> Rehearsal:
+) -> Factor:
     """Learn a made-up task under a budget, and compare the rise of the old loss with what was predicted.
 
     The made-up task of a causal model is its own text in another language, every token standing for another one; of a
@@ -58,38 +59,44 @@ def rehearse(
     Args:
         model: given back as it was, in evaluation mode, and so is the random state.
         importance: of `model.base`.
-        data: at least 32 examples of the old skill.
+        data: at least 32 examples of the old skill; with probes 16.
         budget: nats a target; the factor is that of rises of this size.
         steps: optimizer steps a round.
         lr: of AdamW.
-        rounds: at most so often; it ends when the rise is within a factor of 1.5 of the budget.
+        rounds: at most so often, once more where the importance is in no nats; it ends when the rise is within a
+            factor of 1.5 of the budget.
         seed: of the made-up task.
+        probes: on which the old loss rises, of `model.module`; None: on half of `data`, and the other half is learned.
         on_progress: called after every step.
 
     Raises:
         OptionError: too few examples.
 
-    Cost: `rounds` times `steps` steps on 16 examples, and a look at half of `data`; the memory of a held fine-tuning.
+    Cost: `rounds` times `steps` steps on 16 examples, and a look at the probes; the memory of a held fine-tuning.
     """
-    if len(data) < 2 * _BATCH:
+    least = 2 * _BATCH if probes is None else _BATCH
+    if len(data) < least:
         raise OptionError(
-            f"rehearsal: {len(data)} examples of the old skill; expected at least {2 * _BATCH}. Give more of them."
+            f"calibration: {len(data)} examples of the old skill; expected at least {least}. Give more of them."
         )
-    learned, looked_at = data[: len(data) // 2], data[len(data) // 2 :]
-    likelihood: Any = likelihood_of(model.task)  # the library's own, which compare answers too
-    probes = Probes.taken(model.module, _batches(model, looked_at), likelihood)
-    begun = count(1)
+    learned = data
+    if probes is None:
+        learned, looked_at = data[: len(data) // 2], data[len(data) // 2 :]
+        likelihood: Any = likelihood_of(model.task)  # the library's own, which compare answers too
+        probes = Probes.taken(model.module, _batches(model, looked_at), likelihood)
+    taken = probes
+    begun, most = count(1), rounds + (importance.info.nats_per_unit is None)  # the first is then held by nothing
 
     def lesson(keeper: EWC, number: int) -> None:
         pupil, task = _made_up(model, learned, seed)
-        told = f"rehearsal, round {next(begun)} of at most {rounds}"
+        told = f"calibration, round {next(begun)} of at most {most}"
         stream = counted(shuffled(pupil, task, size=_BATCH, seed=seed), on_progress, told, total=steps)
         learn(pupil, stream, Pace(steps, lr, 10 * lr), keeper=keeper)
 
     def rise() -> float:
-        return probes.rise(model.module)
+        return taken.rise(model.module)
 
-    return rehearsal(model.base, importance, rise=rise, lesson=lesson, budget=budget, lessons=1, rounds=rounds)
+    return lessons_factor(model.base, importance, rise=rise, lesson=lesson, budget=budget, lessons=1, rounds=rounds)
 
 
 def _batches(model: LanguageModel, found: Sequence[Example]) -> list[LanguageBatch]:

@@ -13,8 +13,8 @@ from tests.moments.test_state import assert_same, snapshot
 from torch import nn
 
 import holdfast as hf
+from holdfast.calibration import lessons_factor
 from holdfast.errors import EmptyDataError, FileFormatError, OptionError
-from holdfast.rehearsal import rehearsal
 
 BUDGET = 0.05
 
@@ -53,13 +53,13 @@ OPTIONS = {"budget": BUDGET, "steps": 40, "lessons": 2, "optimizer": adam}
 
 
 @pytest.mark.parametrize("measure", [hf.fisher, hf.kfac])
-def test_a_lesson_that_is_held_to_a_rehearsed_forecast_costs_about_the_budget(measure):
+def test_a_lesson_that_is_held_to_a_calibrated_forecast_costs_about_the_budget(measure):
     model, data, held_out = learned()
     importance = measure(model, data)
-    found = hf.rehearse(model, importance, data, probes=held_out, **OPTIONS)
+    found = hf.calibrated(model, importance, data, probes=held_out, **OPTIONS)
     probes, start = hf.probes_of(model, held_out, num_examples=None), copy.deepcopy(model.state_dict())
     rises = {}
-    for name, held in (("not rehearsed", importance), ("rehearsed", found)):
+    for name, held in (("not calibrated", importance), ("calibrated", found)):
         model.load_state_dict(start)
         optimizer = adam(list(model.parameters()))
         keeper = hf.EWC(model, budget=BUDGET).attach(optimizer).retain(held)
@@ -67,7 +67,7 @@ def test_a_lesson_that_is_held_to_a_rehearsed_forecast_costs_about_the_budget(me
         rises[name] = probes.rise(model)
         assert keeper.predicted_rise() <= BUDGET * 1.001
         keeper.detach()
-    assert BUDGET / 10 < rises["rehearsed"] < 2 * BUDGET < rises["not rehearsed"]
+    assert BUDGET / 10 < rises["calibrated"] < 2 * BUDGET < rises["not calibrated"]
 
 
 def test_the_model_is_given_back_also_after_an_error():
@@ -86,9 +86,9 @@ def test_the_model_is_given_back_also_after_an_error():
         train(model, optimizer, data, epochs=1)
         raise RuntimeError("broken")
 
-    hf.rehearse(model, importance, data, **OPTIONS)
+    hf.calibrated(model, importance, data, **OPTIONS)
     with pytest.raises(RuntimeError, match="broken"):
-        hf.rehearse(model, importance, data, lesson=broken, budget=BUDGET)
+        hf.calibrated(model, importance, data, lesson=broken, budget=BUDGET)
     assert_same(before, snapshot(model))
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
     assert all(p.grad is gradient for p, gradient in zip(model.parameters(), gradients, strict=True))
@@ -100,14 +100,14 @@ def test_the_same_call_finds_the_same_factor():
     factors = set()
     for seed in (1, 2):
         torch.manual_seed(seed)
-        factors.add(hf.rehearse(model, importance, data, rounds=1, **OPTIONS).info.nats_per_unit)
+        factors.add(hf.calibrated(model, importance, data, rounds=1, **OPTIONS).info.nats_per_unit)
     assert len(factors) == 1
 
 
 def test_the_largest_factor_of_the_last_round_counts():
     model = nn.Linear(2, 1, bias=False)
     start = model.weight.detach().clone()
-    importance = hf.Importance({"weight": torch.ones(1, 2)}, hf.ImportanceInfo("made-up", 10))
+    importance = hf.Importance({"weight": torch.ones(1, 2)}, hf.ImportanceInfo("made-up", 10, nats_per_unit=1.0))
     told = []
 
     def lesson(keeper: hf.EWC, number: int) -> None:
@@ -120,23 +120,28 @@ def test_the_largest_factor_of_the_last_round_counts():
     def rise() -> float:  # 8 times the quadratic one along one weight, 2 times along the other
         return 0.5 * float((torch.tensor([8.0, 2.0]) * (model.weight.detach() - start).square()).sum())
 
-    found = rehearsal(model, importance, rise=rise, lesson=lesson, budget=0.1, lessons=2, rounds=5)
+    found = lessons_factor(model, importance, rise=rise, lesson=lesson, budget=0.1, lessons=2, rounds=5)
     assert told == [0, 1, 0, 1]  # under the factor of the first round the second keeps the budget
     assert found.nats_per_unit == pytest.approx(8.0, rel=1e-3)
     assert found.measured == pytest.approx(0.1, rel=1e-2)
     assert found.predicted == pytest.approx(0.1 / 8, rel=1e-2)
     assert found.scatter == pytest.approx(4.0, rel=1e-2)  # foreseen 8, and 2 along the other
-    once = rehearsal(model, importance, rise=rise, lesson=lesson, budget=0.1, lessons=2, rounds=1)
+    once = lessons_factor(model, importance, rise=rise, lesson=lesson, budget=0.1, lessons=2, rounds=1)
     assert once.scatter == pytest.approx(8.0, rel=1e-2)
+    told.clear()
+    unknown = importance.with_info(nats_per_unit=None)
+    free = lessons_factor(model, unknown, rise=rise, lesson=lesson, budget=0.1, lessons=2, rounds=1)
+    assert told == [0, 1, 0, 1]  # held by nothing, and then by what that showed
+    assert (free.nats_per_unit, free.measured) == (pytest.approx(8.0, rel=1e-3), pytest.approx(0.1, rel=1e-2))
     assert torch.equal(model.weight.detach(), start)
 
 
-def test_a_keeper_that_is_attached_takes_a_rehearsal_for_no_training():
+def test_a_keeper_that_is_attached_takes_a_calibration_for_no_training():
     model, data, held_out = learned()
     optimizer = adam(list(model.parameters()))
     keeper = hf.EWC(model, strength=1.0).attach(optimizer).retain(hf.fisher(model, data))
     train(model, optimizer, task(1)[:3], epochs=1)
-    hf.rehearse(model, hf.fisher(model, data), data, probes=held_out, **OPTIONS)  # a warning would be an error
+    hf.calibrated(model, hf.fisher(model, data), data, probes=held_out, **OPTIONS)  # a warning would be an error
     train(model, optimizer, task(1)[:3], epochs=1)
     assert keeper.report().num_steps == 6
     with pytest.warns(UserWarning, match="not by a step"):  # it still looks
@@ -151,40 +156,62 @@ def test_where_nothing_rises_the_importance_stays_as_it_was():
         pass
 
     with pytest.warns(UserWarning, match="no lesson raised the old loss, .* Give more steps, an optimizer"):
-        found = hf.rehearse(model, importance, data, lesson=idle)
+        found = hf.calibrated(model, importance, data, lesson=idle)
     assert found is importance
 
 
 def test_an_importance_says_how_it_was_calibrated(tmp_path):
     model, data, _ = learned()
-    plain, random = hf.fisher(model, data), hf.fisher(model, data, calibrate=True)
-    assert (plain.info.calibration, random.info.calibration) == ("none", "random directions")
+    plain = hf.fisher(model, data)
+    assert plain.info.calibration == "none"
     importance: Any
     for importance in (plain, hf.kfac(model, data)):
-        found = hf.rehearse(model, importance, data, **OPTIONS)
-        assert found.info.calibration == "rehearsed lessons"
-        assert (found.info.rehearsed_at, (found.info.scatter or 0) >= 1) == (BUDGET, True)
+        found = hf.calibrated(model, importance, data, **OPTIONS)
+        assert found.info.calibration == "made-up lessons"
+        assert (found.info.calibrated_at, (found.info.scatter or 0) >= 1) == (BUDGET, True)
         assert found.info == dataclasses.replace(
             importance.info,
             nats_per_unit=found.info.nats_per_unit,
-            calibration="rehearsed lessons",
-            rehearsed_at=BUDGET,
+            calibration="made-up lessons",
+            calibrated_at=BUDGET,
             scatter=found.info.scatter,
         )
         found.save(tmp_path / found.info.kind)
         assert type(found).load(tmp_path / found.info.kind).info == found.info
-        again = hf.calibrated(found, model, data)
-        assert (again.info.calibration, again.info.scatter) == ("random directions", None)
-    both = plain + hf.rehearse(model, plain, data, **OPTIONS)
+    both = plain + hf.calibrated(model, plain, data, **OPTIONS)
     assert (both.info.calibration, both.info.scatter) == ("none", None)
-    with pytest.raises(FileFormatError, match="calibration is 'guessed', expected one of 'none', 'random directions'"):
+    with pytest.raises(FileFormatError, match="calibration is 'guessed', expected one of 'none', 'made-up lessons'"):
         hf.ImportanceInfo.from_dict({**dataclasses.asdict(plain.info), "calibration": "guessed"}, where="here")
 
 
-def test_a_rise_is_called_nats_only_where_it_was_rehearsed():
+def test_an_importance_that_was_saved_under_older_names():
+    info = hf.ImportanceInfo("fisher-exact", 10, nats_per_unit=3.0, calibration="made-up lessons", calibrated_at=0.05)
+    content = dataclasses.asdict(info)
+    older = {"rehearsed_at": content.pop("calibrated_at"), **content, "calibration": "rehearsed lessons"}
+    assert hf.ImportanceInfo.from_dict(older, where="here") == info
+    with pytest.raises(FileFormatError, match="here: its factor .* random directions, .* Measure again"):
+        hf.ImportanceInfo.from_dict({**older, "calibration": "random directions", "rehearsed_at": None}, where="here")
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_an_importance_in_an_unknown_unit_is_calibrated_from_lessons_that_nothing_holds(scale):
+    model, data, held_out = learned()
+    importance = hf.mas(model, data) * scale
+    assert importance.info.nats_per_unit is None
+    found = hf.calibrated(model, importance, data, probes=held_out, **OPTIONS)
+    assert found.info.nats_per_unit is not None
+    probes = hf.probes_of(model, held_out, num_examples=None)
+    optimizer = adam(list(model.parameters()))
+    keeper = hf.EWC(model, budget=BUDGET).attach(optimizer).retain(found)
+    train(model, optimizer, task(7)[:12], epochs=8)
+    assert BUDGET / 10 < probes.rise(model) < 2 * BUDGET
+    keeper.detach()
+
+
+def test_a_rise_is_called_nats_only_where_it_was_calibrated():
     model, data, _ = learned()
     plain = hf.fisher(model, data)
-    found = hf.rehearse(model, plain, data, **OPTIONS)
+    found = hf.calibrated(model, plain, data, **OPTIONS)
     keeper = hf.EWC(model, budget=BUDGET).retain(found)
     assert (keeper.report().rise_unit, keeper.report().scatter) == ("nats", found.info.scatter)
     assert f"predicted rise 0 nats, within a factor {found.info.scatter:.2g}" in str(keeper.report())
@@ -196,20 +223,20 @@ def test_a_rise_is_called_nats_only_where_it_was_rehearsed():
     assert str(keeper.report()).endswith("predicted rise 0 by the quadratic model")
 
 
-def test_the_default_budget_without_probes_warns_unless_it_was_rehearsed():
+def test_the_default_budget_without_probes_warns_unless_it_was_calibrated():
     model, data, _ = learned()
     importance = hf.fisher(model, data)
-    with pytest.warns(UserWarning, match=r"or retain hf\.rehearse\(model, importance, data\)"):
+    with pytest.warns(UserWarning, match=r"or retain hf\.calibrated\(model, importance, data\)"):
         hf.EWC(model).retain(importance)
-    hf.EWC(model).retain(hf.rehearse(model, importance, data, optimizer=adam, steps=60, lessons=1))
+    hf.EWC(model).retain(hf.calibrated(model, importance, data, optimizer=adam, steps=60, lessons=1))
 
 
 def test_probes_that_the_importance_brings_are_looked_at():
     model, data, held_out = learned()
     importance = hf.fisher(model, data)
     probes = hf.probes_of(model, held_out, num_examples=None)
-    given = hf.rehearse(model, importance, data, probes=held_out, rounds=1, **OPTIONS)
-    brought = hf.rehearse(model, importance.with_probes(probes), data, rounds=1, **OPTIONS)
+    given = hf.calibrated(model, importance, data, probes=held_out, rounds=1, **OPTIONS)
+    brought = hf.calibrated(model, importance.with_probes(probes), data, rounds=1, **OPTIONS)
     assert brought.info == given.info
     assert brought.probes is probes
 
@@ -217,26 +244,26 @@ def test_probes_that_the_importance_brings_are_looked_at():
 def test_one_batch_is_cut_into_halves_and_other_losses_are_learned():
     model, data, _ = learned()
     whole = [tuple(torch.cat(column) for column in zip(*data))]
-    assert hf.rehearse(model, hf.fisher(model, whole), whole, **OPTIONS).info.calibration == "rehearsed lessons"
+    assert hf.calibrated(model, hf.fisher(model, whole), whole, **OPTIONS).info.calibration == "made-up lessons"
     regression = [(inputs, model(inputs).detach() + 0.1 * torch.randn(len(inputs), 4)) for inputs, _ in data]
     importance = hf.fisher(model, regression, loss="gaussian")
     assert (
-        hf.rehearse(model, importance, regression, loss="gaussian", **OPTIONS).info.calibration == "rehearsed lessons"
+        hf.calibrated(model, importance, regression, loss="gaussian", **OPTIONS).info.calibration == "made-up lessons"
     )
 
 
 def test_bad_input_is_one_clear_error():
     model, data, _ = learned()
     importance = hf.fisher(model, data)
-    with pytest.raises(OptionError, match="rehearse: steps is 0; expected a whole number >= 1"):
-        hf.rehearse(model, importance, data, steps=0)
+    with pytest.raises(OptionError, match="calibrated: steps is 0; expected a whole number >= 1"):
+        hf.calibrated(model, importance, data, steps=0)
     with pytest.raises(OptionError, match="fewer than two examples; one half is learned from"):
-        hf.rehearse(model, importance, [(torch.randn(1, 10), torch.tensor([0]))])
-    with pytest.raises(EmptyDataError, match="rehearse: the data held no example"):
-        hf.rehearse(model, importance, [])
+        hf.calibrated(model, importance, [(torch.randn(1, 10), torch.tensor([0]))])
+    with pytest.raises(EmptyDataError, match="calibrated: the data held no example"):
+        hf.calibrated(model, importance, [])
     with pytest.raises(OptionError, match="optimizer= has no part in a lesson of your own"):
-        hf.rehearse(model, importance, data, lesson=lambda keeper, number: None, optimizer=adam)
+        hf.calibrated(model, importance, data, lesson=lambda keeper, number: None, optimizer=adam)
     with pytest.raises(OptionError, match=r'loss="similarity" says how far .* Pass lesson='):
-        hf.rehearse(model, importance, data, loss="similarity")
+        hf.calibrated(model, importance, data, loss="similarity")
     with pytest.raises(OptionError, match="budget is -1; expected nats above 0"):
-        hf.rehearse(model, importance, data, budget=-1)
+        hf.calibrated(model, importance, data, budget=-1)

@@ -11,9 +11,9 @@ from tests.experiments.language import tiny
 from holdfast import Importance
 from holdfast.errors import OptionError
 from holdfast.experiments.language.batches import Example, examples
+from holdfast.experiments.language.calibration import calibrate
 from holdfast.experiments.language.measuring import measure_importance
 from holdfast.experiments.language.models import LanguageModel, load_model
-from holdfast.experiments.language.rehearsal import rehearse
 from holdfast.experiments.language.rows import read_rows
 
 
@@ -29,22 +29,22 @@ def test_in_the_end_the_rise_is_near_the_budget(tmp_path: Path, kind: str):
     found, importance = measured(model, data)
     before = {name: value.clone() for name, value in model.module.state_dict().items()}
     budget = 0.02 / 15 if kind == "causal" else 0.02  # an example of a causal model is 15 targets
-    rehearsed = rehearse(model, importance, found, budget=budget, steps=20, lr=5e-3)
+    factor = calibrate(model, importance, found, budget=budget, steps=20, lr=5e-3)
     assert all(torch.equal(before[name], value) for name, value in model.module.state_dict().items())
-    assert rehearsed.nats_per_unit == rehearsed.measured / rehearsed.predicted
-    assert 0 < rehearsed.measured < 1.5 * budget
-    first = rehearse(model, importance, found, budget=budget, steps=20, lr=5e-3, rounds=1)
+    assert factor.nats_per_unit == factor.measured / factor.predicted
+    assert 0 < factor.measured < 1.5 * budget
+    first = calibrate(model, importance, found, budget=budget, steps=20, lr=5e-3, rounds=1)
     if kind != "classifier":  # whose head learns so much that the rest does not come to the budget
-        assert rehearsed.measured > budget / 1.5
-        assert first.measured > 3 * rehearsed.measured
+        assert factor.measured > budget / 1.5
+        assert first.measured > 3 * factor.measured
 
 
 def test_it_takes_a_few_examples(tmp_path: Path):
     model = load_model(str(tiny.encoder(tmp_path / "encoder")))
     found, importance = measured(model, tiny.pairs(tmp_path / "a.csv", count=31))
-    with pytest.raises(OptionError, match="rehearsal: 31 examples of the old skill; expected at least 32"):
-        rehearse(model, importance, found)
+    with pytest.raises(OptionError, match="calibration: 31 examples of the old skill; expected at least 32"):
+        calibrate(model, importance, found)
     found, importance = measured(model, tiny.pairs(tmp_path / "a.csv", count=32))
     told: list[tuple[str, int, int | None]] = []
-    rehearse(model, importance, found, steps=3, rounds=1, on_progress=lambda *how_far: told.append(how_far))
-    assert told == [("rehearsal, round 1 of at most 1", done, 3) for done in (1, 2)]  # the third is not asked for
+    calibrate(model, importance, found, steps=3, rounds=1, on_progress=lambda *how_far: told.append(how_far))
+    assert told == [("calibration, round 1 of at most 1", done, 3) for done in (1, 2)]  # the third is not asked for
