@@ -128,8 +128,8 @@ def configure(stream: str, method: str, **settings: Any) -> RunConfig:
     Args:
         stream: name of the stream.
         method: name of the method.
-        settings: any field of `RunConfig`; None leaves the protocol's value. A budget takes the strength's place, and is
-            kept at each step.
+        settings: any field of `RunConfig`; None leaves the protocol's value. A budget takes the strength's place, and
+            is kept at each step.
 
     Raises:
         UnknownNameError: an unknown stream, method or setting; the message offers the nearest.
