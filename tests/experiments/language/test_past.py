@@ -236,6 +236,23 @@ def test_dreams_outlive_a_training_that_failed_before_its_first_checkpoint(
     assert revision_of(tmp_path / "again") != revision_of(tmp_path / "out")
 
 
+def test_dreaming_that_was_interrupted_goes_on(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def interrupt(*given: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("holdfast.language.dreaming._answered", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            learn(place, tmp_path / "out", "causal", "new.txt", "self")
+    written = tmp_path / "out" / ".holdfast-training" / "dreams"
+    assert [path.name for path in written.iterdir()] == [dreamt.WRITING]
+    with monkeypatch.context() as patched:
+        patched.setattr("holdfast.language.dreaming.blocks", None)  # all is written
+        learn(place, tmp_path / "out", "causal", "new.txt", "self")
+    learn(place, tmp_path / "whole", "causal", "new.txt", "self")
+    assert revision_of(tmp_path / "out") == revision_of(tmp_path / "whole")
+
+
 def test_dreams_that_do_not_fit_are_refused_or_warned_of_before_anything_is_trained(place: Path, tmp_path: Path):
     model = load_model(str(place / "causal"))
     own = {"count": 32, "length": LENGTH, "batch_size": 8, "seed": 0}

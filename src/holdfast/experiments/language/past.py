@@ -20,7 +20,9 @@ from holdfast.experiments.language.sources import Source
 from holdfast.experiments.language.ticks import OnProgress, counted
 from holdfast.language import CONFIG, Dreams
 from holdfast.likelihoods import Similarity
+from holdfast.likelihoods.batches import batch_to
 from holdfast.probes import Probes
+from holdfast.probes.probes import Probe
 from holdfast.replay import Rehearsal
 
 PastKind = Literal["self", "new", "dreams", "data"]
@@ -228,7 +230,8 @@ class OldAnswers:
 
         def answered(data: Sequence[LanguageBatch]) -> Probes:
             told = "asking for the old answers"
-            return Probes.taken(judge.module, counted(data, on_progress, told, total=len(data)), loss)
+            found = Probes.taken(judge.module, counted(data, on_progress, told, total=len(data)), loss)
+            return replace(found, batches=[_in_memory(probe) for probe in found.batches])
 
         watched = answered(_batched(judge, self._singles(found[:apart]), batch_size)) if apart else None
         shown = _batched(judge, self._singles(found[apart:]), batch_size)
@@ -274,6 +277,11 @@ class OldAnswers:
 
 def _headed(judge: LanguageModel) -> str:
     return f", head {judge.head!r}" if judge.task == "classification" else ""
+
+
+def _in_memory(probe: Probe) -> Probe:
+    """Off the device, whose memory the training needs."""
+    return replace(probe, batch=batch_to(probe.batch, "cpu"), answers=batch_to(probe.answers, "cpu"))
 
 
 def _batched(judge: LanguageModel, found: Sequence[Example], size: int) -> list[LanguageBatch]:
