@@ -200,6 +200,24 @@ def test_what_is_rehearsed_is_chosen_told_and_recorded(tmp_path: Path, capsys: p
     assert len(json.loads((out / "kept_and_learned.json").read_text())["choices"]) == 3
 
 
+def test_a_budget_is_measured_on_the_dreams_that_an_importance_brings(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    model, keep = tiny.causal(tmp_path / "causal"), tmp_path / "keep"
+    assert run("importance", model, "--self", 64, "-o", keep, "--kind", "kfac", "--length", 16) == 0
+    given = ["finetune", model, tiny.prose(tmp_path / "new.txt"), "--keep", keep, "--steps", 20, "--length", 16]
+    capsys.readouterr()
+    assert run(*given, "--budget", 0.01, "-o", tmp_path / "out") == 0
+    assert re.search(r"skill 0 measured \S+ of 0.01 nats in this lesson", " ".join(capsys.readouterr().out.split()))
+    assert run(*given, "--method", "auto", "-o", tmp_path / "out") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "auto: EWC on Kronecker factors of the importance that was given" in said
+    assert "auto: a budget of 0.02 nats a target, the default; measured on the importance's probes" in said
+    assert "rehears" not in said
+    assert run(*given, "--strength", 1, "--task", "classification", "-o", tmp_path / "other") == 2
+    assert "needs a label in each row" in capsys.readouterr().err
+
+
 def test_old_data_are_rehearsed_by_their_own_columns(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     model, old = tiny.classifier(tmp_path / "classifier"), tiny.intents(tmp_path / "old.jsonl", names=("card", "money"))
     old.write_text(old.read_text().replace('"text"', '"said"').replace('"label"', '"kind"'))

@@ -9,8 +9,8 @@ import torch
 from holdfast.cli.console import console_for, say, warnings_told
 from holdfast.cli.language_options import DreamOptions, check_options
 from holdfast.errors import OptionError
+from holdfast.experiments.language.dreamt import WRITING, dream_into
 from holdfast.experiments.language.models import load_model
-from holdfast.experiments.language.past import WRITING, dream_into
 from holdfast.experiments.run import usable_device
 from holdfast.files import check_output
 from holdfast.language import CONFIG

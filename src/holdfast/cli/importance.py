@@ -17,7 +17,7 @@ from holdfast.errors import OptionError
 from holdfast.experiments.language.batches import Example, drawn, examples
 from holdfast.experiments.language.calibration import NUM_EXAMPLES, calibrate
 from holdfast.experiments.language.choosing import choose_task, known_labels, plan, sample
-from holdfast.experiments.language.dreamt import dreamt
+from holdfast.experiments.language.dreamt import DREAMS, WRITING, dreamt
 from holdfast.experiments.language.importance_folder import importance_names, write_importance_folder
 from holdfast.experiments.language.measuring import MEASURING, MeasuringProgress, measure_importance
 from holdfast.experiments.language.models import LanguageModel, load_model
@@ -27,9 +27,6 @@ from holdfast.experiments.run import usable_device
 from holdfast.files import check_output
 from holdfast.language import Dreams
 from holdfast.probes import Probes
-
-DREAMS = "dreams"
-"""The folder within an importance's, of what a model wrote to be measured on."""
 
 
 @dataclass(frozen=True)

@@ -23,14 +23,15 @@ from holdfast.errors import (
     ModelMismatchError,
     OptionError,
 )
-from holdfast.experiments.language import past as pasts
+from holdfast.experiments.language import dreamt
 from holdfast.experiments.language.batches import collate, examples
+from holdfast.experiments.language.dreamt import dream_into
 from holdfast.experiments.language.finetuning import FineTuneSettings, HoldOptions, fine_tune
 from holdfast.experiments.language.heads import head_tensors
 from holdfast.experiments.language.keeping import keep_and_learn
 from holdfast.experiments.language.kept import SkillChange
 from holdfast.experiments.language.models import LanguageModel, load_model, revision_of
-from holdfast.experiments.language.past import OldAnswers, Past, RehearsalOptions, dream_into
+from holdfast.experiments.language.past import OldAnswers, Past, RehearsalOptions
 from holdfast.experiments.language.sources import Source
 
 SETTINGS = FineTuneSettings(steps=40, lr=5e-3, batch_size=8)
@@ -207,7 +208,7 @@ def test_a_killed_training_ends_with_the_same_bits_and_does_not_dream_again(
     work = tmp_path / "out" / ".holdfast-training"
     assert (work / "dreams" / "dreams_config.json").is_file()
     assert (work / "importance").is_dir() == held
-    monkeypatch.setattr(pasts, "dreams", None)
+    monkeypatch.setattr(dreamt, "dreams", None)
     learn(place, tmp_path / "out", "causal", "new.txt", "self", share=0.3, **given)
     assert revision_of(tmp_path / "out") == revision_of(tmp_path / "whole")
     assert not work.exists()
@@ -224,7 +225,7 @@ def test_dreams_outlive_a_training_that_failed_before_its_first_checkpoint(
     work = tmp_path / "out" / ".holdfast-training"
     assert [path.name for path in work.iterdir()] == ["dreams"]
     with monkeypatch.context() as patched:  # another learning rate may take the same dreams
-        patched.setattr(pasts, "dreams", None)
+        patched.setattr(dreamt, "dreams", None)
         other = replace(SETTINGS, lr=1e-3)
         learn(place, tmp_path / "out", "causal", "new.txt", "self", settings=other)
     with pytest.raises(Killed):
@@ -233,6 +234,23 @@ def test_dreams_outlive_a_training_that_failed_before_its_first_checkpoint(
     damaged.write_bytes(damaged.read_bytes()[:100])
     learn(place, tmp_path / "again", "causal", "new.txt", "self")  # dreams once more
     assert revision_of(tmp_path / "again") != revision_of(tmp_path / "out")
+
+
+def test_dreaming_that_was_interrupted_goes_on(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def interrupt(*given: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("holdfast.language.dreaming._answered", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            learn(place, tmp_path / "out", "causal", "new.txt", "self")
+    written = tmp_path / "out" / ".holdfast-training" / "dreams"
+    assert [path.name for path in written.iterdir()] == [dreamt.WRITING]
+    with monkeypatch.context() as patched:
+        patched.setattr("holdfast.language.dreaming.blocks", None)  # all is written
+        learn(place, tmp_path / "out", "causal", "new.txt", "self")
+    learn(place, tmp_path / "whole", "causal", "new.txt", "self")
+    assert revision_of(tmp_path / "out") == revision_of(tmp_path / "whole")
 
 
 def test_dreams_that_do_not_fit_are_refused_or_warned_of_before_anything_is_trained(place: Path, tmp_path: Path):
@@ -246,14 +264,14 @@ def test_dreams_that_do_not_fit_are_refused_or_warned_of_before_anything_is_trai
     words = json.loads((foreign / "tokenizer.json").read_text())
     words["model"]["vocab"] = {f"{name}x" if name == "dog" else name: n for name, n in words["model"]["vocab"].items()}
     (foreign / "tokenizer.json").write_text(json.dumps(words))
-    dreamt = RehearsalOptions(f"{tmp_path}/dreams")
+    own_dreams = RehearsalOptions(f"{tmp_path}/dreams")
     with pytest.raises(ModelMismatchError, match="with another vocabulary[.] Dream with this model"):
-        learn(place, tmp_path / "out", "foreign", "new.txt", None, rehearsing=dreamt)
+        learn(place, tmp_path / "out", "foreign", "new.txt", None, rehearsing=own_dreams)
     with pytest.raises(OptionError, match="which are dreams, is for a causal language model, and .* classification"):
-        learn(place, tmp_path / "out", "classifier", "new.jsonl", None, rehearsing=dreamt)
+        learn(place, tmp_path / "out", "classifier", "new.jsonl", None, rehearsing=own_dreams)
     (tmp_path / "dreams" / "dreams.safetensors").write_bytes(b"")
     with pytest.raises(FileFormatError):
-        learn(place, tmp_path / "out", "causal", "new.txt", None, rehearsing=dreamt)
+        learn(place, tmp_path / "out", "causal", "new.txt", None, rehearsing=own_dreams)
     assert listing(tmp_path).keys() == before.keys()
     with pytest.warns(UserWarning, match="They teach the other's[.] Dream again"):
         kept = learn(

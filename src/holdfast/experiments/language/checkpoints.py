@@ -11,14 +11,15 @@ from shutil import rmtree
 from typing import Any
 
 from holdfast.errors import FileFormatError, OutputError, RunMismatchError
+from holdfast.experiments.language.dreamt import DREAMS
 from holdfast.experiments.lock import locked
 from holdfast.files import MANIFEST, Saved, read_json, write_json
 from holdfast.files.manifest import write_manifest
 
 TRAINING = ".holdfast-training"
 
-DREAMS, MEASURED = "dreams", "importance"
-"""Beside the trainings: what the model dreamt, and what was measured on that."""
+MEASURED = "importance"
+"""Beside the trainings: what was measured on what the model rehearses. Its dreams are there, too."""
 
 
 @contextmanager

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from holdfast.errors import OptionError
+from holdfast.errors import CollapseError, HoldfastError, OptionError
 from holdfast.experiments.language.batches import Example
 from holdfast.experiments.language.models import LanguageModel
-from holdfast.language import Dreams, dreams
+from holdfast.language import CONFIG, Dreams, dreams
 from holdfast.language.writing import num_positions
 from holdfast.probes import Probes
 
 LEAST = 32
 """Dreams of which a quarter makes a batch."""
 
-_WATCHED = 128
-"""Dreams that are not measured on, at most a quarter: as many as `probes_of` takes of texts."""
+WATCHED = 128
+"""Examples on which a rise is measured and nothing else, at most a quarter of all: as many as `probes_of` takes of
+texts."""
+
+WRITING = ".holdfast-dreams.safetensors"
+"""What dreaming that was killed goes on from, in the folder of the dreams."""
+
+DREAMS = "dreams"
+"""The folder of dreams within another, such as an importance's."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +80,70 @@ def dreamt(
         checkpoint=checkpoint,
         progress=progress,
     )
-    measured, watched = found.split(count - min(_WATCHED, count // 4))
+    measured, watched = set_apart(found)
     return Dreamt(found, _examples(measured), watched.probes)
+
+
+def set_apart(found: Dreams) -> tuple[Dreams, Dreams]:
+    """The dreams to measure on or to rehearse, and those on which a rise is measured."""
+    return found.split(len(found) - min(WATCHED, len(found) // 4))
+
+
+def probes_beside(importance: Path) -> Probes | None:
+    """Of the dreams that an importance was measured on, those that were set apart; None where it was not.
+
+    Raises:
+        FileFormatError: they are damaged.
+    """
+    if not (importance / DREAMS / CONFIG).is_file():
+        return None
+    return set_apart(Dreams.load(importance / DREAMS))[1].probes
+
+
+def dreams_in(path: Path, model: LanguageModel, **options: Any) -> Dreams:
+    """The dreams in a folder where they are these, else the model dreams there; killed, it goes on.
+
+    Args:
+        path: of the folder.
+        model: a causal language model.
+        options: of `holdfast.language.dreams`; a length beyond the model's positions is cut to them.
+    """
+    options["length"] = length = min(options["length"], num_positions(model.base) or options["length"])
+    if (path / CONFIG).is_file():
+        try:
+            found = Dreams.load(path)
+            asked = (options["count"], length, options["seed"])
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", UserWarning)
+                found.check(model.module, model.tokenizer)
+            if (len(found), found.info.length, found.info.seed) == asked:
+                return found
+        except (HoldfastError, UserWarning):  # damaged, or another's: it is only a copy of what can be dreamt again
+            pass
+    return dream_into(path, model, **options)
+
+
+def dream_into(path: Path, model: LanguageModel, **options: Any) -> Dreams:
+    """Let a model dream into a folder, from where a killed one stopped.
+
+    Args:
+        path: of the folder.
+        model: a causal language model.
+        options: of `holdfast.language.dreams`.
+
+    Raises:
+        CollapseError: it writes nothing of use; nothing is left in the folder, for other dreams may be asked for.
+    """
+    try:
+        found = dreams(model.base, model.tokenizer, name=model.name, checkpoint=path / WRITING, **options)
+    except CollapseError:
+        (path / WRITING).unlink(missing_ok=True)
+        with suppress(OSError):  # something else is in it, or it was never made
+            path.rmdir()
+        raise
+    found.save(path)
+    (path / WRITING).unlink(missing_ok=True)
+    return found
 
 
 def _examples(found: Dreams) -> list[Example]:

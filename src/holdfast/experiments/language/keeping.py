@@ -15,8 +15,9 @@ from torch import nn
 from holdfast.errors import EmptyDataError, OptionError
 from holdfast.experiments.language.automatic import Choice, choose, importance_of_past
 from holdfast.experiments.language.batches import Example, batches, classes_of, examples
-from holdfast.experiments.language.checkpoints import DREAMS, checkpoints
+from holdfast.experiments.language.checkpoints import checkpoints
 from holdfast.experiments.language.choosing import choose_task, head_for, known_labels, number_read, plan
+from holdfast.experiments.language.dreamt import DREAMS, probes_beside
 from holdfast.experiments.language.finetuning import (
     FineTuneSettings,
     HoldOptions,
@@ -81,8 +82,8 @@ def keep_and_learn(
         keep: folder of an importance; None for none.
         output: folder of the fine-tuned model.
         settings: of the training.
-        holding: what holds it, where there is an importance. A budget is measured on probes: those of the importance,
-            else a part of the past that is set apart, where this is not of the new data.
+        holding: what holds it, where there is an importance. A budget is measured on probes: those of the dreams in
+            `keep`, else a part of the past that is set apart, where this is not of the new data.
         rehearsing: what it rehearses; None for nothing.
         automatic: choose what is held and rehearsed, as far as it was not given; see `automatic.choose`.
         task: what is learned; None: what the model was made for, see `choose_task`.
@@ -111,6 +112,8 @@ def keep_and_learn(
     importance = None if keep is None else read_importance(keep, ready)
     details = {} if importance is None else importance.info.details
     asked, why = choose_task(ready, data, asked=task, learns=True, labelled=True)
+    if keep is not None and importance is not None and asked == ready.task == "causal-lm":
+        importance = importance.with_probes(probes_beside(keep))
     choice = Choice(None if keep is None else holding, rehearsing)
     if automatic:
         choice = choose(ready, asked, importance, holding, rehearsing)

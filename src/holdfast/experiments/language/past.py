@@ -4,36 +4,32 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from holdfast.errors import CollapseError, EmptyDataError, HoldfastError, OptionError
+from holdfast.errors import EmptyDataError, OptionError
 from holdfast.experiments.language.batches import Example, LanguageBatch, batches, drawn, examples
 from holdfast.experiments.language.choosing import number_of, number_read
+from holdfast.experiments.language.dreamt import WATCHED, dreams_in, set_apart
 from holdfast.experiments.language.encoders import SentenceEncoder
 from holdfast.experiments.language.models import LanguageModel, LanguageTask
 from holdfast.experiments.language.old_skill import OldSkill
 from holdfast.experiments.language.skills import likelihood_of
 from holdfast.experiments.language.sources import Source
 from holdfast.experiments.language.ticks import OnProgress, counted
-from holdfast.language import CONFIG, Dreams, dreams
-from holdfast.language.writing import num_positions
+from holdfast.language import CONFIG, Dreams
 from holdfast.likelihoods import Similarity
+from holdfast.likelihoods.batches import batch_to
 from holdfast.probes import Probes
+from holdfast.probes.probes import Probe
 from holdfast.replay import Rehearsal
 
 PastKind = Literal["self", "new", "dreams", "data"]
 
-WRITING = ".holdfast-dreams.safetensors"
-"""What dreaming that was killed goes on from, in the folder of the dreams."""
-
 SHARE = 0.1
 _FEWEST, _MOST = 256, 1600
 """Dreams that a model writes by itself for a fine-tuning: enough to measure by, and no more than `holdfast dream`."""
-_WATCHED = 128
-"""Examples on which a budget is measured, at most a quarter of the past; as many as `probes_of` takes of texts."""
 
 
 @dataclass(frozen=True)
@@ -209,7 +205,7 @@ class OldAnswers:
         for parameter in judge.module.parameters():
             if id(parameter) not in learning:  # of the old head, which stays as it is
                 parameter.requires_grad_(False)
-        wanted = max(1, num_batches) * batch_size + watch * _WATCHED
+        wanted = max(1, num_batches) * batch_size + watch * WATCHED
         if self._options.kind in ("self", "dreams"):
             count = min(_MOST, max(_FEWEST, wanted))
             own = {"count": count, "length": length, "batch_size": batch_size, "seed": seed}
@@ -217,11 +213,11 @@ class OldAnswers:
             told = f"{number_of(len(dreamt), 'dream')} of {dreamt.info.model}"
             watched = None
             if watch:
-                dreamt, apart = dreamt.split(len(dreamt) - min(_WATCHED, len(dreamt) // 4))
+                dreamt, apart = set_apart(dreamt)
                 watched = apart.probes
             return Past(judge, dreamt.probes, dreamt.batches, dreamt.probes.loss, watched, told)
         found = self._examples(judge, new, wanted, length=length, seed=seed, on_progress=on_progress)
-        apart = min(_WATCHED, len(found) // 4) if watch else 0
+        apart = min(WATCHED, len(found) // 4) if watch else 0
         least = 1
         if judge.task == "similarity":
             least, batch_size = 2, max(2, batch_size)  # one alone is like no other
@@ -234,7 +230,8 @@ class OldAnswers:
 
         def answered(data: Sequence[LanguageBatch]) -> Probes:
             told = "asking for the old answers"
-            return Probes.taken(judge.module, counted(data, on_progress, told, total=len(data)), loss)
+            found = Probes.taken(judge.module, counted(data, on_progress, told, total=len(data)), loss)
+            return replace(found, batches=[_in_memory(probe) for probe in found.batches])
 
         watched = answered(_batched(judge, self._singles(found[:apart]), batch_size)) if apart else None
         shown = _batched(judge, self._singles(found[apart:]), batch_size)
@@ -278,54 +275,13 @@ class OldAnswers:
         return f"{count} of {self._options.what}{_headed(judge)}", True
 
 
-def dreams_in(path: Path, model: LanguageModel, **options: Any) -> Dreams:
-    """The dreams in a folder where they are these, else the model dreams there; killed, it goes on.
-
-    Args:
-        path: of the folder.
-        model: a causal language model.
-        options: of `holdfast.language.dreams`; a length beyond the model's positions is cut to them.
-    """
-    options["length"] = length = min(options["length"], num_positions(model.base) or options["length"])
-    if (path / CONFIG).is_file():
-        try:
-            found = Dreams.load(path)
-            asked = (options["count"], length, options["seed"])
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", UserWarning)
-                found.check(model.module, model.tokenizer)
-            if (len(found), found.info.length, found.info.seed) == asked:
-                return found
-        except (HoldfastError, UserWarning):  # damaged, or another's: it is only a copy of what can be dreamt again
-            pass
-    return dream_into(path, model, **options)
-
-
-def dream_into(path: Path, model: LanguageModel, **options: Any) -> Dreams:
-    """Let a model dream into a folder, from where a killed one stopped.
-
-    Args:
-        path: of the folder.
-        model: a causal language model.
-        options: of `holdfast.language.dreams`.
-
-    Raises:
-        CollapseError: it writes nothing of use; nothing is left in the folder, for other dreams may be asked for.
-    """
-    try:
-        found = dreams(model.base, model.tokenizer, name=model.name, checkpoint=path / WRITING, **options)
-    except CollapseError:
-        (path / WRITING).unlink(missing_ok=True)
-        with suppress(OSError):  # something else is in it, or it was never made
-            path.rmdir()
-        raise
-    found.save(path)
-    (path / WRITING).unlink(missing_ok=True)
-    return found
-
-
 def _headed(judge: LanguageModel) -> str:
     return f", head {judge.head!r}" if judge.task == "classification" else ""
+
+
+def _in_memory(probe: Probe) -> Probe:
+    """Off the device, whose memory the training needs."""
+    return replace(probe, batch=batch_to(probe.batch, "cpu"), answers=batch_to(probe.answers, "cpu"))
 
 
 def _batched(judge: LanguageModel, found: Sequence[Example], size: int) -> list[LanguageBatch]:
