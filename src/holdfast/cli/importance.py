@@ -21,7 +21,6 @@ from holdfast.experiments.language.dreamt import DREAMS, WRITING, dreamt
 from holdfast.experiments.language.importance_folder import importance_names, write_importance_folder
 from holdfast.experiments.language.measuring import MEASURING, MeasuringProgress, measure_importance
 from holdfast.experiments.language.models import LanguageModel, load_model
-from holdfast.experiments.language.past import WRITING
 from holdfast.experiments.language.sources import Source
 from holdfast.experiments.run import usable_device
 from holdfast.files import check_output
