@@ -242,20 +242,25 @@ def _symmetric(matrix: Tensor) -> Tensor:
 
 
 def _fault(matrix: Tensor, symmetric: Tensor) -> str | None:
-    if not torch.isfinite(matrix).all():
+    norm = _norm(matrix)
+    if not math.isfinite(norm):
         return "an entry is not finite"
-    norm = float(matrix.norm(dtype=_widest(matrix)))
     if norm == 0:
         return None
     if matrix is not symmetric and float((matrix - symmetric).norm()) > _ROUNDING / 2 * norm:
         return "not symmetric"
     for dtype in dict.fromkeys((torch.float32, _widest(matrix))):  # what the quicker finds positive is positive
-        shifted = symmetric.to(dtype) / norm
+        shifted = (symmetric.to(dtype) / norm).T  # whose columns lie in memory one after the other, as LAPACK has them
         shifted.diagonal().add_(_ROUNDING)
         info = torch.zeros((), dtype=torch.int32, device=matrix.device)
         if not int(torch.linalg.cholesky_ex(shifted, out=(shifted, info)).info):  # in place: factors are large
             return None
     return "a negative eigenvalue"
+
+
+def _norm(matrix: Tensor) -> float:
+    """In float64 by rows, for a copy of all of it would take twice its memory."""
+    return math.hypot(*(float(rows.norm(dtype=_widest(matrix))) for rows in matrix.split(256)))
 
 
 def _widest(matrix: Tensor) -> torch.dtype:

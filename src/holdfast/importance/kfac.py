@@ -15,7 +15,7 @@ from holdfast.choices import check_choice, check_count, check_share
 from holdfast.curvature.factored import FactoredImportance, KroneckerFactors
 from holdfast.importance.alone import alone
 from holdfast.importance.fisher import FisherScores, check_top_k
-from holdfast.importance.gathering import gathered_batches
+from holdfast.importance.gathering import gathered_batches, pieces
 from holdfast.importance.loss import MeasuredLoss
 from holdfast.importance.measure import Batch, DataPass
 from holdfast.likelihoods.likelihood import Likelihood, resolve_likelihood
@@ -124,11 +124,13 @@ def kfac(
 
     Cost: for C classes one forward and C backward passes without weight gradients (with top_k: top_k + 1; "sampled":
     `num_draws`; "empirical": one), and half of a product of n^2 for each input and of m^2 for each class and output of
-    a layer of n inputs and m outputs; memory n^2 + m^2 a layer. "reduce" takes 1/T of these products; "matched" up to
-    about twice as many, and those for A for each class too: on a small GPT, ViT and ConvNet 0.7 to 1.2 times the time
-    of "expand" with "sampled", 1.5 to 1.7 times with "exact" and ten classes. Both run a few examples together and
-    alone, once, to see which positions are whose, and all examples one at a time where that cannot be seen. Models with
-    other parameters are passed through once more, for these.
+    a layer of n inputs and m outputs. "reduce" takes 1/T of these products; "matched" up to about twice as many, and
+    those for A for each class too: on a small GPT, ViT and ConvNet 0.7 to 1.2 times the time of "expand" with
+    "sampled", 1.5 to 1.7 times with "exact" and ten classes. Both run a few examples together and alone, once, to see
+    which positions are whose, and all examples one at a time where that cannot be seen. Models with other parameters
+    are passed through once more, for these. Memory n^2 + m^2 a layer; beside it twice that of a training pass of the
+    same batch at most, on the networks of `benchmarks/kfac_memory.py`. A batch whose patches would take more than its
+    activations goes through in pieces, unless the loss is a function.
 
     Source: Martens & Grosse 2015 (arXiv 1503.05671); convolutions: Grosse & Martens 2016 (arXiv 1602.01407); "expand"
     and "reduce": Eschenhagen et al. 2023 (arXiv 2311.00636); the moments of "matched": Ren & Goldfarb 2021 (arXiv
@@ -157,16 +159,8 @@ def kfac(
     with measuring(model):
         rule: SharingRule | None = None if factors == "auto" else factors
         sums = KroneckerSums(model, where=where, chunk_bytes=chunk_bytes, rule=rule, max_size=max_size)
-        rows, again = (FisherScores(measured, kind, num_draws, top_k, seed) for _ in range(2))
-        rest: MomentSums | None = None
-        for batch in gathered_batches(data_pass, lambda: sums.room if measured.is_own else 0):
-            sums.add(batch.call, lambda outputs, batch=batch: rows(outputs, batch), alone=alone(rows, batch))
-            with _frozen(model, [name for layer in sums.layers for name in layer.names(layer.weight)]):
-                if rest is None:
-                    _warn_of(sums, model)
-                    rest = MomentSums(model, phi="square", where=where, chunk_bytes=chunk_bytes)
-                _add_rest(rest, batch, again)
-        assert rest is not None
+        scores = [FisherScores(measured, kind, num_draws, top_k, seed) for _ in range(2)]
+        rest = _added(sums, model, data_pass, measured, *scores, chunk_bytes=chunk_bytes)
         diagonal = data_pass.importance(
             {name: total / data_pass.num_targets for name, total in rest.totals.items()},
             kind=f"kfac-{kind}",
@@ -187,9 +181,35 @@ def kfac(
         return FactoredImportance(layers, diagonal, diagonal.info)
 
 
-def _add_rest(rest: MomentSums, batch: Batch, rows: FisherScores) -> None:
-    if rest.totals:
-        rest.add(batch.call, lambda outputs: rows(outputs, batch), alone=alone(rows, batch))
+def _added(
+    sums: KroneckerSums,
+    model: nn.Module,
+    data_pass: DataPass,
+    loss: MeasuredLoss,
+    rows: FisherScores,
+    again: FisherScores,
+    *,
+    chunk_bytes: int,
+) -> MomentSums:
+    """Add all of the data, and give the sums of what has no factors; nothing of the data is held behind it."""
+    rest: MomentSums | None = None
+    batches = gathered_batches(data_pass, lambda: sums.room if loss.is_own else 0)
+    for batch in (piece for whole in batches for piece in _pieces(whole, sums, loss)):
+        sums.add(batch.call, lambda outputs, batch=batch: rows(outputs, batch), alone=alone(rows, batch))
+        with _frozen(model, [name for layer in sums.layers for name in layer.names(layer.weight)]):
+            if rest is None:
+                _warn_of(sums, model)
+                rest = MomentSums(model, phi="square", where="kfac", chunk_bytes=chunk_bytes)
+            if rest.totals:
+                scores = lambda outputs, batch=batch: again(outputs, batch)  # noqa: E731
+                rest.add(batch.call, scores, alone=alone(again, batch))
+    assert rest is not None
+    return rest
+
+
+def _pieces(batch: Batch, sums: KroneckerSums, loss: MeasuredLoss) -> Iterator[Batch]:
+    """What goes through the model at once; a function of the caller's sees whole batches."""
+    return pieces(batch, sums.at_once(batch.call) if loss.is_own else batch.call.size)
 
 
 def _means(sums: KroneckerSums, model: nn.Module, num_targets: int) -> dict[str, KroneckerFactors]:
@@ -255,5 +275,5 @@ def _warn_of(sums: KroneckerSums, model: nn.Module) -> None:
         named = "; ".join(f"{name!r}: {reason}" for name, reason in sums.declined.items())
         warnings.warn(
             f"kfac: in {type(unwrap(model)).__name__} these have the diagonal instead of factors: {named}.",
-            stacklevel=3,
+            stacklevel=4,
         )
