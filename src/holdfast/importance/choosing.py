@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 from torch import Tensor, nn
 
 from holdfast.choices import check_choice, check_count, check_share
+from holdfast.curvature.blocks import block_width
 from holdfast.curvature.factored import FactoredImportance
 from holdfast.errors import OptionError
 from holdfast.importance.fisher import fisher
@@ -20,7 +21,7 @@ from holdfast.importance.probing import MOST, probes_of
 from holdfast.likelihoods.batches import batch_copied, batch_size, batch_to, model_inputs, slice_batch
 from holdfast.likelihoods.likelihood import Categorical, Likelihood, PerExample, resolve_likelihood
 from holdfast.likelihoods.outputs import logits_of
-from holdfast.moments.matrices import Layer, layers_of
+from holdfast.moments.matrices import Layer, is_wide, layers_of
 from holdfast.probes import Probes
 from holdfast.probes.evaluating import evaluating
 from holdfast.records import Importance
@@ -33,7 +34,7 @@ DAMPING = 0.01
 """Share of a factor's mean eigenvalue that is added along every direction."""
 
 _MAX_SIZE = 8192
-"""A layer with a longer side, whose factor would take more than 256 MB, has the diagonal."""
+"""A factor of a longer side, which would take more than 256 MB, is made in blocks."""
 
 _MOST_HELD = 8.0
 """Kronecker factors are taken where they take at most so many times the memory of the weights."""
@@ -75,7 +76,8 @@ def measure(
         form: "kronecker": factors of every layer that can have them (`kfac`), the diagonal elsewhere. "diagonal":
             `fisher`. "auto": Kronecker factors, which miss the rise along training's ways by 5 to 35 times where a
             diagonal misses it by 10 to 1,500, unless the model has no such layer, or they would take more than 8 times
-            the weights' memory.
+            the weights' memory. Factors of sides above 8,192 are made in blocks; layers that have such sides get the
+            diagonal where factors of the others alone keep to that memory.
             In models with a side above 1,024 layers that read the same input share a basis of it (`share_inputs`).
         labels: "exact" takes all labels with their probability; "sampled" draws one, in two passes; "empirical" takes
             those in the data. "auto": exact up to 33 outputs of an example, such as 33 classes, of which Kronecker
@@ -111,11 +113,11 @@ def measure(
     first, batches = _first_of(tail)
     kind, top_k = _labels(model, first, loss, where=where) if labels == "auto" else (labels, None)
     given: dict[str, Any] = {"loss": loss, "num_examples": num_examples, "seed": seed, "progress": progress}
-    if _is_kronecker(model, form, where=where):
-        share = max(max(layer.matrix_shape) for layer in _factored(model)) > _SHARED_FROM
-        importance = kfac(
-            model, batches, kind=kind, top_k=top_k, damping=damping, share_inputs=share, max_size=_MAX_SIZE, **given
-        )
+    if factored := _factored(model, form, where=where):
+        share = max(max(layer.matrix_shape) for layer in factored) > _SHARED_FROM
+        wide = "blocks" if any(is_wide(layer, _MAX_SIZE) for layer in factored) else "diagonal"
+        options: dict[str, Any] = {"share_inputs": share, "max_size": _MAX_SIZE, "wide": wide}
+        importance = kfac(model, batches, kind=kind, top_k=top_k, damping=damping, **options, **given)
     else:
         importance = fisher(model, batches, kind=kind, **given)
     if probes is None:
@@ -179,20 +181,27 @@ def _labels(model: nn.Module, batch: Any, loss: Any, *, where: str) -> tuple[Kfa
     return "exact", _TOP_K if isinstance(likelihood, Categorical) and num_labels > _TOP_K + 1 else None
 
 
-def _factored(model: nn.Module) -> list[Layer]:
-    """The layers that can have factors."""
-    return [layer for layer in layers_of(model) if max(layer.matrix_shape) <= _MAX_SIZE]
-
-
-def _is_kronecker(model: nn.Module, form: Form, *, where: str) -> bool:
-    layers = _factored(model)
-    if form == "diagonal" or (form == "auto" and not layers):
-        return False
-    if not layers:
+def _factored(model: nn.Module, form: Form, *, where: str) -> list[Layer]:
+    """The layers that are to have factors: all that can, those without wide sides, or none, by their memory."""
+    layers = layers_of(model)
+    if form == "diagonal":
+        return []
+    if form == "kronecker" and not layers:
         raise OptionError(
-            f'{where}: form="kronecker", and the model has no plain Linear or convolution layer of its own with sides '
-            f'of at most {_MAX_SIZE:,}. Use form="diagonal".'
+            f'{where}: form="kronecker", and the model has no plain Linear or convolution layer of its own. Use '
+            'form="diagonal".'
         )
-    held = sum(m * m + n * n + m * n for m, n in (layer.matrix_shape for layer in layers))
-    weights = sum(parameter.numel() for parameter in trainable_parameters(model).values())
-    return form == "kronecker" or held <= _MOST_HELD * weights
+    narrow = [layer for layer in layers if not is_wide(layer, _MAX_SIZE)]
+    room = _MOST_HELD * sum(parameter.numel() for parameter in trainable_parameters(model).values())
+    affordable = [some for some in (layers, narrow) if some and _held(some) <= room]
+    if form == "kronecker":
+        affordable.append(narrow or layers)
+    return affordable[0] if affordable else []
+
+
+def _held(layers: list[Layer]) -> int:
+    """Numbers that are held of these: bases of inputs and outputs, in blocks where they are wide, and the spectra."""
+    return sum(
+        m * block_width(m, _MAX_SIZE) + n * block_width(n, _MAX_SIZE) + m * n
+        for m, n in (layer.matrix_shape for layer in layers)
+    )

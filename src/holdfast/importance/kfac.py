@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 from torch import Tensor, nn
 
 from holdfast.choices import check_choice, check_count, check_share
+from holdfast.curvature.blocks import trace
 from holdfast.curvature.factored import FactoredImportance, KroneckerFactors
 from holdfast.importance.alone import alone
 from holdfast.importance.fisher import FisherScores, check_top_k
@@ -28,6 +29,7 @@ from holdfast.tensors import trainable_parameters, unwrap
 
 KfacKind = Literal["exact", "sampled", "empirical"]
 FactorRule = Literal["auto", "matched", "expand", "reduce"]
+WideForm = Literal["blocks", "diagonal"]
 
 
 def kfac(
@@ -39,6 +41,7 @@ def kfac(
     damping: float = 0.0,
     share_inputs: bool = False,
     max_size: int | None = None,
+    wide: WideForm = "blocks",
     loss: str | Likelihood | Callable[[Any, Any], Tensor] | None = None,
     num_draws: int = 1,
     top_k: int | None = None,
@@ -92,8 +95,12 @@ def kfac(
             to be held along one basis of it, which saves n^2 numbers a layer. Layers with the same A do so in any case.
             Those with "matched" ones have each its own, and their curvature along what they learned next was then off
             by a factor of 1.3 to 1.5 instead of 1.2 on small transformers.
-        max_size: of the sides of a layer's matrix; a larger one, such as the output layer of a language model, has the
-            diagonal: a factor takes the square of its side in memory. None: any.
+        max_size: N, of a factor, which takes the square of its side in memory. A longer side, such as that of the
+            output layer of a language model, is cut into the fewest equal blocks of neighbouring inputs or outputs,
+            at most N each, and its factor is the block-diagonal of A or G: products of two inputs, or of gradients at
+            two outputs, in different blocks are left out. The diagonal and the trace stay, and memory falls to n^2
+            over the number of blocks. None: any.
+        wide: what layers with a longer side than `max_size` have: "blocks", as described there, or the "diagonal".
         loss: "categorical" (default), "gaussian", "bernoulli", "similarity" (of embeddings, without targets), a
             `Likelihood`, or a function of (outputs, batch) that returns one negative log-likelihood per example, shape
             [B], in nats (for "empirical" only). See `fisher`.
@@ -147,6 +154,7 @@ def kfac(
     measured = MeasuredLoss(likelihood, model, where=where)
     check_count("num_draws", num_draws, where=where)
     check_count("max_size", max_size, where=where, none="any")
+    check_choice("form of wide layers of kfac", wide, get_args(WideForm))
     check_share("damping", damping, where=where, example=0.01)
     if num_draws > 1 and kind != "sampled":
         warnings.warn(
@@ -158,7 +166,9 @@ def kfac(
     )
     with measuring(model):
         rule: SharingRule | None = None if factors == "auto" else factors
-        sums = KroneckerSums(model, where=where, chunk_bytes=chunk_bytes, rule=rule, max_size=max_size)
+        sums = KroneckerSums(
+            model, where=where, chunk_bytes=chunk_bytes, rule=rule, max_size=max_size, wide=wide == "blocks"
+        )
         scores = [FisherScores(measured, kind, num_draws, top_k, seed) for _ in range(2)]
         rest = _added(sums, model, data_pass, measured, *scores, chunk_bytes=chunk_bytes)
         diagonal = data_pass.importance(
@@ -222,12 +232,12 @@ def _means(sums: KroneckerSums, model: nn.Module, num_targets: int) -> dict[str,
         out, width = layer.matrix_shape
         zeros = parameters[layer.weight].new_zeros
         inputs, outputs = (
-            found.pop(layer.weight).taken() if layer.weight in found else zeros(size, size)
+            found.pop(layer.weight).taken() if layer.weight in found else zeros(size, sums.width(size))
             for found, size in ((sums.inputs, width), (sums.outputs, out))
         )
         if sums.rules.get(layer.weight) == "matched":
-            trace = outputs.trace()
-            inputs, outputs = inputs.div_(num_targets), outputs.div_(trace.where(trace > 0, 1.0))
+            whole = trace(outputs)
+            inputs, outputs = inputs.div_(num_targets), outputs.div_(whole.where(whole > 0, 1.0))
         else:
             inputs, outputs = inputs.div_(sums.num_examples), outputs.div_(num_targets)
         layers[layer.weight] = KroneckerFactors(inputs, outputs, **layer.form)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.choices import check_count
+from holdfast.curvature.blocks import block_width
 from holdfast.errors import LossShapeError, NotFiniteError, UnsupportedLayerError
 from holdfast.moments.calls import Call, tensors_in
 from holdfast.moments.factors import SharingRule, add_partial_traces, partial_trace_size
@@ -34,6 +35,7 @@ from holdfast.moments.matrices import (
     gradients_of,
     inputs_by_example,
     inputs_of,
+    is_wide,
     layers_of,
 )
 from holdfast.moments.places import Places
@@ -63,14 +65,16 @@ class KroneckerSums:
         chunk_bytes: bound on the patches of a convolution, and on what "matched" writes for its products, at once.
         rule: of all layers; None: "matched" for those that have several positions to an example in the batch in which
             they are first met, "expand" for the others, for which it is K-FAC.
-        max_size: of the sides of a layer's matrix; larger ones have no factors. None: any.
+        max_size: of a factor; that of a longer side is made in diagonal blocks, as few and equal as can be. None: any.
+        wide: whether layers with a longer side have factors at all.
 
     Attributes:
         layers: those that have factors; complete after the first `add`.
         declined: weight of a layer that failed the check -> why. Layers that are called twice are only left out.
         rules: weight -> its rule, once it was met.
         reads: weight -> that of the first layer that had the same input in every batch, itself where it is the first.
-        inputs: weight -> sum over examples of what the rule's A is the mean of, [n, n]; none where nothing was added.
+        inputs: weight -> sum over examples of what the rule's A is the mean of, [n, n] or its blocks [n, b]; none where
+            nothing was added.
         outputs: weight -> likewise for G, [out, out]; of "matched" before the division by tr A.
         num_examples: examples seen.
     """
@@ -83,6 +87,7 @@ class KroneckerSums:
         chunk_bytes: int,
         rule: SharingRule | None = "expand",
         max_size: int | None = None,
+        wide: bool = True,
     ) -> None:
         check_count("chunk_bytes", chunk_bytes, where=where)
         self._model, self._where, self._chunk_bytes = model, where, chunk_bytes
@@ -93,7 +98,8 @@ class KroneckerSums:
         self._trials = _TRIALS
         self.rules: dict[str, SharingRule] = {}
         self.reads: dict[str, str] = {}
-        self.layers = [layer for layer in layers_of(model) if max_size is None or max(layer.matrix_shape) <= max_size]
+        self._max_size = max_size
+        self.layers = [layer for layer in layers_of(model) if wide or not is_wide(layer, max_size)]
         self.declined: dict[str, str] = {}
         self.inputs: dict[str, SymmetricSum] = {}
         self.outputs: dict[str, SymmetricSum] = {}
@@ -205,11 +211,11 @@ class KroneckerSums:
         rule = self.rules[layer.weight]
         if rule == "expand":
             for a in inputs_of(layer, use.input, chunk_bytes=self._chunk_bytes):
-                _sum_in(self.inputs, layer.weight, a).add(a, a)
+                self._sum_in(self.inputs, layer.weight, a).add(a, a)
         elif rule == "reduce":
             for a in self._inputs(layer, use, size):
                 mean = a.mean(dim=1)
-                _sum_in(self.inputs, layer.weight, mean).add(mean, mean)
+                self._sum_in(self.inputs, layer.weight, mean).add(mean, mean)
 
     def _kept(self, called: list[tuple[Layer, Use]], size: int) -> dict[str, list[Tensor]]:
         """Inputs that every row of scores needs, of as many layers as go into `chunk_bytes`."""
@@ -226,19 +232,19 @@ class KroneckerSums:
         rule = self.rules[layer.weight]
         if rule == "expand":
             g = gradients_of(layer, g)
-            _sum_in(self.outputs, layer.weight, g).add(g, g, factor=size / len(g))
+            self._sum_in(self.outputs, layer.weight, g).add(g, g, factor=size / len(g))
             return
         g = gradients_by_example(layer, g, self._layouts.get(layer.weight), size=size)
         if rule == "reduce":
             whole = g.sum(dim=1)
-            _sum_in(self.outputs, layer.weight, whole).add(whole, whole)
+            self._sum_in(self.outputs, layer.weight, whole).add(whole, whole)
             return
         done = 0
         for a in inputs:
             behind, done = g[done : done + len(a)], done + len(a)
-            chunk = max(1, self._chunk_bytes // (partial_trace_size(a, behind) * a.element_size()))
+            sums = (self._sum_in(self.inputs, layer.weight, a), self._sum_in(self.outputs, layer.weight, g))
+            chunk = max(1, self._chunk_bytes // (partial_trace_size(*sums, a, behind) * a.element_size()))
             with torch.autocast(g.device.type, enabled=False):
-                sums = (_sum_in(self.inputs, layer.weight, a), _sum_in(self.outputs, layer.weight, g))
                 for some, theirs in zip(a.split(chunk), behind.split(chunk)):
                     add_partial_traces(*sums, some, theirs)
 
@@ -341,9 +347,13 @@ class KroneckerSums:
         self.layers.remove(layer)
         self.declined[layer.weight] = reason
 
+    def width(self, size: int) -> int:
+        """Of the blocks of a factor with a side of this size."""
+        return block_width(size, self._max_size)
 
-def _sum_in(sums: dict[str, SymmetricSum], name: str, rows: Tensor) -> SymmetricSum:
-    """The sum of this name, of outer products of such rows; an empty one where there is none yet."""
-    if name not in sums:
-        sums[name] = SymmetricSum(rows.shape[-1], like=rows)
-    return sums[name]
+    def _sum_in(self, sums: dict[str, SymmetricSum], name: str, rows: Tensor) -> SymmetricSum:
+        """The sum of this name, of outer products of such rows; an empty one where there is none yet."""
+        if name not in sums:
+            size = rows.shape[-1]
+            sums[name] = SymmetricSum(size, like=rows, width=self.width(size))
+        return sums[name]
