@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from benchmarks import __main__ as command
-from benchmarks import batchnorm, holding, importance, resting, rhythm, step
+from benchmarks import batchnorm, holding, importance, kfac_memory, resting, rhythm, step
 from benchmarks.memory import measurable
 from benchmarks.tables import Part, content_of, keep, machine, markdown
 from benchmarks.timing import Spread
@@ -195,3 +195,9 @@ def test_workloads_are_the_same_every_time(name):
     assert all(torch.equal(one, other) for one, other in zip(model.parameters(), twin.parameters()))
     with torch.no_grad():
         assert model(*inputs).shape[: targets.ndim] == targets.shape
+
+
+@pytest.mark.skipif(not measurable(), reason="no high-water mark of memory here")
+def test_what_kfac_takes_beyond_its_factors_is_at_most_twice_a_plain_pass():
+    *_, line = kfac_memory.table(["mlp-small"]).splitlines()
+    assert float(line.split("|")[-2]) < 2

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import holdfast as hf
 from holdfast.errors import CoupledExamplesError
-from holdfast.importance.gathering import gathered_batches
+from holdfast.importance.gathering import gathered_batches, pieces
 from holdfast.importance.measure import Batch
 from holdfast.moments.calls import Call
 
@@ -221,3 +221,19 @@ def test_larger_examples_than_those_measured_have_less_room(width: int, together
 def test_targets_count_as_well():
     wide = [Batch((x, torch.zeros(2, 2**20)), Call((x,), {}, 2)) for x in torch.zeros(4, 2, 1)]
     assert [joined.call.size for joined in gathered_batches(iter(wide), lambda: 1000)] == [2, 2, 2, 2]
+
+
+def test_pieces_hold_the_same_examples_in_order_as_views():
+    whole = batch(0, 7)
+    found = list(pieces(whole, 3))
+    assert [piece.call.size for piece in found] == [3, 3, 1]
+    assert torch.equal(torch.cat([piece.content[1] for piece in found]), whole.content[1])
+    assert torch.equal(torch.cat([piece.call.args[0] for piece in found]), whole.call.args[0])
+    assert found[1].content[0].untyped_storage().data_ptr() == whole.content[0].untyped_storage().data_ptr()
+
+
+@pytest.mark.parametrize(
+    "given", [batch(0, 7, note="words"), Batch((torch.zeros(7), torch.tensor(1.0)), Call((), {}, 7))]
+)
+def test_what_has_no_rows_for_its_examples_stays_whole(given: Batch):
+    assert list(pieces(given, 3)) == [given]

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import holdfast as hf
 from holdfast.likelihoods.categorical import Categorical
 from holdfast.moments.factors import add_partial_traces
+from holdfast.moments.kronecker import KroneckerSums
 from holdfast.moments.symmetric import SymmetricSum
 
 Batches = list[tuple[Tensor, Tensor]]
@@ -270,6 +271,31 @@ def test_small_chunks_change_nothing():
             for key in whole:
                 close(parts[key].inputs, whole[key].inputs)
                 torch.testing.assert_close(parts[key].outputs, whole[key].outputs, rtol=1e-4, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", ["ConvNet, flattened", "attention, mean", "MLP, no positions"])
+def test_patches_take_no_more_memory_at_once_than_activations_of_the_batch(name: str, monkeypatch: pytest.MonkeyPatch):
+    model, x, y, loss = small(name)
+    sizes: list[int] = []
+    add = KroneckerSums.add
+
+    def noted(self: KroneckerSums, call: Any, *args: Any, **kwargs: Any) -> None:
+        sizes.append(call.size)
+        add(self, call, *args, **kwargs)
+
+    monkeypatch.setattr(KroneckerSums, "add", noted)
+    found = hf.kfac(model, [(x, y)], loss=loss)
+    assert sum(sizes) == len(x)
+    if name.startswith("ConvNet"):  # of an example: 64 and 16 patches, of 10 and 55 entries
+        activations = 64 + 64 * 6 + 64 * 6 + 16 * 8 + 128 + nets.CLASSES
+        assert sizes == [5, 4]
+        assert max(sizes) * (64 * 10 + 16 * 55) <= len(x) * activations < len(x) * (64 * 10 + 16 * 55)
+    else:
+        assert sizes == [len(x)]
+    monkeypatch.setattr(KroneckerSums, "at_once", lambda self, call: call.size)
+    for key, f in hf.kfac(model, [(x, y)], loss=loss).items():
+        close(found[key].inputs, f.inputs)
+        close(found[key].outputs, f.outputs)
 
 
 @pytest.mark.filterwarnings("ignore")

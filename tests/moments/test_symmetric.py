@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from holdfast.curvature.blocks import blocks_of, reblocked
 from holdfast.moments.symmetric import SymmetricSum
 
 
@@ -31,3 +32,17 @@ def test_it_is_as_precise_under_autocast():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found.add(x, x)
     torch.testing.assert_close(found.taken(), x.T @ x)
+
+
+@pytest.mark.parametrize(("size", "width"), [(7, 4), (600, 300), (700, 234)])
+def test_of_blocks_alone(size: int, width: int):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(11, size, dtype=torch.float64, generator=generator)
+    found, whole = (SymmetricSum(size, like=x, width=each) for each in (width, None))
+    for total in (found, whole):
+        total.add(x, x)
+        total.add(x, x, factor=0.5)
+    value = found.taken()
+    assert value.shape == (size, width)
+    torch.testing.assert_close(value, reblocked(whole.taken(), width))
+    assert all(torch.equal(block, block.T) for block in blocks_of(value))

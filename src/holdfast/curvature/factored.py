@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from holdfast.curvature import blocks
 from holdfast.curvature.form import read_form
 from holdfast.curvature.kronecker import KroneckerFactors
 from holdfast.curvature.protocol import shapes_of
@@ -136,7 +137,7 @@ class FactoredImportance(Mapping[str, KroneckerFactors]):
         """The diagonal of A (x) G, for every weight, with the diagonal of the rest: what `WVA` and a budget need."""
         values: dict[str, Tensor] = {}
         for name, f in self.items():
-            table = torch.outer(f.outputs.diagonal(), f.inputs.diagonal()).clamp(min=0)
+            table = torch.outer(blocks.diagonal(f.outputs), blocks.diagonal(f.inputs)).clamp(min=0)
             values |= zip(f.names(name), f.split(table))
         return Importance({**values, **self.diagonal}, self.info).with_probes(self.probes)
 
@@ -211,10 +212,11 @@ def _check_shapes(factors: Mapping[str, KroneckerFactors], where: str) -> None:
     wrong = []
     for name, f in factors.items():
         out, inputs = f.matrix_shape
-        if tuple(f.inputs.shape) != (inputs, inputs) or tuple(f.outputs.shape) != (out, out):
+        if not (blocks.fits(f.inputs.shape, inputs) and blocks.fits(f.outputs.shape, out)):
             wrong.append(
                 f"{name!r}, a weight of {tuple(f.shape)} {'without' if f.bias is None else 'with'} bias, has factors "
-                f"{tuple(f.inputs.shape)} and {tuple(f.outputs.shape)}, expected {(inputs, inputs)} and {(out, out)}"
+                f"{tuple(f.inputs.shape)} and {tuple(f.outputs.shape)}, expected {(inputs, inputs)} and {(out, out)}, "
+                "or as many columns as the largest of equal diagonal blocks has"
             )
     if wrong:
         raise ParameterMismatchError(f"{where}: {'; '.join(wrong)}.")
@@ -226,7 +228,7 @@ def _checked(factors: Mapping[str, KroneckerFactors], where: str) -> dict[str, K
     for name, f in factors.items():
         parts = {part: matrix.detach().to(torch.float32) for part, matrix in f.tensors().items()}
         symmetric = {part: _symmetric(matrix) for part, matrix in parts.items()}
-        faults = {part: _fault(matrix, symmetric[part]) for part, matrix in parts.items()}
+        faults = {part: _first_fault(matrix, symmetric[part]) for part, matrix in parts.items()}
         bad += [f"{part} of {name!r} ({fault})" for part, fault in faults.items() if fault]
         found[name] = replace(f, **symmetric)
     if bad:
@@ -238,24 +240,36 @@ def _checked(factors: Mapping[str, KroneckerFactors], where: str) -> dict[str, K
 
 
 def _symmetric(matrix: Tensor) -> Tensor:
-    return matrix if torch.equal(matrix, matrix.T) else (matrix + matrix.T) / 2
+    if all(torch.equal(block, block.T) for block in blocks.blocks_of(matrix)):
+        return matrix
+    return blocks.blockwise(lambda block: (block + block.T) / 2, matrix)
+
+
+def _first_fault(matrix: Tensor, symmetric: Tensor) -> str | None:
+    pairs = zip(blocks.blocks_of(matrix), blocks.blocks_of(symmetric))
+    return next((fault for pair in pairs if (fault := _fault(*pair))), None)
 
 
 def _fault(matrix: Tensor, symmetric: Tensor) -> str | None:
-    if not torch.isfinite(matrix).all():
+    norm = _norm(matrix)
+    if not math.isfinite(norm):
         return "an entry is not finite"
-    norm = float(matrix.norm(dtype=_widest(matrix)))
     if norm == 0:
         return None
-    if matrix is not symmetric and float((matrix - symmetric).norm()) > _ROUNDING / 2 * norm:
+    if matrix.data_ptr() != symmetric.data_ptr() and float((matrix - symmetric).norm()) > _ROUNDING / 2 * norm:
         return "not symmetric"
     for dtype in dict.fromkeys((torch.float32, _widest(matrix))):  # what the quicker finds positive is positive
-        shifted = symmetric.to(dtype) / norm
+        shifted = (symmetric.to(dtype) / norm).T  # whose columns lie in memory one after the other, as LAPACK has them
         shifted.diagonal().add_(_ROUNDING)
         info = torch.zeros((), dtype=torch.int32, device=matrix.device)
         if not int(torch.linalg.cholesky_ex(shifted, out=(shifted, info)).info):  # in place: factors are large
             return None
     return "a negative eigenvalue"
+
+
+def _norm(matrix: Tensor) -> float:
+    """In float64 by rows, for a copy of all of it would take twice its memory."""
+    return math.hypot(*(float(rows.norm(dtype=_widest(matrix))) for rows in matrix.split(256)))
 
 
 def _widest(matrix: Tensor) -> torch.dtype:
@@ -272,9 +286,12 @@ def _joined(a: KroneckerFactors, b: KroneckerFactors) -> KroneckerFactors:
     total = a.trace() + b.trace()
     if total == 0:
         return a
-    inputs = a.outputs.double().trace() * a.inputs.double() + b.outputs.double().trace() * b.inputs.double()
-    outputs = a.inputs.double().trace() * a.outputs.double() + b.inputs.double().trace() * b.outputs.double()
-    return replace(a, inputs=(inputs / inputs.trace()).float(), outputs=(outputs / outputs.trace() * total).float())
+    (A, G), (B, H) = ((f.inputs.double(), f.outputs.double()) for f in (a, b))
+    inputs = blocks.trace(G) * A + blocks.trace(H) * blocks.reblocked(B, A.shape[1])
+    outputs = blocks.trace(A) * G + blocks.trace(B) * blocks.reblocked(H, G.shape[1])
+    return replace(
+        a, inputs=(inputs / blocks.trace(inputs)).float(), outputs=(outputs / blocks.trace(outputs) * total).float()
+    )
 
 
 def factors_to_tensors(factors: Mapping[str, KroneckerFactors]) -> tuple[dict[str, Tensor], dict[str, Any]]:

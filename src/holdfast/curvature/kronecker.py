@@ -9,6 +9,9 @@ diagonal in that basis: the best such approximation for these U. It is exact for
 true sum after any number of tasks, and costs what one task costs.
 
 Layers that read the same input hold one U_A, of the sum of their partial traces (`holdfast.curvature.sharing`).
+
+Of a wide layer A, G, U_A and U_G may be block-diagonal; all of this is then the same, and `holdfast.curvature.blocks`
+says how such matrices are held.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
+from holdfast.curvature import blocks
 from holdfast.curvature.form import LayerForm, read_form
 from holdfast.curvature.implicit import largest_metric, layer_pull
 from holdfast.curvature.protocol import Line
@@ -34,10 +38,10 @@ class KroneckerCurvature(LayerForm):
     """The curvature held of one layer, whose weight and bias are one matrix [out, in (+1)].
 
     Attributes:
-        inputs_basis: U_A, float32 [n, n], orthogonal; a direction a column. All three may be bfloat16, and U_A and U_G
-            are then orthogonal but for its rounding, about 0.003 in every direction: pulls end that much beside where
-            they should, and what they leave may have the other sign.
-        outputs_basis: U_G, float32 [out, out], likewise.
+        inputs_basis: U_A, float32 [n, n], or [n, b] in blocks, orthogonal; a direction a column. All three may be
+            bfloat16, and U_A and U_G are then orthogonal but for its rounding, about 0.003 in every direction: pulls
+            end that much beside where they should, and what they leave may have the other sign.
+        outputs_basis: U_G, float32 [out, out], or in blocks, likewise.
         spectrum: S, float32 [out, n], >= 0: the curvature along each pair of directions.
         shape, bias, inputs_first, reads: of the layer, as `LayerForm` says.
     """
@@ -60,15 +64,17 @@ class KroneckerCurvature(LayerForm):
         """
         found = read_form(form, name=name, where=where)
         out, n = LayerForm(**found).matrix_shape
-        return cls(**parts, **found), dict(zip(cls.PARTS, [(n, n), (out, out), (out, n)]))
+        inputs, outputs = (blocks.expected_shape(parts[part], size) for part, size in zip(cls.PARTS, (n, out)))
+        return cls(**parts, **found), dict(zip(cls.PARTS, [inputs, outputs, (out, n)]))
 
     def coordinates(self, matrix: Tensor) -> Tensor:
         """U_G^T W U_A: a displacement [out, n] of the layer in the common basis."""
-        return self.outputs_basis.T.to(matrix.dtype) @ matrix @ self.inputs_basis.to(matrix.dtype)
+        return blocks.there(self.outputs_basis.to(matrix.dtype), matrix, self.inputs_basis.to(matrix.dtype))
 
     def matrix(self, coordinates: Tensor) -> Tensor:
         """The inverse of `coordinates`."""
-        return self.outputs_basis.to(coordinates.dtype) @ coordinates @ self.inputs_basis.T.to(coordinates.dtype)
+        U_G, U_A = (basis.to(coordinates.dtype) for basis in (self.outputs_basis, self.inputs_basis))
+        return blocks.back(U_G, coordinates, U_A)
 
     def quadratic(self, displacement: Tensor) -> Tensor:
         """1/2 sum D * K(D) >= 0 for a displacement D [out, n]; a scalar, differentiable."""
@@ -131,7 +137,7 @@ class KroneckerCurvature(LayerForm):
             part.to(torch.promote_types(part.dtype, torch.float32))
             for part in (self.outputs_basis, self.spectrum, self.inputs_basis)
         )
-        return U_G.square() @ S @ U_A.square().T
+        return blocks.back(U_G.square(), S, U_A.square())
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
         """The same on another device, to compute in another dtype; what is held in bfloat16 stays so."""
@@ -156,8 +162,9 @@ class KroneckerFactors(LayerForm):
 
     Attributes:
         inputs: A, float32 [n, n], n the inputs of one output unit (for a convolution channels times kernel size, in
-            the order of the flattened weight) and, where there is a bias, one more at the end that is always 1.
-        outputs: G, float32 [out, out].
+            the order of the flattened weight) and, where there is a bias, one more at the end that is always 1. Of a
+            wide layer [n, b]: its diagonal blocks of at most b inputs, one below the other, the rest of A being zero.
+        outputs: G, float32 [out, out]; of a wide layer likewise.
         shape, bias, inputs_first, reads: of the layer, as `LayerForm` says.
     """
 
@@ -189,13 +196,23 @@ class KroneckerFactors(LayerForm):
     def joined(
         self, held: KroneckerCurvature | None, rule: Accumulate, *, num_tasks: int, share: float
     ) -> tuple[KroneckerCurvature, Tensor]:
-        """What is held after this task; see `MeasuredLayer`."""
+        """What is held after this task; see `MeasuredLayer`. Blocks stay those that are held."""
         keep, add = merge_shares(held, rule, num_tasks=num_tasks, share=share)
-        return merged(held, self, keep=keep, add=add)
+        return merged(held, self.like(held), keep=keep, add=add)
+
+    def like(self, held: KroneckerCurvature | None) -> KroneckerFactors:
+        """What of it lies in the blocks of what is held; itself where they are the same."""
+        if held is None:
+            return self
+        inputs, outputs = (basis.shape[1] for basis in (held.inputs_basis, held.outputs_basis))
+        if (inputs, outputs) == (self.inputs.shape[1], self.outputs.shape[1]):
+            return self
+        parts = blocks.reblocked(self.inputs, inputs), blocks.reblocked(self.outputs, outputs)
+        return replace(self, inputs=parts[0], outputs=parts[1])
 
     def trace(self) -> float:
         """Tr A Tr G: the sum of the diagonal over all weights of the layer."""
-        return float(self.inputs.double().trace() * self.outputs.double().trace())
+        return float(blocks.trace(self.inputs.double()) * blocks.trace(self.outputs.double()))
 
 
 def merge_shares(
@@ -218,7 +235,7 @@ def merged(
 
     Args:
         held: K; None for the first task.
-        new: A and G.
+        new: A and G, in the blocks of what is held.
         keep: factor >= 0 of what is held.
         add: factor >= 0 of the new.
         inputs_basis: U_A, float64, where other layers have a say in it; None for the eigenvectors of `inputs_trace`.
@@ -230,16 +247,16 @@ def merged(
     """
     A, G = wide(new.inputs), add * wide(new.outputs)
     if held is None:
-        U_A, U_G = (torch.eye(len(M), dtype=M.dtype, device=M.device) for M in (A, G))
+        U_A, U_G = (blocks.blockwise(_identity, M) for M in (A, G))
         S = A.new_zeros(len(G), len(A))
     else:
         U_A, U_G, S = wide(held.inputs_basis), wide(held.outputs_basis), keep * wide(held.spectrum)
-    outputs = A.trace() * G + (U_G * S.sum(dim=1)) @ U_G.T
+    outputs = blocks.trace(A) * G + blocks.composed(U_G, S.sum(dim=1))
     if inputs_basis is None:
         inputs_basis = eigenvectors(inputs_trace(held, new, keep=keep, add=add))
     outputs_basis = eigenvectors(outputs)
     own = torch.outer(_along(outputs_basis, G), _along(inputs_basis, A))
-    spectrum = own + (outputs_basis.T @ U_G).square() @ S @ (inputs_basis.T @ U_A).square().T
+    spectrum = own + blocks.back(turns(outputs_basis, U_G), S, turns(inputs_basis, U_A))
     device = new.inputs.device
     # contiguous: products of other strides round otherwise, and files keep no strides
     parts = (part.to(device, torch.float32).contiguous() for part in (inputs_basis, outputs_basis, spectrum))
@@ -247,30 +264,40 @@ def merged(
 
 
 def eigenvectors(matrix: Tensor) -> Tensor:
-    """Of a symmetric matrix, a column each."""
-    return torch.linalg.eigh(matrix)[1]
+    """Of a symmetric matrix, a column each; of one in blocks those of its blocks."""
+    return blocks.blockwise(lambda block: torch.linalg.eigh(block)[1], matrix)
 
 
 def inputs_trace(
     held: KroneckerCurvature | None, new: KroneckerFactors, *, keep: float = 1.0, add: float = 1.0
 ) -> Tensor:
     """sum_k Tr(G_k) A_k of what `merged` gives, [n, n] in float64: where the curvature is among the inputs."""
-    total = add * wide(new.outputs).trace() * wide(new.inputs)
+    total = add * blocks.trace(wide(new.outputs)) * wide(new.inputs)
     if held is None:
         return total
     U_A = wide(held.inputs_basis)
-    return total + (U_A * (keep * wide(held.spectrum)).sum(dim=0)) @ U_A.T
+    return total + blocks.composed(U_A, (keep * wide(held.spectrum)).sum(dim=0))
+
+
+def _identity(block: Tensor) -> Tensor:
+    return torch.eye(len(block), dtype=block.dtype, device=block.device)
 
 
 def _damped(factor: Tensor, damping: float) -> Tensor:
-    found = factor.clone()
-    found.diagonal().add_(damping * factor.diagonal().mean())
+    found, more = factor.clone(), damping * blocks.diagonal(factor).mean()
+    for block in blocks.blocks_of(found):
+        block.diagonal().add_(more)
     return found
+
+
+def turns(basis: Tensor, held: Tensor) -> Tensor:
+    """The squares of V^T U: the share of each old direction along each new one."""
+    return blocks.blockwise(lambda V, U: (V.T @ U).square(), basis, held)
 
 
 def _along(basis: Tensor, factor: Tensor) -> Tensor:
     """The diagonal of U^T F U, >= 0."""
-    found = ((basis.T @ factor) * basis.T).sum(dim=1)
+    found = blocks.curvatures(basis, factor)
     return torch.where(found > _SMALLEST * found.max(), found, 0.0)
 
 

@@ -78,7 +78,8 @@ def joined_layers(
     found: dict[str, tuple[Curvature, Tensor]] = {}
     for name, layer in new.items():
         if isinstance(layer, KroneckerFactors) and layer.reads is not None:
-            groups.setdefault((layer.reads, layer.inputs.shape, layer.inputs.device), {})[name] = layer
+            own = layer.like(held.get(name))
+            groups.setdefault((own.reads, own.inputs.shape, own.inputs.device), {})[name] = own
         else:
             found[name] = layer.joined(held.get(name), rule, num_tasks=num_tasks, share=share)
     for group in groups.values():

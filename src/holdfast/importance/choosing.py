@@ -12,16 +12,17 @@ from typing import Any, Literal, get_args
 from torch import Tensor, nn
 
 from holdfast.choices import check_choice, check_count, check_share
+from holdfast.curvature.blocks import block_width
 from holdfast.curvature.factored import FactoredImportance
 from holdfast.errors import OptionError
 from holdfast.importance.fisher import fisher
-from holdfast.importance.kfac import KfacKind, kfac
+from holdfast.importance.kfac import KfacKind, WideForm, kfac
 from holdfast.importance.measure import check_is_many
 from holdfast.importance.probing import MOST, probes_of
 from holdfast.likelihoods.batches import batch_copied, batch_size, batch_to, model_inputs, slice_batch
 from holdfast.likelihoods.likelihood import Categorical, Likelihood, PerExample, resolve_likelihood
 from holdfast.likelihoods.outputs import logits_of
-from holdfast.moments.matrices import Layer, layers_of
+from holdfast.moments.matrices import Layer, is_wide, layers_of
 from holdfast.probes import Probes
 from holdfast.probes.evaluating import evaluating
 from holdfast.records import Importance
@@ -34,7 +35,7 @@ DAMPING = 0.01
 """Share of a factor's mean eigenvalue that is added along every direction."""
 
 _MAX_SIZE = 8192
-"""A layer with a longer side, whose factor would take more than 256 MB, has the diagonal."""
+"""A factor of a longer side, which would take more than 256 MB, is made in blocks."""
 
 _MOST_HELD = 8.0
 """Kronecker factors are taken where they take at most so many times the memory of the weights."""
@@ -59,6 +60,7 @@ class Choice:
         labels: "exact", "sampled" or "empirical".
         top_k: of factors with exact labels: how many labels are taken exactly, one draw standing for the others; None
             for all.
+        wide: of factors, what sides above 8,192 have: blocks, or the layer its diagonal.
         share_inputs: of factors, whether layers that read the same input share its basis.
         held: float32 numbers that are held of the curvature, over those of the weights; anchors come on top.
         why: in words, the form and the labels.
@@ -67,6 +69,7 @@ class Choice:
     form: Literal["kronecker", "diagonal"]
     labels: KfacKind
     top_k: int | None
+    wide: WideForm
     share_inputs: bool
     held: float
     why: str
@@ -99,12 +102,12 @@ def choose(
     check_choice("form", form, get_args(Form))
     check_choice("labels", labels, ("auto", *get_args(KfacKind)))
     taken = _labels(model, batch, loss, where=where) if labels == "auto" else (labels, None, "as asked")
-    is_kronecker, why = _is_kronecker(model, form, where=where)
-    layers = _factored(model) if is_kronecker else []
+    layers, why = _factored(model, form, where=where)
     return Choice(
-        form="kronecker" if is_kronecker else "diagonal",
+        form="kronecker" if layers else "diagonal",
         labels=taken[0],
-        top_k=taken[1] if is_kronecker else None,
+        top_k=taken[1] if layers else None,
+        wide="blocks" if any(is_wide(layer, _MAX_SIZE) for layer in layers) else "diagonal",
         share_inputs=any(max(layer.matrix_shape) > _SHARED_FROM for layer in layers),
         held=_held(model, layers),
         why=f"{why}; labels {taken[2]}",
@@ -137,7 +140,8 @@ def measure(
         form: "kronecker": factors of every layer that can have them (`kfac`), the diagonal elsewhere. "diagonal":
             `fisher`. "auto": Kronecker factors, which miss the rise along training's ways by 5 to 35 times where a
             diagonal misses it by 10 to 1,500, unless the model has no such layer, or they would take more than 8 times
-            the weights' memory.
+            the weights' memory. Factors of sides above 8,192 are made in blocks; layers that have such sides get the
+            diagonal where factors of the others alone keep to that memory.
             In models with a side above 1,024 layers that read the same input share a basis of it (`share_inputs`).
         labels: "exact" takes all labels with their probability; "sampled" draws one, in two passes; "empirical" takes
             those in the data. "auto": exact up to 33 outputs of an example, such as 33 classes, of which Kronecker
@@ -174,8 +178,10 @@ def measure(
     chosen = choose(model, first, loss=loss, form=form, labels=labels)
     given: dict[str, Any] = {"loss": loss, "num_examples": num_examples, "seed": seed, "progress": progress}
     if chosen.form == "kronecker":
-        of_factors = {"top_k": chosen.top_k, "share_inputs": chosen.share_inputs, "max_size": _MAX_SIZE}
-        importance = kfac(model, batches, kind=chosen.labels, damping=damping, **of_factors, **given)
+        of_factors: dict[str, Any] = {"top_k": chosen.top_k, "share_inputs": chosen.share_inputs, "wide": chosen.wide}
+        importance = kfac(
+            model, batches, kind=chosen.labels, damping=damping, max_size=_MAX_SIZE, **of_factors, **given
+        )
     else:
         importance = fisher(model, batches, kind=chosen.labels, **given)
     if probes is None:
@@ -242,34 +248,36 @@ def _labels(model: nn.Module, batch: Any, loss: Any, *, where: str) -> tuple[Kfa
     return "exact", _TOP_K if isinstance(likelihood, Categorical) and num_labels > _TOP_K + 1 else None, why
 
 
-def _factored(model: nn.Module) -> list[Layer]:
-    """The layers that can have factors."""
-    return [layer for layer in layers_of(model) if max(layer.matrix_shape) <= _MAX_SIZE]
-
-
-def _is_kronecker(model: nn.Module, form: Form, *, where: str) -> tuple[bool, str]:
-    """Whether factors are taken, and why."""
-    layers = _factored(model)
+def _factored(model: nn.Module, form: Form, *, where: str) -> tuple[list[Layer], str]:
+    """The layers that are to have factors, and why: all that can, those without wide sides, or none."""
+    layers = layers_of(model)
     if form == "diagonal":
-        return False, "a diagonal, as asked"
+        return [], "a diagonal, as asked"
     if not layers and form == "auto":
-        return False, f"a diagonal, for no Linear or convolution layer of its own has sides of at most {_MAX_SIZE:,}"
+        return [], "a diagonal, for it has no Linear or convolution layer of its own"
     if not layers:
         raise OptionError(
-            f'{where}: form="kronecker", and the model has no plain Linear or convolution layer of its own with sides '
-            f'of at most {_MAX_SIZE:,}. Use form="diagonal".'
+            f'{where}: form="kronecker", and the model has no plain Linear or convolution layer of its own. Use '
+            'form="diagonal".'
         )
-    held = _held(model, layers)
-    of_layers, times = f"Kronecker factors of {len(layers)} layers", f"{held:.1f} times the weights' memory"
+    narrow = [layer for layer in layers if not is_wide(layer, _MAX_SIZE)]
+    for some in (layers, narrow):
+        if some and (held := _held(model, some)) <= _MOST_HELD:
+            return some, f"{_told(some, held)}, at most {_MOST_HELD:g}"
+    least = narrow or layers
+    told = _told(least, _held(model, least))
     if form == "kronecker":
-        return True, f"{of_layers}, {times}, as asked"
-    if held > _MOST_HELD:
-        return False, f"a diagonal, for {of_layers} would take {times}, more than {_MOST_HELD:g}"
-    return True, f"{of_layers}, {times}, at most {_MOST_HELD:g}"
+        return least, f"{told}, as asked"
+    return [], f"a diagonal, for {told} are more than {_MOST_HELD:g}"
+
+
+def _told(layers: Sequence[Layer], held: float) -> str:
+    count = len(layers)
+    return f"Kronecker factors of {count} layer{'s' * (count != 1)}: {held:.1f} times the weights' memory"
 
 
 def _held(model: nn.Module, layers: Sequence[Layer]) -> float:
-    """The numbers that are held of bases and spectra of these layers and the diagonal of the rest, over the weights."""
+    """Numbers that are held, over the weights: of these layers bases, in blocks where they are wide, and spectra."""
     weights = sum(parameter.numel() for parameter in trainable_parameters(model).values())
-    shapes = [layer.matrix_shape for layer in layers]
-    return (weights + sum(m * m + n * n for m, n in shapes)) / weights
+    sides = [side for layer in layers for side in layer.matrix_shape]
+    return (weights + sum(side * block_width(side, _MAX_SIZE) for side in sides)) / weights

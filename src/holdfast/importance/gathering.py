@@ -1,4 +1,4 @@
-"""Small batches as fewer, larger ones."""
+"""Small batches as fewer, larger ones, and large ones in pieces."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
 from holdfast.importance.measure import Batch
-from holdfast.likelihoods.batches import model_inputs
+from holdfast.likelihoods.batches import model_inputs, slice_batch
 from holdfast.moments.calls import Call
 from holdfast.moments.study import TOGETHER_BYTES
 
@@ -48,6 +48,22 @@ def gathered_batches(batches: Iterable[Batch], room: Callable[[], int]) -> Itera
         held.add(leaves, size)
     if held is not None and held.size:
         yield held.batch()
+
+
+def pieces(batch: Batch, at_once: int) -> Iterator[Batch]:
+    """The same examples in the same order, at most so many at once; views.
+
+    What is measured example by example does not depend on the batches, and memory does. A batch that holds anything but
+    tensors with a row an example stays as it is.
+    """
+    size, leaves = batch.call.size, tree_leaves(batch.content)
+    rows = all(isinstance(leaf, Tensor) and not leaf.is_nested and leaf.shape[:1] == (size,) for leaf in leaves)
+    if size <= at_once or not rows:
+        yield batch
+        return
+    for start in range(0, size, at_once):
+        stop = min(start + at_once, size)
+        yield Batch(slice_batch(batch.content, start, stop), batch.call.examples(start, stop))
 
 
 def _bytes_per_example(leaves: list[Any], size: int) -> int:

@@ -12,10 +12,11 @@ from typing import Any, Literal, get_args
 from torch import Tensor, nn
 
 from holdfast.choices import check_choice, check_count, check_share
+from holdfast.curvature.blocks import trace
 from holdfast.curvature.factored import FactoredImportance, KroneckerFactors
 from holdfast.importance.alone import alone
 from holdfast.importance.fisher import FisherScores, check_top_k
-from holdfast.importance.gathering import gathered_batches
+from holdfast.importance.gathering import gathered_batches, pieces
 from holdfast.importance.loss import MeasuredLoss
 from holdfast.importance.measure import Batch, DataPass
 from holdfast.likelihoods.likelihood import Likelihood, resolve_likelihood
@@ -28,6 +29,7 @@ from holdfast.tensors import trainable_parameters, unwrap
 
 KfacKind = Literal["exact", "sampled", "empirical"]
 FactorRule = Literal["auto", "matched", "expand", "reduce"]
+WideForm = Literal["blocks", "diagonal"]
 
 
 def kfac(
@@ -39,6 +41,7 @@ def kfac(
     damping: float = 0.0,
     share_inputs: bool = False,
     max_size: int | None = None,
+    wide: WideForm = "blocks",
     loss: str | Likelihood | Callable[[Any, Any], Tensor] | None = None,
     num_draws: int = 1,
     top_k: int | None = None,
@@ -92,8 +95,12 @@ def kfac(
             to be held along one basis of it, which saves n^2 numbers a layer. Layers with the same A do so in any case.
             Those with "matched" ones have each its own, and their curvature along what they learned next was then off
             by a factor of 1.3 to 1.5 instead of 1.2 on small transformers.
-        max_size: of the sides of a layer's matrix; a larger one, such as the output layer of a language model, has the
-            diagonal: a factor takes the square of its side in memory. None: any.
+        max_size: N, of a factor, which takes the square of its side in memory. A longer side, such as that of the
+            output layer of a language model, is cut into the fewest equal blocks of neighbouring inputs or outputs,
+            at most N each, and its factor is the block-diagonal of A or G: products of two inputs, or of gradients at
+            two outputs, in different blocks are left out. The diagonal and the trace stay, and memory falls to n^2
+            over the number of blocks. None: any.
+        wide: what layers with a longer side than `max_size` have: "blocks", as described there, or the "diagonal".
         loss: "categorical" (default), "gaussian", "bernoulli", "similarity" (of embeddings, without targets), a
             `Likelihood`, or a function of (outputs, batch) that returns one negative log-likelihood per example, shape
             [B], in nats (for "empirical" only). See `fisher`.
@@ -124,11 +131,13 @@ def kfac(
 
     Cost: for C classes one forward and C backward passes without weight gradients (with top_k: top_k + 1; "sampled":
     `num_draws`; "empirical": one), and half of a product of n^2 for each input and of m^2 for each class and output of
-    a layer of n inputs and m outputs; memory n^2 + m^2 a layer. "reduce" takes 1/T of these products; "matched" up to
-    about twice as many, and those for A for each class too: on a small GPT, ViT and ConvNet 0.7 to 1.2 times the time
-    of "expand" with "sampled", 1.5 to 1.7 times with "exact" and ten classes. Both run a few examples together and
-    alone, once, to see which positions are whose, and all examples one at a time where that cannot be seen. Models with
-    other parameters are passed through once more, for these.
+    a layer of n inputs and m outputs. "reduce" takes 1/T of these products; "matched" up to about twice as many, and
+    those for A for each class too: on a small GPT, ViT and ConvNet 0.7 to 1.2 times the time of "expand" with
+    "sampled", 1.5 to 1.7 times with "exact" and ten classes. Both run a few examples together and alone, once, to see
+    which positions are whose, and all examples one at a time where that cannot be seen. Models with other parameters
+    are passed through once more, for these. Memory n^2 + m^2 a layer; beside it twice that of a training pass of the
+    same batch at most, on the networks of `benchmarks/kfac_memory.py`. A batch whose patches would take more than its
+    activations goes through in pieces, unless the loss is a function.
 
     Source: Martens & Grosse 2015 (arXiv 1503.05671); convolutions: Grosse & Martens 2016 (arXiv 1602.01407); "expand"
     and "reduce": Eschenhagen et al. 2023 (arXiv 2311.00636); the moments of "matched": Ren & Goldfarb 2021 (arXiv
@@ -146,6 +155,7 @@ def kfac(
     check_count("num_draws", num_draws, where=where)
     check_count("max_size", max_size, where=where, none="any")
     check_count("seed", seed, where=where, least=0)
+    check_choice("form of wide layers of kfac", wide, get_args(WideForm))
     check_share("damping", damping, where=where, example=0.01)
     if num_draws > 1 and kind != "sampled":
         warnings.warn(
@@ -155,17 +165,11 @@ def kfac(
     data_pass = DataPass(model, data, where=where, num_examples=num_examples, progress=progress, loss=measured)
     with measuring(model):
         rule: SharingRule | None = None if factors == "auto" else factors
-        sums = KroneckerSums(model, where=where, chunk_bytes=chunk_bytes, rule=rule, max_size=max_size)
-        rows, again = (FisherScores(measured, kind, num_draws, top_k, seed) for _ in range(2))
-        rest: MomentSums | None = None
-        for batch in gathered_batches(data_pass, lambda: sums.room if measured.is_own else 0):
-            sums.add(batch.call, lambda outputs, batch=batch: rows(outputs, batch), alone=alone(rows, batch))
-            with _frozen(model, [name for layer in sums.layers for name in layer.names(layer.weight)]):
-                if rest is None:
-                    _warn_of(sums, model)
-                    rest = MomentSums(model, phi="square", where=where, chunk_bytes=chunk_bytes)
-                _add_rest(rest, batch, again)
-        assert rest is not None
+        sums = KroneckerSums(
+            model, where=where, chunk_bytes=chunk_bytes, rule=rule, max_size=max_size, wide=wide == "blocks"
+        )
+        scores = [FisherScores(measured, kind, num_draws, top_k, seed) for _ in range(2)]
+        rest = _added(sums, model, data_pass, measured, *scores, chunk_bytes=chunk_bytes)
         diagonal = data_pass.importance(
             {name: total / data_pass.num_targets for name, total in rest.totals.items()},
             kind=f"kfac-{kind}",
@@ -186,9 +190,35 @@ def kfac(
         return FactoredImportance(layers, diagonal, diagonal.info)
 
 
-def _add_rest(rest: MomentSums, batch: Batch, rows: FisherScores) -> None:
-    if rest.totals:
-        rest.add(batch.call, lambda outputs: rows(outputs, batch), alone=alone(rows, batch))
+def _added(
+    sums: KroneckerSums,
+    model: nn.Module,
+    data_pass: DataPass,
+    loss: MeasuredLoss,
+    rows: FisherScores,
+    again: FisherScores,
+    *,
+    chunk_bytes: int,
+) -> MomentSums:
+    """Add all of the data, and give the sums of what has no factors; nothing of the data is held behind it."""
+    rest: MomentSums | None = None
+    batches = gathered_batches(data_pass, lambda: sums.room if loss.is_own else 0)
+    for batch in (piece for whole in batches for piece in _pieces(whole, sums, loss)):
+        sums.add(batch.call, lambda outputs, batch=batch: rows(outputs, batch), alone=alone(rows, batch))
+        with _frozen(model, [name for layer in sums.layers for name in layer.names(layer.weight)]):
+            if rest is None:
+                _warn_of(sums, model)
+                rest = MomentSums(model, phi="square", where="kfac", chunk_bytes=chunk_bytes)
+            if rest.totals:
+                scores = lambda outputs, batch=batch: again(outputs, batch)  # noqa: E731
+                rest.add(batch.call, scores, alone=alone(again, batch))
+    assert rest is not None
+    return rest
+
+
+def _pieces(batch: Batch, sums: KroneckerSums, loss: MeasuredLoss) -> Iterator[Batch]:
+    """What goes through the model at once; a function of the caller's sees whole batches."""
+    return pieces(batch, sums.at_once(batch.call) if loss.is_own else batch.call.size)
 
 
 def _means(sums: KroneckerSums, model: nn.Module, num_targets: int) -> dict[str, KroneckerFactors]:
@@ -201,12 +231,12 @@ def _means(sums: KroneckerSums, model: nn.Module, num_targets: int) -> dict[str,
         out, width = layer.matrix_shape
         zeros = parameters[layer.weight].new_zeros
         inputs, outputs = (
-            found.pop(layer.weight).taken() if layer.weight in found else zeros(size, size)
+            found.pop(layer.weight).taken() if layer.weight in found else zeros(size, sums.width(size))
             for found, size in ((sums.inputs, width), (sums.outputs, out))
         )
         if sums.rules.get(layer.weight) == "matched":
-            trace = outputs.trace()
-            inputs, outputs = inputs.div_(num_targets), outputs.div_(trace.where(trace > 0, 1.0))
+            whole = trace(outputs)
+            inputs, outputs = inputs.div_(num_targets), outputs.div_(whole.where(whole > 0, 1.0))
         else:
             inputs, outputs = inputs.div_(sums.num_examples), outputs.div_(num_targets)
         layers[layer.weight] = KroneckerFactors(inputs, outputs, **layer.form)
@@ -254,5 +284,5 @@ def _warn_of(sums: KroneckerSums, model: nn.Module) -> None:
         named = "; ".join(f"{name!r}: {reason}" for name, reason in sums.declined.items())
         warnings.warn(
             f"kfac: in {type(unwrap(model)).__name__} these have the diagonal instead of factors: {named}.",
-            stacklevel=3,
+            stacklevel=4,
         )

@@ -28,10 +28,10 @@ def add_partial_traces(inputs: SymmetricSum, outputs: SymmetricSum, a: Tensor, g
         a: [B, T, n].
         g: [B, T, m].
 
-    Cost: products of B m n (T + n/2 + m/2), or of B T (n^2 + m^2)/2 and 2 B T^2 (n + m), by the size of n, m and T;
-    memory as `partial_trace_size` says.
+    Cost: products of B m n (T + n/2 + m/2), or of B T (n^2 + m^2)/2 and 2 B T^2 (n + m), by the size of n, m and T, and
+    less where the sums are of blocks; memory as `partial_trace_size` says.
     """
-    if _is_written_out(a, g):
+    if _is_written_out(inputs, outputs, a, g):
         M = g.mT @ a
         down, across = M.flatten(0, 1), M.mT.flatten(0, 1)
         inputs.add(down, down)
@@ -41,13 +41,14 @@ def add_partial_traces(inputs: SymmetricSum, outputs: SymmetricSum, a: Tensor, g
         outputs.add(g.flatten(0, 1), ((a @ a.mT) @ g).flatten(0, 1))
 
 
-def partial_trace_size(a: Tensor, g: Tensor) -> int:
+def partial_trace_size(inputs: SymmetricSum, outputs: SymmetricSum, a: Tensor, g: Tensor) -> int:
     """Numbers that `add_partial_traces` writes for each example."""
     (_, T, n), m = a.shape, g.shape[-1]
-    return 2 * m * n if _is_written_out(a, g) else 2 * T * T + T * (n + m)
+    return 2 * m * n if _is_written_out(inputs, outputs, a, g) else 2 * T * T + T * (n + m)
 
 
-def _is_written_out(a: Tensor, g: Tensor) -> bool:
+def _is_written_out(inputs: SymmetricSum, outputs: SymmetricSum, a: Tensor, g: Tensor) -> bool:
     """Whether the gradients of the examples cost less than products between their positions."""
     (_, T, n), m = a.shape, g.shape[-1]
-    return m * n * (T + n + m) < 2 * T * T * (n + m) + T * (n * n + m * m)
+    across, down = inputs.width, outputs.width
+    return m * n * (T + across + down) < 2 * T * T * (n + m) + T * (n * across + m * down)

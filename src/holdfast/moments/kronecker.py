@@ -7,17 +7,16 @@ patches under them), the block of weight and bias is approximated by A (x) G; `f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from holdfast.choices import check_count
+from holdfast.curvature.blocks import block_width
 from holdfast.errors import LossShapeError, NotFiniteError, UnsupportedLayerError
 from holdfast.moments.calls import Call, tensors_in
 from holdfast.moments.factors import SharingRule, add_partial_traces, partial_trace_size
@@ -28,9 +27,7 @@ from holdfast.moments.gradients import (
     random_scores,
     refuses_grad,
     tolerance,
-    zeros,
 )
-from holdfast.moments.layers import rows_of
 from holdfast.moments.layout import Layout, find_layout
 from holdfast.moments.matrices import (
     Layer,
@@ -38,32 +35,19 @@ from holdfast.moments.matrices import (
     gradients_of,
     inputs_by_example,
     inputs_of,
+    is_wide,
     layers_of,
 )
 from holdfast.moments.places import Places
+from holdfast.moments.recording import Use, patches_share, recorded
 from holdfast.moments.study import few_examples
 from holdfast.moments.sums import Alone
 from holdfast.moments.symmetric import SymmetricSum
-from holdfast.moments.transforms import transformed
 from holdfast.moments.watching import Watching
 from holdfast.tensors import unwrap
 
 _TRIALS = 4
 """Batches whose first examples are run together and alone because it is not known where the examples are in a layer."""
-
-
-@dataclass
-class _Use:
-    """One call of a layer: its input, the place of its output in the graph, and how many positions all examples have.
-
-    None of them if a transform hides them. `source` is the same for calls with the same input.
-    """
-
-    input: Tensor
-    edge: GradientEdge | None
-    num_rows: int
-    hidden: bool = False
-    source: tuple[Any, ...] = ()
 
 
 class KroneckerSums:
@@ -81,14 +65,16 @@ class KroneckerSums:
         chunk_bytes: bound on the patches of a convolution, and on what "matched" writes for its products, at once.
         rule: of all layers; None: "matched" for those that have several positions to an example in the batch in which
             they are first met, "expand" for the others, for which it is K-FAC.
-        max_size: of the sides of a layer's matrix; larger ones have no factors. None: any.
+        max_size: of a factor; that of a longer side is made in diagonal blocks, as few and equal as can be. None: any.
+        wide: whether layers with a longer side have factors at all.
 
     Attributes:
         layers: those that have factors; complete after the first `add`.
         declined: weight of a layer that failed the check -> why. Layers that are called twice are only left out.
         rules: weight -> its rule, once it was met.
         reads: weight -> that of the first layer that had the same input in every batch, itself where it is the first.
-        inputs: weight -> sum over examples of what the rule's A is the mean of, [n, n]; none where nothing was added.
+        inputs: weight -> sum over examples of what the rule's A is the mean of, [n, n] or its blocks [n, b]; none where
+            nothing was added.
         outputs: weight -> likewise for G, [out, out]; of "matched" before the division by tr A.
         num_examples: examples seen.
     """
@@ -101,17 +87,19 @@ class KroneckerSums:
         chunk_bytes: int,
         rule: SharingRule | None = "expand",
         max_size: int | None = None,
+        wide: bool = True,
     ) -> None:
         check_count("chunk_bytes", chunk_bytes, where=where)
         self._model, self._where, self._chunk_bytes = model, where, chunk_bytes
         self._rule: SharingRule | None = rule
-        self._proven = False
+        self._proven, self._patches_share = False, 0.0
         self._places = Places(model)
         self._layouts: dict[str, Layout] = {}
         self._trials = _TRIALS
         self.rules: dict[str, SharingRule] = {}
         self.reads: dict[str, str] = {}
-        self.layers = [layer for layer in layers_of(model) if max_size is None or max(layer.matrix_shape) <= max_size]
+        self._max_size = max_size
+        self.layers = [layer for layer in layers_of(model) if wide or not is_wide(layer, max_size)]
         self.declined: dict[str, str] = {}
         self.inputs: dict[str, SymmetricSum] = {}
         self.outputs: dict[str, SymmetricSum] = {}
@@ -121,6 +109,19 @@ class KroneckerSums:
     def room(self) -> int:
         """How many examples like those studied go together well; 0 where nothing is known."""
         return self._places.room(self._chunk_bytes)
+
+    def at_once(self, call: Call) -> int:
+        """How many examples of a batch to add at once.
+
+        So many that the patches of all convolutions, which every row of scores needs, take no more memory than the
+        inputs and outputs of their layers do for the whole batch, as a training pass holds them.
+
+        Cost: that of the first `add`, which then has less to do: the layers are checked on this batch.
+        """
+        if not self._proven:
+            self._prove(call)
+        shares = math.ceil(self._patches_share)
+        return max(1, -(-call.size // max(1, shares)))
 
     def add(self, call: Call, scores: Scores, *, alone: Alone | None = None) -> None:
         """Add a batch.
@@ -154,12 +155,12 @@ class KroneckerSums:
                 self._add(one, scores if alone is None else alone(b, shapes), *self._forward(one))
         self.num_examples += call.size
 
-    def _forward(self, call: Call, watching: Watching | None = None) -> tuple[dict[str, list[_Use]], Any]:
-        with _recorded(self.layers, watching) as uses:
+    def _forward(self, call: Call, watching: Watching | None = None) -> tuple[dict[str, list[Use]], Any]:
+        with recorded(self.layers, watching) as uses:
             outputs = call(unwrap(self._model))
         return uses, outputs
 
-    def _add(self, call: Call, scores: Scores, uses: dict[str, list[_Use]], outputs: Any) -> None:
+    def _add(self, call: Call, scores: Scores, uses: dict[str, list[Use]], outputs: Any) -> None:
         often = {name: len(calls) for name, calls in uses.items() if len(calls) > 1}
         if often:
             name, number = next(iter(often.items()))
@@ -197,7 +198,7 @@ class KroneckerSums:
                     inputs = kept.get(layer.weight) or self._inputs(layer, use, call.size)
                     self._add_gradients(layer, inputs, g, call.size)
 
-    def _tell_apart(self, uses: dict[str, list[_Use]]) -> None:
+    def _tell_apart(self, uses: dict[str, list[Use]]) -> None:
         """Of the layers that had the same input so far, those that have it now."""
         first: dict[Any, str] = {}
         for layer in self.layers:
@@ -205,18 +206,18 @@ class KroneckerSums:
                 alike = (self.reads.get(layer.weight), use.source, layer.matrix_shape[1], layer.bias is None)
                 self.reads[layer.weight] = first.setdefault(alike, layer.weight)
 
-    def _add_inputs(self, layer: Layer, use: _Use, size: int) -> None:
+    def _add_inputs(self, layer: Layer, use: Use, size: int) -> None:
         """Add what does not depend on the scores."""
         rule = self.rules[layer.weight]
         if rule == "expand":
             for a in inputs_of(layer, use.input, chunk_bytes=self._chunk_bytes):
-                _sum_in(self.inputs, layer.weight, a).add(a, a)
+                self._sum_in(self.inputs, layer.weight, a).add(a, a)
         elif rule == "reduce":
             for a in self._inputs(layer, use, size):
                 mean = a.mean(dim=1)
-                _sum_in(self.inputs, layer.weight, mean).add(mean, mean)
+                self._sum_in(self.inputs, layer.weight, mean).add(mean, mean)
 
-    def _kept(self, called: list[tuple[Layer, _Use]], size: int) -> dict[str, list[Tensor]]:
+    def _kept(self, called: list[tuple[Layer, Use]], size: int) -> dict[str, list[Tensor]]:
         """Inputs that every row of scores needs, of as many layers as go into `chunk_bytes`."""
         found, room = {}, self._chunk_bytes
         for layer, use in called:
@@ -231,27 +232,27 @@ class KroneckerSums:
         rule = self.rules[layer.weight]
         if rule == "expand":
             g = gradients_of(layer, g)
-            _sum_in(self.outputs, layer.weight, g).add(g, g, factor=size / len(g))
+            self._sum_in(self.outputs, layer.weight, g).add(g, g, factor=size / len(g))
             return
         g = gradients_by_example(layer, g, self._layouts.get(layer.weight), size=size)
         if rule == "reduce":
             whole = g.sum(dim=1)
-            _sum_in(self.outputs, layer.weight, whole).add(whole, whole)
+            self._sum_in(self.outputs, layer.weight, whole).add(whole, whole)
             return
         done = 0
         for a in inputs:
             behind, done = g[done : done + len(a)], done + len(a)
-            chunk = max(1, self._chunk_bytes // (partial_trace_size(a, behind) * a.element_size()))
+            sums = (self._sum_in(self.inputs, layer.weight, a), self._sum_in(self.outputs, layer.weight, g))
+            chunk = max(1, self._chunk_bytes // (partial_trace_size(*sums, a, behind) * a.element_size()))
             with torch.autocast(g.device.type, enabled=False):
-                sums = (_sum_in(self.inputs, layer.weight, a), _sum_in(self.outputs, layer.weight, g))
                 for some, theirs in zip(a.split(chunk), behind.split(chunk)):
                     add_partial_traces(*sums, some, theirs)
 
-    def _inputs(self, layer: Layer, use: _Use, size: int) -> Iterator[Tensor]:
+    def _inputs(self, layer: Layer, use: Use, size: int) -> Iterator[Tensor]:
         layout = self._layouts.get(layer.weight)
         return inputs_by_example(layer, use.input, layout, size=size, chunk_bytes=self._chunk_bytes)
 
-    def _choose(self, uses: dict[str, list[_Use]], size: int) -> None:
+    def _choose(self, uses: dict[str, list[Use]], size: int) -> None:
         """The rule of layers that are met for the first time, by all examples of the batch."""
         for layer in self.layers:
             for use in uses[layer.weight]:
@@ -259,7 +260,7 @@ class KroneckerSums:
                 rule = by_positions if self._rule is None else self._rule
                 self.rules.setdefault(layer.weight, rule)
 
-    def _are_laid_out(self, call: Call, uses: dict[str, list[_Use]]) -> bool:
+    def _are_laid_out(self, call: Call, uses: dict[str, list[Use]]) -> bool:
         """Whether it is known which positions are whose, where it matters."""
         met = {w: calls[0].input for w, calls in uses.items() if calls and self.rules.get(w, "expand") != "expand"}
         if call.size == 1 or not met:
@@ -272,7 +273,7 @@ class KroneckerSums:
     def _find_layouts(self, few: Call) -> None:
         seen = []
         for some in (few, *(few.examples(b, b + 1) for b in range(few.size))):
-            with _recorded(self.layers) as uses:
+            with recorded(self.layers) as uses:
                 some(unwrap(self._model))
             seen.append(uses)
         for layer in self.layers:
@@ -286,9 +287,9 @@ class KroneckerSums:
     def _prove(self, call: Call) -> None:
         """Leave only the layers that prove themselves on this batch."""
         one, two = call.examples(0, 1), call.examples(0, 1).picked([0, 0])
-        with _recorded(self.layers) as first:
+        with recorded(self.layers) as first:
             one(unwrap(self._model))
-        with _recorded(self.layers) as second:
+        with recorded(self.layers) as second:
             two(unwrap(self._model))
         for layer in list(self.layers):
             shapes, doubled = ([u.input.numel() for u in uses[layer.weight]] for uses in (first, second))
@@ -298,10 +299,13 @@ class KroneckerSums:
                 self._decline(layer, "it is called inside a transform of torch.func, which hides its inputs")
             elif doubled != [2 * size for size in shapes]:
                 self._decline(layer, "its inputs do not grow with the number of examples")
+        self._patches_share = patches_share(self.layers, first)
         scores = partial(random_scores, call.size)
         expected = gradient(self._model, call, scores)
+        own = {name for layer in self.layers for name in layer.names(layer.weight)}
         try:
-            found = {**expected, **self._layer_gradients(call, scores)}
+            none = {name: value.new_zeros(()).expand_as(value) for name, value in expected.items() if name in own}
+            found = {**expected, **none, **self._layer_gradients(call, scores)}
         except RuntimeError as error:
             if not refuses_grad(error):
                 raise
@@ -315,8 +319,8 @@ class KroneckerSums:
         self._proven = True
 
     def _layer_gradients(self, call: Call, scores: Scores) -> dict[str, Tensor]:
-        """Name -> sum of g a^T, what a layer's calls say the gradient of its weight and bias is."""
-        with _recorded(self.layers) as uses:
+        """Name -> sum of g a^T, what a layer's calls say the gradient of weight and bias is; none where it is zero."""
+        with recorded(self.layers) as uses:
             rows = scores(call(unwrap(self._model)))
         found: dict[str, Tensor] = {}
         for layer in self.layers:
@@ -325,60 +329,31 @@ class KroneckerSums:
                 if use.edge is not None and rows.requires_grad:
                     (g,) = torch.autograd.grad(rows.sum(), [use.edge], allow_unused=True, retain_graph=True)
                     if g is not None:
-                        inputs = inputs_of(layer, use.input, chunk_bytes=self._chunk_bytes)
-                        total = _product(gradients_of(layer, g), torch.cat(list(inputs)))
+                        total = self._product(layer, use, gradients_of(layer, g))
             if total is not None:
                 found |= zip(layer.names(layer.weight), layer.split(total))
-        empty = zeros(self._model)
-        return {name: found.get(name, empty[name]) for layer in self.layers for name in layer.names(layer.weight)}
+        return found
+
+    def _product(self, layer: Layer, use: Use, g: Tensor) -> Tensor:
+        """Sum over rows of g a^T, [out, in (+1)], in float32 or wider also under autocast."""
+        total, done = g.new_zeros(layer.matrix_shape), 0
+        with torch.autocast(g.device.type, enabled=False):
+            for a in inputs_of(layer, use.input, chunk_bytes=self._chunk_bytes):
+                total.addmm_(g[done : done + len(a)].T, a)
+                done += len(a)
+        return total
 
     def _decline(self, layer: Layer, reason: str) -> None:
         self.layers.remove(layer)
         self.declined[layer.weight] = reason
 
+    def width(self, size: int) -> int:
+        """Of the blocks of a factor with a side of this size."""
+        return block_width(size, self._max_size)
 
-@contextmanager
-def _recorded(layers: list[Layer], watching: Watching | None = None) -> Iterator[dict[str, list[_Use]]]:
-    """Collects each layer's input and the place of its output in the graph, before anything changes it in place."""
-    uses: dict[str, list[_Use]] = {layer.weight: [] for layer in layers}
-
-    def recorder(layer: Layer) -> Callable[..., Tensor | None]:
-        def record(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
-            if watching is not None:
-                watching.meet()
-            if transformed():
-                uses[layer.weight].append(_Use(torch.empty(0, dtype=torch.float32), None, 0, hidden=True))
-                return None
-            edge = get_gradient_edge(output) if output.requires_grad else None
-            x = args[0] if args else next(iter(kwargs.values()))
-            num_rows, source = output.numel() // layer.matrix_shape[0], _source(x)
-            uses[layer.weight].append(_Use(rows_of(x.detach()), edge, num_rows, source=source))
-            # a change in place of a view, as of a Linear layer's output for sequences, would leave its edge behind
-            return output.clone() if output._is_view() else None
-
-        return record
-
-    handles = [layer.module.register_forward_hook(recorder(layer), with_kwargs=True, prepend=True) for layer in layers]
-    try:
-        yield uses
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _source(x: Tensor) -> tuple[Any, ...]:
-    """The same for the same tensor, as long as what is recorded of it keeps its memory; no layer's may be changed."""
-    return (object(),) if x.is_nested else (x.data_ptr(), x.shape, x.stride())
-
-
-def _product(g: Tensor, a: Tensor) -> Tensor:
-    """Sum over rows of g a^T, in float32 or wider also under autocast."""
-    with torch.autocast(g.device.type, enabled=False):
-        return g.T @ a
-
-
-def _sum_in(sums: dict[str, SymmetricSum], name: str, rows: Tensor) -> SymmetricSum:
-    """The sum of this name, of outer products of such rows; an empty one where there is none yet."""
-    if name not in sums:
-        sums[name] = SymmetricSum(rows.shape[-1], like=rows)
-    return sums[name]
+    def _sum_in(self, sums: dict[str, SymmetricSum], name: str, rows: Tensor) -> SymmetricSum:
+        """The sum of this name, of outer products of such rows; an empty one where there is none yet."""
+        if name not in sums:
+            size = rows.shape[-1]
+            sums[name] = SymmetricSum(size, like=rows, width=self.width(size))
+        return sums[name]

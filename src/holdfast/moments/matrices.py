@@ -55,6 +55,11 @@ def layers_of(model: nn.Module) -> list[Layer]:
     return layers
 
 
+def is_wide(layer: Layer, max_size: int | None) -> bool:
+    """Whether a side of its matrix is longer."""
+    return max_size is not None and max(layer.matrix_shape) > max_size
+
+
 def inputs_of(layer: Layer, x: Tensor, *, chunk_bytes: int) -> Iterator[Tensor]:
     """The inputs [rows, in (+1)] of one call, examples and positions in one axis; for images in chunks."""
     if isinstance(layer.module, ConvolutionLayer):

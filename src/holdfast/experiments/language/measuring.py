@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from holdfast.curvature.blocks import trace
 from holdfast.curvature.factored import AnyImportance, factors_from, factors_to_tensors, importance_of
 from holdfast.errors import (
     EmptyDataError,
@@ -266,8 +267,8 @@ class _State:
         self.layers = layers
         self.rules = {name: found.info.details[name] for name in ("factors", "matched") if name in found.info.details}
         for name, f in found.layers.items():
-            traces = {"inputs": f.outputs.trace(), "outputs": f.inputs.trace()}
-            factors |= {f"{name}/{part}": factors[f"{name}/{part}"] * trace for part, trace in traces.items()}
+            traces = {"inputs": trace(f.outputs), "outputs": trace(f.inputs)}
+            factors |= {f"{name}/{part}": factors[f"{name}/{part}"] * each for part, each in traces.items()}
         for totals, values in ((self.totals, found.diagonal), (self.factors, factors)):
             for name, value in values.items():
                 total = totals.setdefault(name, torch.zeros(value.shape))
@@ -281,8 +282,8 @@ class _State:
         """Over all targets; the sums are gone then."""
         diagonal, factors = ({n: s.div_(self.targets) for n, s in sums.items()} for sums in (self.totals, self.factors))
         for name in self.layers:
-            trace = factors[f"{name}/outputs"].trace()
-            factors[f"{name}/outputs"] /= trace.where(trace > 0, 1.0)
+            whole = trace(factors[f"{name}/outputs"])
+            factors[f"{name}/outputs"] /= whole.where(whole > 0, 1.0)
         return importance_of(factors_from(self.layers, factors, where="importance"), diagonal, info)
 
     def progress(self) -> MeasuringProgress:
