@@ -178,6 +178,20 @@ def test_a_budget_is_measured_through_the_old_head(place: Path, tmp_path: Path, 
             learn(place, tmp_path / "other", model, "new.jsonl", what, **with_anchors)
 
 
+@pytest.mark.parametrize("model", ["bert", "classifier"])
+def test_a_head_that_learns_on_gives_its_own_old_answers(place: Path, tmp_path: Path, model: str):
+    """Its classes are those of the new data, so that no head is added."""
+    kept = learn(place, tmp_path / "out", model, "old.jsonl", "new")
+    assert (kept.new_head, kept.kept_heads) == ("original", ())
+    assert "old answers to 108 texts of the new data, head 'original'" in kept.rehearsed
+    kept = learn(place, tmp_path / "out", model, "old.jsonl", "old.jsonl", automatic=True)
+    assert "of 0.02 nats in this lesson" in kept.report
+    folder = keep(tmp_path / "keep", load_model(str(place / model)), place / "prose.txt")
+    held = {"keep": folder, "holding": HoldOptions(budget=0.01)}
+    kept = learn(place, tmp_path / "out", model, "old.jsonl", "old.jsonl", **held)
+    assert "of 0.01 nats in this lesson" in kept.report
+
+
 def test_beside_a_strength_and_wva(place: Path, tmp_path: Path):
     folder = keep(tmp_path / "keep", load_model(str(place / "encoder")), place / "pairs.csv", kind="exact")
     for holding in (HoldOptions(strength=10.0), HoldOptions("wva", strength=10.0)):
