@@ -92,7 +92,7 @@ def learn(place: Path, output: Path, model: str, data: str, what: str | None, **
         ("causal", "new.txt", "self", "old.txt", "dreams of"),
         ("causal", "new.txt", "old.txt", "old.txt", "blocks of tokens of"),
         ("classifier", "new.jsonl", "new", "old.jsonl", "old answers to 108 texts of the new data, head 'original'"),
-        ("classifier", "new.jsonl", "old.jsonl", "old.jsonl", "120 texts of"),
+        ("classifier", "new.jsonl", "old.jsonl", "old.jsonl", "120 examples of"),
         ("classifier", "new.jsonl", "prose.txt", "old.jsonl", "old answers to 80 texts of"),
     ],
 )
@@ -144,7 +144,7 @@ def test_an_encoders_old_cosines_are_kept(place: Path, tmp_path: Path, what: str
 def test_an_encoder_learns_old_pairs_with_their_similarities_again(place: Path, tmp_path: Path):
     old = Source(str(place / "pairs.csv"))
     kept = learn(place, tmp_path / "out", "encoder", "new.jsonl", "pairs.csv", compare=True, old_data=old)
-    assert "80 texts of" in kept.rehearsed
+    assert "80 examples of" in kept.rehearsed
     assert kept.old["held"].loss < kept.old["plain"].loss - 0.1
 
 
