@@ -224,7 +224,7 @@ def test_old_data_are_rehearsed_by_their_own_columns(place: Path, tmp_path: Path
     given = ["finetune", model, place / "intents.jsonl", "--rehearse", old, "--share", 0.5, "--steps", 4]
     given += ["--old-text", "said", "--old-label", "kind", "-o", tmp_path / "out"]
     assert run(*given) == 0
-    assert f"rehearsal: 32 texts of {old}, head 'original'; one step of 2" in capsys.readouterr().out
+    assert f"rehearsal: 32 examples of {old}, head 'original'; one step of 2" in capsys.readouterr().out
 
 
 def test_a_forecast_that_did_not_hold_is_shouted(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -92,7 +92,7 @@ def learn(place: Path, output: Path, model: str, data: str, what: str | None, **
         ("causal", "new.txt", "self", "old.txt", "dreams of"),
         ("causal", "new.txt", "old.txt", "old.txt", "blocks of tokens of"),
         ("classifier", "new.jsonl", "new", "old.jsonl", "old answers to 108 texts of the new data, head 'original'"),
-        ("classifier", "new.jsonl", "old.jsonl", "old.jsonl", "120 texts of"),
+        ("classifier", "new.jsonl", "old.jsonl", "old.jsonl", "120 examples of"),
         ("classifier", "new.jsonl", "prose.txt", "old.jsonl", "old answers to 80 texts of"),
     ],
 )
@@ -144,7 +144,7 @@ def test_an_encoders_old_cosines_are_kept(place: Path, tmp_path: Path, what: str
 def test_an_encoder_learns_old_pairs_with_their_similarities_again(place: Path, tmp_path: Path):
     old = Source(str(place / "pairs.csv"))
     kept = learn(place, tmp_path / "out", "encoder", "new.jsonl", "pairs.csv", compare=True, old_data=old)
-    assert "80 texts of" in kept.rehearsed
+    assert "80 examples of" in kept.rehearsed
     assert kept.old["held"].loss < kept.old["plain"].loss - 0.1
 
 
@@ -176,6 +176,20 @@ def test_a_budget_is_measured_through_the_old_head(place: Path, tmp_path: Path, 
     if model == "encoder":
         with pytest.raises(OptionError, match="names the weights of .* Leave out --anchors, or give --strength"):
             learn(place, tmp_path / "other", model, "new.jsonl", what, **with_anchors)
+
+
+@pytest.mark.parametrize("model", ["bert", "classifier"])
+def test_a_head_that_learns_on_gives_its_own_old_answers(place: Path, tmp_path: Path, model: str):
+    """Its classes are those of the new data, so that no head is added."""
+    kept = learn(place, tmp_path / "out", model, "old.jsonl", "new")
+    assert (kept.new_head, kept.kept_heads) == ("original", ())
+    assert "old answers to 108 texts of the new data, head 'original'" in kept.rehearsed
+    kept = learn(place, tmp_path / "out", model, "old.jsonl", "old.jsonl", automatic=True)
+    assert "of 0.02 nats in this lesson" in kept.report
+    folder = keep(tmp_path / "keep", load_model(str(place / model)), place / "prose.txt")
+    held = {"keep": folder, "holding": HoldOptions(budget=0.01)}
+    kept = learn(place, tmp_path / "out", model, "old.jsonl", "old.jsonl", **held)
+    assert "of 0.01 nats in this lesson" in kept.report
 
 
 def test_beside_a_strength_and_wva(place: Path, tmp_path: Path):

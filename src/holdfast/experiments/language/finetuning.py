@@ -116,7 +116,8 @@ def keeper_of(
     if model.own_part and (other or model.new_head or measured not in (None, model.head)):
         importance, free = _among(importance, model.own_part), True
     if judge is not None:
-        prefix, module, free = judge.prefix, judge.module, free or other
+        prefix, module = judge.prefix, judge.module
+        free = free or other or bool(prefix)  # a head beside the base, of which an importance says nothing
         importance = renamed(importance, lambda name: prefix + name)
     is_measured = probes is not None or importance.probes is not None
     if holding.budget is not None and not is_measured and not importance.info.is_calibrated:

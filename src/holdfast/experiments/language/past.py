@@ -267,7 +267,8 @@ class OldAnswers:
 
     def _told(self, found: Sequence[Example], judge: LanguageModel) -> tuple[str, bool]:
         """What it is, in words, and whether old data are taught with their own targets."""
-        count = number_read(judge, len(found)) if self._of_causal else number_of(len(found), "text")
+        noun = "text" if self._skill is None else "example"
+        count = number_read(judge, len(found)) if self._of_causal else number_of(len(found), noun)
         if self._options.kind == "new":
             return f"old answers to {count} of the new data{_headed(judge)}", False
         if self._skill is None and not self._of_causal:
