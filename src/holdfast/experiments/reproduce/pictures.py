@@ -114,6 +114,7 @@ def curves(
     axes.set_ylim(low - 0.015 * (high - low), max(high, low + 0.05))
     if logarithmic:
         axes.set_xscale("log")
+        _few_ticks(axes.xaxis)
     if shares:
         axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g}%")
     axes.grid(axis="y", color=GRID, linewidth=0.8)
@@ -224,6 +225,17 @@ def _draw_row(axes: Axes, answer: Answer, place: int) -> None:
         axes.plot(ours.mean, place, "o", markersize=4.5, color=COLOURS[0])
         told = ours.text(scale=100)
     axes.text(1.02, place, told, transform=_across(axes), va="center", fontsize=FONT, color=INK)
+
+
+def _few_ticks(axis: Any) -> None:
+    """Numbers at powers of ten, and between them where there are few: matplotlib's own lie over each other."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    low, high = axis.get_view_interval()
+    if high < 100 * low:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _draw_series(axes: Axes, line: Series, number: int, *, floor: float, top: float) -> None:
