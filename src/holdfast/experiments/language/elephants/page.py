@@ -129,11 +129,13 @@ def conclusions(answer: StoryResult) -> list[str]:
 def draw(answer: StoryResult, path: Path) -> Path:
     """What the old skill lost against the new one: reported methods with intervals, and each setting that was tried."""
     width, height = 5.6, 4.4
-    figure = new_figure(0.85 + width + 2.9, height + 1.25)
+    legend = 0.6 + 0.085 * max(len(STORY_METHODS[method].label) for method in answer.chosen)
+    figure = new_figure(0.85 + width + legend, height + 1.25)
     axes = axes_at(figure, 0.85, 0.6, width, height)
     story = answer.story
     for number, method in enumerate(answer.chosen):
-        colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+        colour = COLOURS[number % len(COLOURS)]
+        marker = MARKERS[(number + number // len(COLOURS)) % len(MARKERS)]  # no two have both in common
         tried = sorted(
             (trial.value or 0.0, trial.lr, lost(story, found, "validation"), _shown_new(found, "validation"))
             for trial, found in answer.found.items()
@@ -154,7 +156,7 @@ def draw(answer: StoryResult, path: Path) -> Path:
             markersize=8,
             markerfacecolor=colour if method in HOLDING else "white",
             linewidth=0,
-            elinewidth=1.5,
+            elinewidth=1.0,
             label=STORY_METHODS[method].label,
         )
     if story == "gpt":
