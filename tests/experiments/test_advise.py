@@ -178,7 +178,7 @@ def test_measure_is_told_by_its_own_choice():
     found = measure(work.model, work.batches, probes=work.batches, loss=Categorical(classes=(0, 1, 2, 3)))
     assert (taken.choice.form, taken.choice.labels) == ("diagonal", "exact")
     assert isinstance(found, Importance)
-    assert "would take 10.3 times the weights' memory, more than 8; labels exact, for 4 outputs" in taken.choice.why
+    assert "take 10.3 times the weights' memory, more than 8; labels exact, for 4 outputs" in taken.choice.why
     assert taken.held_bytes == 2 * BYTES
 
     square = small(model=mlp(6, (6,), 4))

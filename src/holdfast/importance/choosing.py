@@ -268,12 +268,12 @@ def _factored(model: nn.Module, form: Form, *, where: str) -> tuple[list[Layer],
     told = _told(least, _held(model, least))
     if form == "kronecker":
         return least, f"{told}, as asked"
-    return [], f"a diagonal, for {told} are more than {_MOST_HELD:g}"
+    return [], f"a diagonal, for {told}, more than {_MOST_HELD:g}"
 
 
 def _told(layers: Sequence[Layer], held: float) -> str:
     count = len(layers)
-    return f"Kronecker factors of {count} layer{'s' * (count != 1)}: {held:.1f} times the weights' memory"
+    return f"Kronecker factors of {count} layer{'s' * (count != 1)} take {held:.1f} times the weights' memory"
 
 
 def _held(model: nn.Module, layers: Sequence[Layer]) -> float:
