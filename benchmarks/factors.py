@@ -1,6 +1,7 @@
 """The rules of `hf.kfac` beside the Fisher's own blocks, on small networks whose layers have many positions.
 
-python -m benchmarks.factors [SEEDS]    prints the table of docs/strength.md, in about three minutes
+python -m benchmarks.factors [SEEDS]    prints the two tables of docs/strength.md, in about five minutes: the rules, and
+                                        factors in blocks
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import holdfast as hf
+from holdfast.curvature.blocks import blocks_of
 from holdfast.curvature.factored import FactoredImportance
 from holdfast.likelihoods.categorical import Categorical
 
@@ -175,7 +177,7 @@ def errors(
     """Of all layers of `exact`; displacements are matrices [out, in (+1)] by weight."""
     result = Errors([], [], [], [])
     for name, M in exact.items():
-        A, G = found[name].inputs.double(), found[name].outputs.double()
+        A, G = (torch.block_diag(*blocks_of(part.double())) for part in found[name].tensors().values())
         own, diagonal = torch.outer(G.diagonal(), A.diagonal()), M.square().sum(0)
         result.trace.append(float(own.sum() / diagonal.sum()))
         result.diagonal.append(float((own - diagonal).norm() / diagonal.norm()))
@@ -269,6 +271,23 @@ def table(seeds: int = 3) -> str:
     return "\n".join(lines)
 
 
+def table_of_blocks(seeds: int = 3) -> str:
+    """Of factors in blocks of some sizes, the median over layers, ways to learn and seeds."""
+    sizes = (None, 32, 16, 8, 4, 1)
+    heads = ("whole", *(f"of {size}" for size in sizes[1:]))
+    lines = [f"| network | {' | '.join(heads)} |", "| --- " * (1 + len(sizes)) + "|"]
+    for name in NETS:
+        found: list[list[float]] = [[] for _ in sizes]
+        for seed in range(seeds):
+            model, x, y, learned = trained(name, seed=seed)
+            loss, exact = Categorical(causal=False, class_axis=-1 if y.ndim > 1 else None), blocks(model, x)
+            for size, factors in zip(sizes, found):
+                factors += errors(hf.kfac(model, [(x, y)], loss=loss, max_size=size), exact, [], learned).learned
+        lines.append(f"| {name} | {' | '.join(f'{statistics.median(factors):.2f}' for factors in found)} |")
+    return "\n".join(lines)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    print(table(int(sys.argv[1]) if len(sys.argv) > 1 else 3))
+    given = int(sys.argv[1]) if len(sys.argv) > 1 else 3
+    print(table(given), table_of_blocks(given), sep="\n\n")

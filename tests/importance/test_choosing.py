@@ -100,23 +100,24 @@ def test_factors_far_larger_than_the_weights_are_left(monkeypatch):
 
 def test_a_wide_layer_alone_has_the_diagonal_where_that_is_asked_for():
     model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 40))
-    found = hf.kfac(model, data(40), kind="sampled", max_size=10, wide="diagonal")
+    found = hf.kfac(model, data(40), kind="sampled", max_size=10, block_size=0)
     assert set(found) == {"0.weight"}
     assert set(found.diagonal) == {"2.weight", "2.bias"}
 
 
-@pytest.mark.parametrize(("outputs", "form", "layers"), [(60, "auto", 2), (600, "auto", 1), (600, "kronecker", 1)])
-def test_a_wide_layer_has_blocks_where_they_are_not_too_large(outputs, form, layers, monkeypatch):
-    monkeypatch.setattr("holdfast.importance.choosing._MAX_SIZE", 30)
-    monkeypatch.setattr("holdfast.importance.choosing._MOST_HELD", 6.0)
-    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, outputs))  # 36 and 60 * 30 + 36 + 360 numbers
-    if outputs == 600:
-        monkeypatch.setattr("holdfast.importance.choosing._MOST_HELD", 5.0)
-    found = hf.measure(model, data(outputs), probes=data(outputs), form=form)
+@pytest.mark.parametrize(
+    ("most", "form", "layers"), [(4.4, "auto", 2), (4.3, "auto", 1), (4.3, "kronecker", 1), (0.1, "auto", 0)]
+)
+def test_a_wide_layer_has_blocks_where_they_are_not_too_large(most, form, layers, monkeypatch):
+    for name, value in (("_MAX_SIZE", 30), ("_BLOCK_SIZE", 20), ("_MOST_HELD", most)):
+        monkeypatch.setattr(f"holdfast.importance.choosing.{name}", value)
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 60))
+    # of 25 and 360 weights 3 * 25 and 60 * 20 + 36 + 360 numbers are held, 4.34 times as many
+    found = hf.measure(model, data(60), probes=data(60), form=form)
     assert list(found.layers) == ["0.weight", "2.weight"][:layers]
     if layers == 2:
-        assert found.layers["2.weight"].outputs.shape == (60, 30)
-    assert found.covers.keys() == dict(model.named_parameters()).keys()
+        assert found.layers["2.weight"].outputs.shape == (60, 20)
+    assert set(found.to_diagonal()) == set(dict(model.named_parameters()))
 
 
 def test_few_classes_are_taken_exactly_and_many_are_drawn():

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import holdfast as hf
 from holdfast.curvature import blocks
+from holdfast.errors import OptionError
 from holdfast.likelihoods.categorical import Categorical
 
 MOST = 4
@@ -85,3 +86,17 @@ def test_memory_falls_to_the_share_of_a_block():
     assert found.inputs.shape == (32, 16)
     assert found.outputs.shape == (64, 16)
     assert sum(t.numel() for t in found.tensors().values()) == 32 * 16 + 64 * 16
+
+
+def test_smaller_blocks_than_what_is_not_cut():
+    found = measured("ConvNet, flattened", max_size=40, block_size=16)
+    sides = {n: width for f in found.values() for n, width in (f.inputs.shape, f.outputs.shape)}
+    assert sides == {10: 10, 6: 6, 55: 14, 8: 8, 129: 15, 4: 4}
+
+
+def test_blocks_above_what_is_not_cut_are_an_error():
+    with pytest.raises(OptionError, match="block_size=50 is above max_size=40, .* Lower it, or leave it out"):
+        measured("MLP, no positions", max_size=40, block_size=50)
+    assert measured("MLP, no positions", max_size=40)
+    with pytest.warns(UserWarning, match="block_size=50 has no effect without max_size"):
+        measured("MLP, no positions", block_size=50)

@@ -21,7 +21,7 @@ ESTIMATORS = {
     "measure": hf.measure,
     "probes_of": hf.probes_of,
 }
-COUNTS = ("num_draws", "num_examples", "num_probes", "max_size", "chunk_bytes", "top_k", "seed")
+COUNTS = ("num_draws", "num_examples", "num_probes", "max_size", "block_size", "chunk_bytes", "top_k", "seed")
 CASES = [
     (name, option) for name, call in ESTIMATORS.items() for option in COUNTS if option in signature(call).parameters
 ]

@@ -13,11 +13,17 @@ import torch
 from torch import Tensor
 
 
-def block_width(size: int, most: int | None) -> int:
-    """b for the fewest equal blocks of at most so many rows, which are a matrix [size, size]; None: any."""
+def block_width(size: int, most: int | None, block_size: int | None = None) -> int:
+    """b for a matrix [size, size].
+
+    Args:
+        size: n.
+        most: the largest that is not cut; None: any.
+        block_size: what is cut is so into the fewest equal blocks of at most so many rows; None: of `most`.
+    """
     if most is None or size <= most:
         return size
-    return -(-size // -(-size // most))
+    return -(-size // -(-size // (block_size or most)))
 
 
 def fits(shape: Sequence[int], size: int) -> bool:

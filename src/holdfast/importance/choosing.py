@@ -16,7 +16,7 @@ from holdfast.curvature.blocks import block_width
 from holdfast.curvature.factored import FactoredImportance
 from holdfast.errors import OptionError
 from holdfast.importance.fisher import fisher
-from holdfast.importance.kfac import KfacKind, WideForm, kfac
+from holdfast.importance.kfac import KfacKind, kfac
 from holdfast.importance.measure import check_is_many
 from holdfast.importance.probing import MOST, probes_of
 from holdfast.likelihoods.batches import batch_copied, batch_size, batch_to, model_inputs, slice_batch
@@ -36,6 +36,9 @@ DAMPING = 0.01
 
 _MAX_SIZE = 8192
 """A factor of a longer side, which would take more than 256 MB, is made in blocks."""
+
+_BLOCK_SIZE = 2048
+"""Of these. With it grow memory and the work of a pull, and what of the curvature lies in the blocks."""
 
 _MOST_HELD = 8.0
 """Kronecker factors are taken where they take at most so many times the memory of the weights."""
@@ -60,7 +63,7 @@ class Choice:
         labels: "exact", "sampled" or "empirical".
         top_k: of factors with exact labels: how many labels are taken exactly, one draw standing for the others; None
             for all.
-        wide: of factors, what sides above 8,192 have: blocks, or the layer its diagonal.
+        block_size: of factors, that of the blocks of sides above 8,192; 0: such layers have the diagonal.
         share_inputs: of factors, whether layers that read the same input share its basis.
         held: float32 numbers that are held of the curvature, over those of the weights; anchors come on top.
         why: in words, the form and the labels.
@@ -69,7 +72,7 @@ class Choice:
     form: Literal["kronecker", "diagonal"]
     labels: KfacKind
     top_k: int | None
-    wide: WideForm
+    block_size: int
     share_inputs: bool
     held: float
     why: str
@@ -107,7 +110,7 @@ def choose(
         form="kronecker" if layers else "diagonal",
         labels=taken[0],
         top_k=taken[1] if layers else None,
-        wide="blocks" if any(is_wide(layer, _MAX_SIZE) for layer in layers) else "diagonal",
+        block_size=_BLOCK_SIZE if any(is_wide(layer, _MAX_SIZE) for layer in layers) else 0,
         share_inputs=any(max(layer.matrix_shape) > _SHARED_FROM for layer in layers),
         held=_held(model, layers),
         why=f"{why}; labels {taken[2]}",
@@ -140,8 +143,8 @@ def measure(
         form: "kronecker": factors of every layer that can have them (`kfac`), the diagonal elsewhere. "diagonal":
             `fisher`. "auto": Kronecker factors, which miss the rise along training's ways by 5 to 35 times where a
             diagonal misses it by 10 to 1,500, unless the model has no such layer, or they would take more than 8 times
-            the weights' memory. Factors of sides above 8,192 are made in blocks; layers that have such sides get the
-            diagonal where factors of the others alone keep to that memory.
+            the weights' memory. Factors of sides above 8,192 are made in blocks of 2,048; layers that have such
+            sides get the diagonal where only factors of the others keep to that memory.
             In models with a side above 1,024 layers that read the same input share a basis of it (`share_inputs`).
         labels: "exact" takes all labels with their probability; "sampled" draws one, in two passes; "empirical" takes
             those in the data. "auto": exact up to 33 outputs of an example, such as 33 classes, of which Kronecker
@@ -178,10 +181,9 @@ def measure(
     chosen = choose(model, first, loss=loss, form=form, labels=labels)
     given: dict[str, Any] = {"loss": loss, "num_examples": num_examples, "seed": seed, "progress": progress}
     if chosen.form == "kronecker":
-        of_factors: dict[str, Any] = {"top_k": chosen.top_k, "share_inputs": chosen.share_inputs, "wide": chosen.wide}
-        importance = kfac(
-            model, batches, kind=chosen.labels, damping=damping, max_size=_MAX_SIZE, **of_factors, **given
-        )
+        of_factors: dict[str, Any] = {"top_k": chosen.top_k, "share_inputs": chosen.share_inputs}
+        of_factors |= {"max_size": _MAX_SIZE, "block_size": chosen.block_size}
+        importance = kfac(model, batches, kind=chosen.labels, damping=damping, **of_factors, **given)
     else:
         importance = fisher(model, batches, kind=chosen.labels, **given)
     if probes is None:
@@ -280,4 +282,4 @@ def _held(model: nn.Module, layers: Sequence[Layer]) -> float:
     """Numbers that are held, over the weights: of these layers bases, in blocks where they are wide, and spectra."""
     weights = sum(parameter.numel() for parameter in trainable_parameters(model).values())
     sides = [side for layer in layers for side in layer.matrix_shape]
-    return (weights + sum(side * block_width(side, _MAX_SIZE) for side in sides)) / weights
+    return (weights + sum(side * block_width(side, _MAX_SIZE, _BLOCK_SIZE) for side in sides)) / weights

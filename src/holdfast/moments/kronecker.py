@@ -66,7 +66,7 @@ class KroneckerSums:
         rule: of all layers; None: "matched" for those that have several positions to an example in the batch in which
             they are first met, "expand" for the others, for which it is K-FAC.
         max_size: of a factor; that of a longer side is made in diagonal blocks, as few and equal as can be. None: any.
-        wide: whether layers with a longer side have factors at all.
+        block_size: of these; None: `max_size`; 0: layers with a longer side have no factors.
 
     Attributes:
         layers: those that have factors; complete after the first `add`.
@@ -87,7 +87,7 @@ class KroneckerSums:
         chunk_bytes: int,
         rule: SharingRule | None = "expand",
         max_size: int | None = None,
-        wide: bool = True,
+        block_size: int | None = None,
     ) -> None:
         check_count("chunk_bytes", chunk_bytes, where=where)
         self._model, self._where, self._chunk_bytes = model, where, chunk_bytes
@@ -98,8 +98,8 @@ class KroneckerSums:
         self._trials = _TRIALS
         self.rules: dict[str, SharingRule] = {}
         self.reads: dict[str, str] = {}
-        self._max_size = max_size
-        self.layers = [layer for layer in layers_of(model) if wide or not is_wide(layer, max_size)]
+        self._max_size, self._block_size = max_size, block_size
+        self.layers = [layer for layer in layers_of(model) if block_size != 0 or not is_wide(layer, max_size)]
         self.declined: dict[str, str] = {}
         self.inputs: dict[str, SymmetricSum] = {}
         self.outputs: dict[str, SymmetricSum] = {}
@@ -349,7 +349,7 @@ class KroneckerSums:
 
     def width(self, size: int) -> int:
         """Of the blocks of a factor with a side of this size."""
-        return block_width(size, self._max_size)
+        return block_width(size, self._max_size, self._block_size)
 
     def _sum_in(self, sums: dict[str, SymmetricSum], name: str, rows: Tensor) -> SymmetricSum:
         """The sum of this name, of outer products of such rows; an empty one where there is none yet."""
