@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import batchnorm, holding, importance, loop, resting, rhythm, step, sweep
+from benchmarks import batchnorm, holding, importance, loop, rehearsal, resting, rhythm, step, sweep
 from benchmarks.tables import check_tables, content_of, keep, markdown
 from benchmarks.workloads import WORKLOADS
 
@@ -27,6 +27,7 @@ BENCHMARKS = {
     "holding": holding,
     "resting": resting,
     "rhythm": rhythm,
+    "rehearsal": rehearsal,
     "batchnorm": batchnorm,
     "sweep": sweep,
 }

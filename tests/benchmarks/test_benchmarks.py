@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from benchmarks import __main__ as command
-from benchmarks import batchnorm, holding, importance, kfac_memory, resting, rhythm, step
+from benchmarks import batchnorm, holding, importance, kfac_memory, rehearsal, resting, rhythm, step
 from benchmarks.memory import measurable
 from benchmarks.tables import Part, content_of, keep, machine, markdown
 from benchmarks.timing import Spread
@@ -55,6 +55,13 @@ def test_our_estimators_have_times_errors_and_memory():
         assert rows[name]["later batches"].median > 0
     assert rows["one at a time: mas"]["ours faster"] > 0
     assert rows["fisher, empirical"]["target"] == 1.2
+
+
+@pytest.mark.skipif(not measurable(), reason="Linux with the GNU C library alone tells peaks")
+def test_what_rehearsal_adds_has_time_and_memory():
+    ((row,),) = (part.rows for part in rehearsal.measure(quick=True))
+    assert row["time"].median > 0
+    assert row["memory"] > 0.5
 
 
 def test_the_loop_runs():

@@ -76,8 +76,8 @@ def dreams(
         RunMismatchError, FileFormatError: the checkpoint is of another call, or damaged.
 
     Cost: `length` forward passes of one token on 32 texts for every 32 that are written, of conversations up to
-    twice as many; then one pass over the dreams for the answers. Of each token 64 probabilities are kept, in 2 bytes
-    each, and their tokens, in 4: for vocabularies of more than 1,024 tokens 390 bytes a token.
+    twice as many; then one pass over the dreams for the answers. Of a vocabulary of more than 1,024 tokens the answers
+    at each place are those of 128 (`Categorical.answers`), in 770 bytes.
     """
     _check(model, count=count, length=length, temperatures=temperatures, batch_size=batch_size, seed=seed)
     has_template = getattr(tokenizer, "chat_template", None) is not None
@@ -213,8 +213,7 @@ def _answered(model: nn.Module, batches: Iterable[dict[str, Tensor]]) -> tuple[P
             if "classes" in answers:
                 counts = F.pad(here["labels"][:, 1:], (0, 1), value=IGNORED) != IGNORED
                 rest += float((answers["log_p"][..., -1].exp() * counts).sum())
-                answers["classes"] = answers["classes"].int()
-            kept = {"log_p": answers.pop("log_p").half(), **answers}
+            kept = {name: a.half() if a.is_floating_point() else a.int() for name, a in answers.items()}
             found.append(Probe(batch, {name: answer.cpu() for name, answer in kept.items()}, targets))
             count += targets
     if not math.isfinite(nats):

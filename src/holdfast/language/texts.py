@@ -41,7 +41,7 @@ class DreamsInfo:
         loops: that went round.
         distinct: share of the runs of four tokens, over all dreams, that occur once.
         perplexity: of the model itself on them; e^700 where it is more.
-        rest: the probability, at a mean token, of all classes but the 64 whose probabilities are kept.
+        rest: the probability, at a mean token, of all classes but the 64 most probable, told by 64 drawn among them.
     """
 
     model: str
@@ -154,12 +154,12 @@ class Dreams:
             f"# Dreams of {info.model}\n\n"
             f"{len(self):,} {kind} of up to {info.length} tokens that the model wrote by itself, at temperature "
             f"{', '.join(f'{t:g}' for t in info.temperatures)}, and its 64 most probable next tokens at each place "
-            "with their probabilities. holdfast rehearses them while the model learns on.\n\n"
+            "and 64 others, with their probabilities. holdfast rehearses them while the model learns on.\n\n"
             "No training data are in here. But a language model may repeat some of what it was trained on, word for "
             "word: share these dreams as you would share the model.\n\n"
             f"| | |\n| --- | --- |\n| written, duplicates, loops | {info.written:,}, {info.duplicates:,}, "
             f"{info.loops:,} |\n| distinct runs of four tokens | {info.distinct:.1%} |\n| perplexity of the model on "
-            f"them | {info.perplexity:.4g} |\n| probability beyond the 64 kept | {info.rest:.2%} |\n"
+            f"them | {info.perplexity:.4g} |\n| probability beyond the 64 most probable | {info.rest:.2%} |\n"
         )
 
 

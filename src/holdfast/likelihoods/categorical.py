@@ -12,13 +12,11 @@ from torch import Tensor
 
 from holdfast.errors import BatchError, OptionError
 from holdfast.likelihoods.batches import targets_of
+from holdfast.likelihoods.many import MANY, divergence_from_kept, kept_answers, weighted
 from holdfast.likelihoods.outputs import logits_of, seen_any, widened
 
 IGNORED = -100
 """The label of a position that counts for nothing, as torch and Hugging Face have it."""
-
-_MANY, _KEPT = 1024, 64
-"""Of more classes than this, only so many answers are kept one by one."""
 
 
 @dataclass(frozen=True)
@@ -134,37 +132,40 @@ class Categorical:
     def answers(self, outputs: Any, batch: Any) -> dict[str, Tensor]:
         """What the outputs say: log p(c|x) [B, T, n] of n classes.
 
-        Of more than 1,024 classes the 64 most probable, `classes` [B, T, 64], and as a 65th their rest in one.
+        Of more than 1,024 classes the 64 most probable, `classes` [B, T, 64], and as a 65th their rest in one. The rest
+        is told by 64 classes drawn from it, `drawn` [B, T, 64], with log p(c | x, rest), `log_drawn` [B, T, 64]: evenly
+        over its cumulated probabilities from a random place, the same in every call.
 
         Raises:
             BatchError: as for `nll`.
         """
-        log_p = self._read(outputs, batch)[0].detach().log_softmax(dim=-1)
-        if log_p.shape[-1] <= _MANY:
-            return {"log_p": log_p}
-        top = log_p.topk(_KEPT, dim=-1).indices
-        return {"log_p": _with_rest(log_p, top), "classes": top}
+        logits = self._read(outputs, batch)[0].detach()
+        return {"log_p": logits.log_softmax(dim=-1)} if logits.shape[-1] <= MANY else kept_answers(logits)
 
     def divergence(self, outputs: Any, answers: Mapping[str, Tensor], batch: Any) -> Tensor:
         """[B]: KL(p || q) from earlier `answers` p to the outputs q, in nats, summed over the positions that count.
 
         Over the classes that there were then: q is of these alone where the outputs have grown, from 1,024 or fewer.
-        Of more the rest counts as one, new ones among it, which makes the divergence smaller, never larger.
+        Of more, sum_k p log(p/q) over those kept, p_rest log(p_rest/q_rest) of the others, new ones among them, in one,
+        and p_rest times KL(p || q) within the rest. This is taken over the M drawn from it, with r = q/p:
+        log(1/M sum r) - 1/M sum log r. Never below 0, and of expectation no more than the whole KL.
 
         Raises:
             BatchError: as for `nll`, or there are fewer classes now.
         """
         logits, labels = self._read(outputs, batch)
-        log_p, top = answers["log_p"], answers.get("classes")
+        log_p = answers["log_p"]
         if log_p.dtype != logits.dtype:  # rounded to be kept: the errors of first order cancel in a distribution
             log_p = log_p.to(logits.dtype).log_softmax(dim=-1)
-        width = log_p.shape[-1] if top is None else logits.shape[-1]
-        if logits.shape[-1] < width:
-            raise BatchError(f"categorical loss: {logits.shape[-1]} classes, where the earlier answers have {width}.")
-        log_q = logits[..., :width].log_softmax(dim=-1)
-        log_q = log_q if top is None else _with_rest(log_q, top.long())
-        terms = torch.where(log_p == -torch.inf, 0.0, log_p.exp() * (log_p - log_q))
-        return (terms.sum(dim=-1) * (labels != IGNORED)).sum(dim=1)
+        if "classes" in answers:
+            terms = divergence_from_kept(logits, log_p, answers)
+        elif logits.shape[-1] < log_p.shape[-1]:
+            raise BatchError(
+                f"categorical loss: {logits.shape[-1]} classes, where the earlier answers have {log_p.shape[-1]}."
+            )
+        else:
+            terms = weighted(log_p, log_p - logits[..., : log_p.shape[-1]].log_softmax(dim=-1))
+        return (terms * (labels != IGNORED)).sum(dim=1)
 
     def _read(self, outputs: Any, batch: Any) -> tuple[Tensor, Tensor]:
         """Logits [B, T, n] of the n active columns and labels [B, T], 0..n-1 or -100; T counts all positions."""
@@ -274,12 +275,6 @@ def _drawn(p: Tensor, generator: torch.Generator | None) -> Tensor:
     chance = torch.rand(total.shape, generator=generator, device=p.device, dtype=p.dtype) * total
     chance = torch.minimum(chance, torch.nextafter(total, torch.zeros_like(total)))  # below the last class that can be
     return torch.searchsorted(cumulated, chance, right=True)
-
-
-def _with_rest(log_p: Tensor, classes: Tensor) -> Tensor:
-    """[..., k + 1] from [..., n]: the log-probabilities of some classes, and that of all others together."""
-    others = log_p.scatter(-1, classes, -torch.inf).logsumexp(dim=-1, keepdim=True)
-    return torch.cat([log_p.gather(-1, classes), others], dim=-1)
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
