@@ -134,7 +134,7 @@ def workload() -> advising.Workload:
 def packages() -> Iterator[Any]:
     yield hf
     for found in pkgutil.walk_packages(hf.__path__, "holdfast."):
-        if found.ispkg and not found.name.startswith(("holdfast.cli", "holdfast.experiments.language")):
+        if found.ispkg and not found.name.startswith(("holdfast.cli", "holdfast.language")):
             yield importlib.import_module(found.name)
 
 

@@ -7,13 +7,13 @@ import re
 from pathlib import Path
 
 import pytest
-from tests.experiments.language import tiny
+from tests.language import tiny
 
 from holdfast import Importance
 from holdfast.cli import main
 from holdfast.curvature.factored import load_importance
-from holdfast.experiments.language.models import load_model
 from holdfast.language import Dreams
+from holdfast.language.models import load_model
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from benchmarks import __main__ as benchmarks
 from benchmarks.tables import Part
-from tests.experiments.language import tiny
 from tests.experiments.made_up import result
 from tests.experiments.reproduce.made_up import filled
 from tests.files.folders import fill, listing
+from tests.language import tiny
 
 import holdfast.experiments.rosenbrock as valleys
 from holdfast.cli import main
@@ -63,7 +63,7 @@ COMMANDS = {
         Command("importance", "holdfast.cli.importance.load_model", "", _of_model("importance"), "causal"),
         Command(
             "finetune",
-            "holdfast.experiments.language.keeping.load_model",
+            "holdfast.language.keeping.load_model",
             "",
             _of_model("finetune", "--keep", "keep", "--strength", "1", "--steps", "2"),
             "keep",

@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.experiments.language import tiny
 from tests.experiments.made_up import result
 from tests.files.folders import fill, listing
+from tests.language import tiny
 from torch import nn
 
 import holdfast as hf
 from holdfast.errors import OutputError
-from holdfast.experiments.language.importance_folder import write_importance_folder
-from holdfast.experiments.language.measuring import MeasuringProgress
-from holdfast.experiments.language.models import LanguageModel, load_model
 from holdfast.experiments.report import write_report
+from holdfast.language.importance_folder import write_importance_folder
+from holdfast.language.measuring import MeasuringProgress
+from holdfast.language.models import LanguageModel, load_model
 
 
 def net() -> nn.Module:

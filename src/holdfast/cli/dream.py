@@ -9,11 +9,11 @@ import torch
 from holdfast.cli.console import console_for, say, warnings_told
 from holdfast.cli.language_options import DreamOptions, check_options
 from holdfast.errors import OptionError
-from holdfast.experiments.language.dreamt import WRITING, dream_into
-from holdfast.experiments.language.models import load_model
 from holdfast.experiments.run import usable_device
 from holdfast.files import check_output
 from holdfast.language import CONFIG
+from holdfast.language.dreamt import WRITING, dream_into
+from holdfast.language.models import load_model
 
 
 def dream_command(options: DreamOptions) -> None:

@@ -10,8 +10,8 @@ from holdfast.cli.language_options import ElephantsOptions
 from holdfast.cli.tables import new_table
 from holdfast.errors import DataFileError, OptionError
 from holdfast.experiments.canvas import check_matplotlib
-from holdfast.experiments.language.elephants.page import TITLES, check_page, conclusions, rows, write_page
-from holdfast.experiments.language.elephants.story import carry_out
+from holdfast.experiments.elephants.page import TITLES, check_page, conclusions, rows, write_page
+from holdfast.experiments.elephants.story import carry_out
 from holdfast.experiments.run import usable_device
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from holdfast.cli.console import console_for, say, warnings_told
 from holdfast.cli.language_options import EvaluateOptions, check_options, columns_of
 from holdfast.cli.progress import Stages
-from holdfast.experiments.language.batches import batches, examples
-from holdfast.experiments.language.choosing import choose_task, known_labels, number_of, number_read, plan
-from holdfast.experiments.language.models import load_model
-from holdfast.experiments.language.skills import evaluate
-from holdfast.experiments.language.sources import Source
-from holdfast.experiments.language.ticks import counted
 from holdfast.experiments.run import usable_device
+from holdfast.language.batches import batches, examples
+from holdfast.language.choosing import choose_task, known_labels, number_of, number_read, plan
+from holdfast.language.models import load_model
+from holdfast.language.skills import evaluate
+from holdfast.language.sources import Source
+from holdfast.language.ticks import counted
 
 
 def evaluate_command(options: EvaluateOptions) -> None:

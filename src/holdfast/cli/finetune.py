@@ -15,13 +15,13 @@ from holdfast.cli.language_options import FinetuneOptions, check_options, column
 from holdfast.cli.progress import Stages
 from holdfast.cli.tables import new_table
 from holdfast.errors import OptionError
-from holdfast.experiments.language.finetuning import FineTuneSettings, HoldOptions
-from holdfast.experiments.language.keeping import keep_and_learn
-from holdfast.experiments.language.kept import SkillChange, forecast_verdict
-from holdfast.experiments.language.past import SHARE, RehearsalOptions
-from holdfast.experiments.language.rows import Columns
-from holdfast.experiments.language.sources import Source
 from holdfast.experiments.run import usable_device
+from holdfast.language.finetuning import FineTuneSettings, HoldOptions
+from holdfast.language.keeping import keep_and_learn
+from holdfast.language.kept import SkillChange, forecast_verdict
+from holdfast.language.past import SHARE, RehearsalOptions
+from holdfast.language.rows import Columns
+from holdfast.language.sources import Source
 
 
 def finetune_command(options: FinetuneOptions) -> None:

@@ -14,17 +14,17 @@ from holdfast.cli.console import console_for, say, warnings_told
 from holdfast.cli.language_options import ImportanceOptions, check_options, columns_of
 from holdfast.cli.progress import Stages
 from holdfast.errors import OptionError
-from holdfast.experiments.language.batches import Example, drawn, examples
-from holdfast.experiments.language.calibration import NUM_EXAMPLES, calibrate
-from holdfast.experiments.language.choosing import choose_task, known_labels, plan, sample
-from holdfast.experiments.language.dreamt import DREAMS, WRITING, dreamt
-from holdfast.experiments.language.importance_folder import importance_names, write_importance_folder
-from holdfast.experiments.language.measuring import MEASURING, MeasuringProgress, measure_importance
-from holdfast.experiments.language.models import LanguageModel, load_model
-from holdfast.experiments.language.sources import Source
 from holdfast.experiments.run import usable_device
 from holdfast.files import check_output
 from holdfast.language import Dreams
+from holdfast.language.batches import Example, drawn, examples
+from holdfast.language.calibration import NUM_EXAMPLES, calibrate
+from holdfast.language.choosing import choose_task, known_labels, plan, sample
+from holdfast.language.dreamt import DREAMS, WRITING, dreamt
+from holdfast.language.importance_folder import importance_names, write_importance_folder
+from holdfast.language.measuring import MEASURING, MeasuringProgress, measure_importance
+from holdfast.language.models import LanguageModel, load_model
+from holdfast.language.sources import Source
 from holdfast.probes import Probes
 
 

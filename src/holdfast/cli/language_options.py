@@ -13,10 +13,10 @@ from tyro.conf import Positional, arg
 from holdfast.cli.options import Device, Output, Quiet
 from holdfast.cli.values import option
 from holdfast.errors import OptionError, UnknownNameError
-from holdfast.experiments.language.finetuning import HoldMethod
-from holdfast.experiments.language.measuring import Kind
-from holdfast.experiments.language.models import LanguageTask
-from holdfast.experiments.language.rows import Columns
+from holdfast.language.finetuning import HoldMethod
+from holdfast.language.measuring import Kind
+from holdfast.language.models import LanguageTask
+from holdfast.language.rows import Columns
 from holdfast.memory import AnchorForm, ImportanceForm
 
 Dtype = Literal["float32", "bfloat16"]

@@ -18,8 +18,8 @@ from holdfast.experiments import checkpoint
 from holdfast.experiments.checkpoint import RunProgress
 from holdfast.experiments.config import RunConfig
 from holdfast.experiments.folder import RunFolder, versions
-from holdfast.experiments.lock import locked
 from holdfast.experiments.results import RunResult, summarise
+from holdfast.files.lock import locked
 from holdfast.likelihoods.masks import Mask, Scenario, active_classes
 from holdfast.methods import Moment, Setting, build_learner, method_named
 from holdfast.metrics import average_accuracy

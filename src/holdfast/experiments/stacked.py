@@ -27,9 +27,9 @@ from torch.optim import Optimizer
 from holdfast.errors import FailedRunsError, NotFiniteError, OptionError
 from holdfast.experiments.config import RunConfig
 from holdfast.experiments.folder import RunFolder
-from holdfast.experiments.lock import locked
 from holdfast.experiments.results import RunResult
 from holdfast.experiments.run import ActiveRun, EventCallback, seed_of
+from holdfast.files.lock import locked
 from holdfast.memory import Retained
 from holdfast.memory.stored import AnyTensor, read
 from holdfast.methods import method_named

@@ -6,11 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.experiments.language import tiny
 from tests.experiments.reproduce.made_up import TINY
+from tests.language import tiny
 
 from holdfast.errors import DataFileError
-from holdfast.experiments.language.elephants import gpt
+from holdfast.experiments.elephants import gpt
 from holdfast.experiments.reproduce import FULL, Size, recipe_named
 from holdfast.experiments.reproduce.carry_out import answer, measure_recipe
 from holdfast.experiments.reproduce.findings import Recipe, RecipeFindings

@@ -13,12 +13,12 @@ from torch import nn
 
 from holdfast.curvature import AnyImportance
 from holdfast.errors import DataFileError
-from holdfast.experiments.language.batches import batches
-from holdfast.experiments.language.elephants.encoder import PACES, TASK, Encoder, by_length, drawn, singles
-from holdfast.experiments.language.learning import learn, shuffled
-from holdfast.experiments.language.models import LanguageModel
-from holdfast.experiments.language.skills import evaluate
+from holdfast.experiments.elephants.encoder import PACES, TASK, Encoder, by_length, drawn, singles
 from holdfast.importance import kfac, measure, probes_of
+from holdfast.language.batches import batches
+from holdfast.language.learning import learn, shuffled
+from holdfast.language.models import LanguageModel
+from holdfast.language.skills import evaluate
 from holdfast.retention import EWC
 from holdfast.streams import Examples, Stream
 from holdfast.tensors import TensorMap, all_parameters, copies

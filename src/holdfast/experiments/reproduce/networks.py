@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from holdfast.errors import DataFileError
-from holdfast.experiments.language.batches import Example
-from holdfast.experiments.language.elephants.gpt import LENGTH, Gpt
-from holdfast.experiments.language.rows import Row, read_rows
+from holdfast.experiments.elephants.gpt import LENGTH, Gpt
 from holdfast.experiments.reproduce.lessons import Holding, Setting
 from holdfast.experiments.reproduce.lines import Size
+from holdfast.language.batches import Example
+from holdfast.language.rows import Row, read_rows
 from holdfast.streams import Examples
 from holdfast.streams.catalog import build_stream
 from holdfast.streams.split import split

@@ -1,0 +1,367 @@
+"""An importance of a language model, measured part by part: it goes on after a kill, and tells when it is enough."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from holdfast.curvature.blocks import trace
+from holdfast.curvature.factored import AnyImportance, factors_from, factors_to_tensors, importance_of
+from holdfast.errors import (
+    EmptyDataError,
+    FileFormatError,
+    MemoryShortageError,
+    OptionError,
+    RunMismatchError,
+    UnsupportedLayerError,
+)
+from holdfast.files import read_state, write_state
+from holdfast.importance import fisher, kfac, mas, signal
+from holdfast.language.batches import Example, LanguageBatch, batches, drawn
+from holdfast.language.models import LanguageModel
+from holdfast.language.skills import likelihood_of
+from holdfast.records import ImportanceInfo
+from holdfast.tensors import prefixed, under, unwrap
+
+Kind = Literal["sampled", "exact", "empirical", "mas", "signal", "kfac"]
+
+MEASURING = ".holdfast-measuring.safetensors"
+"""The name of a checkpoint inside the folder that an importance is written to."""
+
+PART = 64
+"""Examples that are measured together before the sums are added up, and may be written down."""
+_MOST_DRAWN = 2**16
+"""Examples of a stream that a measurement up to a tolerance looks at."""
+_WATCHED = 2**16
+"""Weights at which the groups are compared."""
+_GROUPS = 8
+
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+
+
+@dataclass(frozen=True)
+class MeasuringProgress:
+    """How far a measurement is.
+
+    Attributes:
+        num_examples: so far.
+        error: the relative error of the running estimate, see `Groups`; None before there are two parts.
+        agreement: correlation of the estimates from the two halves; None likewise.
+        seconds: spent, before an interruption too.
+    """
+
+    num_examples: int
+    error: float | None
+    agreement: float | None
+    seconds: float
+
+    @property
+    def text(self) -> str:
+        """The convergence line."""
+        if self.error is None or self.agreement is None:
+            return f"{self.num_examples} examples"
+        return (
+            f"{self.num_examples} examples: relative error about {self.error:.1%}, "
+            f"two halves of the data agree to {self.agreement:.3f}"
+        )
+
+
+ProgressCallback = Callable[[MeasuringProgress], None]
+
+
+@dataclass
+class Groups:
+    """Estimates from eight groups of parts, at a sample of the weights.
+
+    The mean m of K independent estimates m_k, of n_k targets each, has the variance
+    sum_k (n_k/n)^2 (m_k - m)^2 K/(K - 1); its root, over all weights, over |m| is the relative error.
+    """
+
+    sums: Tensor = field(default_factory=lambda: torch.zeros(_GROUPS, 0))
+    counts: list[int] = field(default_factory=lambda: [0] * _GROUPS)
+
+    def add(self, part: int, found: Mapping[str, Tensor], size: int) -> None:
+        """Add what a part of so many targets gave, means over them."""
+        seen = _seen(found)
+        if not self.sums.numel():
+            self.sums = torch.zeros(_GROUPS, len(seen))
+        self.sums[part % _GROUPS] += size * seen
+        self.counts[part % _GROUPS] += size
+
+    def compare(self) -> tuple[float, float] | None:
+        """Relative error, and correlation of the even groups with the odd ones; None before there are two."""
+        used = [group for group, count in enumerate(self.counts) if count]
+        if len(used) < 2:
+            return None
+        sums, counts = self.sums[used].double(), torch.tensor(self.counts).double()[used]
+        mean, shares = sums.sum(dim=0) / counts.sum(), counts / counts.sum()
+        deviations = (sums / counts.unsqueeze(1) - mean).norm(dim=1)
+        error = ((shares * deviations).square().sum() * len(used) / (len(used) - 1)).sqrt()
+        agreement = torch.corrcoef(torch.stack([sums[::2].sum(dim=0), sums[1::2].sum(dim=0)]))[0, 1]
+        length = float(mean.norm())
+        return (float(error) / length if length else 0.0), float(agreement)
+
+
+def _seen(tensors: Mapping[str, Tensor]) -> Tensor:
+    """The same evenly spread weights of every parameter, about `_WATCHED` in all."""
+    stride = max(1, sum(tensor.numel() for tensor in tensors.values()) // _WATCHED)
+    return torch.cat([tensor.flatten()[::stride].cpu().float() for tensor in tensors.values()])
+
+
+def measure_importance(
+    model: LanguageModel,
+    data: Callable[[], Iterable[Example]],
+    *,
+    kind: Kind = "sampled",
+    num_examples: int | None = None,
+    tolerance: float | None = None,
+    batch_size: int = 8,
+    seed: int = 0,
+    checkpoint: Path | None = None,
+    identity: Mapping[str, Any] | None = None,
+    checkpoint_seconds: float = 30.0,
+    on_part: ProgressCallback | None = None,
+) -> tuple[AnyImportance, MeasuringProgress]:
+    """The importance of the weights of `model.base`, under their own names.
+
+    The data are measured in parts of 64 examples, each with labels drawn under a seed of its own, and the parts' sums
+    are added up; of Kronecker products the partial traces, which gives "matched" factors (see `hf.kfac`) the values
+    that all examples at once would. Sums and count are written down as one file, so that a measurement which was
+    interrupted goes on, and ends with the same numbers. Fewer than all examples are drawn under the seed, from the
+    whole stream.
+
+    Args:
+        model: what is measured.
+        data: makes the stream of examples anew.
+        kind: "sampled", "exact" or "empirical" Fisher; "mas"; "signal", which leaves embeddings and norms at zero;
+            "kfac", the sampled Fisher with Kronecker factors of its layers.
+        num_examples: measure on so many, drawn without replacement; None: on all, in their order.
+        tolerance: stop when the relative error is below this, after at least four parts; the examples are drawn, 65,536
+            at most where `num_examples` does not say otherwise.
+        batch_size: examples that go through the model together; halved where memory does not do.
+        seed: of the labels and the examples drawn.
+        checkpoint: file to go on from; deleted by the caller when the result is safe.
+        identity: what else must be the same to go on, as JSON values.
+        checkpoint_seconds: at least so long between two writings.
+        on_part: called with the progress after each part.
+
+    Returns:
+        The importance, with "kfac" a `FactoredImportance`, in nats per target: of a causal language model per token
+        that is predicted, else per example; of MAS and signal a mean over examples. And how far it got.
+
+    Raises:
+        EmptyDataError: no example.
+        MemoryShortageError: not even one example alone fits.
+        OptionError: MAS of single sentences, whose embeddings all have length one.
+        UnsupportedLayerError: "kfac" of a model in which no layer can have factors, such as an encoder of pairs.
+        RunMismatchError: the checkpoint is of another measurement.
+        FileFormatError: it is damaged, or no checkpoint of a measurement.
+
+    Cost: a float32 copy of the weights on the model's device, and one for the running sums in the computer's memory;
+    with "kfac" the factors' size in place of the weights'. The rows that were drawn are held.
+    """
+    if num_examples is not None and num_examples < 1:
+        raise OptionError(f"importance: --examples is {num_examples}; expected a whole number >= 1.")
+    count = num_examples or (_MOST_DRAWN if tolerance else None)
+    key = {"kind": kind, "seed": seed, "examples": count, "mean over": "targets", **(identity or {})}
+    key |= {"sums": "partial traces"} if kind == "kfac" else {}
+    if model.base is not model.module:
+        model.module.requires_grad_(False)  # a head is not part of what is measured
+        model.base.requires_grad_(True)
+    state = _State() if checkpoint is None or not checkpoint.exists() else _State.read(checkpoint, key)
+    limit = math.inf if num_examples is None else num_examples
+    found_in = data() if count is None else drawn(data(), count, seed=seed)
+    stream = islice(found_in, state.seen, None)
+    written = start = time.monotonic()
+    earlier, size = state.seconds, batch_size
+    while state.seen < limit and not (tolerance and state.part >= 4 and state.progress().error < tolerance):  # type: ignore[operator]
+        part = list(islice(stream, int(min(PART, limit - state.seen))))
+        if not part:
+            break
+        found, size = _with_room(partial(_measure_part, model, part, kind, seed + state.part), size)
+        state.add(renamed(found, lambda name: name.removeprefix(model.prefix)))
+        state.seconds = earlier + time.monotonic() - start
+        if checkpoint is not None and time.monotonic() - written >= checkpoint_seconds:
+            state.write(checkpoint, key)
+            written = time.monotonic()
+        if on_part is not None:
+            on_part(state.progress())
+    if state.seen == 0:
+        raise EmptyDataError("importance: the data held no example.")
+    return state.mean(_info(model, state, kind, seed)), state.progress()
+
+
+@dataclass
+class _State:
+    """Sums over the targets so far.
+
+    Attributes:
+        totals: of the diagonal, by name.
+        factors: of the partial traces of Kronecker products, as `factors_to_tensors` names the factors.
+        layers: the forms of the layers that have factors.
+        rules: how these were made, as `hf.kfac` says in its details.
+        groups: for the convergence.
+        seen, targets, part, seconds: examples, their targets and parts so far, and the time they took.
+    """
+
+    totals: dict[str, Tensor] = field(default_factory=dict)
+    factors: dict[str, Tensor] = field(default_factory=dict)
+    layers: dict[str, Any] = field(default_factory=dict)
+    rules: dict[str, Any] = field(default_factory=dict)
+    groups: Groups = field(default_factory=Groups)
+    seen: int = 0
+    targets: int = 0
+    part: int = 0
+    seconds: float = 0.0
+
+    @classmethod
+    def read(cls, path: Path, key: Mapping[str, Any]) -> _State:
+        tensors, notes = read_state(path)
+        if not isinstance(notes.get("key"), dict) or "groups" not in tensors:
+            raise FileFormatError(f"{path} is the checkpoint of something else. Delete it to begin anew.")
+        if notes["key"] != key:
+            changed = [name for name in key if notes["key"].get(name) != key[name]]
+            raise RunMismatchError(
+                f"{path} is of a measurement with another {', '.join(changed)}. Delete it to begin anew, or give the "
+                "same command to go on."
+            )
+        groups = Groups(tensors["groups"], notes["counts"])
+        sums = under("totals", tensors), under("factors", tensors), notes["layers"], notes.get("rules", {})
+        return cls(*sums, groups, notes["seen"], notes["targets"], notes["part"], notes["seconds"])
+
+    def write(self, path: Path, key: Mapping[str, Any]) -> None:
+        notes = {
+            "seen": self.seen,
+            "targets": self.targets,
+            "part": self.part,
+            "seconds": self.seconds,
+            "counts": self.groups.counts,
+            "layers": self.layers,
+            "rules": self.rules,
+            "key": key,
+        }
+        tensors = prefixed("totals", self.totals) | prefixed("factors", self.factors)
+        write_state(path, tensors | {"groups": self.groups.sums}, notes)
+
+    def add(self, found: AnyImportance) -> None:
+        """Add the means over a part's targets.
+
+        Raises:
+            UnsupportedLayerError: other layers than before have factors.
+        """
+        factors, layers = factors_to_tensors(found.layers)
+        if self.seen and layers.keys() != self.layers.keys():
+            changed = ", ".join(map(repr, sorted(layers.keys() ^ self.layers.keys())))
+            raise UnsupportedLayerError(
+                f"importance: {changed} can have Kronecker factors on some of the data only. Measure --kind sampled."
+            )
+        self.layers = layers
+        self.rules = {name: found.info.details[name] for name in ("factors", "matched") if name in found.info.details}
+        for name, f in found.layers.items():
+            traces = {"inputs": trace(f.outputs), "outputs": trace(f.inputs)}
+            factors |= {f"{name}/{part}": factors[f"{name}/{part}"] * each for part, each in traces.items()}
+        for totals, values in ((self.totals, found.diagonal), (self.factors, factors)):
+            for name, value in values.items():
+                total = totals.setdefault(name, torch.zeros(value.shape))
+                total.add_(value.cpu(), alpha=found.info.num_targets)
+        self.groups.add(self.part, found.to_diagonal(), found.info.num_targets)
+        self.seen += found.info.num_examples
+        self.targets += found.info.num_targets
+        self.part += 1
+
+    def mean(self, info: ImportanceInfo) -> AnyImportance:
+        """Over all targets; the sums are gone then."""
+        diagonal, factors = ({n: s.div_(self.targets) for n, s in sums.items()} for sums in (self.totals, self.factors))
+        for name in self.layers:
+            whole = trace(factors[f"{name}/outputs"])
+            factors[f"{name}/outputs"] /= whole.where(whole > 0, 1.0)
+        return importance_of(factors_from(self.layers, factors, where="importance"), diagonal, info)
+
+    def progress(self) -> MeasuringProgress:
+        error, agreement = self.groups.compare() or (None, None)
+        return MeasuringProgress(self.seen, error, agreement, self.seconds)
+
+
+def renamed(found: AnyImportance, own: Callable[[str], str]) -> AnyImportance:
+    """The same under other names, without probes, which are of a whole model."""
+
+    def named(name: str | None) -> str | None:
+        return None if name is None else own(name)
+
+    layers = {own(n): replace(f, bias=named(f.bias), reads=named(f.reads)) for n, f in found.layers.items()}
+    matched = str(found.info.details.get("matched", ""))
+    details = {**found.info.details, **({"matched": ", ".join(map(own, matched.split(", ")))} if matched else {})}
+    diagonal = {own(name): value for name, value in found.diagonal.items()}
+    return importance_of(layers, diagonal, replace(found.info, details=details))
+
+
+def _measure_part(model: LanguageModel, part: list[Example], kind: Kind, seed: int, size: int) -> AnyImportance:
+    """The mean over the examples of a part, `size` of them at a time."""
+    data: Iterable[LanguageBatch] = batches(model, part, size)
+    if kind == "mas":
+        if model.task == "similarity" and len(part[0].tokens) == 1:
+            raise OptionError(
+                "importance: MAS is of the outputs' length, and every embedding of a sentence has length one. Give "
+                "pairs of sentences, or another --kind."
+            )
+        return mas(model.module, data)
+    if kind == "signal":
+        return signal(model.module, data, others="zero")
+    if kind == "kfac":
+        found = kfac(model.module, data, kind="sampled", loss=likelihood_of(model.task), seed=seed)
+        if not found:
+            raise UnsupportedLayerError(
+                "importance: no layer can have Kronecker factors; an encoder calls each for both texts of a pair. Give "
+                "single texts, or another --kind."
+            )
+        return found
+    return fisher(model.module, data, kind=kind, loss=likelihood_of(model.task), seed=seed)
+
+
+def _with_room(work: Callable[[int], AnyImportance], size: int) -> tuple[AnyImportance, int]:
+    """The work's result, and the size at which memory sufficed: `size`, or what is left of it after halving.
+
+    Raises:
+        MemoryShortageError: one at a time is still too much.
+    """
+    while True:
+        try:
+            return work(size), size
+        except (RuntimeError, MemoryError) as error:
+            short = isinstance(error, MemoryError) or any(sign in str(error) for sign in _OUT_OF_MEMORY)
+            if not short:
+                raise
+            told = " ".join(str(error).split())[:120]
+        if size == 1:
+            raise MemoryShortageError(
+                f"importance: out of memory with one example at a time ({told}). Shorten the examples with --length, "
+                "load the model with --dtype bfloat16, or take another device."
+            )
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        size //= 2
+
+
+def _info(model: LanguageModel, state: _State, kind: Kind, seed: int) -> ImportanceInfo:
+    is_fisher = kind not in ("mas", "signal")
+    seeded = {"seed": seed} if kind in ("sampled", "kfac") else {}
+    shifted = {"causal": True, "causal_by": f"task {model.task}"} if is_fisher and model.task == "causal-lm" else {}
+    return ImportanceInfo(
+        kind="kfac-sampled" if kind == "kfac" else f"fisher-{kind}" if is_fisher else kind,
+        num_examples=state.seen,
+        num_targets=state.targets,
+        loss=likelihood_of(model.task).name if is_fisher else None,
+        unit={"mas": "output^2/weight", "signal": "output"}.get(kind, "nats/weight^2"),
+        model=type(unwrap(model.base)).__name__,
+        nats_per_unit=1.0 if is_fisher else None,
+        details={**state.rules, **seeded, **shifted},
+    )
