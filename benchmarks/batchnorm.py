@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from benchmarks.tables import Part
 from holdfast import EWC, fisher
-from holdfast.streams import Examples, Task
-from holdfast.streams.catalog import build_stream
-from holdfast.training import accuracy, train_epoch
+from holdfast.lab.streams import Examples, Task
+from holdfast.lab.streams.catalog import build_stream
+from holdfast.lab.training import accuracy, train_epoch
 
 STRENGTHS = (0.0, 1.0, 10.0, 100.0, 1000.0, math.inf)
 NETS = ("perceptron", "convolutions")

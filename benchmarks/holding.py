@@ -34,9 +34,9 @@ from benchmarks.tables import Part
 from benchmarks.timing import Spread, clock, spread
 from benchmarks.workloads import draw_tokens
 from holdfast import EWC, WVA, fisher
+from holdfast.lab.streams.catalog import build_stream
+from holdfast.lab.training import accuracy, mlp, train_epoch
 from holdfast.retention import Keeper
-from holdfast.streams.catalog import build_stream
-from holdfast.training import accuracy, mlp, train_epoch
 
 SIZES = {"vocabulary": 37_888, "width": 768, "num_layers": 10, "num_heads": 12, "length": 256}
 """Of the GPT: 100.2 million weights."""

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from benchmarks.tables import Part
 from benchmarks.timing import Timing, clock, compare
-from holdfast.experiments.config import configure
-from holdfast.experiments.run import run
-from holdfast.methods import Setting, build_learner, method_named
-from holdfast.streams.catalog import build_stream
-from holdfast.training import build_optimizer, mlp, train_epoch
+from holdfast.lab.config import configure
+from holdfast.lab.methods import Setting, build_learner, method_named
+from holdfast.lab.run import run
+from holdfast.lab.streams.catalog import build_stream
+from holdfast.lab.training import build_optimizer, mlp, train_epoch
 
 HELD = ("ewc-fisher", "ewc-mas", "ewc-signal", "ewc-si", "wva-signal")
 

@@ -16,9 +16,9 @@ from typing import Any
 import holdfast as hf
 from benchmarks.tables import Part
 from benchmarks.timing import seconds, spread
-from holdfast.experiments.tables import Estimate
-from holdfast.streams.catalog import build_stream
-from holdfast.training import accuracy, build_net, build_optimizer, train_epoch
+from holdfast.lab.streams.catalog import build_stream
+from holdfast.lab.tables import Estimate
+from holdfast.lab.training import accuracy, build_net, build_optimizer, train_epoch
 
 RHYTHMS: tuple[Any, ...] = (None, "auto", 1, 4, 16, 32, 64, 128)
 """Steps between pulls; None without a keeper."""

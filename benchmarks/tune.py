@@ -1,4 +1,4 @@
-"""Choose strengths and learning rates on validation data: how the settings of `experiments/protocols.py` came about.
+"""Choose strengths and learning rates on validation data: how the settings of `lab/protocols.py` came about.
 
     python -m benchmarks.tune permuted-digits --methods ewc-fisher --strengths 1 10 100 --lrs 0.05 0.1 --seeds 1 2
 
@@ -14,8 +14,8 @@ import json
 from pathlib import Path
 
 from holdfast.errors import NotFiniteError
-from holdfast.experiments.config import configure
-from holdfast.experiments.run import run
+from holdfast.lab.config import configure
+from holdfast.lab.run import run
 
 
 def validation_accuracy(stream: str, method: str, settings: dict, *, seed: int, output: Path) -> float:

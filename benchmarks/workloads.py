@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks import encoder, nets
-from holdfast.training import mlp
+from holdfast.lab.training import mlp
 
 Batch = tuple[tuple[Tensor, ...], Tensor]
 """Arguments of the model, and class numbers [B] or, of a sequence, [B, T]."""

@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
+from holdfast.lab.streams import digits, split
+from holdfast.lab.training import accuracy, mlp
 from holdfast.replay import Generator, Scholar, check_alive, frozen, mixed, replay_heads, replay_loss
-from holdfast.streams import digits, split
-from holdfast.training import accuracy, mlp
 
 
 class Diffusion(nn.Module):

@@ -21,11 +21,11 @@ CORE = {"torch", "numpy", "safetensors", "tqdm"}
 EXTRAS = {"tyro", "rich", "matplotlib", "jinja2", "pyarrow", "tensorboard", "optuna", "sqlalchemy"}
 EXTRAS |= {"transformers", "tokenizers", "accelerate", "lightning", "peft", "datasets"}
 NEVER_WITH_HOLDFAST = EXTRAS | {"pandas", "sklearn"}
-MAY_USE_EXTRAS = {"cli", "experiments", "integrations"}
+MAY_USE_EXTRAS = {"cli", "integrations", "lab", "language"}
 COMES_WITH_TORCH = {path: {"triton"} for path in ("moments/kernels/fused.py", "retention/fused.py")}  # on CUDA, lazily
 
 FACTORIES = {"empty", "eye", "full", "linspace", "logspace", "ones", "rand", "randn", "zeros"}
-MAKE_NETWORKS = {"cli", "experiments", "methods", "replay", "streams", "training"}  # of the user's default dtype
+MAKE_NETWORKS = {"cli", "lab", "replay"}  # of the user's default dtype
 
 PICKLERS = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 TORCH_PICKLERS = {"load", "save", "serialization"}

@@ -16,25 +16,25 @@ from torch import nn
 import holdfast as hf
 from holdfast.choices import check_choice, check_choices, choices_of
 from holdfast.errors import HoldfastError, OptionError, UnknownNameError
-from holdfast.experiments import advise as advising
-from holdfast.experiments.config import RunConfig
-from holdfast.experiments.generation import GenerationConfig
-from holdfast.experiments.generation.config import GenerationStream
-from holdfast.experiments.reproduce.lines import Size
-from holdfast.experiments.sweep import Space
+from holdfast.lab import advise as advising
+from holdfast.lab.config import RunConfig
+from holdfast.lab.generation import GenerationConfig
+from holdfast.lab.generation.config import GenerationStream
+from holdfast.lab.methods import METHODS, Learner, Method, MethodOptions, Setting, build_learner
+from holdfast.lab.methods.holding import KeeperLearner
+from holdfast.lab.reproduce.lines import Size
+from holdfast.lab.streams import Stream, catalog, permuted, split
+from holdfast.lab.streams.catalog import StreamSpec, load_images
+from holdfast.lab.streams.digits import digits
+from holdfast.lab.streams.permuted import rotated
+from holdfast.lab.sweep import Space
+from holdfast.lab.training import build_net, build_optimizer, learning_rate
 from holdfast.likelihoods import masks
 from holdfast.memory import Forms, Retained
 from holdfast.memory import retain as remember
-from holdfast.methods import METHODS, Learner, Method, MethodOptions, Setting, build_learner
-from holdfast.methods.holding import KeeperLearner
 from holdfast.replay import WGAN, Buffer, scholar
 from holdfast.replay.generators import HoldablePart
 from holdfast.retention import Keeper
-from holdfast.streams import Stream, catalog, permuted, split
-from holdfast.streams.catalog import StreamSpec, load_images
-from holdfast.streams.digits import digits
-from holdfast.streams.permuted import rotated
-from holdfast.training import build_net, build_optimizer, learning_rate
 
 BAD = "no-such-name"
 

@@ -9,11 +9,10 @@
 
 Estimators: `measure`, which chooses, `fisher`, `kfac`, `mas`, `signal`, `taylor`, `SynapticIntelligence`, `uniform`;
 `calibrated` finds what their forecast is worth in nats where training goes.
-Streams of tasks are in `holdfast.streams`, accuracies and forgetting in `holdfast.metrics`, whole experiments in
-`holdfast.experiments`.
+Streams of tasks, networks, methods and whole experiments are in `holdfast.lab`, ready language models in
+`holdfast.language`.
 """
 
-from holdfast import metrics, streams
 from holdfast.calibration import calibrated
 from holdfast.curvature import Curvature, Decayed, FactoredImportance, KroneckerFactors
 from holdfast.errors import HoldfastError
@@ -65,10 +64,8 @@ __all__ = [
     "kfac",
     "mas",
     "measure",
-    "metrics",
     "probes_of",
     "signal",
-    "streams",
     "taylor",
     "uniform",
 ]

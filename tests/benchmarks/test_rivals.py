@@ -9,7 +9,7 @@ from benchmarks.workloads import part, singles
 from tests.benchmarks.tiny import LANGUAGE, MLP
 
 import holdfast as hf
-from holdfast.training import mlp
+from holdfast.lab.training import mlp
 
 
 @pytest.mark.parametrize("workload", [MLP, LANGUAGE], ids=lambda workload: workload.name)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from holdfast.cli import main
-from holdfast.experiments import demo as experiment
+from holdfast.lab import demo as experiment
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,5 @@
 import pytest
-from tests.experiments.generation.small import quick_judge
+from tests.lab.generation.small import quick_judge
 
 from holdfast.cli import main
 

@@ -4,8 +4,8 @@ from dataclasses import fields
 
 from holdfast.cli.idle import _OF_IMPORTANCE, _OF_MECHANISM
 from holdfast.cli.options import GROUPS, RunOptions, explained, option_names
-from holdfast.experiments import RunConfig
-from holdfast.experiments.generation import GenerationConfig
+from holdfast.lab import RunConfig
+from holdfast.lab.generation import GenerationConfig
 
 
 def test_every_setting_is_an_option_once():

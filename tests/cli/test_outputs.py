@@ -12,18 +12,18 @@ from typing import Any
 import pytest
 from benchmarks import __main__ as benchmarks
 from benchmarks.tables import Part
-from tests.experiments.made_up import result
-from tests.experiments.reproduce.made_up import filled
 from tests.files.folders import fill, listing
+from tests.lab.made_up import result
+from tests.lab.reproduce.made_up import filled
 from tests.language import tiny
 
-import holdfast.experiments.rosenbrock as valleys
+import holdfast.lab.rosenbrock as valleys
 from holdfast.cli import main
-from holdfast.experiments import configure
-from holdfast.experiments import demo as experiment
-from holdfast.experiments.generation import configure_generation
-from holdfast.experiments.reproduce import QUICK, recipe_named
-from holdfast.experiments.reproduce.carry_out import answer
+from holdfast.lab import configure
+from holdfast.lab import demo as experiment
+from holdfast.lab.generation import configure_generation
+from holdfast.lab.reproduce import QUICK, recipe_named
+from holdfast.lab.reproduce.carry_out import answer
 
 TINY = {"num_tasks": 2, "epochs": 1, "hidden": (8,)}
 FLAGS = ["--num-tasks", "2", "--epochs", "1", "--hidden", "8"]
@@ -80,13 +80,13 @@ COMMANDS = {
         ),
         Command(
             "run",
-            "holdfast.experiments.run.build_stream",
+            "holdfast.lab.run.build_stream",
             RUN.name,
             lambda _, out: ["run", "permuted-digits", "--method", "none", *FLAGS, "--output", str(out), "--quiet"],
         ),
         Command(
             "generation",
-            "holdfast.experiments.generation.run.digits",
+            "holdfast.lab.generation.run.digits",
             DRAWN.name,
             lambda _, out: [
                 *("run", "digits-generation", "--method", "none", "--num-tasks", "2", "--iterations", "2"),
@@ -95,15 +95,15 @@ COMMANDS = {
         ),
         Command(
             "report",
-            "holdfast.experiments.report.write.find_runs",
+            "holdfast.lab.report.write.find_runs",
             "",
             lambda given, out: ["report", str(given / "runs"), "--output", str(out), "--quiet"],
             "runs",
         ),
-        Command("demo", "holdfast.experiments.demo.run", "demo", lambda _, out: ["demo", "--output", str(out)]),
+        Command("demo", "holdfast.lab.demo.run", "demo", lambda _, out: ["demo", "--output", str(out)]),
         Command(
             "rosenbrock",
-            "holdfast.experiments.rosenbrock.Plane",
+            "holdfast.lab.rosenbrock.Plane",
             "rosenbrock",
             lambda _, out: ["run", "rosenbrock", "--output", str(out)],
         ),
@@ -136,7 +136,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
         return experiment.demo(**options, settings=TINY, methods=("none", "ewc-mas", "joint"))
 
     monkeypatch.setattr("holdfast.cli.demo.demo", demo)
-    monkeypatch.setattr("holdfast.experiments.report.write.write_pictures", lambda section, folder: [])
+    monkeypatch.setattr("holdfast.lab.report.write.write_pictures", lambda section, folder: [])
     whole = valleys.rosenbrock
     monkeypatch.setattr(valleys, "rosenbrock", lambda **options: whole(**options, steps=10, strengths=(1.0,)))
 
@@ -300,7 +300,7 @@ def test_files_of_others_are_refused_before_any_work(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr(f"holdfast.experiments.{work}", _forbidden)
+    monkeypatch.setattr(f"holdfast.lab.{work}", _forbidden)
     path = tmp_path / file
     path.parent.mkdir(parents=True, exist_ok=True)
     if kind == "folder":

@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.experiments.made_up import result
+from tests.lab.made_up import result
 
 from holdfast.cli import main
 

@@ -3,11 +3,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.experiments.reproduce.made_up import filled
+from tests.lab.reproduce.made_up import filled
 
 from holdfast.cli import main
-from holdfast.experiments.reproduce import QUICK, RECIPES, recipe_named
-from holdfast.experiments.reproduce.carry_out import answer
+from holdfast.lab.reproduce import QUICK, RECIPES, recipe_named
+from holdfast.lab.reproduce.carry_out import answer
 
 
 def asked(output: Path, *more: str) -> list[str]:

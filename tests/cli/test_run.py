@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from holdfast.cli import main
-from holdfast.experiments import configure
-from holdfast.methods import METHODS
-from holdfast.streams import STREAMS
+from holdfast.lab import configure
+from holdfast.lab.methods import METHODS
+from holdfast.lab.streams import STREAMS
 
 TINY = ["--num-tasks", "2", "--epochs", "1", "--hidden", "8"]
 
@@ -219,7 +219,7 @@ def test_a_device_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_rosenbrock(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
-    from holdfast.experiments import rosenbrock as module
+    from holdfast.lab import rosenbrock as module
 
     quick = module.rosenbrock
     monkeypatch.setattr(module, "rosenbrock", lambda *, output: quick(output=output, steps=20))

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.experiments.made_up import result
 from tests.files.folders import fill, listing
+from tests.lab.made_up import result
 from tests.language import tiny
 from torch import nn
 
 import holdfast as hf
 from holdfast.errors import OutputError
-from holdfast.experiments.report import write_report
+from holdfast.lab.report import write_report
 from holdfast.language.importance_folder import write_importance_folder
 from holdfast.language.measuring import MeasuringProgress
 from holdfast.language.models import LanguageModel, load_model
@@ -58,7 +58,7 @@ WRITERS: dict[str, Callable[[LanguageModel, Path], object]] = {
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("holdfast.experiments.report.write.write_pictures", lambda section, folder: [])
+    monkeypatch.setattr("holdfast.lab.report.write.write_pictures", lambda section, folder: [])
 
 
 @pytest.mark.parametrize("name", WRITERS)

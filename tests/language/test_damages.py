@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 from tests.damages import Kind, check, check_beside, print_of
-from tests.experiments.tiny import Killed
 from tests.files.folders import listing
+from tests.lab.tiny import Killed
 from tests.language import tiny
 
 from holdfast.curvature.factored import load_importance

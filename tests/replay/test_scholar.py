@@ -5,8 +5,8 @@ import torch
 from tests.replay.drawers import Stuck
 from torch import nn
 
+from holdfast.lab.training import task_loss
 from holdfast.replay import Replay, ReplayHead, Scholar, mixed, replay_heads, replay_loss
-from holdfast.training import task_loss
 
 TASKS = ((0, 1), (2, 3), (4, 5))
 LOGITS = torch.tensor([[2.0, 0.0, 1.0, -1.0, 0.5, 3.0], [0.0, 1.0, 4.0, 0.0, 0.0, 0.0]])

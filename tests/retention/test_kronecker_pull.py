@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, LambdaLR, Line
 from holdfast import EWC, kfac
 from holdfast.curvature.implicit import layer_pull
 from holdfast.curvature.kronecker import KroneckerCurvature
-from holdfast.streams.digits import digits
+from holdfast.lab.streams.digits import digits
 
 OUT, N = 4, 6
 STRENGTHS = [1e-300, 1e-6, 1e-2, 1.0, 1e3, 1e6, 1e12, math.inf]

@@ -13,13 +13,13 @@ from rich.table import Table
 from holdfast.cli.console import console_for, say, warnings_told
 from holdfast.cli.options import AdviseOptions
 from holdfast.cli.tables import new_table
-from holdfast.experiments.advise import Advice, advise
-from holdfast.experiments.canvas import make_folder
-from holdfast.experiments.groups import method_label
-from holdfast.experiments.run import usable_device
-from holdfast.experiments.workloads import workload, workload_name
 from holdfast.files import check_files, holds, write_json
-from holdfast.methods import method_named
+from holdfast.lab.advise import Advice, advise
+from holdfast.lab.canvas import make_folder
+from holdfast.lab.groups import method_label
+from holdfast.lab.methods import method_named
+from holdfast.lab.run import usable_device
+from holdfast.lab.workloads import workload, workload_name
 
 
 def advise_command(options: AdviseOptions) -> None:

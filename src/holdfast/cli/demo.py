@@ -9,9 +9,9 @@ from holdfast.cli.console import console_for, say, warnings_told
 from holdfast.cli.options import DemoOptions
 from holdfast.cli.progress import EventDisplay
 from holdfast.cli.tables import rows_table
-from holdfast.experiments.demo import STREAM, demo
-from holdfast.experiments.groups import method_label
-from holdfast.experiments.tables import ResultRow, result_rows
+from holdfast.lab.demo import STREAM, demo
+from holdfast.lab.groups import method_label
+from holdfast.lab.tables import ResultRow, result_rows
 
 
 def demo_command(options: DemoOptions) -> None:

@@ -9,10 +9,10 @@ from holdfast.cli.console import console_for, say, warnings_told
 from holdfast.cli.language_options import ElephantsOptions
 from holdfast.cli.tables import new_table
 from holdfast.errors import DataFileError, OptionError
-from holdfast.experiments.canvas import check_matplotlib
-from holdfast.experiments.elephants.page import TITLES, check_page, conclusions, rows, write_page
-from holdfast.experiments.elephants.story import carry_out
-from holdfast.experiments.run import usable_device
+from holdfast.lab.canvas import check_matplotlib
+from holdfast.lab.elephants.page import TITLES, check_page, conclusions, rows, write_page
+from holdfast.lab.elephants.story import carry_out
+from holdfast.lab.run import usable_device
 
 
 def elephants_command(options: ElephantsOptions) -> None:

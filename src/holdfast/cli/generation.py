@@ -11,9 +11,9 @@ from holdfast.cli.options import RunOptions, settings
 from holdfast.cli.progress import event_callback
 from holdfast.cli.tables import generation_table, matrix_table
 from holdfast.errors import OptionError
-from holdfast.experiments.canvas import check_matplotlib
-from holdfast.experiments.generation import GENERATION_METHODS, configure_generation, run_generation
-from holdfast.experiments.generation.pictures import draw_samples
+from holdfast.lab.canvas import check_matplotlib
+from holdfast.lab.generation import GENERATION_METHODS, configure_generation, run_generation
+from holdfast.lab.generation.pictures import draw_samples
 
 
 def run_generation_command(options: RunOptions, console: Console) -> None:

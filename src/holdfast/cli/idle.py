@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from holdfast.experiments.config import RunConfig
-from holdfast.methods import method_named
-from holdfast.streams import STREAMS
+from holdfast.lab.config import RunConfig
+from holdfast.lab.methods import method_named
+from holdfast.lab.streams import STREAMS
 
 _OF_MECHANISM = {
     "strength": ("ewc", "wva"),

@@ -14,8 +14,8 @@ from holdfast.cli.console import console_for, say, warnings_told
 from holdfast.cli.language_options import ImportanceOptions, check_options, columns_of
 from holdfast.cli.progress import Stages
 from holdfast.errors import OptionError
-from holdfast.experiments.run import usable_device
 from holdfast.files import check_output
+from holdfast.lab.run import usable_device
 from holdfast.language import Dreams
 from holdfast.language.batches import Example, drawn, examples
 from holdfast.language.calibration import NUM_EXAMPLES, calibrate

@@ -14,10 +14,10 @@ from typing import Annotated, Any, get_type_hints
 from tyro.conf import Positional, arg
 
 from holdfast.cli.values import option
-from holdfast.experiments.config import RunConfig
-from holdfast.experiments.generation.config import GenerationConfig
-from holdfast.experiments.sweep.space import Batched, Sampler
-from holdfast.training import OptimizerName
+from holdfast.lab.config import RunConfig
+from holdfast.lab.generation.config import GenerationConfig
+from holdfast.lab.sweep.space import Batched, Sampler
+from holdfast.lab.training import OptimizerName
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "tasks": ("scenario", "num_tasks", "fraction", "mask"),

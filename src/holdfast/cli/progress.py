@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from holdfast.cli.console import say
-from holdfast.experiments.run import EventCallback
-from holdfast.experiments.tensorboard import TensorBoard
+from holdfast.lab.run import EventCallback
+from holdfast.lab.tensorboard import TensorBoard
 
 SILENT_SECONDS = 20.0
 """Where there is no terminal, an epoch is told of only when nothing was told for so long."""
@@ -68,7 +68,7 @@ class EventDisplay(_Lines):
         self._average: float | None = None
 
     def __call__(self, event: Mapping[str, Any]) -> None:
-        """Show an event, as `holdfast.experiments.run` tells it."""
+        """Show an event, as `holdfast.lab.run` tells it."""
         match event["event"]:
             case "run":
                 self._label = event["label"]
@@ -129,7 +129,7 @@ class SweepWatcher(_Lines):
         self._num_tasks: dict[str, int] = {}
 
     def __call__(self, event: Mapping[str, Any]) -> None:
-        """Show an event, as `holdfast.experiments.sweep` tells it."""
+        """Show an event, as `holdfast.lab.sweep` tells it."""
         match event["event"]:
             case "trial":
                 self._trial(event)

@@ -8,7 +8,7 @@ from holdfast.cli.console import console_for, say
 from holdfast.cli.options import ReportOptions
 from holdfast.cli.tables import rows_table
 from holdfast.errors import OptionError
-from holdfast.experiments.report import report
+from holdfast.lab.report import report
 
 
 def report_command(options: ReportOptions) -> None:

@@ -14,11 +14,11 @@ from rich.table import Table
 from holdfast.cli.console import console_for, say, warnings_told
 from holdfast.cli.options import ReproduceOptions
 from holdfast.errors import OptionError
-from holdfast.experiments.reproduce import FULL, QUICK, RECIPES, Recipe, recipe_named
-from holdfast.experiments.reproduce.carry_out import Answered, answer, known_outcomes, measure_recipe, train
-from holdfast.experiments.reproduce.cost import remaining_cost
-from holdfast.experiments.reproduce.page import cells, conclusion
-from holdfast.experiments.reproduce.store import check_results
+from holdfast.lab.reproduce import FULL, QUICK, RECIPES, Recipe, recipe_named
+from holdfast.lab.reproduce.carry_out import Answered, answer, known_outcomes, measure_recipe, train
+from holdfast.lab.reproduce.cost import remaining_cost
+from holdfast.lab.reproduce.page import cells, conclusion
+from holdfast.lab.reproduce.store import check_results
 
 
 def reproduce_command(options: ReproduceOptions) -> None:

@@ -13,15 +13,15 @@ from holdfast.cli.options import RunOptions, settings
 from holdfast.cli.progress import event_callback
 from holdfast.cli.tables import matrix_table, names_tables, rosenbrock_table, summary_table
 from holdfast.errors import OptionError, UnknownNameError
-from holdfast.experiments.canvas import check_matplotlib
-from holdfast.experiments.config import configure
-from holdfast.experiments.generation import GENERATION_STREAMS
-from holdfast.experiments.groups import group_results, setting_text
-from holdfast.experiments.plots import accuracy_curves, accuracy_matrices
-from holdfast.experiments.results import RunResult
-from holdfast.experiments.run import run
-from holdfast.methods import METHODS
-from holdfast.streams import STREAMS
+from holdfast.lab.canvas import check_matplotlib
+from holdfast.lab.config import configure
+from holdfast.lab.generation import GENERATION_STREAMS
+from holdfast.lab.groups import group_results, setting_text
+from holdfast.lab.methods import METHODS
+from holdfast.lab.plots import accuracy_curves, accuracy_matrices
+from holdfast.lab.results import RunResult
+from holdfast.lab.run import run
+from holdfast.lab.streams import STREAMS
 
 
 def run_command(options: RunOptions) -> None:
@@ -80,7 +80,7 @@ def _draw(result: RunResult, folder: Path, console: Console) -> None:
 
 
 def _rosenbrock(options: RunOptions, console: Console) -> None:
-    from holdfast.experiments.rosenbrock import rosenbrock
+    from holdfast.lab.rosenbrock import rosenbrock
 
     blank = RunOptions(stream=options.stream)
     given = {name: getattr(options, name) for name in ("method", "seed", "device", "data_dir", "tensorboard")}

@@ -7,8 +7,8 @@ from holdfast.cli.options import SweepOptions, settings
 from holdfast.cli.progress import SweepWatcher
 from holdfast.cli.tables import findings_table
 from holdfast.errors import OptionError
-from holdfast.experiments.sweep import Space, sweep
-from holdfast.methods import METHODS
+from holdfast.lab.methods import METHODS
+from holdfast.lab.sweep import Space, sweep
 
 
 def sweep_command(options: SweepOptions) -> None:

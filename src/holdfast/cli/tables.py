@@ -8,13 +8,13 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from holdfast.experiments.generation import GENERATION_METHODS, GENERATION_STREAMS
-from holdfast.experiments.results import RunResult
-from holdfast.experiments.rosenbrock import Rosenbrock
-from holdfast.experiments.sweep.findings import SweepFindings
-from holdfast.experiments.tables import COLUMNS, Estimate, ResultRow, best_row
-from holdfast.methods import METHODS
-from holdfast.streams import STREAMS
+from holdfast.lab.generation import GENERATION_METHODS, GENERATION_STREAMS
+from holdfast.lab.methods import METHODS
+from holdfast.lab.results import RunResult
+from holdfast.lab.rosenbrock import Rosenbrock
+from holdfast.lab.streams import STREAMS
+from holdfast.lab.sweep.findings import SweepFindings
+from holdfast.lab.tables import COLUMNS, Estimate, ResultRow, best_row
 
 MOST_TASKS = 12
 """With more tasks than this a row of the accuracy matrix no longer fits a terminal."""

@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from holdfast.errors import EmptyDataError, FileFormatError, NotFiniteError
 from holdfast.files import read_state, write_state
+from holdfast.lab.training import load_optimizer_state, optimizer_state
 from holdfast.language.batches import Example, LanguageBatch, collate
 from holdfast.language.models import LanguageModel
 from holdfast.language.skills import likelihood_of
@@ -23,7 +24,6 @@ from holdfast.likelihoods.likelihood import num_targets
 from holdfast.replay import Rehearsal
 from holdfast.retention import EWC, WVA
 from holdfast.tensors import all_parameters, copies, prefixed, under
-from holdfast.training import load_optimizer_state, optimizer_state
 
 _WINDOW = 16
 """So many batches are made of texts in the order of their length, against padding."""

@@ -1,0 +1,336 @@
+"""What every method would cost for a model: memory and time, measured on a few batches of its own."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from holdfast.errors import HoldfastError
+from holdfast.importance import measure, probes_of
+from holdfast.importance.choosing import Choice, choose
+from holdfast.lab.methods import METHODS, Learner, Method, MethodOptions, Moment, Setting, build_learner, method_named
+from holdfast.lab.streams import Examples
+from holdfast.lab.training import Losses, OptimizerName, build_optimizer
+from holdfast.likelihoods.batches import batch_size, model_inputs
+from holdfast.likelihoods.likelihood import Categorical, Likelihood
+from holdfast.likelihoods.shift import decided
+from holdfast.probes import Probes
+from holdfast.replay import Buffer
+
+_BY_WEIGHTS = ("none", "frozen", "ewc", "wva", "imm", "sfa")
+"""Mechanisms that never look at a batch, and so work with batches of any form."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A model and a few batches to measure it on.
+
+    Attributes:
+        name: for people.
+        model: on its device.
+        batches: on the same device, in either form of `holdfast.likelihoods.batches`; at least one.
+        setting: of the stream that it stands for.
+        classes: the output columns of the first task's loss; None: all.
+    """
+
+    name: str
+    model: nn.Module
+    batches: Sequence[Any]
+    setting: Setting
+    classes: tuple[int, ...] | None = None
+
+    @property
+    def examples(self) -> Examples | None:
+        """The batches as examples, where they are pairs of a tensor and class targets."""
+        pairs = all(isinstance(b, tuple) and isinstance(b[0], Tensor) and b[1].dim() == 1 for b in self.batches)
+        if not pairs or self.batches[0][1].is_floating_point():
+            return None
+        return Examples(torch.cat([inputs for inputs, _ in self.batches]), torch.cat([y for _, y in self.batches]))
+
+    @property
+    def num_examples(self) -> int:
+        """How many examples the batches hold."""
+        return sum(batch_size(batch) for batch in self.batches)
+
+
+@dataclass(frozen=True)
+class MethodCost:
+    """What a method costs.
+
+    Attributes:
+        method: its name.
+        held_bytes: what it keeps from task to task beside the weights: importances, anchors, copies, a full buffer.
+        step_ratio: median time of a training step in a second task over that of plain training, in turn with it.
+        closing_seconds: time to close a task, by importances on as many examples as were asked for.
+        peak_bytes: most memory in use during its steps; None on the CPU, where it cannot be told.
+        lacking: why it cannot be had; the figures are then 0.
+    """
+
+    method: str
+    held_bytes: int = 0
+    step_ratio: float = 0.0
+    closing_seconds: float = 0.0
+    peak_bytes: int | None = None
+    lacking: str = ""
+
+
+@dataclass(frozen=True)
+class MeasureCost:
+    """What `hf.measure` takes for the model, by the same choice that it makes itself, and what that costs.
+
+    Attributes:
+        choice: form, labels and why.
+        held_bytes: of the curvature and the anchors that a keeper holds, in float32.
+        seconds: to measure as many examples as were asked for.
+    """
+
+    choice: Choice
+    held_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What all methods cost, and what plain training does.
+
+    Attributes:
+        model: name of the workload.
+        device: as torch names it.
+        optimizer: name of the optimizer.
+        num_parameters: trainable ones.
+        weight_bytes: parameters and buffers.
+        gradient_bytes: one gradient.
+        optimizer_bytes: the optimizer's state after a step.
+        step_seconds: median of plain training's steps.
+        batch_size: of the first batch.
+        num_examples: that the closing of a task is told for.
+        costs: one a method.
+        measure: of `hf.measure`; None where it cannot measure the model on these batches.
+    """
+
+    model: str
+    device: str
+    optimizer: str
+    num_parameters: int
+    weight_bytes: int
+    gradient_bytes: int
+    optimizer_bytes: int
+    step_seconds: float
+    batch_size: int
+    num_examples: int
+    costs: tuple[MethodCost, ...]
+    measure: MeasureCost | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {**asdict(self), "costs": [asdict(cost) for cost in self.costs]}
+
+
+def advise(
+    workload: Workload,
+    *,
+    optimizer: OptimizerName = "adam",
+    methods: Iterable[str] | None = None,
+    num_examples: int = 10_000,
+    rounds: int = 5,
+    options: Mapping[str, Any] | None = None,
+    on_method: Callable[[str], None] | None = None,
+) -> Advice:
+    """Measure what every method costs for a model.
+
+    Each method closes a first task, measured on the batches, and then trains on them in turn with plain training, as
+    in a second task. The model itself is left as it is: copies are trained.
+
+    Args:
+        workload: model and batches.
+        optimizer: its state is part of the memory.
+        methods: their names; None: all but those that keep all earlier data.
+        num_examples: what grows with the examples in closing a task is scaled to so many.
+        rounds: how often the batches are gone through, at least 1.
+        options: of `MethodOptions`, such as buffer_size. The Fisher is sampled where batches are no class targets of
+            examples: the exact one of a language model takes a pass for every word and position.
+        on_method: called with each method's name before it is measured.
+
+    Raises:
+        UnknownNameError: there is no such method, optimizer or option; before anything is measured.
+
+    Cost: two copies of the model; for each method `rounds` + 3 passes over the batches, and its importance twice; and
+    `hf.measure` once.
+    """
+    names = [name for name in METHODS if name not in ("joint", "cumulative")] if methods is None else methods
+    chosen = [method_named(name) for name in names]
+    settings = {"strength": 1.0, "fisher": "exact" if workload.examples else "sampled", **(options or {})}
+    plain = _Trained(METHODS["none"], workload, optimizer, settings)
+    plain.steps()
+    seconds, costs = [], []
+    for method in chosen:
+        if on_method is not None:
+            on_method(method.name)
+        cost, beside = _cost(method, workload, plain, optimizer, settings, rounds, num_examples)
+        costs.append(cost)
+        seconds += beside
+    trainable = [p for p in workload.model.parameters() if p.requires_grad]
+    weights = [*workload.model.parameters(), *workload.model.buffers()]
+    return Advice(
+        model=workload.name,
+        device=str(plain.device),
+        optimizer=optimizer,
+        num_parameters=sum(p.numel() for p in trainable),
+        weight_bytes=_bytes(weights),
+        gradient_bytes=_bytes(trainable),
+        optimizer_bytes=_bytes(v for s in plain.optimizer.state.values() for v in s.values() if isinstance(v, Tensor)),
+        step_seconds=statistics.median(seconds) / len(workload.batches) if seconds else 0.0,
+        batch_size=batch_size(workload.batches[0]),
+        num_examples=num_examples,
+        costs=tuple(costs),
+        measure=_measured(workload, plain.device, num_examples),
+    )
+
+
+def _measured(workload: Workload, device: torch.device, num_examples: int) -> MeasureCost | None:
+    """The cost of `hf.measure`, on as many examples as the workload has and scaled."""
+    batches, model = list(workload.batches), copy.deepcopy(workload.model)
+    loss = "categorical" if workload.classes is None else Categorical(classes=workload.classes)
+    try:
+        choice = choose(model, batches[0], loss=loss)
+        probes = probes_of(model, batches, loss=loss)
+        seconds = _seconds(lambda: _measure(model, batches, probes, loss), device)
+    except HoldfastError:
+        return None
+    weights = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return MeasureCost(choice, round(4 * weights * (1 + choice.held)), seconds * num_examples / workload.num_examples)
+
+
+class _Trained:
+    """A copy of the model, trained with one method."""
+
+    def __init__(
+        self, method: Method, workload: Workload, optimizer: OptimizerName, settings: Mapping[str, Any]
+    ) -> None:
+        self.workload = workload
+        self.learner: Learner = build_learner(
+            method, copy.deepcopy(workload.model), options=MethodOptions(**settings), setting=workload.setting
+        )
+        self.device = next(self.learner.model.parameters()).device
+        self._optimizer_name: OptimizerName = optimizer
+        pairs = workload.examples is not None  # their loss is the learner's
+        self._likelihood = Categorical() if pairs else decided(Categorical(), self.learner.model, workload.batches[0])
+        self.open(0)
+        self._columns = _columns(workload, self.device)
+
+    def open(self, task: int) -> None:
+        """Begin a task, on the same batches and with a new optimizer."""
+        self._task = task
+        self.optimizer: Optimizer = build_optimizer(self._optimizer_name, self.learner.model.parameters(), lr=1e-6)
+        self.learner.attach(self.optimizer)
+        self.learner.open_task(task, self.workload.examples or Examples(torch.empty(0), torch.empty(0)))
+
+    def steps(self) -> None:
+        """One optimizer step a batch."""
+        count = len(self.workload.batches)
+        self.learner.model.train()
+        for step, batch in enumerate(self.workload.batches):
+            self.learner.before_step(Moment(step, count, step, count))
+            self.optimizer.zero_grad()
+            own, added = self._loss(batch)
+            (own if added is None else own + added).backward()
+            self.optimizer.step()
+            if self.workload.examples is not None:
+                self.learner.after_step(batch[0], batch[1], self._columns)
+
+    def close(self) -> None:
+        """Close the task on the batches."""
+        workload = self.workload
+        data: Any = workload.examples or list(workload.batches)
+        self.learner.close_task(data, classes=workload.classes, task=self._task)
+
+    def held_bytes(self) -> int:
+        """What the method keeps; of a buffer, when it is full."""
+        buffer = getattr(self.learner, "buffer", None)
+        held = _bytes(self.learner.state()[0].values())
+        return held * buffer.capacity // len(buffer) if isinstance(buffer, Buffer) and len(buffer) else held
+
+    def _loss(self, batch: Any) -> Losses:
+        if self.workload.examples is not None:
+            return self.learner.loss(batch[0], batch[1], self._columns)
+        args, kwargs = model_inputs(batch)
+        return self._likelihood.nll(self.learner.model(*args, **kwargs), batch).mean(), None
+
+
+def _cost(
+    method: Method,
+    workload: Workload,
+    plain: _Trained,
+    optimizer: OptimizerName,
+    settings: Mapping[str, Any],
+    rounds: int,
+    num_examples: int,
+) -> tuple[MethodCost, list[float]]:
+    """The cost of a method, and the seconds that plain training took beside it."""
+    if workload.examples is None and method.mechanism not in _BY_WEIGHTS:
+        return MethodCost(method.name, lacking="it needs batches of (inputs, class targets)"), []
+    try:
+        trained = _Trained(method, workload, optimizer, settings)
+        trained.steps()
+        trained.close()  # the first time is not the usual one: memory is asked for, the model is looked into
+        trained.open(1)
+        trained.steps()
+        closing = _seconds(trained.close, trained.device)
+    except HoldfastError as error:
+        return MethodCost(method.name, lacking=str(error)), []
+    trained.steps()
+    held = trained.held_bytes()  # with what only a step adds, such as what half precision rounds away of a pull
+    if trained.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(trained.device)
+    taken, beside = [], []
+    for _ in range(rounds):
+        beside.append(_seconds(plain.steps, plain.device))
+        taken.append(_seconds(trained.steps, trained.device))
+    peak = torch.cuda.max_memory_allocated(trained.device) if trained.device.type == "cuda" else None
+    ratio = statistics.median(one / other for one, other in zip(taken, beside))
+    scale = num_examples / workload.num_examples if _looks_at_examples(method, settings) else 1.0
+    return MethodCost(method.name, held, ratio, closing * scale, peak), beside
+
+
+def _measure(model: nn.Module, batches: Sequence[Any], probes: Probes, loss: str | Likelihood) -> None:
+    measure(model, batches, probes=probes, loss=loss)
+
+
+def _looks_at_examples(method: Method, settings: Mapping[str, Any]) -> bool:
+    """Whether a task is closed by a pass over examples."""
+    measured = method.importance not in (None, "si", "uniform")
+    return measured or (method.mechanism == "imm" and settings.get("imm") == "mode")
+
+
+def _columns(workload: Workload, device: torch.device) -> Tensor | None:
+    if workload.classes is None:
+        return None
+    count = 1 + max(max(classes) for classes in workload.setting.task_classes)
+    table = torch.zeros(count, count, dtype=torch.bool, device=device)
+    table[:, list(workload.classes)] = True
+    return table
+
+
+def _seconds(call: Callable[[], None], device: torch.device) -> float:
+    """Of the processor where one thread does the work, else on the wall."""
+    on_gpu = device.type == "cuda"
+    now = time.process_time if torch.get_num_threads() == 1 and not on_gpu else time.perf_counter
+    if on_gpu:
+        torch.cuda.synchronize(device)
+    began = now()
+    call()
+    if on_gpu:
+        torch.cuda.synchronize(device)
+    return now() - began
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)

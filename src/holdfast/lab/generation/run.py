@@ -1,0 +1,294 @@
+"""One generation run: class after class learned to be drawn, in a folder, resumable at any iteration."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from holdfast.errors import CollapseError, FileFormatError, NotFiniteError
+from holdfast.files import read_state, write_state
+from holdfast.lab.checkpoint import RunProgress
+from holdfast.lab.folder import RunFolder, versions
+from holdfast.lab.generation.config import GENERATION_METHODS, GENERATION_STREAMS, GenerationConfig
+from holdfast.lab.generation.judge import EPOCHS, judge_of
+from holdfast.lab.generation.learners import build_drawing
+from holdfast.lab.generation.measures import asked_accuracy, frechet_distance_of, real_of, reverse_accuracy
+from holdfast.lab.results import RunResult, summarise
+from holdfast.lab.run import EventCallback, seed_of, usable_device
+from holdfast.lab.streams import Examples, Task, digits, mnist, split
+from holdfast.lab.training import load_optimizer_state, optimizer_state
+from holdfast.replay import check_alive
+from holdfast.tensors import prefixed, under
+
+CHECKPOINT_SECONDS = 10.0
+"""A checkpoint is written when so long has gone by since the last one."""
+
+REPORTS = 40
+"""A task tells of itself so many times."""
+
+SHOWN = 8
+"""Images of each class that are kept after each task, for pictures."""
+
+_WARM = 20
+"""Iterations before a generator is expected to draw different images."""
+
+
+@dataclass
+class GenerationProgress(RunProgress):
+    """How far a generation run has come; `epoch` counts iterations.
+
+    Attributes, beside those of `RunProgress`:
+        frechet: Fréchet distance over the classes so far, after each task.
+        reverse: reverse accuracy after the last task; None before.
+    """
+
+    frechet: list[float] = field(default_factory=list)
+    reverse: float | None = None
+
+
+def run_generation(
+    config: GenerationConfig,
+    *,
+    output: str | os.PathLike[str] = "runs",
+    device: str = "cpu",
+    data_dir: str | os.PathLike[str] | None = None,
+    on_event: EventCallback | None = None,
+) -> RunResult:
+    """Learn to draw one class after the other, in the folder `output`/`config.name`.
+
+    Killed at any moment, the same call goes on where it was and on the CPU, with as many threads, ends with the same
+    bits; a finished run is read back. After every task the images of each class are shown to a judge, a classifier
+    trained on real images, which is trained once for each `output` and kept in `output`/judges.
+
+    Args:
+        config: every setting; see `configure_generation`.
+        output: parent of the run's folder.
+        device: as torch names it.
+        data_dir: where MNIST is; see `holdfast.lab.streams.mnist`.
+        on_event: called with each event, as written to `metrics.jsonl`: "start", "epoch" (of iterations), "task",
+            "done".
+
+    Returns:
+        What `result.json` holds. `accuracy_matrix`: row t: share of the images asked to be of each class that the
+        judge sees so, after task t; `average_accuracy`: A1, A2, ... of Wu et al. 2018; `validation_accuracy`: the same
+        of other latents. `generation` has the Fréchet distances, the reverse accuracy and the judge's own accuracy on
+        real test images.
+
+    Raises:
+        NotFiniteError, CollapseError: the generator diverged or collapsed; the last checkpoint is from before.
+        OptionError: a device that cannot be used.
+        OutputError, RunMismatchError, FileFormatError, DataFileError: as for `holdfast.lab.run.run`.
+    """
+    folder = RunFolder(Path(output) / config.name, config)
+    if folder.result.exists():
+        return RunResult.load(folder.result)
+    return _Run(config, folder, device=device, data_dir=data_dir, on_event=on_event).finish()
+
+
+def samples_path(folder: Path) -> Path:
+    """Where a run keeps the images that it drew after each task, for pictures."""
+    return folder / "samples.safetensors"
+
+
+class _Run:
+    """The state of a run, and the steps that take it to its end."""
+
+    def __init__(
+        self,
+        config: GenerationConfig,
+        folder: RunFolder,
+        *,
+        device: str,
+        data_dir: str | os.PathLike[str] | None,
+        on_event: EventCallback | None,
+    ) -> None:
+        self.config, self.folder, self.on_event = config, folder, on_event
+        self.device = usable_device(device)
+        images = digits() if GENERATION_STREAMS[config.stream].images == "digits" else mnist(data_dir)
+        self.images: Task = images
+        self.stream = split(images, 1, num_tasks=config.num_tasks, scenario="class", name=config.stream)
+        self.classes = tuple(classes[0] for classes in self.stream.task_classes)
+        self.test = images.test.to(self.device)
+        self.drawing = build_drawing(config, self.stream.input_shape, len(images.classes), device=self.device)
+        self.progress = GenerationProgress()
+        self.shown: list[Tensor] = []
+        self._clock = self._saved = time.perf_counter()
+
+    def finish(self) -> RunResult:
+        """Train what is left to train, and write the result."""
+        self.folder.open()
+        self.judge, self.judged = judge_of(self.images, device=self.device, folder=self.folder.path.parent / "judges")
+        resumed = self.folder.checkpoint.exists()
+        if resumed:
+            self._load()
+        self.folder.truncate(self.progress.num_events)
+        self._clock = self._saved = time.perf_counter()
+        self._tell({"event": "start", "num_tasks": len(self.stream), "resumed": resumed})
+        if not resumed:
+            self.progress.baseline = asked_accuracy(self.judge, self._drawn(0))
+        while self.progress.task < len(self.stream):
+            self._learn(self.progress.task)
+        return self._result()
+
+    def _learn(self, t: int) -> None:
+        """Train on class t from the iteration where it stands, and measure."""
+        config, progress = self.config, self.progress
+        train = self._training_examples(t)
+        every = max(1, config.iterations // REPORTS)
+        if progress.epoch == 0:
+            self.drawing.open_task(self.stream.task_classes[t])
+        began = time.perf_counter()
+        while progress.epoch < config.iterations:
+            torch.manual_seed(seed_of(config.seed, 1, t, progress.epoch))
+            chosen = torch.randint(len(train), (config.critic_steps * config.batch_size,)).to(self.device)
+            distance = self.drawing.fit(train.inputs[chosen], train.targets[chosen])
+            progress.epoch += 1
+            if progress.epoch % every == 0 or progress.epoch == config.iterations:
+                began = self._report(t, distance, began)
+        self._close(t)
+
+    def _report(self, t: int, distance: Tensor, began: float) -> float:
+        """Tell how far a task has come; write a checkpoint if it is time. Returns the time now."""
+        progress, now = self.progress, time.perf_counter()
+        value = float(distance)
+        if value != value or abs(value) == float("inf"):
+            raise NotFiniteError(
+                f"{self.config.name}: the critic's loss is {value} at iteration {progress.epoch} of task {t + 1}: the "
+                "GAN has diverged. Lower --lr, or start with another --seed; the last checkpoint is from before."
+            )
+        progress.seconds_training += now - began
+        self._tell(
+            {
+                "event": "epoch",
+                "unit": "iteration",
+                "task": t,
+                "epoch": progress.epoch,
+                "epochs": self.config.iterations,
+                "loss": value,
+                "seconds": now - began,
+            }
+        )
+        if progress.epoch < self.config.iterations and now - self._saved >= CHECKPOINT_SECONDS:
+            if progress.epoch >= _WARM:
+                check_alive(self.drawing.gan, classes=(t,), where=f"{self.config.name}, task {t + 1}")
+            self._save()
+        return time.perf_counter()
+
+    def _close(self, t: int) -> None:
+        progress, began = self.progress, time.perf_counter()
+        try:
+            self.drawing.close_task(t)
+        except (CollapseError, NotFiniteError) as error:
+            raise type(error)(f"{self.config.name}, task {t + 1}: {error}") from error
+        drawn = self._drawn(0)
+        learned = list(self.classes[: t + 1])
+        progress.test.append(asked_accuracy(self.judge, drawn))
+        progress.validation.append(asked_accuracy(self.judge, self._drawn(1)[: t + 1]))
+        real = real_of(self.test, learned).inputs
+        progress.frechet.append(frechet_distance_of(self.judge, drawn[: t + 1].flatten(0, 1), real))
+        self.shown.append(self.drawing.draw(SHOWN, self.classes, seed=seed_of(self.config.seed, 3)).cpu())
+        if t + 1 == len(self.stream):
+            progress.reverse = self._reverse(drawn)
+        progress.task, progress.epoch = t + 1, 0
+        seconds = time.perf_counter() - began
+        progress.seconds_importance += seconds
+        self._tell(
+            {
+                "event": "task",
+                "task": t,
+                "accuracy": progress.test[-1],
+                "validation": progress.validation[-1],
+                "average_accuracy": sum(progress.test[-1][: t + 1]) / (t + 1),
+                "frechet": progress.frechet[-1],
+                "seconds": self._seconds(),
+                "seconds_importance": seconds,
+                "keeper": "",
+            }
+        )
+        write_state(samples_path(self.folder.path), {"samples": torch.stack(self.shown)}, {"classes": self.classes})
+        self._save()
+
+    def _reverse(self, drawn: Tensor) -> float:
+        epochs, num_classes = EPOCHS[self.images.name], len(self.images.classes)
+        test = real_of(self.test, self.classes)
+        return reverse_accuracy(drawn, test, epochs=epochs, num_classes=num_classes, seed=self.config.seed)
+
+    def _drawn(self, part: int) -> Tensor:
+        """Images of every class: part 0 to report, 1 of other latents, on which settings may be chosen."""
+        return self.drawing.draw(self.config.images, self.classes, seed=seed_of(self.config.seed, 2, part))
+
+    def _training_examples(self, t: int) -> Examples:
+        first = 0 if GENERATION_METHODS[self.config.method].past_data else t
+        return real_of(self.images.train, self.classes[first : t + 1]).to(self.device)
+
+    def _seconds(self) -> float:
+        now = time.perf_counter()
+        self.progress.seconds += now - self._clock
+        self._clock = now
+        return self.progress.seconds
+
+    def _tell(self, event: Mapping[str, Any]) -> None:
+        self.folder.append(event)
+        self.progress.num_events += 1
+        if self.on_event is not None:
+            self.on_event(event)
+
+    def _save(self) -> None:
+        self._seconds()
+        tensors, notes = self.drawing.state()
+        tensors = prefixed("drawing", tensors)
+        told = []
+        for index, optimizer in enumerate(self.drawing.all_optimizers):
+            found, note = optimizer_state(optimizer)
+            tensors |= prefixed(f"optimizer{index}", found)
+            told.append(note)
+        if self.shown:
+            tensors["shown"] = torch.stack(self.shown)
+        content = {"progress": asdict(self.progress), "drawing": notes, "optimizers": told}
+        write_state(self.folder.checkpoint, tensors, content)
+        self._saved = time.perf_counter()
+
+    def _load(self) -> None:
+        tensors, notes = read_state(self.folder.checkpoint)
+        try:
+            self.drawing.load_state(under("drawing", tensors), notes["drawing"])
+            for index, (optimizer, told) in enumerate(zip(self.drawing.all_optimizers, notes["optimizers"])):
+                load_optimizer_state(optimizer, under(f"optimizer{index}", tensors), told)
+            self.progress = GenerationProgress(**notes["progress"])
+            self.shown = list(tensors["shown"]) if "shown" in tensors else []
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            why = " ".join(str(error).split())
+            path = self.folder.checkpoint
+            raise FileFormatError(f"{path} does not fit this run ({why}). Delete it to start the run again.") from error
+
+    def _result(self) -> RunResult:
+        progress, config = self.progress, self.config
+        seconds = self._seconds()
+        result = RunResult(
+            stream=config.stream,
+            scenario="class",
+            method=config.method,
+            seed=config.seed,
+            **summarise(progress.test, progress.validation, progress.baseline),
+            seconds=seconds,
+            seconds_training=progress.seconds_training,
+            seconds_importance=progress.seconds_importance,
+            config=config.to_dict(),
+            versions=versions(),
+            keeper=progress.keeper,
+            generation={
+                "frechet_distance": progress.frechet,
+                "reverse_accuracy": progress.reverse,
+                "judge_accuracy": self.judged,
+            },
+        )
+        self._tell({"event": "done", "average_accuracy": result.final_accuracy, "seconds": seconds})
+        result.save(self.folder.result)
+        return result

@@ -1,0 +1,43 @@
+"""The network frozen after its first task, all but the last layer: stability without plasticity."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from holdfast.lab.methods.learner import Learner
+from holdfast.lab.streams import Examples
+
+
+class Frozen(Learner):
+    """The features of the first task for ever: later tasks train the last layer alone.
+
+    The last layer is the last module, in order of definition, that has parameters of its own. Where each task has
+    output columns of its own nothing is forgotten, and little learned; where tasks share them, the last layer forgets.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self._head = [module for module in model.modules() if list(module.parameters(recurse=False))][-1]
+        self._frozen = False
+
+    def open_task(self, task: int, examples: Examples) -> None:
+        """Freeze the features before the second task."""
+        if task > 0:
+            self._freeze()
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Whether the features are frozen."""
+        return {}, {"frozen": self._frozen}
+
+    def load_state(self, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        if notes["frozen"]:
+            self._freeze()
+
+    def _freeze(self) -> None:
+        self._frozen = True
+        self.model.requires_grad_(False)
+        self._head.requires_grad_(True)

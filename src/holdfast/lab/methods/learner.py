@@ -1,0 +1,126 @@
+"""What a method does in a run, moment by moment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from holdfast.choices import check_choices
+from holdfast.lab.streams import Examples
+from holdfast.lab.training import Losses, task_loss
+from holdfast.likelihoods.masks import Mask, Scenario
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a method may know of the stream ahead of it.
+
+    Attributes:
+        task_classes: the classes of every task, as output columns.
+        mask: the output columns that take part in a task's loss; see `holdfast.likelihoods.masks`.
+        scenario: what is to be told at test time.
+        input_shape: of one example.
+        past: the training examples of an earlier task, for controls that may have them again; None: not to be had.
+    """
+
+    task_classes: tuple[tuple[int, ...], ...]
+    mask: Mask = "all"
+    scenario: Scenario = "domain"
+    input_shape: tuple[int, ...] = ()
+    past: Callable[[int], Examples] | None = None
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+
+    @property
+    def num_tasks(self) -> int:
+        """How many tasks there will be."""
+        return len(self.task_classes)
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where in the training of a task a step stands.
+
+    Attributes:
+        step: its number in the task, from 0.
+        num_steps: steps of the task.
+        epoch_step: its number in the epoch, from 0.
+        epoch_steps: steps of the epoch.
+    """
+
+    step: int
+    num_steps: int
+    epoch_step: int
+    epoch_steps: int
+
+
+class Learner:
+    """The moments of a run in which a method may act. Here nothing is done in any of them: plain fine-tuning.
+
+    The order is: `attach` to each new optimizer; `open_task`; `before_step`, `loss` and `after_step` at every step;
+    `close_task`; `evaluating` around every measurement. What must survive a kill goes through `state` and `load_state`.
+    A method that draws at random draws from torch's global state, which every epoch seeds: so a run that goes on draws
+    the same.
+
+    Attributes:
+        model: what is trained and tested; a method may wrap the model it was given.
+        needs_past_data: whether a task is trained on the data of all tasks so far.
+        replays: whether its loss meets examples of earlier tasks: `columns` then has rows for their classes too.
+    """
+
+    needs_past_data: ClassVar[bool] = False
+    replays: ClassVar[bool] = False
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def attach(self, optimizer: Optimizer) -> None:
+        """Act on this optimizer's steps from now on, in place of any other's."""
+
+    def open_task(self, task: int, examples: Examples) -> None:
+        """Get ready for a task, before its first step; not called again when a killed run goes on in mid-task.
+
+        Args:
+            task: its number, from 0.
+            examples: what it will be trained on.
+        """
+
+    def before_step(self, moment: Moment) -> None:
+        """Get ready for an optimizer step, before its loss."""
+
+    def loss(self, inputs: Tensor, targets: Tensor, columns: Tensor | None) -> Losses:
+        """The mean loss of a batch of the task at hand, and what the method adds to it; see `train_epoch`."""
+        return task_loss(self.model, inputs, targets, columns), None
+
+    def after_step(self, inputs: Tensor, targets: Tensor, columns: Tensor | None) -> None:
+        """Look back on an optimizer step, at the batch it was taken on."""
+
+    def close_task(self, examples: Examples, *, classes: tuple[int, ...] | None, task: int) -> None:
+        """Keep what must be kept of a task, after its last step.
+
+        Args:
+            examples: what importances are measured on.
+            classes: output columns that took part in the loss; None: all.
+            task: its number, which seeds sampled labels.
+        """
+
+    def evaluating(self, task: int) -> AbstractContextManager[None]:
+        """Around a measurement on a task; for models that differ from task to task."""
+        return nullcontext()
+
+    def report(self) -> str:
+        """One line on what holds the old tasks; empty where there is nothing to say."""
+        return ""
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything that training on needs beside model and optimizer: tensors by name, and JSON notes."""
+        return {}, {}
+
+    def load_state(self, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
+        """Go on from what `state` gave."""

@@ -1,0 +1,371 @@
+"""One run: a stream learned task by task, in a folder, resumable at any moment."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from holdfast.errors import OptionError
+from holdfast.files.lock import locked
+from holdfast.lab import checkpoint
+from holdfast.lab.checkpoint import RunProgress
+from holdfast.lab.config import RunConfig
+from holdfast.lab.folder import RunFolder, versions
+from holdfast.lab.methods import Moment, Setting, build_learner, method_named
+from holdfast.lab.metrics import average_accuracy
+from holdfast.lab.results import RunResult, summarise
+from holdfast.lab.streams import Examples
+from holdfast.lab.streams.catalog import build_stream
+from holdfast.lab.streams.stream import Task
+from holdfast.lab.training import accuracy, build_net, build_optimizer, learning_rate, num_epochs, train_epoch
+from holdfast.likelihoods.masks import Mask, Scenario, active_classes
+
+EventCallback = Callable[[Mapping[str, Any]], None]
+
+_MASKS: dict[Scenario, Mask] = {"task": "task", "domain": "all", "class": "seen"}
+
+CHECKPOINT_SECONDS = 5.0
+"""Between tasks a checkpoint is written after every epoch that ends so long after the last one."""
+
+
+def run(
+    config: RunConfig,
+    *,
+    output: str | os.PathLike[str] = "runs",
+    device: str = "cpu",
+    data_dir: str | os.PathLike[str] | None = None,
+    on_event: EventCallback | None = None,
+) -> RunResult:
+    """Learn a stream with one method, in the folder `output`/`config.name`.
+
+    Killed at any moment, the same call goes on where it was and on the CPU, with as many threads
+    (`torch.get_num_threads`), ends with the same bits; a finished run is read back without training. One that another
+    process is at work on is waited for.
+
+    Args:
+        config: every setting; see `configure`.
+        output: parent of the run's folder.
+        device: as torch names it.
+        data_dir: where MNIST is; see `holdfast.lab.streams.mnist`.
+        on_event: called with each event, as written to `metrics.jsonl`: "start", "epoch", "task", "done"; and with
+            "busy" where another process is at work on this run.
+
+    Returns:
+        What `result.json` holds.
+
+    Raises:
+        OptionError: options that have no meaning together, or a device that cannot be used; nothing is written then.
+        OutputError: the folder cannot be written.
+        RunMismatchError: the folder belongs to another configuration.
+        FileFormatError: a file in the folder is damaged.
+        DataFileError: the data are missing or damaged.
+        NotFiniteError: training diverged.
+    """
+    folder = RunFolder(Path(output) / config.name, config)
+    if folder.result.exists():
+        return RunResult.load(folder.result)
+    made = ActiveRun(config, folder, device=device, data_dir=data_dir, on_event=on_event)
+
+    def waiting() -> None:
+        if on_event is not None:
+            on_event({"event": "busy"})
+
+    with locked(folder.lock, waiting=waiting):
+        return RunResult.load(folder.result) if folder.result.exists() else made.finish()
+
+
+class ActiveRun:
+    """The state of a run, and the steps that take it to its end: `begin`, then `learn` task by task, then `result`.
+
+    Args:
+        config: every setting.
+        folder: where it stands.
+        device: as torch names it.
+        data_dir: where MNIST is.
+        on_event: called with each event.
+        like: a run of the same stream and seed, whose data it shares.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: RunFolder,
+        *,
+        device: str,
+        data_dir: str | os.PathLike[str] | None,
+        on_event: EventCallback | None,
+        like: ActiveRun | None = None,
+    ) -> None:
+        self.config, self.folder, self.on_event = config, folder, on_event
+        self.device = usable_device(device)
+        self.method = method_named(config.method)
+        self.stream = (
+            like.stream
+            if like is not None
+            else build_stream(
+                config.stream,
+                num_tasks=config.num_tasks,
+                seed=config.seed,
+                scenario=config.scenario,
+                data_dir=data_dir,
+                fraction=config.fraction,
+            )
+        )
+        self.mask: Mask = config.mask or _MASKS[self.stream.scenario]
+        net = build_net(
+            config.net,
+            self.stream.input_shape,
+            self.stream.num_classes,
+            hidden=config.hidden,
+            slope=config.slope,
+            seed=seed_of(config.seed),
+        )
+        setting = Setting(
+            task_classes=tuple(map(tuple, self.stream.task_classes)),
+            mask=self.mask,
+            scenario=self.stream.scenario,
+            input_shape=self.stream.input_shape,
+            past=lambda k: self.tasks[k].train(self.stream[k]),
+        )
+        self.learner = build_learner(self.method, net.to(self.device), options=config, setting=setting)
+        self.model: nn.Module = self.learner.model
+        self.optimizer = self._new_optimizer()
+        self.progress = RunProgress()
+        self.tasks = like.tasks if like is not None else [_Kept(task, self.device) for task in self.stream]
+        self._clock = time.perf_counter()
+        self._saved = self._clock
+
+    def finish(self) -> RunResult:
+        """Train what is left to train, and write the result."""
+        self.begin()
+        while self.progress.task < len(self.stream):
+            self.learn(self.progress.task)
+        return self.result()
+
+    def begin(self) -> None:
+        """Open the folder, and go on from its checkpoint where there is one."""
+        self.folder.open()
+        resumed = self.folder.checkpoint.exists()
+        if resumed:
+            self.progress = checkpoint.load(
+                self.folder.checkpoint, model=self.model, optimizer=self.optimizer, learner=self.learner
+            )
+        self.folder.truncate(self.progress.num_events)
+        self._clock = time.perf_counter()
+        self._tell({"event": "start", "num_tasks": len(self.stream), "resumed": resumed})
+        if not resumed:
+            self.progress.baseline = [self._accuracy(kept.test, j, j) for j, kept in enumerate(self.tasks)]
+
+    def learn(self, t: int) -> None:
+        """Train on task t from the epoch where it stands, close it and test on all."""
+        config, progress = self.config, self.progress
+        train = self.training_examples(t)
+        epochs = num_epochs(len(train), config.batch_size, epochs=config.epochs, iterations=config.iterations)
+        steps_an_epoch = -(-len(train) // config.batch_size)
+        num_steps = config.iterations or epochs * steps_an_epoch
+        columns = self.columns(t)
+        if progress.epoch == 0:
+            self.learner.open_task(t, train)
+        while progress.epoch < epochs:
+            began = time.perf_counter()
+            done = progress.epoch * steps_an_epoch
+            epoch_steps = min(steps_an_epoch, num_steps - done)
+
+            def before_step(step: int, done: int = done, epoch_steps: int = epoch_steps) -> None:
+                self._set_rate(done + step, num_steps)
+                self.learner.before_step(Moment(done + step, num_steps, step, epoch_steps))
+
+            loss = train_epoch(
+                self.model,
+                self.optimizer,
+                train,
+                batch_size=config.batch_size,
+                seed=seed_of(config.seed, t, progress.epoch),
+                columns=columns,
+                num_steps=epoch_steps,
+                before_step=before_step,
+                loss=self.learner.loss,
+                after_step=self.learner.after_step,
+                clip=config.clip,
+            )
+            self.count_epoch(t, loss=loss, seconds=time.perf_counter() - began, epochs=epochs)
+            if progress.epoch < epochs:
+                self._save(at_least=CHECKPOINT_SECONDS)
+        self.close(t)
+
+    def excuse(self, *, but: float) -> None:
+        """Of the time since the last event only so many seconds were spent on this run."""
+        self._clock = time.perf_counter() - but
+
+    def count_epoch(self, t: int, *, loss: float, seconds: float, epochs: int) -> None:
+        """Another epoch of task t has been trained."""
+        self.progress.epoch += 1
+        self.progress.seconds_training += seconds
+        epoch = {"task": t, "epoch": self.progress.epoch, "epochs": epochs, "loss": loss, "seconds": seconds}
+        self._tell({"event": "epoch", **epoch})
+
+    def close(self, t: int) -> None:
+        """Measure what task t needs, test on all tasks, and write a checkpoint."""
+        progress, kept = self.progress, self.tasks[t]
+        began = time.perf_counter()
+        progress.keeper = self.learner.report()
+        examples = kept.validation if self.config.importance_data == "validation" else kept.train(self.stream[t])
+        if self.config.importance_examples is not None:
+            examples = examples.take(self.config.importance_examples)
+        self.learner.close_task(examples, classes=active_classes(self.mask, self.stream.task_classes, t), task=t)
+        seconds = time.perf_counter() - began
+        progress.seconds_importance += seconds
+        progress.test.append([self._accuracy(other.test, t, j) for j, other in enumerate(self.tasks)])
+        progress.validation.append([self._accuracy(self.tasks[j].validation, t, j) for j in range(t + 1)])
+        progress.task, progress.epoch = t + 1, 0
+        self._tell(
+            {
+                "event": "task",
+                "task": t,
+                "accuracy": progress.test[-1],
+                "validation": progress.validation[-1],
+                "average_accuracy": sum(progress.test[-1][: t + 1]) / (t + 1),
+                "seconds": self._seconds(),
+                "seconds_importance": seconds,
+                "keeper": progress.keeper,
+            }
+        )
+        if self.config.fresh_optimizer:
+            self.optimizer = self._new_optimizer()
+        self._save()
+
+    def _new_optimizer(self) -> Optimizer:
+        config = self.config
+        optimizer = build_optimizer(
+            config.optimizer, self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay
+        )
+        self.learner.attach(optimizer)
+        return optimizer
+
+    def _set_rate(self, step: int, num_steps: int) -> None:
+        if self.config.schedule != "constant":
+            rate = learning_rate(self.config.schedule, self.config.lr, step=step, num_steps=num_steps)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+
+    def training_examples(self, t: int) -> Examples:
+        """What task t is trained on."""
+        if not self.learner.needs_past_data:
+            return self.tasks[t].train(self.stream[t])
+        parts = [self.tasks[k].train(self.stream[k]) for k in range(t + 1)]
+        return Examples(torch.cat([part.inputs for part in parts]), torch.cat([part.targets for part in parts]))
+
+    def columns(self, t: int) -> Tensor | None:
+        """Row c: the columns in the loss of an example of class c; for earlier ones too where the loss meets them."""
+        if self.mask == "all":
+            return None
+        table = torch.zeros(self.stream.num_classes, self.stream.num_classes, dtype=torch.bool, device=self.device)
+        meets_past = self.learner.needs_past_data or self.learner.replays
+        for k in range(t + 1) if meets_past else (t,):
+            active = active_classes(self.mask, self.stream.task_classes, k if self.mask == "task" else t)
+            for own in self.stream.task_classes[k]:
+                table[own, list(active or ())] = True
+        return table
+
+    def _accuracy(self, examples: Examples, t: int, j: int) -> float:
+        """Accuracy on task j after task t, among the classes that the scenario leaves open."""
+        classes = None
+        if self.stream.scenario != "domain":
+            mask: Mask = "task" if self.stream.scenario == "task" else "seen"
+            classes = active_classes(mask, self.stream.task_classes, max(t, j) if mask == "seen" else j)
+        with self.learner.evaluating(j):
+            return accuracy(self.model, examples, classes=classes)
+
+    def _held_bytes(self) -> int:
+        """Of what the method keeps beside model and optimizer, with the data of earlier tasks where it needs them."""
+        held = sum(tensor.nbytes for tensor in self.learner.state()[0].values())
+        if self.learner.needs_past_data:
+            earlier = (self.tasks[k].train(self.stream[k]) for k in range(len(self.stream) - 1))
+            held += sum(examples.inputs.nbytes + examples.targets.nbytes for examples in earlier)
+        return held
+
+    def _seconds(self) -> float:
+        now = time.perf_counter()
+        self.progress.seconds += now - self._clock
+        self._clock = now
+        return self.progress.seconds
+
+    def _save(self, *, at_least: float = 0.0) -> None:
+        if time.perf_counter() - self._saved >= at_least:
+            self._seconds()
+            checkpoint.save(
+                self.folder.checkpoint, self.progress, model=self.model, optimizer=self.optimizer, learner=self.learner
+            )
+            self._saved = time.perf_counter()
+
+    def _tell(self, event: Mapping[str, Any]) -> None:
+        self.folder.append(event)
+        self.progress.num_events += 1
+        if self.on_event is not None:
+            self.on_event(event)
+
+    def result(self) -> RunResult:
+        """Write what was found."""
+        progress = self.progress
+        seconds = self._seconds()
+        result = RunResult(
+            stream=self.config.stream,
+            scenario=self.stream.scenario,
+            method=self.config.method,
+            seed=self.config.seed,
+            **summarise(progress.test, progress.validation, progress.baseline),
+            seconds=seconds,
+            seconds_training=progress.seconds_training,
+            seconds_importance=progress.seconds_importance,
+            config=self.config.to_dict(),
+            versions=versions(),
+            keeper=progress.keeper,
+            num_parameters=sum(weight.numel() for weight in self.model.parameters()),
+            held_bytes=self._held_bytes(),
+        )
+        self._tell({"event": "done", "average_accuracy": average_accuracy(progress.test)[-1], "seconds": seconds})
+        result.save(self.folder.result)
+        return result
+
+
+class _Kept:
+    """What is kept of a task: the examples that every later evaluation needs, not those it is trained on."""
+
+    def __init__(self, task: Task, device: torch.device) -> None:
+        self._device = device
+        self.validation = task.validation.to(device)
+        self.test = task.test.to(device)
+
+    def train(self, task: Task) -> Examples:
+        """Its training examples, built again when they are needed."""
+        return task.train.to(self._device)
+
+
+def usable_device(name: str) -> torch.device:
+    """The device of that name.
+
+    Raises:
+        OptionError: it cannot be used.
+    """
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise OptionError(
+            f"device {name!r} cannot be used: {str(error).splitlines()[0]}. Use cpu, or cuda where one is."
+        ) from error
+    return device
+
+
+def seed_of(*purpose: int) -> int:
+    """A seed for each use of randomness in a run, independent of that of any other use."""
+    sequence = np.random.SeedSequence((len(purpose), *purpose))  # the length: a sequence is padded with zeros
+    return int(sequence.generate_state(1, np.uint64)[0] >> 1)

@@ -1,0 +1,137 @@
+"""What a sweep compares."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any, Literal, get_args
+
+from holdfast.errors import OptionError
+from holdfast.lab.config import RunConfig, configure
+from holdfast.lab.methods import method_named
+from holdfast.lab.stacked import gains_by_stacking, why_not_stacked
+
+Sampler = Literal["grid", "tpe"]
+Batched = Literal["auto", "always", "never"]
+
+_CHOSEN = ("strength", "optimizer", "lr", "seed")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a trial tries, beside what is the same in all of them.
+
+    Attributes:
+        optimizer: by name.
+        lr: learning rate.
+        strength: None for a method that has none.
+    """
+
+    optimizer: str
+    lr: float
+    strength: float | None = None
+
+    @property
+    def text(self) -> str:
+        """As people read it."""
+        held = () if self.strength is None else (f"strength {self.strength:g}",)
+        return ", ".join((*held, self.optimizer, f"lr {self.lr:g}"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Space:
+    """Methods x strengths x optimizers x learning rates, each over the same seeds.
+
+    Attributes:
+        stream: name of the task stream.
+        methods: names; each finds settings of its own.
+        strengths: of the methods that hold weights; above 0, finite. Empty: the protocol's.
+        optimizers: names. Empty: the protocol's.
+        lrs: learning rates, each with each optimizer. Empty: the protocol's.
+        seeds: what each setting is judged over.
+        settings: fields of `RunConfig` that are the same in all runs, above the protocol's.
+        sampler: "grid": all combinations; "tpe": Optuna's tree-structured Parzen estimator, between the smallest and
+            the largest of strengths and lrs.
+        trials: how many settings of each method "tpe" tries.
+        refine: go on next to the best strength, by half decades and less, until that gains less than the noise.
+        prune: give up a setting that is hopeless in the middle of a run; not in a batched program.
+        batched: train runs that differ in seed and strength alone as one batched program: "auto" where that is likely
+            faster, "always" or "never".
+
+    Raises:
+        OptionError: an empty or unusable choice.
+    """
+
+    stream: str
+    methods: tuple[str, ...]
+    strengths: tuple[float, ...] = ()
+    optimizers: tuple[str, ...] = ()
+    lrs: tuple[float, ...] = ()
+    seeds: tuple[int, ...] = (0, 1, 2)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    sampler: Sampler = "grid"
+    trials: int | None = None
+    refine: bool = False
+    prune: bool = True
+    batched: Batched = "auto"
+
+    def __post_init__(self) -> None:
+        for name, known in (("sampler", get_args(Sampler)), ("batched", get_args(Batched))):
+            if getattr(self, name) not in known:
+                raise OptionError(f"sweep: {name} is {getattr(self, name)!r}; expected {' or '.join(known)}.")
+        for name in ("methods", "seeds"):
+            if not getattr(self, name):
+                raise OptionError(f"sweep: no {name}. Give one or more.")
+        for name in ("methods", "seeds", "strengths", "optimizers", "lrs"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise OptionError(f"sweep: {name} are {' '.join(map(str, values))}; give each once.")
+        for name in ("strengths", "lrs"):
+            if not all(0 < value < math.inf for value in getattr(self, name)):
+                raise OptionError(
+                    f"sweep: {name} are {' '.join(map(str, getattr(self, name)))}; expected numbers above 0, for they "
+                    "are compared by their ratios. What no strength does is method none."
+                )
+        if "budget" in self.settings:
+            raise OptionError("sweep: budget takes the strength's place, which a sweep is to find. Use holdfast run.")
+        if (self.sampler == "tpe") != (self.trials is not None):
+            raise OptionError("sweep: trials belong to sampler tpe, which needs them. Give both or neither.")
+        for method in self.methods:
+            for choice in self.grid(method):
+                config = self.config(method, choice, seed=self.seeds[0])  # raises on what no run can be made of
+                if self.batched == "always" and (reason := why_not_stacked([config])):
+                    raise OptionError(
+                        f"sweep: batched is 'always', and runs of {method} cannot be one program: {reason}. Use auto."
+                    )
+
+    def grid(self, method: str) -> list[Choice]:
+        """All combinations for one method."""
+        usual = configure(self.stream, method, **self.settings)
+        strengths: Sequence[float | None] = (None,)
+        if method_named(method).holds_weights:
+            strengths = self.strengths or (usual.strength,)
+        optimizers, lrs = self.optimizers or (usual.optimizer,), self.lrs or (usual.lr,)
+        return [Choice(*values) for values in product(optimizers, map(float, lrs), strengths)]
+
+    def config(self, method: str, choice: Choice, *, seed: int) -> RunConfig:
+        """One run."""
+        chosen = {"strength": choice.strength, "optimizer": choice.optimizer, "lr": choice.lr}
+        return configure(self.stream, method, seed=seed, **{**self.settings, **chosen})
+
+    def stacks(self, config: RunConfig, *, device: str) -> bool:
+        """Whether such a run is to be trained with its like as one batched program."""
+        if self.batched == "never" or why_not_stacked([config]):
+            return False
+        return self.batched == "always" or gains_by_stacking(config, device=device)
+
+    def study_name(self, method: str) -> str:
+        """Of the study of one method: the same for all sweeps whose trials may be compared."""
+        config = self.config(method, self.grid(method)[0], seed=self.seeds[0])
+        same = {name: value for name, value in config.to_dict().items() if name not in _CHOSEN}
+        drawn = ["tpe", sorted(self.optimizers)] if self.sampler == "tpe" else ["grid"]
+        told = json.dumps([same, sorted(self.seeds), drawn], sort_keys=True)
+        return f"{self.stream}-{method}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"

@@ -1,0 +1,129 @@
+"""The training loop and its counterpart that measures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from holdfast.errors import EmptyDataError, NotFiniteError
+from holdfast.lab.streams import Examples
+from holdfast.likelihoods.masks import predict
+
+BeforeStep = Callable[[int], None]
+
+AfterStep = Callable[[Tensor, Tensor, Tensor | None], None]
+"""Given the inputs, targets and columns of the step, as `task_loss` takes them."""
+
+Losses = tuple[Tensor, Tensor | None]
+"""The mean loss of a batch on the task at hand, and what is added to it for the sake of earlier tasks; scalars."""
+
+Loss = Callable[[Tensor, Tensor, Tensor | None], Losses]
+"""From inputs, targets and columns, as `task_loss` takes them."""
+
+
+def task_loss(model: nn.Module, inputs: Tensor, targets: Tensor, columns: Tensor | None) -> Tensor:
+    """The mean cross-entropy of a batch, in nats.
+
+    Args:
+        model: from inputs [B, ...] to logits [B, C].
+        inputs: of the examples.
+        targets: int64 [B], in the numbering of the full output.
+        columns: bool [C, C], row c: the output columns that take part in the loss of an example of class c; None: all.
+    """
+    return logits_loss(model(inputs), targets, columns)
+
+
+def logits_loss(logits: Tensor, targets: Tensor, columns: Tensor | None) -> Tensor:
+    """The mean cross-entropy of logits [B, C], in nats; the rest as in `task_loss`."""
+    if columns is not None:
+        logits = logits.masked_fill(~columns[targets], -math.inf)
+    return F.cross_entropy(logits, targets)
+
+
+def train_epoch(
+    model: nn.Module,
+    optimizer: Optimizer,
+    examples: Examples,
+    *,
+    batch_size: int,
+    seed: int,
+    columns: Tensor | None = None,
+    num_steps: int | None = None,
+    before_step: BeforeStep | None = None,
+    after_step: AfterStep | None = None,
+    loss: Loss | None = None,
+    clip: float | None = None,
+) -> float:
+    """Pass once over the examples in an order that `seed` decides, one optimizer step a batch.
+
+    Nothing in it knows of earlier tasks: what holds them is attached to the optimizer.
+
+    Args:
+        model: from inputs [B, ...] to logits [B, C].
+        optimizer: of its parameters.
+        examples: inputs, and targets in the numbering of the full output.
+        batch_size: examples a step.
+        seed: decides the order of the examples, and dropout.
+        columns: bool [C, C], row c: the output columns that take part in the loss of an example of class c; None: all.
+        num_steps: stop after so many steps; None: go through all examples.
+        before_step: called with the number of the step in this epoch, before it; sets learning rates.
+        after_step: called with the batch of the step, after it.
+        loss: takes the place of `task_loss` on the model; its second value is added before the backward pass.
+        clip: gradients are scaled down to this norm over all parameters; None: they are not.
+
+    Returns:
+        The mean of the task's loss over the steps, in nats.
+
+    Raises:
+        EmptyDataError: there are no examples.
+        NotFiniteError: the loss is no longer a finite number.
+    """
+    if len(examples) == 0:
+        raise EmptyDataError("train_epoch: the task has no training examples. Check the stream's split.")
+    torch.manual_seed(seed)
+    model.train()
+    losses = []
+    batches = examples.batches(batch_size, generator=torch.Generator().manual_seed(seed))
+    for step, (inputs, targets) in zip(range(num_steps or len(examples)), batches, strict=False):
+        if before_step is not None:
+            before_step(step)
+        optimizer.zero_grad()
+        own, added = (
+            (task_loss(model, inputs, targets, columns), None) if loss is None else loss(inputs, targets, columns)
+        )
+        losses.append(own.detach())
+        (own if added is None else own + added).backward()
+        if clip is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), clip)
+        optimizer.step()
+        if after_step is not None:
+            after_step(inputs, targets, columns)
+    mean = float(torch.stack(losses).mean())
+    if not math.isfinite(mean):
+        raise NotFiniteError(
+            f"train_epoch: the training loss is {mean} after {len(losses)} steps: training has diverged. "
+            'Lower the learning rate, or use pull="implicit" if an explicit pull was chosen.'
+        )
+    return mean
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, examples: Examples, *, classes: Sequence[int] | None = None) -> float:
+    """Share of the examples whose most probable class among `classes` is the target, 0..1."""
+    if len(examples) == 0:
+        raise EmptyDataError("accuracy: there are no examples to measure on. Check the stream's split.")
+    training = model.training
+    model.eval()
+    right = [(predict(model(x), classes) == y).sum() for x, y in examples.batches(2000)]
+    model.train(training)
+    return float(torch.stack(right).sum()) / len(examples)
+
+
+def num_epochs(num_examples: int, batch_size: int, *, epochs: int, iterations: int | None) -> int:
+    """How many epochs a task takes, the last perhaps cut short, under a number of epochs or of optimizer steps."""
+    return epochs if iterations is None else math.ceil(iterations / math.ceil(num_examples / batch_size))

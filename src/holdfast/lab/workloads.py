@@ -1,0 +1,142 @@
+"""From the name of a model to the model and a few batches of it."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from torch import Tensor, nn
+
+from holdfast.errors import OptionError
+from holdfast.lab.advise import Workload
+from holdfast.lab.methods import Setting
+from holdfast.lab.streams.catalog import build_stream
+from holdfast.lab.training import NetName, build_net
+from holdfast.likelihoods.batches import batch_to
+from holdfast.likelihoods.masks import Mask, active_classes
+
+_MASKS: Mapping[str, Mask] = {"task": "task", "domain": "all", "class": "seen"}
+
+
+def workload_name(model: str, *, stream: str) -> str:
+    """What the workload of these options is called, before it is built."""
+    if model in get_args(NetName):
+        return f"{model} on {stream}"
+    return Path(model).name if Path(model).is_dir() else model
+
+
+def workload(
+    model: str,
+    *,
+    stream: str = "permuted-mnist",
+    hidden: Sequence[int] = (300, 150),
+    batch_size: int = 128,
+    num_batches: int = 4,
+    length: int = 128,
+    device: str | torch.device = "cpu",
+    data_dir: str | os.PathLike[str] | None = None,
+) -> Workload:
+    """The workload that a text names.
+
+    Args:
+        model: "mlp", "convolution" or "attention", on a stream; "module:function", a function without arguments that
+            returns (model, iterable of batches), looked for in the working folder too; or a folder of a transformers
+            causal language model, which is given random tokens.
+        stream: of a net by name.
+        hidden: units of each hidden layer of an mlp.
+        batch_size: examples a batch, but of "module:function", which has its own.
+        num_batches: how many batches, the first ones.
+        length: tokens of an example of a language model.
+        device: as torch names it.
+        data_dir: where MNIST is.
+
+    Raises:
+        OptionError: the text names nothing, or what it names cannot be used.
+    """
+    if model in get_args(NetName):
+        return _net(model, stream, hidden, batch_size, num_batches, device, data_dir)
+    if Path(model).is_dir():
+        return _language_model(model, batch_size, num_batches, length, device)
+    if ":" in model:
+        return _of_function(model, num_batches, device)
+    raise OptionError(
+        f"advise: {model!r} is no model; expected one of {', '.join(get_args(NetName))}, module:function that returns "
+        "(model, batches), or the folder of a transformers model."
+    )
+
+
+def _net(
+    name: Any,
+    stream_name: str,
+    hidden: Sequence[int],
+    batch_size: int,
+    num_batches: int,
+    device: str | torch.device,
+    data_dir: str | os.PathLike[str] | None,
+) -> Workload:
+    stream = build_stream(stream_name, data_dir=data_dir)
+    net = build_net(name, stream.input_shape, stream.num_classes, hidden=hidden).to(device)
+    batches = stream[0].train.take(batch_size * num_batches).to(device).batches(batch_size)
+    mask = _MASKS[stream.scenario]
+    setting = Setting(
+        tuple(map(tuple, stream.task_classes)), mask=mask, scenario=stream.scenario, input_shape=stream.input_shape
+    )
+    classes = active_classes(mask, stream.task_classes, 0)
+    return Workload(workload_name(name, stream=stream_name), net, list(batches), setting, classes)
+
+
+def _of_function(text: str, num_batches: int, device: str | torch.device) -> Workload:
+    module_name, _, function_name = text.partition(":")
+    sys.path.insert(0, os.getcwd())
+    try:
+        function = getattr(importlib.import_module(module_name), function_name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise OptionError(f"advise: {text!r} cannot be imported ({error}). Give it as module:function.") from error
+    finally:
+        sys.path.remove(os.getcwd())
+    found = function()
+    if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[0], nn.Module)):
+        raise OptionError(f"advise: {text} returned a {type(found).__name__}; expected (model, iterable of batches).")
+    batches = [batch_to(batch, device) for batch in islice(found[1], num_batches)]
+    if not batches:
+        raise OptionError(f"advise: {text} returned no batches; expected (model, iterable of batches).")
+    return Workload(text, found[0].to(device), batches, _one_head(batches))
+
+
+def _one_head(batches: Sequence[Any]) -> Setting:
+    """The setting of tasks that share their columns: the classes that the batches show."""
+    inputs = batches[0][0] if isinstance(batches[0], tuple) else None
+    shape = tuple(inputs.shape[1:]) if isinstance(inputs, Tensor) else ()
+    targets = [b[1] for b in batches if isinstance(b, tuple) and isinstance(b[1], Tensor) and b[1].dim() == 1]
+    most = int(max((float(each.max()) for each in targets), default=0.0))
+    return Setting((tuple(range(most + 1)),) * 2, input_shape=shape)
+
+
+def _language_model(
+    folder: str, batch_size: int, num_batches: int, length: int, device: str | torch.device
+) -> Workload:
+    try:
+        from transformers import AutoModelForCausalLM
+    except ImportError as error:
+        raise OptionError(
+            f"advise: {folder} is a folder, which is read with transformers, and that is not installed. "
+            'Install it with: pip install "torch-holdfast[transformers]"'
+        ) from error
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        told = str(error).splitlines()[0]
+        raise OptionError(f"advise: {folder} is no folder of a causal language model: {told}") from error
+    model.to(device)
+    generator = torch.Generator().manual_seed(0)
+    batches = []
+    for _ in range(num_batches):
+        tokens = torch.randint(model.config.vocab_size, (batch_size, length), generator=generator).to(device)
+        batches.append({"input_ids": tokens, "labels": tokens})
+    return Workload(Path(folder).name, model, batches, Setting(((0,),) * 2))

@@ -1,0 +1,56 @@
+import pytest
+
+from holdfast.errors import OptionError, UnknownNameError
+from holdfast.lab.methods import METHODS, method_named
+
+
+def test_every_method_that_was_promised_has_its_name():
+    importances = ("fisher", "mas", "si", "signal", "taylor")
+    held = {f"{mechanism}-{importance}" for mechanism in ("ewc", "wva") for importance in importances}
+    others = {
+        "joint",
+        "cumulative",
+        "dgr",
+        "dgr-distilled",
+        "er",
+        "der",
+        "agem",
+        "lwf",
+        "ewc-kfac",
+        "imm",
+        "sfa",
+        "hat",
+        "l2",
+        "frozen",
+        "none",
+    }
+    assert set(METHODS) == others | held
+    assert all(method_named(name).name == name for name in METHODS)
+
+
+def test_labels_and_summaries():
+    labels = {name: method.label for name, method in METHODS.items()}
+    assert len(set(labels.values())) == len(labels)
+    assert (labels["none"], labels["ewc-fisher"], labels["wva-si"], labels["l2"]) == (
+        "plain",
+        "EWC Fisher",
+        "WVA SI",
+        "L2",
+    )
+    assert labels["ewc-kfac"] == "EWC K-FAC"
+    assert all(method.summary for method in METHODS.values())
+
+
+def test_what_a_name_is_made_of():
+    assert (METHODS["wva-taylor"].mechanism, METHODS["wva-taylor"].importance) == ("wva", "taylor")
+    assert (METHODS["l2"].mechanism, METHODS["l2"].importance) == ("ewc", "uniform")
+    assert (METHODS["joint"].mechanism, METHODS["joint"].importance) == ("joint", None)
+
+
+def test_an_unknown_name_is_answered_with_the_nearest():
+    with pytest.raises(
+        UnknownNameError,
+        match=r"unknown method 'ewc-fischer'. Did you mean 'ewc-fisher'\? Known: agem, cumulative, der, dgr, ",
+    ):
+        method_named("ewc-fischer")
+    assert issubclass(UnknownNameError, OptionError)

@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+from tests.lab.made_up import result
+
+from holdfast.lab.report.content import sections_of
+from holdfast.lab.report.pictures import write_pictures
+
+STRENGTHS = (0.0, 0.1, 1.0, 1e4, float("inf"))
+
+
+def drawn(folder: Path, *results) -> dict[str, Path]:
+    (section,) = sections_of(results)
+    return {path.name.removeprefix("permuted-digits-domain-"): path for path in write_pictures(section, folder)}
+
+
+def test_every_picture_is_whole(tmp_path: Path):
+    runs = [result(seed=seed, kept=0.5 + 0.1 * seed, strength=x) for seed in range(3) for x in STRENGTHS]
+    found = drawn(tmp_path, *runs, result("joint", strength=None, held_bytes=10**6), result("none", strength=None))
+    kinds = ("accuracy", "matrix", "transfer", "strength", "cost")
+    assert set(found) == {f"{kind}{suffix}" for kind in kinds for suffix in (".png", ".svg")}
+    for path in found.values():
+        if path.suffix == ".svg":
+            assert ElementTree.parse(path).getroot().tag == "{http://www.w3.org/2000/svg}svg"
+        else:
+            content = path.read_bytes()
+            assert content.startswith(b"\x89PNG\r\n\x1a\n")
+            assert content.endswith(b"IEND\xaeB`\x82")
+
+
+@pytest.mark.parametrize("num_tasks", [1, 30])
+def test_any_number_of_tasks_and_no_spread(num_tasks: int, tmp_path: Path):
+    found = drawn(tmp_path, result(num_tasks=num_tasks), result("none", num_tasks=num_tasks))
+    assert "strength.png" not in found
+    assert all(path.stat().st_size > 1000 for path in found.values())

@@ -1,0 +1,274 @@
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import optuna
+import pytest
+from tests.lab.tiny import Killed
+from tests.programs import read_until
+
+from holdfast.errors import FailedRunsError, OptionError, OutputError
+from holdfast.lab.results import RunResult
+from holdfast.lab.sweep import Choice, Space, sweep
+from holdfast.lab.sweep.storage import storage_at
+
+SMALL = {"num_tasks": 2, "epochs": 2, "batch_size": 128, "hidden": (8,), "importance_examples": 32, "slope": 0.2}
+SPACE = Space(
+    stream="permuted-digits",
+    methods=("ewc-fisher", "none"),
+    strengths=(1.0, 1000.0),
+    optimizers=("sgd",),
+    lrs=(0.05, 0.3),
+    seeds=(0, 1),
+    settings=SMALL,
+    prune=False,
+    batched="never",
+)
+SETTINGS = 4 + 2
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    return sweep(SPACE, output=tmp_path_factory.mktemp("undisturbed"))
+
+
+def counts(folder: Path) -> dict[str, int]:
+    """How many trials of each state."""
+    with storage_at(None, folder=folder) as storage:
+        studies = [optuna.load_study(study_name=name, storage=storage) for name in optuna.get_all_study_names(storage)]
+        states = [trial.state.name for study in studies for trial in study.trials]
+    return {state: states.count(state) for state in set(states)}
+
+
+class TestWhatIsFound:
+    def test_every_setting_is_tried_once_over_all_seeds(self, undisturbed):
+        folder = undisturbed.json.parent
+        assert len(undisturbed.all) == SETTINGS
+        assert counts(folder) == {"COMPLETE": SETTINGS}
+        assert len(list(folder.glob("*/result.json"))) == SETTINGS * 2
+
+    def test_the_best_is_that_of_validation_data_whatever_the_test_data_say(self, undisturbed):
+        for best in undisturbed.best:
+            rivals = [finding for finding in undisturbed.all if finding.method == best.method]
+            assert statistics.fmean(best.validation) == max(statistics.fmean(f.validation) for f in rivals)
+        assert [best.method for best in undisturbed.best] == ["ewc-fisher", "none"]
+
+    def test_figures_are_those_of_the_runs(self, undisturbed):
+        for finding in undisturbed.all:
+            for seed, validation, test, name in zip(
+                SPACE.seeds, finding.validation, finding.test, finding.runs, strict=True
+            ):
+                config = SPACE.config(finding.method, finding.choice, seed=seed)
+                assert config.name == name
+                result = RunResult.load(undisturbed.json.parent / name / "result.json")
+                assert (result.validation_accuracy[-1], result.final_accuracy) == (validation, test)
+
+    def test_files_tell_test_accuracy_of_the_best_alone(self, undisturbed):
+        content = json.loads(undisturbed.json.read_text())
+        assert [entry["method"] for entry in content["best"]] == ["ewc-fisher", "none"]
+        assert (
+            {"mean", "half_width", "values"} == set(content["best"][0]["test"]) == set(content["best"][0]["validation"])
+        )
+        assert sum("test" in entry for entry in content["all"]) == 2
+        rows = list(csv.DictReader(undisturbed.csv.read_text().splitlines()))
+        assert len(rows) == SETTINGS
+        assert [row["best"] == "True" for row in rows] == [bool(row["test"]) for row in rows]
+
+    def test_done_again_nothing_is_trained(self, undisturbed):
+        told = []
+        again = sweep(SPACE, output=undisturbed.json.parent, on_event=told.append)
+        assert not told
+        assert again.all == undisturbed.all
+
+
+class TestKilled:
+    def test_an_interrupted_sweep_goes_on_at_once(self, undisturbed, tmp_path):
+        for number in (3, 20, 41):
+            seen = []
+
+            def interrupt(event, number=number, seen=seen) -> None:
+                seen.append(event)
+                if len(seen) == number:
+                    raise Killed
+
+            with pytest.raises(Killed):
+                sweep(SPACE, output=tmp_path, on_event=interrupt)
+        found = sweep(SPACE, output=tmp_path)
+        assert found.all == undisturbed.all
+        assert counts(tmp_path)["COMPLETE"] == SETTINGS
+
+    def test_killed_by_the_system_with_its_workers_no_run_is_lost_and_none_done_twice(self, undisturbed, tmp_path):
+        program = (
+            "import sys\n"
+            "from tests.lab.sweep.test_sweep import SPACE\n"
+            "from holdfast.lab.sweep import sweep\n"
+            "sweep(SPACE, output=sys.argv[1], jobs=2, on_event=lambda event: print(event['event'], flush=True))\n"
+        )
+        with subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True) as one:
+            for _ in range(2):
+                read_until(one, "trial")
+            children = Path(f"/proc/{one.pid}/task/{one.pid}/children").read_text().split()
+            os.kill(int(children[0]), signal.SIGKILL)
+            one.kill()
+        results = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/result.json")}
+        assert len(results) >= 4
+        assert counts(tmp_path)["RUNNING"] >= 1
+        told = []
+        found = sweep(SPACE, output=tmp_path, on_event=told.append)
+        assert found.all == undisturbed.all
+        assert all(path.stat().st_mtime_ns == written for path, written in results.items())
+        started = [event["run"] for event in told if event["event"] == "start"]
+        assert len(started) == len(set(started)) == 2 * SETTINGS - len(results)
+        assert counts(tmp_path)["COMPLETE"] == SETTINGS
+        assert "RUNNING" not in counts(tmp_path)
+
+
+class TestGivenUp:
+    SPACE = replace(SPACE, methods=("ewc-fisher",), lrs=(0.1, 0.2, 0.3, 0.4, 0.5, 1e-4), strengths=(1.0,), prune=True)
+
+    def test_a_hopeless_setting_is_pruned_in_mid_run_and_said_so(self, tmp_path):
+        told = []
+        found = sweep(replace(self.SPACE, settings={**SMALL, "epochs": 6}), output=tmp_path, on_event=told.append)
+        (pruned,) = [finding for finding in found.all if finding.state == "pruned"]
+        assert pruned.choice == Choice("sgd", 1e-4, 1.0)
+        assert pruned.why.startswith("after task 1 of seed 0, at ")
+        rows = list(csv.DictReader(found.csv.read_text().splitlines()))
+        assert [row["why"] for row in rows if row["state"] == "pruned"] == [pruned.why]
+        config = self.SPACE.config("ewc-fisher", pruned.choice, seed=1)
+        assert not (tmp_path / config.name).exists()
+        assert [event["why"] for event in told if event.get("state") == "pruned"] == [pruned.why]
+
+    def test_a_setting_under_which_training_diverges(self, tmp_path):
+        space = replace(SPACE, methods=("none",), lrs=(0.1, 1e5))
+        found = sweep(space, output=tmp_path)
+        states = {finding.choice.lr: (finding.state, finding.why) for finding in found.all}
+        assert states == {0.1: ("complete", ""), 1e5: ("pruned", "training diverged under seed 0")}
+        assert [best.choice.lr for best in found.best] == [0.1]
+
+    def test_what_fails_for_another_reason_is_named_and_tried_again(self, tmp_path, monkeypatch):
+        bad = SPACE.config("none", Choice("sgd", 0.3), seed=1)
+        folder = tmp_path / bad.name
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+        space = replace(SPACE, methods=("none",))
+        with pytest.raises(FailedRunsError, match=f"1 of 4 runs failed; .* {bad.name}: .*damaged"):
+            sweep(space, output=tmp_path)
+        assert json.loads((tmp_path / "sweep-permuted-digits.json").read_text())["best"][0]["lr"] == 0.05
+        (folder / "config.json").unlink()
+        assert len(sweep(space, output=tmp_path).all) == 2
+
+
+class TestBatched:
+    @pytest.mark.parametrize("jobs", [1, 2])
+    def test_it_finds_the_same_within_rounding(self, undisturbed, tmp_path, jobs):
+        found = sweep(replace(SPACE, batched="always"), output=tmp_path, jobs=jobs)
+        assert [finding.choice for finding in found.all] == [finding.choice for finding in undisturbed.all]
+        for ours, theirs in zip(found.all, undisturbed.all, strict=True):
+            assert ours.validation == pytest.approx(theirs.validation, abs=0.01)
+        assert counts(tmp_path) == {"COMPLETE": SETTINGS}
+
+    def test_killed_it_goes_on(self, undisturbed, tmp_path):
+        def interrupt(event) -> None:
+            if event["event"] == "task" and event["task"] == 1:
+                raise Killed
+
+        with pytest.raises(Killed):
+            sweep(replace(SPACE, batched="always"), output=tmp_path, on_event=interrupt)
+        found = sweep(replace(SPACE, batched="always"), output=tmp_path)
+        for ours, theirs in zip(found.all, undisturbed.all, strict=True):
+            assert ours.validation == pytest.approx(theirs.validation, abs=0.01)
+
+    def test_settings_under_which_training_diverges(self, tmp_path):
+        settings = {**SMALL, "pull": "gradient"}
+        space = replace(SPACE, methods=("ewc-fisher",), lrs=(0.3,), strengths=(1.0, 1e9), settings=settings)
+        found = sweep(replace(space, batched="always"), output=tmp_path)
+        assert [(f.choice.strength, f.state) for f in found.all] == [(1.0, "complete"), (1e9, "pruned")]
+
+    def test_small_nets_are_batched_and_others_are_not(self):
+        auto = replace(SPACE, batched="auto")
+        small = auto.config("none", Choice("sgd", 0.1), seed=0)
+        large = replace(small, hidden=(1000, 1000))
+        assert auto.stacks(small, device="cpu")
+        assert not auto.stacks(large, device="cpu")
+        assert auto.stacks(large, device="cuda")
+        assert not auto.stacks(replace(small, clip=1.0), device="cuda")
+        assert not SPACE.stacks(small, device="cuda")
+
+    def test_what_cannot_be_batched(self):
+        with pytest.raises(OptionError, match=r"sweep: batched is 'always', and runs of ewc-si cannot be one"):
+            replace(SPACE, methods=("ewc-si",), batched="always")
+        replace(SPACE, methods=("ewc-si",), batched="auto")
+
+
+def test_refined_around_the_best(tmp_path):
+    space = replace(SPACE, methods=("ewc-fisher", "none"), lrs=(0.3,), refine=True, seeds=(0,))
+    found = sweep(space, output=tmp_path)
+    strengths = [finding.choice.strength for finding in found.all if finding.method == "ewc-fisher"]
+    assert {1.0, 1000.0, 31.6} < set(strengths) or {1.0, 1000.0, 0.1} < set(strengths)
+    assert len([finding for finding in found.all if finding.method == "none"]) == 1
+
+
+def test_tpe_draws_between_the_bounds_as_many_settings_as_asked_for(tmp_path):
+    space = replace(SPACE, methods=("ewc-fisher",), sampler="tpe", trials=3, optimizers=("adam", "sgd"), seeds=(0,))
+    found = sweep(space, output=tmp_path)
+    assert len(found.all) == 3
+    for finding in found.all:
+        assert finding.choice.strength is not None
+        assert 1 <= finding.choice.strength <= 1000
+        assert 0.05 <= finding.choice.lr <= 0.3
+    more = sweep(replace(space, trials=4), output=tmp_path)
+    assert len(more.all) == 4
+    assert set(found.all) < set(more.all)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message", "remedy"),
+    [
+        ({"methods": ()}, r"sweep: no methods\. Give one or more\.", {"methods": ("none",)}),
+        ({"seeds": (1, 1)}, r"sweep: seeds are 1 1; give each once\.", {"seeds": (1,)}),
+        ({"strengths": (0.0, 1.0)}, r"sweep: strengths are 0.0 1.0; expected numbers above 0, ", {"strengths": (1.0,)}),
+        ({"settings": {"budget": 0.1}}, r"sweep: budget takes the strength's place, ", {"settings": {}}),
+        ({"sampler": "tpe"}, r"sweep: trials belong to sampler tpe, which needs them\. Give both", {"trials": 3}),
+        ({"trials": 3}, r"sweep: trials belong to sampler tpe", {"sampler": "tpe"}),
+        ({"optimizers": ("sdg",)}, r"unknown optimizer 'sdg'\. Did you mean 'sgd'\?", {"optimizers": ("sgd",)}),
+    ],
+)
+def test_a_space_that_cannot_be_swept(wrong, message, remedy):
+    with pytest.raises(OptionError, match=message):
+        replace(SPACE, **wrong)
+    replace(SPACE, **{**wrong, **remedy})
+
+
+def test_a_storage_that_cannot_be_used(tmp_path):
+    with pytest.raises(OptionError, match=r"storage postgresql\+psycopg://me:\*\*\*@localhost\S* cannot be used: "):
+        sweep(SPACE, output=tmp_path, storage="postgresql+psycopg://me:secret@localhost:1/none?connect_timeout=1")
+    with pytest.raises(OptionError, match=r"storage 'nonsense' cannot be used: .*Expected an address such as sqlite:"):
+        sweep(SPACE, output=tmp_path, storage="nonsense")
+    space = replace(SPACE, methods=("none",), lrs=(0.1,), seeds=(0,))
+    sweep(space, output=tmp_path, storage=f"sqlite:///{tmp_path / 'mine.db'}")
+    assert not (tmp_path / "sweep.db").exists()
+
+
+def test_a_place_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match=r"cannot write .*sweep-permuted-digits.json: .*file: that is no folder\."):
+        sweep(SPACE, output=tmp_path / "file")
+    with (
+        pytest.raises(OutputError, match=r"cannot write the folder .*file: .*\. Choose another --output\."),
+        storage_at("sqlite:///:memory:", folder=tmp_path / "file"),
+    ):
+        pass
+
+
+def test_without_optuna(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "holdfast.lab.sweep.board", None)
+    with pytest.raises(OptionError, match=r'a sweep needs .*: pip install "torch-holdfast\[sweep\]"'):
+        sweep(SPACE, output=tmp_path)
