@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 import torch
+from recipes.lines import Size
 from torch import nn
 
 import holdfast as hf
@@ -22,7 +23,6 @@ from holdfast.lab.generation import GenerationConfig
 from holdfast.lab.generation.config import GenerationStream
 from holdfast.lab.methods import METHODS, Learner, Method, MethodOptions, Setting, build_learner
 from holdfast.lab.methods.holding import KeeperLearner
-from holdfast.lab.reproduce.lines import Size
 from holdfast.lab.streams import Stream, catalog, permuted, split
 from holdfast.lab.streams.catalog import StreamSpec, load_images
 from holdfast.lab.streams.digits import digits

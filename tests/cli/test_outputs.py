@@ -10,22 +10,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import recipes.rosenbrock_command as valleys
 from benchmarks import __main__ as benchmarks
 from benchmarks.tables import Part
+from recipes import QUICK, recipe_named
+from recipes import __main__ as recipes
+from recipes.carry_out import answer
 from tests.files.folders import fill, listing
 from tests.lab.made_up import result
-from tests.lab.reproduce.made_up import filled
 from tests.language import tiny
+from tests.recipes.made_up import filled
 
-import holdfast.lab.rosenbrock as valleys
-from holdfast.cli import main
+from holdfast import cli
 from holdfast.lab import configure
 from holdfast.lab import demo as experiment
 from holdfast.lab.generation import configure_generation
-from holdfast.lab.reproduce import QUICK, recipe_named
-from holdfast.lab.reproduce.carry_out import answer
 
 TINY = {"num_tasks": 2, "epochs": 1, "hidden": (8,)}
+SWEEP = ["sweep", "permuted-digits", "--methods", "none"]
 FLAGS = ["--num-tasks", "2", "--epochs", "1", "--hidden", "8"]
 
 
@@ -103,15 +105,15 @@ COMMANDS = {
         Command("demo", "holdfast.lab.demo.run", "demo", lambda _, out: ["demo", "--output", str(out)]),
         Command(
             "rosenbrock",
-            "holdfast.lab.rosenbrock.Plane",
+            "recipes.rosenbrock.Plane",
             "rosenbrock",
-            lambda _, out: ["run", "rosenbrock", "--output", str(out)],
+            lambda _, out: ["recipes", "rosenbrock", "--output", str(out)],
         ),
         Command(
             "reproduce",
-            "holdfast.cli.reproduce.known_outcomes",
+            "recipes.published.known_outcomes",
             "quick/correlation",
-            lambda _, out: ["reproduce", "correlation", "--quick", "--seeds", "0", "--output", str(out), "--quiet"],
+            lambda _, out: ["recipes", "correlation", "--quick", "--seeds", "0", "--output", str(out), "--quiet"],
         ),
     )
 }
@@ -139,6 +141,10 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("holdfast.lab.report.write.write_pictures", lambda section, folder: [])
     whole = valleys.rosenbrock
     monkeypatch.setattr(valleys, "rosenbrock", lambda **options: whole(**options, steps=10, strengths=(1.0,)))
+
+
+def main(argv: list[str]) -> int:
+    return recipes.main(argv[1:]) if argv[0] == "recipes" else cli.main(argv)
 
 
 def refused(root: Path, argv: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -274,19 +280,19 @@ def test_a_name_that_is_needed_is_refused_before_any_work(
 @pytest.mark.parametrize(
     ("argv", "file", "work"),
     [
-        (["sweep", "permuted-digits", "--methods", "none"], "sweep-permuted-digits.json", "sweep.carry_out.pool_of"),
-        (["sweep", "permuted-digits", "--methods", "none"], "sweep-permuted-digits.csv", "sweep.carry_out.pool_of"),
-        (["sweep", "permuted-digits", "--methods", "none"], "sweep.db", "sweep.storage._opened"),
-        (["advise", "mlp"], "advice/mlp-on-permuted-mnist.json", "workloads.build_stream"),
+        (SWEEP, "sweep-permuted-digits.json", "holdfast.lab.sweep.carry_out.pool_of"),
+        (SWEEP, "sweep-permuted-digits.csv", "holdfast.lab.sweep.carry_out.pool_of"),
+        (SWEEP, "sweep.db", "holdfast.lab.sweep.storage._opened"),
+        (["advise", "mlp"], "advice/mlp-on-permuted-mnist.json", "holdfast.lab.workloads.build_stream"),
         (
-            ["elephants", "encoder", "--data-dir", "."],
+            ["recipes", "elephants", "encoder", "--data-dir", "."],
             "elephants/encoder/full/report.md",
-            "language.elephants.story.Encoder",
+            "recipes.elephants.story.Encoder",
         ),
         (
-            ["elephants", "encoder", "--data-dir", "."],
+            ["recipes", "elephants", "encoder", "--data-dir", "."],
             "elephants/encoder/full/encoder.png",
-            "language.elephants.story.Encoder",
+            "recipes.elephants.story.Encoder",
         ),
     ],
 )
@@ -300,7 +306,7 @@ def test_files_of_others_are_refused_before_any_work(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr(f"holdfast.lab.{work}", _forbidden)
+    monkeypatch.setattr(work, _forbidden)
     path = tmp_path / file
     path.parent.mkdir(parents=True, exist_ok=True)
     if kind == "folder":

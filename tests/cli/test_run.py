@@ -155,7 +155,7 @@ def test_without_matplotlib_what_was_learned_is_kept(
 def test_list(capsys: pytest.CaptureFixture[str]):
     assert main(["run", "list"]) == 0
     said = capsys.readouterr().out
-    assert all(name in said for name in [*STREAMS, *METHODS, "rosenbrock"])
+    assert all(name in said for name in [*STREAMS, *METHODS])
 
 
 def test_help_explains_every_setting(capsys: pytest.CaptureFixture[str]):
@@ -216,28 +216,6 @@ def test_a_damaged_data_file(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 def test_a_device_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert "device 'tpu-9' cannot be used" in refusal(capsys, tiny(tmp_path, "none", "--device", "tpu-9"))
-
-
-def test_rosenbrock(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
-    from holdfast.lab import rosenbrock as module
-
-    quick = module.rosenbrock
-    monkeypatch.setattr(module, "rosenbrock", lambda *, output: quick(output=output, steps=20))
-    assert main(["run", "rosenbrock", "--output", str(tmp_path)]) == 0
-    said = capsys.readouterr().out
-    assert "without EWC" in said
-    assert "EWC, strength 1" in said
-    assert str(tmp_path / "rosenbrock" / "rosenbrock.png") in said
-
-
-def test_rosenbrock_takes_no_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    argv = ["run", "rosenbrock", "--output", str(tmp_path), "--method", "none", "--seed", "3", "--lr", "1"]
-    argv.append("--tensorboard")
-    assert refusal(capsys, argv) == (
-        "holdfast: run rosenbrock: it takes no method and no settings but --output, found method none, seed 3, "
-        "tensorboard yes, lr 1."
-    )
-    assert not list(tmp_path.iterdir())
 
 
 def test_holding_weights_in_the_class_scenario_is_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

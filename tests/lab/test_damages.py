@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from recipes.outcome import Outcome
+from recipes.store import committed, finished, note_divergence, read_measured, write_outcomes
 from tests.damages import Kind, check
 from tests.lab.generation import small
 from tests.lab.made_up import result
-from tests.lab.reproduce.made_up import outcome
 from tests.lab.tiny import killed_at, tiny
+from tests.recipes.made_up import outcome
 
 from holdfast.files import read_state
 from holdfast.lab import run as run_module
@@ -19,8 +21,6 @@ from holdfast.lab.generation import run as generation_module
 from holdfast.lab.generation.pictures import draw_samples
 from holdfast.lab.generation.run import run_generation, samples_path
 from holdfast.lab.report import write_report
-from holdfast.lab.reproduce.outcome import Outcome
-from holdfast.lab.reproduce.store import committed, finished, note_divergence, read_measured, write_outcomes
 from holdfast.lab.results import RunResult, find_results
 from holdfast.lab.run import run
 from holdfast.lab.sweep import Space, sweep

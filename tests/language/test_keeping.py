@@ -27,7 +27,7 @@ from holdfast.errors import (
     ParameterMismatchError,
     RunMismatchError,
 )
-from holdfast.files.lock import locked
+from holdfast.files.exclusive import locked
 from holdfast.language import keeping
 from holdfast.language.batches import batches, examples
 from holdfast.language.finetuning import FineTuneSettings, HoldOptions, fine_tune, keeper_of

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from holdfast.cli.language_options import (
     DreamOptions,
-    ElephantsOptions,
     EvaluateOptions,
     FinetuneOptions,
     ImportanceOptions,
@@ -31,7 +30,6 @@ COMMANDS: dict[str, type] = {
     "dream": DreamOptions,
     "finetune": FinetuneOptions,
     "evaluate": EvaluateOptions,
-    "elephants": ElephantsOptions,
     "advise": AdviseOptions,
 }
 """Every command, and the record of its options."""
@@ -39,8 +37,13 @@ COMMANDS: dict[str, type] = {
 
 def dispatch(argv: Sequence[str]) -> int:
     """Run the command that `argv` names; see `holdfast.cli.main`."""
+    return guarded(lambda: _command(argv))
+
+
+def guarded(command: Callable[[], int]) -> int:
+    """The exit status of a command, whose errors are told in one line."""
     try:
-        return _command(argv)
+        return command()
     except HoldfastError as error:
         print(f"holdfast: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

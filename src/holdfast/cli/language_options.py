@@ -10,7 +10,7 @@ from typing import Annotated, Literal, get_args
 
 from tyro.conf import Positional, arg
 
-from holdfast.cli.options import Device, Output, Quiet
+from holdfast.cli.options import Device, Quiet
 from holdfast.cli.values import option
 from holdfast.errors import OptionError, UnknownNameError
 from holdfast.language.finetuning import HoldMethod
@@ -204,33 +204,6 @@ class EvaluateOptions(_OnData):
 
     batch_size: option("batch_size", int, "examples at once (default: 32)") = 32
     device: Device = "cpu"
-
-
-@dataclass(frozen=True)
-class ElephantsOptions:
-    """Ready models that learn something new, with every method; when interrupted, the same command goes on."""
-
-    story: Annotated[
-        Positional[Literal["encoder", "gpt"]],
-        arg(
-            metavar="{encoder,gpt}",
-            help="a sentence encoder that learns intents, or a small GPT of English that learns Python",
-            help_behavior_hint="",
-        ),
-    ]
-    size: option("size", Literal["full", "quick", "large"], "large: 17 million weights, for a GPU; gpt alone") = "full"
-    seeds: option("seeds", tuple[int, ...], "of what is reported (default: 0 1 2)") = (0, 1, 2)
-    rival_seeds: option(
-        "rival_seeds",
-        tuple[int, ...],
-        "likewise, of all but plain, replay-10, dreams, dreams-kfac and dreams-budget (left out: the same)",
-    ) = None
-    methods: option("methods", tuple[str, ...], "left out: all") = None
-    output: Output = "runs"
-    results: option("results", str, "folder of table and pictures (default: OUTPUT/elephants)") = None
-    data_dir: option("data_dir", str, "folder with text/ (left out: HOLDFAST_DATA)") = None
-    device: Device = "cpu"
-    quiet: Quiet = False
 
 
 def check_options(

@@ -110,7 +110,7 @@ _Stream = Annotated[
     Positional[str],
     arg(
         metavar="STREAM",
-        help="its name; `list` shows all streams and methods; `rosenbrock` draws the elastic pull, without a method",
+        help="its name; `list` shows all streams and methods",
         help_behavior_hint="",
     ),
 ]
@@ -118,14 +118,6 @@ _Folders = Annotated[
     Positional[tuple[str, ...]],
     arg(metavar="DIR ...", help="folders that hold runs, or results by themselves", help_behavior_hint=""),
 ]
-_Names = Annotated[
-    Positional[tuple[str, ...]],
-    arg(metavar="NAME ...", help="names of experiments, or `all`; --list shows them", help_behavior_hint=""),
-]
-_Quick = Annotated[bool, arg(help="a small version on embedded digits, in a minute", help_behavior_hint="")]
-_List = Annotated[bool, arg(help="show all experiments, and do nothing", help_behavior_hint="")]
-_DryRun = Annotated[bool, arg(help="show what would be run and what it costs, and do nothing", help_behavior_hint="")]
-_FromResults = Annotated[bool, arg(help="answer from what is there, without training", help_behavior_hint="")]
 _Model = Annotated[
     Positional[str],
     arg(
@@ -135,7 +127,7 @@ _Model = Annotated[
         help_behavior_hint="",
     ),
 ]
-_DataDir = option(
+DataDir = option(
     "data_dir", str, "folder with mnist/*.gz; left out: HOLDFAST_DATA, then the cache, downloaded into once"
 )
 
@@ -159,7 +151,7 @@ class RunOptions:
     output: Output = "runs"
     seed: _Seed = 0
     device: Device = "cpu"
-    data_dir: _DataDir = None
+    data_dir: DataDir = None
     tensorboard: Annotated[
         bool, arg(help="write event files for TensorBoard into the run's folder, too", help_behavior_hint="")
     ] = False
@@ -192,7 +184,7 @@ class SweepOptions:
     jobs: option("jobs", int, "local processes of one thread each (default: 1)") = 1
     output: Output = "runs"
     device: Device = "cpu"
-    data_dir: _DataDir = None
+    data_dir: DataDir = None
     quiet: Quiet = False
     tasks: _Tasks = field(default_factory=_Tasks)
     training: _SameTraining = field(default_factory=_SameTraining)
@@ -213,22 +205,9 @@ class ReportOptions:
 
 @dataclass(frozen=True)
 class ReproduceOptions:
-    """Published experiments, their figures beside ours; when interrupted, the same command goes on where it was."""
+    """Tell how a published experiment is done; it takes a clone of the repository."""
 
-    names: _Names = ()
-    quick: _Quick = False
-    list: _List = False
-    dry_run: _DryRun = False
-    from_results: _FromResults = False
-    jobs: option("jobs", int, "so many runs at once, each a process of one thread (default: 1)") = 1
-    seeds: option("seeds", tuple[int, ...], "seeds of what is reported, in place of the experiment's own") = None
-    output: Output = "runs"
-    results: option(
-        "results", str, "folder of results, read before and written after (default: docs/results; quick: OUTPUT/quick)"
-    ) = None
-    device: Device = "cpu"
-    data_dir: _DataDir = None
-    quiet: Quiet = False
+    names: Annotated[Positional[tuple[str, ...]], arg(metavar="NAME ...", help="its name", help_behavior_hint="")] = ()
 
 
 @dataclass(frozen=True)
@@ -247,7 +226,7 @@ class AdviseOptions:
     buffer_size: option("buffer_size", int, explained(RunConfig)["buffer_size"] + " (default: 500)") = None
     output: option("output", str, "the figures are written to advice/ in it (default: runs)") = "runs"
     device: Device = "cpu"
-    data_dir: _DataDir = None
+    data_dir: DataDir = None
     quiet: Quiet = False
 
 

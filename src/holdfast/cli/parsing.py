@@ -20,7 +20,7 @@ from holdfast.errors import OptionError
 _CONFIG = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
 
 
-def parse(record: type, argv: Sequence[str], *, command: str) -> Any | None:
+def parse(record: type, argv: Sequence[str], *, command: str, program: str = "holdfast") -> Any | None:
     """Read the options of a command into its record.
 
     Returns:
@@ -34,7 +34,7 @@ def parse(record: type, argv: Sequence[str], *, command: str) -> Any | None:
     try:
         with redirect_stderr(said):
             options, unknown = tyro.cli(
-                record, prog=f"holdfast {command}", args=list(argv), config=_CONFIG, return_unknown_args=True
+                record, prog=f"{program} {command}", args=list(argv), config=_CONFIG, return_unknown_args=True
             )
     except RejectedValueError as error:
         raise OptionError(f"{command}: {error}") from error
@@ -42,9 +42,9 @@ def parse(record: type, argv: Sequence[str], *, command: str) -> Any | None:
         if not exit.code:
             return None
         unknown = [text for text in argv if _is_unknown(text, record)]
-        _refuse(unknown, record, command)
-        raise OptionError(f"{command}: {_first_sentence(said.getvalue())} See holdfast {command} --help.") from exit
-    _refuse(unknown, record, command)
+        _refuse(unknown, record, command, program)
+        raise OptionError(f"{command}: {_first_sentence(said.getvalue())} See {program} {command} --help.") from exit
+    _refuse(unknown, record, command, program)
     return options
 
 
@@ -63,15 +63,15 @@ def _is_unknown(text: str, record: type) -> bool:
     return name.startswith("--") and name not in (*option_names(record), "--help")
 
 
-def _refuse(unknown: Sequence[str], record: type, command: str) -> None:
+def _refuse(unknown: Sequence[str], record: type, command: str, program: str) -> None:
     """Raise on the first text that the command has no place for."""
     for text in unknown:
         if text.startswith("-"):
             name = text.partition("=")[0]
             near = difflib.get_close_matches(name, option_names(record), n=1, cutoff=0.6)
             hint = f" Did you mean {near[0]}?" if near else ""
-            raise OptionError(f"{command}: unknown option {name}.{hint} See holdfast {command} --help.")
-        raise OptionError(f"{command}: unexpected {text!r}. See holdfast {command} --help.")
+            raise OptionError(f"{command}: unknown option {name}.{hint} See {program} {command} --help.")
+        raise OptionError(f"{command}: unexpected {text!r}. See {program} {command} --help.")
 
 
 def _first_sentence(box: str) -> str:

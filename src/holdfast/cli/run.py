@@ -11,12 +11,12 @@ from holdfast.cli.generation import run_generation_command
 from holdfast.cli.idle import hopeless_note, idle_settings
 from holdfast.cli.options import RunOptions, settings
 from holdfast.cli.progress import event_callback
-from holdfast.cli.tables import matrix_table, names_tables, rosenbrock_table, summary_table
+from holdfast.cli.tables import matrix_table, names_tables, summary_table
 from holdfast.errors import OptionError, UnknownNameError
 from holdfast.lab.canvas import check_matplotlib
 from holdfast.lab.config import configure
 from holdfast.lab.generation import GENERATION_STREAMS
-from holdfast.lab.groups import group_results, setting_text
+from holdfast.lab.groups import group_results
 from holdfast.lab.methods import METHODS
 from holdfast.lab.plots import accuracy_curves, accuracy_matrices
 from holdfast.lab.results import RunResult
@@ -30,8 +30,6 @@ def run_command(options: RunOptions) -> None:
     if options.stream == "list":
         for table in names_tables():
             console_for().print(table)
-    elif options.stream == "rosenbrock":
-        _rosenbrock(options, console)
     elif options.stream in GENERATION_STREAMS:
         run_generation_command(options, console)
     else:
@@ -40,7 +38,7 @@ def run_command(options: RunOptions) -> None:
 
 def _run(options: RunOptions, console: Console) -> None:
     if options.stream not in STREAMS:
-        raise UnknownNameError("stream", options.stream, [*STREAMS, *GENERATION_STREAMS, "rosenbrock", "list"])
+        raise UnknownNameError("stream", options.stream, [*STREAMS, *GENERATION_STREAMS, "list"])
     if options.method is None:
         raise OptionError(f"run {options.stream}: which method? Give --method, one of: {', '.join(METHODS)}.")
     given = settings(options)
@@ -77,18 +75,3 @@ def _draw(result: RunResult, folder: Path, console: Console) -> None:
     curve = accuracy_curves(groups, folder / "plots" / "accuracy.png")
     matrix = accuracy_matrices(groups, folder / "plots" / "matrix.png")
     say(console, f"pictures: {curve}\n          {matrix}")
-
-
-def _rosenbrock(options: RunOptions, console: Console) -> None:
-    from holdfast.lab.rosenbrock import rosenbrock
-
-    blank = RunOptions(stream=options.stream)
-    given = {name: getattr(options, name) for name in ("method", "seed", "device", "data_dir", "tensorboard")}
-    given = {name: value for name, value in given.items() if value != getattr(blank, name)} | settings(options)
-    if given:
-        told = ", ".join(setting_text(name, value) for name, value in given.items())
-        raise OptionError(f"run rosenbrock: it takes no method and no settings but --output, found {told}.")
-    with console.status("two valleys, three paths ..."):
-        found = rosenbrock(output=options.output)
-    console.print(rosenbrock_table(found))
-    say(console_for(), f"picture: {found.picture}\ndata:    {found.data}")

@@ -11,7 +11,6 @@ from rich.text import Text
 from holdfast.lab.generation import GENERATION_METHODS, GENERATION_STREAMS
 from holdfast.lab.methods import METHODS
 from holdfast.lab.results import RunResult
-from holdfast.lab.rosenbrock import Rosenbrock
 from holdfast.lab.streams import STREAMS
 from holdfast.lab.sweep.findings import SweepFindings
 from holdfast.lab.tables import COLUMNS, Estimate, ResultRow, best_row
@@ -103,17 +102,6 @@ def findings_table(findings: SweepFindings) -> Table:
     return table
 
 
-def rosenbrock_table(found: Rosenbrock) -> Table:
-    """The losses at the end of each path."""
-    table = new_table("losses at the end of learning task 2")
-    for title in ("", "task 1", "task 2", "predicted rise of task 1"):
-        table.add_column(title, justify="right" if title else "left")
-    for path in found.paths:
-        rise = "" if path.predicted_rise is None else f"{path.predicted_rise:.3f}"
-        table.add_row(path.label, f"{path.loss_1:.3f}", f"{path.loss_2:.3f}", rise)
-    return table
-
-
 def names_tables() -> list[Table]:
     """Every stream and every method, with what it is."""
     streams = new_table("streams")
@@ -123,7 +111,6 @@ def names_tables() -> list[Table]:
         streams.add_row(name, str(spec.num_tasks), spec.scenario, spec.description)
     for name, spec in GENERATION_STREAMS.items():
         streams.add_row(name, "10", "class", spec.description)
-    streams.add_row("rosenbrock", "2", "", "Rosenbrock's function: draws the elastic pull; takes no method")
     methods = new_table("methods")
     methods.add_column("METHOD")
     methods.add_column("")

@@ -10,8 +10,8 @@ from torch.optim import Optimizer
 
 from holdfast.errors import FileFormatError
 from holdfast.files import read_state, write_state
+from holdfast.files.optimizers import load_optimizer_state, optimizer_state
 from holdfast.lab.methods import Learner
-from holdfast.lab.training import load_optimizer_state, optimizer_state
 from holdfast.tensors import prefixed, under
 
 

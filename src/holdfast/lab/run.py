@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from holdfast.errors import OptionError
-from holdfast.files.lock import locked
+from holdfast.files.exclusive import locked
 from holdfast.lab import checkpoint
 from holdfast.lab.checkpoint import RunProgress
 from holdfast.lab.config import RunConfig

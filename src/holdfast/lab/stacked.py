@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from holdfast.errors import FailedRunsError, NotFiniteError, OptionError
-from holdfast.files.lock import locked
+from holdfast.files.exclusive import locked
 from holdfast.lab.config import RunConfig
 from holdfast.lab.folder import RunFolder
 from holdfast.lab.methods import method_named

@@ -12,7 +12,7 @@ from typing import Any
 
 from holdfast.errors import FileFormatError, OutputError, RunMismatchError
 from holdfast.files import MANIFEST, Saved, read_json, write_json
-from holdfast.files.lock import locked
+from holdfast.files.exclusive import locked
 from holdfast.files.manifest import write_manifest
 from holdfast.language.dreamt import DREAMS
 

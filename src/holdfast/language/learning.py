@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from holdfast.errors import EmptyDataError, FileFormatError, NotFiniteError
 from holdfast.files import read_state, write_state
-from holdfast.lab.training import load_optimizer_state, optimizer_state
+from holdfast.files.optimizers import load_optimizer_state, optimizer_state
 from holdfast.language.batches import Example, LanguageBatch, collate
 from holdfast.language.models import LanguageModel
 from holdfast.language.skills import likelihood_of

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from holdfast.errors import CollapseError, FileFormatError, NotFiniteError
 from holdfast.files import read_state, write_state
+from holdfast.files.optimizers import load_optimizer_state, optimizer_state
 from holdfast.lab.checkpoint import RunProgress
 from holdfast.lab.folder import RunFolder, versions
 from holdfast.lab.generation.config import GENERATION_METHODS, GENERATION_STREAMS, GenerationConfig
@@ -23,7 +24,6 @@ from holdfast.lab.generation.measures import asked_accuracy, frechet_distance_of
 from holdfast.lab.results import RunResult, summarise
 from holdfast.lab.run import EventCallback, seed_of, usable_device
 from holdfast.lab.streams import Examples, Task, digits, mnist, split
-from holdfast.lab.training import load_optimizer_state, optimizer_state
 from holdfast.replay import check_alive
 from holdfast.tensors import prefixed, under
 

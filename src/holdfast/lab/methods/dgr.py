@@ -10,13 +10,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from holdfast.errors import OptionError
+from holdfast.files.optimizers import load_optimizer_state, optimizer_state
 from holdfast.importance import fisher
 from holdfast.lab.methods.holding import KeeperLearner
 from holdfast.lab.methods.learner import Learner, Setting
 from holdfast.lab.methods.options import GeneratorName, MethodOptions, accumulation
 from holdfast.lab.methods.registry import METHODS, Method
 from holdfast.lab.streams import Examples
-from holdfast.lab.training import Losses, load_optimizer_state, optimizer_state
+from holdfast.lab.training import Losses
 from holdfast.likelihoods.masks import active_classes
 from holdfast.replay import (
     VAE,

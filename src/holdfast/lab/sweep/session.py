@@ -12,7 +12,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Protocol
 
-from holdfast.files.lock import is_held, locked
+from holdfast.files.exclusive import is_held, locked
 
 BEAT = 20.0
 """Seconds between two signs of life."""

@@ -7,8 +7,6 @@ from holdfast.lab.training.optimizers import (
     Schedule,
     build_optimizer,
     learning_rate,
-    load_optimizer_state,
-    optimizer_state,
 )
 
 __all__ = [
@@ -20,11 +18,9 @@ __all__ = [
     "build_net",
     "build_optimizer",
     "learning_rate",
-    "load_optimizer_state",
     "logits_loss",
     "mlp",
     "num_epochs",
-    "optimizer_state",
     "task_loss",
     "train_epoch",
 ]

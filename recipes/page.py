@@ -1,0 +1,123 @@
+"""The answer to a published question, as a page of Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from holdfast.lab.config import RunConfig
+from holdfast.lab.groups import differing, setting_text
+from recipes.findings import Answer, Recipe, RecipeFindings, final
+from recipes.verdict import LEGEND
+
+SMALL_NOTE = "This is the small version, on other data: it neither confirms nor refutes what is in print."
+NOT_YET = "Not all runs are done: no conclusion yet."
+
+
+def page(
+    findings: RecipeFindings, pictures: Sequence[Path], *, command: str, date: str, versions: Mapping[str, str]
+) -> str:
+    """The page: question, claim, table, conclusion, pictures, and how all was made."""
+    recipe = findings.recipe
+    parts = [
+        f"# {recipe.title}",
+        _asked(recipe),
+        recipe.table(findings) if recipe.table else table(findings) if recipe.lines else "",
+        f"**Conclusion.** {conclusion(findings)}",
+        *(f"![{recipe.title}]({picture.name})" for picture in pictures),
+        LEGEND if any(line.published for line in recipe.lines) else "",
+        recipe.notes,
+        _made(findings, command=command, date=date, versions=versions),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _asked(recipe: Recipe) -> str:
+    claimed = f" Their answer: {recipe.claim}" if recipe.claim else ""
+    return f"{recipe.question}\n\nSource: {recipe.source}.{claimed}"
+
+
+def conclusion(findings: RecipeFindings) -> str:
+    """The recipe's paragraph, once everything is done."""
+    if not findings.complete:
+        return NOT_YET
+    told = findings.recipe.conclude(findings)
+    return told if findings.recipe.size.name == "full" else f"{told} {SMALL_NOTE}"
+
+
+def table(findings: RecipeFindings) -> str:
+    """A Markdown table, a row an answer."""
+    rows = cells(findings)
+    return "\n".join(
+        ["| " + " | ".join(rows[0]) + " |", "|:--" * 2 + "|--:" * 5 + "|:--|"]
+        + ["| " + " | ".join(row) + " |" for row in rows[1:]]
+    )
+
+
+def cells(findings: RecipeFindings) -> list[list[str]]:
+    """The table's texts, the first row its titles."""
+    titles = ["method", "settings", "accuracy %", "published %", "validation %", "learning %", "seeds", "verdict"]
+    told = _settings(findings.answers)
+    rows = []
+    for answer, settings in zip(findings.answers, told, strict=True):
+        published = answer.line.published
+        mark = " (end of the grid)" if answer.at_edge else ""
+        figures = ["", "", ""]
+        if answer.results:
+            values = (final, lambda result: result.validation_accuracy[-1], lambda result: result.learning_accuracy)
+            figures = [answer.of(value).text(scale=100) for value in values]
+        diverged = f"{answer.num_diverged} of {len(answer.outcomes)} diverged" if answer.num_diverged else ""
+        rows.append(
+            [
+                answer.line.label,
+                settings + mark,
+                figures[0],
+                _published(answer),
+                figures[1],
+                figures[2],
+                f"{len(answer.outcomes)}" + ("" if answer.complete else f" of {len(answer.line.seeds)}"),
+                diverged or (answer.verdict or "" if published else ""),
+            ]
+        )
+    return [titles, *rows]
+
+
+def _published(answer: Answer) -> str:
+    published = answer.line.published
+    if published is None:
+        return ""
+    return f"{100 * published.figure:.1f}" + (f" ± {100 * published.spread:.1f}" if published.spread else "")
+
+
+def _settings(answers: Sequence[Answer]) -> list[str]:
+    """What was chosen: strength and learning rate, and of the settings that differ those that are not usual."""
+    known = [answer.config.to_dict() for answer in answers if answer.config is not None]
+    names = [name for name in differing(known) if name not in ("stream", "method", "seed", "scenario")]
+    texts = []
+    for answer in answers:
+        told = []
+        for name in names if answer.config is not None else ():
+            value = getattr(answer.config, name)
+            if value is not None and (name == "lr" or value != getattr(RunConfig, name)):
+                told.append(setting_text(name, value))
+        texts.append(", ".join(told))
+    return texts
+
+
+def _made(findings: RecipeFindings, *, command: str, date: str, versions: Mapping[str, str]) -> str:
+    done = findings.outcomes
+    hours = sum(outcome.result.seconds for outcome in done if outcome.result is not None) / 3600
+    told = ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
+    runs = f"{len(done)} runs, {hours:.1f} hours of one core. " if done else ""
+    tuned = [line for line in findings.recipe.lines if len(line.candidates) > 1]
+    chosen = ""
+    if tuned:
+        chosen = (
+            f"Chosen on validation data: the strengths of {', '.join(line.label for line in tuned)}; candidates: "
+            f"{'; '.join(_candidates(line.candidates) for line in tuned)}. "
+        )
+    return f"{chosen}{runs}Made by `{command}` on {date}, with {told}. Every run: [results.json](results.json)."
+
+
+def _candidates(configs: Sequence[object]) -> str:
+    return ", ".join(f"{getattr(config, 'strength', None):g}" for config in configs)
