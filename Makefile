@@ -11,7 +11,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint bench
+.PHONY: help venv demo test lint bench recipe
 
 help: ## show this list
 	@awk -F ': ## ' '/^[a-z]+: ## / { printf "make %-6s %s\n", $$1, $$2 }' Makefile
@@ -41,6 +41,10 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
 	$(BIN)/lint-imports
+
+recipe: ## a published experiment (NAME=curve, ARGS="--quick"; NAME=--list shows them)
+recipe: $(STAMP)
+	$(BIN)/python -m recipes $(NAME) $(ARGS)
 
 bench: ## time and memory of everything, beside the usual ways (ARGS="importance --workloads gpt-128", "--quick")
 bench: $(STAMP)
