@@ -23,6 +23,7 @@ EXTRAS |= {"transformers", "tokenizers", "accelerate", "lightning", "peft", "dat
 NEVER_WITH_HOLDFAST = EXTRAS | {"pandas", "sklearn"}
 MAY_USE_EXTRAS = {"cli", "integrations", "lab", "language"}
 COMES_WITH_TORCH = {path: {"triton"} for path in ("moments/kernels/fused.py", "retention/fused.py")}  # on CUDA, lazily
+COMES_WITH_TORCH["files/exclusive.py"] = {"filelock"}
 
 FACTORIES = {"empty", "eye", "full", "linspace", "logspace", "ones", "rand", "randn", "zeros"}
 MAKE_NETWORKS = {"cli", "lab", "replay"}  # of the user's default dtype

@@ -176,7 +176,7 @@ def collate(model: LanguageModel, found: Sequence[Example]) -> LanguageBatch:
     longest = max(map(len, tokens))
     if model.task != "causal-lm":
         longest = 8 * -(-longest // 8)  # fewer different shapes
-    ids = torch.full((len(tokens), longest), model.tokenizer.pad_token_id or 0)
+    ids = torch.full((len(tokens), longest), model.tokenizer.pad_token_id or 0, dtype=torch.long)
     mask = torch.zeros_like(ids)
     for row, text in enumerate(tokens):
         ids[row, : len(text)] = torch.tensor(text)

@@ -120,7 +120,7 @@ def _made_up(model: LanguageModel, found: Sequence[Example], seed: int) -> tuple
     module = SentenceClassifier(model.base, labels).to(next(model.base.parameters()).device)
     pupil = replace(model, task="classification", module=module, labels=labels)
     embeddings = _embeddings(pupil, texts)
-    directions = torch.randn(embeddings.shape[1], _NUM_CLASSES, generator=generator)
+    directions = torch.randn(embeddings.shape[1], _NUM_CLASSES, generator=generator, dtype=torch.float32)
     classes = ((embeddings - embeddings.mean(dim=0)) @ directions).argmax(dim=1).tolist()
     return pupil, [replace(text, target=number) for text, number in zip(texts, classes)]
 

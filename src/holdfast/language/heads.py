@@ -108,7 +108,9 @@ def new_head(module: nn.Module, labels: Sequence[str]) -> ClassifierHead:
     tensors = head_tensors(module)
     for name, value in one.items():
         if value.shape != other[name].shape:
-            drawn = torch.randn(value.shape) * spread if value.dim() > 1 else torch.zeros(value.shape)
+            drawn = torch.zeros(value.shape, dtype=torch.float32)
+            if value.dim() > 1:
+                drawn.normal_(std=spread)
             tensors[name] = drawn.to(device=device, dtype=value.dtype)
     return ClassifierHead(tuple(labels), tensors)
 

@@ -86,14 +86,14 @@ class Groups:
     sum_k (n_k/n)^2 (m_k - m)^2 K/(K - 1); its root, over all weights, over |m| is the relative error.
     """
 
-    sums: Tensor = field(default_factory=lambda: torch.zeros(_GROUPS, 0))
+    sums: Tensor = field(default_factory=lambda: torch.zeros(_GROUPS, 0, dtype=torch.float32))
     counts: list[int] = field(default_factory=lambda: [0] * _GROUPS)
 
     def add(self, part: int, found: Mapping[str, Tensor], size: int) -> None:
         """Add what a part of so many targets gave, means over them."""
         seen = _seen(found)
         if not self.sums.numel():
-            self.sums = torch.zeros(_GROUPS, len(seen))
+            self.sums = torch.zeros(_GROUPS, len(seen), dtype=torch.float32)
         self.sums[part % _GROUPS] += size * seen
         self.counts[part % _GROUPS] += size
 
@@ -271,7 +271,7 @@ class _State:
             factors |= {f"{name}/{part}": factors[f"{name}/{part}"] * each for part, each in traces.items()}
         for totals, values in ((self.totals, found.diagonal), (self.factors, factors)):
             for name, value in values.items():
-                total = totals.setdefault(name, torch.zeros(value.shape))
+                total = totals.setdefault(name, torch.zeros(value.shape, dtype=torch.float32))
                 total.add_(value.cpu(), alpha=found.info.num_targets)
         self.groups.add(self.part, found.to_diagonal(), found.info.num_targets)
         self.seen += found.info.num_examples

@@ -42,7 +42,7 @@ class Skill:
     loss: float
     num_examples: int
     num_targets: int
-    losses: Tensor = field(default_factory=lambda: torch.zeros(0), repr=False, compare=False)
+    losses: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float32), repr=False, compare=False)
 
     @property
     def figures(self) -> dict[str, str | float | int]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from recipes.__main__ import main
 from recipes.elephants import encoder, gpt, story
 from recipes.elephants.encoder import Encoder
 from recipes.elephants.gpt import Gpt
@@ -17,7 +18,6 @@ from recipes.elephants.story import carry_out, choose, tuning
 from recipes.elephants.trial import StoryTrial, do_all, known_trials
 from tests.language import tiny
 
-from holdfast.cli import main
 from holdfast.errors import (
     DataFileError,
     FileFormatError,
