@@ -47,22 +47,23 @@ def weights(model: nn.Module) -> Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
 
 
+@pytest.mark.parametrize("weight", [1.0, 3.0])
 @pytest.mark.parametrize("kind", ["answers", "data"])
-def test_a_rehearsed_step_is_one_on_both_losses(kind):
+def test_a_rehearsed_step_is_one_on_both_losses(kind, weight):
     model, by_hand = network(), network()
     (old, *_), (new, *_) = task(0)[0], task(1)[0]
     teacher = learned()
     past = hf.probes_of(teacher, [old]) if kind == "answers" else [old]
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    Rehearsal(model, past, share=0.5).attach(optimizer)
+    Rehearsal(model, past, share=0.5, weight=weight).attach(optimizer)
     for step in range(1, 5):
         before = weights(by_hand)
         loss = F.cross_entropy(by_hand(new[0]), new[1])
         if step % 2 == 0 and kind == "answers":
             p, q = teacher(old[0]).detach().log_softmax(1), by_hand(old[0]).log_softmax(1)
-            loss = loss + F.kl_div(q, p, log_target=True, reduction="batchmean")
+            loss = loss + weight * F.kl_div(q, p, log_target=True, reduction="batchmean")
         elif step % 2 == 0:
-            loss = loss + F.cross_entropy(by_hand(old[0]), old[1])
+            loss = loss + weight * F.cross_entropy(by_hand(old[0]), old[1])
         gradients = torch.autograd.grad(loss, list(by_hand.parameters()))
         with torch.no_grad():
             for parameter, gradient in zip(by_hand.parameters(), gradients):
@@ -365,6 +366,9 @@ def test_what_it_refuses():
     for share in (0, 1.5, True, "half", float("nan")):
         with pytest.raises(OptionError, match="Rehearsal: share="):
             Rehearsal(model, past, share=share)
+    for weight in (0, -1.0, True, "much", float("inf")):
+        with pytest.raises(OptionError, match="Rehearsal: weight="):
+            Rehearsal(model, past, weight=weight)
     with pytest.raises(OptionError, match="beside probes, which have their own"):
         Rehearsal(model, hf.probes_of(model, past), loss="categorical")
     with pytest.raises(OptionError, match=r"autocast=torch.float16, expected torch.bfloat16 or None"):

@@ -36,10 +36,11 @@ class Rehearsal:
         old answers     the divergence from them, such as KL(p_old || p_now) (`Probes`)
         old data        their own loss
 
-    So a rehearsed step weighs the past and the present alike, and share is that of the batches, where those of the past
-    are as large as the new ones. Batches are taken in an order drawn anew each time all have been seen. Old answers to
-    inputs of the *new* task are what learning without forgetting rehearses (Li & Hoiem 2016, arXiv 1606.09282), a
-    model's own samples with its answers what deep generative replay does (Shin et al. 2017, arXiv 1705.08690).
+    times `weight`: at 1 a rehearsed step weighs the past and the present alike. So share decides what rehearsal costs,
+    and share * weight how much the past counts. Batches are taken in an order drawn anew each time all have been seen.
+    Old answers to inputs of the *new* task are what learning without forgetting rehearses (Li & Hoiem 2016, arXiv
+    1606.09282), a model's own samples with its answers what deep generative replay does (Shin et al. 2017, arXiv
+    1705.08690).
 
     Where the new task is learned through another head, `model` is the old one over the same base: a classifier with its
     old head, or an encoder that gives embeddings, of which the old cosines are rehearsed (`probes_of` with
@@ -52,7 +53,9 @@ class Rehearsal:
         model: which learns, or another over the same weights, in whatever mode it is in; wrappers are seen through.
         past: `Probes`, from which the batches and answers are taken as they are; or batches of old data, of which
             copies are kept in memory.
-        share: of batches that are of the past, above 0 and at most 1.
+        share: of batches that are of the past, above 0 and at most 1; as large as the new ones, they take that share of
+            the time.
+        weight: of the past in a rehearsed step, above 0.
         loss: of old data, as for `fisher`; none with `Probes`, which have one.
         autocast: torch.bfloat16 to run the model in, or None for the dtype of its weights.
         seed: of the orders.
@@ -61,7 +64,7 @@ class Rehearsal:
         every: n.
         num_steps: steps that were counted so far; set it, or load a state, to go on where another training stopped.
         last_loss: of the last rehearsed batch, in nats per target, its mean over replicas; None before one.
-        model, autocast: as given.
+        model, weight, autocast: as given.
 
     Raises:
         EmptyDataError: there is no batch, or no target in one.
@@ -78,12 +81,15 @@ class Rehearsal:
         past: Probes | Iterable[Any],
         *,
         share: float = 0.1,
+        weight: float = 1.0,
         loss: str | Likelihood | Callable[[Any, Any], Tensor] | None = None,
         autocast: torch.dtype | None = None,
         seed: int = 0,
     ) -> None:
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
             raise OptionError(f"Rehearsal: share={share!r}, expected a number above 0 and at most 1, such as 0.1.")
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
+            raise OptionError(f"Rehearsal: weight={weight!r}, expected a number above 0, such as 1.0.")
         if autocast not in (None, torch.bfloat16):
             raise OptionError(
                 f"Rehearsal: autocast={autocast!r}, expected torch.bfloat16 or None. Float16 has no room for small "
@@ -110,7 +116,7 @@ class Rehearsal:
         self.num_steps = 0
         self.last_loss: float | None = None
         self.autocast = autocast
-        self.model, self._seed = model, seed
+        self.model, self.weight, self._seed = model, weight, seed
         self._replicas = Replicas(model)
         self._hooks: StepHooks | None = None
         self._order: tuple[int, list[int]] = (-1, [])
@@ -198,8 +204,8 @@ class Rehearsal:
             )
         # a fused optimizer under GradScaler divides by the scale itself, inside its step
         scale = getattr(optimizer, "grad_scale", None)
-        scaled = loss if scale is None else loss * float(scale)
-        scaled.backward(inputs=None if len(parameters) == len(every) else parameters)
+        weight = self.weight if scale is None else self.weight * float(scale)
+        loss.backward(loss.new_tensor(weight), inputs=None if len(parameters) == len(every) else parameters)
         self._replicas.average_gradients(parameters)  # those of the new task are the same in all
 
     def _at(self, number: int) -> int:
