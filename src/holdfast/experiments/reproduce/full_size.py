@@ -7,7 +7,7 @@ from typing import Any
 
 from holdfast.experiments.plots import accuracy_curves
 from holdfast.experiments.reproduce.findings import Recipe, RecipeFindings, as_groups, final, percent
-from holdfast.experiments.reproduce.lines import Published, RecipeLine, Size
+from holdfast.experiments.reproduce.lines import RecipeLine, Reference, Size
 from holdfast.experiments.reproduce.pictures import beside
 
 _ZENKE = "Zenke et al. 2017, arXiv 1703.04200"
@@ -19,8 +19,8 @@ _TRAINING: dict[str, Any] = {
     "batch_size": 256,
     "epochs": 20,
 }
-_PAPER = Published(0.971, source=_ZENKE)
-_METHODS: dict[str, tuple[str, dict[str, Any], Published | None]] = {
+_PAPER = Reference(0.971, source=_ZENKE)
+_METHODS: dict[str, tuple[str, dict[str, Any], Reference | None]] = {
     "EWC K-FAC": ("ewc-kfac", {"strength": 30.0, "pull_every": 25, "schedule": "constant"}, None),
     "SI, 5, cosine schedule": ("ewc-si", {"strength": 5.0, "schedule": "cosine", "si_variant": "zenke"}, _PAPER),
     "SI, 1": ("ewc-si", {"strength": 1.0, "si_variant": "zenke"}, _PAPER),
@@ -39,9 +39,9 @@ def full_size(size: Size) -> Recipe:
             label=label,
             candidates=(size.config("permuted", method, **training, **settings),),
             seeds=size.num_seeds(1),
-            published=published,
+            reference=reference,
         )
-        for label, (method, settings, published) in _METHODS.items()
+        for label, (method, settings, reference) in _METHODS.items()
     )
     return Recipe(
         name="full-size",
@@ -63,10 +63,13 @@ def full_size(size: Size) -> Recipe:
 
 
 def _conclude(findings: RecipeFindings) -> str:
-    told = ", ".join(f"{answer.line.label} {percent(answer.of(final))}" for answer in findings.answers)
+    told = "; ".join(f"{answer.line.label} {percent(answer.of(final))}" for answer in findings.answers)
     kfac, *diagonal = (answer.of(final).mean for answer in findings.answers)
     lead = "above" if kfac > max(diagonal) else "not above"
-    return f"Average accuracy in %: {told}. K-FAC lies {lead} the diagonal importances."
+    seeds = len(findings.recipe.lines[0].seeds)
+    return (
+        f"Average accuracy in %, {seeds} seed{'s' * (seeds != 1)}: {told}. K-FAC lies {lead} the diagonal importances."
+    )
 
 
 def _draw(findings: RecipeFindings, folder: Path) -> list[Path]:
