@@ -20,7 +20,7 @@ from holdfast.experiments import advise as advising
 from holdfast.experiments.config import RunConfig
 from holdfast.experiments.generation import GenerationConfig
 from holdfast.experiments.generation.config import GenerationStream
-from holdfast.experiments.reproduce.lines import Size
+from holdfast.experiments.reproduce.lines import Reference, Size
 from holdfast.experiments.sweep import Space
 from holdfast.likelihoods import masks
 from holdfast.memory import Forms, Retained
@@ -98,6 +98,7 @@ USES: dict[Any, Callable[..., Any]] = {
     GenerationConfig: lambda **given: GenerationConfig(stream="digits-generation", method="none", **given),
     GenerationStream: lambda **given: GenerationStream("", **{"images": "digits", "defaults": {}, **given}),
     Size: lambda **given: Size("small", settings={}, **given),
+    Reference: lambda **given: Reference(0.9, **given),
     Space: lambda **given: Space(stream="split-digits", methods=("none",), **given),
     masks.active_classes: lambda mask: masks.active_classes(mask, [(0, 1), (2, 3)], 1),
     scholar.replay_heads: lambda mask: scholar.replay_heads(mask, [(0, 1), (2, 3)], 1),

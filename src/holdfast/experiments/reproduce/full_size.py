@@ -46,7 +46,9 @@ def full_size(size: Size) -> Recipe:
     return Recipe(
         name="full-size",
         title="Permuted MNIST at full size",
-        question="Ten tasks, two hidden layers of 2000, Adam, 20 epochs: how much is kept?",
+        question="Ten tasks, two hidden layers of 2000, Adam, 20 epochs: how much is kept?"
+        if full
+        else "Two hidden layers of 200, Adam: how much is kept?",
         source=_ZENKE,
         claim="SI keeps 97.1%, about as EWC does.",
         size=size,
@@ -57,8 +59,10 @@ def full_size(size: Size) -> Recipe:
         "95. Strengths do not carry over from smaller nets, whose best for K-FAC and EWC lie at a third of these and "
         "below. Those listed were taken after other runs here were seen, with their test accuracies: K-FAC at 1 and "
         "EWC at 1000 fell far below these, and SI at 0.2, the paper's c of 0.1, ended between the two of SI. Those "
-        "runs are not kept, and plain training was not run. A pull on layers this wide costs twelve steps: K-FAC "
-        "pulls at every 25th, as hard as at all of them together.",
+        "runs are not kept, and plain training was not run. A pull on layers this wide costs many steps: K-FAC "
+        "pulls at every 25th, as hard as at all of them together."
+        if full
+        else "",
     )
 
 
