@@ -89,7 +89,7 @@ def test_small_no_figures_of_other_data_stand_beside(name: str):
 
 def test_what_no_one_has_published_is_named_so_and_gets_no_verdict():
     told = text_of(found_of(recipe_named("curve", FULL)))
-    assert "| accuracy % | reference program, 1 seed % | validation % | learning % | seeds |\n" in told
+    assert "| accuracy % | reference program %, 1 seed | validation % | learning % | seeds |\n" in told
     assert "Nobody has published its figures" in told
     assert "verdict |" not in told
     assert "*Reproduced*" not in told

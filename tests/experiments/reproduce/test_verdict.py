@@ -57,6 +57,7 @@ def test_a_claim_of_several_parts_falls_with_any_of_them():
 def test_a_reference_says_whether_it_is_in_print_and_of_how_many_seeds():
     assert Reference(0.88, kind="program", seeds=1).title == "reference program, 1 seed"
     assert Reference(0.99, 0.0012, seeds=30).title == "printed, 30 seeds"
+    assert Reference(0.99, 0.0012, seeds=30).column == "printed %, 30 seeds"
     assert (Reference(0.971).title, Reference(0.971).text) == ("printed", "97.1")
     with pytest.raises(OptionError, match="unknown kind 'rumoured'"):
         Reference(0.88, kind="rumoured")  # pyright: ignore[reportArgumentType]

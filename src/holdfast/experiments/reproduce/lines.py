@@ -69,9 +69,17 @@ class Reference:
 
     @property
     def title(self) -> str:
-        """Of a column of such figures, without the unit."""
+        """What such figures are called, such as "printed, 30 seeds"."""
+        return self._titled("")
+
+    @property
+    def column(self) -> str:
+        """Title of a column of them."""
+        return self._titled(" %")
+
+    def _titled(self, unit: str) -> str:
         name = "printed" if self.kind == "printed" else "reference program"
-        return name if self.seeds is None else f"{name}, {self.seeds} seed{'s' * (self.seeds != 1)}"
+        return f"{name}{unit}" + (f", {self.seeds} seed{'s' * (self.seeds != 1)}" if self.seeds else "")
 
     @property
     def text(self) -> str:

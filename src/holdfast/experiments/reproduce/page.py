@@ -64,15 +64,15 @@ def table(findings: RecipeFindings) -> str:
 
 def cells(findings: RecipeFindings) -> list[list[str]]:
     """The table's texts, the first row its titles: a column for each kind of reference, and verdicts where one is."""
-    references = {answer.line.reference.title: "" for answer in findings.answers if answer.line.reference is not None}
+    references = {answer.line.reference.column: "" for answer in findings.answers if answer.line.reference is not None}
     ends = [_end(answer) for answer in findings.answers]
-    titles = ["method", "settings", "accuracy %", *(f"{title} %" for title in references)]
+    titles = ["method", "settings", "accuracy %", *references]
     titles += ["validation %", "learning %", "seeds"] + ["verdict"] * any(ends)
     told = _settings(findings.answers)
     rows = []
     for answer, settings, end in zip(findings.answers, told, ends, strict=True):
         reference = answer.line.reference
-        theirs = references if reference is None else {**references, reference.title: reference.text}
+        theirs = references if reference is None else {**references, reference.column: reference.text}
         mark = " (end of the grid)" if answer.at_edge else ""
         figures = ["", "", ""]
         if answer.results:
