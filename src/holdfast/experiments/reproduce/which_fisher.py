@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from holdfast.experiments.reproduce.findings import Recipe, RecipeFindings, final, points
+from holdfast.experiments.reproduce.findings import Answer, Recipe, RecipeFindings, final, points
 from holdfast.experiments.reproduce.lines import RecipeLine, Reference, Size, around
 from holdfast.experiments.reproduce.pictures import beside
 from holdfast.experiments.reproduce.verdict import above, equivalent
@@ -58,24 +58,28 @@ def which_fisher(size: Size) -> Recipe:
 
 def _conclude(findings: RecipeFindings) -> str:
     exact, *others, plain = findings.answers
+    reached = f"Exact reaches {exact.of(final).text(scale=100, digits=2)}%"
+    lead = findings.paired(exact, plain)
+    if above(lead) != "agrees":
+        return f"{reached}, and plain training no less (exact less plain: {points(lead)} points): no way is told apart."
     told = []
     for answer in others:
         difference = findings.paired(answer, exact)
         stands = {"agrees": "as good as exact", "disagrees": "another than exact", "open": "open"}
-        name = answer.line.label.removeprefix("EWC, Fisher ")
-        told.append(f"{name} {points(difference)} points, {stands[equivalent(difference)]}")
+        told.append(f"{_kind(answer)} {points(difference)} points, {stands[equivalent(difference)]}")
     strengths = ", ".join(
-        f"{answer.line.label.removeprefix('EWC, Fisher ')} {answer.config.strength:g}"
+        f"{_kind(answer)} {answer.config.strength:g}"
         for answer in (exact, *others)
         if answer.config is not None and answer.config.strength is not None
     )
-    lead = findings.paired(exact, plain)
-    told_apart = above(lead) == "agrees"
-    alike = f"Plain training keeps as much (exact less plain: {points(lead)} points): nothing is told apart here. "
     return (
-        f"{'' if told_apart else alike}Exact reaches {exact.of(final).text(scale=100, digits=2)}%. Against it, under "
-        f"the same seeds: {'; '.join(told)}. Strengths chosen on validation data: {strengths}."
+        f"{reached}. Against it, under the same seeds: {'; '.join(told)}. Strengths chosen on validation data: "
+        f"{strengths}."
     )
+
+
+def _kind(answer: Answer) -> str:
+    return answer.line.label.removeprefix("EWC, Fisher ")
 
 
 def _draw(findings: RecipeFindings, folder: Path) -> list[Path]:
