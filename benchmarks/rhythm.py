@@ -1,9 +1,10 @@
 """How rarely Kronecker factors may pull: accuracy and time of whole lessons under a budget, by the steps between pulls.
 
-An MLP learns permuted digits or permuted MNIST, task after task, as in the README: Adam at 1e-3, `hf.measure` after
-each task with probes of validation examples, `EWC(net, every=...)` under its own budget, `close()` at each lesson's
-end. *lessons* is the processor's time of all training loops with `close()`, measuring left out, over that of training
-without a keeper under the same seed, in one run. Accuracies are of test examples, in %, mean over all tasks at the end.
+An MLP learns permuted digits (the part `mnist`: permuted MNIST, not measured yet), task after task, as in the README:
+Adam at 1e-3, `hf.measure` after each task with probes of validation examples, `EWC(net, every=...)` under its own
+budget, `close()` at each lesson's end. *lessons* is the processor's time of all training loops with `close()`,
+measuring left out, over that of training without a keeper under the same seed, in one run. Accuracies are of test
+examples, in %, mean over all tasks at the end.
 """
 
 from __future__ import annotations

@@ -149,9 +149,13 @@ def answer(recipe: Recipe, found: Outcomes, measured: Mapping[int, Any], *, resu
     head = {**_head(recipe), "command": command, "date": date}
     write_outcomes(folder / RESULTS, head, findings.outcomes, list(measured.values()))
     pictures = tuple(recipe.draw(findings, folder))
-    text = page(findings, pictures, command=command, date=date, versions=_versions(findings))
-    write_text(folder / "report.md", text)
+    write_text(folder / "report.md", page_of(findings, pictures, command=command, date=date))
     return Answered(findings, folder / "report.md", pictures)
+
+
+def page_of(findings: RecipeFindings, pictures: Sequence[Path], *, command: str, date: str) -> str:
+    """The page, with the versions under which the runs were done."""
+    return page(findings, pictures, command=command, date=date, versions=_versions(findings))
 
 
 def _head(recipe: Recipe) -> dict[str, Any]:

@@ -45,7 +45,7 @@ RECIPES: dict[str, Callable[[Size], Recipe]] = {
 
 
 def recipe_named(name: str, size: Size = FULL) -> Recipe:
-    """The recipe of that name, in that size.
+    """The recipe of that name, in that size; small, it has no figures of others, which are of other data.
 
     Raises:
         UnknownNameError: there is none; the message offers the nearest.
@@ -53,4 +53,7 @@ def recipe_named(name: str, size: Size = FULL) -> Recipe:
     if name not in RECIPES:
         raise UnknownNameError("experiment", name, RECIPES)
     recipe = RECIPES[name](size)
-    return recipe if size.name == "full" else replace(recipe, title=f"{recipe.title} (small, on digits)")
+    if size.name == "full":
+        return recipe
+    lines = tuple(replace(line, reference=None) for line in recipe.lines)
+    return replace(recipe, title=f"{recipe.title} (small, on digits)", lines=lines)

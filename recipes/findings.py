@@ -35,14 +35,12 @@ class Answer:
         config: the chosen configuration, None before there is a choice.
         outcomes: of its runs that are done, by seed.
         at_edge: whether the choice fell on the end of the grid.
-        comparable: whether it was done in full, so that the published figures are of the same thing.
     """
 
     line: RecipeLine
     config: RunConfig | None
     outcomes: tuple[Outcome, ...]
     at_edge: bool
-    comparable: bool = True
 
     @property
     def results(self) -> list[RunResult]:
@@ -61,11 +59,11 @@ class Answer:
 
     @property
     def verdict(self) -> Verdict | None:
-        """Against the published figure, where both are there and of the same thing."""
-        published = self.line.published
-        if published is None or not self.outcomes or not self.comparable:
+        """Against the printed figure, where both are there."""
+        reference = self.line.reference
+        if reference is None or reference.kind != "printed" or not self.outcomes:
             return None
-        return verdict(self.of(final), published) if self.results else "not reached"
+        return verdict(self.of(final), reference) if self.results else "not reached"
 
     def of(self, value: Value) -> Estimate:
         """Mean and interval over the seeds that did not diverge."""
@@ -154,7 +152,6 @@ class RecipeFindings:
                 line.chosen(self.found),
                 tuple(self.found[config] for config in line.reported(self.found) if config in self.found),
                 line.at_edge(self.found),
-                self.recipe.size.name == "full",
             )
             for line in self.recipe.lines
         ]

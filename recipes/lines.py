@@ -1,4 +1,4 @@
-"""What a published experiment is made of: the lines that answer its question, and the figures in print."""
+"""What a published experiment is made of: the lines that answer its question, and the figures of others."""
 
 from __future__ import annotations
 
@@ -47,18 +47,44 @@ QUICK = Size("quick", "digits", {"num_tasks": 3, "epochs": 8}, seeds=(0, 1, 2))
 
 
 @dataclass(frozen=True)
-class Published:
-    """A figure in print.
+class Reference:
+    """Somebody else's figure of the same thing.
 
     Attributes:
         figure: an accuracy, as a fraction.
         spread: half the width of the interval that stands beside it, 0 where none does.
         source: who says so.
+        kind: "printed", or "program" for that of another program, which nobody has published.
+        seeds: of how many runs it is; None where that is not said.
     """
 
     figure: float
     spread: float = 0.0
     source: str = ""
+    kind: Literal["printed", "program"] = "printed"
+    seeds: int | None = None
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+
+    @property
+    def title(self) -> str:
+        """What such figures are called, such as "printed, 30 seeds"."""
+        return self._titled("")
+
+    @property
+    def column(self) -> str:
+        """Title of a column of them."""
+        return self._titled(" %")
+
+    def _titled(self, unit: str) -> str:
+        name = "printed" if self.kind == "printed" else "reference program"
+        return f"{name}{unit}" + (f", {self.seeds} seed{'s' * (self.seeds != 1)}" if self.seeds else "")
+
+    @property
+    def text(self) -> str:
+        """In per cent, such as "99.1 ± 0.2"."""
+        return f"{100 * self.figure:.1f}" + (f" ± {100 * self.spread:.1f}" if self.spread else "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +100,7 @@ class RecipeLine:
         seeds: under which the chosen one is reported.
         trial_seeds: under which the candidates are compared.
         trial_settings: of the trials, above the candidate's own, such as fewer tasks.
-        published: the figure to compare with.
+        reference: the figure to compare with.
         section: the rows of one section stand together.
     """
 
@@ -83,7 +109,7 @@ class RecipeLine:
     seeds: tuple[int, ...]
     trial_seeds: tuple[int, ...] = (9,)
     trial_settings: Mapping[str, Any] = field(default_factory=dict)
-    published: Published | None = None
+    reference: Reference | None = None
     section: str = ""
 
     def trial(self, candidate: RunConfig) -> list[RunConfig]:

@@ -8,9 +8,11 @@ from pathlib import Path
 from holdfast.lab.config import RunConfig
 from holdfast.lab.groups import differing, setting_text
 from recipes.findings import Answer, Recipe, RecipeFindings, final
-from recipes.verdict import LEGEND
+from recipes.verdict import LEGEND, PROGRAM_NOTE
 
 SMALL_NOTE = "This is the small version, on other data: it neither confirms nor refutes what is in print."
+TEXTS = ("method", "settings", "verdict")
+"""Titles of the columns that hold no numbers."""
 NOT_YET = "Not all runs are done: no conclusion yet."
 
 
@@ -25,11 +27,16 @@ def page(
         recipe.table(findings) if recipe.table else table(findings) if recipe.lines else "",
         f"**Conclusion.** {conclusion(findings)}",
         *(f"![{recipe.title}]({picture.name})" for picture in pictures),
-        LEGEND if any(line.published for line in recipe.lines) else "",
+        *_legends(recipe),
         recipe.notes,
         _made(findings, command=command, date=date, versions=versions),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _legends(recipe: Recipe) -> list[str]:
+    kinds = {line.reference.kind for line in recipe.lines if line.reference is not None}
+    return [text for kind, text in {"printed": LEGEND, "program": PROGRAM_NOTE}.items() if kind in kinds]
 
 
 def _asked(recipe: Recipe) -> str:
@@ -47,46 +54,50 @@ def conclusion(findings: RecipeFindings) -> str:
 
 def table(findings: RecipeFindings) -> str:
     """A Markdown table, a row an answer."""
-    rows = cells(findings)
+    titles, *rows = cells(findings)
+    sides = [":--" if title in TEXTS else "--:" for title in titles]
     return "\n".join(
-        ["| " + " | ".join(rows[0]) + " |", "|:--" * 2 + "|--:" * 5 + "|:--|"]
-        + ["| " + " | ".join(row) + " |" for row in rows[1:]]
+        ["| " + " | ".join(titles) + " |", "|" + "|".join(sides) + "|"]
+        + ["| " + " | ".join(row) + " |" for row in rows]
     )
 
 
 def cells(findings: RecipeFindings) -> list[list[str]]:
-    """The table's texts, the first row its titles."""
-    titles = ["method", "settings", "accuracy %", "published %", "validation %", "learning %", "seeds", "verdict"]
+    """The table's texts, the first row its titles: a column for each kind of reference, and verdicts where one is."""
+    references = {answer.line.reference.column: "" for answer in findings.answers if answer.line.reference is not None}
+    ends = [_end(answer) for answer in findings.answers]
+    titles = ["method", "settings", "accuracy %", *references]
+    titles += ["validation %", "learning %", "seeds"] + ["verdict"] * any(ends)
     told = _settings(findings.answers)
     rows = []
-    for answer, settings in zip(findings.answers, told, strict=True):
-        published = answer.line.published
+    for answer, settings, end in zip(findings.answers, told, ends, strict=True):
+        reference = answer.line.reference
+        theirs = references if reference is None else {**references, reference.column: reference.text}
         mark = " (end of the grid)" if answer.at_edge else ""
         figures = ["", "", ""]
         if answer.results:
             values = (final, lambda result: result.validation_accuracy[-1], lambda result: result.learning_accuracy)
             figures = [answer.of(value).text(scale=100) for value in values]
-        diverged = f"{answer.num_diverged} of {len(answer.outcomes)} diverged" if answer.num_diverged else ""
         rows.append(
             [
                 answer.line.label,
                 settings + mark,
                 figures[0],
-                _published(answer),
+                *theirs.values(),
                 figures[1],
                 figures[2],
                 f"{len(answer.outcomes)}" + ("" if answer.complete else f" of {len(answer.line.seeds)}"),
-                diverged or (answer.verdict or "" if published else ""),
             ]
+            + [end] * any(ends)
         )
     return [titles, *rows]
 
 
-def _published(answer: Answer) -> str:
-    published = answer.line.published
-    if published is None:
-        return ""
-    return f"{100 * published.figure:.1f}" + (f" ± {100 * published.spread:.1f}" if published.spread else "")
+def _end(answer: Answer) -> str:
+    """How it came out."""
+    if answer.num_diverged:
+        return f"{answer.num_diverged} of {len(answer.outcomes)} diverged"
+    return answer.verdict or ""
 
 
 def _settings(answers: Sequence[Answer]) -> list[str]:
@@ -113,9 +124,12 @@ def _made(findings: RecipeFindings, *, command: str, date: str, versions: Mappin
     chosen = ""
     if tuned:
         chosen = (
-            f"Chosen on validation data: the strengths of {', '.join(line.label for line in tuned)}; candidates: "
+            f"Chosen on validation data: the strengths of {'; '.join(line.label for line in tuned)}. Candidates: "
             f"{'; '.join(_candidates(line.candidates) for line in tuned)}. "
         )
+        same = [line.label for line in tuned if set(line.trial_seeds) & set(line.seeds)]
+        if same:
+            chosen += f"Chosen under the reported seeds themselves: {'; '.join(same)}. "
     return f"{chosen}{runs}Made by `{command}` on {date}, with {told}. Every run: [results.json](results.json)."
 
 

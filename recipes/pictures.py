@@ -40,7 +40,7 @@ class Series:
 
 
 def beside(answers: Sequence[Answer], path: Path, *, title: str, remark: str = "") -> Path:
-    """Draw our accuracies with their intervals beside the published figures: a line of the page a row.
+    """Draw our accuracies with their intervals beside those of others: a line of the page a row.
 
     Args:
         answers: the rows; those of one section stand together.
@@ -69,8 +69,8 @@ def beside(answers: Sequence[Answer], path: Path, *, title: str, remark: str = "
     axes.grid(axis="x", color=GRID, linewidth=0.8)
     bare(axes, ("bottom",))
     axes.set_xlabel("average test accuracy after the last task", fontsize=FONT, color=INK)
-    published = any(answer.line.published for answer in shown)
-    told = remark or "● mean and 95% interval over seeds" + ("   ◇ published" if published else "")
+    theirs = {answer.line.reference.title: None for answer in shown if answer.line.reference is not None}
+    told = remark or "   ".join(["● mean and 95% interval over seeds", *(f"◇ {title}" for title in theirs)])
     head(figure, left, height + 0.55, title, told)
     return write_picture(figure, path)
 
@@ -213,10 +213,10 @@ def bare(axes: Axes, spines: Sequence[str]) -> None:
 
 
 def _draw_row(axes: Axes, answer: Answer, place: int) -> None:
-    published = answer.line.published
+    reference = answer.line.reference
     axes.text(-0.02, place, answer.line.label, transform=_across(axes), ha="right", va="center", fontsize=FONT)
-    if published is not None:
-        axes.plot(published.figure, place, "D", markersize=6, markerfacecolor="none", markeredgecolor=COLOURS[1])
+    if reference is not None:
+        axes.plot(reference.figure, place, "D", markersize=6, markerfacecolor="none", markeredgecolor=COLOURS[1])
     told = "diverged"
     if answer.results:
         ours = answer.of(final)

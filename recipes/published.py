@@ -17,7 +17,7 @@ from recipes import FULL, QUICK, RECIPES, Recipe, recipe_named
 from recipes.carry_out import Answered, answer, known_outcomes, measure_recipe, train
 from recipes.cost import remaining_cost
 from recipes.options import PublishedOptions
-from recipes.page import cells, conclusion
+from recipes.page import TEXTS, cells, conclusion
 from recipes.store import check_results
 
 
@@ -83,9 +83,9 @@ def _show(answered: Answered, console: Console) -> None:
     if findings.recipe.lines:
         titles, *rows = cells(findings)
         table = Table(title=findings.recipe.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-        shown = [titles.index(title) for title in ("method", "accuracy %", "published %", "validation %", "verdict")]
+        shown = [number for number, title in enumerate(titles) if title not in ("settings", "learning %")]
         for column in shown:
-            table.add_column(titles[column], justify="left" if column in (0, len(titles) - 1) else "right")
+            table.add_column(titles[column], justify="left" if titles[column] in TEXTS else "right")
         for row in rows:
             table.add_row(*(row[column] for column in shown))
         console.print(table)

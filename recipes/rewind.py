@@ -39,10 +39,10 @@ RHYTHM, KEPT = 4, 0.8
 """Steps between pulls of the held encoder; asked for: the share of what plain training loses that it keeps."""
 
 _NOTES = (
-    "Every way is taken as far as the probes ask for a budget; averaging also to fixed shares. All figures are of test "
-    "examples. Gain: accuracy on the new task above what averaging has, under the same seed, at the same rise of the "
-    "old loss on test examples, interpolated in the logarithm of the rise. 95% intervals are over seeds. Damping and "
-    "delta of the way back were chosen on validation data of other seeds."
+    "Every way is taken as far as the probes ask for a budget; averaging also to fixed shares, for the pictures. All "
+    "figures are of test examples. Gain: accuracy on the new task above what averaging has, under the same seed, at "
+    "the same rise of the old loss on test examples, interpolated in the logarithm of the rise. 95% intervals are over "
+    "seeds. Damping and delta of the way back were chosen on validation data of other seeds."
 )
 
 

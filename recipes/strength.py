@@ -8,7 +8,7 @@ from pathlib import Path
 from holdfast.lab.results import RunResult
 from holdfast.lab.tables import Estimate
 from recipes.attenuation import FACTORS
-from recipes.curve import AUTHORS
+from recipes.curve import AUTHORS, SETTINGS
 from recipes.findings import Answer, Recipe, RecipeFindings, best_answer, final, percent, points
 from recipes.lines import RecipeLine, Size, around
 from recipes.pictures import Series, beside, curves
@@ -29,8 +29,6 @@ _TRIALS = {
     "wva-si": (0.01, 0.1, 1, 10),
     "wva-taylor": (0.01, 0.1, 1, 10),
 }
-_SETTINGS = {"ewc-si": {"si_variant": "zenke"}}
-"""Importances are compared as their authors define them."""
 _IMPORTANCES = {"fisher": "Fisher", "mas": "MAS", "si": "SI", "signal": "signal", "taylor": "Taylor"}
 
 
@@ -56,6 +54,7 @@ def strength(size: Size) -> Recipe:
         lines=tuple(lines),
         conclude=_find_best,
         draw=_draw_strengths,
+        notes="The best strengths are those of the grid, by validation data of the reported seeds.",
     )
 
 
@@ -71,7 +70,7 @@ def importances(size: Size) -> Recipe:
                 RecipeLine(
                     label=f"{mechanism.upper()} {label}",
                     candidates=around(
-                        size.config("permuted", method, **_SETTINGS.get(method, {})),
+                        size.config("permuted", method, **SETTINGS.get(method, {})),
                         _GRIDS.get(method) or _TRIALS[method],
                     ),
                     seeds=seeds,

@@ -163,7 +163,8 @@ def _conclude_pruning(findings: RecipeFindings) -> str:
     order = sorted(kept, key=lambda name: -kept[name][place].mean)
     told = ", ".join(f"{name} {percent(kept[name][place])}" for name in order)
     whole = percent(next(iter(kept.values()))[0])
-    return f"Whole, the nets reach {whole}%. With {100 * _PRUNED_TO:.0f}% of the weights removed: {told}."
+    nets = len(findings.measured)
+    return f"Whole, {nets} nets reach {whole}%. With {100 * _PRUNED_TO:.0f}% of the weights removed: {told}."
 
 
 def _draw_pruning(findings: RecipeFindings, folder: Path) -> list[Path]:

@@ -1,11 +1,12 @@
-"""When a published figure counts as reproduced, and when a claim stands."""
+"""When a printed figure counts as reproduced, and when a claim stands."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Literal
 
 from holdfast.lab.tables import Estimate
-from recipes.lines import Published
+from recipes.lines import Reference
 
 Verdict = Literal["reproduced", "better", "not reached"]
 Stand = Literal["agrees", "disagrees", "open"]
@@ -17,15 +18,19 @@ WIDEST = 0.03
 MARGIN = 0.01
 """One point: differences below it do not matter to claims that there is none."""
 
-LEGEND = f"""Verdicts compare our 95% interval with the published figure and its own interval. A figure or mean
+LEGEND = f"""Verdicts compare our 95% interval with the printed figure and its own interval. A figure or mean
 without an interval is given ±{100 * TOLERANCE:g} points; one of ours wider than ±{100 * WIDEST:g} counts as so wide.
 *Reproduced*: the intervals meet. *Better*: ours lies wholly above. *Not reached*: ours lies wholly below."""
+PROGRAM_NOTE = (
+    "The reference program is independent of this library. Nobody has published its figures, so that they confirm and "
+    "refute nothing, and there is no verdict on them."
+)
 
 
-def verdict(ours: Estimate, published: Published) -> Verdict:
-    """Whether our interval meets, exceeds or misses the published one."""
-    reach = min(_half(ours.half_width), WIDEST) + (published.spread or TOLERANCE)
-    difference = ours.mean - published.figure
+def verdict(ours: Estimate, printed: Reference) -> Verdict:
+    """Whether our interval meets, exceeds or misses the printed one."""
+    reach = min(_half(ours.half_width), WIDEST) + (printed.spread or TOLERANCE)
+    difference = ours.mean - printed.figure
     return "better" if difference > reach else "not reached" if difference < -reach else "reproduced"
 
 
@@ -58,12 +63,17 @@ def equivalent(difference: Estimate) -> Stand:
     return "agrees" if low >= -MARGIN and high <= MARGIN else "open" if low <= 0 <= high else "disagrees"
 
 
-def stand_text(stand: Stand) -> str:
-    """As it ends a sentence whose subject is the claim."""
+def together(stands: Collection[Stand]) -> Stand:
+    """Whether a claim stands that has several parts: it falls with any of them."""
+    return "disagrees" if "disagrees" in stands else "open" if "open" in stands else "agrees"
+
+
+def stand_text(stand: Stand, *, coarse: bool = False) -> str:
+    """As it ends a sentence whose subject is the claim; `coarse`: it is the grid that leaves it open."""
     return {
         "agrees": "agrees with the authors",
         "disagrees": "is not so here, against the authors",
-        "open": "stays open, the interval being too wide to tell",
+        "open": f"stays open, the {'grid being too coarse' if coarse else 'interval being too wide'} to tell",
     }[stand]
 
 

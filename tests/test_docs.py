@@ -1,11 +1,13 @@
-"""The code in the docs does what the pages say."""
+"""The code in the docs does what the pages say, and their numbers are those of the committed results."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import importlib
 import io
 import itertools
+import json
 import math
 import re
 from collections.abc import Callable
@@ -14,6 +16,12 @@ from typing import Any
 
 import pytest
 import torch
+from benchmarks.tables import keep
+from recipes import RECIPES
+from recipes.carry_out import page_of
+from tests.claims.files import RESULTS, ROOT, recipe
+from tests.claims.numbers import EXEMPT, PAGES, paragraphs, unclaimed
+from tests.claims.pages import claims
 from torch import nn
 from torch.optim import SGD, Adam, Optimizer
 
@@ -206,3 +214,55 @@ def test_an_unknown_curvature_is_told_how_to_be_saved(own):
     with pytest.raises(OptionError, match=r"'3.weight' \(Nameless\). Put @holdfast.curvature.register_curvature"):
         keeper.save(own["skills"] / "nameless")
     assert not (own["skills"] / "nameless").exists()
+
+
+# --- figures
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_page_of_results_is_what_its_results_say(name):
+    folder = RESULTS / name
+    told = (folder / "report.md").read_text()
+    pictures = [folder / picture for picture in re.findall(r"^!\[.*\]\((.*)\)$", told, flags=re.MULTILINE)]
+    head = json.loads((folder / "results.json").read_text())
+    assert page_of(recipe(name), pictures, command=head["command"], date=head["date"]) == told
+    assert pictures
+    assert all(picture.exists() for picture in pictures)
+
+
+@pytest.mark.parametrize("path", sorted((RESULTS / "benchmarks").glob("*.json")), ids=lambda path: path.stem)
+def test_a_page_of_benchmarks_is_what_its_results_say(path, tmp_path):
+    parts = json.loads(path.read_text())["parts"]
+    about = importlib.import_module(f"benchmarks.{path.stem}").__doc__ or ""
+    for part, content in parts.items():
+        keep(tmp_path, path.stem, about=about, part=part, content=content)
+    assert (tmp_path / f"{path.stem}.md").read_text() == path.with_suffix(".md").read_text()
+
+
+@pytest.fixture(scope="module")
+def claimed() -> list[tuple[str, str]]:
+    return list(claims())
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_number_that_was_measured_follows_from_the_results(page, claimed):
+    text = paragraphs((ROOT / page).read_text())
+    mine = [said for place, said in claimed if place == page]
+    exempt = [said for listed in EXEMPT.values() for place, said in listed if place == page]
+    wrong = [said for said in mine if said not in text]
+    assert not wrong, f"{page} does not say what the results say. Write there: {wrong}"
+    gone = [said for said in exempt if said not in text]
+    assert not gone, f"tests/claims/numbers.py exempts what is not in {page}: {gone}"
+    loose = unclaimed(text, [*mine, *exempt])
+    assert not loose, f"{page} has numbers that no claim in tests/claims bears out; add claims: {loose}"
+
+
+def test_a_number_without_a_claim_is_found():
+    text = paragraphs(
+        "Runs keep 97.1 ± 0.4% in\n12 minutes, of 5 tasks; 61.6% without.\n\n    code 99%\n\n"
+        "| a | b |\n| --- | --- |\n| it | 3.5 |\n"
+    )
+    assert len(unclaimed(text, [])) == 4
+    assert len(unclaimed(text, ["keep 97.1 ± 0.4% in 12 minutes"])) == 2
+    assert len(unclaimed(text, ["keep 97.1 ± 0.4% in 12 minutes", "| a | b |"])) == 1
+    assert unclaimed(text, ["Runs keep 97.1 ± 0.4% in 12 minutes, of 5 tasks; 61.6%", "| it | 3.5 |"]) == []

@@ -5,7 +5,12 @@ import json
 import pytest
 
 from holdfast.cli import main
+from holdfast.cli.console import console_for
 from holdfast.cli.options import SweepOptions, option_names
+from holdfast.cli.tables import findings_table
+from holdfast.lab.sweep import Space
+from holdfast.lab.sweep.findings import Finding, write_findings
+from holdfast.lab.sweep.space import Choice
 
 SMALL = ["--num-tasks", "2", "--epochs", "1", "--hidden", "8", "--seeds", "0", "1"]
 
@@ -28,6 +33,18 @@ def test_it_ends_with_the_best_of_each_method_and_where_it_is_written(tmp_path, 
     told = capsys.readouterr().out
     assert told.startswith("results:")
     assert json.loads((tmp_path / "sweep-permuted-digits.json").read_text()) == content
+
+
+def test_a_method_whose_every_setting_was_given_up_says_so(tmp_path, capsys):
+    space = Space(stream="permuted-digits", methods=("ewc-fisher", "none"), seeds=(0,))
+    done = Finding("none", Choice("sgd", 0.1), validation=(0.9,), test=(0.8,), runs=("a",))
+    why = "training diverged under seed 0"
+    lost = [Finding("ewc-fisher", Choice("sgd", 0.1, strength), "pruned", why) for strength in (1.0, 10.0)]
+    found = write_findings([done, *lost], space=space, output=tmp_path)
+    console_for().print(findings_table(found))
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "plain sgd, lr 0.1 90.0 80.0 1" in printed
+    assert f"EWC Fisher none, all given up: {why} 2, 2 given up" in printed
 
 
 @pytest.mark.parametrize(

@@ -73,10 +73,29 @@ def test_rows_tell_verdict_or_divergence_and_only_settings_that_were_chosen():
     assert by_label["convolution, textbook, 100"]["verdict"] == "2 of 2 diverged"
     assert by_label["convolution, textbook, 100"]["settings"] == "strength 100, pull gradient, net convolution"
     assert by_label["convolution, plain"]["settings"] == "net convolution"
-    plain = dict(zip(titles, cells(found_of(recipe_named("curve", TINY)))[8]))
-    assert plain["method"] == "plain"
-    assert plain["published %"] == "44.0"
-    assert plain["verdict"] == ""  # small, on other data: there is nothing to compare
+
+
+@pytest.mark.parametrize("name", WITH_RUNS)
+def test_small_no_figures_of_other_data_stand_beside(name: str):
+    titles, *rows = cells(found_of(recipe_named(name, TINY)))
+    assert not [title for title in titles if "printed" in title or "program" in title]
+    if "verdict" in titles:
+        assert {row[titles.index("verdict")] for row in rows} == {"", "2 of 2 diverged"}
+    assert "Verdicts compare" not in text_of(found_of(recipe_named(name, TINY)))
+
+
+def test_what_no_one_has_published_is_named_so_and_gets_no_verdict():
+    told = text_of(found_of(recipe_named("curve", FULL)))
+    assert "| accuracy % | reference program %, 1 seed | validation % | learning % | seeds |\n" in told
+    assert "Nobody has published its figures" in told
+    assert "verdict |" not in told
+    assert "*Reproduced*" not in told
+
+
+def test_a_choice_under_the_reported_seeds_is_told():
+    told = text_of(found_of(recipe_named("importances", FULL)))
+    assert "Chosen under the reported seeds themselves: EWC Fisher; WVA Fisher; WVA signal." in told
+    assert "the reported seeds themselves" not in text_of(found_of(recipe_named("scenarios", FULL)))
 
 
 def test_in_full_there_are_verdicts_and_small_it_says_that_it_is_small():

@@ -94,12 +94,18 @@ def findings_table(findings: SweepFindings) -> Table:
     for title in ("method", "setting", "validation", "test", "settings tried"):
         table.add_column(title, justify="left" if title in ("method", "setting") else "right")
     for found in findings.best:
-        tried = [finding for finding in findings.all if finding.method == found.method]
-        given_up = sum(finding.state == "pruned" for finding in tried)
-        told = f"{len(tried)}" + (f", {given_up} given up" if given_up else "")
         figures = (Estimate.of(values).text(scale=100) for values in (found.validation, found.test))
-        table.add_row(found.label, found.choice.text, *figures, told)
+        table.add_row(found.label, found.choice.text, *figures, _tried(findings, found.method))
+    for found in findings.given_up:
+        table.add_row(found.label, f"none, all given up: {found.why}", "", "", _tried(findings, found.method))
     return table
+
+
+def _tried(findings: SweepFindings, method: str) -> str:
+    """How many settings of a method, and how many were given up."""
+    states = [finding.state for finding in findings.all if finding.method == method]
+    given_up = states.count("pruned")
+    return f"{len(states)}" + (f", {given_up} given up" if given_up else "")
 
 
 def names_tables() -> list[Table]:

@@ -191,6 +191,7 @@ class TestBatched:
         space = replace(SPACE, methods=("ewc-fisher",), lrs=(0.3,), strengths=(1.0, 1e9), settings=settings)
         found = sweep(replace(space, batched="always"), output=tmp_path)
         assert [(f.choice.strength, f.state) for f in found.all] == [(1.0, "complete"), (1e9, "pruned")]
+        assert found.given_up == []
 
     def test_small_nets_are_batched_and_others_are_not(self):
         auto = replace(SPACE, batched="auto")

@@ -64,6 +64,12 @@ class SweepFindings:
         """The setting of highest mean validation accuracy of each method."""
         return best_of(self.all)
 
+    @property
+    def given_up(self) -> list[Finding]:
+        """Of each method that has no best setting, the last one that was given up."""
+        done = {finding.method for finding in self.best}
+        return list({finding.method: finding for finding in self.all if finding.method not in done}.values())
+
 
 def best_of(found: Sequence[Finding]) -> list[Finding]:
     """The setting of highest mean validation accuracy of each method, in the order of tables."""
