@@ -55,9 +55,9 @@ def sweep(
         ) from error
     folder = Path(output)
     check_findings(space, folder)
-    drive = Drive(space, on_event, device=device)
+    drive = Drive(space, on_event)
     with (
-        pool_of(jobs, output=folder, device=device, data_dir=data_dir, on_event=drive.on_job_event) as pool,
+        pool_of(jobs, output=folder, device=device, data_dir=data_dir, on_event=drive.on_run_event) as pool,
         boards_of(space, folder=folder, storage=storage) as boards,
     ):
         try:
