@@ -225,7 +225,9 @@ def test_a_place_that_cannot_be_written(tmp_path):
         pass
 
 
-def test_without_optuna(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "holdfast.lab.sweep.board", None)
-    with pytest.raises(OptionError, match=r'a sweep needs .*: pip install "torch-holdfast\[sweep\]"'):
+@pytest.mark.parametrize("name", ["holdfast.lab.sweep.board", "scipy"])
+def test_without_its_packages(tmp_path, monkeypatch, name):
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(OptionError, match=rf'a sweep needs {name}, .*: pip install "torch-holdfast\[sweep\]"'):
         sweep(SPACE, output=tmp_path)
+    assert not list(tmp_path.iterdir())
