@@ -1,4 +1,4 @@
-"""A sweep of strengths and seeds: on two processes, separate and batched, against the same runs one after another.
+"""A sweep of strengths and seeds: on two processes, against the same runs one after another.
 
 The net and protocol of permuted MNIST, cut to two tasks of one epoch. What two cores can do at best is half the sum of
 the single-thread runs. On a machine with other things to do the processor's time tells more than the time on the wall:
@@ -11,7 +11,6 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.tables import Part
@@ -21,11 +20,11 @@ from holdfast.lab.sweep import Space, sweep
 
 STRENGTHS = (0.1, 1.0, 3.0, 10.0, 30.0, 100.0, 1000.0, 10000.0)
 SEEDS = (0, 1, 2, 3, 4)
-TARGET = "1.15 for the faster"
+TARGET = "1.15"
 
 
 def measure(*, quick: bool = False, workloads: Sequence[str] | None = None) -> Iterator[Part]:
-    """The runs one after another, then the sweep in three ways; nothing where other workloads are asked for."""
+    """The runs one after another, then the sweep; nothing where other workloads are asked for."""
     if workloads is not None:
         return
     space = Space(
@@ -35,7 +34,6 @@ def measure(*, quick: bool = False, workloads: Sequence[str] | None = None) -> I
         seeds=SEEDS[:1] if quick else SEEDS,
         settings={"num_tasks": 2, "epochs": 1},
         prune=False,
-        batched="never",
     )
 
     def one_by_one(output: Path) -> None:
@@ -46,14 +44,10 @@ def measure(*, quick: bool = False, workloads: Sequence[str] | None = None) -> I
 
     separate = _timed(one_by_one)
     processes = _timed(lambda output: sweep(space, output=output, jobs=2))
-    batched = _timed(lambda output: sweep(replace(space, batched="always"), output=output, jobs=2))
-    alone = _timed(lambda output: sweep(replace(space, batched="always"), output=output))
     runs = len(space.grid("ewc-fisher")) * len(space.seeds)
     rows = [
         _row(f"{runs} runs, one after another, one thread", separate, separate, target=None),
-        _row("the sweep, `--jobs 2 --batched never`", processes, separate, target=TARGET),
-        _row("the sweep, `--jobs 2 --batched always`", batched, separate, target=TARGET),
-        _row("the sweep, `--batched always`, one thread", alone, separate, target=None),
+        _row("the sweep, `--jobs 2`", processes, separate, target=TARGET),
     ]
     notes = [f"Stream {space.stream}, two tasks of one epoch, ewc-fisher, {runs} runs; each way timed once."]
     yield Part(space.stream, f"{runs} runs of {space.stream}", notes, rows)

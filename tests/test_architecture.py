@@ -18,7 +18,7 @@ PACKAGE = ROOT / "src" / "holdfast"
 PUBLIC_NAMES = Path(__file__).with_name("public_names.txt")
 
 CORE = {"torch", "numpy", "safetensors", "tqdm"}
-EXTRAS = {"tyro", "rich", "matplotlib", "jinja2", "pyarrow", "tensorboard", "optuna", "sqlalchemy"}
+EXTRAS = {"tyro", "rich", "matplotlib", "scipy", "jinja2", "pyarrow", "tensorboard", "optuna", "sqlalchemy"}
 EXTRAS |= {"transformers", "tokenizers", "accelerate", "lightning", "peft", "datasets"}
 NEVER_WITH_HOLDFAST = EXTRAS | {"pandas", "sklearn"}
 MAY_USE_EXTRAS = {"cli", "integrations", "lab", "language"}
@@ -118,8 +118,9 @@ def test_imports_keep_the_contracts():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_importing_holdfast_imports_no_extra():
-    program = "import sys, holdfast; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+@pytest.mark.parametrize("module", ["holdfast", "holdfast.lab.streams"])
+def test_importing_holdfast_imports_no_extra(module: str):
+    program = f"import sys, {module}; print(*sorted({{name.partition('.')[0] for name in sys.modules}}))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert "torch" in done.stdout.split()
     assert not NEVER_WITH_HOLDFAST & set(done.stdout.split())

@@ -36,7 +36,6 @@ SPACE = Space(
     seeds=(0,),
     settings={"num_tasks": 2, "epochs": 1, "batch_size": 256, "hidden": (4,), "importance_examples": 8, "slope": 0.2},
     prune=False,
-    batched="never",
 )
 
 

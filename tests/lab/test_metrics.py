@@ -1,4 +1,5 @@
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -95,26 +96,50 @@ def test_a_baseline_has_an_entry_a_task():
         (0.5, 1, 1.0),
     ],
 )
-def test_student_t_as_in_the_tables(level, degrees, t):
-    assert metrics.student_t(level, degrees) == pytest.approx(t, rel=3e-6)
+def test_half_widths_are_those_of_the_tables(level, degrees, t):
+    assert half_width(level, degrees) == pytest.approx(t, rel=3e-6)
+
+
+def half_width(level: float, degrees: int) -> float:
+    """Of an interval of one standard error: Student's t itself."""
+    n = degrees + 1
+    values = np.arange(n) / np.arange(n).std(ddof=1) * math.sqrt(n)
+    return metrics.confidence_interval(list(values), level)[1]
+
+
+@pytest.mark.parametrize("level", [0.5, 0.9, 0.95, 0.999])
+def test_student_t_in_closed_form(level):
+    assert half_width(level, 1) == pytest.approx(math.tan(math.pi * level / 2), rel=1e-9)
+    assert half_width(level, 2) == pytest.approx(level * math.sqrt(2 / (1 - level**2)), rel=1e-9)
+    c = math.cos(math.acos(math.sqrt(1 - level**2)) / 3) / math.sqrt(1 - level**2)
+    assert half_width(level, 4) == pytest.approx(2 * math.sqrt(c - 1), rel=1e-9)
 
 
 @pytest.mark.parametrize("level", [0.5, 0.95, 0.999])
 @pytest.mark.parametrize("degrees", [1, 2, 4, 9, 40])
-def test_student_p_is_what_student_t_leaves_out(level, degrees):
-    t = metrics.student_t(level, degrees)
+def test_student_p_is_what_the_interval_leaves_out(level, degrees):
+    t = half_width(level, degrees)
     assert metrics.student_p(t, degrees) == metrics.student_p(-t, degrees) == pytest.approx(1 - level, abs=1e-10)
 
 
 def test_student_p_in_closed_form():
     assert metrics.student_p(0.0, 3) == 1.0
-    assert metrics.student_p(1.0, 1) == pytest.approx(0.5)  # 1 - 2/pi atan(t)
-    assert metrics.student_p(3.0, 2) == pytest.approx(1 - 3 / math.sqrt(11))  # 1 - t / sqrt(t^2 + 2)
+    for t in (0.1, 1.0, 3.0, 50.0):
+        assert metrics.student_p(t, 1) == pytest.approx(1 - 2 / math.pi * math.atan(t), abs=1e-12)
+        assert metrics.student_p(t, 2) == pytest.approx(1 - t / math.sqrt(t**2 + 2), abs=1e-12)
     assert metrics.student_p(1e9, 5) == pytest.approx(0, abs=1e-12)
 
 
 def test_student_t_of_many_degrees_is_normal():
-    assert metrics.student_t(0.95, 100_000) == pytest.approx(1.959964, rel=2e-5)
+    assert half_width(0.95, 100_000) == pytest.approx(1.959964, rel=2e-5)
+
+
+def test_without_scipy_a_single_seed_has_its_figures(monkeypatch):
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    assert metrics.confidence_interval([0.7]) == (0.7, math.inf)
+    for refused in (lambda: metrics.confidence_interval([0.7, 0.8]), lambda: metrics.student_p(1.0, 2)):
+        with pytest.raises(OptionError, match=r'computed with scipy, which is not .*: pip install "torch-holdfast\['):
+            refused()
 
 
 def test_confidence_interval_by_hand():

@@ -16,7 +16,7 @@ from tyro.conf import Positional, arg
 from holdfast.cli.values import option
 from holdfast.lab.config import RunConfig
 from holdfast.lab.generation.config import GenerationConfig
-from holdfast.lab.sweep.space import Batched, Sampler
+from holdfast.lab.sweep.space import Sampler
 from holdfast.lab.training import OptimizerName
 
 GROUPS: dict[str, tuple[str, ...]] = {
@@ -179,7 +179,6 @@ class SweepOptions:
     trials: option("trials", int, "how many settings of each method tpe tries") = None
     refine: Annotated[bool, arg(help="go on next to the best strength, by half decades", help_behavior_hint="")] = False
     prune: option("prune", bool, "give up hopeless settings in mid-run (default: yes)") = True
-    batched: option("batched", Batched, "seeds and strengths as one batched program (default: auto)") = "auto"
     storage: option("storage", str, "address of a database that machines share (default: sweep.db in output)") = None
     jobs: option("jobs", int, "local processes of one thread each (default: 1)") = 1
     output: Output = "runs"

@@ -28,7 +28,6 @@ def sweep_command(options: SweepOptions) -> None:
         trials=options.trials,
         refine=options.refine,
         prune=options.prune,
-        batched=options.batched,
     )
     planned = options.trials or max(len(space.grid(method)) for method in options.methods)
     say(

@@ -2,6 +2,8 @@
 
 `matrix[t][j]` is the accuracy, a fraction, on task j after task t was learned: T x T, tasks counted from 0. With one
 task there is nothing to forget and nothing to transfer, and those metrics are 0.
+
+scipy is asked for only where there are several seeds: importing its statistics takes a second.
 """
 
 from __future__ import annotations
@@ -101,7 +103,7 @@ def confidence_interval(values: Sequence[float], level: float = 0.95) -> tuple[f
 
     Raises:
         EmptyDataError: there are no values.
-        OptionError: the level is out of its range.
+        OptionError: the level is out of its range, or scipy is not installed, which more than one value needs.
     """
     if len(values) == 0:
         raise EmptyDataError("confidence_interval: found no values, expected at least one.")
@@ -111,36 +113,38 @@ def confidence_interval(values: Sequence[float], level: float = 0.95) -> tuple[f
     n = len(sample)
     if n == 1:
         return float(sample[0]), math.inf
-    return float(sample.mean()), student_t(level, n - 1) * float(sample.std(ddof=1)) / math.sqrt(n)
+    check_scipy()
+    from scipy import stats
 
-
-def student_t(level: float, degrees: int) -> float:
-    """The t with P(|X| <= t) = level, X of Student's distribution, to about 12 digits.
-
-    Bisection of the finite sum over powers of cos(theta), theta = atan(t / sqrt(degrees)).
-    Source: Abramowitz & Stegun, 26.7.3 and 26.7.4.
-    """
-    low, high = 0.0, math.pi / 2
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _within(middle, degrees) < level else (low, middle)
-    return math.sqrt(degrees) * math.tan(low)
+    t = float(stats.t.isf((1 - level) / 2, n - 1))
+    return float(sample.mean()), t * float(sample.std(ddof=1)) / math.sqrt(n)
 
 
 def student_p(t: float, degrees: int) -> float:
-    """P(|X| >= |t|), X of Student's distribution: the two-sided p-value, to about 15 digits behind the point."""
-    return 1.0 if t == 0 else max(0.0, 1 - _within(math.atan(abs(t) / math.sqrt(degrees)), degrees))
+    """P(|X| >= |t|), X of Student's distribution: the two-sided p-value.
+
+    Raises:
+        OptionError: scipy is not installed.
+    """
+    check_scipy()
+    from scipy import stats
+
+    return float(2 * stats.t.sf(abs(t), degrees))
 
 
-def _within(theta: float, degrees: int) -> float:
-    """P(|X| <= t), t = sqrt(degrees) tan(theta)."""
-    odd = degrees % 2
-    term = math.cos(theta) if odd else 1.0
-    total = 0.0
-    for k in range(2 + odd, degrees + 1, 2):  # term: cos^(k-2), times 2/3 4/5 ... or 1/2 3/4 ... of what came before
-        total += term
-        term *= (k - 1) / k * math.cos(theta) ** 2
-    return 2 / math.pi * (theta + math.sin(theta) * total) if odd else math.sin(theta) * total
+def check_scipy() -> None:
+    """Make sure that means over seeds can have intervals and tests, before time is spent on the runs.
+
+    Raises:
+        OptionError: scipy is not installed.
+    """
+    try:
+        import scipy  # noqa: F401
+    except ImportError as error:
+        raise OptionError(
+            "intervals and tests over seeds are computed with scipy, which is not installed. Install it with: "
+            'pip install "torch-holdfast[plots]"'
+        ) from error
 
 
 def _square(matrix: Matrix) -> np.ndarray:

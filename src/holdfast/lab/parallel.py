@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from holdfast.errors import FailedRunsError, FileFormatError, RunMismatchError
 from holdfast.lab.config import RunConfig
 from holdfast.lab.folder import RunFolder
-from holdfast.lab.job import Job
 from holdfast.lab.pool import pool_of
 from holdfast.lab.results import RunResult
 from holdfast.lab.run import EventCallback
@@ -49,26 +47,23 @@ def run_all(
     found: dict[str, RunResult] = {}
     failures: dict[str, str] = {}
 
-    def told(_: Job, event: Mapping[str, Any]) -> None:
-        if on_event is not None:
-            on_event(event)
-
     for config in wanted.values():
         with suppress(RunMismatchError, FileFormatError):  # told as the run's own failure
             RunFolder(Path(output) / config.name, config)
     with pool_of(
-        min(jobs, max(len(wanted), 1)), output=output, device=device, data_dir=data_dir, on_event=told
+        min(jobs, max(len(wanted), 1)), output=output, device=device, data_dir=data_dir, on_event=on_event
     ) as pool:
         for config in wanted.values():
-            pool.submit(Job((config,)))
+            pool.submit(config)
         for number in range(1, len(wanted) + 1):
             done = pool.wait()
-            (name,) = done.job.names
-            found |= done.results
-            failures |= done.failures
-            why = failures.get(name, "")
-            ended = "failed" if why else "finished"
-            told(done.job, {"event": ended, "run": name, "number": number, "of": len(wanted), "error": why})
+            name, ended = done.config.name, "failed"
+            if done.result is None:
+                failures[name] = done.error
+            else:
+                found[name], ended = done.result, "finished"
+            if on_event is not None:
+                on_event({"event": ended, "run": name, "number": number, "of": len(wanted), "error": done.error})
     if failures:
         raise FailedRunsError(failures, of=len(wanted))
     return [found[config.name] for config in configs]

@@ -89,7 +89,7 @@ def accuracy_curves(groups: Sequence[RunGroup], path: str | os.PathLike[str], *,
         The path.
 
     Raises:
-        OptionError: there is nothing to draw, or matplotlib is not installed.
+        OptionError: there is nothing to draw, or matplotlib or, with several seeds, scipy is not installed.
         OutputError: the file cannot be written.
     """
     _check_groups(groups, where="accuracy_curves")

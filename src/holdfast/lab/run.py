@@ -83,7 +83,7 @@ def run(
 
 
 class ActiveRun:
-    """The state of a run, and the steps that take it to its end: `begin`, then `learn` task by task, then `result`.
+    """The state of a run, and the steps that take it to its end.
 
     Args:
         config: every setting.
@@ -91,7 +91,6 @@ class ActiveRun:
         device: as torch names it.
         data_dir: where MNIST is.
         on_event: called with each event.
-        like: a run of the same stream and seed, whose data it shares.
     """
 
     def __init__(
@@ -102,22 +101,17 @@ class ActiveRun:
         device: str,
         data_dir: str | os.PathLike[str] | None,
         on_event: EventCallback | None,
-        like: ActiveRun | None = None,
     ) -> None:
         self.config, self.folder, self.on_event = config, folder, on_event
         self.device = usable_device(device)
         self.method = method_named(config.method)
-        self.stream = (
-            like.stream
-            if like is not None
-            else build_stream(
-                config.stream,
-                num_tasks=config.num_tasks,
-                seed=config.seed,
-                scenario=config.scenario,
-                data_dir=data_dir,
-                fraction=config.fraction,
-            )
+        self.stream = build_stream(
+            config.stream,
+            num_tasks=config.num_tasks,
+            seed=config.seed,
+            scenario=config.scenario,
+            data_dir=data_dir,
+            fraction=config.fraction,
         )
         self.mask: Mask = config.mask or _MASKS[self.stream.scenario]
         net = build_net(
@@ -139,18 +133,18 @@ class ActiveRun:
         self.model: nn.Module = self.learner.model
         self.optimizer = self._new_optimizer()
         self.progress = RunProgress()
-        self.tasks = like.tasks if like is not None else [_Kept(task, self.device) for task in self.stream]
+        self.tasks = [_Kept(task, self.device) for task in self.stream]
         self._clock = time.perf_counter()
         self._saved = self._clock
 
     def finish(self) -> RunResult:
         """Train what is left to train, and write the result."""
-        self.begin()
+        self._begin()
         while self.progress.task < len(self.stream):
-            self.learn(self.progress.task)
-        return self.result()
+            self._learn(self.progress.task)
+        return self._result()
 
-    def begin(self) -> None:
+    def _begin(self) -> None:
         """Open the folder, and go on from its checkpoint where there is one."""
         self.folder.open()
         resumed = self.folder.checkpoint.exists()
@@ -164,14 +158,14 @@ class ActiveRun:
         if not resumed:
             self.progress.baseline = [self._accuracy(kept.test, j, j) for j, kept in enumerate(self.tasks)]
 
-    def learn(self, t: int) -> None:
+    def _learn(self, t: int) -> None:
         """Train on task t from the epoch where it stands, close it and test on all."""
         config, progress = self.config, self.progress
-        train = self.training_examples(t)
+        train = self._training_examples(t)
         epochs = num_epochs(len(train), config.batch_size, epochs=config.epochs, iterations=config.iterations)
         steps_an_epoch = -(-len(train) // config.batch_size)
         num_steps = config.iterations or epochs * steps_an_epoch
-        columns = self.columns(t)
+        columns = self._columns(t)
         if progress.epoch == 0:
             self.learner.open_task(t, train)
         while progress.epoch < epochs:
@@ -196,23 +190,16 @@ class ActiveRun:
                 after_step=self.learner.after_step,
                 clip=config.clip,
             )
-            self.count_epoch(t, loss=loss, seconds=time.perf_counter() - began, epochs=epochs)
+            seconds = time.perf_counter() - began
+            progress.epoch += 1
+            progress.seconds_training += seconds
+            epoch = {"task": t, "epoch": progress.epoch, "epochs": epochs, "loss": loss, "seconds": seconds}
+            self._tell({"event": "epoch", **epoch})
             if progress.epoch < epochs:
                 self._save(at_least=CHECKPOINT_SECONDS)
-        self.close(t)
+        self._close(t)
 
-    def excuse(self, *, but: float) -> None:
-        """Of the time since the last event only so many seconds were spent on this run."""
-        self._clock = time.perf_counter() - but
-
-    def count_epoch(self, t: int, *, loss: float, seconds: float, epochs: int) -> None:
-        """Another epoch of task t has been trained."""
-        self.progress.epoch += 1
-        self.progress.seconds_training += seconds
-        epoch = {"task": t, "epoch": self.progress.epoch, "epochs": epochs, "loss": loss, "seconds": seconds}
-        self._tell({"event": "epoch", **epoch})
-
-    def close(self, t: int) -> None:
+    def _close(self, t: int) -> None:
         """Measure what task t needs, test on all tasks, and write a checkpoint."""
         progress, kept = self.progress, self.tasks[t]
         began = time.perf_counter()
@@ -256,14 +243,14 @@ class ActiveRun:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
 
-    def training_examples(self, t: int) -> Examples:
+    def _training_examples(self, t: int) -> Examples:
         """What task t is trained on."""
         if not self.learner.needs_past_data:
             return self.tasks[t].train(self.stream[t])
         parts = [self.tasks[k].train(self.stream[k]) for k in range(t + 1)]
         return Examples(torch.cat([part.inputs for part in parts]), torch.cat([part.targets for part in parts]))
 
-    def columns(self, t: int) -> Tensor | None:
+    def _columns(self, t: int) -> Tensor | None:
         """Row c: the columns in the loss of an example of class c; for earlier ones too where the loss meets them."""
         if self.mask == "all":
             return None
@@ -312,7 +299,7 @@ class ActiveRun:
         if self.on_event is not None:
             self.on_event(event)
 
-    def result(self) -> RunResult:
+    def _result(self) -> RunResult:
         """Write what was found."""
         progress = self.progress
         seconds = self._seconds()

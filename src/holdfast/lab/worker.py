@@ -1,7 +1,7 @@
-"""A worker process: `python -P -m holdfast.lab.worker` does the jobs that it reads, one after the other.
+"""A worker process: `python -P -m holdfast.lab.worker` does the runs that it reads, one after the other.
 
-Lines of JSON in: first where runs stand, then {"configs": [...]} for each job, {"stop": true} to stop the one at hand.
-Lines of JSON out: the events of its runs, warnings, and {"event": "ended", "stopped", "failures", "kind"}.
+Lines of JSON in: first where runs stand, then {"config": {...}} for each run, {"stop": true} to stop the one at hand.
+Lines of JSON out: the events of its runs, warnings, and {"event": "ended", "stopped", "error", "kind"}.
 When nobody writes to it any more it ends at once, in mid-run too: a run can be resumed.
 """
 
@@ -21,7 +21,6 @@ from typing import Any, TextIO
 import torch
 
 from holdfast.lab.config import RunConfig
-from holdfast.lab.job import Job
 from holdfast.lab.pool import Performer, StoppedError
 
 
@@ -52,19 +51,19 @@ def main() -> None:
     while True:
         message = inbox.get()
         stop.clear()
-        tell(_done(Job(tuple(RunConfig.from_dict(content) for content in message["configs"])), perform, on_event))
+        tell(_done(RunConfig.from_dict(message["config"]), perform, on_event))
 
 
-def _done(job: Job, perform: Performer, on_event: Any) -> dict[str, Any]:
-    stopped, failures, kind = False, {}, ""
+def _done(config: RunConfig, perform: Performer, on_event: Any) -> dict[str, Any]:
+    stopped, why, kind = False, "", ""
     try:
-        failures, kind = perform(job, on_event)
+        why, kind = perform(config, on_event)
     except StoppedError:
         stopped = True
     except Exception as error:
         traceback.print_exc()
-        failures, kind = dict.fromkeys(job.names, f"{type(error).__name__}: {error}"), type(error).__name__
-    return {"event": "ended", "stopped": stopped, "failures": failures, "kind": kind}
+        why, kind = f"{type(error).__name__}: {error}", type(error).__name__
+    return {"event": "ended", "stopped": stopped, "error": why, "kind": kind}
 
 
 def _read(inbox: queue.SimpleQueue[dict[str, Any]], stop: threading.Event, source: TextIO = sys.stdin) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import holdfast
-from holdfast.lab.job import Job
+from holdfast.lab.config import RunConfig
 
 KEPT_LINES = 5
 """So many of the last lines that a worker wrote to its standard error are told when it dies."""
@@ -29,13 +29,13 @@ Inbox = queue.SimpleQueue[tuple["WorkerProcess", "dict[str, Any] | None"]]
 
 
 class WorkerProcess:
-    """One process of `holdfast.lab.worker`, which reads jobs and writes events as lines of JSON.
+    """One process of `holdfast.lab.worker`, which reads runs and writes events as lines of JSON.
 
     Python starts with `-P`, so that no file of the working folder takes the place of a module. What the process writes
     to its standard error appears on that of this process.
 
     Attributes:
-        job: what it is at; None while it waits.
+        config: of the run that it is at; None while it waits.
 
     Args:
         greeting: the first message, which says where runs stand.
@@ -43,7 +43,7 @@ class WorkerProcess:
     """
 
     def __init__(self, greeting: Mapping[str, Any], inbox: Inbox) -> None:
-        self.job: Job | None = None
+        self.config: RunConfig | None = None
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "holdfast.lab.worker"],
             stdin=subprocess.PIPE,
@@ -62,10 +62,10 @@ class WorkerProcess:
         for reader in self._readers:
             reader.start()
 
-    def take(self, job: Job) -> None:
-        """Have a job done."""
-        self.job = job
-        self.send({"configs": [config.to_dict() for config in job.configs]})
+    def take(self, config: RunConfig) -> None:
+        """Have a run done."""
+        self.config = config
+        self.send({"config": config.to_dict()})
 
     def send(self, message: Mapping[str, Any]) -> None:
         """Send a message; one that is dead hears nothing, which its reader tells."""

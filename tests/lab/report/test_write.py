@@ -107,6 +107,7 @@ def test_no_runs(tmp_path: Path):
     ("package", "said"),
     [
         ("matplotlib", r"pip install \"torch-holdfast\[plots\]\""),
+        ("scipy", r"computed with scipy, .* pip install \"torch-holdfast\[plots\]\""),
         ("jinja2", r"not installed: jinja2\. .*pip install \"torch-holdfast\[report\]\""),
         ("pyarrow", r"not installed: pyarrow\. .*pip install \"torch-holdfast\[report\]\""),
     ],

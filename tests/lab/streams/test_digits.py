@@ -13,7 +13,7 @@ SHA256 = {
 
 
 def test_the_files_are_those_that_were_made_with_their_origin_beside_them():
-    data = files("holdfast") / "data"
+    data = files("holdfast.lab") / "data"
     assert {name: hashlib.sha256((data / name).read_bytes()).hexdigest() for name in SHA256} == SHA256
     assert "CC BY 4.0" in (data / "ORIGIN.md").read_text(encoding="utf-8")
     assert "BSD 3-Clause" in (data / "LICENSE-scikit-learn.txt").read_text(encoding="utf-8")

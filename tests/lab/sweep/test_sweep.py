@@ -30,7 +30,6 @@ SPACE = Space(
     seeds=(0, 1),
     settings=SMALL,
     prune=False,
-    batched="never",
 )
 SETTINGS = 4 + 2
 
@@ -166,49 +165,6 @@ class TestGivenUp:
         assert len(sweep(space, output=tmp_path).all) == 2
 
 
-class TestBatched:
-    @pytest.mark.parametrize("jobs", [1, 2])
-    def test_it_finds_the_same_within_rounding(self, undisturbed, tmp_path, jobs):
-        found = sweep(replace(SPACE, batched="always"), output=tmp_path, jobs=jobs)
-        assert [finding.choice for finding in found.all] == [finding.choice for finding in undisturbed.all]
-        for ours, theirs in zip(found.all, undisturbed.all, strict=True):
-            assert ours.validation == pytest.approx(theirs.validation, abs=0.01)
-        assert counts(tmp_path) == {"COMPLETE": SETTINGS}
-
-    def test_killed_it_goes_on(self, undisturbed, tmp_path):
-        def interrupt(event) -> None:
-            if event["event"] == "task" and event["task"] == 1:
-                raise Killed
-
-        with pytest.raises(Killed):
-            sweep(replace(SPACE, batched="always"), output=tmp_path, on_event=interrupt)
-        found = sweep(replace(SPACE, batched="always"), output=tmp_path)
-        for ours, theirs in zip(found.all, undisturbed.all, strict=True):
-            assert ours.validation == pytest.approx(theirs.validation, abs=0.01)
-
-    def test_settings_under_which_training_diverges(self, tmp_path):
-        settings = {**SMALL, "pull": "gradient"}
-        space = replace(SPACE, methods=("ewc-fisher",), lrs=(0.3,), strengths=(1.0, 1e9), settings=settings)
-        found = sweep(replace(space, batched="always"), output=tmp_path)
-        assert [(f.choice.strength, f.state) for f in found.all] == [(1.0, "complete"), (1e9, "pruned")]
-        assert found.given_up == []
-
-    def test_small_nets_are_batched_and_others_are_not(self):
-        auto = replace(SPACE, batched="auto")
-        small = auto.config("none", Choice("sgd", 0.1), seed=0)
-        large = replace(small, hidden=(1000, 1000))
-        assert auto.stacks(small, device="cpu")
-        assert not auto.stacks(large, device="cpu")
-        assert auto.stacks(large, device="cuda")
-        assert not auto.stacks(replace(small, clip=1.0), device="cuda")
-        assert not SPACE.stacks(small, device="cuda")
-
-    def test_what_cannot_be_batched(self):
-        with pytest.raises(OptionError, match=r"sweep: batched is 'always', and runs of ewc-si cannot be one"):
-            replace(SPACE, methods=("ewc-si",), batched="always")
-        replace(SPACE, methods=("ewc-si",), batched="auto")
-
-
 def test_refined_around_the_best(tmp_path):
     space = replace(SPACE, methods=("ewc-fisher", "none"), lrs=(0.3,), refine=True, seeds=(0,))
     found = sweep(space, output=tmp_path)
@@ -269,7 +225,9 @@ def test_a_place_that_cannot_be_written(tmp_path):
         pass
 
 
-def test_without_optuna(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "holdfast.lab.sweep.board", None)
-    with pytest.raises(OptionError, match=r'a sweep needs .*: pip install "torch-holdfast\[sweep\]"'):
+@pytest.mark.parametrize("name", ["holdfast.lab.sweep.board", "scipy"])
+def test_without_its_packages(tmp_path, monkeypatch, name):
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(OptionError, match=rf'a sweep needs {name}, .*: pip install "torch-holdfast\[sweep\]"'):
         sweep(SPACE, output=tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -11,6 +11,7 @@ from pathlib import Path
 from holdfast.errors import OptionError
 from holdfast.files import check_output, new_folder, write_text
 from holdfast.lab.canvas import check_matplotlib
+from holdfast.lab.metrics import check_scipy
 from holdfast.lab.report.content import sections_of
 from holdfast.lab.report.markdown import markdown_page
 from holdfast.lab.report.page import html_page
@@ -99,6 +100,7 @@ def check_packages() -> None:
         OptionError: a package is not installed.
     """
     check_matplotlib()
+    check_scipy()
     missing = [name for name in ("jinja2", "pyarrow") if _is_missing(name)]
     if missing:
         raise OptionError(

@@ -108,11 +108,6 @@ class Board:
                     return Trial(self, choice, own)
             self.study.tell(own, state=TrialState.FAIL)  # another process was first
 
-    def num_waiting(self) -> int:
-        """How many trials there are that nobody has taken."""
-        queued = sum(trial.state == TrialState.WAITING for trial in self.trials())
-        return queued or max((self.space.trials or 0) - len(self.trials()), 0)
-
     def busy(self) -> bool:
         """Whether trials are under way, here or elsewhere."""
         return any(trial.state == TrialState.RUNNING for trial in self.trials())

@@ -1,4 +1,4 @@
-"""A sweep from end to end; nothing is imported of optuna before it begins."""
+"""A sweep from end to end; nothing is imported of optuna and scipy before it begins."""
 
 from __future__ import annotations
 
@@ -43,10 +43,12 @@ def sweep(
 
     Raises:
         FailedRunsError: runs failed for another reason than that training diverged; raised when all others are done.
-        OptionError: the storage cannot be used, or optuna is not installed.
+        OptionError: the storage cannot be used, or optuna or scipy is not installed.
         OutputError: `output` cannot be written, or files of somebody else's have the names of the sweep's.
     """
     try:
+        import scipy  # noqa: F401  what is found over several seeds has an interval
+
         from holdfast.lab.sweep.board import boards_of
         from holdfast.lab.sweep.drive import Drive
     except ImportError as error:
@@ -55,9 +57,9 @@ def sweep(
         ) from error
     folder = Path(output)
     check_findings(space, folder)
-    drive = Drive(space, on_event, device=device)
+    drive = Drive(space, on_event)
     with (
-        pool_of(jobs, output=folder, device=device, data_dir=data_dir, on_event=drive.on_job_event) as pool,
+        pool_of(jobs, output=folder, device=device, data_dir=data_dir, on_event=drive.on_run_event) as pool,
         boards_of(space, folder=folder, storage=storage) as boards,
     ):
         try:

@@ -10,19 +10,14 @@ from typing import Any
 
 from holdfast.errors import NotFiniteError
 from holdfast.lab.config import RunConfig
-from holdfast.lab.job import Job
 from holdfast.lab.pool import Done, Pool
 from holdfast.lab.results import RunResult
 from holdfast.lab.run import EventCallback
-from holdfast.lab.stacked import why_not_stacked
 from holdfast.lab.sweep.board import Board, Trial
 from holdfast.lab.sweep.space import Space
 
 PATIENCE = 2.0
 """Seconds between two looks at trials that other processes are at work on."""
-
-MOST_MEMBERS = 64
-"""Runs in one batched program."""
 
 
 @dataclass(eq=False)
@@ -40,21 +35,20 @@ class _Open:
 class Drive:
     """Hands the runs of trials to a pool, as many at once as it has workers, and tells the trials what came of them."""
 
-    def __init__(self, space: Space, on_event: EventCallback | None, *, device: str) -> None:
-        self.space, self.on_event, self.device = space, on_event, device
+    def __init__(self, space: Space, on_event: EventCallback | None) -> None:
+        self.space, self.on_event = space, on_event
         self.failures: dict[str, str] = {}
         self.num_runs = 0
         self._open: list[_Open] = []
-        self._jobs: list[Job] = []
         self._pool: Pool | None = None
 
     def go(self, boards: Sequence[Board], pool: Pool, *, jobs: int) -> None:
         """Until every trial, of this process or others, has ended and nothing is left to refine."""
         self._pool = pool
         while True:
-            while len(self._jobs) < jobs and self._begin(boards, pool, jobs=jobs):
+            while self._num_under_way() < jobs and self._begin(boards, pool):
                 pass
-            if self._jobs:
+            if self._num_under_way():
                 self._end(pool.wait())
             elif sum(board.recover() for board in boards):
                 continue
@@ -69,32 +63,29 @@ class Drive:
             if not open_.ended:
                 open_.trial.give_back()
 
-    def on_job_event(self, job: Job, event: Mapping[str, Any]) -> None:
+    def on_run_event(self, event: Mapping[str, Any]) -> None:
         """Follow a run, and give its trial up where it is hopeless."""
         if self.on_event is not None:
             self.on_event(event)
         open_ = self._of(event["run"])
         if event["event"] == "task" and not open_.ended:
             seed, average = open_.runs[event["run"]].seed, statistics.fmean(event["validation"])
-            if self._report(open_, seed, event["task"], average) and not job.stacked:
+            if self._report(open_, seed, event["task"], average):
                 self._prune(open_, f"after task {event['task'] + 1} of seed {seed}, at {average:.1%}")
 
-    def _begin(self, boards: Sequence[Board], pool: Pool, *, jobs: int) -> bool:
-        """Submit one more job, of a trial under way or a new one; returns whether there is one."""
-        open_ = next((open_ for open_ in self._open if open_.waiting), None)
-        if open_ is None:
-            open_ = self._claim(boards)
+    def _begin(self, boards: Sequence[Board], pool: Pool) -> bool:
+        """Submit one more run, of a trial under way or a new one; returns whether there is one."""
+        open_ = next((open_ for open_ in self._open if open_.waiting), None) or self._claim(boards)
         if open_ is None:
             return False
-        names = self._stack(open_, boards, jobs=jobs) or open_.waiting[:1]
-        job = Job(tuple(self._of(name).runs[name] for name in names))
-        for name in names:
-            self._of(name).waiting.remove(name)
-            self._of(name).under_way.add(name)
-        self.num_runs += len(names)
-        self._jobs.append(job)
-        pool.submit(job)
+        name = open_.waiting.pop(0)
+        open_.under_way.add(name)
+        self.num_runs += 1
+        pool.submit(open_.runs[name])
         return True
+
+    def _num_under_way(self) -> int:
+        return sum(len(open_.under_way) for open_ in self._open)
 
     def _claim(self, boards: Sequence[Board]) -> _Open | None:
         trial = next((trial for board in boards if (trial := board.claim()) is not None), None)
@@ -105,43 +96,26 @@ class Drive:
         self._open.append(_Open(trial, runs, list(runs)))
         return self._open[-1]
 
-    def _stack(self, open_: _Open, boards: Sequence[Board], *, jobs: int) -> list[str]:
-        """The runs of this and further trials that make one batched program; none where it is not to be one."""
-        board, first = open_.trial.board, open_.runs[open_.waiting[0]]
-        if not self.space.stacks(first, device=self.device):
-            return []
-        waiting = -(-board.num_waiting() // jobs)  # leave the other workers their share
-        names = list(open_.waiting)
-        for _ in range(min(waiting, MOST_MEMBERS // len(self.space.seeds) - 1)):
-            other = self._claim([board])
-            if other is None:
-                break
-            if why_not_stacked([first, next(iter(other.runs.values()))]):
-                break  # it waits for a job of its own
-            names += other.waiting
-        return names if len(names) > 1 else []
-
     def _end(self, done: Done) -> None:
-        self._jobs.remove(done.job)
-        for config in done.job.configs:
-            name, open_ = config.name, self._of(config.name)
-            open_.under_way.discard(name)
-            why = done.failures.get(name, "")
-            if open_.ended:
-                pass  # the trial was given up meanwhile
-            elif why and done.kind == NotFiniteError.__name__:
-                self._prune(open_, f"training diverged under seed {config.seed}")
-            elif why:
-                self.failures[name] = why
-                self._close(open_, "failed", why=why)
-                open_.trial.fail()
-            else:
-                open_.found[name] = done.results[name]
-                for task, average in enumerate(done.results[name].validation_accuracy):
-                    self._report(open_, config.seed, task, average)  # of tasks that an earlier session learned
-                if len(open_.found) == len(open_.runs):
-                    self._complete(open_)
-        self._open = [open_ for open_ in self._open if open_.under_way or not open_.ended]
+        name, seed = done.config.name, done.config.seed
+        open_ = self._of(name)
+        open_.under_way.discard(name)
+        if open_.ended:
+            pass  # the trial was given up meanwhile
+        elif done.kind == NotFiniteError.__name__:
+            self._prune(open_, f"training diverged under seed {seed}")
+        elif done.result is None:
+            self.failures[name] = done.error
+            self._close(open_, "failed", why=done.error)
+            open_.trial.fail()
+        else:
+            open_.found[name] = done.result
+            for task, average in enumerate(done.result.validation_accuracy):
+                self._report(open_, seed, task, average)  # of tasks that an earlier session learned
+            if len(open_.found) == len(open_.runs):
+                self._complete(open_)
+        if open_.ended and not open_.under_way:
+            self._open.remove(open_)
 
     def _complete(self, open_: _Open) -> None:
         results = [open_.found[name] for name in open_.runs]
@@ -163,9 +137,8 @@ class Drive:
         open_.ended = True
         open_.waiting.clear()
         assert self._pool is not None
-        for job in self._jobs:
-            if not job.stacked and job.names[0] in open_.under_way:
-                self._pool.stop(job)
+        for name in open_.under_way:
+            self._pool.stop(open_.runs[name])
         if self.on_event is not None:
             told = {"method": open_.trial.board.method, "setting": open_.trial.choice.text, "state": state}
             self.on_event({"event": "trial", **told, "validation": validation, "why": why})

@@ -13,10 +13,8 @@ from typing import Any, Literal, get_args
 from holdfast.errors import OptionError
 from holdfast.lab.config import RunConfig, configure
 from holdfast.lab.methods import method_named
-from holdfast.lab.stacked import gains_by_stacking, why_not_stacked
 
 Sampler = Literal["grid", "tpe"]
-Batched = Literal["auto", "always", "never"]
 
 _CHOSEN = ("strength", "optimizer", "lr", "seed")
 
@@ -58,9 +56,7 @@ class Space:
             the largest of strengths and lrs.
         trials: how many settings of each method "tpe" tries.
         refine: go on next to the best strength, by half decades and less, until that gains less than the noise.
-        prune: give up a setting that is hopeless in the middle of a run; not in a batched program.
-        batched: train runs that differ in seed and strength alone as one batched program: "auto" where that is likely
-            faster, "always" or "never".
+        prune: give up a setting that is hopeless in the middle of a run.
 
     Raises:
         OptionError: an empty or unusable choice.
@@ -77,12 +73,10 @@ class Space:
     trials: int | None = None
     refine: bool = False
     prune: bool = True
-    batched: Batched = "auto"
 
     def __post_init__(self) -> None:
-        for name, known in (("sampler", get_args(Sampler)), ("batched", get_args(Batched))):
-            if getattr(self, name) not in known:
-                raise OptionError(f"sweep: {name} is {getattr(self, name)!r}; expected {' or '.join(known)}.")
+        if self.sampler not in get_args(Sampler):
+            raise OptionError(f"sweep: sampler is {self.sampler!r}; expected {' or '.join(get_args(Sampler))}.")
         for name in ("methods", "seeds"):
             if not getattr(self, name):
                 raise OptionError(f"sweep: no {name}. Give one or more.")
@@ -102,11 +96,7 @@ class Space:
             raise OptionError("sweep: trials belong to sampler tpe, which needs them. Give both or neither.")
         for method in self.methods:
             for choice in self.grid(method):
-                config = self.config(method, choice, seed=self.seeds[0])  # raises on what no run can be made of
-                if self.batched == "always" and (reason := why_not_stacked([config])):
-                    raise OptionError(
-                        f"sweep: batched is 'always', and runs of {method} cannot be one program: {reason}. Use auto."
-                    )
+                self.config(method, choice, seed=self.seeds[0])  # raises on what no run can be made of
 
     def grid(self, method: str) -> list[Choice]:
         """All combinations for one method."""
@@ -121,12 +111,6 @@ class Space:
         """One run."""
         chosen = {"strength": choice.strength, "optimizer": choice.optimizer, "lr": choice.lr}
         return configure(self.stream, method, seed=seed, **{**self.settings, **chosen})
-
-    def stacks(self, config: RunConfig, *, device: str) -> bool:
-        """Whether such a run is to be trained with its like as one batched program."""
-        if self.batched == "never" or why_not_stacked([config]):
-            return False
-        return self.batched == "always" or gains_by_stacking(config, device=device)
 
     def study_name(self, method: str) -> str:
         """Of the study of one method: the same for all sweeps whose trials may be compared."""
