@@ -106,7 +106,11 @@ def test_runs_that_were_begun_separately_join_where_they_are(whole, tmp_path):
 def test_what_diverges_is_named_and_the_others_are_done(tmp_path):
     settings = {"pull": "gradient", "num_tasks": 3}
     calm, wild = (tiny("ewc-fisher", strength=strength, **settings) for strength in (1.0, 1e9))
-    with pytest.raises(FailedRunsError, match=r"1 of 2 runs failed; .*: train_stacked: the training loss is nan"):
+    with pytest.raises(
+        FailedRunsError,
+        match=r"1 of 2 runs failed; .*: train_stacked: the training loss is nan"
+        r' in epoch . of task 2: training has diverged. Lower the learning rate, which is 0.1, or use pull="implicit"',
+    ):
         train_stacked([calm, wild], output=tmp_path)
     (found,) = train_stacked([calm], output=tmp_path)
     assert_equal_within_rounding(found, calm, stacked=tmp_path, separate=tmp_path / "separate")

@@ -195,6 +195,7 @@ class ActiveRun:
                 loss=self.learner.loss,
                 after_step=self.learner.after_step,
                 clip=config.clip,
+                steadier=self.learner.steadier,
             )
             self.count_epoch(t, loss=loss, seconds=time.perf_counter() - began, epochs=epochs)
             if progress.epoch < epochs:

@@ -36,16 +36,10 @@ from holdfast.methods import method_named
 from holdfast.methods.holding import KeeperLearner
 from holdfast.retention import EWC, WVA, Keeper
 from holdfast.streams import STREAMS
-from holdfast.training import build_optimizer, learning_rate, num_epochs
+from holdfast.training import build_optimizer, divergence, learning_rate, num_epochs
 
 SMALL = 100_000
 """On a CPU a batched program is faster than separate runs for networks of up to about so many weights."""
-
-
-_DIVERGED = (
-    "train_stacked: the training loss is {loss} in epoch {epoch} of task {task}: training has diverged. Lower the "
-    "learning rate or, under an explicit pull, the strength."
-)
 
 
 def why_not_stacked(configs: Sequence[RunConfig]) -> str:
@@ -211,7 +205,9 @@ def _learn(members: Sequence[ActiveRun], t: int) -> dict[str, str]:
         for member, loss in zip(members, means, strict=True):
             member.excuse(but=share)
             if not math.isfinite(loss):
-                failures.setdefault(member.config.name, _DIVERGED.format(loss=loss, epoch=epoch + 1, task=t + 1))
+                when, steadier = f"in epoch {epoch + 1} of task {t + 1}", member.learner.steadier
+                error = divergence(loss, where="train_stacked", when=when, lr=config.lr, steadier=steadier)
+                failures.setdefault(member.config.name, str(error))
             member.count_epoch(t, loss=loss, seconds=share, epochs=epochs)
     for member in members:
         if member.config.name not in failures:

@@ -79,6 +79,17 @@ class KeeperLearner(Learner):
             importance = self._calibrated(importance, examples, classes, task, budget=budget)
         self.keeper.retain(importance)
 
+    @property
+    def steadier(self) -> str:
+        """Beside an explicit pull, the implicit one; beside WVA nothing, and why; nothing in the first task, held by none."""
+        if self.keeper.held.num_tasks == 0:
+            return ""
+        if self.method.mechanism == "wva":
+            return ": WVA slows the important weights, and all others move at the full rate"
+        if self.options.pull == "implicit":
+            return ""
+        return f', or use pull="implicit": pull="{self.options.pull}" diverges where lr * strength * importance > 2'
+
     def report(self) -> str:
         """Is it on, and does it work?"""
         return str(self.keeper.report())

@@ -114,6 +114,11 @@ class Learner:
         """Around a measurement on a task; for models that differ from task to task."""
         return nullcontext()
 
+    @property
+    def steadier(self) -> str:
+        """What helps beside a lower learning rate where training has diverged; see `training.divergence`."""
+        return ""
+
     def report(self) -> str:
         """One line on what holds the old tasks; empty where there is nothing to say."""
         return ""

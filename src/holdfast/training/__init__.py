@@ -1,6 +1,6 @@
 """One task learned: the network, the optimizer, the loop."""
 
-from holdfast.training.loop import Losses, accuracy, logits_loss, num_epochs, task_loss, train_epoch
+from holdfast.training.loop import Losses, accuracy, divergence, logits_loss, num_epochs, task_loss, train_epoch
 from holdfast.training.nets import NetName, build_net, mlp
 from holdfast.training.optimizers import (
     OptimizerName,
@@ -19,6 +19,7 @@ __all__ = [
     "accuracy",
     "build_net",
     "build_optimizer",
+    "divergence",
     "learning_rate",
     "load_optimizer_state",
     "logits_loss",
