@@ -30,6 +30,10 @@ class CoupledExamplesError(HoldfastError, ValueError):
     """The model's output, or the loss, for one example depends on the other examples of the batch."""
 
 
+class RandomOutputsError(HoldfastError, ValueError):
+    """The model's output for an example is another each time, without any doing of the other examples."""
+
+
 class NotFiniteError(HoldfastError, ValueError):
     """A value that must be finite (and where stated not negative) is not."""
 

@@ -81,7 +81,7 @@ class KeeperLearner(Learner):
 
     @property
     def steadier(self) -> str:
-        """Beside an explicit pull, the implicit one; beside WVA nothing, and why; nothing in the first task, held by none."""
+        """Beside an explicit pull the implicit one; beside WVA nothing, and why; nothing before a task is held."""
         if self.keeper.held.num_tasks == 0:
             return ""
         if self.method.mechanism == "wva":
