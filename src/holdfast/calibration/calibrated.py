@@ -77,7 +77,8 @@ def calibrated(
     Returns:
         The same values. `info.nats_per_unit` is the factor, `info.calibration` "made-up lessons",
         `info.calibrated_at` the budget, and `info.scatter` the factor within which each lesson's rise was as foreseen.
-        As it was, with a warning, where no lesson raised the old loss.
+        As it was, with a warning, where no lesson raised the old loss; with a warning, too, where a lesson of the last
+        round raised it by more than 1.5 budgets.
 
     Raises:
         OptionError: a count or a budget out of its range; options of a lesson beside a lesson of your own; a loss that
@@ -117,6 +118,12 @@ def calibrated(
         warnings.warn(
             f"{where}: no lesson raised the old loss, so that the importance stays as it was. Give more steps, an "
             "optimizer with a larger learning rate, or a lesson of your own.",
+            stacklevel=2,
+        )
+    elif found.why_not_settled:
+        warnings.warn(
+            f"{where}: {found.why_not_settled}. Give more rounds (now {rounds}), a larger budget, shorter lessons "
+            "(steps=), or probes to the keeper, on which the rise is measured.",
             stacklevel=2,
         )
     return found.applied_to(importance)
