@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from holdfast.cli.console import console_for, say, warnings_told
+from holdfast.cli.idle import unit_note
 from holdfast.cli.options import SweepOptions, settings
 from holdfast.cli.progress import SweepWatcher
 from holdfast.cli.tables import findings_table
@@ -49,6 +50,9 @@ def sweep_command(options: SweepOptions) -> None:
         f": {planned(space)}, over {len(options.seeds)} seeds  ",
         (options.output, "dim"),
     )
+    for method in options.methods if not options.strengths else ():
+        for line in unit_note(space.config(method, space.grid(method)[0], seed=options.seeds[0]), space.settings):
+            say(console, ("warning: ", "yellow"), f"{method}: {line}")
     with warnings_told(console), SweepWatcher(console) as display:
         found = sweep(
             space,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from inspect import signature
 from typing import Any, assert_never
@@ -77,7 +78,11 @@ class KeeperLearner(Learner):
         importance = self._importance(examples, classes, task)
         if (budget := self.options.budget) is not None and importance.info.nats_per_unit is None:
             importance = self._calibrated(importance, examples, classes, task, budget=budget)
-        self.keeper.retain(importance)
+        with warnings.catch_warnings():  # a protocol's strength is chosen for its importance, whatever the unit
+            warnings.filterwarnings(
+                "ignore", message=r"EWC\.retain: a strength of 1\.0 is meant for importances in nats"
+            )
+            self.keeper.retain(importance)
 
     @property
     def steadier(self) -> str:
