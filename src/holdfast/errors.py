@@ -39,7 +39,7 @@ class NotFiniteError(HoldfastError, ValueError):
 
 
 class CollapseError(HoldfastError, RuntimeError):
-    """A generator gives one and the same sample, whatever it is asked for."""
+    """A generator gives one and the same sample, or one of the same kind, whatever it is asked for."""
 
 
 class ParameterMismatchError(HoldfastError, ValueError):
