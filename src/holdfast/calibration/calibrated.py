@@ -15,9 +15,9 @@ from holdfast.calibration.factor import AnImportance, Lesson, lessons_factor
 from holdfast.calibration.made_up import made_up
 from holdfast.errors import EmptyDataError, OptionError
 from holdfast.importance import probes_of
-from holdfast.importance.measure import check_is_many
 from holdfast.importance.probing import first_examples
 from holdfast.likelihoods.batches import batch_size, batch_to, model_inputs, slice_batch
+from holdfast.likelihoods.forms import check_is_many
 from holdfast.likelihoods.likelihood import Categorical, Likelihood, num_targets, resolve_likelihood
 from holdfast.likelihoods.similarity import Similarity
 from holdfast.probes import Probes
