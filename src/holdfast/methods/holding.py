@@ -16,7 +16,6 @@ from holdfast.curvature.factored import AnyImportance
 from holdfast.errors import OptionError
 from holdfast.importance import fisher, kfac, mas, signal, taylor, uniform
 from holdfast.importance.path import SynapticIntelligence
-from holdfast.likelihoods import Categorical
 from holdfast.methods.columns import of_columns
 from holdfast.methods.learner import Learner
 from holdfast.methods.options import MethodOptions, accumulation
@@ -100,7 +99,7 @@ class KeeperLearner(Learner):
         return str(self.keeper.report())
 
     def _importance(self, examples: Examples, classes: tuple[int, ...] | None, task: int) -> AnyImportance:
-        options, model, loss = self.options, self.model, Categorical(classes)
+        options, model, loss = self.options, self.model, self.likelihood_of(classes)
         match self.method.importance:
             case "fisher":
                 batched = options.fisher == "batched"
@@ -146,7 +145,7 @@ class KeeperLearner(Learner):
             self.model,
             importance,
             examples.batches(_LESSON_BATCH, generator=torch.Generator().manual_seed(seed)),
-            loss=Categorical(classes),
+            loss=self.likelihood_of(classes),
             budget=budget,
             optimizer=lambda parameters: kind(parameters, **settings),
             seed=seed,

@@ -12,7 +12,6 @@ from torch.optim import Optimizer
 
 from holdfast.curvature import Decayed
 from holdfast.importance import fisher, uniform
-from holdfast.likelihoods import Categorical
 from holdfast.methods.columns import of_columns
 from holdfast.methods.learner import Learner
 from holdfast.methods.options import MethodOptions
@@ -114,7 +113,7 @@ class MomentMatching(Learner):
         options = self._options
         data = examples.batches(128) if options.fisher == "batched" else examples
         seed = options.seed + 1000 * task
-        return fisher(self.model, data, kind=options.fisher, loss=Categorical(classes), seed=seed)
+        return fisher(self.model, data, kind=options.fisher, loss=self.likelihood_of(classes), seed=seed)
 
     @torch.no_grad()
     def _put(self, weights: Mapping[str, Tensor]) -> None:
