@@ -30,12 +30,16 @@ class CoupledExamplesError(HoldfastError, ValueError):
     """The model's output, or the loss, for one example depends on the other examples of the batch."""
 
 
+class RandomOutputsError(HoldfastError, ValueError):
+    """The model's output for an example is another each time, without any doing of the other examples."""
+
+
 class NotFiniteError(HoldfastError, ValueError):
     """A value that must be finite (and where stated not negative) is not."""
 
 
 class CollapseError(HoldfastError, RuntimeError):
-    """A generator gives one and the same sample, whatever it is asked for."""
+    """A generator gives one and the same sample, or one of the same kind, whatever it is asked for."""
 
 
 class ParameterMismatchError(HoldfastError, ValueError):

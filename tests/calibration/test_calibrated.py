@@ -94,6 +94,7 @@ def test_the_model_is_given_back_also_after_an_error():
     assert all(p.grad is gradient for p, gradient in zip(model.parameters(), gradients, strict=True))
 
 
+@pytest.mark.filterwarnings("ignore:calibrated. in round 1, the last")
 def test_the_same_call_finds_the_same_factor():
     model, data, _ = learned()
     importance = hf.kfac(model, data)
@@ -134,6 +135,42 @@ def test_the_largest_factor_of_the_last_round_counts():
     assert told == [0, 1, 0, 1]  # held by nothing, and then by what that showed
     assert (free.nats_per_unit, free.measured) == (pytest.approx(8.0, rel=1e-3), pytest.approx(0.1, rel=1e-2))
     assert torch.equal(model.weight.detach(), start)
+
+
+@pytest.mark.parametrize(("worth", "settles"), [(8.0, True), (1e6, True), (None, False)])
+def test_it_says_where_the_last_round_still_costs_too_much(worth: float | None, settles: bool):
+    """A rise that is so many times the forecast settles; one that no hold lowers does not, however many rounds."""
+    model = nn.Linear(2, 1, bias=False)
+    importance = hf.Importance({"weight": torch.ones(1, 2)}, hf.ImportanceInfo("made-up", 10, nats_per_unit=1.0))
+    start = model.weight.detach().clone()
+
+    def lesson(keeper: hf.EWC, number: int) -> None:
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        keeper.attach(optimizer)
+        model.weight.grad = torch.full_like(model.weight, -10.0)
+        optimizer.step()
+
+    def rise() -> float:
+        return 0.3 if worth is None else worth * 0.5 * float((model.weight.detach() - start).square().sum())
+
+    for rounds in (2, 4):
+        found = lessons_factor(model, importance, rise=rise, lesson=lesson, budget=0.1, lessons=2, rounds=rounds)
+        assert (found.why_not_settled == "") == settles
+        assert (found.largest > 0.15) != settles
+        if not settles:
+            assert (
+                f"in round {rounds}, the last, a made-up lesson still raised the old loss by 0.3 nats, 3.0 times the"
+                in (found.why_not_settled)
+            )
+
+
+def test_the_user_is_warned_of_it_and_more_rounds_help():
+    model, data, held_out = learned()
+    importance = hf.fisher(model, data)
+    given = {"probes": held_out, **OPTIONS}
+    with pytest.warns(UserWarning, match=r"calibrated: in round 1, the last, .* Give more rounds \(now 1\), a larger"):
+        hf.calibrated(model, importance, data, rounds=1, **given)
+    hf.calibrated(model, importance, data, rounds=4, **given)  # a warning would be an error
 
 
 def test_a_keeper_that_is_attached_takes_a_calibration_for_no_training():
@@ -231,6 +268,7 @@ def test_the_default_budget_without_probes_warns_unless_it_was_calibrated():
     hf.EWC(model).retain(hf.calibrated(model, importance, data, optimizer=adam, steps=60, lessons=1))
 
 
+@pytest.mark.filterwarnings("ignore:calibrated. in round 1, the last")
 def test_probes_that_the_importance_brings_are_looked_at():
     model, data, held_out = learned()
     importance = hf.fisher(model, data)

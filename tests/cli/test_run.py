@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from holdfast.cli import main
+from holdfast.cli.idle import unit_note
 from holdfast.lab import configure
 from holdfast.lab.methods import METHODS
 from holdfast.lab.streams import STREAMS
@@ -225,3 +227,44 @@ def test_holding_weights_in_the_class_scenario_is_warned_of(tmp_path: Path, caps
     assert "ewc-fisher hardly helps in the class scenario: a task has no examples of older classes" in said
     main([*split, "joint"])
     assert "hardly helps" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "told"),
+    [
+        (
+            "ewc-mas",
+            {"mas_output": "softmax"},
+            r"strength 0.03 is the protocol's for mas output logits; with --mas-outp",
+        ),
+        ("wva-mas", {"mas_batched": True}, "strength 10 is the protocol's for mas batched no; with --mas-batched"),
+        (
+            "ewc-si",
+            {"damping": 1e-3, "si_variant": "kutalev"},
+            "si variant zenke and damping 0.1; with --si-variant and",
+        ),
+        ("ewc-fisher", {"fisher": "batched"}, r"strength 100 is the protocol's for fisher exact; with --fisher"),
+        ("ewc-fisher", {"fisher": "sampled"}, ""),
+        ("ewc-mas", {"mas_output": "logits"}, ""),
+        ("ewc-mas", {"mas_output": "softmax", "strength": 10.0}, ""),
+        ("ewc-mas", {"mas_output": "softmax", "budget": 0.05}, ""),
+        ("none", {}, ""),
+    ],
+)
+def test_a_strength_that_was_chosen_for_another_unit_is_said(method, given, told):
+    note = "".join(unit_note(configure("permuted-digits", method, **given), given))
+    assert re.search(told, note) if told else note == ""
+    assert ("or a --budget" in note) == (bool(told) and method.startswith("ewc"))
+
+
+def test_a_run_and_a_sweep_say_it(tmp_path, capsys):
+    small = ["permuted-digits", "--mas-output", "softmax", "--num-tasks", "2", "--epochs", "1", "--hidden", "8"]
+    assert main(["run", *small, "--method", "ewc-mas", "--output", str(tmp_path)]) == 0
+    assert "warning: strength 0.03 is the protocol's for mas output logits" in capsys.readouterr().out.replace(
+        "\n", " "
+    )
+    typed = ["sweep", *small, "--methods", "ewc-mas", "--seeds", "0", "--output", str(tmp_path)]
+    assert main(typed) == 0
+    assert "warning: ewc-mas: strength 0.03 is the protocol's" in capsys.readouterr().out.replace("\n", " ")
+    assert main([*typed, "--strengths", "1"]) == 0
+    assert "protocol's" not in capsys.readouterr().out

@@ -7,6 +7,7 @@ import pytest
 from holdfast.cli import main
 from holdfast.cli.console import console_for
 from holdfast.cli.options import SweepOptions, option_names
+from holdfast.cli.sweep import planned
 from holdfast.cli.tables import findings_table
 from holdfast.lab.sweep import Space
 from holdfast.lab.sweep.findings import Finding, write_findings
@@ -20,7 +21,7 @@ def test_it_ends_with_the_best_of_each_method_and_where_it_is_written(tmp_path, 
     assert main([*typed, "--output", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     content = json.loads((tmp_path / "sweep-permuted-digits.json").read_text())
-    assert "EWC Fisher, plain: up to 2 settings of each, over 2 seeds" in printed
+    assert "EWC Fisher, plain: 2 of EWC Fisher and 1 of plain, over 2 seeds" in printed
     assert printed.count("\newc-fisher   strength ") == 2
     best = content["best"][0]
     table = printed[printed.index("best on validation data over 2 seeds (%)") :]
@@ -71,3 +72,30 @@ def test_what_it_chooses_itself_is_no_option():
     names = option_names(SweepOptions)
     assert {"--strengths", "--lrs", "--optimizers", "--batch-size", "--pull"} <= set(names)
     assert not {"--strength", "--lr", "--optimizer", "--budget", "--seed", "--method"} & set(names)
+
+
+@pytest.mark.parametrize("refine", [False, True])
+def test_what_it_announces_is_what_it_does(tmp_path, capsys, refine):
+    """All of it without --refine; with it that there is more where one stands at the edge, and how it goes on."""
+    typed = ["sweep", "permuted-digits", "--methods", "ewc-fisher", "--strengths", "1", "10", *SMALL]
+    assert main([*typed, *["--refine"] * refine, "--output", str(tmp_path)]) == 0
+    announced = capsys.readouterr().out.replace("\n", " ")
+    more = ", and as many more next to the best strength as still gain"
+    assert f"2 settings of each method{more * refine}, over 2 seeds" in announced
+    tried = json.loads((tmp_path / "sweep-permuted-digits.json").read_text())["all"]
+    assert (len(tried) > 2) == refine
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"methods": ("none", "l2"), "refine": True}, "1 setting of each method, and as many more"),
+        ({"methods": ("none",), "refine": True}, "1 setting of each method"),
+        ({"methods": ("none", "l2"), "lrs": (0.1, 0.2), "strengths": (1.0, 2.0, 3.0)}, "2 of plain and 6 of L2"),
+        ({"methods": ("none", "l2"), "sampler": "tpe", "trials": 7}, "7 settings of each method"),
+    ],
+)
+def test_how_many_are_planned(settings, told):
+    space = Space(stream="permuted-digits", **settings)
+    assert planned(space).startswith(told)
+    assert ("more" in planned(space)) == ("more" in told)

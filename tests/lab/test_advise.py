@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from holdfast.cli import main
-from holdfast.errors import OptionError
+from holdfast.errors import OptionError, UnknownNameError
 from holdfast.importance import measure
 from holdfast.lab import advise as advise_module
 from holdfast.lab.advise import Advice, Workload, advise
@@ -193,3 +193,39 @@ def test_measure_is_told_by_its_own_choice():
 def test_measure_is_left_out_where_it_cannot_measure():
     normed = small(model=nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4, track_running_stats=False)))
     assert advise(normed, methods=["none"], rounds=1).measure is None
+
+
+class TestLosses:
+    """Regression and losses of one's own, which have no classes."""
+
+    @pytest.mark.parametrize(
+        "loss", ["gaussian", lambda outputs, batch: (outputs - batch[1]).square().sum(1)], ids=["gaussian", "function"]
+    )
+    def test_what_holds_by_weights_is_measured_by_the_loss_at_hand(self, loss):
+        generator = torch.Generator().manual_seed(0)
+        batches = [(torch.randn(8, 3, generator=generator), torch.randn(8, 2, generator=generator)) for _ in range(2)]
+        work = Workload("regression", nn.Linear(3, 2), batches, Setting(((0,),) * 2), loss=loss)
+        methods = ["none", "ewc-fisher", "ewc-mas", "ewc-si", "ewc-taylor", "ewc-kfac", "wva-fisher", "imm", "er"]
+        found = {cost.method: cost for cost in advise(work, methods=methods, rounds=1).costs}
+        assert {name for name, cost in found.items() if cost.lacking} == {"er"}
+        assert found["ewc-fisher"].held_bytes == 2 * 4 * 8
+        told = advise(work, methods=[], rounds=1).measure
+        assert told is not None
+        assert told.choice.labels == ("exact" if loss == "gaussian" else "empirical")
+
+    def test_a_function_returns_it_or_it_is_typed(self, tmp_path, monkeypatch):
+        (tmp_path / "my_losses.py").write_text(
+            "import torch\n"
+            "def two():\n    return torch.nn.Linear(3, 1), [(torch.randn(4, 3), 1e9 * torch.randn(4, 1))]\n"
+            "def three():\n    return (*two(), 'gaussian')\n"
+            "def wrong():\n    return (*two(), 'gausian')\n"
+        )
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.delitem(sys.modules, "my_losses", raising=False)
+        assert workload("my_losses:three").loss == "gaussian"
+        assert workload("my_losses:two", loss="gaussian").loss == "gaussian"
+        assert workload("my_losses:three", loss="bernoulli").loss == "bernoulli"
+        with pytest.raises(UnknownNameError, match=r"unknown loss 'gausian'\. Did you mean 'gaussian'"):
+            workload("my_losses:wrong")
+        with pytest.raises(OptionError, match="advise: --loss gaussian beside mlp, whose loss is that of its classes"):
+            workload("mlp", stream="permuted-digits", loss="gaussian")

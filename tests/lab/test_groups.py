@@ -21,6 +21,15 @@ def test_other_settings_are_other_groups_and_say_so():
     assert [(group.variant, group.num_variants) for group in groups] == [(0, 2), (1, 2), (0, 1)]
 
 
+def test_a_budget_is_said_in_the_place_of_a_strength():
+    """Not beside a strength that is unset, nor the other way round; where both are unset, of another kind, both are."""
+    runs = [result(strength=15.0, budget=None), result(strength=None, budget=0.05), result(strength=3.0, budget=None)]
+    labels = {group.label for group in group_results(runs)}
+    assert labels == {"EWC Fisher, strength 15", "EWC Fisher, strength 3", "EWC Fisher, budget 0.05"}
+    budgets = [result(strength=None, budget=budget, optimizer="adam") for budget in (0.01, 0.05)]
+    assert [group.label for group in group_results(budgets)] == ["EWC Fisher, budget 0.01", "EWC Fisher, budget 0.05"]
+
+
 def test_a_stream_left_to_its_defaults_is_the_same_as_one_told_them():
     (group,) = group_results([result(seed=0), result(seed=1, scenario="domain", num_tasks=3)])
     assert group.seeds == [0, 1]

@@ -543,6 +543,39 @@ class TestErrors:
             run(config, output=tmp_path)
         assert not (tmp_path / config.name / "result.json").exists()
 
+    @pytest.mark.parametrize(
+        ("diverges", "remedy", "told"),
+        [
+            ({"method": "none", "lr": 1e5}, {"lr": 0.1}, r"Lower the learning rate, which is 100000\.$"),
+            ({"method": "ewc-fisher", "lr": 1e5}, {"lr": 0.1}, r"Lower the learning rate, which is 100000\.$"),
+            (
+                {"method": "ewc-fisher", "pull": "gradient", "strength": 1e12},
+                {"pull": "implicit"},
+                r'0.1, or use pull="implicit": pull="gradient" diverges where lr \* strength \* importance > 2',
+            ),
+            (
+                {"method": "ewc-fisher", "pull": "penalty", "strength": 1e12},
+                {"pull": "implicit"},
+                r'which is 0.1, or use pull="implicit": pull="penalty" diverges where',
+            ),
+            (
+                {"method": "wva-fisher", "lr": 3.0, "strength": 3.0, "num_tasks": 3},
+                {"lr": 0.1},
+                r"which is 3: WVA slows the important weights, and all others move at the full rate\.$",
+            ),
+            ({"method": "wva-fisher", "lr": 1e5}, {"lr": 0.1}, r"which is 100000\.$"),  # in the first task
+            (
+                {"method": "dgr", "hold": "ewc-fisher", "pull": "gradient", "strength": 1e12},
+                {"pull": "implicit"},
+                r'or use pull="implicit"',
+            ),
+        ],
+    )
+    def test_what_helps_against_divergence_is_told_of_the_method_at_hand(self, tmp_path, diverges, remedy, told):
+        with pytest.raises(NotFiniteError, match=told):
+            run(tiny(**diverges), output=tmp_path)
+        run(tiny(**{**diverges, **remedy}), output=tmp_path)
+
 
 def test_the_checkpoint_of_a_finished_run_stands_after_its_last_task(tmp_path):
     config = tiny("none")

@@ -29,10 +29,10 @@ def card_of(name: str, data: Path, *, kind: Kind = "sampled", head: str | None =
     return (Path(folder) / "README.md").read_text()
 
 
-def run(card: str) -> dict[str, Any]:
+def run(card: str, **given: Any) -> dict[str, Any]:
     """What stands in the card's block of Python, after one step under the keeper."""
     lines = [line[4:] for line in card.splitlines() if line.startswith("    ") and "holdfast finetune" not in line]
-    names: dict[str, Any] = {}
+    names: dict[str, Any] = given
     exec("\n".join(lines), names)
     names["model"].train()(input_ids=torch.tensor([[2, 5, 3]]))[0].square().sum().backward()
     names["optimizer"].step()
@@ -52,7 +52,10 @@ def test_an_encoder_is_held_as_transformers_loads_it_pooler_and_all(tmp_path: Pa
     card = card_of("encoder", tiny.prose(tmp_path / "a.txt"), kind=kind)
     assert 'AutoModel.from_pretrained("encoder")' in card
     assert "`model = SentenceTransformer(...)[0].auto_model`" in card
-    model = run(card)["model"]
+    assert "--method ewc --budget 0.05 --old-data OLD-DATA" in card
+    names = run(card)
+    model = names["model"]
+    assert (names["keeper"].budget, names["keeper"].strength) == (0.05, None)
     assert any("pooler" in name for name, _ in model.named_parameters())
 
 
@@ -110,3 +113,27 @@ def test_any_encoder_of_the_same_names_takes_it(tmp_path: Path):
     importance = hf.Importance.load("keep", model=inside[0])
     keeper = hf.EWC(inside[0], strength=1.0, new_parameters="free").retain(importance)
     assert keeper.report().num_tasks == 1
+
+
+def test_an_importance_in_another_unit_is_held_to_a_measured_budget(tmp_path: Path):
+    tiny.causal(Path("causal"))
+    card = card_of("causal", tiny.prose(tmp_path / "a.txt"), kind="mas")
+    assert "--method ewc --budget 0.05 --old-data OLD-DATA" in card
+    tokens = torch.tensor([[2, 5, 3, 4]])
+    names = run(card, old_batches=[{"input_ids": tokens, "labels": tokens}])
+    assert [skill.budget for skill in names["keeper"].skills] == [0.05]
+
+
+def test_what_was_calibrated_needs_no_old_data(tmp_path: Path):
+    tiny.causal(Path("causal"))
+    model = load_model("causal")
+    data = tiny.prose(tmp_path / "a.txt")
+    found, progress = measure_importance(
+        model, lambda: examples(model, read_rows(str(data)), length=16, labelled=False), kind="mas", num_examples=16
+    )
+    found = found.with_info(nats_per_unit=0.5, calibration="made-up lessons", calibrated_at=0.05, scatter=1.5)
+    write_importance_folder(Path("keep"), found, model, data=data.name, progress=progress)
+    card = Path("keep/README.md").read_text()
+    assert "--method ewc --budget 0.05\n" in card
+    assert "old_batches" not in card
+    assert run(card)["keeper"].held.scatter == 1.5

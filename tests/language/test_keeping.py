@@ -115,7 +115,7 @@ def test_kronecker_factors_hold_too(place: Path, tmp_path: Path):
     folder = keep(tmp_path / "keep", load_model(str(place / "encoder")), tiny.prose(tmp_path / "a.txt"), kind="kfac")
     card = (folder / "README.md").read_text()
     assert "| kfac-sampled |" in card
-    assert "--method ewc --strength 1" in card
+    assert "--method ewc --budget 0.05 --old-data OLD-DATA" in card
     assert 'hf.FactoredImportance.load("keep", model=model)' in card
     options: dict[str, Any] = {"old_data": Source(str(place / "pairs.csv")), "settings": replace(SETTINGS, steps=40)}
     for holding in ({"strength": 1e4}, {"budget": 1e-4}):

@@ -46,7 +46,7 @@ def test_a_rise_far_above_the_forecast_is_shouted_with_the_remedy():
     assert forecast_verdict(found) == (
         "THE FORECAST DID NOT HOLD, 10 times as much: the old loss rose by 1.033 nats a target (standard error "
         "0.033); a rise of 0.1 nats was foreseen. Fine-tune again with a larger --strength (now 10), or hold whole "
-        "layers (holdfast importance --kind kfac, with --strength), or give a --budget over an importance that was "
+        "layers (holdfast importance --kind kfac), or give a --budget over an importance that was "
         "calibrated on old data (holdfast importance --calibrate)."
     )
     assert "with a smaller --budget, with an importance that was calibrated" in forecast_verdict(

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from tests.moments.zoo import ZOO, Apply, build
 from torch import Tensor, nn
 
-from holdfast.errors import CoupledExamplesError
+from holdfast import fisher
+from holdfast.errors import CoupledExamplesError, RandomOutputsError
 from holdfast.moments.calls import Call
 from holdfast.moments.coupling import check_independent
 from holdfast.moments.state import measuring
@@ -59,7 +60,7 @@ def test_dropout_that_stays_on():
     model = KeptInTraining(nn.Linear(3, 50), nn.Dropout())
     model.kept = (1,)
     with pytest.raises(
-        CoupledExamplesError, match=r"differ from one call to the next.*'1' \(Dropout, in training mode\)"
+        RandomOutputsError, match=r"draws random numbers.*the next, and are the same.*'1' \(Dropout, in training mode\)"
     ):
         check(model, 5, 3)
     model.kept = ()
@@ -68,7 +69,7 @@ def test_dropout_that_stays_on():
 
 def test_functional_dropout():
     model = Apply(lambda self, x: F.dropout(self.a(x)), a=nn.Linear(3, 50))
-    with pytest.raises(CoupledExamplesError, match=r"look at forward\(\).*pass training=self.training"):
+    with pytest.raises(RandomOutputsError, match=r"draws random numbers.*pass training=self.training"):
         check(model, 5, 3)
     check(Apply(lambda self, x: F.dropout(self.a(x), training=self.training), a=nn.Linear(3, 50)), 5, 3)
 
@@ -77,8 +78,71 @@ def test_examples_mixed_by_hand():
     def centred(self: nn.Module, x: Tensor) -> Tensor:
         return self.a(x - x.mean(dim=0))
 
-    with pytest.raises(CoupledExamplesError, match="mixes its examples"):
+    with pytest.raises(CoupledExamplesError, match=r"mixes its examples.*No module of it .*: look at forward\(\)"):
         check(Apply(centred, a=nn.Linear(3, 2)), 5, 3)
+
+
+class VAE(nn.Module):
+    """Draws its latent, unless it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.decoder = nn.Linear(6, 4), nn.Linear(2, 6)
+
+    def forward(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        mean, log_variance = self.encoder(x).chunk(2, dim=1)
+        noise = torch.randn_like(mean) if noise is None else noise
+        return self.decoder(mean + noise * (log_variance / 2).exp()), mean, log_variance
+
+
+def negative_elbo(outputs: tuple[Tensor, Tensor, Tensor], batch: dict[str, Tensor]) -> Tensor:
+    drawn, mean, log_variance = outputs
+    divergence = (mean.square() + log_variance.exp() - 1 - log_variance).sum(dim=1) / 2
+    return (drawn - batch["x"]).square().sum(dim=1) / 2 + divergence
+
+
+@pytest.mark.parametrize("size", [1, 2, 7])
+def test_a_vae_draws_and_does_not_mix(size: int):
+    """And where the draws are in the batch, it is measured: as one example after the other."""
+    model, x = VAE(), torch.randn(size, 6)
+    before = torch.random.get_rng_state()
+    with pytest.raises(
+        RandomOutputsError, match=r"fisher: VAE draws .* take the draws as an input: forward\(x, noise\)"
+    ):
+        fisher(model, [{"x": x}], kind="empirical", loss=negative_elbo)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    batch = {"x": x, "noise": torch.randn(size, 2)}
+    found = fisher(model, [batch], kind="empirical", loss=negative_elbo)
+    expected = {name: torch.zeros_like(value) for name, value in model.named_parameters()}
+    for b in range(size):
+        one = {name: value[b : b + 1] for name, value in batch.items()}
+        gradients = torch.autograd.grad(negative_elbo(model(**one), one).sum(), list(model.parameters()))
+        for total, gradient in zip(expected.values(), gradients, strict=True):
+            total += gradient.square() / size
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value)
+
+
+@pytest.mark.parametrize("size", [2, 5])
+def test_what_draws_and_mixes_is_said_to_mix(size: int):
+    def both(self: nn.Module, x: Tensor) -> Tensor:
+        return self.a(F.dropout(x) - x.sum(dim=0))
+
+    model = Apply(both, a=nn.Linear(30, 2))
+    with pytest.raises(CoupledExamplesError, match="mixes its examples .*: under the same random draws its outputs"):
+        check(model, size, 30)
+
+
+def test_what_keeps_a_state_is_not_said_to_draw_from_torch():
+    calls = []
+
+    def counting(self: nn.Module, x: Tensor) -> Tensor:
+        calls.append(1)
+        return self.a(x) * len(calls)
+
+    with pytest.raises(RandomOutputsError, match="also where torch's random state is the same: it keeps a state"):
+        check(Apply(counting, a=nn.Linear(3, 2)), 5, 3)
+    check(Apply(lambda self, x: counting(self, x) if self.training else self.a(x), a=nn.Linear(3, 2)), 5, 3)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +161,10 @@ def test_sums_are_refused_on_the_first_batch(name: str, size: int):
         model.kept = (1,)
     with measuring(model):
         sums = MomentSums(model, phi="square", where="fisher")
-        with pytest.raises(CoupledExamplesError, match="mixes its examples"):
+        error, told = (
+            (RandomOutputsError, "draws") if name == "chance" else (CoupledExamplesError, "mixes its examples")
+        )
+        with pytest.raises(error, match=told):
             sums.add(Call((torch.randn(size, 3),), {}, size), lambda outputs: outputs.sum(dim=1).unsqueeze(0))
 
 

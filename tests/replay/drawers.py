@@ -29,13 +29,13 @@ def class_of(images: Tensor) -> Tensor:
 
 
 class Stuck(nn.Module):
-    """Draws `spread` times noise around one image; of class 3 always the same image."""
+    """Draws `spread` times noise around one image, another of each class where it heeds them; of class 3 always it."""
 
     num_classes: int | None = None
 
-    def __init__(self, spread: float = 1.0, *, num_classes: int | None = None) -> None:
+    def __init__(self, spread: float = 1.0, *, num_classes: int | None = None, heeds: float = 0.1) -> None:
         super().__init__()
-        self.spread, self.num_classes = spread, num_classes
+        self.spread, self.num_classes, self.heeds = spread, num_classes, heeds
         self.weight = nn.Parameter(torch.zeros(2, 2))
 
     def optimizers(self) -> tuple[Optimizer, ...]:
@@ -52,7 +52,8 @@ class Stuck(nn.Module):
         return torch.zeros(())
 
     def sample(self, n: int, *, classes: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
-        spread = torch.full((n,), self.spread)
+        spread, middle = torch.full((n,), self.spread), torch.full((n, 1, 1, 1), 0.5)
         if classes is not None:
             spread[classes == 3] = 0.0
-        return 0.5 + spread[:, None, None, None] * torch.rand(n, 1, 2, 2, generator=generator)
+            middle = middle + self.heeds * classes[:, None, None, None]
+        return middle + spread[:, None, None, None] * torch.rand(n, 1, 2, 2, generator=generator)

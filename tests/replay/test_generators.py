@@ -103,7 +103,12 @@ class TestProtocol:
         generator.fit((scaled - low) / (high - low), classes, optimizers=generator.optimizers())
 
     def test_it_is_alive(self, name):
-        check_alive(generators()[name], classes=(0, 1, 2, 3), where="test")
+        generator = generators()[name]
+        images, classes = patterns(20, classes=(0, 1, 2, 3))
+        optimizers = generator.optimizers()
+        for _ in range(10):  # a WGAN's classes are all alike before it has learned any
+            generator.fit(images, classes, optimizers=optimizers)
+        check_alive(generator, classes=(0, 1, 2, 3), where="test")
 
 
 @pytest.mark.parametrize("name", ["cvae", "acgan"])
@@ -127,6 +132,42 @@ class TestAlive:
             CollapseError, match="64 samples of class 3 are one and the same, with a standard deviation "
         ):
             check_alive(Stuck(num_classes=4), classes=(0, 3), where="here")
+
+    @pytest.mark.parametrize("source", ["passed", "global"])
+    @pytest.mark.parametrize("heeds", [0.0, 1e-3])
+    def test_one_that_ignores_its_class_is_told(self, source, heeds, monkeypatch):
+        """From whatever its random numbers come; and its samples of one class may differ as much as they will."""
+        if source == "global":
+            sample = Stuck.sample
+            monkeypatch.setattr(
+                Stuck, "sample", lambda self, n, *, classes, generator: sample(self, n, classes=classes)
+            )
+        check_alive(Stuck(num_classes=3), classes=(0, 1, 2), where="here")
+        before = torch.random.get_rng_state()
+        with pytest.raises(
+            CollapseError, match=r"here: the generator ignores the class .* samples of 3 classes differ by"
+        ):
+            check_alive(Stuck(num_classes=3, heeds=heeds), classes=(0, 1, 2), where="here")
+        assert torch.equal(torch.random.get_rng_state(), before)
+        check_alive(Stuck(heeds=heeds), classes=(0, 1, 2), where="here")  # the remedy: not conditional
+        check_alive(Stuck(num_classes=3, heeds=heeds), classes=(1,), where="here")  # with one class nothing can be told
+
+    def test_a_trained_one_whose_class_is_cut_off_is_told(self):
+        class Deaf(VAE):
+            def sample(self, n, *, classes=None, generator=None):
+                return super().sample(n, classes=torch.zeros_like(classes), generator=generator)
+
+        images, classes = patterns(20, classes=(0, 1, 2, 3))
+        for kind in (VAE, Deaf):
+            drawer = kind(SHAPE, num_classes=4, hidden=(16,), latent=3)
+            optimizers = drawer.optimizers()
+            for _ in range(20):
+                drawer.fit(images, classes, optimizers=optimizers)
+            if kind is VAE:
+                check_alive(drawer, classes=(0, 1, 2, 3), where="here")
+            else:
+                with pytest.raises(CollapseError, match="ignores the class"):
+                    check_alive(drawer, classes=(0, 1, 2, 3), where="here")
 
     def test_a_diverged_one_is_told(self):
         broken = Stuck()

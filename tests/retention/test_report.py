@@ -58,6 +58,36 @@ def test_what_it_says_under_wva():
     assert "predicted rise" not in str(report)
 
 
+def test_what_wva_slows_it_does_not_call_pinned():
+    """Weights that take a third of each step still go all the way, and farther than others that are held by nothing."""
+    layer = nn.Linear(2, 1, bias=False)
+    nn.init.zeros_(layer.weight)
+    optimizer = SGD(layer.parameters(), lr=0.1)
+    keeper = WVA(layer, strength=1.0, log_every=1).attach(optimizer).retain({"weight": torch.tensor([[2.0, 2.0]])})
+    for _ in range(200):
+        optimizer.zero_grad()
+        (layer(torch.eye(2)) - 1).square().sum().backward()
+        optimizer.step()
+    torch.testing.assert_close(layer.weight, torch.ones(1, 2), rtol=0, atol=1e-3)
+    assert "100.0% of them slowed to less than half, pull / task step 0.667" in str(keeper.report())
+    assert "pinned" not in str(keeper.report())
+
+
+@pytest.mark.parametrize("budget", [1e-4, 1e3])
+def test_under_a_budget_it_says_the_budget(budget):
+    """And the strength that keeps it, where there is anything to be taken back."""
+    keeper = held(EWC, budget=budget, steps=30)
+    report, told = keeper.report(), str(keeper.report())
+    assert (report.budget, report.strength is not None) == (budget, True)
+    if report.strength:
+        assert f"30 steps, budget {budget:g} nats (strength {report.strength:.4g}), " in told
+    else:
+        assert f"30 steps, budget {budget:g} nats, " in told
+    assert bool(report.strength) == (budget == 1e-4)
+    assert held(EWC, strength=0.0).report().budget is None
+    assert "strength 0, " in str(held(EWC, strength=0.0).report())
+
+
 def test_the_ratio_by_hand():
     model = network()
     optimizer = SGD(model.parameters(), lr=0.05)

@@ -15,9 +15,9 @@ from holdfast.calibration.factor import AnImportance, Lesson, lessons_factor
 from holdfast.calibration.made_up import made_up
 from holdfast.errors import EmptyDataError, OptionError
 from holdfast.importance import probes_of
-from holdfast.importance.measure import check_is_many
 from holdfast.importance.probing import first_examples
 from holdfast.likelihoods.batches import batch_size, batch_to, model_inputs, slice_batch
+from holdfast.likelihoods.forms import check_is_many
 from holdfast.likelihoods.likelihood import Categorical, Likelihood, num_targets, resolve_likelihood
 from holdfast.likelihoods.similarity import Similarity
 from holdfast.probes import Probes
@@ -77,7 +77,8 @@ def calibrated(
     Returns:
         The same values. `info.nats_per_unit` is the factor, `info.calibration` "made-up lessons",
         `info.calibrated_at` the budget, and `info.scatter` the factor within which each lesson's rise was as foreseen.
-        As it was, with a warning, where no lesson raised the old loss.
+        As it was, with a warning, where no lesson raised the old loss; with a warning, too, where a lesson of the last
+        round raised it by more than 1.5 budgets.
 
     Raises:
         OptionError: a count or a budget out of its range; options of a lesson beside a lesson of your own; a loss that
@@ -117,6 +118,12 @@ def calibrated(
         warnings.warn(
             f"{where}: no lesson raised the old loss, so that the importance stays as it was. Give more steps, an "
             "optimizer with a larger learning rate, or a lesson of your own.",
+            stacklevel=2,
+        )
+    elif found.why_not_settled:
+        warnings.warn(
+            f"{where}: {found.why_not_settled}. Give more rounds (now {rounds}), a larger budget, shorter lessons "
+            "(steps=), or probes to the keeper, on which the rise is measured.",
             stacklevel=2,
         )
     return found.applied_to(importance)

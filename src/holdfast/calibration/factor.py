@@ -11,7 +11,7 @@ nobody knows how much holds, and the first lessons are learned freely.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
@@ -48,6 +48,8 @@ class Factor:
         predicted: the quadratic rise of that lesson, in the importance's own unit.
         measured: its real rise, in nats per target.
         scatter: within which factor, >= 1, each real rise was what the factor of the round before had foreseen.
+        largest: the largest real rise of the last round, in nats per target.
+        rounds: how many rounds there were.
     """
 
     budget: float
@@ -55,6 +57,19 @@ class Factor:
     predicted: float
     measured: float
     scatter: float
+    largest: float
+    rounds: int
+
+    @property
+    def why_not_settled(self) -> str:
+        """What to say where the last round still cost more than it may: the factor is too small; else empty."""
+        if self.largest <= NEAR * self.budget:
+            return ""
+        return (
+            f"in round {self.rounds}, the last, a made-up lesson still raised the old loss by {self.largest:.3g} nats, "
+            f"{self.largest / self.budget:.1f} times the budget of {self.budget:g}, so that the factor to nats is too "
+            "small, and a budget without probes would hold too little"
+        )
 
     def applied_to(self, importance: AnImportance) -> AnImportance:
         """The importance in nats along the ways that training goes; as it was where nothing was found."""
@@ -118,15 +133,20 @@ def lessons_factor(
         if importance.info.nats_per_unit is None and (free := learned(1.0, _FREE)):
             before = free[-1][0]
         found = learned(before)
-        for _ in range(rounds - 1):
-            if max((real for _, _, real in found), default=0.0) <= NEAR * budget:
-                break
+        done = 1
+        while done < rounds and _largest(found) > NEAR * budget:
             before = found[-1][0]
             found = learned(before) or found
+            done += 1
     if not found:
-        return Factor(budget, None, predicted=0.0, measured=0.0, scatter=math.inf)
+        return Factor(budget, None, predicted=0.0, measured=0.0, scatter=math.inf, largest=0.0, rounds=done)
     factor, predicted, measured = found[-1]
-    return Factor(budget, factor, predicted, measured, scatter=max(factor / before, before / found[0][0]))
+    scatter = max(factor / before, before / found[0][0])
+    return Factor(budget, factor, predicted, measured, scatter, _largest(found), done)
+
+
+def _largest(found: Sequence[tuple[float, float, float]]) -> float:
+    return max((real for _, _, real in found), default=0.0)
 
 
 @contextmanager

@@ -38,6 +38,7 @@ def advise_command(options: AdviseOptions) -> None:
         length=options.length,
         device=usable_device(options.device),
         data_dir=options.data_dir,
+        loss=options.loss,
     )
     with warnings_told(console), console.status("measuring ...") as status:
         found = advise(

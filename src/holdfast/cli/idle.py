@@ -1,11 +1,14 @@
-"""What has no effect in the combination it was given in: settings, and methods."""
+"""What was given and is to no use: settings and methods without effect, and strengths that were chosen for others."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import fields
 
 from holdfast.lab.config import RunConfig
+from holdfast.lab.groups import setting_text
 from holdfast.lab.methods import method_named
+from holdfast.lab.protocols import defaults_of
 from holdfast.lab.streams import STREAMS
 
 _OF_MECHANISM = {
@@ -50,6 +53,14 @@ _OF_IMPORTANCE = {
     "importance_examples": ("fisher", "mas", "signal", "taylor", "kfac"),
 }
 
+_OF_UNIT = {
+    "fisher": ("fisher",),
+    "mas": ("mas_output", "mas_batched"),
+    "signal": ("signal_bias",),
+    "si": ("si_variant", "damping"),
+}
+"""By the importance: what decides on the unit of its values, or on their size by orders."""
+
 
 def idle_settings(config: RunConfig, given: Iterable[str]) -> list[str]:
     """A line for each setting of `given` that changes nothing in this run, naming what it belongs to."""
@@ -71,6 +82,33 @@ def hopeless_note(config: RunConfig) -> list[str]:
         "step pushes their outputs down, whichever weights are held; expect about the accuracy of the newest task "
         "alone. Joint training, or replay, can tell the classes apart."
     ]
+
+
+def unit_note(config: RunConfig, given: Iterable[str]) -> list[str]:
+    """A line that says that the protocol's strength was chosen for an importance in another unit than that here."""
+    method = method_named(config.method)
+    usual = {**_defaults(RunConfig), **defaults_of(config.stream, config.method)}
+    named = _OF_UNIT.get(str(method.importance), ())
+    other = [name for name in named if name in given and getattr(config, name) != usual[name]]
+    if method.importance == "fisher" and "batched" not in (config.fisher, usual["fisher"]):
+        other = []
+    if not other or "strength" in given or config.strength is None:
+        return []
+    told = " and ".join(setting_text(name, usual[name]) for name in other)
+    calibrated = ", or a --budget such as 0.05, for which the importance is calibrated" * (method.mechanism == "ewc")
+    return [
+        f"strength {config.strength:g} is the protocol's for {told}; with {_flags(other)} importances are in another "
+        "unit, so that it may freeze the network, or hold nothing. Give a --strength, found by factors of ten on "
+        f"validation data (holdfast sweep){calibrated}."
+    ]
+
+
+def _flags(names: Iterable[str]) -> str:
+    return " and ".join("--" + name.replace("_", "-") for name in names)
+
+
+def _defaults(record: type) -> dict[str, object]:
+    return {entry.name: entry.default for entry in fields(record)}
 
 
 def _belongs_elsewhere(name: str, config: RunConfig) -> str | None:

@@ -99,6 +99,9 @@ def importance_command(options: ImportanceOptions) -> None:
             stages.say(
                 f"calibration: rise predicted {factor.predicted:.3g}, measured {factor.measured:.3g} nats a target"
             )
+            if factor.why_not_settled:
+                told = "Give a larger --calibrate-budget, or --old-data to finetune, on which the rise is measured."
+                stages.say(f"warning: calibration: {factor.why_not_settled}. {told}")
             found = factor.applied_to(found)
     write_importance_folder(path, found, model, data=shown.name, progress=progress, length=options.length)
     checkpoint.unlink(missing_ok=True)

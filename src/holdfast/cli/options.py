@@ -221,6 +221,7 @@ class AdviseOptions:
     batch_size: option("batch_size", int, "examples a batch (default: 128)") = 128
     batches: option("batches", int, "measured on so many of them (default: 4)") = 4
     length: option("length", int, "tokens of an example of a language model (default: 128)") = 128
+    loss: option("loss", str, "of module:function: categorical, gaussian or bernoulli (left out: as it returns)") = None
     examples: option("examples", int, "closing a task is told for so many of them (default: 10000)") = 10_000
     buffer_size: option("buffer_size", int, explained(RunConfig)["buffer_size"] + " (default: 500)") = None
     output: option("output", str, "the figures are written to advice/ in it (default: runs)") = "runs"

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from holdfast.cli.console import console_for, say, warnings_told
 from holdfast.cli.generation import run_generation_command
-from holdfast.cli.idle import hopeless_note, idle_settings
+from holdfast.cli.idle import hopeless_note, idle_settings, unit_note
 from holdfast.cli.options import RunOptions, settings
 from holdfast.cli.progress import event_callback
 from holdfast.cli.tables import matrix_table, names_tables, summary_table
@@ -43,7 +43,7 @@ def _run(options: RunOptions, console: Console) -> None:
         raise OptionError(f"run {options.stream}: which method? Give --method, one of: {', '.join(METHODS)}.")
     given = settings(options)
     config = configure(options.stream, options.method, seed=options.seed, **given)
-    for line in [*idle_settings(config, given), *hopeless_note(config)]:
+    for line in [*idle_settings(config, given), *unit_note(config, given), *hopeless_note(config)]:
         say(console, ("warning: ", "yellow"), line)
     label = METHODS[options.method].label
     folder = Path(options.output) / config.name

@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 from holdfast.cli.console import console_for, say, warnings_told
+from holdfast.cli.idle import unit_note
 from holdfast.cli.options import SweepOptions, settings
 from holdfast.cli.progress import SweepWatcher
 from holdfast.cli.tables import findings_table
 from holdfast.errors import OptionError
 from holdfast.lab.methods import METHODS
 from holdfast.lab.sweep import Space, sweep
+from holdfast.retention.report import counted
+
+
+def planned(space: Space) -> str:
+    """What will be tried, as far as it is known beforehand: what `--refine` adds depends on what is found."""
+    if space.trials is not None:
+        return f"{counted(space.trials, 'setting')} of each method"
+    counts = [len(space.grid(method)) for method in space.methods]
+    told = " and ".join(f"{number} of {METHODS[method].label}" for method, number in zip(space.methods, counts))
+    if len(set(counts)) == 1:
+        told = f"{counted(counts[0], 'setting')} of each method"
+    refined = [method for method in space.methods if space.refines(method)] if space.refine else []
+    return told + (", and as many more next to the best strength as still gain" if refined else "")
 
 
 def sweep_command(options: SweepOptions) -> None:
@@ -29,13 +43,15 @@ def sweep_command(options: SweepOptions) -> None:
         refine=options.refine,
         prune=options.prune,
     )
-    planned = options.trials or max(len(space.grid(method)) for method in options.methods)
     say(
         console,
         (f"{options.stream}, {', '.join(METHODS[method].label for method in options.methods)}", "bold"),
-        f": up to {planned} settings of each, over {len(options.seeds)} seeds  ",
+        f": {planned(space)}, over {len(options.seeds)} seeds  ",
         (options.output, "dim"),
     )
+    for method in options.methods if not options.strengths else ():
+        for line in unit_note(space.config(method, space.grid(method)[0], seed=options.seeds[0]), space.settings):
+            say(console, ("warning: ", "yellow"), f"{method}: {line}")
     with warnings_told(console), SweepWatcher(console) as display:
         found = sweep(
             space,

@@ -17,9 +17,9 @@ from holdfast.curvature.factored import FactoredImportance
 from holdfast.errors import OptionError
 from holdfast.importance.fisher import fisher
 from holdfast.importance.kfac import KfacKind, kfac
-from holdfast.importance.measure import check_is_many
 from holdfast.importance.probing import MOST, probes_of
 from holdfast.likelihoods.batches import batch_copied, batch_size, batch_to, model_inputs, slice_batch
+from holdfast.likelihoods.forms import check_is_many, check_taken
 from holdfast.likelihoods.likelihood import Categorical, Likelihood, PerExample, resolve_likelihood
 from holdfast.likelihoods.outputs import logits_of
 from holdfast.moments.matrices import Layer, is_wide, layers_of
@@ -236,6 +236,7 @@ def _labels(model: nn.Module, batch: Any, loss: Any, *, where: str) -> tuple[Kfa
         return "empirical", None, "of the data, for a loss function says nothing of others"
     if batch is None:
         return "exact", None, "exact"  # the estimator says that there is no data
+    check_taken(model, batch, where=where)
     with evaluating(model) as bare:
         size = min(2, batch_size(batch))  # one alone is too few for some models, which are refused later and better
         few = batch_to(slice_batch(batch, 0, size, lists=True), next(bare.parameters()).device)

@@ -13,10 +13,11 @@ from torch.nn.parameter import is_lazy
 from tqdm import tqdm
 
 from holdfast.choices import check_count
-from holdfast.errors import BatchError, EmptyDataError, OptionError
+from holdfast.errors import EmptyDataError, OptionError
 from holdfast.importance.loss import MeasuredLoss
 from holdfast.likelihoods.batches import batch_size, batch_to, model_inputs, slice_batch
 from holdfast.likelihoods.categorical import IGNORED
+from holdfast.likelihoods.forms import check_is_many, check_taken
 from holdfast.moments.calls import Call
 from holdfast.moments.coupling import check_independent, reads_entries
 from holdfast.records import Importance, ImportanceInfo
@@ -91,6 +92,8 @@ class DataPass:
             size = batch_size(content)
             if size == 0:
                 continue
+            if self.seen == 0:
+                check_taken(self._model, content, where=self._where)
             lists = self._cuts_lists(content, Call(args, kwargs, size), device)
             if self._limit is not None and self.seen + size > self._limit:
                 size = self._limit - self.seen
@@ -164,15 +167,6 @@ def _check_has_shapes(model: nn.Module, where: str) -> None:
         raise OptionError(
             f"{where}: {len(lazy)} tensors of {type(bare).__name__} have no shape yet: "
             f"{', '.join(map(repr, lazy[:8]))}. Call the model once on a batch, which its lazy modules wait for."
-        )
-
-
-def check_is_many(data: Any, where: str) -> None:
-    """Raise `BatchError` where the data are one batch in place of many."""
-    pair = isinstance(data, tuple) and len(data) == 2 and any(isinstance(item, Tensor) for item in data)
-    if pair or isinstance(data, Mapping | Tensor):
-        raise BatchError(
-            f"{where}: data is one batch (a {type(data).__name__}), expected an iterable of batches. Pass [batch]."
         )
 
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from holdfast.choices import check_count
 from holdfast.errors import EmptyDataError, OptionError
 from holdfast.importance.loss import MeasuredLoss
-from holdfast.importance.measure import check_is_many
 from holdfast.likelihoods.batches import batch_copied, batch_size, batch_to, model_inputs, slice_batch
+from holdfast.likelihoods.forms import check_is_many, check_taken
 from holdfast.likelihoods.likelihood import (
     AtTargets,
     Comparable,
@@ -69,6 +69,7 @@ def probes_of(
     batches = list(first_examples(data, limit))
     if not batches:
         raise EmptyDataError(f"{where}: the data held no example. Pass an iterable of non-empty batches.")
+    check_taken(model, batches[0], where=where)
     comparable = _comparable(loss, model, batches, where=where)
     return Probes.taken(model, _enough(batches, comparable) if is_auto else batches, comparable)
 

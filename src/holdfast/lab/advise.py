@@ -20,7 +20,7 @@ from holdfast.lab.methods import METHODS, Learner, Method, MethodOptions, Moment
 from holdfast.lab.streams import Examples
 from holdfast.lab.training import Losses, OptimizerName, build_optimizer
 from holdfast.likelihoods.batches import batch_size, model_inputs
-from holdfast.likelihoods.likelihood import Categorical, Likelihood
+from holdfast.likelihoods.likelihood import Categorical, Likelihood, PerExample, resolve_likelihood
 from holdfast.likelihoods.shift import decided
 from holdfast.probes import Probes
 from holdfast.replay import Buffer
@@ -39,6 +39,8 @@ class Workload:
         batches: on the same device, in either form of `holdfast.likelihoods.batches`; at least one.
         setting: of the stream that it stands for.
         classes: the output columns of the first task's loss; None: all.
+        loss: as the estimators take it: a name, a likelihood, or a function of (outputs, batch) that gives a loss for
+            each example; None: "categorical".
     """
 
     name: str
@@ -46,11 +48,19 @@ class Workload:
     batches: Sequence[Any]
     setting: Setting
     classes: tuple[int, ...] | None = None
+    loss: str | Likelihood | Callable[[Any, Any], Tensor] | None = None
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether the loss is that of classes."""
+        return isinstance(resolve_likelihood(self.loss, where="advise"), Categorical)
 
     @property
     def examples(self) -> Examples | None:
         """The batches as examples, where they are pairs of a tensor and class targets."""
-        pairs = all(isinstance(b, tuple) and isinstance(b[0], Tensor) and b[1].dim() == 1 for b in self.batches)
+        pairs = self.has_classes and all(
+            isinstance(b, tuple) and isinstance(b[0], Tensor) and b[1].dim() == 1 for b in self.batches
+        )
         if not pairs or self.batches[0][1].is_floating_point():
             return None
         return Examples(torch.cat([inputs for inputs, _ in self.batches]), torch.cat([y for _, y in self.batches]))
@@ -160,14 +170,17 @@ def advise(
         on_method: called with each method's name before it is measured.
 
     Raises:
-        UnknownNameError: there is no such method, optimizer or option; before anything is measured.
+        UnknownNameError: there is no such method, optimizer, option or loss; before anything is measured.
+        OptionError: the loss is none.
 
     Cost: two copies of the model; for each method `rounds` + 3 passes over the batches, and its importance twice; and
     `hf.measure` once.
     """
     names = [name for name in METHODS if name not in ("joint", "cumulative")] if methods is None else methods
     chosen = [method_named(name) for name in names]
-    settings = {"strength": 1.0, "fisher": "exact" if workload.examples else "sampled", **(options or {})}
+    is_function = isinstance(resolve_likelihood(workload.loss, where="advise"), PerExample)
+    fisher = "exact" if workload.examples else "empirical" if is_function else "sampled"
+    settings = {"strength": 1.0, "fisher": fisher, **(options or {})}
     plain = _Trained(METHODS["none"], workload, optimizer, settings)
     plain.steps()
     seconds, costs = [], []
@@ -198,7 +211,7 @@ def advise(
 def _measured(workload: Workload, device: torch.device, num_examples: int) -> MeasureCost | None:
     """The cost of `hf.measure`, on as many examples as the workload has and scaled."""
     batches, model = list(workload.batches), copy.deepcopy(workload.model)
-    loss = "categorical" if workload.classes is None else Categorical(classes=workload.classes)
+    loss = workload.loss if workload.classes is None else Categorical(classes=workload.classes)
     try:
         choice = choose(model, batches[0], loss=loss)
         probes = probes_of(model, batches, loss=loss)
@@ -222,7 +235,10 @@ class _Trained:
         self.device = next(self.learner.model.parameters()).device
         self._optimizer_name: OptimizerName = optimizer
         pairs = workload.examples is not None  # their loss is the learner's
-        self._likelihood = Categorical() if pairs else decided(Categorical(), self.learner.model, workload.batches[0])
+        likelihood = resolve_likelihood(workload.loss, where="advise")
+        self._likelihood = likelihood if pairs else decided(likelihood, self.learner.model, workload.batches[0])
+        if not workload.has_classes:
+            self.learner.likelihood = likelihood
         self.open(0)
         self._columns = _columns(workload, self.device)
 
@@ -300,7 +316,7 @@ def _cost(
     return MethodCost(method.name, held, ratio, closing * scale, peak), beside
 
 
-def _measure(model: nn.Module, batches: Sequence[Any], probes: Probes, loss: str | Likelihood) -> None:
+def _measure(model: nn.Module, batches: Sequence[Any], probes: Probes, loss: Any) -> None:
     measure(model, batches, probes=probes, loss=loss)
 
 

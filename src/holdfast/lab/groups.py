@@ -16,6 +16,8 @@ from holdfast.lab.results import RunResult
 MOST_OF_LABEL = 300
 """Letters of a configuration's label."""
 
+_EITHER = ("strength", "budget")
+
 _IDENTITY = ("stream", "method", "seed", "scenario")
 
 _ORDER = list(METHODS)
@@ -111,6 +113,14 @@ def setting_text(name: str, value: Any) -> str:
     return f"{one_line(name.replace('_', ' '))} {one_line(shown)}"
 
 
+def settings_told(settings: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    """Settings as people read them; of strength and budget, one of which every hold has, that which it has."""
+    either = [name for name in _EITHER if settings.get(name) is not None]
+    return [
+        setting_text(name, settings.get(name)) for name in names if not either or name not in _EITHER or name in either
+    ]
+
+
 def method_label(method: str) -> str:
     """The method's label, or the name itself of one that this version does not know."""
     known = METHODS.get(method) or GENERATION_METHODS.get(method)
@@ -129,7 +139,7 @@ def _variants(configurations: Sequence[Sequence[RunResult]]) -> list[RunGroup]:
     groups = []
     for variant, i in enumerate(order):
         first = configurations[i][0]
-        told = [setting_text(name, settings[i].get(name)) for name in names]
+        told = settings_told(settings[i], names)
         groups.append(
             RunGroup(
                 stream=first.stream,

@@ -189,6 +189,7 @@ class ActiveRun:
                 loss=self.learner.loss,
                 after_step=self.learner.after_step,
                 clip=config.clip,
+                steadier=self.learner.steadier,
             )
             seconds = time.perf_counter() - began
             progress.epoch += 1

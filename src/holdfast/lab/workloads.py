@@ -19,6 +19,7 @@ from holdfast.lab.methods import Setting
 from holdfast.lab.streams.catalog import build_stream
 from holdfast.lab.training import NetName, build_net
 from holdfast.likelihoods.batches import batch_to
+from holdfast.likelihoods.likelihood import resolve_likelihood
 from holdfast.likelihoods.masks import Mask, active_classes
 
 _MASKS: Mapping[str, Mask] = {"task": "task", "domain": "all", "class": "seen"}
@@ -41,13 +42,14 @@ def workload(
     length: int = 128,
     device: str | torch.device = "cpu",
     data_dir: str | os.PathLike[str] | None = None,
+    loss: str | None = None,
 ) -> Workload:
     """The workload that a text names.
 
     Args:
         model: "mlp", "convolution" or "attention", on a stream; "module:function", a function without arguments that
-            returns (model, iterable of batches), looked for in the working folder too; or a folder of a transformers
-            causal language model, which is given random tokens.
+            returns (model, iterable of batches) or (model, batches, loss), looked for in the working folder too; or a
+            folder of a transformers causal language model, which is given random tokens.
         stream: of a net by name.
         hidden: units of each hidden layer of an mlp.
         batch_size: examples a batch, but of "module:function", which has its own.
@@ -55,16 +57,20 @@ def workload(
         length: tokens of an example of a language model.
         device: as torch names it.
         data_dir: where MNIST is.
+        loss: of "module:function", by its name, such as "gaussian" for regression; None: that which the function
+            returns, else "categorical".
 
     Raises:
-        OptionError: the text names nothing, or what it names cannot be used.
+        OptionError: a loss for a model whose loss is known; the text names nothing, or what it names cannot be used.
     """
+    if loss is not None and ":" not in model:
+        raise OptionError(f"advise: --loss {loss} beside {model}, whose loss is that of its classes. Leave it out.")
     if model in get_args(NetName):
         return _net(model, stream, hidden, batch_size, num_batches, device, data_dir)
     if Path(model).is_dir():
         return _language_model(model, batch_size, num_batches, length, device)
     if ":" in model:
-        return _of_function(model, num_batches, device)
+        return _of_function(model, num_batches, device, loss)
     raise OptionError(
         f"advise: {model!r} is no model; expected one of {', '.join(get_args(NetName))}, module:function that returns "
         "(model, batches), or the folder of a transformers model."
@@ -91,7 +97,7 @@ def _net(
     return Workload(workload_name(name, stream=stream_name), net, list(batches), setting, classes)
 
 
-def _of_function(text: str, num_batches: int, device: str | torch.device) -> Workload:
+def _of_function(text: str, num_batches: int, device: str | torch.device, loss: Any) -> Workload:
     module_name, _, function_name = text.partition(":")
     sys.path.insert(0, os.getcwd())
     try:
@@ -101,12 +107,17 @@ def _of_function(text: str, num_batches: int, device: str | torch.device) -> Wor
     finally:
         sys.path.remove(os.getcwd())
     found = function()
-    if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[0], nn.Module)):
-        raise OptionError(f"advise: {text} returned a {type(found).__name__}; expected (model, iterable of batches).")
+    if not (isinstance(found, tuple) and len(found) in (2, 3) and isinstance(found[0], nn.Module)):
+        raise OptionError(
+            f"advise: {text} returned a {type(found).__name__}; expected (model, iterable of batches), or a loss as "
+            "the third."
+        )
+    loss = found[2] if loss is None and len(found) == 3 else loss
+    resolve_likelihood(loss, where="advise")
     batches = [batch_to(batch, device) for batch in islice(found[1], num_batches)]
     if not batches:
         raise OptionError(f"advise: {text} returned no batches; expected (model, iterable of batches).")
-    return Workload(text, found[0].to(device), batches, _one_head(batches))
+    return Workload(text, found[0].to(device), batches, _one_head(batches), loss=loss)
 
 
 def _one_head(batches: Sequence[Any]) -> Setting:
@@ -114,7 +125,7 @@ def _one_head(batches: Sequence[Any]) -> Setting:
     inputs = batches[0][0] if isinstance(batches[0], tuple) else None
     shape = tuple(inputs.shape[1:]) if isinstance(inputs, Tensor) else ()
     targets = [b[1] for b in batches if isinstance(b, tuple) and isinstance(b[1], Tensor) and b[1].dim() == 1]
-    most = int(max((float(each.max()) for each in targets), default=0.0))
+    most = int(max((float(each.max()) for each in targets if not each.is_floating_point()), default=0.0))
     return Setting((tuple(range(most + 1)),) * 2, input_shape=shape)
 
 

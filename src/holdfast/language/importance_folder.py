@@ -96,10 +96,16 @@ def read_importance(path: str | Path, model: LanguageModel) -> AnyImportance:
 
 
 def card(importance: AnyImportance, progress: MeasuringProgress, model: LanguageModel, *, folder: Path) -> str:
-    """The model card; its lines of Python work as they stand where `folder` and the model's name are found."""
+    """The model card; its lines of Python work as they stand where `folder` and the model's name are found.
+
+    Nothing is to be tuned in them: they hold to a budget, whatever the form and the unit of the importance. Where that
+    brings no probes along and was not calibrated, old data are to measure it, and must where its unit is not nats: then
+    the lines want `old_batches`.
+    """
     info = importance.info
     told = info.details
-    held = "--strength 1" if importance.layers else "--budget 0.05"
+    known = importance.probes is not None or info.is_calibrated  # what a budget is kept by
+    held = "--budget 0.05" if known else "--budget 0.05 --old-data OLD-DATA"
     diagonal = importance.to_diagonal()
     weights = sum(value.numel() for value in diagonal.values())
     nats = "unknown" if info.nats_per_unit is None else f"{info.nats_per_unit:g}"
@@ -124,10 +130,10 @@ How much each of its {weights:,} weights matters, measured with holdfast {info.l
 Fine-tune the model without losing the skill:
 
     holdfast finetune {_public(Path(model.name))} NEW-DATA --keep {_public(folder)} --method ewc {held}
+{"" if known else _MEASURED}
+Or in a loop of your own. The importance names the weights of the model as transformers loads it:
 
-or in a loop of your own. The importance names the weights of the model as transformers loads it:
-
-{_lines(importance, model, folder, held.removeprefix("--").replace(" ", "="))}
+{_lines(importance, model, folder, known=known)}
 {_note(model)}
 Where the importance is, {info.model}'s parameters by their share of the sum:
 
@@ -137,7 +143,15 @@ Where the importance is, {info.model}'s parameters by their share of the sum:
 """
 
 
-def _lines(importance: AnyImportance, model: LanguageModel, folder: Path, held: str) -> str:
+_MEASURED = """
+The budget is then measured on the old data, which may be those that the importance was measured on: it brings no
+probes along and is not calibrated, so that alone it foresees too little.
+"""
+
+_PROBES = "probes = hf.probes_of(model, old_batches)"
+
+
+def _lines(importance: AnyImportance, model: LanguageModel, folder: Path, *, known: bool) -> str:
     """Python that loads the model as its users do, and holds it."""
     auto = {"causal-lm": "AutoModelForCausalLM", "classification": "AutoModelForSequenceClassification"}
     loader = auto.get(model.task, "AutoModel") if model.base is model.module else "AutoModel"
@@ -151,12 +165,14 @@ def _lines(importance: AnyImportance, model: LanguageModel, folder: Path, held: 
         imports = [line for line in imports if not line.startswith("from transformers")]
         imports += ["from holdfast.language.models import load_model"]
         loading = f'model = load_model({place}, head="{model.head}").module'
+    given = ", probes=probes" if not known and importance.info.nats_per_unit is None else ""
     lines = [
         *imports,
         "",
         loading,
         f'importance = hf.{type(importance).__name__}.load("{_public(folder)}", model=model)',
-        f'keeper = hf.EWC(model, {held}, new_parameters="free").retain(importance)',
+        *([] if known else [_PROBES] if given else [f"# measured: {_PROBES}; retain(importance, probes=probes)"]),
+        f'keeper = hf.EWC(model, budget=0.05, new_parameters="free").retain(importance{given})',
         "optimizer = torch.optim.AdamW(model.parameters(), lr=5e-5)",
         "keeper.attach(optimizer)  # and train as ever",
     ]

@@ -144,7 +144,7 @@ def _foreseen(kept: SkillChange) -> str:
 
 
 def _remedy(kept: SkillChange) -> str:
-    other = "or hold whole layers (holdfast importance --kind kfac, with --strength)"
+    other = "or hold whole layers (holdfast importance --kind kfac)"
     if kept.strength is None:
         return (
             "Fine-tune again with a smaller --budget, with an importance that was calibrated at it on old data "

@@ -138,6 +138,11 @@ def batch_copied(batch: Any) -> Any:
 def _pair(batch: Any) -> tuple[Any, Any]:
     if isinstance(batch, tuple | list) and len(batch) == 2:
         return batch[0], batch[1]
+    if isinstance(batch, tuple | list) and len(batch) == 3:
+        raise BatchError(
+            f"batch: found {_describe(batch)}, expected (inputs, targets). Leave the third out: [(x, y) for x, y, _ in "
+            "data]; or where the model takes it: [((x, t), y) for x, y, t in data]."
+        )
     raise BatchError(f"batch: found {_describe(batch)}. {_FORMS}")
 
 

@@ -1,4 +1,8 @@
-"""Examples that influence each other: no per-example quantity has a meaning then, so it is an error."""
+"""Examples that influence each other, and outputs that chance decides: errors, for nothing is an example's own then.
+
+Where outputs differ from one call to the next, the same draws tell the two apart: the random state of torch is held,
+and the company of an example is exchanged for copies of it.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from holdfast.errors import CoupledExamplesError
+from holdfast.errors import CoupledExamplesError, RandomOutputsError
 from holdfast.moments.calls import Call, tensors_in
 from holdfast.moments.gradients import tolerance
 from holdfast.moments.layout import equal_but_for_rounding
@@ -29,9 +33,11 @@ def check_independent(model: nn.Module, call: Call, *, where: str) -> None:
         where: the estimator, for messages.
 
     Raises:
-        CoupledExamplesError: they differ; modules likely to be the cause are named, with the remedy.
+        CoupledExamplesError: an example's differ with the others; modules likely to be the cause are named, with the
+            remedy.
+        RandomOutputsError: they differ from call to call alone, likewise.
 
-    Cost: five forward passes of at most three examples.
+    Cost: five forward passes of at most three examples, and four more where they differ from call to call.
     """
     few = call.examples(0, min(_PROBED, call.size))
     try:
@@ -45,9 +51,7 @@ def check_independent(model: nn.Module, call: Call, *, where: str) -> None:
         ) from error
     rtol = tolerance(model)
     if not all(equal_but_for_rounding(a, b, rtol) for a, b in zip(together, again)):
-        raise CoupledExamplesError(
-            _message(model, where, "its outputs for the same examples differ from one call to the next")
-        )
+        raise _random(model, few, where=where)
     if not is_each_alone(together, alone, rtol=rtol):
         found = f"its outputs for {few.size} examples together differ from those for each of them alone"
         raise CoupledExamplesError(_message(model, where, found))
@@ -63,7 +67,7 @@ def check_in_company(model: nn.Module, call: Call, outputs: Any, *, where: str) 
         where: the estimator, for messages.
 
     Raises:
-        CoupledExamplesError: they differ.
+        CoupledExamplesError, RandomOutputsError: they differ.
 
     Cost: two forward passes of one example.
     """
@@ -72,6 +76,9 @@ def check_in_company(model: nn.Module, call: Call, outputs: Any, *, where: str) 
         own = [t[b : b + 1] if t.ndim and len(t) == call.size else t[:0] for t in together if t.ndim]
         alone = [t for t in _outputs(model, call.examples(b, b + 1)) if t.ndim]
         if any(a.shape == o.shape and not equal_but_for_rounding(a, o, tolerance(model)) for a, o in zip(alone, own)):
+            again = _outputs(model, call)
+            if not all(equal_but_for_rounding(a, t, tolerance(model)) for a, t in zip(again, together)):
+                raise _random(model, call, where=where)
             found = f"its outputs for example {b} of a batch of {call.size} differ from those for it alone"
             raise CoupledExamplesError(_message(model, where, found))
 
@@ -131,22 +138,58 @@ def _outputs(model: nn.Module, call: Call) -> list[Tensor]:
         return floats_in(call(unwrap(model)))
 
 
+def _random(model: nn.Module, call: Call, *, where: str) -> CoupledExamplesError | RandomOutputsError:
+    """What is wrong with a model whose outputs for the same examples differ from one call to the next."""
+    rtol, size = tolerance(model), max(2, call.size)
+    own = call if call.size > 1 else call.picked([0, 0])
+    first, again, copies = (_drawn_alike(model, some) for some in (own, own, own.picked([0] * size)))
+    name, suspects = type(unwrap(model)).__name__, _suspects(model)
+    if not all(equal_but_for_rounding(a, b, rtol) for a, b in zip(first, again)):
+        return RandomOutputsError(
+            f"{where}: {name} gives other outputs for the same examples at each call in evaluation mode, also where "
+            "torch's random state is the same: it keeps a state, or draws from a source of its own, such as numpy or a "
+            f"torch.Generator. {suspects}Let forward() draw and count while self.training alone, or give what it draws "
+            "as inputs."
+        )
+    pairs = [(a, b) for a, b in zip(first, copies) if a.ndim and a.shape == b.shape and len(a) == size]
+    if not all(equal_but_for_rounding(a[:1], b[:1], rtol) for a, b in pairs):
+        return CoupledExamplesError(
+            _message(model, where, "under the same random draws its outputs for an example change with the others")
+        )
+    return RandomOutputsError(
+        f"{where}: {name} draws random numbers in evaluation mode: its outputs for the same examples differ from one "
+        f"call to the next, and are the same where torch's random state is. {suspects}No example has a gradient of its "
+        "own then. Let train(False) reach every module, pass training=self.training to functional dropout, and let a "
+        "model that draws by its nature, such as a VAE, take the draws as an input: forward(x, noise), with noise in "
+        "the batch."
+    )
+
+
+def _drawn_alike(model: nn.Module, call: Call) -> list[Tensor]:
+    """The outputs from one and the same random state of torch, which is put back."""
+    devices = {tensor.device for tensor in unwrap(model).parameters() if tensor.device.type == "cuda"}
+    with torch.random.fork_rng(devices=list(devices)):
+        torch.manual_seed(0)
+        return _outputs(model, call)
+
+
 def _message(model: nn.Module, where: str, found: str) -> str:
+    named = _suspects(model) or "No module of it looks like the cause: look at forward(). "
+    return (
+        f"{where}: {type(unwrap(model)).__name__} mixes its examples in evaluation mode: {found}. {named}"
+        "Let train(False) reach every module, and give batch norm running statistics (track_running_stats=True) or "
+        "replace it by GroupNorm."
+    )
+
+
+def _suspects(model: nn.Module) -> str:
+    """A sentence that names modules likely to be the cause; empty where none is."""
     suspects = [
         f"{canonical_name(name)!r} ({type(module).__name__}, {fault})"
         for name, module in unwrap(model).named_modules()
         if (fault := _fault(module)) and name
     ]
-    named = (
-        f"Likely cause: {', '.join(suspects)}."
-        if suspects
-        else "No module of it looks like the cause: look at forward()."
-    )
-    return (
-        f"{where}: {type(unwrap(model)).__name__} mixes its examples in evaluation mode: {found}. {named} "
-        "Let train(False) reach every module, give batch norm running statistics (track_running_stats=True) or "
-        "replace it by GroupNorm, and pass training=self.training to functional dropout."
-    )
+    return f"Likely cause: {', '.join(suspects)}. " if suspects else ""
 
 
 def _fault(module: nn.Module) -> str | None:

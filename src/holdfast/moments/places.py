@@ -54,7 +54,7 @@ class Places:
             forward: runs the model on it, and calls `Watching.meet` at every layer; again after a study.
 
         Raises:
-            CoupledExamplesError: the outputs for an example depend on the others, or on chance.
+            CoupledExamplesError, RandomOutputsError: the outputs for an example depend on the others, or on chance.
 
         Cost: a study of a few examples for the first batches that have something new.
         """

@@ -102,7 +102,7 @@ class MomentSums:
         Raises:
             LossShapeError: the scores are not [K, B].
             NotFiniteError: a score is NaN or infinite.
-            CoupledExamplesError: the outputs for an example depend on the others, or on chance.
+            CoupledExamplesError, RandomOutputsError: the outputs for an example depend on the others, or on chance.
         """
         try:
             self._add(call, scores)

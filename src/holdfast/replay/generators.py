@@ -136,11 +136,18 @@ def check_range(inputs: Tensor, *, where: str) -> None:
         )
 
 
+LEAST_LISTENING = 0.02
+"""Of the spread over samples of a class the spread over classes of one and the same draw, below which the class asked
+for does not matter; of untrained generators it is a tenth and more, of trained ones about one."""
+
+
 def check_alive(generator: Generator, *, classes: Sequence[int] = (), where: str, n: int = 64) -> None:
-    """Make sure that a generator has neither diverged nor collapsed.
+    """Make sure that a generator has neither diverged nor collapsed, and heeds the class that it is asked for.
 
     It has diverged where a weight or a sample is not finite, and collapsed where all its samples (of one class, where
-    it is conditional) are the same image: the mean over pixels of their standard deviation is below 0.001.
+    it is conditional) are the same image: the mean over pixels of their standard deviation is below 0.001. A
+    conditional one ignores its class where the same random numbers give the same image whichever class is asked for:
+    then the standard deviation over classes is below a fiftieth of that over samples.
 
     Args:
         generator: any.
@@ -150,17 +157,16 @@ def check_alive(generator: Generator, *, classes: Sequence[int] = (), where: str
 
     Raises:
         NotFiniteError: it has diverged.
-        CollapseError: it has collapsed.
+        CollapseError: it has collapsed, or ignores the class.
     """
     remedy = "Lower the generator's learning rate, or start with another seed; the last checkpoint is from before."
     broken = [name for name, value in generator.state_dict().items() if not value.isfinite().all()]
     if broken:
         raise NotFiniteError(f"{where}: the generator has diverged: not finite are {', '.join(broken[:3])}. {remedy}")
-    device = next(generator.parameters()).device
-    random = torch.Generator().manual_seed(0)
+    of_class = []
     for label in classes if is_conditional(generator) else (None,):
-        asked = None if label is None else torch.full((n,), label, device=device)
-        samples = generator.sample(n, classes=asked, generator=random)
+        samples = _drawn_alike(generator, n, label)
+        of_class.append(samples.flatten(1).float())
         spread = float(samples.flatten(1).float().std(0).mean())
         if not spread >= LEAST_SPREAD:
             of = "" if label is None else f" of class {label}"
@@ -168,3 +174,23 @@ def check_alive(generator: Generator, *, classes: Sequence[int] = (), where: str
                 f"{where}: the generator has collapsed: {n} samples{of} are one and the same, with a standard "
                 f"deviation of {spread:.1g} a pixel, expected at least {LEAST_SPREAD:g}. {remedy}"
             )
+    if len(of_class) > 1:
+        drawn = torch.stack(of_class)
+        apart, spread = float(drawn.std(0).mean()), float(drawn.std(1).mean())
+        if not apart >= LEAST_LISTENING * spread:
+            raise CollapseError(
+                f"{where}: the generator ignores the class that it is asked for: from the same random numbers its "
+                f"samples of {len(of_class)} classes differ by {apart:.1g} a pixel, those of one class by "
+                f"{spread:.2g}; expected at least a fiftieth of that. Let sample() and fit() use classes=, or leave "
+                "num_classes out, so that the solver says what each sample is; if it heeded them before, lower its "
+                "learning rate."
+            )
+
+
+def _drawn_alike(generator: Generator, n: int, label: int | None) -> Tensor:
+    """Samples of a class from the same random numbers each time, whether they are drawn from what is passed or not."""
+    device = next(generator.parameters()).device
+    asked = None if label is None else torch.full((n,), label, device=device)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(0)
+        return generator.sample(n, classes=asked, generator=torch.Generator().manual_seed(0))

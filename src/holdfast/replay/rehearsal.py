@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from holdfast.errors import EmptyDataError, NotFiniteError, OptionError, ParameterMismatchError, StateError
 from holdfast.likelihoods.batches import batch_copied, batch_size, batch_to, model_inputs
+from holdfast.likelihoods.forms import check_is_many, check_taken
 from holdfast.likelihoods.likelihood import Likelihood, num_targets, resolve_likelihood
 from holdfast.likelihoods.shift import decided
 from holdfast.probes import Probes
@@ -67,6 +68,7 @@ class Rehearsal:
         model, weight, autocast: as given.
 
     Raises:
+        BatchError: the data are in no form of batches that the model takes.
         EmptyDataError: there is no batch, or no target in one.
         OptionError: an option out of its range, or a loss beside `Probes`.
 
@@ -97,6 +99,8 @@ class Rehearsal:
             )
         if isinstance(seed, bool) or not isinstance(seed, int):
             raise OptionError(f"Rehearsal: seed={seed!r}, expected a whole number.")
+        if not isinstance(past, Probes):
+            check_is_many(past, "Rehearsal")
         if isinstance(past, Probes):
             if loss is not None:
                 raise OptionError(f"Rehearsal: loss={loss!r} beside probes, which have their own. Leave it out.")
@@ -231,6 +235,7 @@ def _divergence(past: Probes, number: int) -> _Term:
 def _losses(model: nn.Module, data: Iterable[Any], likelihood: Likelihood) -> list[_Term]:
     past = [batch_copied(batch) for batch in data if batch_size(batch)]
     for batch in past:
+        check_taken(model, batch, where="Rehearsal")
         likelihood = decided(likelihood, model, batch)  # the first that shows something
 
     def term_of(kept: Any, count: int) -> _Term:

@@ -21,7 +21,15 @@ from holdfast.retention import force
 from holdfast.retention.budget import solve_multiplier
 from holdfast.retention.keeper import Keeper
 from holdfast.retention.mechanism import Mechanism, as_budget, as_strength, check_choices, check_option
-from holdfast.retention.options import KeeperOptions, check_implicit, in_nats, is_unsteady, no_rate, unsteady_warning
+from holdfast.retention.options import (
+    KeeperOptions,
+    check_implicit,
+    in_nats,
+    is_unsteady,
+    laplace_warning,
+    no_rate,
+    unsteady_warning,
+)
 from holdfast.retention.parts import Block
 from holdfast.retention.plan import LayerPart
 from holdfast.retention.rhythm import rhythm
@@ -61,6 +69,7 @@ class Elastic(Mechanism):
     steered: float | None = field(default=None, init=False)
     num_penalties: int = field(default=0, init=False)
     is_default: bool = field(default=False, init=False)
+    warned_of_unit: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         if self.strength is not None and self.budget is not None:
@@ -235,7 +244,10 @@ class Elastic(Mechanism):
         return self.budget is not None and self.steered is None
 
     def accepted(self, importance: Measured, *, where: str) -> Measured:
-        """Itself."""
+        """Itself; warns once of a strength that is meant for another unit."""
+        if self.strength == 1.0 and not self.warned_of_unit and (told := laplace_warning(importance, where=where)):
+            self.warned_of_unit = True
+            warnings.warn(told, stacklevel=3)
         return importance
 
     def forecast(self, importance: Measured, *, where: str) -> Measured:

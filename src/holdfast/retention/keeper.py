@@ -447,7 +447,7 @@ class Keeper(Persistent):
         return rise * (1.0 if held.nats_per_unit is None else held.nats_per_unit)
 
     def report(self) -> Report:
-        """Is it on, and does it work? Pull and pinned share are those of the last measured steps (`log_every`)."""
+        """Is it on, and does it work? Pull and pinned share are of the last measured steps (`log_every`)."""
         self._attachments.compare()
         parameters = trainable_parameters(self.model)
         in_layers, layers = shapes_of(self.held.layers), [layer.diagonal() for layer in self.held.layers.values()]
@@ -469,6 +469,8 @@ class Keeper(Persistent):
             predicted_rise=self.predicted_rise() if self.mechanism.anchored else None,
             rise_unit=rise_unit(self.held),
             scatter=self.held.scatter,
+            budget=self.mechanism.budget,
+            anchored=self.mechanism.anchored,
             skills=tuple((skill.increment, skill.rise, skill.budget) for skill in self.skills),
             remarks=tuple(self._remarks(parameters)) if self.held.num_tasks else (),
         )

@@ -87,6 +87,27 @@ def in_nats(importance: Measured, *, where: str) -> Measured:
     return importance if importance.info.nats_per_unit == 1 else importance * importance.info.nats_per_unit
 
 
+def laplace_warning(importance: Measured, *, where: str) -> str:
+    """What to say of a strength of 1.0, which is meant for nats, over an importance in another unit; else empty."""
+    info = importance.info
+    if info.nats_per_unit == 1 or info.unit == "1" or info.unit.startswith(_FISHER):
+        return ""  # of the user's own, whoever made them knows the unit
+    remedy = (
+        f"strength={info.nats_per_unit:.3g} is the same in its unit"
+        if info.nats_per_unit is not None
+        else "hf.calibrated(model, importance, data) measures what it is in its unit: strength=found.info.nats_per_unit"
+    )
+    return (
+        f"{where}: a strength of 1.0 is meant for importances in nats, and the unit of this {info.kind!r} importance "
+        f"is {info.unit}: it may freeze the model, or hold nothing. {remedy}. Or try others by factors of ten on "
+        "validation data, or build the keeper with budget= and retain with probes."
+    )
+
+
+_FISHER = "nats/weight^2"
+"""The unit of 1.0 = 1.0 nats, whatever it was multiplied with by somebody who knows."""
+
+
 def own_weights_warning(kind: str, key: str | None = None) -> str:
     """What to say of an optimizer that keeps weights beside the model's, in its state under `key` if known."""
     state = "" if key is None else f", in its state under {key!r},"

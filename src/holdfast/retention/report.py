@@ -30,10 +30,12 @@ class Report:
         mechanism: "EWC" or "WVA".
         num_tasks: tasks closed with `retain`.
         num_steps: optimizer steps that were held back since the last task was closed.
-        strength: the strength; under a budget the multiplier that stood in its place in the last step.
+        strength: the strength; under a budget the multiplier that stood in its place in the last step, 0 where nothing
+            had to be taken back.
         protected: share of the model's trainable weights with an importance above zero, 0..1.
-        pinned: share of the protected weights that the last measured step took back by more than half, 0..1;
-            None before a step was measured, and for pulls that are not implicit.
+        pinned: share of the protected weights that the last measured step took back by more than half, 0..1: of the
+            way to their anchors or, where there are none, as under WVA, of what the step added, so that they are
+            slowed; None before a step was measured, and for pulls that are not implicit.
         pull_ratio: length of the pull over the length of the task's step, in the last measured step; likewise None
             before one.
         predicted_rise: what the old tasks' loss has risen by the quadratic model, in `rise_unit`.
@@ -45,6 +47,8 @@ class Report:
         remarks: what deserves a look, such as parameters and statistics that nothing holds, or a budget that is not
             kept.
         scatter: of made-up lessons, the factor within which the real rise was as foreseen; else None.
+        budget: in nats per target, in place of a strength; None under a strength.
+        anchored: whether weights are pulled to anchors, and not slowed alone.
     """
 
     mechanism: str
@@ -59,6 +63,8 @@ class Report:
     skills: tuple[tuple[float, float, float | None], ...] = ()
     remarks: tuple[str, ...] = ()
     scatter: float | None = None
+    budget: float | None = None
+    anchored: bool = True
 
     def __str__(self) -> str:
         """One line, the one that is logged."""
@@ -66,11 +72,14 @@ class Report:
             return f"{self.mechanism}: off, no task is retained yet"
         parts = [f"{self.mechanism}: {counted(self.num_tasks, 'task')} held"]
         parts.append(counted(self.num_steps, "step"))
-        if self.strength is not None:
+        if self.budget is not None:
+            parts.append(f"budget {self.budget:g} nats" + (f" (strength {self.strength:.4g})" if self.strength else ""))
+        elif self.strength is not None:
             parts.append(f"strength {self.strength:.4g}")
         parts.append(f"{self.protected:.1%} of the weights protected")
         if self.pinned is not None:
-            parts.append(f"{self.pinned:.1%} of them pinned")
+            how = "pinned" if self.anchored else "slowed to less than half"
+            parts.append(f"{self.pinned:.1%} of them {how}")
         if self.pull_ratio is not None:
             parts.append(f"pull / task step {self.pull_ratio:.3g}")
         if self.predicted_rise is not None:

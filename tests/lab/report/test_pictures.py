@@ -36,3 +36,13 @@ def test_any_number_of_tasks_and_no_spread(num_tasks: int, tmp_path: Path):
     found = drawn(tmp_path, result(num_tasks=num_tasks), result("none", num_tasks=num_tasks))
     assert "strength.png" not in found
     assert all(path.stat().st_size > 1000 for path in found.values())
+
+
+@pytest.mark.parametrize("kept", [0.2, 0.95])
+def test_a_budget_is_drawn_at_no_strength(kept: float, tmp_path: Path):
+    """Where it is better than every strength the line says so, and no point of it is ringed."""
+    runs = [result(strength=x, budget=None, kept=0.5) for x in (1.0, 10.0)]
+    runs += [result(strength=None, budget=0.05, kept=kept), result("wva-fisher", strength=3.0)]
+    text = drawn(tmp_path, *runs)["strength.svg"].read_text()
+    assert ("EWC Fisher, budget 0.05" in text) == (kept == 0.95)
+    assert "EWC Fisher" in text

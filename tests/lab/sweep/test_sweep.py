@@ -194,6 +194,11 @@ def test_tpe_draws_between_the_bounds_as_many_settings_as_asked_for(tmp_path):
         ({"strengths": (0.0, 1.0)}, r"sweep: strengths are 0.0 1.0; expected numbers above 0, ", {"strengths": (1.0,)}),
         ({"settings": {"budget": 0.1}}, r"sweep: budget takes the strength's place, ", {"settings": {}}),
         ({"sampler": "tpe"}, r"sweep: trials belong to sampler tpe, which needs them\. Give both", {"trials": 3}),
+        (
+            {"sampler": "tpe", "trials": 3, "refine": True},
+            r"sweep: refine goes on next to the best strength of a grid, .* Leave refine out, and give more trials",
+            {"refine": False, "trials": 5},
+        ),
         ({"trials": 3}, r"sweep: trials belong to sampler tpe", {"sampler": "tpe"}),
         ({"optimizers": ("sdg",)}, r"unknown optimizer 'sdg'\. Did you mean 'sgd'\?", {"optimizers": ("sgd",)}),
     ],

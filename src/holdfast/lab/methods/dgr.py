@@ -105,6 +105,11 @@ class DGR(Learner):
         """For what holds the solver; the replayed inputs of the step do not come again."""
         self.holding.after_step(inputs, targets, columns)
 
+    @property
+    def steadier(self) -> str:
+        """That of what holds the solver."""
+        return self.holding.steadier
+
     def close_task(self, examples: Examples, *, classes: tuple[int, ...] | None, task: int) -> None:
         """Freeze the scholar; measure what solver and generator must keep, where they are held.
 

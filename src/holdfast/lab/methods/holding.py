@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from inspect import signature
 from typing import Any, assert_never
@@ -21,7 +22,6 @@ from holdfast.lab.methods.options import MethodOptions, accumulation
 from holdfast.lab.methods.registry import Method
 from holdfast.lab.streams import Examples
 from holdfast.lab.training import Losses, task_loss
-from holdfast.likelihoods import Categorical
 from holdfast.records import Importance
 from holdfast.retention import EWC, WVA, Keeper
 from holdfast.tensors import prefixed, under
@@ -77,14 +77,29 @@ class KeeperLearner(Learner):
         importance = self._importance(examples, classes, task)
         if (budget := self.options.budget) is not None and importance.info.nats_per_unit is None:
             importance = self._calibrated(importance, examples, classes, task, budget=budget)
-        self.keeper.retain(importance)
+        with warnings.catch_warnings():  # a protocol's strength is chosen for its importance, whatever the unit
+            warnings.filterwarnings(
+                "ignore", message=r"EWC\.retain: a strength of 1\.0 is meant for importances in nats"
+            )
+            self.keeper.retain(importance)
+
+    @property
+    def steadier(self) -> str:
+        """Beside an explicit pull the implicit one; beside WVA nothing, and why; nothing before a task is held."""
+        if self.keeper.held.num_tasks == 0:
+            return ""
+        if self.method.mechanism == "wva":
+            return ": WVA slows the important weights, and all others move at the full rate"
+        if self.options.pull == "implicit":
+            return ""
+        return f', or use pull="implicit": pull="{self.options.pull}" diverges where lr * strength * importance > 2'
 
     def report(self) -> str:
         """Is it on, and does it work?"""
         return str(self.keeper.report())
 
     def _importance(self, examples: Examples, classes: tuple[int, ...] | None, task: int) -> AnyImportance:
-        options, model, loss = self.options, self.model, Categorical(classes)
+        options, model, loss = self.options, self.model, self.likelihood_of(classes)
         match self.method.importance:
             case "fisher":
                 batched = options.fisher == "batched"
@@ -130,7 +145,7 @@ class KeeperLearner(Learner):
             self.model,
             importance,
             examples.batches(_LESSON_BATCH, generator=torch.Generator().manual_seed(seed)),
-            loss=Categorical(classes),
+            loss=self.likelihood_of(classes),
             budget=budget,
             optimizer=lambda parameters: kind(parameters, **settings),
             seed=seed,

@@ -16,7 +16,6 @@ from holdfast.lab.methods.columns import of_columns
 from holdfast.lab.methods.learner import Learner
 from holdfast.lab.methods.options import MethodOptions
 from holdfast.lab.streams import Examples
-from holdfast.likelihoods import Categorical
 from holdfast.records import Importance
 from holdfast.retention import EWC
 from holdfast.tensors import trainable_parameters
@@ -114,7 +113,7 @@ class MomentMatching(Learner):
         options = self._options
         data = examples.batches(128) if options.fisher == "batched" else examples
         seed = options.seed + 1000 * task
-        return fisher(self.model, data, kind=options.fisher, loss=Categorical(classes), seed=seed)
+        return fisher(self.model, data, kind=options.fisher, loss=self.likelihood_of(classes), seed=seed)
 
     @torch.no_grad()
     def _put(self, weights: Mapping[str, Tensor]) -> None:

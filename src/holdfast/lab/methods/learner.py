@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from holdfast.choices import check_choices
 from holdfast.lab.streams import Examples
 from holdfast.lab.training import Losses, task_loss
+from holdfast.likelihoods import Categorical, Likelihood
 from holdfast.likelihoods.masks import Mask, Scenario
 
 
@@ -72,6 +73,7 @@ class Learner:
         model: what is trained and tested; a method may wrap the model it was given.
         needs_past_data: whether a task is trained on the data of all tasks so far.
         replays: whether its loss meets examples of earlier tasks: `columns` then has rows for their classes too.
+        likelihood: what importances are measured by; None: `Categorical`, over the classes of the task.
     """
 
     needs_past_data: ClassVar[bool] = False
@@ -79,6 +81,7 @@ class Learner:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
+        self.likelihood: Likelihood | None = None
 
     def attach(self, optimizer: Optimizer) -> None:
         """Act on this optimizer's steps from now on, in place of any other's."""
@@ -113,6 +116,15 @@ class Learner:
     def evaluating(self, task: int) -> AbstractContextManager[None]:
         """Around a measurement on a task; for models that differ from task to task."""
         return nullcontext()
+
+    @property
+    def steadier(self) -> str:
+        """What helps beside a lower learning rate where training has diverged; see `training.divergence`."""
+        return ""
+
+    def likelihood_of(self, classes: tuple[int, ...] | None) -> Likelihood:
+        """What the importance of a task of these classes is measured by."""
+        return Categorical(classes) if self.likelihood is None else self.likelihood
 
     def report(self) -> str:
         """One line on what holds the old tasks; empty where there is nothing to say."""

@@ -133,7 +133,7 @@ def strength_plot(section: Section) -> Plot | None:
             members = [(group, scale.at(strength_of(group) or 0.0)) for group in family.by_strength]
             chosen = family.best.settings
             lines.append((family.label, [_at_strength(g, x, g.settings == chosen) for g, x in members]))
-        elif strength_of(family.best) is None and family.best.settings.get("budget") is None:
+        elif family.has_no_hold:
             estimate = final(family.best)
             title = f"{family.label}: {percent(estimate)}"
             lines.append((family.label, [CurvePoint(x, Estimate(estimate.mean), title) for x in (0.0, 100.0)]))

@@ -34,6 +34,11 @@ class Family:
         """The members that have a strength, ascending."""
         return sorted((group for group in self.members if strength_of(group) is not None), key=_rank)
 
+    @property
+    def has_no_hold(self) -> bool:
+        """Whether there is neither a strength nor a budget, as of the ceiling and the floor."""
+        return all(self.best.settings.get(name) is None for name in _TUNED)
+
 
 def families(groups: Sequence[RunGroup]) -> list[Family]:
     """The families of groups of one stream and scenario, in the order of the groups."""

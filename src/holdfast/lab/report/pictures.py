@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from holdfast.lab.canvas import FONT, GRID, INK, MUTED, axes_at, new_figure, write_picture
 from holdfast.lab.escaping import picture_text
-from holdfast.lab.groups import RunGroup
+from holdfast.lab.groups import RunGroup, setting_text
 from holdfast.lab.plots import (
     accuracy_curves,
     accuracy_matrices,
@@ -93,7 +93,7 @@ def strengths(section: Section, path: str | os.PathLike[str]) -> Path:
     What has no strength, the ceiling and the floor, is a level line.
     """
     searched = section.searched
-    level = [family for family in section.families if strength_of(family.best) is None]
+    level = [family for family in section.families if family.has_no_hold]
     scale = StrengthScale([strength_of(group) or 0.0 for family in searched for group in family.by_strength])
     width, height = 5.4, max(3.6, 0.19 * (len(searched) + len(level)))
     margin = 0.5 + 0.072 * max(len(family.label) + 6 for family in (*searched, *level))
@@ -108,10 +108,13 @@ def strengths(section: Section, path: str | os.PathLike[str]) -> Path:
         places = [scale.place(strength_of(group) or 0.0) for group in family.by_strength]
         means, halves = [e.mean for e in estimates], [e.half_width or 0.0 for e in estimates]
         axes.errorbar(places, means, yerr=halves, **look, linewidth=1.6, elinewidth=0.8, markersize=4.5, clip_on=True)
-        best = family.by_strength.index(next(g for g in family.by_strength if g.settings == family.best.settings))
         ring: dict[str, Any] = {"markersize": 11, "markerfacecolor": "none", "markeredgecolor": look["color"]}
-        axes.plot(places[best], means[best], marker="o", linestyle="", **ring, clip_on=False, zorder=4)
-        ends.append((family.best, places[-1], means[-1], f"{family.label}  {100 * means[best]:.1f}"))
+        for place, mean, group in zip(places, means, family.by_strength, strict=True):
+            if group.settings == family.best.settings:  # none, where a budget is best
+                axes.plot(place, mean, marker="o", linestyle="", **ring, clip_on=False, zorder=4)
+        budget = family.best.settings.get("budget")
+        by = "" if budget is None else f", {setting_text('budget', budget)}"
+        ends.append((family.best, places[-1], means[-1], f"{family.label}{by}  {100 * final(family.best).mean:.1f}"))
     for family in level:
         mean = final(family.best).mean
         axes.axhline(mean, **{**stroke(family.best), "marker": ""}, linewidth=1.4, zorder=1)

@@ -130,7 +130,7 @@ class Board:
 
     def refine(self) -> bool:
         """Queue strengths next to the best, when all trials have ended; returns whether there are any."""
-        if not self.space.refine or not any(choice.strength for choice in self.space.grid(self.method)):
+        if not self.space.refines(self.method):
             return False
         found = self.findings()
         whole = [finding for finding in found if finding.state == "complete"]

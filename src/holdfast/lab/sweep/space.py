@@ -55,7 +55,8 @@ class Space:
         sampler: "grid": all combinations; "tpe": Optuna's tree-structured Parzen estimator, between the smallest and
             the largest of strengths and lrs.
         trials: how many settings of each method "tpe" tries.
-        refine: go on next to the best strength, by half decades and less, until that gains less than the noise.
+        refine: go on next to the best strength of a grid, by half decades and less, until that gains less than the
+            noise.
         prune: give up a setting that is hopeless in the middle of a run.
 
     Raises:
@@ -94,6 +95,11 @@ class Space:
             raise OptionError("sweep: budget takes the strength's place, which a sweep is to find. Use holdfast run.")
         if (self.sampler == "tpe") != (self.trials is not None):
             raise OptionError("sweep: trials belong to sampler tpe, which needs them. Give both or neither.")
+        if self.sampler == "tpe" and self.refine:
+            raise OptionError(
+                "sweep: refine goes on next to the best strength of a grid, and sampler tpe looks for the best itself, "
+                "in as many trials as it is given. Leave refine out, and give more trials."
+            )
         for method in self.methods:
             for choice in self.grid(method):
                 self.config(method, choice, seed=self.seeds[0])  # raises on what no run can be made of
@@ -106,6 +112,10 @@ class Space:
             strengths = self.strengths or (usual.strength,)
         optimizers, lrs = self.optimizers or (usual.optimizer,), self.lrs or (usual.lr,)
         return [Choice(*values) for values in product(optimizers, map(float, lrs), strengths)]
+
+    def refines(self, method: str) -> bool:
+        """Whether strengths next to the best of a method are tried, too."""
+        return self.refine and any(choice.strength for choice in self.grid(method))
 
     def config(self, method: str, choice: Choice, *, seed: int) -> RunConfig:
         """One run."""

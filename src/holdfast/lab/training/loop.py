@@ -58,6 +58,7 @@ def train_epoch(
     after_step: AfterStep | None = None,
     loss: Loss | None = None,
     clip: float | None = None,
+    steadier: str = "",
 ) -> float:
     """Pass once over the examples in an order that `seed` decides, one optimizer step a batch.
 
@@ -75,6 +76,7 @@ def train_epoch(
         after_step: called with the batch of the step, after it.
         loss: takes the place of `task_loss` on the model; its second value is added before the backward pass.
         clip: gradients are scaled down to this norm over all parameters; None: they are not.
+        steadier: what else than a lower learning rate helps where training diverges; see `divergence`.
 
     Returns:
         The mean of the task's loss over the steps, in nats.
@@ -105,11 +107,25 @@ def train_epoch(
             after_step(inputs, targets, columns)
     mean = float(torch.stack(losses).mean())
     if not math.isfinite(mean):
-        raise NotFiniteError(
-            f"train_epoch: the training loss is {mean} after {len(losses)} steps: training has diverged. "
-            'Lower the learning rate, or use pull="implicit" if an explicit pull was chosen.'
-        )
+        rate = max(group["lr"] for group in optimizer.param_groups)
+        raise divergence(mean, where="train_epoch", when=f"after {len(losses)} steps", lr=rate, steadier=steadier)
     return mean
+
+
+def divergence(loss: float, *, where: str, when: str, lr: float, steadier: str = "") -> NotFiniteError:
+    """The error that says that training has diverged, and what to do.
+
+    Args:
+        loss: the mean loss that is no finite number.
+        where: for the message.
+        when: likewise, such as "after 7 steps".
+        lr: the learning rate at that time.
+        steadier: what else helps, in words that follow "Lower the learning rate, which is 0.3".
+    """
+    return NotFiniteError(
+        f"{where}: the training loss is {loss} {when}: training has diverged. Lower the learning rate, which is "
+        f"{lr:g}{steadier}."
+    )
 
 
 @torch.no_grad()
