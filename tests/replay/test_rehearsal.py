@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 
 import pytest
@@ -71,6 +72,47 @@ def test_a_rehearsed_step_is_one_on_both_losses(kind, weight):
         assert not torch.equal(weights(by_hand), before)
         train(model, optimizer, [new], steps=1)
         torch.testing.assert_close(weights(model), weights(by_hand))
+
+
+@pytest.mark.parametrize("kind", ["answers", "data"])
+@pytest.mark.parametrize("parts", [2, 4, 9])
+def test_parts_of_a_batch_are_rehearsed_one_after_the_other(kind, parts):
+    """In four steps; each with its share of the batch's gradient, so that it is there in full after them."""
+    model, by_hand, teacher = network(), network(), learned()
+    (old, *_), (new, *_) = task(0)[0], task(1)[0]
+    past = hf.probes_of(teacher, [old]) if kind == "answers" else [old]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    Rehearsal(model, past, share=0.25, weight=2.0, parts=parts).attach(optimizer)
+    steps = [(0, 0), (0, 8), (8, 8), (8, 16)] if parts == 2 else [(0, 4), (4, 8), (8, 12), (12, 16)]
+    for start, stop in steps * 2:
+        inputs, labels = old[0][start:stop], old[1][start:stop]
+        loss = F.cross_entropy(by_hand(new[0]), new[1])
+        if kind == "answers":
+            p, q = teacher(inputs).detach().log_softmax(1), by_hand(inputs).log_softmax(1)
+            loss = loss + 2 * F.kl_div(q, p, log_target=True, reduction="sum") / 16
+        else:
+            loss = loss + 2 * F.cross_entropy(by_hand(inputs), labels, reduction="sum") / 16
+        gradients = torch.autograd.grad(loss, list(by_hand.parameters()))
+        with torch.no_grad():
+            for parameter, gradient in zip(by_hand.parameters(), gradients):
+                parameter -= 0.1 * gradient
+        train(model, optimizer, [new], steps=1)
+        torch.testing.assert_close(weights(model), weights(by_hand))
+
+
+def test_of_a_batch_with_fewer_examples_than_parts_each_is_rehearsed_once():
+    model = network()
+    inputs, labels = task(0)[0][0]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    rehearsal = Rehearsal(model, [(inputs[:3], labels[:3])], share=0.2, parts=5).attach(optimizer)
+    seen = []
+    for _ in range(5):
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        seen.append(rehearsal.last_loss)
+    assert seen.count(0.0) == 2
+    assert all(loss is not None and math.isfinite(loss) for loss in seen)
 
 
 @pytest.mark.parametrize("kind", ["answers", "data"])
@@ -369,6 +411,11 @@ def test_what_it_refuses():
     for weight in (0, -1.0, True, "much", float("inf")):
         with pytest.raises(OptionError, match="Rehearsal: weight="):
             Rehearsal(model, past, weight=weight)
+    for parts in (0, -1, 1.5, True, "two"):
+        with pytest.raises(OptionError, match="Rehearsal: parts="):
+            Rehearsal(model, past, parts=parts)
+    with pytest.raises(OptionError, match="parts=2, and similarity compares the examples of a batch"):
+        Rehearsal(model, hf.probes_of(model, past, loss="similarity"), parts=2)
     with pytest.raises(OptionError, match="beside probes, which have their own"):
         Rehearsal(model, hf.probes_of(model, past), loss="categorical")
     with pytest.raises(OptionError, match=r"autocast=torch.float16, expected torch.bfloat16 or None"):

@@ -11,17 +11,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from holdfast.errors import EmptyDataError, NotFiniteError, OptionError, ParameterMismatchError, StateError
-from holdfast.likelihoods.batches import batch_copied, batch_size, batch_to, model_inputs
+from holdfast.likelihoods.batches import batch_copied, batch_size, batch_to, model_inputs, slice_batch
 from holdfast.likelihoods.forms import check_is_many, check_taken
-from holdfast.likelihoods.likelihood import Likelihood, num_targets, resolve_likelihood
+from holdfast.likelihoods.likelihood import Likelihood, Similarity, num_targets, resolve_likelihood
 from holdfast.likelihoods.shift import decided
 from holdfast.probes import Probes
+from holdfast.probes.probes import Probe
 from holdfast.replicas import Replicas
 from holdfast.steps import StepHooks, bare_optimizer, is_skipped
 from holdfast.tensors import all_parameters, trainable_parameters, unwrap
-
-_Term = Callable[[nn.Module, torch.device], Tensor]
-"""The mean loss over the targets of one batch of the past, with its graph."""
 
 
 class Rehearsal:
@@ -57,6 +55,11 @@ class Rehearsal:
         share: of batches that are of the past, above 0 and at most 1; as large as the new ones, they take that share of
             the time.
         weight: of the past in a rehearsed step, above 0.
+        parts: into which every batch of the past is cut, at most n: they are rehearsed one after the other, evenly over
+            the n steps, each with its share of the batch's gradient. That costs what whole batches cost, and many small
+            gradients disturb the new task less than a large one now and then, above all under Adam, which divides by
+            the root of their mean square. 1: whole, as what compares examples needs them (similarity, batch norm in
+            training mode).
         loss: of old data, as for `fisher`; none with `Probes`, which have one.
         autocast: torch.bfloat16 to run the model in, or None for the dtype of its weights.
         seed: of the orders.
@@ -65,6 +68,7 @@ class Rehearsal:
         every: n.
         num_steps: steps that were counted so far; set it, or load a state, to go on where another training stopped.
         last_loss: of the last rehearsed batch, in nats per target, its mean over replicas; None before one.
+        parts: as given, and at most n.
         model, weight, autocast: as given.
 
     Raises:
@@ -84,6 +88,7 @@ class Rehearsal:
         *,
         share: float = 0.1,
         weight: float = 1.0,
+        parts: int = 1,
         loss: str | Likelihood | Callable[[Any, Any], Tensor] | None = None,
         autocast: torch.dtype | None = None,
         seed: int = 0,
@@ -92,6 +97,8 @@ class Rehearsal:
             raise OptionError(f"Rehearsal: share={share!r}, expected a number above 0 and at most 1, such as 0.1.")
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
             raise OptionError(f"Rehearsal: weight={weight!r}, expected a number above 0, such as 1.0.")
+        if isinstance(parts, bool) or not isinstance(parts, int) or parts < 1:
+            raise OptionError(f"Rehearsal: parts={parts!r}, expected a whole number >= 1.")
         if autocast not in (None, torch.bfloat16):
             raise OptionError(
                 f"Rehearsal: autocast={autocast!r}, expected torch.bfloat16 or None. Float16 has no room for small "
@@ -104,19 +111,25 @@ class Rehearsal:
         if isinstance(past, Probes):
             if loss is not None:
                 raise OptionError(f"Rehearsal: loss={loss!r} beside probes, which have their own. Leave it out.")
-            self._terms = [_divergence(past, number) for number in range(len(past.batches))]
+            self._loss: Any = past.loss
+            self._past = list(past.batches)
         elif not isinstance(past, Iterable):
             raise OptionError(
                 f"Rehearsal: found a past of type {type(past).__name__}. Pass probes (those of dreams are "
                 "dreams.probes), or batches of old data."
             )
         else:
-            self._terms = _losses(model, past, resolve_likelihood(loss, where="Rehearsal"))
-        if not self._terms:
+            self._loss, self._past = _old_data(model, past, resolve_likelihood(loss, where="Rehearsal"))
+        if not self._past:
             raise EmptyDataError(
                 "Rehearsal: the past held no batch with a target. Pass probes, or batches of old data."
             )
+        if parts > 1 and isinstance(self._loss, Similarity):
+            raise OptionError(
+                f"Rehearsal: parts={parts}, and similarity compares the examples of a batch. Leave parts out."
+            )
         self.every = max(1, round(1 / share))
+        self.parts = min(parts, self.every)
         self.num_steps = 0
         self.last_loss: float | None = None
         self.autocast = autocast
@@ -126,7 +139,7 @@ class Rehearsal:
         self._order: tuple[int, list[int]] = (-1, [])
 
     def __repr__(self) -> str:
-        return f"Rehearsal({len(self._terms)} batches of the past, one every {self.every} steps)"
+        return f"Rehearsal({len(self._past)} batches of the past, one every {self.every} steps)"
 
     @property
     def group(self) -> Any:
@@ -195,11 +208,14 @@ class Rehearsal:
         model = unwrap(self.model)
         every = list(trainable_parameters(model).values())
         parameters = _trained(optimizer, every)
-        if self.num_steps % self.every or not parameters:
+        number, place = divmod(self.num_steps - 1, self.every)
+        part, following = (step * self.parts // self.every for step in (place, place + 1))
+        if part == following or not parameters:
             return
         device = parameters[0].device
+        probe = self._past[self._at(number)]
         with torch.enable_grad(), torch.autocast(device.type, self.autocast, enabled=self.autocast is not None):
-            loss = self._terms[self._at(self.num_steps // self.every - 1)](model, device)
+            loss, share = self._part(model, probe, part, device)
         (self.last_loss,) = self._replicas.agreed([float(loss.detach())])
         if not math.isfinite(self.last_loss):
             raise NotFiniteError(
@@ -208,45 +224,46 @@ class Rehearsal:
             )
         # a fused optimizer under GradScaler divides by the scale itself, inside its step
         scale = getattr(optimizer, "grad_scale", None)
-        weight = self.weight if scale is None else self.weight * float(scale)
-        loss.backward(loss.new_tensor(weight), inputs=None if len(parameters) == len(every) else parameters)
+        weight = self.weight * share if scale is None else self.weight * share * float(scale)
+        if share:
+            loss.backward(loss.new_tensor(weight), inputs=None if len(parameters) == len(every) else parameters)
         self._replicas.average_gradients(parameters)  # those of the new task are the same in all
 
+    def _part(self, model: nn.Module, probe: Probe, part: int, device: torch.device) -> tuple[Tensor, float]:
+        """The mean loss over the targets of a part of a batch, with its graph, and its share of the batch's targets."""
+        kept, answers, count = probe.batch, dict(probe.answers), probe.num_targets
+        if self.parts > 1:
+            size = batch_size(kept)
+            start, stop = (edge * size // self.parts for edge in (part, part + 1))
+            kept = slice_batch(kept, start, stop, lists=True)
+            answers = {name: answer[start:stop] for name, answer in answers.items()}
+            count = num_targets(self._loss, kept) if stop > start else 0
+        if not count:  # of a batch with fewer examples than parts, or of none that count
+            return torch.zeros((), device=device, dtype=torch.float32), 0.0
+        batch = batch_to(kept, device)
+        outputs = _outputs(model, batch)
+        if answers:
+            found = self._loss.divergence(outputs, batch_to(answers, device), batch)
+        else:
+            found = self._loss.nll(outputs, batch)
+        return found.sum() / count, count / probe.num_targets
+
     def _at(self, number: int) -> int:
-        """Which batch the rehearsed step of this number takes."""
-        epoch, place = divmod(number, len(self._terms))
+        """Which batch the rehearsal of this number takes."""
+        epoch, place = divmod(number, len(self._past))
         if self._order[0] != epoch:
             generator = torch.Generator().manual_seed(self._seed + epoch)
-            self._order = (epoch, torch.randperm(len(self._terms), generator=generator).tolist())
+            self._order = (epoch, torch.randperm(len(self._past), generator=generator).tolist())
         return self._order[1][place]
 
 
-def _divergence(past: Probes, number: int) -> _Term:
-    probe, compared = past.batches[number], past.loss
-
-    def term(model: nn.Module, device: torch.device) -> Tensor:
-        batch = batch_to(probe.batch, device)
-        outputs = _outputs(model, batch)
-        return compared.divergence(outputs, batch_to(probe.answers, device), batch).sum() / probe.num_targets
-
-    return term
-
-
-def _losses(model: nn.Module, data: Iterable[Any], likelihood: Likelihood) -> list[_Term]:
+def _old_data(model: nn.Module, data: Iterable[Any], likelihood: Likelihood) -> tuple[Likelihood, list[Probe]]:
     past = [batch_copied(batch) for batch in data if batch_size(batch)]
     for batch in past:
         check_taken(model, batch, where="Rehearsal")
         likelihood = decided(likelihood, model, batch)  # the first that shows something
-
-    def term_of(kept: Any, count: int) -> _Term:
-        def term(model: nn.Module, device: torch.device) -> Tensor:
-            batch = batch_to(kept, device)
-            return likelihood.nll(_outputs(model, batch), batch).sum() / count
-
-        return term
-
-    counted = [(batch, num_targets(likelihood, batch)) for batch in past]
-    return [term_of(batch, count) for batch, count in counted if count]
+    counted = [Probe(batch, {}, num_targets(likelihood, batch)) for batch in past]
+    return likelihood, [probe for probe in counted if probe.num_targets]
 
 
 def _outputs(model: nn.Module, batch: Any) -> Any:
