@@ -31,7 +31,7 @@ AVERAGING, ALONE, INFORMED = "averaging", "rewind", "rewind, importance"
 NUM_MEASURED, NUM_HELD_OUT, NUM_INTENTS = 512, 256, 1000
 """Of the encoder: sentences that each importance is of, test sentences that its rise is of, and intents tested."""
 
-Figures = Callable[[], dict[str, float]]
+LossFigures = Callable[[], dict[str, float]]
 
 
 def digits(
@@ -66,7 +66,7 @@ def frontier(
     importance: AnyImportance,
     budgets: Sequence[float],
     shares: Sequence[float],
-    figures: Figures,
+    figures: LossFigures,
 ) -> dict[str, Any]:
     """What every way back keeps.
 
@@ -183,7 +183,7 @@ def _importance(folder: Path, size: str) -> AnyImportance:
     )
 
 
-def _learner(story: Encoder, seed: int) -> tuple[LanguageModel, LanguageModel, Figures]:
+def _learner(story: Encoder, seed: int) -> tuple[LanguageModel, LanguageModel, LossFigures]:
     """Copies of the encoder under one head for similarities and one for intents, and what measures both on test data.
 
     "rise" is of the single test sentences against the ready encoder's similarities, "old" Spearman's correlation.

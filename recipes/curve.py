@@ -14,7 +14,7 @@ from recipes.findings import (
     percent,
     points,
 )
-from recipes.lines import RecipeLine, Reference, Size, around
+from recipes.lines import CitedFigure, RecipeLine, Size, around
 from recipes.pictures import beside
 from recipes.verdict import above, stand_text
 
@@ -77,8 +77,8 @@ def curve(size: Size) -> Recipe:
     )
 
 
-def _reference(method: str) -> Reference | None:
-    return Reference(_REFERENCE[method], kind="program", seeds=1) if method in _REFERENCE else None
+def _reference(method: str) -> CitedFigure | None:
+    return CitedFigure(_REFERENCE[method], kind="program", seeds=1) if method in _REFERENCE else None
 
 
 def _conclude(findings: RecipeFindings) -> str:

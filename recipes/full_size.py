@@ -7,7 +7,7 @@ from typing import Any
 
 from holdfast.lab.plots import accuracy_curves
 from recipes.findings import Recipe, RecipeFindings, as_groups, final, percent
-from recipes.lines import RecipeLine, Reference, Size
+from recipes.lines import CitedFigure, RecipeLine, Size
 from recipes.pictures import beside
 
 _ZENKE = "Zenke et al. 2017, arXiv 1703.04200"
@@ -19,8 +19,8 @@ _TRAINING: dict[str, Any] = {
     "batch_size": 256,
     "epochs": 20,
 }
-_PAPER = Reference(0.971, source=_ZENKE)
-_METHODS: dict[str, tuple[str, dict[str, Any], Reference | None]] = {
+_PAPER = CitedFigure(0.971, source=_ZENKE)
+_METHODS: dict[str, tuple[str, dict[str, Any], CitedFigure | None]] = {
     "EWC K-FAC": ("ewc-kfac", {"strength": 30.0, "pull_every": 25, "schedule": "constant"}, None),
     "SI, 5, cosine schedule": ("ewc-si", {"strength": 5.0, "schedule": "cosine", "si_variant": "zenke"}, _PAPER),
     "SI, 1": ("ewc-si", {"strength": 1.0, "si_variant": "zenke"}, _PAPER),

@@ -52,7 +52,7 @@ class Way:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setting:
+class LessonSetting:
     """A network and the tasks that it learns.
 
     Attributes:
@@ -91,7 +91,7 @@ class Setting:
                 assert_never(self.judged)
 
 
-def learn(setting: Setting, way: Way, seed: int, data_dir: str | None) -> dict[str, Any]:
+def learn(setting: LessonSetting, way: Way, seed: int, data_dir: str | None) -> dict[str, Any]:
     """Learn every task of a setting, as JSON values.
 
     Returns:
@@ -128,7 +128,13 @@ def learn(setting: Setting, way: Way, seed: int, data_dir: str | None) -> dict[s
 
 
 def _calibrated(
-    net: nn.Module, importance: Importance | FactoredImportance, task: Task, setting: Setting, way: Way, *, seed: int
+    net: nn.Module,
+    importance: Importance | FactoredImportance,
+    task: Task,
+    setting: LessonSetting,
+    way: Way,
+    *,
+    seed: int,
 ) -> Importance | FactoredImportance:
     """Under the way's own optimizer; what rises is looked at on validation examples."""
     shuffled = torch.Generator().manual_seed(seed)

@@ -47,7 +47,7 @@ QUICK = Size("quick", "digits", {"num_tasks": 3, "epochs": 8}, seeds=(0, 1, 2))
 
 
 @dataclass(frozen=True)
-class Reference:
+class CitedFigure:
     """Somebody else's figure of the same thing.
 
     Attributes:
@@ -109,7 +109,7 @@ class RecipeLine:
     seeds: tuple[int, ...]
     trial_seeds: tuple[int, ...] = (9,)
     trial_settings: Mapping[str, Any] = field(default_factory=dict)
-    reference: Reference | None = None
+    reference: CitedFigure | None = None
     section: str = ""
 
     def trial(self, candidate: RunConfig) -> list[RunConfig]:

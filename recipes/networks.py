@@ -21,7 +21,7 @@ from holdfast.lab.training.nets import AttentionNet, convolution_net
 from holdfast.language.batches import Example
 from holdfast.language.rows import Row, read_rows
 from recipes.elephants.gpt import LENGTH, Gpt
-from recipes.lessons import Holding, Setting
+from recipes.lessons import Holding, LessonSetting
 from recipes.lines import Size
 
 BUDGETS = (0.02, 0.05, 0.2)
@@ -33,14 +33,14 @@ INTENTS = 10
 """A task."""
 
 
-def settings_of(size: Size) -> tuple[Setting, ...]:
+def settings_of(size: Size) -> tuple[LessonSetting, ...]:
     """The networks that see images, each with its tasks."""
     full = size.name == "full"
     epochs = size.settings.get("epochs", 12)
     num_tasks = size.settings.get("num_tasks", 5)
     rates: Mapping[OptimizerName, float] = RATES if full else {"adam": RATES["adam"]}
     budgets = _budgets(size)
-    mlp = Setting(
+    mlp = LessonSetting(
         name="MLP",
         build=partial(_permuted_digits, num_tasks, size.settings.get("hidden", (300, 150))),
         tasks=f"{num_tasks} permutations of digits",
@@ -51,7 +51,7 @@ def settings_of(size: Size) -> tuple[Setting, ...]:
         ],
         epochs=epochs,
     )
-    convolution = Setting(
+    convolution = LessonSetting(
         name="ConvNet",
         build=partial(_split_digits, num_tasks),
         tasks=f"{num_tasks} pairs of digits, told as the first or the second (at higher rates fixed strengths diverge "
@@ -63,11 +63,11 @@ def settings_of(size: Size) -> tuple[Setting, ...]:
     return mlp, convolution
 
 
-def texts_of(size: Size) -> tuple[Setting, ...]:
+def texts_of(size: Size) -> tuple[LessonSetting, ...]:
     """The networks that read texts, which do not come with the package."""
     budgets = _budgets(size)
     num_tasks = min(3, size.settings.get("num_tasks", 3))
-    intents = Setting(
+    intents = LessonSetting(
         name="Transformer",
         build=partial(_intents, num_tasks),
         tasks=f"{num_tasks} times {INTENTS} intents of sentences, told as the first to the last of them (this scenario "
@@ -76,7 +76,7 @@ def texts_of(size: Size) -> tuple[Setting, ...]:
         holdings=[*budgets, ("plain", 0.0), *_strengths(10, 100, 1000, 10000, 100000)],
         epochs=6,
     )
-    gpt = Setting(
+    gpt = LessonSetting(
         name="GPT",
         build=_english_then_python,
         tasks="English, then Python",

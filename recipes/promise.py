@@ -13,7 +13,7 @@ import numpy as np
 
 from holdfast.lab.tables import Estimate
 from recipes.findings import Recipe, RecipeFindings, percent
-from recipes.lessons import Setting, Way, learn
+from recipes.lessons import LessonSetting, Way, learn
 from recipes.lines import Size
 from recipes.networks import settings_of, texts_of
 from recipes.pictures import Series, curves, strip
@@ -50,7 +50,7 @@ def promise_texts(size: Size) -> Recipe:
     )
 
 
-def _recipe(size: Size, settings: Sequence[Setting], *, name: str, title: str, seconds: float) -> Recipe:
+def _recipe(size: Size, settings: Sequence[LessonSetting], *, name: str, title: str, seconds: float) -> Recipe:
     return Recipe(
         name=name,
         title=title,
@@ -71,7 +71,7 @@ def _recipe(size: Size, settings: Sequence[Setting], *, name: str, title: str, s
     )
 
 
-def _notes(settings: Sequence[Setting]) -> str:
+def _notes(settings: Sequence[LessonSetting]) -> str:
     foreseen = (
         "Under a forecast there are no probes, and every step is bounded; a calibrated one was multiplied by the "
         "factor that `hf.calibrated` found under the same optimizer and budget, on the task's training and validation "
@@ -92,7 +92,7 @@ def _notes(settings: Sequence[Setting]) -> str:
     )
 
 
-def _told(setting: Setting) -> str:
+def _told(setting: LessonSetting) -> str:
     rates = ", ".join(f"{_TITLES[name]} {rate:g}" for name, rate in setting.rates.items())
     return (
         f"{setting.name}: {setting.tasks}; {setting.epochs} epochs a task in batches of {setting.batch_size}; {rates}."
@@ -102,7 +102,7 @@ def _told(setting: Setting) -> str:
 # --- what the runs say
 
 
-def _name(setting: Setting, way: Way) -> str:
+def _name(setting: LessonSetting, way: Way) -> str:
     return f"{setting.name}, {way}"
 
 
@@ -110,7 +110,7 @@ def _label(way: Way) -> str:
     return f"{_TITLES[way.optimizer]}, {way.held}"
 
 
-def _runs(findings: RecipeFindings, setting: Setting, way: Way) -> list[Mapping[str, Any]]:
+def _runs(findings: RecipeFindings, setting: LessonSetting, way: Way) -> list[Mapping[str, Any]]:
     """Those that are done, one a seed."""
     name = _name(setting, way)
     return [entry[name] for entry in findings.measured.values() if name in entry]
@@ -121,24 +121,24 @@ def worst(run: Mapping[str, Any]) -> list[float]:
     return [max(lesson["increments"]) for lesson in run["lessons"][1:]]
 
 
-def _new(setting: Setting, runs: Sequence[Mapping[str, Any]]) -> Estimate:
+def _new(setting: LessonSetting, runs: Sequence[Mapping[str, Any]]) -> Estimate:
     return Estimate.of([_mean(setting, [lesson["new"] for lesson in run["lessons"][1:]]) for run in runs])
 
 
-def _average(setting: Setting, runs: Sequence[Mapping[str, Any]]) -> Estimate:
+def _average(setting: LessonSetting, runs: Sequence[Mapping[str, Any]]) -> Estimate:
     return Estimate.of([_mean(setting, run[setting.judged]) for run in runs])
 
 
-def _mean(setting: Setting, values: Sequence[float]) -> float:
+def _mean(setting: LessonSetting, values: Sequence[float]) -> float:
     return geometric_mean(values) if setting.judged == "perplexity" else mean(values)
 
 
-def _merit(setting: Setting, value: float) -> float:
+def _merit(setting: LessonSetting, value: float) -> float:
     """What is the better the larger it is: an accuracy, or less the logarithm of a perplexity."""
     return -math.log(value) if setting.judged == "perplexity" else value
 
 
-def _ratios(findings: RecipeFindings, setting: Setting, way: Way) -> list[float]:
+def _ratios(findings: RecipeFindings, setting: LessonSetting, way: Way) -> list[float]:
     """Of every lesson, increment over budget."""
     return [rise / way.value for run in _runs(findings, setting, way) for rise in worst(run)]
 
@@ -156,7 +156,7 @@ def at_rise(points: Sequence[tuple[float, float]], rise: float) -> float | None:
     return max(*within, float(np.interp(np.log(rise), np.log(rises), merits)))
 
 
-def _grid(findings: RecipeFindings, setting: Setting, way: Way) -> float | None:
+def _grid(findings: RecipeFindings, setting: LessonSetting, way: Way) -> float | None:
     """The new task's merit under fixed strengths, or none, at the rise of a budget."""
     grid = [other for other in setting.ways if other.optimizer == way.optimizer]
     done = [_runs(findings, setting, other) for other in grid if other.holding in ("strength", "plain")]
@@ -168,14 +168,14 @@ def _grid(findings: RecipeFindings, setting: Setting, way: Way) -> float | None:
 # --- as it is told
 
 
-def _table(settings: Sequence[Setting], findings: RecipeFindings) -> str:
+def _table(settings: Sequence[LessonSetting], findings: RecipeFindings) -> str:
     """A table a network."""
     return "\n\n".join(
         _table_of(findings, setting) for setting in settings if any(_runs(findings, setting, w) for w in setting.ways)
     )
 
 
-def _table_of(findings: RecipeFindings, setting: Setting) -> str:
+def _table_of(findings: RecipeFindings, setting: LessonSetting) -> str:
     judged = "%" if setting.judged == "accuracy" else "perplexity"
     average = "average accuracy %" if setting.judged == "accuracy" else "perplexity of both"
     titles = ["network", "optimizer", "training", "increment, nats", f"lessons ≤ {USUAL:g} budgets", "largest / budget"]
@@ -187,7 +187,7 @@ def _table_of(findings: RecipeFindings, setting: Setting) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def _row(findings: RecipeFindings, setting: Setting, way: Way, runs: Sequence[Mapping[str, Any]]) -> list[str]:
+def _row(findings: RecipeFindings, setting: LessonSetting, way: Way, runs: Sequence[Mapping[str, Any]]) -> list[str]:
     rise, new, shares = "", "", ["", "", ""]
     if way.holding != "joint":
         rise, new = f"{_rise(runs):.3g}", _figure(setting, _new(setting, runs))
@@ -202,15 +202,15 @@ def _row(findings: RecipeFindings, setting: Setting, way: Way, runs: Sequence[Ma
     ]
 
 
-def _figure(setting: Setting, estimate: Estimate) -> str:
+def _figure(setting: LessonSetting, estimate: Estimate) -> str:
     return percent(estimate) if setting.judged == "accuracy" else estimate.text()
 
 
-def _conclude(settings: Sequence[Setting], findings: RecipeFindings) -> str:
+def _conclude(settings: Sequence[LessonSetting], findings: RecipeFindings) -> str:
     return "\n\n".join(_conclusion(findings, setting) for setting in settings)
 
 
-def _conclusion(findings: RecipeFindings, setting: Setting) -> str:
+def _conclusion(findings: RecipeFindings, setting: LessonSetting) -> str:
     budgets = [way for way in setting.ways if way.holding == "budget"]
     ratios = [ratio for way in budgets for ratio in _ratios(findings, setting, way)]
     usual = sum(ratio <= USUAL for ratio in ratios)
@@ -237,7 +237,7 @@ def _conclusion(findings: RecipeFindings, setting: Setting) -> str:
     return told + "; ".join(_averages(findings, setting, optimizer) for optimizer in setting.rates) + "."
 
 
-def _told_of_new(findings: RecipeFindings, setting: Setting, budgets: Sequence[Way]) -> str:
+def _told_of_new(findings: RecipeFindings, setting: LessonSetting, budgets: Sequence[Way]) -> str:
     """What budgets cost the new task, beside fixed strengths."""
     behind = {
         way: grid - _merit(setting, _new(setting, _runs(findings, setting, way)).mean)
@@ -257,7 +257,7 @@ def _told_of_new(findings: RecipeFindings, setting: Setting, budgets: Sequence[W
     )
 
 
-def _averages(findings: RecipeFindings, setting: Setting, optimizer: str) -> str:
+def _averages(findings: RecipeFindings, setting: LessonSetting, optimizer: str) -> str:
     """What all tasks end at, under the ways of an optimizer."""
     ways = [way for way in setting.ways if way.optimizer == optimizer]
     found = {way: _average(setting, _runs(findings, setting, way)) for way in ways}
@@ -270,7 +270,7 @@ def _averages(findings: RecipeFindings, setting: Setting, optimizer: str) -> str
 # --- as it is drawn
 
 
-def _draw(settings: Sequence[Setting], findings: RecipeFindings, folder: Path) -> list[Path]:
+def _draw(settings: Sequence[LessonSetting], findings: RecipeFindings, folder: Path) -> list[Path]:
     rows = {
         f"{setting.name}, {_label(way)}": ratios
         for setting in settings
@@ -308,7 +308,7 @@ def _draw(settings: Sequence[Setting], findings: RecipeFindings, folder: Path) -
     return pictures
 
 
-def _lines(findings: RecipeFindings, setting: Setting) -> list[Series]:
+def _lines(findings: RecipeFindings, setting: LessonSetting) -> list[Series]:
     series = []
     for label, holdings in (("budgets", ("budget",)), ("fixed strengths", ("strength", "plain"))):
         for optimizer in setting.rates:

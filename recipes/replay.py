@@ -8,7 +8,7 @@ from typing import Any
 
 from holdfast.lab.plots import accuracy_curves
 from recipes.findings import Recipe, RecipeFindings, as_groups, final, percent, points
-from recipes.lines import RecipeLine, Reference, Size
+from recipes.lines import CitedFigure, RecipeLine, Size
 from recipes.pictures import beside
 from recipes.verdict import Stand, above, stand_text, together
 
@@ -30,7 +30,7 @@ def dgr(size: Size) -> Recipe:
             label=f"{label}, {scenario}",
             candidates=(_sized(size).config("split", method, scenario=scenario),),
             seeds=seeds[scenario],
-            reference=Reference(figures[number], source=_AUTHORS),
+            reference=CitedFigure(figures[number], source=_AUTHORS),
             section=f"{scenario}-incremental",
         )
         for number, scenario in enumerate(_SCENARIOS)

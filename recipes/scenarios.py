@@ -8,7 +8,7 @@ from pathlib import Path
 from holdfast.lab.methods import METHODS
 from holdfast.lab.tables import Estimate
 from recipes.findings import Answer, Recipe, RecipeFindings, final, percent, points
-from recipes.lines import RecipeLine, Reference, Size, around
+from recipes.lines import CitedFigure, RecipeLine, Size, around
 from recipes.pictures import beside
 from recipes.verdict import Stand, above, stand_text, together
 from recipes.which_fisher import TRAINING
@@ -51,7 +51,7 @@ def scenarios(size: Size) -> Recipe:
                     label=f"{label}, {scenario}",
                     candidates=around(base, (0.01, 0.1, 1, 10, 100)) if choose else (base,),
                     seeds=size.num_seeds(5),
-                    reference=Reference(figures[number], source=source) if figures else None,
+                    reference=CitedFigure(figures[number], source=source) if figures else None,
                     section=f"{scenario}-incremental",
                 )
             )

@@ -16,7 +16,7 @@ from holdfast.lab.tables import Estimate
 from holdfast.lab.training import OptimizerName, build_net
 from holdfast.retention.ewc import BUDGET
 from recipes.findings import Recipe, RecipeFindings, percent
-from recipes.lessons import Holding, Setting, Way, learn
+from recipes.lessons import Holding, LessonSetting, Way, learn
 from recipes.lines import Size
 from recipes.pictures import Series, curves
 from recipes.promise import SHARE, USUAL, worst
@@ -52,11 +52,11 @@ def untuned(size: Size) -> Recipe:
     )
 
 
-def settings_of(size: Size) -> tuple[Setting, ...]:
+def settings_of(size: Size) -> tuple[LessonSetting, ...]:
     """Both networks, each with its tasks; small, the one on digits alone."""
     epochs = size.settings.get("epochs")
     holdings: list[tuple[Holding, float]] = [("budget", BUDGET)]
-    digits = Setting(
+    digits = LessonSetting(
         name="digits",
         build=partial(_digits, size),
         tasks="pixels permuted",
@@ -64,7 +64,7 @@ def settings_of(size: Size) -> tuple[Setting, ...]:
         holdings=holdings,
         epochs=epochs or 12,
     )
-    mnist = Setting(
+    mnist = LessonSetting(
         name="MNIST",
         build=_mnist,
         tasks="pixels permuted",
@@ -88,17 +88,19 @@ def _mnist(seed: int, data_dir: str | None) -> tuple[nn.Module, list[Task]]:
     return net, list(stream)
 
 
-def _name(setting: Setting, way: Way) -> str:
+def _name(setting: LessonSetting, way: Way) -> str:
     return f"{setting.name}, {way.optimizer}"
 
 
-def _runs(findings: RecipeFindings, setting: Setting, way: Way) -> list[Mapping[str, Any]]:
+def _runs(findings: RecipeFindings, setting: LessonSetting, way: Way) -> list[Mapping[str, Any]]:
     """Those that are done, one a seed."""
     name = _name(setting, way)
     return [entry[name] for entry in findings.measured.values() if name in entry]
 
 
-def _done(findings: RecipeFindings, settings: Sequence[Setting]) -> list[tuple[Setting, Way, list[Mapping[str, Any]]]]:
+def _done(
+    findings: RecipeFindings, settings: Sequence[LessonSetting]
+) -> list[tuple[LessonSetting, Way, list[Mapping[str, Any]]]]:
     pairs = [(setting, way) for setting in settings for way in setting.ways]
     return [(setting, way, runs) for setting, way in pairs if (runs := _runs(findings, setting, way))]
 
@@ -112,7 +114,7 @@ def _ratios(runs: Sequence[Mapping[str, Any]]) -> list[float]:
     return [rise / BUDGET for run in runs for rise in worst(run)]
 
 
-def _table(settings: Sequence[Setting], findings: RecipeFindings) -> str:
+def _table(settings: Sequence[LessonSetting], findings: RecipeFindings) -> str:
     titles = ["tasks", "optimizer", "average accuracy %", "asked for %", "new task %", "first task at the end %"]
     rows = [[*titles, f"lessons ≤ {USUAL:g} budgets", "largest / budget", "seeds"], [":--"] * 2 + ["--:"] * 7]
     for setting, way, runs in _done(findings, settings):
@@ -126,7 +128,7 @@ def _table(settings: Sequence[Setting], findings: RecipeFindings) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def _conclude(settings: Sequence[Setting], findings: RecipeFindings) -> str:
+def _conclude(settings: Sequence[LessonSetting], findings: RecipeFindings) -> str:
     told = []
     for setting, way, runs in _done(findings, settings):
         average, asked = _average(runs), _ASKED[setting.name]
@@ -145,7 +147,7 @@ def _conclude(settings: Sequence[Setting], findings: RecipeFindings) -> str:
     return " ".join(told)
 
 
-def _draw(settings: Sequence[Setting], findings: RecipeFindings, folder: Path) -> list[Path]:
+def _draw(settings: Sequence[LessonSetting], findings: RecipeFindings, folder: Path) -> list[Path]:
     series = []
     for setting, way, runs in _done(findings, settings):
         tasks = range(1, len(runs[0]["accuracy"]) + 1)

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from typing import Literal
 
 from holdfast.lab.tables import Estimate
-from recipes.lines import Reference
+from recipes.lines import CitedFigure
 
 Verdict = Literal["reproduced", "better", "not reached"]
 Stand = Literal["agrees", "disagrees", "open"]
@@ -27,7 +27,7 @@ PROGRAM_NOTE = (
 )
 
 
-def verdict(ours: Estimate, printed: Reference) -> Verdict:
+def verdict(ours: Estimate, printed: CitedFigure) -> Verdict:
     """Whether our interval meets, exceeds or misses the printed one."""
     reach = min(_half(ours.half_width), WIDEST) + (printed.spread or TOLERANCE)
     difference = ours.mean - printed.figure

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.findings import Answer, Recipe, RecipeFindings, final, points
-from recipes.lines import RecipeLine, Reference, Size, around
+from recipes.lines import CitedFigure, RecipeLine, Size, around
 from recipes.pictures import beside
 from recipes.verdict import above, equivalent
 
@@ -14,11 +14,11 @@ SOURCE = "van de Ven, ICLR blog 2025, arXiv 2502.11756"
 TRAINING = {"hidden": (400, 400), "slope": 0.0, "optimizer": "adam", "lr": 1e-3, "importance_data": "train"}
 
 
-def _printed(figure: float, spread: float) -> Reference:
-    return Reference(figure, spread, source=SOURCE, seeds=30)
+def _printed(figure: float, spread: float) -> CitedFigure:
+    return CitedFigure(figure, spread, source=SOURCE, seeds=30)
 
 
-_KINDS: dict[str, tuple[dict[str, Any], Reference]] = {
+_KINDS: dict[str, tuple[dict[str, Any], CitedFigure]] = {
     "exact": ({"fisher": "exact", "strength": 1e4}, _printed(0.9912, 0.0016)),
     "exact on 500": ({"fisher": "exact", "strength": 1e4, "importance_examples": 500}, _printed(0.9893, 0.0015)),
     "sampled": ({"fisher": "sampled", "strength": 1e8}, _printed(0.9912, 0.0012)),

@@ -139,6 +139,28 @@ def test_only_declared_packages_are_imported():
     assert not found, "\n".join(found)
 
 
+def types_of(tree: ast.Module) -> Iterator[str]:
+    """Names of the classes and of the type aliases that a module defines."""
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Assign) and isinstance(target := node.targets[0], ast.Name):
+            if not target.id.isupper() and target.id.lstrip("_")[:1].isupper():
+                yield target.id
+
+
+def test_a_name_of_a_type_has_one_meaning():
+    """Of both packages; the callbacks of two trainers bear one name by intent."""
+    found: dict[str, list[str]] = {}
+    for path in [*sources(), *(ROOT / "recipes").rglob("*.py")]:
+        for name in types_of(ast.parse(path.read_text(encoding="utf-8"))):
+            found.setdefault(name, []).append(str(path.relative_to(ROOT)))
+    twice = {name: paths for name, paths in found.items() if len(paths) > 1}
+    callbacks = {"HoldfastCallback", "RehearsalCallback"}
+    assert twice.keys() - callbacks == set(), twice
+    assert callbacks <= found.keys()
+
+
 def test_nothing_is_pickled():
     found = []
     for path in sources():

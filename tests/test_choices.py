@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 import torch
-from recipes.lines import Reference, Size
+from recipes.lines import CitedFigure, Size
 from torch import nn
 
 import holdfast as hf
@@ -98,7 +98,7 @@ USES: dict[Any, Callable[..., Any]] = {
     GenerationConfig: lambda **given: GenerationConfig(stream="digits-generation", method="none", **given),
     GenerationStream: lambda **given: GenerationStream("", **{"images": "digits", "defaults": {}, **given}),
     Size: lambda **given: Size("small", settings={}, **given),
-    Reference: lambda **given: Reference(0.9, **given),
+    CitedFigure: lambda **given: CitedFigure(0.9, **given),
     Space: lambda **given: Space(stream="split-digits", methods=("none",), **given),
     masks.active_classes: lambda mask: masks.active_classes(mask, [(0, 1), (2, 3)], 1),
     scholar.replay_heads: lambda mask: scholar.replay_heads(mask, [(0, 1), (2, 3)], 1),

@@ -22,9 +22,9 @@ from holdfast.language.encoders import SentenceClassifier, SentenceEncoder
 from holdfast.language.learning import Pace, shuffled
 from holdfast.language.models import LanguageModel, load_model
 from holdfast.language.rows import Row, read_rows
-from holdfast.language.skills import Skill, evaluate, likelihood_of
+from holdfast.language.skills import MeasuredSkill, evaluate, likelihood_of
 from holdfast.tensors import all_parameters, copies
-from recipes.elephants.methods import STORY_METHODS, Form, Source, Start, learn_with
+from recipes.elephants.methods import STORY_METHODS, HeldForm, PastSource, Start, learn_with
 from recipes.elephants.trial import (
     WEIGHTS,
     MessageCallback,
@@ -115,7 +115,9 @@ class Encoder:
             labels,
         )
 
-    def importance(self, form: Form, source: Source, on_message: MessageCallback = lambda _: None) -> AnyImportance:
+    def importance(
+        self, form: HeldForm, source: PastSource, on_message: MessageCallback = lambda _: None
+    ) -> AnyImportance:
         """What similarity rests on, measured on sentences of pairs, or on free ones, with others as probes; once."""
         folder = self.work / f"{form}-{source}-{self.size}"
         if not is_saved(folder / WEIGHTS):
@@ -139,7 +141,7 @@ class Encoder:
         rows = [Row((first, second)) for first, second in zip(lines[::2], lines[1::2])][:count]
         return list(examples(self.ready, rows, length=LENGTH, labelled=False))
 
-    def past(self, source: Source, share: float, seed: int, module: Any, model: LanguageModel) -> Any:
+    def past(self, source: PastSource, share: float, seed: int, module: Any, model: LanguageModel) -> Any:
         """What is rehearsed at a share: old similarities of free or of new sentences, or pairs with their labels."""
         count = max(1, round(share * PACES[self.size].steps))
         if source == "old":
@@ -230,5 +232,5 @@ def drawn(found: Sequence[Example], seed: int) -> list[Example]:
 
 
 def _skill(model: LanguageModel, found: Sequence[Example]) -> dict[str, Any]:
-    skill: Skill = evaluate(model, batches(model, by_length(found), 64))
+    skill: MeasuredSkill = evaluate(model, batches(model, by_length(found), 64))
     return {name: round(value, 5) if isinstance(value, float) else value for name, value in skill.figures.items()}

@@ -27,7 +27,7 @@ from holdfast.language.models import LanguageModel, load_model, transformers_lib
 from holdfast.language.rows import Row
 from holdfast.language.skills import evaluate
 from holdfast.tensors import all_parameters, copies
-from recipes.elephants.methods import STORY_METHODS, Form, Source, Start, learn_with
+from recipes.elephants.methods import STORY_METHODS, HeldForm, PastSource, Start, learn_with
 from recipes.elephants.trial import (
     WEIGHTS,
     MessageCallback,
@@ -175,7 +175,9 @@ class Gpt:
                 on_message(f"dreams: {time.monotonic() - begin:.0f} s, perplexity {found.info.perplexity:.1f}")
         return Dreams.load(folder)
 
-    def importance(self, form: Form, source: Source, on_message: MessageCallback = lambda _: None) -> AnyImportance:
+    def importance(
+        self, form: HeldForm, source: PastSource, on_message: MessageCallback = lambda _: None
+    ) -> AnyImportance:
         """What English rests on, measured on English blocks or on dreams, with others of them as probes; once."""
         folder = self.work / f"{form}-{source}-gpt-{self.size}"
         with locked(self.work / f".holdfast-{form}-{source}-{self.size}.lock"):
@@ -191,7 +193,7 @@ class Gpt:
                 save(measure(self.ready.base, batches, **options), folder)
         return load(folder).to(self.device)
 
-    def past(self, source: Source, share: float, seed: int) -> Any:
+    def past(self, source: PastSource, share: float, seed: int) -> Any:
         """What is rehearsed at a share: dreams, old answers to Python, or English, as much as is come to once."""
         if source == "free":
             return self.dreams().probes

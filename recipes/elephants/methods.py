@@ -20,10 +20,10 @@ from holdfast.replay import Rehearsal
 from holdfast.retention import EWC, WVA
 from holdfast.tensors import all_parameters, copies
 
-Source = Literal["old", "new", "free"]
+PastSource = Literal["old", "new", "free"]
 """Old data; the old answers to new inputs; or what needs neither: a GPT's dreams, sentences of an open corpus."""
 
-Form = Literal["diagonal", "kronecker"]
+HeldForm = Literal["diagonal", "kronecker"]
 
 SHARE = 0.1
 """Of the batches, that are rehearsed: the extra work of every method that rehearses."""
@@ -31,7 +31,7 @@ _RARE = 0.01
 
 
 @dataclass(frozen=True)
-class Setting:
+class StorySetting:
     """What is tuned.
 
     Attributes:
@@ -43,12 +43,12 @@ class Setting:
     value: float | None = None
 
 
-def _rates(*factors: float) -> tuple[Setting, ...]:
-    return tuple(Setting(lr=factor) for factor in factors)
+def _rates(*factors: float) -> tuple[StorySetting, ...]:
+    return tuple(StorySetting(lr=factor) for factor in factors)
 
 
-def _values(*values: float) -> tuple[Setting, ...]:
-    return tuple(Setting(value=value) for value in values)
+def _values(*values: float) -> tuple[StorySetting, ...]:
+    return tuple(StorySetting(value=value) for value in values)
 
 
 @dataclass(frozen=True)
@@ -72,22 +72,22 @@ class StoryMethod:
 
     name: str
     label: str
-    encoder: tuple[Setting, ...] = ()
-    gpt: tuple[Setting, ...] = ()
+    encoder: tuple[StorySetting, ...] = ()
+    gpt: tuple[StorySetting, ...] = ()
     what: str = ""
     holds: Literal["", "frozen", "l2", "lora", "ewc", "wva", "budget"] = ""
-    form: Form = "kronecker"
-    rehearses: Source | None = None
+    form: HeldForm = "kronecker"
+    rehearses: PastSource | None = None
     share: float = SHARE
     back: Literal["", "average", "rewind"] = ""
     rank: int = 0
 
-    def settings_for(self, story: str) -> tuple[Setting, ...]:
+    def settings_for(self, story: str) -> tuple[StorySetting, ...]:
         """The settings that a story tries."""
         return self.gpt if story == "gpt" else self.encoder
 
     @property
-    def source(self) -> Source:
+    def source(self) -> PastSource:
         """What its importance is measured on: what it rehearses, else old data."""
         return "old" if self.rehearses in (None, "new") else self.rehearses
 
@@ -229,8 +229,8 @@ class Start:
 
     model: LanguageModel
     old: nn.Module
-    held: Callable[[Form, Source], AnyImportance]
-    past: Callable[[Source, float], Any]
+    held: Callable[[HeldForm, PastSource], AnyImportance]
+    past: Callable[[PastSource, float], Any]
     loss: Any = None
     trained: Callable[[], None] | None = None
 

@@ -10,7 +10,7 @@ from holdfast.lab.canvas import FONT, GRID, INK, axes_at, make_folder, new_figur
 from recipes.elephants.methods import CENTRAL, HOLDING, STORY_METHODS
 from recipes.elephants.story import (
     NEEDED,
-    Part,
+    DataPart,
     StoryResult,
     estimate,
     learned_share,
@@ -182,7 +182,7 @@ def draw(answer: StoryResult, path: Path) -> Path:
     return write_picture(figure, path)
 
 
-def _shown_new(found: TrialResult, part: Part) -> float:
+def _shown_new(found: TrialResult, part: DataPart) -> float:
     return found["after"]["new"][part]["value"]
 
 

@@ -23,7 +23,7 @@ TUNING_SEED = 9
 NEEDED = {"encoder": 0.98, "gpt": 1.01}
 """A setting will do with so much of plain's accuracy, or with at most so many times plain's perplexity."""
 
-Part = Literal["validation", "test"]
+DataPart = Literal["validation", "test"]
 
 
 @dataclass(frozen=True)
@@ -145,25 +145,25 @@ def choose(
     return max(trials, key=lambda trial: learned(story, found[trial], "validation"))
 
 
-def learned(story: str, found: TrialResult, part: Part) -> float:
+def learned(story: str, found: TrialResult, part: DataPart) -> float:
     """The new skill, the larger the better: accuracy, or minus the logarithm of the perplexity."""
     value = found["after"]["new"][part]["value"]
     return value if story == "encoder" else -math.log(value)
 
 
-def lost(story: str, found: TrialResult, part: Part) -> float:
+def lost(story: str, found: TrialResult, part: DataPart) -> float:
     """What the old skill lost: of Spearman's correlation, or nats a token."""
     before, after = (found[when]["old"][part] for when in ("before", "after"))
     return before["value"] - after["value"] if story == "encoder" else after["loss"] - before["loss"]
 
 
-def lost_share(story: str, found: TrialResult, plain: TrialResult, part: Part = "test") -> float:
+def lost_share(story: str, found: TrialResult, plain: TrialResult, part: DataPart = "test") -> float:
     """What was lost over what plain training loses: 0 nothing, 1 as much."""
     by_plain = lost(story, plain, part)
     return lost(story, found, part) / by_plain if by_plain else math.nan
 
 
-def learned_share(story: str, found: TrialResult, plain: TrialResult, part: Part = "test") -> float:
+def learned_share(story: str, found: TrialResult, plain: TrialResult, part: DataPart = "test") -> float:
     """The new accuracy over plain's, or the new perplexity over plain's."""
     own, most = (learned(story, one, part) for one in (found, plain))
     return own / most if story == "encoder" else math.exp(most - own)

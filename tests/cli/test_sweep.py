@@ -11,7 +11,7 @@ from holdfast.cli.sweep import planned
 from holdfast.cli.tables import findings_table
 from holdfast.lab.sweep import Space
 from holdfast.lab.sweep.findings import Finding, write_findings
-from holdfast.lab.sweep.space import Choice
+from holdfast.lab.sweep.space import SweepChoice
 
 SMALL = ["--num-tasks", "2", "--epochs", "1", "--hidden", "8", "--seeds", "0", "1"]
 
@@ -38,9 +38,9 @@ def test_it_ends_with_the_best_of_each_method_and_where_it_is_written(tmp_path, 
 
 def test_a_method_whose_every_setting_was_given_up_says_so(tmp_path, capsys):
     space = Space(stream="permuted-digits", methods=("ewc-fisher", "none"), seeds=(0,))
-    done = Finding("none", Choice("sgd", 0.1), validation=(0.9,), test=(0.8,), runs=("a",))
+    done = Finding("none", SweepChoice("sgd", 0.1), validation=(0.9,), test=(0.8,), runs=("a",))
     why = "training diverged under seed 0"
-    lost = [Finding("ewc-fisher", Choice("sgd", 0.1, strength), "pruned", why) for strength in (1.0, 10.0)]
+    lost = [Finding("ewc-fisher", SweepChoice("sgd", 0.1, strength), "pruned", why) for strength in (1.0, 10.0)]
     found = write_findings([done, *lost], space=space, output=tmp_path)
     console_for().print(findings_table(found))
     printed = " ".join(capsys.readouterr().out.split())

@@ -15,7 +15,7 @@ from tests.language.test_past import LENGTH, SETTINGS, learn, learned, prose_of
 
 import holdfast as hf
 from holdfast.errors import OptionError
-from holdfast.language.automatic import Choice, choose
+from holdfast.language.automatic import AutomaticChoice, choose
 from holdfast.language.finetuning import HoldOptions
 from holdfast.language.models import load_model
 from holdfast.language.past import RehearsalOptions
@@ -35,7 +35,9 @@ def importance(*, probes: bool = False, calibrated: bool = False) -> hf.Importan
     return found.with_probes(hf.probes_of(model, batches)) if probes else found
 
 
-def chosen(task: str, asked: str | None = None, found: Any = None, what: str | None = None, **held: Any) -> Choice:
+def chosen(
+    task: str, asked: str | None = None, found: Any = None, what: str | None = None, **held: Any
+) -> AutomaticChoice:
     rehearsing = None if what is None else RehearsalOptions(what)
     return choose(ready(task), asked or task, found, HoldOptions(**held), rehearsing)  # type: ignore[arg-type]
 

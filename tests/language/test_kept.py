@@ -11,15 +11,15 @@ import pytest
 import torch
 
 from holdfast.language.kept import SkillChange, forecast_verdict, to_dict
-from holdfast.language.skills import Skill
+from holdfast.language.skills import MeasuredSkill
 
 
-def skill(*losses: float) -> Skill:
+def skill(*losses: float) -> MeasuredSkill:
     values = torch.tensor(losses, dtype=torch.float64)
-    return Skill("accuracy", 0.5, float(values.mean()), len(values), len(values), values)
+    return MeasuredSkill("accuracy", 0.5, float(values.mean()), len(values), len(values), values)
 
 
-def kept(after: Skill | None, predicted: float | None = 0.1, **options: Any) -> SkillChange:
+def kept(after: MeasuredSkill | None, predicted: float | None = 0.1, **options: Any) -> SkillChange:
     old = {} if after is None else {"before": skill(1.0, 2.0, 3.0), "held": after}
     new = {"before": skill(1.0), "held": skill(1.0)}
     return SkillChange(old, new, predicted, "EWC: 1 task held", Path("out"), **options)

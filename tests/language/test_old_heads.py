@@ -20,7 +20,7 @@ from holdfast.language.keeping import keep_and_learn
 from holdfast.language.kept import SkillChange
 from holdfast.language.measuring import measure_importance
 from holdfast.language.models import load_model
-from holdfast.language.skills import Skill, evaluate
+from holdfast.language.skills import MeasuredSkill, evaluate
 from holdfast.language.sources import Source
 
 SETTINGS = FineTuneSettings(steps=30, lr=5e-3, batch_size=8)
@@ -43,7 +43,7 @@ def learn(model: Path, data: Path, output: Path, *, keep: Path, strength: float 
     )
 
 
-def accuracy(model: Path, data: Path, *, head: str | None = None) -> Skill:
+def accuracy(model: Path, data: Path, *, head: str | None = None) -> MeasuredSkill:
     found = load_model(str(model), head=head)
     rows = sorted(examples(found, Source(str(data)).rows(), length=16, labelled=True), key=lambda e: len(e.tokens[0]))
     return evaluate(found, batches(found, rows, 8))

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from recipes.lines import Reference
+from recipes.lines import CitedFigure
 from recipes.verdict import above, equivalent, not_below, stand_text, together, verdict
 
 from holdfast.errors import OptionError
@@ -11,18 +11,18 @@ from holdfast.lab.tables import Estimate
 @pytest.mark.parametrize(
     ("ours", "printed", "expected"),
     [
-        (Estimate(0.90, 0.01), Reference(0.90), "reproduced"),
-        (Estimate(0.90, 0.01), Reference(0.914), "reproduced"),  # the intervals 0.89..0.91 and 0.909..0.919 meet
-        (Estimate(0.90, 0.01), Reference(0.916), "not reached"),
-        (Estimate(0.90, 0.01), Reference(0.884), "better"),
-        (Estimate(0.90, 0.01), Reference(0.92, spread=0.011), "reproduced"),
-        (Estimate(0.90), Reference(0.909), "reproduced"),  # one seed: half a point on either side
-        (Estimate(0.90), Reference(0.911), "not reached"),
-        (Estimate(0.90, 0.5), Reference(0.934), "reproduced"),  # counts as 0.03 wide
-        (Estimate(0.90, 0.5), Reference(0.936), "not reached"),
+        (Estimate(0.90, 0.01), CitedFigure(0.90), "reproduced"),
+        (Estimate(0.90, 0.01), CitedFigure(0.914), "reproduced"),  # the intervals 0.89..0.91 and 0.909..0.919 meet
+        (Estimate(0.90, 0.01), CitedFigure(0.916), "not reached"),
+        (Estimate(0.90, 0.01), CitedFigure(0.884), "better"),
+        (Estimate(0.90, 0.01), CitedFigure(0.92, spread=0.011), "reproduced"),
+        (Estimate(0.90), CitedFigure(0.909), "reproduced"),  # one seed: half a point on either side
+        (Estimate(0.90), CitedFigure(0.911), "not reached"),
+        (Estimate(0.90, 0.5), CitedFigure(0.934), "reproduced"),  # counts as 0.03 wide
+        (Estimate(0.90, 0.5), CitedFigure(0.936), "not reached"),
     ],
 )
-def test_a_figure_is_reproduced_where_the_intervals_meet(ours: Estimate, printed: Reference, expected: str):
+def test_a_figure_is_reproduced_where_the_intervals_meet(ours: Estimate, printed: CitedFigure, expected: str):
     assert verdict(ours, printed) == expected
 
 
@@ -55,9 +55,9 @@ def test_a_claim_of_several_parts_falls_with_any_of_them():
 
 
 def test_a_reference_says_whether_it_is_in_print_and_of_how_many_seeds():
-    assert Reference(0.88, kind="program", seeds=1).title == "reference program, 1 seed"
-    assert Reference(0.99, 0.0012, seeds=30).title == "printed, 30 seeds"
-    assert Reference(0.99, 0.0012, seeds=30).column == "printed %, 30 seeds"
-    assert (Reference(0.971).title, Reference(0.971).text) == ("printed", "97.1")
+    assert CitedFigure(0.88, kind="program", seeds=1).title == "reference program, 1 seed"
+    assert CitedFigure(0.99, 0.0012, seeds=30).title == "printed, 30 seeds"
+    assert CitedFigure(0.99, 0.0012, seeds=30).column == "printed %, 30 seeds"
+    assert (CitedFigure(0.971).title, CitedFigure(0.971).text) == ("printed", "97.1")
     with pytest.raises(OptionError, match="unknown kind 'rumoured'"):
-        Reference(0.88, kind="rumoured")  # pyright: ignore[reportArgumentType]
+        CitedFigure(0.88, kind="rumoured")  # pyright: ignore[reportArgumentType]

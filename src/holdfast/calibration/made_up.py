@@ -13,7 +13,7 @@ from holdfast.likelihoods.categorical import IGNORED
 _AS_THEY_ARE = ("mask", "position", "token_type", "length")
 """Inputs with one of these in their name say how the others are to be read."""
 
-Change = Callable[[str, Tensor], Tensor]
+WeightChange = Callable[[str, Tensor], Tensor]
 
 
 def made_up(batches: Sequence[Any], *, seed: int) -> list[Any]:
@@ -100,7 +100,7 @@ def _are_tokens(targets: Any, inputs: Any) -> bool:
     return bool(2 * torch.maximum(own, following) > counts.sum())
 
 
-def _each(path: str, tree: Any, change: Change) -> Any:
+def _each(path: str, tree: Any, change: WeightChange) -> Any:
     """The tree with its tensors changed; a change is told where a tensor stands."""
     if isinstance(tree, Tensor):
         return change(path, tree)

@@ -21,7 +21,7 @@ from holdfast.memory import AnchorForm, ImportanceForm
 
 Dtype = Literal["float32", "bfloat16"]
 Talk = Literal["auto", "yes", "no"]
-Method = Literal["auto", HoldMethod]
+FinetuneMethod = Literal["auto", HoldMethod]
 _LanguageModel = Annotated[
     Positional[str],
     arg(
@@ -147,7 +147,7 @@ class FinetuneOptions(_OnData):
     share: option("share", float, "of the batches that are rehearsed (default: 0.1)") = None
     method: option(
         "method",
-        Method,
+        FinetuneMethod,
         "ewc pulls weights back, wva slows them down; auto chooses what is held and rehearsed, and tells why "
         "(default: ewc)",
     ) = "ewc"
@@ -212,7 +212,7 @@ def check_options(
     """Raise `UnknownNameError` where a closed choice is none of its values, `OptionError` for a number too small."""
     choices = {
         "kind": Kind,
-        "method": Method,
+        "method": FinetuneMethod,
         "task": LanguageTask,
         "dtype": Dtype,
         "chat": Talk,

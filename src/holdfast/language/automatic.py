@@ -16,7 +16,7 @@ from holdfast.retention.ewc import BUDGET
 
 
 @dataclass(frozen=True)
-class Choice:
+class AutomaticChoice:
     """What holds a model while it learns.
 
     Attributes:
@@ -43,7 +43,7 @@ def choose(
     importance: AnyImportance | None,
     holding: HoldOptions,
     rehearsing: RehearsalOptions | None,
-) -> Choice:
+) -> AutomaticChoice:
     """Choose curvature, budget and past; what the user gave stays as it is.
 
         importance with probes, or calibrated    EWC under the budget
@@ -97,7 +97,7 @@ def choose(
         reasons.append(
             "auto: no weights are held: new data do not show what the old skill rests on, as --rehearse DATA would"
         )
-        return Choice(None, rehearsing, reasons=tuple(reasons))
+        return AutomaticChoice(None, rehearsing, reasons=tuple(reasons))
     if measures:
         reasons.append("auto: EWC on an importance of what is rehearsed, by hf.measure: none was given")
     else:
@@ -108,7 +108,7 @@ def choose(
     given = holding.budget is not None
     budget = holding.budget if holding.budget is not None else BUDGET
     reasons.append(f"auto: a budget of {budget:g} nats a target, {'as given' if given else 'the default'}; {by}")
-    return Choice(replace(holding, method="ewc", budget=budget), rehearsing, measures, tuple(reasons))
+    return AutomaticChoice(replace(holding, method="ewc", budget=budget), rehearsing, measures, tuple(reasons))
 
 
 def importance_of_past(past: Past, *, seed: int, place: Path) -> AnyImportance:

@@ -14,7 +14,7 @@ from torch import nn
 
 from holdfast.errors import EmptyDataError, OptionError
 from holdfast.files import check_output, new_folder, write_json
-from holdfast.language.automatic import Choice, choose, importance_of_past
+from holdfast.language.automatic import AutomaticChoice, choose, importance_of_past
 from holdfast.language.batches import Example, batches, classes_of, examples
 from holdfast.language.checkpoints import checkpoints
 from holdfast.language.choosing import choose_task, head_for, known_labels, number_read, plan
@@ -32,7 +32,7 @@ from holdfast.language.kept import SkillChange, to_dict
 from holdfast.language.models import LanguageModel, LanguageTask, load_model
 from holdfast.language.old_skill import OldSkill
 from holdfast.language.past import OldAnswers, RehearsalOptions
-from holdfast.language.skills import Skill, evaluate
+from holdfast.language.skills import MeasuredSkill, evaluate
 from holdfast.language.sources import Source
 from holdfast.language.ticks import OnProgress, counted
 from holdfast.replay import Rehearsal
@@ -114,7 +114,7 @@ def keep_and_learn(
     asked, why = choose_task(ready, data, asked=task, learns=True, labelled=True)
     if keep is not None and importance is not None and asked == ready.task == "causal-lm":
         importance = importance.with_probes(probes_beside(keep))
-    choice = Choice(None if keep is None else holding, rehearsing)
+    choice = AutomaticChoice(None if keep is None else holding, rehearsing)
     if automatic:
         choice = choose(ready, asked, importance, holding, rehearsing)
     old_answers = None
@@ -170,8 +170,8 @@ def keep_and_learn(
         on_plan([*lines, *([] if old is None else [old.told(model, remembered)]), *choice.reasons])
     plain_model = deepcopy(model) if compare else None
 
-    old_skills: dict[str, Skill] = {}
-    new_skills: dict[str, Skill] = {}
+    old_skills: dict[str, MeasuredSkill] = {}
+    new_skills: dict[str, MeasuredSkill] = {}
 
     def judge(learned: LanguageModel, way: str) -> None:
         given: Any = {"size": settings.batch_size, "on_progress": on_progress}
@@ -262,5 +262,5 @@ def keep_and_learn(
 
 def _skill(
     model: LanguageModel, found: Sequence[Example], *, size: int, work: str, on_progress: OnProgress | None
-) -> Skill:
+) -> MeasuredSkill:
     return evaluate(model, counted(batches(model, found, size), on_progress, work, total=len(found), by=size))

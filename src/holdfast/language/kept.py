@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from holdfast.language.finetuning import HoldMethod
-from holdfast.language.skills import Skill
+from holdfast.language.skills import MeasuredSkill
 from holdfast.retention.report import BY_MODEL
 
 _FAR = 3.0
@@ -41,8 +41,8 @@ class SkillChange:
         choices: what was chosen by itself, and why; a line each.
     """
 
-    old: Mapping[str, Skill]
-    new: Mapping[str, Skill]
+    old: Mapping[str, MeasuredSkill]
+    new: Mapping[str, MeasuredSkill]
     predicted_rise: float | None
     report: str
     folder: Path
@@ -92,7 +92,7 @@ class SkillChange:
 def to_dict(kept: SkillChange) -> dict[str, Any]:
     """As JSON values."""
 
-    def skills(found: Mapping[str, Skill]) -> dict[str, Any]:
+    def skills(found: Mapping[str, MeasuredSkill]) -> dict[str, Any]:
         return {way: skill.figures for way, skill in found.items()}
 
     return {

@@ -24,7 +24,7 @@ MEASURES: dict[LanguageTask, str] = {"causal-lm": "perplexity", "classification"
 
 
 @dataclass(frozen=True)
-class Skill:
+class MeasuredSkill:
     """What was found.
 
     Attributes:
@@ -63,7 +63,7 @@ def likelihood_of(task: LanguageTask) -> Likelihood:
 
 
 @torch.no_grad()
-def evaluate(model: LanguageModel, data: Iterable[LanguageBatch]) -> Skill:
+def evaluate(model: LanguageModel, data: Iterable[LanguageBatch]) -> MeasuredSkill:
     """Measure the skill; the model is put in evaluation mode meanwhile.
 
     Raises:
@@ -99,4 +99,4 @@ def evaluate(model: LanguageModel, data: Iterable[LanguageBatch]) -> Skill:
         value = num_right / num_examples
     else:
         value = spearman(torch.cat(answers), torch.cat(targets))
-    return Skill(MEASURES[model.task], value, loss, num_examples, num_targets, torch.cat(losses))
+    return MeasuredSkill(MEASURES[model.task], value, loss, num_examples, num_targets, torch.cat(losses))

@@ -82,7 +82,7 @@ def _drawn_evenly(p: Tensor, count: int) -> Tensor:
     return torch.searchsorted(cumulated, places, right=True).clamp(max=p.shape[-1] - 1)
 
 
-class _Gathered(torch.autograd.Function):
+class _GatheredLogits(torch.autograd.Function):
     """Some of the logits, and the logsumexp of all; autograd's own way has a tensor of their size for each of both."""
 
     @staticmethod
@@ -100,4 +100,4 @@ class _Gathered(torch.autograd.Function):
 
 def _gathered(logits: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
     """[..., m] and [..., 1]: the logits at places [..., m], and the logsumexp of all."""
-    return _Gathered.apply(logits, places)  # type: ignore[return-value]
+    return _GatheredLogits.apply(logits, places)  # type: ignore[return-value]

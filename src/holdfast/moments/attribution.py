@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from holdfast.moments.covered import Use
+from holdfast.moments.covered import CoveredUse
 from holdfast.moments.gradients import accumulator_dtype
 from holdfast.moments.layout import RAGGED
 from holdfast.moments.operations import Weights
@@ -39,8 +39,8 @@ class Attribution:
     def __init__(self, size: int, *, dtypes: Sequence[torch.dtype], rtol: float) -> None:
         self._size, self._rtol = size, rtol
         self._base = min((_DIGITS.get(dtype, _DIGITS_OF_OTHERS) for dtype in dtypes), default=_DIGITS_OF_OTHERS)
-        self._seen: dict[Use, list[Tensor]] = {}
-        self._axes: dict[Use, torch.Size] = {}
+        self._seen: dict[CoveredUse, list[Tensor]] = {}
+        self._axes: dict[CoveredUse, torch.Size] = {}
         self._place = 0
 
     def weights(self, device: torch.device) -> Iterator[Tensor]:
@@ -52,7 +52,7 @@ class Attribution:
             self._place = place + 1
             yield torch.exp2((examples // self._base**place % self._base).float())
 
-    def take(self, use: Use, g: Tensor, weights: Weights) -> None:
+    def take(self, use: CoveredUse, g: Tensor, weights: Weights) -> None:
         """The gradient g at the output of a use came by; two random sums of each row are kept."""
         axes = row_axes(use.operation, g.ndim, weights)
         rows = g.flatten(0, axes - 1)
@@ -68,11 +68,11 @@ class Attribution:
         else:  # no row, or a second gradient in one pass
             self._seen[use] = []
 
-    def examples(self) -> dict[Use, Tensor | None]:
-        """Use -> [rows]: the example of each row, -1 where its gradient is zero; None where rows are of several."""
+    def examples(self) -> dict[CoveredUse, Tensor | None]:
+        """[rows] of each use: each row's example, -1 where its gradient is zero; None where rows are of several."""
         return {use: self._found(sums) for use, sums in self._seen.items()}
 
-    def lies(self, use: Use, examples: Tensor) -> bool:
+    def lies(self, use: CoveredUse, examples: Tensor) -> bool:
         """Whether the rows of a use are where its layout says, if they belong to these examples, or to none (-1)."""
         axes = self._axes[use]
         if use.layout == RAGGED or use.layout.axis >= len(axes):

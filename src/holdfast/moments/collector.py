@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from holdfast.moments.attribution import Attribution
-from holdfast.moments.covered import Use
+from holdfast.moments.covered import CoveredUse
 from holdfast.moments.gradients import PHI, Phi, accumulator_dtype
 from holdfast.moments.intercept import Place
 from holdfast.moments.kernels.contribution import Contribution
@@ -61,14 +61,14 @@ class Collector:
         self._totals, self.size, self._chunk_bytes = totals, size, chunk_bytes
         self._phi: Phi = phi
         self._kept: dict[str, list[PlacedContribution]] = {}
-        self._spread: dict[Use, tuple[Tensor, Tensor]] = {}
+        self._spread: dict[CoveredUse, tuple[Tensor, Tensor]] = {}
         self._by_token = tokens
         self.proof, self.num_rows = Proof(), 1
         self.attribution: Attribution | None = None
-        self.examples: dict[Use, Tensor] = {}
+        self.examples: dict[CoveredUse, Tensor] = {}
         self.met: dict[str, list[Place]] = {}
 
-    def receive(self, use: Use, g: Tensor, x: Tensor, weights: Sequence[Tensor | None]) -> None:
+    def receive(self, use: CoveredUse, g: Tensor, x: Tensor, weights: Sequence[Tensor | None]) -> None:
         """The gradient g at the output of a use came by."""
         if self.attribution is not None:
             if use.moved:
@@ -109,7 +109,7 @@ class Collector:
                 contribution.add_to(place.of(self._totals[place.name]), self._phi)
 
     def _contributions(
-        self, use: Use, g: Tensor, x: Tensor, weights: Sequence[Tensor | None], wanted: Sequence[bool]
+        self, use: CoveredUse, g: Tensor, x: Tensor, weights: Sequence[Tensor | None], wanted: Sequence[bool]
     ) -> list[Contribution | None]:
         examples = self.examples.get(use)
         if examples is None and use.layout == RAGGED:
@@ -122,7 +122,7 @@ class Collector:
             return use.operation.contributions(g, x, weights, wanted, use.layout, self.size)
         return ragged_contributions(use.operation, g, x, weights, wanted, examples=examples, size=self.size)
 
-    def _can_spread(self, use: Use, names: Sequence[str | None], g: Tensor) -> bool:
+    def _can_spread(self, use: CoveredUse, names: Sequence[str | None], g: Tensor) -> bool:
         """Of a Linear layer without positions only phi(G) is summed over the rows: phi(g a) = phi(g) phi(a)."""
         simple = isinstance(use.operation, Linear) and use.layout.axis == 0 and g.shape[:-1] == (self.size,)
         return (
@@ -131,7 +131,7 @@ class Collector:
             and not any(name in self.proof.shared or name in self.proof.missed for name in names)
         )
 
-    def _add_spread(self, use: Use, g: Tensor) -> None:
+    def _add_spread(self, use: CoveredUse, g: Tensor) -> None:
         _, total = self._spread[use]
         if self._phi == "square" and g.dtype == total.dtype:
             total.addcmul_(g, g)

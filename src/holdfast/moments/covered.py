@@ -43,7 +43,7 @@ class Passes:
 
 
 @dataclass(eq=False)
-class Use:
+class CoveredUse:
     """One covered operation.
 
     Attributes:
@@ -68,7 +68,7 @@ class Use:
     received: int = 0
 
 
-Receive = Callable[[Use, Tensor, Tensor, Sequence[Tensor | None]], None]
+Receive = Callable[[CoveredUse, Tensor, Tensor, Sequence[Tensor | None]], None]
 
 
 class Covered(torch.autograd.Function):
@@ -79,7 +79,7 @@ class Covered(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, use: Use, x: Tensor, *weights: Tensor | None) -> Tensor:
+    def forward(ctx: Any, use: CoveredUse, x: Tensor, *weights: Tensor | None) -> Tensor:
         """The operation's result."""
         ctx.use, ctx.weights = use, weights
         if use.spots[0] is None:
@@ -135,7 +135,7 @@ class Covering(Watching):
         super().__init__(parameters, layouts, choices, size, hidden=hidden)
         self._receive = receive
         self.signature: list[tuple[Key, Layout | None]] = []
-        self.covered: list[Use] = []
+        self.covered: list[CoveredUse] = []
         self.passes = Passes()
         self._orders: dict[Key, int] = {}
 
@@ -169,7 +169,7 @@ class Covering(Watching):
         self.signature.append((key, layout))
         if layout is None or not torch.is_grad_enabled():
             return operation.forward(x, *weights)
-        use = Use(key, operation, spots, layout, self.moved or layout == RAGGED, self.passes, self._receive)
+        use = CoveredUse(key, operation, spots, layout, self.moved or layout == RAGGED, self.passes, self._receive)
         self.covered.append(use)
         return Covered.apply(use, x, *weights)  # pyright: ignore
 

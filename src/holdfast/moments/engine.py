@@ -17,7 +17,7 @@ from holdfast.moments.attribution import Attribution
 from holdfast.moments.calls import Call, tensors_in
 from holdfast.moments.collector import Collector, Proof
 from holdfast.moments.coupling import check_in_company, check_independent, floats_in
-from holdfast.moments.covered import Covering, Signature, Use
+from holdfast.moments.covered import CoveredUse, Covering, Signature
 from holdfast.moments.gradients import (
     LengthsVaryError,
     OutputGradients,
@@ -341,4 +341,4 @@ def _check_received(outputs: Sequence[Tensor]) -> None:
     """Every covered use that the outputs depend on must have received its gradient."""
     for node in nodes_of(outputs):
         use = getattr(node, "use", None)
-        assert not isinstance(use, Use) or use.received, use
+        assert not isinstance(use, CoveredUse) or use.received, use

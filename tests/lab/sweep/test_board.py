@@ -9,7 +9,7 @@ from optuna.trial import TrialState
 
 from holdfast.lab.sweep.board import Board, boards_of
 from holdfast.lab.sweep.session import living
-from holdfast.lab.sweep.space import Choice, Space
+from holdfast.lab.sweep.space import Space, SweepChoice
 
 SPACE = Space(
     stream="permuted-digits",
@@ -19,7 +19,7 @@ SPACE = Space(
     lrs=(0.1,),
     seeds=(0,),
 )
-ONE, TEN = Choice("sgd", 0.1, 1.0), Choice("sgd", 0.1, 10.0)
+ONE, TEN = SweepChoice("sgd", 0.1, 1.0), SweepChoice("sgd", 0.1, 10.0)
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from tests.programs import read_until
 
 from holdfast.errors import FailedRunsError, OptionError, OutputError
 from holdfast.lab.results import RunResult
-from holdfast.lab.sweep import Choice, Space, sweep
+from holdfast.lab.sweep import Space, SweepChoice, sweep
 from holdfast.lab.sweep.storage import storage_at
 
 SMALL = {"num_tasks": 2, "epochs": 2, "batch_size": 128, "hidden": (8,), "importance_examples": 32, "slope": 0.2}
@@ -137,7 +137,7 @@ class TestGivenUp:
         told = []
         found = sweep(replace(self.SPACE, settings={**SMALL, "epochs": 6}), output=tmp_path, on_event=told.append)
         (pruned,) = [finding for finding in found.all if finding.state == "pruned"]
-        assert pruned.choice == Choice("sgd", 1e-4, 1.0)
+        assert pruned.choice == SweepChoice("sgd", 1e-4, 1.0)
         assert pruned.why.startswith("after task 1 of seed 0, at ")
         rows = list(csv.DictReader(found.csv.read_text().splitlines()))
         assert [row["why"] for row in rows if row["state"] == "pruned"] == [pruned.why]
@@ -153,7 +153,7 @@ class TestGivenUp:
         assert [best.choice.lr for best in found.best] == [0.1]
 
     def test_what_fails_for_another_reason_is_named_and_tried_again(self, tmp_path, monkeypatch):
-        bad = SPACE.config("none", Choice("sgd", 0.3), seed=1)
+        bad = SPACE.config("none", SweepChoice("sgd", 0.3), seed=1)
         folder = tmp_path / bad.name
         folder.mkdir()
         (folder / "config.json").write_text("{}")

@@ -2,6 +2,6 @@
 
 from holdfast.lab.sweep.carry_out import sweep
 from holdfast.lab.sweep.findings import Finding, SweepFindings
-from holdfast.lab.sweep.space import Choice, Space
+from holdfast.lab.sweep.space import Space, SweepChoice
 
-__all__ = ["Choice", "Finding", "Space", "SweepFindings", "sweep"]
+__all__ = ["Finding", "Space", "SweepChoice", "SweepFindings", "sweep"]

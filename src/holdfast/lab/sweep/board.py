@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 from holdfast.lab.sweep.findings import Finding
 from holdfast.lab.sweep.rules import hopeless, next_strengths
 from holdfast.lab.sweep.session import Session, living
-from holdfast.lab.sweep.space import Choice, Space
+from holdfast.lab.sweep.space import Space, SweepChoice
 from holdfast.lab.sweep.storage import storage_at
 from holdfast.lab.training import OptimizerName
 
@@ -34,7 +34,7 @@ class Trial:
     """A trial that this process is at work on."""
 
     board: Board
-    choice: Choice
+    choice: SweepChoice
     own: optuna.Trial
     reported: dict[int, float] = field(default_factory=dict)
 
@@ -82,7 +82,7 @@ class Board:
 
     def trials(self) -> list[FrozenTrial]:
         """Every trial that counts: not those that failed, and of a point that stands there twice the first."""
-        seen: set[Choice] = set()
+        seen: set[SweepChoice] = set()
         counted = []
         for trial in self.study.get_trials(deepcopy=False):
             choice = _choice_of(trial)
@@ -122,7 +122,7 @@ class Board:
             self.requeue(trial.number, choice)
         return len(dead)
 
-    def requeue(self, number: int, choice: Choice) -> None:
+    def requeue(self, number: int, choice: SweepChoice) -> None:
         """Fail a trial that nobody is at work on any more, and queue its point again."""
         with suppress(UpdateFinishedTrialError, ValueError):  # another process was first
             self.study.tell(number, state=TrialState.FAIL)
@@ -143,14 +143,16 @@ class Board:
             if finding.choice.strength and (finding.choice.optimizer, finding.choice.lr) == (best.optimizer, best.lr)
         }
         grid = [choice.strength for choice in self.space.grid(self.method) if choice.strength]
-        return self._enqueue([Choice(best.optimizer, best.lr, strength) for strength in next_strengths(line, grid)])
+        return self._enqueue(
+            [SweepChoice(best.optimizer, best.lr, strength) for strength in next_strengths(line, grid)]
+        )
 
     def findings(self) -> list[Finding]:
         """Of every trial that has ended."""
         ended = [trial for trial in self.trials() if trial.state.is_finished()]
         return [_finding(self.method, trial) for trial in ended]
 
-    def _enqueue(self, choices: Sequence[Choice]) -> bool:
+    def _enqueue(self, choices: Sequence[SweepChoice]) -> bool:
         there = {_choice_of(trial) for trial in self.trials()}
         fresh = [choice for choice in choices if choice not in there]
         for choice in fresh:
@@ -158,7 +160,7 @@ class Board:
             self.study.enqueue_trial(params)
         return bool(fresh)
 
-    def _suggested(self, own: optuna.Trial) -> Choice:
+    def _suggested(self, own: optuna.Trial) -> SweepChoice:
         grid = self.space.grid(self.method)
         if self.space.sampler == "grid":  # queued, so that these are only the bounds of what may be queued
             optimizers, lrs, strengths = list(get_args(OptimizerName)), _ANY, _ANY
@@ -169,13 +171,13 @@ class Board:
         strength = None
         if grid[0].strength is not None:
             strength = own.suggest_float("strength", min(strengths), max(strengths), log=True)
-        return Choice(optimizer, own.suggest_float("lr", min(lrs), max(lrs), log=True), strength)
+        return SweepChoice(optimizer, own.suggest_float("lr", min(lrs), max(lrs), log=True), strength)
 
 
-def _choice_of(trial: FrozenTrial) -> Choice | None:
+def _choice_of(trial: FrozenTrial) -> SweepChoice | None:
     """Of a trial that waits or has begun; None of one that is only just being asked for."""
     params = trial.system_attrs.get("fixed_params") or trial.params
-    return Choice(**params) if "lr" in params else None  # which is drawn last
+    return SweepChoice(**params) if "lr" in params else None  # which is drawn last
 
 
 def _finding(method: str, trial: FrozenTrial) -> Finding:

@@ -11,7 +11,7 @@ from typing import Any
 
 from holdfast.files import check_files, holds, opened, write_json, write_text
 from holdfast.lab.groups import method_label, method_order
-from holdfast.lab.sweep.space import Choice, Space
+from holdfast.lab.sweep.space import Space, SweepChoice
 from holdfast.lab.tables import Estimate
 
 
@@ -30,7 +30,7 @@ class Finding:
     """
 
     method: str
-    choice: Choice
+    choice: SweepChoice
     state: str = "complete"
     why: str = ""
     validation: tuple[float, ...] = ()

@@ -20,7 +20,7 @@ _CHOSEN = ("strength", "optimizer", "lr", "seed")
 
 
 @dataclass(frozen=True)
-class Choice:
+class SweepChoice:
     """What a trial tries, beside what is the same in all of them.
 
     Attributes:
@@ -104,20 +104,20 @@ class Space:
             for choice in self.grid(method):
                 self.config(method, choice, seed=self.seeds[0])  # raises on what no run can be made of
 
-    def grid(self, method: str) -> list[Choice]:
+    def grid(self, method: str) -> list[SweepChoice]:
         """All combinations for one method."""
         usual = configure(self.stream, method, **self.settings)
         strengths: Sequence[float | None] = (None,)
         if method_named(method).holds_weights:
             strengths = self.strengths or (usual.strength,)
         optimizers, lrs = self.optimizers or (usual.optimizer,), self.lrs or (usual.lr,)
-        return [Choice(*values) for values in product(optimizers, map(float, lrs), strengths)]
+        return [SweepChoice(*values) for values in product(optimizers, map(float, lrs), strengths)]
 
     def refines(self, method: str) -> bool:
         """Whether strengths next to the best of a method are tried, too."""
         return self.refine and any(choice.strength for choice in self.grid(method))
 
-    def config(self, method: str, choice: Choice, *, seed: int) -> RunConfig:
+    def config(self, method: str, choice: SweepChoice, *, seed: int) -> RunConfig:
         """One run."""
         chosen = {"strength": choice.strength, "optimizer": choice.optimizer, "lr": choice.lr}
         return configure(self.stream, method, seed=seed, **{**self.settings, **chosen})
