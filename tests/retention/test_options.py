@@ -32,7 +32,9 @@ class TestAStrengthMeantForNats:
 
     def test_what_is_in_nats_or_of_the_users_own_is_left_alone(self):
         model, data = network(), self.data()
-        for importance in (fisher(model, data), fisher(model, data) * 3, kfac(model, data), dict(fisher(model, data))):
+        found = fisher(model, data)
+        own = mas(model, data).with_info(unit="1", nats_per_unit=1.0)
+        for importance in (found, found * 3, kfac(model, data), dict(found), own, own * 2):
             EWC(model, strength=1.0).retain(importance)
         EWC(model, strength=0.01).retain(mas(model, data))
         WVA(model, strength=1.0).retain(mas(model, data))

@@ -90,7 +90,7 @@ def in_nats(importance: Measured, *, where: str) -> Measured:
 def laplace_warning(importance: Measured, *, where: str) -> str:
     """What to say of a strength of 1.0, which is meant for nats, over an importance in another unit; else empty."""
     info = importance.info
-    if info.nats_per_unit == 1 or info.unit == "1" or info.unit.startswith(_FISHER):
+    if info.nats_per_unit == 1 or info.unit.split(" ")[0] in ("1", _FISHER):
         return ""  # of the user's own, whoever made them knows the unit
     remedy = (
         f"strength={info.nats_per_unit:.3g} is the same in its unit"
