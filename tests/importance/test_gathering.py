@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import holdfast as hf
-from holdfast.errors import CoupledExamplesError
+from holdfast.errors import CoupledExamplesError, RandomOutputsError
 from holdfast.importance.gathering import gathered_batches, pieces
 from holdfast.importance.measure import Batch
 from holdfast.moments.calls import Call
@@ -141,7 +141,7 @@ def test_examples_that_mix_are_found_on_the_way(measure: Any):
         with pytest.raises(CoupledExamplesError, match="differ from those for each of them alone"):
             measure(Centred(), batches)
     for batches in (data, [one], [one, *data]):
-        with pytest.raises(CoupledExamplesError, match="its outputs"):
+        with pytest.raises(RandomOutputsError, match="draws random numbers in evaluation mode: its outputs"):
             measure(drops, batches)
 
 
