@@ -15,6 +15,7 @@ from holdfast.errors import OptionError
 from holdfast.importance import uniform
 from holdfast.language.learning import Pace, learn
 from holdfast.language.models import LanguageModel
+from holdfast.likelihoods import Similarity
 from holdfast.probes import Probes
 from holdfast.replay import Rehearsal
 from holdfast.retention import EWC, WVA
@@ -28,6 +29,12 @@ HeldForm = Literal["diagonal", "kronecker"]
 SHARE = 0.1
 """Of the batches, that are rehearsed: the extra work of every method that rehearses."""
 _RARE = 0.01
+
+PARTS = 8
+"""Into which a batch that is rehearsed is cut, so that some of it is in nearly every step."""
+
+_WEIGHT = 3.0
+"""Of what is rehearsed beside a hold."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +72,7 @@ class StoryMethod:
         holds: the mechanism that holds the old weights; empty: none.
         form: of the importance that it holds.
         rehearses: what is rehearsed; None: nothing. The importance is then measured on that, too.
-        share: of the batches that are rehearsed.
+        share: of the batches that are rehearsed; the weight of the past in them is what is tuned where nothing is held.
         back: how the weights that plain training left are taken back; empty: it trains itself.
         rank: of adapters.
     """
@@ -92,7 +99,7 @@ class StoryMethod:
         return "old" if self.rehearses in (None, "new") else self.rehearses
 
 
-_FOUR = _rates(0.5, 1.0, 1.5, 2.0)
+_WEIGHTS, _HEAVY = _values(0.3, 1.0, 3.0, 10.0), _values(1.0, 3.0, 10.0, 30.0)
 
 STORY_METHODS: dict[str, StoryMethod] = {
     method.name: method
@@ -139,9 +146,9 @@ STORY_METHODS: dict[str, StoryMethod] = {
             holds="lora",
             rank=64,
         ),
-        StoryMethod("distil", "old answers to new texts", _FOUR, _FOUR, rehearses="new"),
-        StoryMethod("replay-1", "replay, 1% old data", _FOUR, _FOUR, rehearses="old", share=_RARE),
-        StoryMethod("replay-10", "replay, 10% old data", _FOUR, _FOUR, rehearses="old"),
+        StoryMethod("distil", "old answers to new texts", _HEAVY, _HEAVY, what="weight", rehearses="new"),
+        StoryMethod("replay-1", "replay, 1% old data", _HEAVY, _HEAVY, what="weight", rehearses="old", share=_RARE),
+        StoryMethod("replay-10", "replay, 10% old data", _WEIGHTS, _WEIGHTS, what="weight", rehearses="old"),
         StoryMethod(
             "ewc",
             "EWC, Fisher",
@@ -168,7 +175,7 @@ STORY_METHODS: dict[str, StoryMethod] = {
             holds="wva",
             form="diagonal",
         ),
-        StoryMethod("dreams", "old answers to free texts", _FOUR, _FOUR, rehearses="free"),
+        StoryMethod("dreams", "old answers to free texts", _WEIGHTS, _WEIGHTS, what="weight", rehearses="free"),
         StoryMethod(
             "dreams-ewc",
             "free texts and EWC, Fisher",
@@ -183,7 +190,7 @@ STORY_METHODS: dict[str, StoryMethod] = {
             "dreams-kfac",
             "free texts and EWC, Kronecker factors",
             _values(30.0, 100.0, 300.0, 1e3),
-            _values(0.127, 0.381, 1.27, 3.81),
+            _values(0.127, 0.2, 0.3, 0.5),
             what="strength",
             holds="ewc",
             rehearses="free",
@@ -269,7 +276,11 @@ def learn_with(
     if method.rehearses is not None:
         past = start.past(method.rehearses, method.share)
         loss = None if isinstance(past, Probes) else start.loss
-        rehearsal = Rehearsal(start.old, past, share=method.share, loss=loss)
+        weight = _WEIGHT if method.holds else value
+        assert weight is not None
+        whole = isinstance(past, Probes) and isinstance(past.loss, Similarity)  # which compares the examples of a batch
+        parts = 1 if whole else PARTS
+        rehearsal = Rehearsal(start.old, past, share=method.share, weight=weight, parts=parts, loss=loss)
     if method.holds == "frozen":
         model.base.requires_grad_(False)
     step = learn(model, stream, pace, keeper=keeper, rehearsal=rehearsal, judge=judge, on_step=on_step)

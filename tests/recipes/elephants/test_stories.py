@@ -116,9 +116,9 @@ def test_each_method_is_what_its_name_says(quick: Path, tmp_path: Path):
         ("frozen", None),
         ("l2", 1e9),
         ("lora-8", None),
-        ("replay-10", None),
-        ("distil", None),
-        ("dreams", None),
+        ("replay-10", 1.0),
+        ("distil", 1.0),
+        ("dreams", 1.0),
         ("dreams-kfac", 1e6),
         ("dreams-budget", 1e-4),
         ("average", 0.5),
@@ -215,7 +215,7 @@ def test_the_gpt_story_is_told_too(quick: Path, tmp_path: Path, capsys: pytest.C
     ]
     assert main([*asked, "--data-dir", str(quick)]) == 0
     page = (tmp_path / "elephants" / "gpt" / "quick" / "report.md").read_text()
-    assert "| replay, 10% old data | rate x" in page
+    assert "| replay, 10% old data | weight " in page
     assert "| free texts and EWC, Kronecker factors | strength" in page
     assert "±" in page
     found = Gpt(quick, tmp_path / "elephants" / "gpt" / "quick", "quick")
@@ -262,7 +262,9 @@ def test_a_setting_is_chosen_that_learns_enough_and_keeps_the_most():
     assert choose("gpt", ewc, known, plain[1]) == ewc[1]
     known |= dict(zip(ewc, (found(1.5, 23.0), found(0.9, 22.0), found(0.2, 24.0), found(0.1, 25.0))))
     assert choose("gpt", ewc, known, plain[1]) == ewc[1]
-    assert [trial.lr for trial in tuning("gpt", STORY_METHODS["dreams"], "full", 0.5)] == [0.25, 0.5, 0.75, 1.0]
+    lora, dreams = (tuning("gpt", STORY_METHODS[name], "full", 0.5) for name in ("lora-8", "dreams"))
+    assert [trial.lr for trial in lora] == [0.15, 0.5, 1.5, 5.0]
+    assert [(trial.lr, trial.value) for trial in dreams] == [(0.5, 0.3), (0.5, 1.0), (0.5, 3.0), (0.5, 10.0)]
 
 
 def test_trials_are_shared_between_processes(tmp_path: Path):
