@@ -67,7 +67,8 @@ class Rehearsal:
     Attributes:
         every: n.
         num_steps: steps that were counted so far; set it, or load a state, to go on where another training stopped.
-        last_loss: of the last rehearsed batch, in nats per target, its mean over replicas; None before one.
+        last_loss: of the last rehearsed batch or part, in nats per target, its mean over replicas, 0 of a part without
+            a target; None before one.
         parts: as given, and at most n.
         model, weight, autocast: as given.
 
