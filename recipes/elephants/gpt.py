@@ -77,7 +77,7 @@ SIZES = {
         Pace(2000, 2e-3, batch_size=16, precision="bfloat16"),
         Pace(2000, 3e-3, batch_size=8, precision="bfloat16"),
         1600,
-        200,
+        400,
         8_000_000,
     ),
     "quick": GPTSize(64, 2, 512, Pace(60, 2e-3, batch_size=8), Pace(30, 1e-3, batch_size=8), 64, 16, 300_000),

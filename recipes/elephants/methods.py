@@ -209,7 +209,7 @@ STORY_METHODS: dict[str, StoryMethod] = {
             "dreams-budget",
             "free texts and a budget, Kronecker factors",
             _values(0.01, 0.02, 0.05, 0.1),
-            _values(0.1, 0.2, 0.35, 0.5),
+            _values(0.4, 0.6, 0.9, 1.3),
             what="nats",
             holds="budget",
             rehearses="free",
