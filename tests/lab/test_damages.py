@@ -17,6 +17,7 @@ from tests.recipes.made_up import outcome
 from holdfast.files import read_state
 from holdfast.lab import run as run_module
 from holdfast.lab.config import configure
+from holdfast.lab.frame import runs_table
 from holdfast.lab.generation import run as generation_module
 from holdfast.lab.generation.pictures import draw_samples
 from holdfast.lab.generation.run import run_generation, samples_path
@@ -72,7 +73,7 @@ def _of_generation(path: Path) -> Any:
 
 
 def _reported(path: Path) -> Any:
-    return len(write_report([result()], path).rows)
+    return write_report(runs_table([result()]), path).num_runs
 
 
 ONE, TWO = configure("permuted-digits", "ewc-fisher", seed=1, num_tasks=3), configure("permuted-digits", "l2")
