@@ -1,5 +1,8 @@
 """The options of `holdfast report`, apart from the command so that --help needs none of what it draws with."""
 
+# `option` makes annotations when this module is imported:
+# pyright: reportInvalidTypeForm=false
+
 from __future__ import annotations
 
 from dataclasses import dataclass

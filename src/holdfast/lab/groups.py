@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from holdfast.lab.config import RunConfig
 from holdfast.lab.escaping import one_line
-from holdfast.lab.frame import is_missing, runs_table, settings_in
+from holdfast.lab.frame import DataFrame, is_missing, runs_table, settings_in
 from holdfast.lab.generation import GENERATION_METHODS
 from holdfast.lab.generation.config import GenerationConfig
 from holdfast.lab.methods import METHODS, MethodOptions
 from holdfast.lab.results import RunResult
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 MOST_OF_LABEL = 300
 """Letters of a configuration's label."""

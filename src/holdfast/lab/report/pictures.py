@@ -11,7 +11,7 @@ import numpy as np
 
 from holdfast.lab.canvas import FONT, GRID, INK, MUTED, axes_at, new_figure, write_picture
 from holdfast.lab.escaping import one_line, picture_text
-from holdfast.lab.frame import is_missing
+from holdfast.lab.frame import DataFrame, is_missing
 from holdfast.lab.groups import setting_text
 from holdfast.lab.plots import (
     bare,
@@ -30,7 +30,6 @@ from holdfast.lab.tables import Estimate
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from pandas import DataFrame
 
 SUFFIXES = (".svg", ".png")
 

@@ -8,12 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from holdfast.errors import OptionError, UnknownNameError
 from holdfast.files import check_output, new_folder, write_text
 from holdfast.lab.canvas import check_matplotlib
-from holdfast.lab.frame import ARRAYS, results
+from holdfast.lab.frame import ARRAYS, DataFrame, results
 from holdfast.lab.groups import value_text
 from holdfast.lab.metrics import check_scipy
 from holdfast.lab.report.export import write_tables
@@ -21,9 +20,6 @@ from holdfast.lab.report.markdown import markdown_page
 from holdfast.lab.report.page import html_page
 from holdfast.lab.report.pictures import write_pictures
 from holdfast.lab.report.sections import Section, sections_of
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 PAGE, MARKDOWN = "report.html", "report.md"
 
