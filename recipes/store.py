@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -201,7 +201,7 @@ def _unpacked(packed: Mapping[str, Any], *, where: str) -> Outcome:
             seed=config.seed,
             **figures,
             **dict(zip(_SECONDS, entry["seconds"], strict=True)),
-            config=asdict(config) | {"hidden": list(config.hidden)},
+            config=config.to_dict(),
             versions=entry["versions"],
         ),
     )

@@ -23,42 +23,6 @@ if TYPE_CHECKING:
 # A method's colour says its importance, or the mechanism that has none; stroke and marker say the mechanism. The hues
 # of the importances are those of Okabe and Ito, which people who see no red or green can tell apart too, darkened until
 # text in them reads well on white. Methods that replay share a red, methods that merge weights a grey blue.
-_HUES = {
-    "fisher": "#0068a8",
-    "mas": "#c94f00",
-    "si": "#008361",
-    "signal": "#b0438f",
-    "taylor": "#a67600",
-    "kfac": "#5b3fb0",
-    "uniform": "#7a5c3a",
-    "er": "#b3202c",
-    "der": "#b3202c",
-    "agem": "#b3202c",
-    "lwf": "#00788a",
-    "imm": "#4a5a78",
-    "sfa": "#4a5a78",
-    "hat": "#5f6b00",
-    "joint": INK,
-    "cumulative": INK,
-    "dgr": "#b0203a",
-    "dgr-distilled": "#7a1f6b",
-}
-_STROKES: dict[str, dict[str, Any]] = {
-    "joint": {"linestyle": (0, (5, 2)), "marker": ""},
-    "cumulative": {"linestyle": (0, (5, 2)), "marker": "x"},
-    "frozen": {"linestyle": (0, (1, 1.4)), "marker": "x"},
-    "none": {"linestyle": (0, (1, 1.4)), "marker": ""},
-    "dgr": {"linestyle": "-", "marker": "s"},
-    "ewc": {"linestyle": "-", "marker": "o"},
-    "wva": {"linestyle": (0, (7, 1.6, 1.4, 1.6)), "marker": "^"},
-    "er": {"linestyle": "-", "marker": "s"},
-    "der": {"linestyle": "-", "marker": "D"},
-    "agem": {"linestyle": (0, (4, 1.5)), "marker": "v"},
-    "lwf": {"linestyle": "-", "marker": "P"},
-    "imm": {"linestyle": (0, (4, 1.5)), "marker": "<"},
-    "sfa": {"linestyle": (0, (4, 1.5)), "marker": ">"},
-    "hat": {"linestyle": "-", "marker": "p"},
-}
 _MATRIX_COLOURS = "YlGnBu"
 
 
@@ -67,11 +31,9 @@ def stroke(group: RunGroup, *, palest: float = 0.7) -> dict[str, Any]:
 
     Configurations of one method share its colour, from full to pale (`palest` is the share of white that none reaches).
     """
-    method = METHODS.get(group.method)
-    mechanism = method.mechanism if method else "ewc"
-    hue = _HUES.get(group.method) or _HUES.get(method.importance or mechanism, MUTED) if method else MUTED
+    style = {"color": MUTED, "linestyle": "-", "marker": "o", **getattr(METHODS.get(group.method), "style", {})}
     paleness = palest * group.variant / group.num_variants
-    return {"color": _mixed_with_white(hue, paleness), **_STROKES[mechanism]}
+    return {**style, "color": _mixed_with_white(style["color"], paleness)}
 
 
 def accuracy_curves(groups: Sequence[RunGroup], path: str | os.PathLike[str], *, title: str = "") -> Path:
@@ -187,7 +149,7 @@ def spread(places: Sequence[float], gap: float) -> list[float]:
 
 def _draw_curve(axes: Axes, group: RunGroup, mean: Sequence[float]) -> None:
     tasks = np.arange(1, group.num_tasks + 1)
-    outer = METHODS.get(group.method) is None or METHODS[group.method].mechanism in ("joint", "none")
+    outer = group.method in ("joint", "none") or group.method not in METHODS
     look = stroke(group)
     axes.plot(
         tasks,

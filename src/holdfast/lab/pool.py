@@ -18,7 +18,7 @@ from holdfast.errors import HoldfastError, OptionError
 from holdfast.lab.config import RunConfig
 from holdfast.lab.results import RunResult
 from holdfast.lab.run import EventCallback, run
-from holdfast.lab.streams.catalog import load_images
+from holdfast.lab.streams import STREAMS, load_data
 from holdfast.lab.worker_process import Inbox, WorkerProcess
 
 MOST_DEATHS = 3
@@ -116,7 +116,7 @@ class Performer:
             StoppedError: by `on_event`.
         """
         if not self._result_of(config).exists():
-            self._images = load_images(config.stream, data_dir=self.data_dir)
+            self._images = _images_of(config, self.data_dir)
 
         def told(event: Mapping[str, Any]) -> None:
             on_event({**event, "run": config.name})
@@ -138,6 +138,11 @@ class Performer:
 
     def _result_of(self, config: RunConfig) -> Path:
         return Path(self.output) / config.name / "result.json"
+
+
+def _images_of(config: RunConfig, data_dir: str | os.PathLike[str] | None) -> object:
+    source = config.data or STREAMS.named(config.stream).data
+    return load_data(source, data_dir=data_dir) if source else None
 
 
 @contextmanager

@@ -21,11 +21,12 @@ from holdfast.lab.config import RunConfig
 from holdfast.lab.folder import RunFolder, versions
 from holdfast.lab.methods import Moment, Setting, build_learner, method_named
 from holdfast.lab.metrics import average_accuracy
+from holdfast.lab.registry import own_settings, source_of
 from holdfast.lab.results import RunResult, summarise
-from holdfast.lab.streams import Examples
-from holdfast.lab.streams.catalog import build_stream
+from holdfast.lab.streams import STREAMS, Examples, build_stream, fingerprint, load_data
 from holdfast.lab.streams.stream import Task
-from holdfast.lab.training import accuracy, build_net, build_optimizer, learning_rate, num_epochs, train_epoch
+from holdfast.lab.training import NETS, accuracy, build_net, build_optimizer, learning_rate, num_epochs, train_epoch
+from holdfast.likelihoods import Gaussian
 from holdfast.likelihoods.masks import Mask, Scenario, active_classes
 
 EventCallback = Callable[[Mapping[str, Any]], None]
@@ -64,13 +65,14 @@ def run(
     Raises:
         OptionError: options that have no meaning together, or a device that cannot be used; nothing is written then.
         OutputError: the folder cannot be written.
-        RunMismatchError: the folder belongs to another configuration.
+        RunMismatchError: the folder belongs to another configuration, or was begun with other data or plug-ins.
         FileFormatError: a file in the folder is damaged.
         DataFileError: the data are missing or damaged.
         NotFiniteError: training diverged.
     """
     folder = RunFolder(Path(output) / config.name, config)
     if folder.result.exists():
+        folder.check_provenance(provenance(config, data_dir=data_dir))
         return RunResult.load(folder.result)
     made = ActiveRun(config, folder, device=device, data_dir=data_dir, on_event=on_event)
 
@@ -105,22 +107,24 @@ class ActiveRun:
         self.config, self.folder, self.on_event = config, folder, on_event
         self.device = usable_device(device)
         self.method = method_named(config.method)
+        self.provenance = provenance(config, data_dir=data_dir)
+        folder.check_provenance(self.provenance)
         self.stream = build_stream(
             config.stream,
             num_tasks=config.num_tasks,
             seed=config.seed,
             scenario=config.scenario,
+            data=config.data,
             data_dir=data_dir,
-            fraction=config.fraction,
+            **own_settings(STREAMS.named(config.stream), config.options),
         )
         self.mask: Mask = config.mask or _MASKS[self.stream.scenario]
         net = build_net(
             config.net,
             self.stream.input_shape,
             self.stream.num_classes,
-            hidden=config.hidden,
-            slope=config.slope,
             seed=seed_of(config.seed),
+            **own_settings(NETS.named(config.net), config.options),
         )
         setting = Setting(
             task_classes=tuple(map(tuple, self.stream.task_classes)),
@@ -128,12 +132,16 @@ class ActiveRun:
             scenario=self.stream.scenario,
             input_shape=self.stream.input_shape,
             past=lambda k: self.tasks[k].train(self.stream[k]),
+            seed=config.seed,
         )
-        self.learner = build_learner(self.method, net.to(self.device), options=config, setting=setting)
+        self.learner = build_learner(self.method, net.to(self.device), setting, config.options)
         self.model: nn.Module = self.learner.model
         self.optimizer = self._new_optimizer()
         self.progress = RunProgress()
         self.tasks = [_Kept(task, self.device) for task in self.stream]
+        if self.tasks[0].test.targets.is_floating_point():
+            self._check_regression()
+            self.learner.likelihood = Gaussian()
         self._clock = time.perf_counter()
         self._saved = self._clock
 
@@ -146,7 +154,7 @@ class ActiveRun:
 
     def _begin(self) -> None:
         """Open the folder, and go on from its checkpoint where there is one."""
-        self.folder.open()
+        self.folder.open(self.provenance)
         resumed = self.folder.checkpoint.exists()
         if resumed:
             self.progress = checkpoint.load(
@@ -263,6 +271,13 @@ class ActiveRun:
                 table[own, list(active or ())] = True
         return table
 
+    def _check_regression(self) -> None:
+        if self.mask != "all" or self.method.classes_only:
+            raise OptionError(
+                f"{self.config.stream}, {self.config.method}: the targets are numbers; expected scenario domain, and "
+                "a method that does without classes."
+            )
+
     def _accuracy(self, examples: Examples, t: int, j: int) -> float:
         """Accuracy on task j after task t, among the classes that the scenario leaves open."""
         classes = None
@@ -335,6 +350,23 @@ class _Kept:
     def train(self, task: Task) -> Examples:
         """Its training examples, built again when they are needed."""
         return task.train.to(self._device)
+
+
+def provenance(config: RunConfig, *, data_dir: str | os.PathLike[str] | None = None) -> dict[str, Any]:
+    """What a run's figures depend on beside its settings: the data in hand, and code of others.
+
+    Returns:
+        "data": their fingerprint; not where they would have to be downloaded. "plugins": module -> digits that stand
+        for its source, of what was chosen and is not holdfast's.
+    """
+    entry = STREAMS.named(config.stream)
+    source = config.data or entry.data
+    found: dict[str, Any] = {}
+    if source and (source != "mnist" or data_dir or os.environ.get("HOLDFAST_DATA")):
+        found["data"] = fingerprint(load_data(source, data_dir=data_dir))
+    others = {module for module in config.modules() if module.partition(".")[0] != "holdfast"}
+    found["plugins"] = {module: source_of(module) for module in sorted(others)}
+    return found
 
 
 def usable_device(name: str) -> torch.device:

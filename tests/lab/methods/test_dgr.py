@@ -8,7 +8,7 @@ from tests.replay.drawers import Stuck, class_of, patterns
 from torch import Tensor
 
 from holdfast.errors import CollapseError, OptionError
-from holdfast.lab.methods import Learner, MethodOptions, Setting, build_learner, dgr, method_named
+from holdfast.lab.methods import Learner, Setting, build_learner, dgr, method_named
 from holdfast.lab.methods.dgr import DGR
 from holdfast.lab.streams.examples import Examples
 from holdfast.lab.training import accuracy, build_optimizer, mlp, train_epoch
@@ -25,7 +25,7 @@ def task(number: int, *, n: int = 160) -> Examples:
 def build(method: str = "dgr", *, mask: Any = "seen", **options: Any) -> Any:
     setting = Setting(TASKS, mask, input_shape=(1, 8, 8), past=task)
     model = mlp(64, (24,), 6, seed=0)
-    return build_learner(method_named(method), model, options=MethodOptions(**{**SMALL, **options}), setting=setting)
+    return build_learner(method_named(method), model, setting, {**SMALL, **options})
 
 
 def learn(learner: Any, *, tasks: int = 2, epochs: int = 1) -> dict[str, Tensor]:
