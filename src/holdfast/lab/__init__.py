@@ -1,5 +1,6 @@
 """Whole experiments: configured, run, resumed, compared and drawn; and what you may add to them."""
 
+from holdfast.files.typed import Within
 from holdfast.lab.config import RunConfig, configure
 from holdfast.lab.methods import (
     ClosedTask,
@@ -14,7 +15,6 @@ from holdfast.lab.methods import (
 )
 from holdfast.lab.recording import record
 from holdfast.lab.results import RunResult, find_results
-from holdfast.lab.run import run
 from holdfast.lab.streams import Examples, Stream, StreamPlan, Task, load_data, register_data, register_stream
 from holdfast.lab.training import register_net, task_loss
 
@@ -30,6 +30,7 @@ __all__ = [
     "Stream",
     "StreamPlan",
     "Task",
+    "Within",
     "configure",
     "find_results",
     "load_data",
@@ -41,6 +42,5 @@ __all__ = [
     "register_method",
     "register_net",
     "register_stream",
-    "run",
     "task_loss",
 ]

@@ -50,8 +50,7 @@ def load_data(source: str, *, data_dir: str | os.PathLike[str] | None = None) ->
         data_dir: where MNIST is; see `mnist`.
 
     Raises:
-        UnknownNameError: it is no name and no path.
-        DataFileError: it cannot be read.
+        DataFileError: it is no name and no path, or cannot be read.
         OptionError: it holds nothing that can be learned.
     """
     place = str(data_dir or os.environ.get("HOLDFAST_DATA") or "") if source == "mnist" else ""
@@ -66,7 +65,10 @@ def load_data(source: str, *, data_dir: str | os.PathLike[str] | None = None) ->
         elif ":" in source:
             found, name = imported(source, what="data")(), source.partition(":")[2]
         else:
-            found, name = DATA.named(source), source  # which raises
+            raise DataFileError(
+                f"data {source!r}: no such file or folder, and no name of data ({', '.join(DATA)}). Give a path, a name "
+                "or module:function."
+            )
         task = as_task(found, name=name)
         _loaded[key] = task
         _recent[:] = [task]  # a run that is configured is soon done
