@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +17,16 @@ from holdfast.files.exclusive import locked
 from holdfast.lab import checkpoint
 from holdfast.lab.checkpoint import RunProgress
 from holdfast.lab.config import RunConfig
-from holdfast.lab.folder import RunFolder, versions
+from holdfast.lab.engine import Engine, EventCallback
+from holdfast.lab.folder import RunFolder
 from holdfast.lab.methods import Moment, Setting, build_learner, method_named
-from holdfast.lab.metrics import average_accuracy
 from holdfast.lab.registry import own_settings, source_of
-from holdfast.lab.results import RunResult, summarise
+from holdfast.lab.results import RunResult
 from holdfast.lab.streams import STREAMS, Examples, build_stream, fingerprint, load_data
 from holdfast.lab.streams.stream import Task
 from holdfast.lab.training import NETS, accuracy, build_net, build_optimizer, learning_rate, num_epochs, train_epoch
 from holdfast.likelihoods import Gaussian
 from holdfast.likelihoods.masks import Mask, Scenario, active_classes
-
-EventCallback = Callable[[Mapping[str, Any]], None]
 
 _MASKS: dict[Scenario, Mask] = {"task": "task", "domain": "all", "class": "seen"}
 
@@ -84,8 +81,8 @@ def run(
         return RunResult.load(folder.result) if folder.result.exists() else made.finish()
 
 
-class ActiveRun:
-    """The state of a run, and the steps that take it to its end.
+class ActiveRun(Engine[RunProgress]):
+    """A stream learned with a method.
 
     Args:
         config: every setting.
@@ -104,11 +101,10 @@ class ActiveRun:
         data_dir: str | os.PathLike[str] | None,
         on_event: EventCallback | None,
     ) -> None:
-        self.config, self.folder, self.on_event = config, folder, on_event
         self.device = usable_device(device)
         self.method = method_named(config.method)
-        self.provenance = provenance(config, data_dir=data_dir)
-        folder.check_provenance(self.provenance)
+        told = provenance(config, data_dir=data_dir)
+        folder.check_provenance(told)
         self.stream = build_stream(
             config.stream,
             num_tasks=config.num_tasks,
@@ -117,6 +113,15 @@ class ActiveRun:
             data=config.data,
             data_dir=data_dir,
             **own_settings(STREAMS.named(config.stream), config.options),
+        )
+        super().__init__(
+            config,
+            folder,
+            progress=RunProgress(),
+            num_tasks=len(self.stream),
+            scenario=self.stream.scenario,
+            on_event=on_event,
+            provenance=told,
         )
         self.mask: Mask = config.mask or _MASKS[self.stream.scenario]
         net = build_net(
@@ -137,36 +142,26 @@ class ActiveRun:
         self.learner = build_learner(self.method, net.to(self.device), setting, config.options)
         self.model: nn.Module = self.learner.model
         self.optimizer = self._new_optimizer()
-        self.progress = RunProgress()
         self.tasks = [_Kept(task, self.device) for task in self.stream]
         if self.tasks[0].test.targets.is_floating_point():
             self._check_regression()
             self.learner.likelihood = Gaussian()
-        self._clock = time.perf_counter()
-        self._saved = self._clock
 
-    def finish(self) -> RunResult:
-        """Train what is left to train, and write the result."""
-        self._begin()
-        while self.progress.task < len(self.stream):
-            self._learn(self.progress.task)
-        return self._result()
+    def baseline(self) -> list[float]:
+        """Of the untrained network."""
+        return [self._accuracy(kept.test, j, j) for j, kept in enumerate(self.tasks)]
 
-    def _begin(self) -> None:
-        """Open the folder, and go on from its checkpoint where there is one."""
-        self.folder.open(self.provenance)
-        resumed = self.folder.checkpoint.exists()
-        if resumed:
-            self.progress = checkpoint.load(
-                self.folder.checkpoint, model=self.model, optimizer=self.optimizer, learner=self.learner
-            )
-        self.folder.truncate(self.progress.num_events)
-        self._clock = time.perf_counter()
-        self._tell({"event": "start", "num_tasks": len(self.stream), "resumed": resumed})
-        if not resumed:
-            self.progress.baseline = [self._accuracy(kept.test, j, j) for j, kept in enumerate(self.tasks)]
+    def read_checkpoint(self) -> RunProgress:
+        """Of model, optimizer and learner."""
+        return checkpoint.load(self.folder.checkpoint, model=self.model, optimizer=self.optimizer, learner=self.learner)
 
-    def _learn(self, t: int) -> None:
+    def write_checkpoint(self) -> None:
+        """Likewise."""
+        checkpoint.save(
+            self.folder.checkpoint, self.progress, model=self.model, optimizer=self.optimizer, learner=self.learner
+        )
+
+    def learn(self, t: int) -> None:
         """Train on task t from the epoch where it stands, close it and test on all."""
         config, progress = self.config, self.progress
         train = self._training_examples(t)
@@ -203,9 +198,9 @@ class ActiveRun:
             progress.epoch += 1
             progress.seconds_training += seconds
             epoch = {"task": t, "epoch": progress.epoch, "epochs": epochs, "loss": loss, "seconds": seconds}
-            self._tell({"event": "epoch", **epoch})
+            self.tell({"event": "epoch", **epoch})
             if progress.epoch < epochs:
-                self._save(at_least=CHECKPOINT_SECONDS)
+                self.save(at_least=CHECKPOINT_SECONDS)
         self._close(t)
 
     def _close(self, t: int) -> None:
@@ -218,25 +213,12 @@ class ActiveRun:
             examples = examples.take(self.config.importance_examples)
         self.learner.close_task(examples, classes=active_classes(self.mask, self.stream.task_classes, t), task=t)
         seconds = time.perf_counter() - began
-        progress.seconds_importance += seconds
-        progress.test.append([self._accuracy(other.test, t, j) for j, other in enumerate(self.tasks)])
-        progress.validation.append([self._accuracy(self.tasks[j].validation, t, j) for j in range(t + 1)])
-        progress.task, progress.epoch = t + 1, 0
-        self._tell(
-            {
-                "event": "task",
-                "task": t,
-                "accuracy": progress.test[-1],
-                "validation": progress.validation[-1],
-                "average_accuracy": sum(progress.test[-1][: t + 1]) / (t + 1),
-                "seconds": self._seconds(),
-                "seconds_importance": seconds,
-                "keeper": progress.keeper,
-            }
-        )
+        test = [self._accuracy(other.test, t, j) for j, other in enumerate(self.tasks)]
+        validation = [self._accuracy(self.tasks[j].validation, t, j) for j in range(t + 1)]
+        self.closed(test, validation, seconds=seconds)
         if self.config.fresh_optimizer:
             self.optimizer = self._new_optimizer()
-        self._save()
+        self.save()
 
     def _new_optimizer(self) -> Optimizer:
         config = self.config
@@ -295,48 +277,10 @@ class ActiveRun:
             held += sum(examples.inputs.nbytes + examples.targets.nbytes for examples in earlier)
         return held
 
-    def _seconds(self) -> float:
-        now = time.perf_counter()
-        self.progress.seconds += now - self._clock
-        self._clock = now
-        return self.progress.seconds
-
-    def _save(self, *, at_least: float = 0.0) -> None:
-        if time.perf_counter() - self._saved >= at_least:
-            self._seconds()
-            checkpoint.save(
-                self.folder.checkpoint, self.progress, model=self.model, optimizer=self.optimizer, learner=self.learner
-            )
-            self._saved = time.perf_counter()
-
-    def _tell(self, event: Mapping[str, Any]) -> None:
-        self.folder.append(event)
-        self.progress.num_events += 1
-        if self.on_event is not None:
-            self.on_event(event)
-
-    def _result(self) -> RunResult:
-        """Write what was found."""
-        progress = self.progress
-        seconds = self._seconds()
-        result = RunResult(
-            stream=self.config.stream,
-            scenario=self.stream.scenario,
-            method=self.config.method,
-            seed=self.config.seed,
-            **summarise(progress.test, progress.validation, progress.baseline),
-            seconds=seconds,
-            seconds_training=progress.seconds_training,
-            seconds_importance=progress.seconds_importance,
-            config=self.config.to_dict(),
-            versions=versions(),
-            keeper=progress.keeper,
-            num_parameters=sum(weight.numel() for weight in self.model.parameters()),
-            held_bytes=self._held_bytes(),
-        )
-        self._tell({"event": "done", "average_accuracy": average_accuracy(progress.test)[-1], "seconds": seconds})
-        result.save(self.folder.result)
-        return result
+    def found(self) -> dict[str, Any]:
+        """What it takes in memory."""
+        num_parameters = sum(weight.numel() for weight in self.model.parameters())
+        return {"num_parameters": num_parameters, "held_bytes": self._held_bytes()}
 
 
 class _Kept:

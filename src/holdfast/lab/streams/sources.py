@@ -66,8 +66,8 @@ def load_data(source: str, *, data_dir: str | os.PathLike[str] | None = None) ->
             found, name = imported(source, what="data")(), source.partition(":")[2]
         else:
             raise DataFileError(
-                f"data {source!r}: no such file or folder, and no name of data ({', '.join(DATA)}). Give a path, a name "
-                "or module:function."
+                f"data {source!r}: no such file or folder, and no name of data ({', '.join(DATA)}). Give a path, a "
+                "name or module:function."
             )
         task = as_task(found, name=name)
         _loaded[key] = task
