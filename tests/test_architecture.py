@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests import imports
 
 import holdfast
 
@@ -410,3 +411,11 @@ def test_docstrings_begin_with_a_capital_or_with_a_symbol():
         if found[0] not in FUNCTIONS | GREEK | LIBRARIES
     ]
     assert not words
+
+
+def test_the_picture_of_the_imports_is_todays_and_no_arrow_leads_upward():
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    assert imports.picture() in page, "draw it anew: python -m tests.imports"
+    place = {name: number for number, layer in enumerate(imports.layers()) for name in layer}
+    upward = {(one, other) for one, other in imports.arrows() if place[one] >= place[other]}
+    assert not upward
