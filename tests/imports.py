@@ -26,7 +26,7 @@ def arrows() -> set[tuple[str, str]]:
     found = set()
     for importer in graph.modules:
         for imported in graph.find_modules_directly_imported_by(importer):
-            pair = tuple((module.split(".") + [""])[1] for module in (importer, imported))
+            pair = tuple(([*module.split("."), ""])[1] for module in (importer, imported))
             if pair[0] and pair[1] and pair[0] != pair[1]:
                 found.add(pair)
     return found

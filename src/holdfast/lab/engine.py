@@ -16,7 +16,7 @@ EventCallback = Callable[[Mapping[str, Any]], None]
 Progress = TypeVar("Progress", bound=RunProgress)
 
 
-class Engine(ABC, Generic[Progress]):
+class RunEngine(ABC, Generic[Progress]):
     """The state of a run, and the steps that take it to its end; what is learned, and how, a subclass says.
 
     Args:

@@ -16,7 +16,7 @@ from holdfast.files import check_output, parsed_json, read_bytes, read_json, wri
 from holdfast.version import __version__
 
 
-class Written(Protocol):
+class FolderSettings(Protocol):
     """The configuration of a run, as its folder keeps it."""
 
     def to_dict(self) -> dict[str, Any]:
@@ -35,7 +35,7 @@ class RunFolder:
         FileFormatError: its configuration is damaged.
     """
 
-    def __init__(self, path: Path, config: Written) -> None:
+    def __init__(self, path: Path, config: FolderSettings) -> None:
         self.path = path
         self.result = path / "result.json"
         self.lock = path / ".holdfast-lock"
@@ -129,7 +129,7 @@ def check_same(folder: Path, there: Mapping[str, Any], here: Mapping[str, Any]) 
         )
 
 
-def _check_same(written: Path, config: Written) -> None:
+def _check_same(written: Path, config: FolderSettings) -> None:
     content = read_json(written).get("config")
     if not isinstance(content, dict):
         raise FileFormatError(f"{written} holds no configuration: damaged. Move the folder away to start again.")

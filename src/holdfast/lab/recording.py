@@ -16,7 +16,7 @@ from holdfast.lab.results import RunResult, misshapen, summarise
 from holdfast.likelihoods.masks import Scenario
 
 
-class _Settings:
+class _Recorded:
     """Those of a run that was not configured here."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
@@ -80,7 +80,7 @@ def record(
     if mistakes := misshapen(summary):
         raise OptionError(f"record: {mistakes[0]}.")
     name = "-".join((folder_name(stream), folder_name(method), str(seed), settings_hash(told, {})))
-    folder = RunFolder(Path(output) / name, _Settings(told))
+    folder = RunFolder(Path(output) / name, _Recorded(told))
     result = RunResult(
         stream=stream,
         scenario=scenario,

@@ -155,7 +155,7 @@ class OneOf:
 
 
 @dataclass(frozen=True)
-class Chosen:
+class Selection:
     """An entry with its options.
 
     Attributes:
@@ -166,7 +166,7 @@ class Chosen:
 
     entry: Any
     options: Any
-    parts: Mapping[str, Chosen]
+    parts: Mapping[str, Selection]
 
     def __call__(self, *args: Any) -> Any:
         """Make it."""
@@ -177,7 +177,7 @@ class Chosen:
         return set(self.entry.modules).union(*(part.modules() for part in self.parts.values()))
 
 
-def chosen(entry: Any, settings: Mapping[str, Any]) -> Chosen:
+def chosen(entry: Any, settings: Mapping[str, Any]) -> Selection:
     """An entry with the options that settings give it, and with those that it names.
 
     Args:
@@ -194,7 +194,7 @@ def chosen(entry: Any, settings: Mapping[str, Any]) -> Chosen:
         for name, registry in naming(entry.options).items()
         if (text := getattr(options, name)) is not None
     }
-    return Chosen(entry, options, MappingProxyType(parts))
+    return Selection(entry, options, MappingProxyType(parts))
 
 
 def own_settings(entry: Any, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from holdfast.files.exclusive import locked
 from holdfast.lab import checkpoint
 from holdfast.lab.checkpoint import RunProgress
 from holdfast.lab.config import RunConfig
-from holdfast.lab.engine import Engine, EventCallback
+from holdfast.lab.engine import EventCallback, RunEngine
 from holdfast.lab.folder import RunFolder
 from holdfast.lab.methods import Moment, Setting, build_learner, method_named
 from holdfast.lab.registry import own_settings, source_of
@@ -81,7 +81,7 @@ def run(
         return RunResult.load(folder.result) if folder.result.exists() else made.finish()
 
 
-class ActiveRun(Engine[RunProgress]):
+class ActiveRun(RunEngine[RunProgress]):
     """A stream learned with a method.
 
     Args:

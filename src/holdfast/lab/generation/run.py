@@ -16,7 +16,7 @@ from holdfast.errors import CollapseError, FileFormatError, NotFiniteError
 from holdfast.files import read_state, write_state
 from holdfast.files.optimizers import load_optimizer_state, optimizer_state
 from holdfast.lab.checkpoint import RunProgress
-from holdfast.lab.engine import Engine, EventCallback
+from holdfast.lab.engine import EventCallback, RunEngine
 from holdfast.lab.folder import RunFolder
 from holdfast.lab.generation.config import GENERATION_METHODS, GENERATION_STREAMS, GenerationConfig
 from holdfast.lab.generation.judge import EPOCHS, judge_of
@@ -98,7 +98,7 @@ def samples_path(folder: Path) -> Path:
     return folder / "samples.safetensors"
 
 
-class _Run(Engine[GenerationProgress]):
+class _Run(RunEngine[GenerationProgress]):
     """Classes learned to be drawn with a method."""
 
     def __init__(

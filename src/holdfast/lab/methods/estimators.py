@@ -67,7 +67,7 @@ class Estimator:
         """Go on from what `state` gave."""
 
 
-class Measured(Estimator):
+class FunctionEstimator(Estimator):
     """A function of the model and the closed task.
 
     Args:

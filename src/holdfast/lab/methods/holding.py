@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from inspect import signature
 from typing import Annotated, Any, Literal, cast
 
@@ -24,9 +25,9 @@ from holdfast.lab.methods.estimators import (
     ClosedTask,
     Estimator,
     FisherOptions,
+    FunctionEstimator,
     KfacOptions,
     MasOptions,
-    Measured,
     PathEstimator,
     PathOptions,
     SignalOptions,
@@ -228,7 +229,7 @@ class KeeperLearner(Learner):
 
 
 @dataclass(frozen=True)
-class Holding:
+class HeldMethod:
     """Makes the learner of a mechanism with an importance.
 
     Attributes:
@@ -254,11 +255,11 @@ class Holding:
         """
         check_hold(self.name, options)
         keeper: Keeper = self.mechanism(model, options=options)
-        made: Any = self.importance.make
-        if not (isinstance(made, type) and issubclass(made, Estimator)):
-            estimator: Estimator = Measured(model, lambda model, task: self.importance(model, task, options=options))
+        made = self.importance.make
+        if isinstance(made, type) and issubclass(made, Estimator):
+            estimator: Estimator = self.importance(model, options=options)
         else:
-            estimator = self.importance(model, options=options)
+            estimator = FunctionEstimator(model, partial(self.importance, options=options))
         budget = getattr(options, "budget", None)
         return KeeperLearner(model, setting, keeper=keeper, estimator=estimator, budget=budget, name=self.name)
 
@@ -335,7 +336,7 @@ def _meet(mechanism: MechanismEntry, importance: ImportanceEntry) -> None:
     METHODS.add(
         MethodEntry(
             name=name,
-            make=Holding(name, mechanism, importance),
+            make=HeldMethod(name, mechanism, importance),
             label=f"{mechanism.label or mechanism.name} {importance.label or importance.name}",
             summary=f"{mechanism.verb}, by {importance.source or importance.name}",
             options=combined(f"{name} options", importance.options, mechanism.options),
@@ -420,7 +421,7 @@ register_mechanism("wva", label="WVA", options=WvaOptions, style=_WVA_STYLE, ver
 METHODS.add(
     MethodEntry(
         name="l2",
-        make=Holding("l2", MECHANISMS["ewc"], ImportanceEntry(name="uniform", make=all_alike, on_examples=False)),
+        make=HeldMethod("l2", MECHANISMS["ewc"], ImportanceEntry(name="uniform", make=all_alike, on_examples=False)),
         label="L2",
         summary="elastic pull on every weight alike: EWC with a uniform importance",
         options=EwcOptions,

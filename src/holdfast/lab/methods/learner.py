@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from holdfast.choices import check_choices
-from holdfast.lab.registry import Chosen
+from holdfast.lab.registry import Selection
 from holdfast.lab.streams import Examples
 from holdfast.lab.training import Losses, task_loss
 from holdfast.likelihoods import Categorical, Likelihood
@@ -38,7 +38,7 @@ class Setting:
     input_shape: tuple[int, ...] = ()
     past: Callable[[int], Examples] | None = None
     seed: int = 0
-    parts: Mapping[str, Chosen] = field(default_factory=dict)
+    parts: Mapping[str, Selection] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_choices(self)
