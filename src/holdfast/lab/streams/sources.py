@@ -281,7 +281,9 @@ def _images(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     try:
         from PIL import Image, UnidentifiedImageError
     except ImportError as error:
-        raise OptionError(f"data {folder}: pictures are read with pillow: pip install "torch-holdfast[images]"") from error
+        raise OptionError(
+            f'data {folder}: pictures are read with pillow: pip install "torch-holdfast[images]"'
+        ) from error
     images, labels = [], []
     for path in sorted(folder.glob("*/**/*")):
         if path.suffix.lower() in _IMAGES:
