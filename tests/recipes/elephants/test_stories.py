@@ -13,6 +13,7 @@ from recipes.__main__ import main
 from recipes.elephants import encoder, gpt, story
 from recipes.elephants.encoder import Encoder
 from recipes.elephants.gpt import Gpt
+from recipes.elephants.learning import Pace, learn, shuffled
 from recipes.elephants.methods import STORY_METHODS, Start, learn_with
 from recipes.elephants.story import carry_out, choose, tuning
 from recipes.elephants.trial import StoryTrial, do_all, known_trials
@@ -30,7 +31,6 @@ from holdfast.files import write_state
 from holdfast.files.exclusive import locked
 from holdfast.language import learning
 from holdfast.language.batches import examples
-from holdfast.language.learning import Pace, learn, shuffled
 from holdfast.language.models import load_model
 from holdfast.language.rows import read_rows
 from holdfast.language.skills import likelihood_of
