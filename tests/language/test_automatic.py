@@ -19,7 +19,7 @@ from holdfast.language.automatic import AutomaticChoice, choose
 from holdfast.language.finetuning import HoldOptions
 from holdfast.language.models import load_model
 from holdfast.language.past import RehearsalOptions
-from holdfast.language.sources import Source
+from holdfast.language.rows import Source
 
 
 def ready(task: str) -> Any:

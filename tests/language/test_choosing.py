@@ -24,8 +24,7 @@ from holdfast.language.choosing import (
     sample,
 )
 from holdfast.language.models import LanguageModel, LanguageTask, load_model
-from holdfast.language.rows import Columns, Row
-from holdfast.language.sources import Source
+from holdfast.language.rows import Columns, Row, Source
 
 
 def written(path: Path, *rows: Mapping[str, Any]) -> Source:

@@ -20,8 +20,8 @@ from holdfast.language.keeping import keep_and_learn
 from holdfast.language.kept import SkillChange
 from holdfast.language.measuring import measure_importance
 from holdfast.language.models import load_model
+from holdfast.language.rows import Source
 from holdfast.language.skills import MeasuredSkill, evaluate
-from holdfast.language.sources import Source
 
 SETTINGS = FineTuneSettings(steps=30, lr=5e-3, batch_size=8)
 OLD = ("card", "money", "dog")

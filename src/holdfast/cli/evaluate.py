@@ -9,8 +9,8 @@ from holdfast.lab.run import usable_device
 from holdfast.language.batches import batches, examples
 from holdfast.language.choosing import choose_task, known_labels, number_of, number_read, plan
 from holdfast.language.models import load_model
+from holdfast.language.rows import Source
 from holdfast.language.skills import evaluate
-from holdfast.language.sources import Source
 from holdfast.language.ticks import counted
 
 

@@ -20,8 +20,7 @@ from holdfast.language.finetuning import FineTuneSettings, HoldOptions
 from holdfast.language.keeping import keep_and_learn
 from holdfast.language.kept import SkillChange, forecast_verdict
 from holdfast.language.past import SHARE, RehearsalOptions
-from holdfast.language.rows import Columns
-from holdfast.language.sources import Source
+from holdfast.language.rows import Columns, Source
 
 
 def finetune_command(options: FinetuneOptions) -> None:

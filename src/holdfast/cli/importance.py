@@ -24,7 +24,7 @@ from holdfast.language.dreamt import DREAMS, WRITING, dreamt
 from holdfast.language.importance_folder import importance_names, write_importance_folder
 from holdfast.language.measuring import MEASURING, MeasuringProgress, measure_importance
 from holdfast.language.models import LanguageModel, load_model
-from holdfast.language.sources import Source
+from holdfast.language.rows import Source
 from holdfast.probes import Probes
 
 

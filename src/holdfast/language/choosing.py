@@ -10,8 +10,7 @@ from pathlib import Path
 from holdfast.errors import BatchError, OptionError
 from holdfast.language.batches import Example, examples
 from holdfast.language.models import LanguageModel, LanguageTask, free_name
-from holdfast.language.rows import DECLINED, Row
-from holdfast.language.sources import Source
+from holdfast.language.rows import DECLINED, Row, Source, is_unnamed
 
 _SHOWN = 160
 """Characters of a sample."""
@@ -132,11 +131,6 @@ def fits(own: Sequence[str], labels: Iterable[str], *, by_number: bool = False) 
     return bool(labels) and labels <= set(own)
 
 
-def is_unnamed(own: Sequence[str]) -> bool:
-    """Whether classes have no names but those that transformers makes up: LABEL_0, LABEL_1, ..."""
-    return all(name == f"LABEL_{number}" for number, name in enumerate(own))
-
-
 def known_labels(model: LanguageModel, rows: Iterable[Row], *, where: str) -> Iterator[Row]:
     """The same rows, each looked at whether its label is one of the classifier's; of other models all of them.
 
@@ -144,7 +138,7 @@ def known_labels(model: LanguageModel, rows: Iterable[Row], *, where: str) -> It
         BatchError: it is none; the head that has it is named.
     """
     for row in rows:
-        if model.task == "classification" and row.label is not None and not _is_class(row, model.labels):
+        if model.task == "classification" and row.label is not None and row.class_in(model.labels) is None:
             others = [name for name, labels in model.head_labels.items() if str(row.label) in labels]
             remedy = f"Its head {others[0]!r} has it: --head {others[0]}." if others else "Give data that have these."
             raise BatchError(
@@ -237,9 +231,3 @@ def _named_after(source: Source) -> str:
     pieces = [piece for piece in (path.name.split(".")[0], path.resolve().parent.name) if piece]
     name = next((piece for piece in pieces if piece not in _PARTS), "new")
     return re.sub(r"[^\w-]+", "-", name).strip("-") or "new"
-
-
-def _is_class(row: Row, names: Sequence[str]) -> bool:
-    number = row.number if is_unnamed(names) else None
-    number = row.label if isinstance(row.label, int) else number
-    return str(row.label) in names or (number is not None and 0 <= number < len(names))

@@ -32,8 +32,8 @@ from holdfast.language.kept import SkillChange, to_dict
 from holdfast.language.models import LanguageModel, LanguageTask, load_model
 from holdfast.language.old_skill import OldSkill
 from holdfast.language.past import OldAnswers, RehearsalOptions
+from holdfast.language.rows import Source
 from holdfast.language.skills import MeasuredSkill, evaluate
-from holdfast.language.sources import Source
 from holdfast.language.ticks import OnProgress, counted
 from holdfast.replay import Rehearsal
 from holdfast.retention import EWC, WVA

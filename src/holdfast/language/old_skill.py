@@ -10,7 +10,7 @@ from holdfast.language.batches import Example, classes_of, examples
 from holdfast.language.choosing import fits, known_labels, listed_labels, number_of
 from holdfast.language.encoders import SentenceEncoder
 from holdfast.language.models import LanguageModel, LanguageTask
-from holdfast.language.sources import Source
+from holdfast.language.rows import Source
 from holdfast.language.ticks import OnProgress, counted
 
 

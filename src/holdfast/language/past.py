@@ -16,8 +16,8 @@ from holdfast.language.dreamt import WATCHED, dreams_in, set_apart
 from holdfast.language.encoders import SentenceEncoder
 from holdfast.language.models import LanguageModel, LanguageTask
 from holdfast.language.old_skill import OldSkill
+from holdfast.language.rows import Source
 from holdfast.language.skills import likelihood_of
-from holdfast.language.sources import Source
 from holdfast.language.ticks import OnProgress, counted
 from holdfast.likelihoods import Similarity
 from holdfast.likelihoods.batches import batch_to

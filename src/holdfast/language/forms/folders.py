@@ -10,8 +10,8 @@ from pathlib import Path
 
 from holdfast.errors import DataFileError, OptionError
 from holdfast.files import MANIFEST
-from holdfast.language.forms.opened import suffix_of
-from holdfast.language.forms.text import INTENTS
+from holdfast.language.forms.plain import INTENTS
+from holdfast.language.forms.table import suffix_of
 
 ALL = "all"
 """In place of a split: every file, whatever its name."""
