@@ -219,17 +219,17 @@ def read_rows(source: str, *, columns: Columns | None = None, split: str = "trai
 def _table(path: Path, columns: Columns, split: str) -> Table:
     if path.name == INTENTS:
         return intents_table(path)
-    match suffix_of(path):
-        case ".jsonl" | ".ndjson":
-            return lines_table(path)
-        case ".json":
-            return json_table(path, split)
-        case ".csv" | ".tsv":
-            return separated_table(path, columns)
-        case ".parquet" | ".arrow" as suffix:
-            if path.suffix.lower() in COMPRESSED:
-                raise OptionError(f"{path}: {suffix} files are read as they are. Unpack it first.")
-            return typed_table(path)
+    suffix = suffix_of(path)
+    if suffix == ".json":
+        return json_table(path, split)
+    if FAMILIES.get(suffix) == "JSON":
+        return lines_table(path)
+    if FAMILIES.get(suffix) == "CSV":
+        return separated_table(path, columns)
+    if suffix in (".parquet", ".arrow"):
+        if path.suffix.lower() in COMPRESSED:
+            raise OptionError(f"{path}: {suffix} files are read as they are. Unpack it first.")
+        return typed_table(path)
     return text_table(path)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from recipes.__main__ import main
-from recipes.elephants import encoder, gpt, story
+from recipes.elephants import encoder, gpt, learning, story
 from recipes.elephants.encoder import Encoder
 from recipes.elephants.gpt import Gpt
 from recipes.elephants.learning import Pace, learn, shuffled
@@ -29,7 +29,6 @@ from holdfast.errors import (
 )
 from holdfast.files import write_state
 from holdfast.files.exclusive import locked
-from holdfast.language import learning
 from holdfast.language.batches import examples
 from holdfast.language.models import load_model
 from holdfast.language.rows import read_rows

@@ -20,7 +20,8 @@ from holdfast.errors import DataFileError, OptionError
 Entries = Iterator[tuple[str, Mapping[str, Any]]]
 """Where an entry stands, for an error's text, and its values by column."""
 
-COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+_OPENERS: Mapping[str, Callable[[Path], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+COMPRESSED = (*_OPENERS, ".zst")
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark it begins with
@@ -125,13 +126,7 @@ def library(name: str, source: object) -> Any:
 
 
 def _unpacked(path: Path) -> Any:
-    match path.suffix.lower():
-        case ".gz":
-            return BufferedReader(gzip.open(path))  # type: ignore[arg-type]
-        case ".bz2":
-            return BufferedReader(bz2.open(path))  # type: ignore[arg-type]
-        case ".xz":
-            return BufferedReader(lzma.open(path))  # type: ignore[arg-type]
-        case ".zst":
-            return BufferedReader(library("pyarrow", path).input_stream(str(path), compression="zstd"))
-    return path.open("rb")
+    suffix = path.suffix.lower()
+    if suffix == ".zst":
+        return BufferedReader(library("pyarrow", path).input_stream(str(path), compression="zstd"))
+    return BufferedReader(_OPENERS[suffix](path)) if suffix in _OPENERS else path.open("rb")
