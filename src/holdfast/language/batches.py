@@ -170,6 +170,11 @@ def batches(model: LanguageModel, found: Iterable[Example], size: int) -> Iterat
         yield collate(model, held)
 
 
+def batches_by_length(model: LanguageModel, found: Iterable[Example], size: int) -> list[LanguageBatch]:
+    """Batches of examples of like length, of a causal language model of equal length."""
+    return list(batches(model, sorted(found, key=lambda example: max(map(len, example.tokens))), size))
+
+
 def collate(model: LanguageModel, found: Sequence[Example]) -> LanguageBatch:
     """One batch: tokens [B, T] of a language model or a classifier of its own, else [B, texts, T], padded."""
     tokens = [text for example in found for text in example.tokens]

@@ -23,7 +23,7 @@ from torch import Tensor
 from holdfast.calibration import Factor, lessons_factor
 from holdfast.curvature.factored import AnyImportance
 from holdfast.errors import OptionError
-from holdfast.language.batches import Example, LanguageBatch, collate
+from holdfast.language.batches import Example, batches_by_length, collate
 from holdfast.language.encoders import SentenceClassifier, SentenceEncoder, pooled
 from holdfast.language.finetuning import FineTuneSettings, fine_tune
 from holdfast.language.models import LanguageModel
@@ -89,7 +89,7 @@ def calibrate(
     if probes is None:
         learned, looked_at = data[: len(data) // 2], data[len(data) // 2 :]
         likelihood: Any = likelihood_of(model.task)  # the library's own, which compare answers too
-        probes = Probes.taken(model.module, _batches(model, looked_at), likelihood)
+        probes = Probes.taken(model.module, batches_by_length(model, looked_at, _BATCH), likelihood)
     taken = probes
     begun, most = count(1), rounds + (importance.info.nats_per_unit is None)  # the first is then held by nothing
 
@@ -117,12 +117,6 @@ def _draws_kept() -> Iterator[None]:
     finally:
         random.setstate(kept[0])
         np.random.set_state(kept[1])
-
-
-def _batches(model: LanguageModel, found: Sequence[Example]) -> list[LanguageBatch]:
-    ordered = sorted(found, key=lambda example: max(map(len, example.tokens)))
-    device = next(model.module.parameters()).device
-    return [batch_to(collate(model, ordered[at : at + _BATCH]), device) for at in range(0, len(ordered), _BATCH)]
 
 
 def _made_up(model: LanguageModel, found: Sequence[Example], seed: int) -> tuple[LanguageModel, list[Example]]:

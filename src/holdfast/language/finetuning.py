@@ -200,6 +200,8 @@ def fine_tune(
     if not data:
         raise EmptyDataError("finetune: the data held no example.")
     transformers = transformers_library()
+    from holdfast.integrations.transformers import HoldfastCallback, RehearsalCallback
+
     begin = last_checkpoint(folder)
     if settings.checkpointing:
         bare: Any = model.base
@@ -219,12 +221,11 @@ def fine_tune(
             model, outputs, labels, num_items_in_batch
         ),
         optimizers=(AdamW(_groups(model, settings), lr=settings.lr, weight_decay=0.0), None),
-        callbacks=[*_attached(rehearsal), _teller(transformers, on_log, on_step), _sealer(transformers)],
+        callbacks=[] if rehearsal is None else [RehearsalCallback(rehearsal)],
     )
+    trainer.add_callback(_outward(transformers, on_log, on_step))  # after those that write into logs and checkpoints
     trainer.remove_callback(transformers.PrinterCallback)
     if keeper is not None:
-        from holdfast.integrations.transformers import HoldfastCallback
-
         HoldfastCallback(keeper).attach(trainer)
     random.seed(settings.seed)
     trainer.train(resume_from_checkpoint=begin)
@@ -237,15 +238,6 @@ def num_steps(settings: FineTuneSettings, num_examples: int) -> int:
         return settings.steps
     an_epoch = math.ceil(math.ceil(num_examples / settings.batch_size) / settings.accumulate)
     return math.ceil(settings.epochs * max(1, an_epoch))
-
-
-def _attached(rehearsal: Rehearsal | None) -> list[Any]:
-    """What attaches it, before all that reads the logs."""
-    if rehearsal is None:
-        return []
-    from holdfast.integrations.transformers import RehearsalCallback
-
-    return [RehearsalCallback(rehearsal)]
 
 
 def _arguments(transformers: Any, settings: FineTuneSettings, folder: Path, *, cpu: bool) -> Any:
@@ -293,23 +285,13 @@ def _groups(model: LanguageModel, settings: FineTuneSettings) -> list[dict[str, 
     return groups + ([{"params": head, "lr": settings.lr * settings.head_factor}] if head else [])
 
 
-def _sealer(transformers: Any) -> Any:
-    class Sealer(transformers.TrainerCallback):
-        """Makes a checkpoint one that is read again, when all is in it: the keeper too, whose callback comes first."""
-
-        def on_save(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-            seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
-
-    return Sealer()
-
-
-def _teller(
+def _outward(
     transformers: Any,
     on_log: Callable[[Mapping[str, Any]], None] | None,
     on_step: Callable[[int, int], None] | None,
 ) -> Any:
-    class Teller(transformers.TrainerCallback):
-        """Hands steps and logs on."""
+    class Outward(transformers.TrainerCallback):
+        """Hands steps and logs on, and seals a checkpoint when all is in it, the keeper and the rehearsal too."""
 
         def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
             if on_step is not None:
@@ -319,4 +301,7 @@ def _teller(
             if on_log is not None and logs and "loss" in logs:
                 on_log({"step": state.global_step, "steps": state.max_steps, **logs})
 
-    return Teller()
+        def on_save(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+            seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+
+    return Outward()
