@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from holdfast.errors import BatchError, EmptyDataError
+from holdfast.language.heads import listed_labels
 from holdfast.language.models import LanguageModel
 from holdfast.language.rows import DECLINED, Label, Row, as_number
 from holdfast.likelihoods.categorical import IGNORED
@@ -356,10 +357,11 @@ def _target(model: LanguageModel, row: Row, scale: float) -> float | int:
     found = row.class_in(model.labels)
     if found is not None:
         return found
-    shown = ", ".join(map(repr, model.labels[:5]))
+    others = [name for name, labels in model.head_labels.items() if str(label) in labels]
+    remedy = f"Its head {others[0]!r} has it: --head {others[0]}." if others else "Give data that have these."
     raise BatchError(
-        f"{at}label {label!r} is none of the model's {len(model.labels)} classes ({shown}, ...). Give data that have "
-        "these."
+        f"{at}label {label!r} is none of the {len(model.labels)} classes of {model.name}"
+        f"{f', head {model.head!r}' if model.head else ''} ({listed_labels(model.labels)}). {remedy}"
     )
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 
-from holdfast.errors import BatchError, OptionError
+from holdfast.errors import OptionError
 from holdfast.language.batches import Example, examples
+from holdfast.language.heads import listed_labels
 from holdfast.language.models import LanguageModel, LanguageTask, free_name
 from holdfast.language.rows import DECLINED, Row, Source, is_unnamed
 
@@ -131,23 +132,6 @@ def fits(own: Sequence[str], labels: Iterable[str], *, by_number: bool = False) 
     return bool(labels) and labels <= set(own)
 
 
-def known_labels(model: LanguageModel, rows: Iterable[Row], *, where: str) -> Iterator[Row]:
-    """The same rows, each looked at whether its label is one of the classifier's; of other models all of them.
-
-    Raises:
-        BatchError: it is none; the head that has it is named.
-    """
-    for row in rows:
-        if model.task == "classification" and row.label is not None and row.class_in(model.labels) is None:
-            others = [name for name, labels in model.head_labels.items() if str(row.label) in labels]
-            remedy = f"Its head {others[0]!r} has it: --head {others[0]}." if others else "Give data that have these."
-            raise BatchError(
-                f"{where}: label {row.label!r} is none of the {len(model.labels)} classes of {model.name}"
-                f"{f', head {model.head!r}' if model.head else ''} ({listed_labels(model.labels)}). {remedy}"
-            )
-        yield row
-
-
 def plan(
     model: LanguageModel,
     source: Source,
@@ -205,11 +189,6 @@ def number_of(count: int, noun: str) -> str:
 def number_read(model: LanguageModel, count: int) -> str:
     """A number of examples, and what they are."""
     return f"{number_of(count, 'block')} of tokens" if model.task == "causal-lm" else number_of(count, "row")
-
-
-def listed_labels(labels: Sequence[str], most: int = 4) -> str:
-    """The first of the labels."""
-    return ", ".join(map(repr, labels[:most])) + (", ..." if len(labels) > most else "")
 
 
 def shortened(text: str) -> str:

@@ -6,7 +6,7 @@ import math
 import random
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -81,6 +81,16 @@ class HoldOptions:
     importance_dtype: ImportanceForm | None = None
     offload: Literal["cpu"] | None = None
 
+    @property
+    def given(self) -> dict[str, Any]:
+        """All but the method that is not left to its default, by name."""
+        return {name: value for name, value in vars(self).items() if name != "method" and value is not None}
+
+
+def flag(name: str) -> str:
+    """An option as it is typed."""
+    return f"--{name.replace('_', '-')}"
+
 
 def keeper_of(
     model: LanguageModel,
@@ -145,16 +155,12 @@ def held_by(
     Raises:
         OptionError: an option of EWC for WVA, WVA without a strength, or options that exclude each other.
     """
-    given: dict[str, Any] = {
-        entry.name: value
-        for entry in fields(holding)
-        if entry.name != "method" and (value := getattr(holding, entry.name)) is not None
-    }
+    given = holding.given
     if holding.method == "ewc":
         every = given.pop("pull_every", None)
         keeper = EWC(module, new_parameters="free" if free else "error", every=every, **given)
         return keeper.retain(importance, probes=probes)
-    foreign = [f"--{name.replace('_', '-')}" for name in _OF_EWC if name in given]
+    foreign = [flag(name) for name in _OF_EWC if name in given]
     if foreign or holding.strength is None:
         takes = f" and takes no {', '.join(foreign)}: it keeps no anchors" if foreign else ""
         raise OptionError(f"finetune: --method wva needs --strength{takes}.")
