@@ -154,7 +154,7 @@ def _rows(path: Path) -> Any:
     for source in sorted(p for p in path.iterdir()):
         try:
             rows = read_rows(str(source))
-            found.append((str(rows.describe()).replace(str(path), ""), [(row.texts, row.label) for row in rows]))
+            found.append((rows.describe().replace(str(path), ""), [(row.texts, row.label) for row in rows]))
         except Exception as error:
             if type(error).__module__ != "holdfast.errors":
                 raise

@@ -556,22 +556,21 @@ def test_intents_stand_in_two_files(tmp_path: Path):
 def test_what_was_found_is_described(tmp_path: Path):
     written(tmp_path, "train.csv", "Text;Label\none;x\ntwo;y\n")
     written(tmp_path, "test.csv", CSV)
-    found = read_rows(str(tmp_path)).describe()
-    assert (found.text, found.label, found.split) == (("Text",), "Label", "train")
-    assert str(found) == (
+    found = read_rows(str(tmp_path))
+    assert (found.chosen.text, found.chosen.label, found.split) == (("Text",), "Label", "train")
+    assert found.describe() == (
         f"{tmp_path}: CSV with ';', with a header, split train, text 'Text', label 'Label', "
         "not read: test.csv (split 'test')"
     )
     path = written(tmp_path, "a.jsonl", '{"text": "a", "label": 1, "score": 2}')
-    found = read_rows(str(path)).describe()
-    assert str(found) == f"{path}: JSON Lines, text 'text', label one of 'label', 'score'"
-    assert read_rows(str(written(tmp_path, "a.txt", "one"))).describe().text == ()
+    assert read_rows(str(path)).describe() == f"{path}: JSON Lines, text 'text', label one of 'label', 'score'"
+    assert read_rows(str(written(tmp_path, "a.txt", "one"))).chosen.text == ()
     with pytest.raises(EmptyDataError, match="no row in it"):
         read_rows(str(written(tmp_path, "b.jsonl", ""))).describe()
     for number in range(5):
         written(tmp_path, f"more/{number}.jsonl", '{"text": "one"}')
         written(tmp_path, f"more/{number}.pdf", "")
-    told = str(read_rows(str(tmp_path / "more")).describe())
+    told = read_rows(str(tmp_path / "more")).describe()
     assert told.endswith(
         "JSON Lines, 5 files, text 'text', not read: 0.pdf, 1.pdf, 2.pdf and 2 more (of no form that is read)"
     )

@@ -81,7 +81,7 @@ def _check_serves(
 
 def _naming(source: Source, what: str) -> str:
     """That columns be named, of those there are; or where there are none, that there should be some."""
-    columns = source.rows().describe().columns
+    columns = source.rows().chosen.names
     if not columns:
         return "A file of text has no columns: give CSV, JSON Lines or Parquet"
     return f"Its columns are {', '.join(map(repr, columns))}: name {what}"
@@ -161,8 +161,7 @@ def plan(
         )
     found = source.rows()
     shown = next(iter(examples(model, islice(found, _LOOKED_AT), length=length, labelled=labelled)), None)
-    reading = found.describe()
-    lines.append(f"data: {reading}{_unread(model, reading.label, labelled=labelled)}")
+    lines.append(f"data: {found.describe()}{_unread(model, found.chosen.label, labelled=labelled)}")
     lines.append(f"examples: {examples_read}")
     if shown is not None:
         lines.append(f"sample: {sample(model, shown)}")

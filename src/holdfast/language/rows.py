@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from holdfast.errors import DataFileError, EmptyDataError, OptionError
@@ -31,49 +32,10 @@ __all__ = [
     "Row",
     "RowStream",
     "Source",
-    "SourceDescription",
     "as_number",
     "is_unnamed",
     "read_rows",
 ]
-
-
-@dataclass(frozen=True)
-class SourceDescription:
-    """What a source was found to be, for the user to see before any work.
-
-    Attributes:
-        source: as it was asked for.
-        form: of its files, in words.
-        num_files: that are read.
-        text: the columns of the text; empty for a document of lines.
-        label: the column of the label, or None.
-        candidates: the columns that could be the label, where there are several.
-        split: which one is read; None where there are no splits.
-        left_out: why -> what there is beside and is not read.
-        columns: all that there are; empty for a document of lines.
-    """
-
-    source: str
-    form: str
-    num_files: int
-    text: tuple[str, ...]
-    label: str | None
-    candidates: tuple[str, ...] = ()
-    split: str | None = None
-    left_out: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    columns: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        """In one line."""
-        found = [f"{self.source}: {self.form}"]
-        found += [f"{self.num_files} files"] if self.num_files > 1 else []
-        found += [f"split {self.split}"] if self.split else []
-        found += [f"text {' and '.join(map(repr, self.text))}"] if self.text else []
-        found += [f"label {self.label!r}"] if self.label else []
-        found += [f"label one of {', '.join(map(repr, self.candidates))}"] if len(self.candidates) > 1 else []
-        found += [f"not read: {_some(names)} ({why})" for why, names in self.left_out.items()]
-        return ", ".join(found)
 
 
 def _some(names: Sequence[str]) -> str:
@@ -112,33 +74,33 @@ class RowStream:
         if is_empty:
             raise EmptyDataError(f"{self.source}: no row in it ({self.tables[0].form}). Give data that have some.")
 
-    def describe(self) -> SourceDescription:
-        """What was found; where only the entries tell the columns, by the first of them.
+    @cached_property
+    def chosen(self) -> Chosen:
+        """The columns that are read; where only the entries tell them, those of the first.
 
         Raises:
             EmptyDataError: there is no row.
-            OptionError: the columns cannot be told.
+            OptionError: they cannot be told.
         """
         table = self.tables[0]
-        chosen, names = Chosen((), None), ()
-        if not table.is_text:
-            first = next(((where, entry) for each in self.tables for where, entry in each.entries()), None)
-            if first is None:
-                raise EmptyDataError(f"{self.source}: no row in it ({table.form}). Give data that have some.")
-            names = table.names or tuple(first[1])
-            chosen = choose_columns(names, self.columns, where=first[0])
-        forms = dict.fromkeys(each.form for each in self.tables)
-        return SourceDescription(
-            self.source,
-            " and ".join(forms),
-            len(self.tables),
-            chosen.text,
-            chosen.label,
-            chosen.candidates,
-            self.split,
-            self.left_out,
-            names,
-        )
+        if table.is_text:
+            return Chosen(())
+        first = next(((where, entry) for each in self.tables for where, entry in each.entries()), None)
+        if first is None:
+            raise EmptyDataError(f"{self.source}: no row in it ({table.form}). Give data that have some.")
+        return choose_columns(table.names or tuple(first[1]), self.columns, where=first[0])
+
+    def describe(self) -> str:
+        """What was found, in one line, for the user to see before any work; raises what `chosen` does."""
+        chosen, num_files = self.chosen, len(self.tables)
+        found = [f"{self.source}: {' and '.join(dict.fromkeys(table.form for table in self.tables))}"]
+        found += [f"{num_files} files"] if num_files > 1 else []
+        found += [f"split {self.split}"] if self.split else []
+        found += [f"text {' and '.join(map(repr, chosen.text))}"] if chosen.text else []
+        found += [f"label {chosen.label!r}"] if chosen.label else []
+        found += [f"label one of {', '.join(map(repr, chosen.candidates))}"] if len(chosen.candidates) > 1 else []
+        found += [f"not read: {_some(names)} ({why})" for why, names in self.left_out.items()]
+        return ", ".join(found)
 
     def _rows(self, table: Table) -> Iterator[Row]:
         by_names: dict[tuple[str, ...], Chosen] = {}

@@ -50,11 +50,13 @@ class Chosen:
         text: of the text, or of the two texts of a pair.
         label: of the label; None where there is none, or more than one could be.
         candidates: the columns that could be the label.
+        names: of all columns.
     """
 
     text: tuple[str, ...]
-    label: str | None
+    label: str | None = None
     candidates: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -124,9 +126,9 @@ def choose_columns(names: Sequence[str], asked: Columns, *, where: str) -> Chose
             raise OptionError(_no_text(names, candidates, where=where))
         text = tuple(by_name[name] for name in candidates[0])
     if asked.label:
-        return Chosen(text, by_asked[asked.label])
+        return Chosen(text, by_asked[asked.label], names=tuple(names))
     labels = tuple(by_name[name] for name in LABELS if name in by_name and by_name[name] not in text)
-    return Chosen(text, labels[0] if len(labels) == 1 else None, labels)
+    return Chosen(text, labels[0] if len(labels) == 1 else None, labels, tuple(names))
 
 
 def _no_text(names: Sequence[str], candidates: Sequence[tuple[str, ...]], *, where: str) -> str:
