@@ -635,6 +635,21 @@ def test_long_elements_of_an_array_are_read_whole(tmp_path: Path):
     assert [row.texts[0] for row in rows(path)] == texts
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.json", '[{"text": "one", "label": "x"},' + " " * 2**20 + "no JSON"),
+        ("a.jsonl", LINES + " \n" * 2**20 + "no JSON"),
+        ("a.csv", CSV + "three,x\n" * 2**15 + "a cell too few\n"),
+    ],
+)
+def test_no_more_is_read_than_is_asked_for(tmp_path: Path, name: str, content: str):
+    found = iter(read_rows(str(written(tmp_path, name, content))))
+    assert next(found) == ONE
+    with pytest.raises(DataFileError):
+        list(found)
+
+
 def test_a_label_is_a_class_by_its_name_or_else_by_its_number():
     assert Row(("a",), "1").class_in(("1", "0")) == 0
     assert Row(("a",), "1").class_in(("x", "y")) == Row(("a",), 1).class_in(("x", "y")) == 1
