@@ -94,7 +94,7 @@ class RunConfig(RunSettings):
             options |= _flat(chosen(entry, self.options))
         for name in self.options:
             if name not in options:
-                raise foreign_option(name, self.stream, self.net, [self.method], options)
+                raise foreign_option(name, self.stream, self.net, [self.method], {*common, *options})
         object.__setattr__(self, "options", MappingProxyType(options))
         holds = METHODS.named(options.get("hold") or self.method).holds_weights
         if holds and "strength" in options:

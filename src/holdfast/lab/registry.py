@@ -114,6 +114,7 @@ class Registry(Mapping[str, Made], Generic[Made]):
             UnknownNameError: there is no such name; the message offers the nearest.
             OptionError: it cannot be imported.
         """
+        name = str(name)
         if name not in self._found and ":" in name:
             self.add(self._foreign(name))
         if name not in self._found:

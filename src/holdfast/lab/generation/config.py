@@ -139,7 +139,7 @@ class GenerationConfig:
     @property
     def hash(self) -> str:
         """Eight hexadecimal digits that stand for every setting that is not its field's default."""
-        return settings_hash(self)
+        return settings_hash(self.to_dict(), {own.name: own.default for own in fields(self)})
 
     @property
     def name(self) -> str:
