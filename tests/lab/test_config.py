@@ -80,7 +80,6 @@ def host(setting: str) -> tuple[str, str]:
     return stream, next((name for name, method in METHODS.items() if setting in all_options(method, {})), "none")
 
 
-
 class TestConfigure:
     @pytest.mark.parametrize("stream", [name for name, stream in STREAMS.items() if stream.data])
     @pytest.mark.parametrize("method", METHODS)
