@@ -1,13 +1,10 @@
-import gzip
 import hashlib
 import importlib
 import os
-import struct
 
 import numpy as np
 import pytest
 import torch
-
 from tests.lab.idx_files import NAMES, fake_files, idx, write
 
 from holdfast.errors import DataFileError
