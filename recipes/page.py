@@ -107,8 +107,9 @@ def _settings(answers: Sequence[Answer]) -> list[str]:
     for answer in answers:
         told = []
         usual = {} if answer.config is None else answer.config.defaults()
-        for name in names if answer.config is not None else ():
-            value = getattr(answer.config, name)
+        own = {} if answer.config is None else answer.config.to_dict()
+        for name in names:
+            value = own.get(name)
             if value is not None and (name == "lr" or value != usual.get(name)):
                 told.append(setting_text(name, value))
         texts.append(", ".join(told))

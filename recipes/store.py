@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -143,8 +142,8 @@ def _listed(name: str, entries: Sequence[Any]) -> str:
 
 def _packed(outcome: Outcome) -> dict[str, Any]:
     config = outcome.config
-    chosen = {entry.name for entry in fields(config) if getattr(config, entry.name) != entry.default} - {"seed"}
-    settings = {name: value for name, value in config.to_dict().items() if name in chosen}
+    usual = {**config.defaults(), "seed": config.seed}
+    settings = {name: value for name, value in config.to_dict().items() if name not in usual or value != usual[name]}
     entry: dict[str, Any] = {"config": settings, "seed": config.seed}
     result = outcome.result
     if result is None:

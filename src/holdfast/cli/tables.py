@@ -114,7 +114,7 @@ def names_tables() -> list[Table]:
     for title in ("STREAM", "tasks", "scenario", ""):
         streams.add_column(title, justify="right" if title == "tasks" else "left")
     for name, spec in STREAMS.items():
-        streams.add_row(name, str(spec.num_tasks or ""), spec.scenario, spec.summary)
+        streams.add_row(name, str(spec.num_tasks or "all"), spec.scenario, spec.summary)
     for name, spec in GENERATION_STREAMS.items():
         streams.add_row(name, "10", "class", spec.description)
     methods = new_table("methods")

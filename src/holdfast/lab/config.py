@@ -7,7 +7,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
@@ -94,7 +94,7 @@ class RunConfig(RunSettings):
             options |= _flat(chosen(entry, self.options))
         for name in self.options:
             if name not in options:
-                raise foreign_option(name, self.stream, self.net, [self.method], options)
+                raise foreign_option(name, self.stream, self.net, [self.method], {*common, *options})
         object.__setattr__(self, "options", MappingProxyType(options))
         holds = METHODS.named(options.get("hold") or self.method).holds_weights
         if holds and "strength" in options:
@@ -149,20 +149,17 @@ class RunConfig(RunSettings):
         return set().union(*(chosen(entry, self.options).modules() for entry in self._entries))
 
     def defaults(self) -> dict[str, Any]:
-        """Setting -> its default, for every one that this run has."""
-        found = {own.name: own.default for own in fields(RunSettings)}
+        """Setting -> its default as a JSON value, for every one that this run has."""
+        found = {own.name: own.default for own in fields(RunSettings) if own.default is not MISSING}
         for entry in self._entries:
             found |= {name: default_of(record, name) for name, record in all_options(entry, self.options).items()}
-        return found | {"fingerprint": ""}
+        return {name: _jsonable(value) for name, value in (found | {"fingerprint": ""}).items()}
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values, in one level; what is not there is not the run's."""
         common = {own.name: getattr(self, own.name) for own in fields(RunSettings)}
         own = {"fingerprint": self.fingerprint} if self.fingerprint else {}
-        return {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in {**common, **own, **self.options}.items()
-        }
+        return {name: _jsonable(value) for name, value in {**common, **own, **self.options}.items()}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> RunConfig:
@@ -200,6 +197,10 @@ class RunConfig(RunSettings):
         for name in names:
             if name not in own:
                 raise foreign_option(name, self.stream, self.net, [self.method], own)
+
+
+def _jsonable(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _flat(choice: Any) -> dict[str, Any]:
@@ -253,8 +254,7 @@ def settings_hash(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> s
     So that a setting which a later version adds leaves the names of older runs as they are. Of data that are given the
     fingerprint stands for their place.
     """
-    usual = {name: list(value) if isinstance(value, tuple) else value for name, value in defaults.items()}
-    told = {name: value for name, value in settings.items() if name not in usual or value != usual[name]}
+    told = {name: value for name, value in settings.items() if name not in defaults or value != defaults[name]}
     if told.get("fingerprint"):
         told.pop("data", None)
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]

@@ -23,6 +23,10 @@ class FolderSettings(Protocol):
         """As JSON values."""
         ...
 
+    def defaults(self) -> dict[str, Any]:
+        """Setting -> its default."""
+        ...
+
 
 class RunFolder:
     """The folder `path` of one run, checked at construction where it exists; nothing is written before `open`.
@@ -133,5 +137,5 @@ def _check_same(written: Path, config: FolderSettings) -> None:
     content = read_json(written).get("config")
     if not isinstance(content, dict):
         raise FileFormatError(f"{written} holds no configuration: damaged. Move the folder away to start again.")
-    here = config.to_dict()  # earlier versions wrote settings that are not the run's, too
-    check_same(written.parent, {name: content[name] for name in here if name in content}, here)
+    here = config.to_dict()  # earlier versions wrote settings that are not the run's, too, and knew others not yet
+    check_same(written.parent, {name: content.get(name, config.defaults().get(name)) for name in here}, here)

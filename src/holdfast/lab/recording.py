@@ -25,6 +25,9 @@ class _Recorded:
     def to_dict(self) -> dict[str, Any]:
         return self._settings
 
+    def defaults(self) -> dict[str, Any]:
+        return {}
+
 
 def record(
     *,

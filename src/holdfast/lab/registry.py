@@ -37,7 +37,7 @@ class Entry:
     Attributes:
         name: as it is typed.
         make: makes it. Called as its registry says, with the options as the last argument where it has any.
-        label: as tables and pictures show it.
+        label: as tables and pictures show it; left out: the name.
         summary: one line for people.
         options: a frozen dataclass in which every field has a default.
         place: "ceiling" and "floor" stand first and last wherever entries are listed.
@@ -59,6 +59,7 @@ class Entry:
         bare = [own.name for own in fields(self.options) if own.default is MISSING]
         if bare:
             raise OptionError(f"{self.name}: the options {', '.join(bare)} have no default; expected one each.")
+        object.__setattr__(self, "label", self.label or self.name)
 
     def __call__(self, *args: Any, options: Any = None) -> Any:
         """Make it."""
@@ -114,6 +115,7 @@ class Registry(Mapping[str, Made], Generic[Made]):
             UnknownNameError: there is no such name; the message offers the nearest.
             OptionError: it cannot be imported.
         """
+        name = str(name)
         if name not in self._found and ":" in name:
             self.add(self._foreign(name))
         if name not in self._found:

@@ -23,7 +23,7 @@ def task(number: int, *, n: int = 160) -> Examples:
 
 
 def build(method: str = "dgr", *, mask: Any = "seen", **options: Any) -> Any:
-    setting = Setting(TASKS, mask, input_shape=(1, 8, 8), past=task)
+    setting = Setting(TASKS, mask, input_shape=(1, 8, 8), past=task, seed=options.pop("seed", 0))
     model = mlp(64, (24,), 6, seed=0)
     return build_learner(method_named(method), model, setting, {**SMALL, **options})
 
@@ -187,7 +187,7 @@ class TestHolding:
             ({"hold": "frozen"}, "dgr: hold is 'frozen'; expected a method that holds weights: ewc-fisher, "),
             (
                 {"hold": "ewc-fisher"},
-                "dgr: hold='ewc-fisher' needs a strength or a budget, one of them; found strength N",
+                "ewc-fisher needs a strength or a budget, one of them; found strength N",
             ),
             ({"hold_generator": "ewc"}, "dgr: hold_generator='ewc' needs generator_strength; found None. Give one."),
         ],

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from inspect import signature
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -272,16 +272,21 @@ def check_hold(name: str, options: Any) -> None:
     """
     if not isinstance(options, EwcOptions | WvaOptions):
         return
-    budget = options.budget if isinstance(options, EwcOptions) else None
-    if (options.strength is None) == (budget is None):
-        either = "a strength or a budget, one of them" if isinstance(options, EwcOptions) else "a strength"
-        raise OptionError(f"{name} needs {either}; found strength {options.strength!r} and budget {budget!r}.")
-    if budget is not None and cast(EwcOptions, options).pull_every != 1:
+    if isinstance(options, WvaOptions):
+        if options.strength is None:
+            raise OptionError(f"{name} needs a strength; found None. Give one.")
+        return
+    if (options.strength is None) == (options.budget is None):
         raise OptionError(
-            f"{name}: pull_every is {cast(EwcOptions, options).pull_every}, and a budget is kept at each step. Leave "
-            "it out, or give a strength."
+            f"{name} needs a strength or a budget, one of them; found strength {options.strength!r} and budget "
+            f"{options.budget!r}."
         )
-    if isinstance(options, EwcOptions) and isinstance(options, KfacOptions):
+    if options.budget is not None and options.pull_every != 1:
+        raise OptionError(
+            f"{name}: pull_every is {options.pull_every}, and a budget is kept at each step. Leave it out, or give a "
+            "strength."
+        )
+    if isinstance(options, KfacOptions):
         if options.pull == "gradient":
             raise OptionError(f"{name}: pull is 'gradient'; with Kronecker factors it is implicit or penalty.")
         if options.accumulate == "max":
@@ -337,7 +342,7 @@ def _meet(mechanism: MechanismEntry, importance: ImportanceEntry) -> None:
         MethodEntry(
             name=name,
             make=HeldMethod(name, mechanism, importance),
-            label=f"{mechanism.label or mechanism.name} {importance.label or importance.name}",
+            label=f"{mechanism.label} {importance.label}",
             summary=f"{mechanism.verb}, by {importance.source or importance.name}",
             options=combined(f"{name} options", importance.options, mechanism.options),
             style={**importance.style, **mechanism.style},

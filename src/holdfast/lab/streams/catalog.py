@@ -56,7 +56,7 @@ class StreamEntry(Entry):
 
     Attributes:
         data: name of the data that its tasks are made of; empty: those that are given, or its own.
-        num_tasks: how many unless asked otherwise; None: as many as there can be.
+        num_tasks: how many unless asked otherwise; None: as many as there can be, such as all classes make.
         scenario: unless asked otherwise.
     """
 
@@ -115,14 +115,19 @@ def split_stream(plan: StreamPlan, options: SplitOptions) -> Stream:
 
 
 _KINDS: tuple[tuple[str, Any, str, dict[str, Any]], ...] = (
-    ("permuted", permuted_stream, "the pixels in another order in each task", {"options": PermutedOptions}),
-    ("rotated", rotated_stream, "turned by 0 to 90 degrees", {}),
+    (
+        "permuted",
+        permuted_stream,
+        "the pixels in another order in each task",
+        {"options": PermutedOptions, "num_tasks": 5},
+    ),
+    ("rotated", rotated_stream, "turned by 0 to 90 degrees", {"num_tasks": 5}),
     ("split", split_stream, "two classes a task", {"options": SplitOptions, "scenario": "task"}),
 )
-for _data, _told, _num_tasks in (("digits", "embedded 8x8 digits", 5), ("mnist", "MNIST", 10)):
+for _data, _told, _more in (("digits", "embedded 8x8 digits", {}), ("mnist", "MNIST", {"num_tasks": 10})):
     for _kind, _make, _how, _traits in _KINDS:
-        _count = 5 if _kind == "split" else _num_tasks
-        register_stream(f"{_kind}-{_data}", summary=f"{_told}, {_how}", data=_data, num_tasks=_count, **_traits)(_make)
+        _own = _traits if _kind == "split" else _traits | _more
+        register_stream(f"{_kind}-{_data}", summary=f"{_told}, {_how}", data=_data, **_own)(_make)
 for _kind, _make, _how, _traits in _KINDS:
     register_stream(_kind, summary=f"data of your own (--data), {_how}", **_traits)(_make)
 
@@ -141,7 +146,8 @@ def build_stream(
 
     Args:
         name: one of `STREAMS`, or "module:function" of a `StreamPlan`.
-        num_tasks: default the catalog's: 5, or 10 of permuted and rotated MNIST; at most 5 of split images.
+        num_tasks: default the catalog's: 5, or 10 of permuted and rotated MNIST; of split images all that their classes
+            make, which is also the most.
         seed: of the permutations; rotated and split streams have nothing random.
         scenario: default the catalog's: "domain" for permuted and rotated, "task" for split images.
         data: that its tasks are made of, as `load_data` takes it; None: the stream's own.

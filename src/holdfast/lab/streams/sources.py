@@ -55,6 +55,8 @@ def load_data(source: str, *, data_dir: str | os.PathLike[str] | None = None) ->
     """
     place = str(data_dir or os.environ.get("HOLDFAST_DATA") or "") if source == "mnist" else ""
     path = Path(source)
+    if source not in DATA and path.exists():
+        place = str(path.stat().st_mtime_ns)  # a file that is written anew is read anew
     key = (source if source in DATA else str(path.absolute()) if path.exists() else source, place)
     task = _loaded.get(key)
     if task is None:
@@ -210,7 +212,10 @@ def _held_out(examples: Examples, share: int) -> tuple[Examples, Examples]:
     order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(0))
     count = len(examples) // share
     if not 0 < count < len(examples):
-        raise OptionError(f"data: {len(examples)} examples; expected at least {share}, to hold some out.")
+        raise OptionError(
+            f"data: {len(examples)} examples to train on; expected at least {share}, to hold some out. Give more, or "
+            "parts for validation and test."
+        )
     kept, held = order[count:].sort().values, order[:count].sort().values
     return tuple(Examples(examples.inputs[rows], examples.targets[rows]) for rows in (kept, held))  # type: ignore[return-value]
 
