@@ -6,13 +6,12 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import product
 from typing import Any, Literal, get_args
 
 from holdfast.errors import OptionError
 from holdfast.lab.config import RunConfig, configure
-from holdfast.lab.methods import method_named
 
 Sampler = Literal["grid", "tpe"]
 
@@ -34,6 +33,11 @@ class SweepChoice:
     strength: float | None = None
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """As fields of a run's configuration."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    @property
     def text(self) -> str:
         """As people read it."""
         held = () if self.strength is None else (f"strength {self.strength:g}",)
@@ -47,7 +51,7 @@ class Space:
     Attributes:
         stream: name of the task stream.
         methods: names; each finds settings of its own.
-        strengths: of the methods that hold weights; above 0, finite. Empty: the protocol's.
+        strengths: of the methods that have one; above 0, finite. Empty: the protocol's.
         optimizers: names. Empty: the protocol's.
         lrs: learning rates, each with each optimizer. Empty: the protocol's.
         seeds: what each setting is judged over.
@@ -108,8 +112,9 @@ class Space:
         """All combinations for one method."""
         usual = configure(self.stream, method, **self.settings)
         strengths: Sequence[float | None] = (None,)
-        if method_named(method).holds_weights:
-            strengths = self.strengths or (usual.strength,)
+        strength = getattr(usual, "strength", None)  # which a method of others may not have
+        if strength is not None:
+            strengths = self.strengths or (strength,)
         optimizers, lrs = self.optimizers or (usual.optimizer,), self.lrs or (usual.lr,)
         return [SweepChoice(*values) for values in product(optimizers, map(float, lrs), strengths)]
 
@@ -119,8 +124,7 @@ class Space:
 
     def config(self, method: str, choice: SweepChoice, *, seed: int) -> RunConfig:
         """One run."""
-        chosen = {"strength": choice.strength, "optimizer": choice.optimizer, "lr": choice.lr}
-        return configure(self.stream, method, seed=seed, **{**self.settings, **chosen})
+        return configure(self.stream, method, seed=seed, **{**self.settings, **choice.settings})
 
     def study_name(self, method: str) -> str:
         """Of the study of one method: the same for all sweeps whose trials may be compared."""
