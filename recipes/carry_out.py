@@ -12,7 +12,7 @@ from typing import Any
 from holdfast.errors import FailedRunsError, OptionError
 from holdfast.files import write_text
 from holdfast.lab.config import RunConfig
-from holdfast.lab.folder import versions
+from holdfast.lab.folder import note_purpose, versions
 from holdfast.lab.parallel import run_all
 from holdfast.lab.run import EventCallback
 from recipes.findings import Recipe, RecipeFindings
@@ -65,9 +65,11 @@ def train(
         FailedRunsError: a run failed otherwise than by divergence.
     """
     known = dict(found)
+    quick = any(recipe.size.name == "quick" for recipe in recipes)
     while missing := once(config for recipe in recipes for config in recipe.to_do(known)):
+        told = _noting(missing, output, on_event) if quick else on_event
         try:
-            run_all(missing, output=output, jobs=jobs, device=device, data_dir=data_dir, on_event=on_event)
+            run_all(missing, output=output, jobs=jobs, device=device, data_dir=data_dir, on_event=told)
         except FailedRunsError as error:
             by_name = {config.name: config for config in missing}
             for name, message in error.failures.items():
@@ -76,6 +78,19 @@ def train(
                 note_divergence(by_name[name], output, message)
         known |= finished(missing, output)
     return known
+
+
+def _noting(configs: Sequence[RunConfig], output: Path, on_event: EventCallback | None) -> EventCallback:
+    """A callback that notes of each new run that it is of a small version, so that reports leave it out."""
+    new = {config.name for config in configs if not (output / config.name).exists()}
+
+    def told(event: Mapping[str, Any]) -> None:
+        if event["event"] == "start" and event["run"] in new:
+            note_purpose(output / event["run"], "quick")
+        if on_event is not None:
+            on_event(event)
+
+    return told
 
 
 @dataclass(frozen=True)

@@ -6,15 +6,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from holdfast.lab.config import RunConfig
-from holdfast.lab.groups import RunGroup
-from holdfast.lab.results import RunResult
+from holdfast.lab.frame import runs_table
+from holdfast.lab.result import RunResult
 from holdfast.lab.tables import Estimate
 from recipes.lines import Outcomes, RecipeLine, Size, once
 from recipes.outcome import Outcome
 from recipes.verdict import Verdict, verdict
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 Value = Callable[[RunResult], float]
 Measure = Callable[[int, str | None], dict[str, Any]]
@@ -187,25 +190,14 @@ def best_answer(answers: Sequence[Answer]) -> Answer:
     return max(alive, key=lambda answer: answer.of(lambda result: result.validation_accuracy[-1]).mean)
 
 
-def as_groups(answers: Sequence[Answer]) -> list[RunGroup]:
-    """The answers as groups of runs under their own labels, for the pictures of `holdfast.lab.plots`."""
-    alive = [answer for answer in answers if answer.results]
-    by_method: dict[str, list[Answer]] = {}
-    for answer in alive:
-        by_method.setdefault(answer.results[0].method, []).append(answer)
-    return [
-        RunGroup(
-            stream=answer.results[0].stream,
-            scenario=answer.results[0].scenario,
-            method=answer.results[0].method,
-            label=answer.line.label,
-            variant=by_method[answer.results[0].method].index(answer),
-            num_variants=len(by_method[answer.results[0].method]),
-            settings={},
-            results=tuple(answer.results),
-        )
-        for answer in alive
-    ]
+def as_groups(answers: Sequence[Answer]) -> DataFrame:
+    """The runs of the answers under the labels of their lines, for the pictures of `holdfast.lab.plots`."""
+    runs = [(answer.line.label, result) for answer in answers for result in answer.results]
+    table = runs_table(result for _, result in runs).assign(configuration=[label for label, _ in runs])
+    labels = table.groupby("method", sort=False)["configuration"]
+    return table.assign(
+        variant=labels.transform(lambda own: own.factorize()[0]), num_variants=labels.transform("nunique")
+    )
 
 
 def points(estimate: Estimate) -> str:

@@ -12,7 +12,7 @@ from holdfast.files import check_output, holds, read_sealed, seal_of, write_seal
 from holdfast.files.sealed import SEAL
 from holdfast.files.typed import Amount, Count, Fraction, listed_mistakes, typed
 from holdfast.lab.config import RunConfig
-from holdfast.lab.results import RunResult, misshapen, summarise
+from holdfast.lab.result import RunResult, misshapen, summarise
 from holdfast.lab.streams import STREAMS
 from recipes.outcome import Outcome
 

@@ -97,7 +97,7 @@ COMMANDS = {
         ),
         Command(
             "report",
-            "holdfast.lab.report.write.find_runs",
+            "holdfast.lab.report.write.results",
             "",
             lambda given, out: ["report", str(given / "runs"), "--output", str(out), "--quiet"],
             "runs",

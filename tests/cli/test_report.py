@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,28 @@ def test_report(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert f"5 runs, written to {page / 'report.html'}" in said
     assert f"beside it: report.md, 16 pictures, 8 tables in {page}" in said
     assert len(list(page.glob("*.png"))) == len(list(page.glob("*.svg"))) == 8
+
+
+def test_what_is_shown_and_what_is_not(runs: Path, capsys: pytest.CaptureFixture[str]):
+    (runs / "0" / "config.json").write_text('{"purpose": "trial"}')
+    assert main(["report", str(runs), "--where", "scenario=domain"]) == 0
+    said = capsys.readouterr().out
+    assert "class-incremental" not in said
+    assert "Left out: 1 run of a sweep (shown with --trials)." in said
+    assert f"3 runs, written to {runs / 'report' / 'report.html'}" in said
+    assert main(["report", str(runs), "--trials"]) == 0
+    assert "5 runs, written to" in capsys.readouterr().out
+
+
+def test_a_method_that_a_sweep_gave_up_is_told(runs: Path, capsys: pytest.CaptureFixture[str]):
+    content = {"stream": "permuted-digits", "seeds": [0], "settings": {}, "best": []}
+    content["all"] = [{"method": "wva-mas", "state": "pruned", "why": "training diverged under seed 0"}]
+    (runs / "sweep-permuted-digits.json").write_text(json.dumps(content))
+    assert main(["report", str(runs)]) == 0
+    told = "WVA MAS has no result: the sweep gave all its settings up, the last one training diverged under seed 0."
+    assert told in " ".join(capsys.readouterr().out.split())
+    for name in ("report.md", "report.html"):
+        assert "training diverged under seed 0" in (runs / "report" / name).read_text(encoding="utf-8")
 
 
 def test_folders_with_brackets_are_told_as_they_are(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -15,6 +15,7 @@ from torch import nn
 
 import holdfast as hf
 from holdfast.errors import OutputError
+from holdfast.lab.frame import runs_table
 from holdfast.lab.report import write_report
 from holdfast.language.importance_folder import write_importance_folder
 from holdfast.language.measuring import MeasuringProgress
@@ -52,7 +53,7 @@ WRITERS: dict[str, Callable[[LanguageModel, Path], object]] = {
     "WVA": lambda _, path: hf.WVA(module := net(), strength=1.0).retain(hf.uniform(module)).save(path),
     "model": lambda model, path: model.save(path),
     "importance of a model": _measured,
-    "report": lambda _, path: write_report([result()], path),
+    "report": lambda _, path: write_report(runs_table([result()]), path),
 }
 
 

@@ -17,11 +17,12 @@ from tests.recipes.made_up import outcome
 
 from holdfast.files import read_state
 from holdfast.lab.config import configure
+from holdfast.lab.frame import runs_table
 from holdfast.lab.generation import run as generation_module
 from holdfast.lab.generation.pictures import draw_samples
 from holdfast.lab.generation.run import run_generation, samples_path
 from holdfast.lab.report import write_report
-from holdfast.lab.results import RunResult, find_results
+from holdfast.lab.result import RunResult, find_results
 from holdfast.lab.run import run
 from holdfast.lab.sweep import Space, sweep
 
@@ -74,7 +75,7 @@ def _of_generation(path: Path) -> Any:
 
 
 def _reported(path: Path) -> Any:
-    return len(write_report([result()], path).rows)
+    return write_report(runs_table([result()]), path).num_runs
 
 
 ONE, TWO = configure("permuted-digits", "ewc-fisher", seed=1, num_tasks=3), configure("permuted-digits", "l2")

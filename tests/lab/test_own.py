@@ -14,7 +14,7 @@ from PIL import Image
 
 from holdfast.cli import main
 from holdfast.lab import record
-from holdfast.lab.results import find_results
+from holdfast.lab.result import find_results
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "examples" / "plugin" / "src"

@@ -12,7 +12,7 @@ from tests.lab.made_up import result
 from holdfast.errors import OptionError, OutputError
 from holdfast.lab.groups import group_results
 from holdfast.lab.methods import METHODS
-from holdfast.lab.plots import accuracy_curves, accuracy_matrices, spread, stroke
+from holdfast.lab.plots import accuracy_curves, accuracy_matrices, spread
 
 DRAWINGS = (accuracy_curves, accuracy_matrices)
 
@@ -47,7 +47,7 @@ def test_pictures_grow_with_what_they_show(draw, tmp_path: Path):
 @pytest.mark.parametrize("draw", DRAWINGS)
 def test_nothing_to_draw(draw, tmp_path: Path):
     with pytest.raises(OptionError, match=r"accuracy_\w+: there is nothing to draw; expected at least one group"):
-        draw([], tmp_path / "picture.png")
+        draw(group_results([]), tmp_path / "picture.png")
 
 
 @pytest.mark.parametrize("draw", DRAWINGS)
@@ -63,28 +63,10 @@ def test_a_place_that_cannot_be_written(draw, tmp_path: Path):
 
 @pytest.mark.parametrize("draw", DRAWINGS)
 def test_no_matplotlib(draw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    runs = group_results([result()])
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
     with pytest.raises(OptionError, match=r'not installed. Install it with: pip install "torch-holdfast\[plots\]"'):
-        draw(group_results([result()]), tmp_path / "picture.png")
-
-
-def test_a_method_looks_the_same_in_every_company():
-    alone = {name: stroke(group_results([result(name)])[0]) for name in METHODS}
-    together = {group.method: stroke(group) for group in group_results([result(name) for name in METHODS])}
-    assert alone == together
-
-
-def test_no_two_methods_look_alike():
-    looks = [stroke(group) for group in group_results([result(name) for name in METHODS])]
-    assert len({str(look) for look in looks}) == len(METHODS)
-    assert stroke(group_results([result("joint")])[0])["linestyle"] != "-"
-
-
-def test_configurations_of_one_method_pale():
-    groups = group_results([result(strength=strength) for strength in (1.0, 2.0, 3.0)])
-    colours = [stroke(group)["color"] for group in groups]
-    assert colours == sorted(colours)  # towards #ffffff
-    assert len(set(colours)) == 3
+        draw(runs, tmp_path / "picture.png")
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=20), st.floats(0.001, 0.2))

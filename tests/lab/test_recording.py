@@ -10,7 +10,7 @@ from tests.lab.tiny import tiny
 from holdfast import lab
 from holdfast.errors import OptionError, OutputError, UnknownNameError
 from holdfast.lab.groups import group_results
-from holdfast.lab.results import RunResult
+from holdfast.lab.result import RunResult
 
 MATRIX = [[0.9, 0.1, 0.2], [0.8, 0.95, 0.3], [0.6, 0.7, 1.0]]
 

@@ -25,7 +25,7 @@ from holdfast.lab import checkpoint
 from holdfast.lab.config import RunConfig
 from holdfast.lab.methods import METHODS
 from holdfast.lab.methods.holding import KeeperLearner
-from holdfast.lab.results import RunResult
+from holdfast.lab.result import RunResult
 from holdfast.lab.run import run
 from holdfast.lab.streams.catalog import build_stream
 from holdfast.lab.streams.stream import Stream

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from holdfast.cli.console import console_for, say, warnings_told
 from holdfast.cli.options import DemoOptions
@@ -11,7 +11,10 @@ from holdfast.cli.progress import EventDisplay
 from holdfast.cli.tables import rows_table
 from holdfast.lab.demo import STREAM, demo
 from holdfast.lab.groups import method_label
-from holdfast.lab.tables import ResultRow, result_rows
+from holdfast.lab.tables import result_rows
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 
 def demo_command(options: DemoOptions) -> None:
@@ -32,10 +35,11 @@ def demo_command(options: DemoOptions) -> None:
     say(console_for(), f"pictures: {found.accuracy}\n          {found.matrix}\nruns:     {options.output}")
 
 
-def _in_a_sentence(table: Sequence[ResultRow]) -> str:
-    accuracy = {row.method: row.accuracy.mean for row in table}
-    held = max((row for row in table if row.method not in ("joint", "none")), key=lambda row: row.accuracy.mean)
+def _in_a_sentence(table: DataFrame) -> str:
+    accuracy = table.set_index("method")["accuracy"]
+    held = table[~table["method"].isin(["joint", "none"])]
+    best = held.loc[held["accuracy"].idxmax()]
     return (
-        f"Plain training keeps {accuracy['none']:.1%}, {held.label} {held.accuracy.mean:.1%}; joint training, which "
-        f"sees all data at once, {accuracy['joint']:.1%}."
+        f"Plain training keeps {accuracy['none']:.1%}, {best['configuration']} {best['accuracy']:.1%}; joint training, "
+        f"which sees all data at once, {accuracy['joint']:.1%}."
     )

@@ -26,10 +26,6 @@ _Stream = Annotated[
         help_behavior_hint="",
     ),
 ]
-_Folders = Annotated[
-    Positional[tuple[str, ...]],
-    arg(metavar="DIR ...", help="folders that hold runs, or results by themselves", help_behavior_hint=""),
-]
 _Model = Annotated[
     Positional[str],
     arg(
@@ -92,15 +88,6 @@ class SweepOptions:
     output: Output = "runs"
     device: Device = "cpu"
     data_dir: DataDir = None
-    quiet: Quiet = False
-
-
-@dataclass(frozen=True)
-class ReportOptions:
-    """One page, pictures (PNG, SVG) and tables (CSV, Parquet) of all finished runs at or below some folders."""
-
-    folders: _Folders
-    output: option("output", str, "folder of the report (default: runs/report)") = "runs/report"
     quiet: Quiet = False
 
 

@@ -20,7 +20,7 @@ from holdfast.lab.generation import GENERATION_STREAMS
 from holdfast.lab.groups import group_results, method_label
 from holdfast.lab.methods import METHODS
 from holdfast.lab.plots import accuracy_curves, accuracy_matrices
-from holdfast.lab.results import RunResult
+from holdfast.lab.result import RunResult
 from holdfast.lab.run import run
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.table import Table
@@ -10,10 +10,13 @@ from rich.text import Text
 
 from holdfast.lab.generation import GENERATION_METHODS, GENERATION_STREAMS
 from holdfast.lab.methods import METHODS
-from holdfast.lab.results import RunResult
+from holdfast.lab.result import RunResult
 from holdfast.lab.streams import STREAMS
 from holdfast.lab.sweep.findings import SweepFindings
-from holdfast.lab.tables import COLUMNS, Estimate, ResultRow, best_row
+from holdfast.lab.tables import COLUMNS, Estimate, best_label, title_of
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 MOST_TASKS = 12
 """With more tasks than this a row of the accuracy matrix no longer fits a terminal."""
@@ -71,19 +74,19 @@ def generation_table(result: RunResult) -> Table:
     return table
 
 
-def rows_table(rows: Sequence[ResultRow], *, seeds: bool = True) -> Table:
+def rows_table(rows: DataFrame, *, title: str = "", seeds: bool = True) -> Table:
     """The figures of many runs that fit a terminal, a line a configuration; the best accuracy is bold."""
-    winner = best_row(rows)
-    table = new_table(f"{rows[0].stream}, {rows[0].scenario}-incremental (accuracies in %)")
+    winner = best_label(rows)
+    table = new_table(f"{title or title_of(rows)} (accuracies in %)")
     table.add_column("method", min_width=20)
     shown = [column for column in COLUMNS if column.short]
     for column in shown:
         table.add_column(column.short, justify="right", no_wrap=True)
     if seeds:
         table.add_column("seeds", justify="right")
-    for row in rows:
-        cells = [column.text(row, interval=not column.field.startswith("seconds")) for column in shown]
-        table.add_row(row.label, *cells, *([str(row.num_seeds)] * seeds), style="bold" if row is winner else None)
+    for row in rows.to_dict("records"):
+        cells = [*(column.text(row) for column in shown), *([str(row["seeds"])] * seeds)]
+        table.add_row(row["configuration"], *cells, style="bold" if row["configuration"] == winner else None)
     return table
 
 

@@ -2,6 +2,7 @@
 
 from holdfast.files.typed import Within
 from holdfast.lab.config import RunConfig, configure
+from holdfast.lab.frame import results, task_accuracies
 from holdfast.lab.methods import (
     ClosedTask,
     Estimator,
@@ -14,7 +15,7 @@ from holdfast.lab.methods import (
     register_method,
 )
 from holdfast.lab.recording import record
-from holdfast.lab.results import RunResult, find_results
+from holdfast.lab.result import RunResult, find_results
 from holdfast.lab.streams import Examples, Stream, StreamPlan, Task, load_data, register_data, register_stream
 from holdfast.lab.training import register_net, task_loss
 
@@ -42,5 +43,7 @@ __all__ = [
     "register_method",
     "register_net",
     "register_stream",
+    "results",
+    "task_accuracies",
     "task_loss",
 ]

@@ -28,13 +28,14 @@ def check_matplotlib() -> None:
     """Make sure that pictures can be drawn, before time is spent on what they are to show.
 
     Raises:
-        OptionError: matplotlib is not installed.
+        OptionError: matplotlib is not installed, or pandas, whose tables of runs are drawn.
     """
     try:
         import matplotlib  # noqa: F401
+        import pandas  # noqa: F401
     except ImportError as error:
         raise OptionError(
-            "pictures are drawn with matplotlib, which is not installed. Install it with: "
+            f"pictures are drawn with {error.name}, which is not installed. Install it with: "
             'pip install "torch-holdfast[plots]"'
         ) from error
 
@@ -72,7 +73,7 @@ def write_picture(figure: Figure, path: str | os.PathLike[str]) -> Path:
     target = Path(path)
     kind = target.suffix[1:]
     picture = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "holdfast"}):
+    with matplotlib.rc_context({"svg.hashsalt": "holdfast", "svg.fonttype": "none"}):
         figure.savefig(picture, format=kind, dpi=DPI, metadata={"Date": None} if kind == "svg" else None)
     make_folder(target.parent)
     write_bytes(target, picture.getvalue())

@@ -287,13 +287,17 @@ def configure(
     return found
 
 
+def settings_of(stream: str, method: str, given: Mapping[str, Any]) -> set[str]:
+    """The names of the settings that a run of a stream and a method has, under those that are given."""
+    net = NETS.named(given.get("net", default_of(RunSettings, "net")))
+    entries = (STREAMS.named(stream), net, METHODS.named(method))
+    return {own.name for own in fields(RunSettings)}.union(*(all_options(entry, given) for entry in entries))
+
+
 def default_settings(stream: str, method: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """What `configure` sets beside what is given: the protocol's settings, of those that the run has."""
     usual = defaults_of(stream, method)
-    net = NETS.named(given.get("net", usual.get("net", default_of(RunSettings, "net"))))
-    has = {own.name for own in fields(RunSettings)}
-    for entry in (STREAMS.named(stream), net, METHODS.named(method)):
-        has |= set(all_options(entry, {**usual, **given}))
+    has = settings_of(stream, method, {**usual, **given})
     found = {name: value for name, value in usual.items() if name in has}
     if "budget" not in has or given.get("strength") is not None:
         return found

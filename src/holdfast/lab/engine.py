@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 
 from holdfast.lab.checkpoint import RunProgress
 from holdfast.lab.folder import RunFolder, versions
-from holdfast.lab.results import RunResult, summarise
+from holdfast.lab.result import RunResult, summarise
 
 EventCallback = Callable[[Mapping[str, Any]], None]
 

@@ -113,6 +113,19 @@ class RunFolder:
             raise OutputError(f"cannot write {self._events}: {error}. Run the same command again to resume.") from error
 
 
+def note_purpose(folder: Path, purpose: str) -> None:
+    """Note in the `config.json` of a run's folder what the run was done for, such as "quick".
+
+    Reports leave such runs out unless they are asked for; see `holdfast.lab.result`.
+
+    Raises:
+        FileFormatError: the file is missing or damaged.
+        OutputError: it cannot be written.
+    """
+    path = folder / "config.json"
+    write_json(path, {**read_json(path), "purpose": purpose})
+
+
 def versions() -> dict[str, str]:
     """What figures may depend on beside the configuration."""
     return {"holdfast": __version__, "torch": torch.__version__, "python": platform.python_version()}

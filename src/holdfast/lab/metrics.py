@@ -120,18 +120,6 @@ def confidence_interval(values: Sequence[float], level: float = 0.95) -> tuple[f
     return float(sample.mean()), t * float(sample.std(ddof=1)) / math.sqrt(n)
 
 
-def student_p(t: float, degrees: int) -> float:
-    """P(|X| >= |t|), X of Student's distribution: the two-sided p-value.
-
-    Raises:
-        OptionError: scipy is not installed.
-    """
-    check_scipy()
-    from scipy import stats
-
-    return float(2 * stats.t.sf(abs(t), degrees))
-
-
 def check_scipy() -> None:
     """Make sure that means over seeds can have intervals and tests, before time is spent on the runs.
 

@@ -11,7 +11,7 @@ from holdfast.errors import FailedRunsError, FileFormatError, RunMismatchError
 from holdfast.lab.config import RunConfig
 from holdfast.lab.folder import RunFolder
 from holdfast.lab.pool import one_at_a_time, pool_of
-from holdfast.lab.results import RunResult
+from holdfast.lab.result import RunResult
 from holdfast.lab.run import EventCallback
 
 

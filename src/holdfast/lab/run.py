@@ -21,7 +21,7 @@ from holdfast.lab.engine import EventCallback, RunEngine
 from holdfast.lab.folder import RunFolder
 from holdfast.lab.methods import Moment, Setting, build_learner, method_named
 from holdfast.lab.registry import own_settings, source_of
-from holdfast.lab.results import RunResult
+from holdfast.lab.result import RunResult
 from holdfast.lab.streams import STREAMS, Examples, build_stream, fingerprint, load_data
 from holdfast.lab.streams.stream import Task
 from holdfast.lab.training import NETS, accuracy, build_net, build_optimizer, learning_rate, num_epochs, train_epoch
@@ -296,6 +296,12 @@ class _Kept:
         return task.train.to(self._device)
 
 
+def data_of(config: RunConfig, *, data_dir: str | os.PathLike[str] | None = None) -> Task | None:
+    """What the tasks of a run are made of; None where its stream makes its own."""
+    source = config.data or STREAMS.named(config.stream).data
+    return load_data(source, data_dir=data_dir) if source else None
+
+
 def provenance(config: RunConfig, *, data_dir: str | os.PathLike[str] | None = None) -> dict[str, Any]:
     """What a run's figures depend on beside its settings: the data in hand, and code of others.
 
@@ -303,11 +309,9 @@ def provenance(config: RunConfig, *, data_dir: str | os.PathLike[str] | None = N
         "data": their fingerprint; not where they would have to be downloaded. "plugins": module -> digits that stand
         for its source, of what was chosen and is not holdfast's.
     """
-    entry = STREAMS.named(config.stream)
-    source = config.data or entry.data
-    found: dict[str, Any] = {}
-    if source and (source != "mnist" or data_dir or os.environ.get("HOLDFAST_DATA")):
-        found["data"] = fingerprint(load_data(source, data_dir=data_dir))
+    known = config.data or data_dir or os.environ.get("HOLDFAST_DATA") or STREAMS.named(config.stream).data != "mnist"
+    data = data_of(config, data_dir=data_dir) if known else None
+    found: dict[str, Any] = {} if data is None else {"data": fingerprint(data)}
     others = {module for module in config.modules() if module.partition(".")[0] != "holdfast"}
     found["plugins"] = {module: source_of(module) for module in sorted(others)}
     return found

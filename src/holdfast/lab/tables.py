@@ -1,15 +1,20 @@
-"""From runs to rows of figures, and from rows to Markdown."""
+"""From runs to the figures of their configurations, and from those to texts."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from holdfast.lab.escaping import markdown_text
-from holdfast.lab.groups import RunGroup, group_results
-from holdfast.lab.metrics import confidence_interval
-from holdfast.lab.results import RunResult
+from holdfast.lab.escaping import markdown_text, one_line
+from holdfast.lab.frame import FIGURES, is_missing
+from holdfast.lab.groups import group_results
+from holdfast.lab.metrics import check_scipy, confidence_interval
+from holdfast.lab.result import RunResult
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 
 @dataclass(frozen=True)
@@ -38,54 +43,16 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class ResultRow:
-    """What the runs of one configuration found, over their seeds.
-
-    Attributes:
-        stream: name of the stream.
-        scenario: "task", "domain" or "class".
-        method: name of the method.
-        label: what tables call it; see `RunGroup`.
-        num_seeds: how many runs the estimates are of.
-        accuracy: average test accuracy after the last task, a fraction.
-        validation: the same on validation data.
-        forgetting: mean over earlier tasks of the best accuracy ever minus the last, a fraction.
-        backward_transfer: mean over earlier tasks of the last accuracy minus that just after learning, a fraction.
-        forward_transfer: mean over later tasks of the accuracy before learning minus the untrained one's, a fraction.
-        learning_accuracy: mean accuracy on each task just after learning it, a fraction.
-        seconds_training: in training steps.
-        seconds_importance: measuring importances.
-        held_bytes: of what the method keeps beside model and optimizer; None where a run did not record it.
-        num_parameters: weights of the model; None likewise.
-    """
-
-    stream: str
-    scenario: str
-    method: str
-    label: str
-    num_seeds: int
-    accuracy: Estimate
-    validation: Estimate
-    forgetting: Estimate
-    backward_transfer: Estimate
-    forward_transfer: Estimate
-    learning_accuracy: Estimate
-    seconds_training: Estimate
-    seconds_importance: Estimate
-    held_bytes: Estimate | None = None
-    num_parameters: int | None = None
-
-
-@dataclass(frozen=True)
 class Column:
-    """A column of a table of rows.
+    """A column of a table of configurations.
 
     Attributes:
         title: with its unit.
         short: where room is scarce; empty for what is then left out.
-        field: of `ResultRow`.
+        field: of the table that `configurations` returns.
         scale: 100 turns a fraction into per cent.
         digits: behind the point.
+        is_cost: whether it is a cost, of which the mean suffices.
     """
 
     title: str
@@ -93,13 +60,14 @@ class Column:
     field: str
     scale: float = 100.0
     digits: int = 1
+    is_cost: bool = False
 
-    def text(self, row: ResultRow, *, interval: bool = True) -> str:
-        """The cell of a row, with or without the half width of its interval."""
-        estimate: Estimate | None = getattr(row, self.field)
-        if estimate is None:
+    def text(self, row: Mapping[str, Any]) -> str:
+        """The cell of a row; a cost without the half width of its interval."""
+        mean, half = row[self.field], row[f"{self.field}_half_width"]
+        if is_missing(mean):
             return "–"
-        told = estimate if interval else Estimate(estimate.mean)
+        told = Estimate(mean, None if self.is_cost or is_missing(half) else half)
         return told.text(scale=self.scale, digits=self.digits)
 
 
@@ -110,64 +78,73 @@ COLUMNS = (
     Column("backward transfer %", "", "backward_transfer"),
     Column("forward transfer %", "", "forward_transfer"),
     Column("learning accuracy %", "learning", "learning_accuracy"),
-    Column("training s", "train s", "seconds_training", 1.0),
-    Column("importance s", "imp. s", "seconds_importance", 1.0),
-    Column("held MB", "", "held_bytes", 1e-6),
+    Column("training s", "train s", "seconds_training", 1.0, is_cost=True),
+    Column("importance s", "imp. s", "seconds_importance", 1.0, is_cost=True),
+    Column("held MB", "", "held_bytes", 1e-6, is_cost=True),
 )
-"""What is shown of a row, in order, behind its label."""
+"""What is shown of a configuration, in order, behind its label."""
 
 
-def result_rows(results: Iterable[RunResult]) -> list[ResultRow]:
-    """One row a configuration, in the order of `group_results`: from the ceiling, joint, to the floor, none."""
-    return [result_row(group) for group in group_results(results)]
+def configurations(runs: DataFrame) -> DataFrame:
+    """What the runs of each configuration found, over their seeds.
+
+    Args:
+        runs: as `holdfast.lab.groups.labelled` has them.
+
+    Returns:
+        A row for each configuration, in the order of the runs: `stream`, `scenario`, `method`, `configuration`,
+        `family`, `chosen`, `seeds`, which is how many, and of each of `FIGURES` the mean, and under its name with
+        `_half_width` half the width of the 95% confidence interval by Student's t, which is missing for a single
+        seed. A figure that not every run recorded is missing.
+
+    Raises:
+        OptionError: scipy is not installed, which several seeds need.
+    """
+    grouped = runs.groupby(["method", "variant"], sort=False)
+    named = grouped[["stream", "scenario", "configuration", "family", "chosen"]].first()
+    figures, seeds = grouped[list(FIGURES)], grouped.size()
+    is_whole = figures.count().eq(seeds, axis=0)
+    halves = figures.sem().astype(float)
+    if seeds.max() > 1:
+        check_scipy()
+        from scipy import stats
+
+        halves = halves.mul(stats.t.ppf(0.975, seeds - 1), axis=0)
+    means = figures.mean().astype(float).where(is_whole)
+    table = named.assign(seeds=seeds).join(means).join(halves.where(is_whole).add_suffix("_half_width"))
+    return table.reset_index().drop(columns="variant")
 
 
-def result_row(group: RunGroup) -> ResultRow:
-    """The figures of one group."""
-
-    def over_seeds(field: str) -> Estimate:
-        return Estimate.of([getattr(result, field) for result in group.results])
-
-    held = [result.held_bytes for result in group.results if result.held_bytes is not None]
-    return ResultRow(
-        stream=group.stream,
-        scenario=group.scenario,
-        method=group.method,
-        label=group.label,
-        num_seeds=len(group.results),
-        accuracy=over_seeds("final_accuracy"),
-        validation=Estimate.of([result.validation_accuracy[-1] for result in group.results]),
-        forgetting=over_seeds("forgetting"),
-        backward_transfer=over_seeds("backward_transfer"),
-        forward_transfer=over_seeds("forward_transfer"),
-        learning_accuracy=over_seeds("learning_accuracy"),
-        seconds_training=over_seeds("seconds_training"),
-        seconds_importance=over_seeds("seconds_importance"),
-        held_bytes=Estimate.of(held) if len(held) == len(group.results) else None,
-        num_parameters=group.results[0].num_parameters,
-    )
+def result_rows(found: Iterable[RunResult]) -> DataFrame:
+    """The configurations of results, from the ceiling, joint, to the floor, none."""
+    return configurations(group_results(found))
 
 
-def best_row(found: Sequence[ResultRow]) -> ResultRow | None:
-    """The row of highest mean test accuracy among those that learn one task after the other; None without any.
+def title_of(runs: DataFrame) -> str:
+    """What runs or configurations of one stream and scenario are called."""
+    return f"{one_line(runs.iloc[0]['stream'])}, {one_line(runs.iloc[0]['scenario'])}-incremental"
+
+
+def best_label(table: DataFrame) -> str | None:
+    """The configuration of highest mean test accuracy among those that learn one task after the other; None without.
 
     Joint training, which sees all data at once, is out of the contest. This is for emphasis, never for choosing
     settings: those are chosen on validation data.
     """
-    contest = [row for row in found if row.method != "joint"]
-    return max(contest, key=lambda row: row.accuracy.mean, default=None) if len(contest) > 1 else None
+    contest = table[table["method"] != "joint"]
+    return str(contest.loc[contest["accuracy"].idxmax(), "configuration"]) if len(contest) > 1 else None
 
 
-def markdown(found: Sequence[ResultRow]) -> str:
-    """A Markdown table of rows that can be compared; the best accuracy stands in bold."""
-    winner = best_row(found)
+def markdown(table: DataFrame) -> str:
+    """A Markdown table of configurations that can be compared; the best accuracy stands in bold."""
+    winner = best_label(table)
     lines = [
         "| method | " + " | ".join(column.title for column in COLUMNS) + " | seeds |",
         "|:--|" + "--:|" * (len(COLUMNS) + 1),
     ]
-    for row in found:
+    for row in table.to_dict("records"):
         cells = [column.text(row) for column in COLUMNS]
-        if row is winner:
+        if row["configuration"] == winner:
             cells[0] = f"**{cells[0]}**"
-        lines.append(f"| {markdown_text(row.label)} | " + " | ".join(cells) + f" | {row.num_seeds} |")
+        lines.append(f"| {markdown_text(row['configuration'])} | " + " | ".join(cells) + f" | {row['seeds']} |")
     return "\n".join(lines) + "\n"

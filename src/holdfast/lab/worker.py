@@ -21,7 +21,7 @@ import torch
 from holdfast.errors import HoldfastError
 from holdfast.lab.config import RunConfig
 from holdfast.lab.plugins import load_plugins, named_plugins
-from holdfast.lab.results import RunResult
+from holdfast.lab.result import RunResult
 from holdfast.lab.run import EventCallback, data_of, run
 
 PATIENCE = 1.0

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from tests.browser import Page, browsing, chromium
 from tests.lab.made_up import result
 
-from holdfast.lab.report.content import sections_of
-from holdfast.lab.report.page import html_page
+from holdfast.lab.frame import runs_table
+from holdfast.lab.report import write_report
 
 pytestmark = pytest.mark.browser
 
-METHODS = ("joint", "ewc-fisher", "ewc-mas", "ewc-kfac", "wva-signal", "l2", "none")
+METHODS = ("joint", "ewc-fisher", "ewc-mas", "ewc-kfac", "wva-signal", "slow", "none")
 PHONE, DESKTOP = 390, 1280
 VIEWS = [(width, dark) for width in (PHONE, DESKTOP) for dark in (False, True)]
 
-SMALLEST_FONT = "Math.min(...TEXTS.map(each => parseFloat(getComputedStyle(each).fontSize)))"
+FONTS = """TEXTS.map(each => parseFloat(getComputedStyle(each).fontSize) * (each.closest('svg') ? 4 / 3 : 1))"""
 TEXTS = """[...document.querySelectorAll('body *')].filter(each =>
     !each.closest('script, style, title, .hidden, [hidden]') &&
     [...each.childNodes].some(child => child.nodeType === 3 && child.data.trim()) && each.getClientRects().length)"""
@@ -41,8 +40,8 @@ CONTRASTS = """(() => {
   };
   return TEXTS.map(each => {
     const [low, high] = [luminance(rgba(getComputedStyle(each).color)), luminance(behind(each))].sort((a, b) => a - b);
-    return [(high + .05) / (low + .05), each.textContent.trim().slice(0, 30)];
-  }).filter(([contrast]) => contrast < 4.5);
+    return [(high + .05) / (low + .05), each.textContent.trim().slice(0, 30), each.closest('svg')];
+  }).filter(([, , picture]) => !picture).filter(([contrast]) => contrast < 4.5);
 })()"""
 
 
@@ -66,9 +65,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     long = {"num_tasks": 25, "stream": "split-of-a-name-that-is-long", "scenario": "class"}
     runs += [result(**long, rather_long_a_setting=letter * 40) for letter in "xy"]
-    path = tmp_path_factory.mktemp("page") / "report.html"
-    path.write_text(html_page(sections_of(runs), places={}, pictures=["a-picture.png"]), encoding="utf-8")
-    return path
+    return write_report(runs_table(runs), tmp_path_factory.mktemp("page")).path
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +81,7 @@ def test_nothing_to_complain_of_and_nothing_asked_for(browser: Page, report: Pat
     browser.open(report, width=width, dark=dark)
     assert browser.evaluate("document.readyState") == "complete"
     assert browser.complaints() == []
-    assert browser.requests() == [report.as_uri()]
+    assert [each for each in browser.requests() if not each.startswith("data:image/png;")] == [report.as_uri()]
     assert browser.evaluate("matchMedia('(prefers-color-scheme: dark)').matches") is dark
 
 
@@ -105,59 +102,43 @@ def test_every_word_can_be_read(browser: Page, report: Path, width: int, dark: b
     browser.open(report, width=width, dark=dark)
     browser.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
     assert browser.evaluate(about("TEXTS.length")) > 500
-    assert browser.evaluate(about(SMALLEST_FONT)) >= 11
+    assert browser.evaluate(about(f"Math.min(...{FONTS})")) >= 10
     assert browser.evaluate(about(CONTRASTS)) == []
 
 
+def test_on_a_desktop_nothing_has_to_be_scrolled(browser: Page, report: Path):
+    browser.open(report, width=DESKTOP, dark=False)
+    browser.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
+    wide = "[...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth + 1)"
+    assert browser.evaluate(f"{wide}.map(each => each.innerText.slice(0, 40))") == []
+    assert browser.evaluate(HINTS) == 0
+
+
+HINTS = """[...document.querySelectorAll('.scroll')]
+    .filter(each => getComputedStyle(each, '::before').display !== 'none').length"""
+
+
+@pytest.mark.parametrize("scripts", [True, False])
+def test_on_a_phone_what_goes_on_to_the_right_says_so(browser: Page, report: Path, scripts: bool):
+    browser.open(report, width=PHONE, dark=False, scripts=scripts)
+    number = "document.querySelectorAll('.scroll').length"
+    wide = "[...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth + 1).length"
+    told = browser.evaluate(HINTS)
+    assert browser.evaluate(wide) <= told <= browser.evaluate(number)
+    assert told > 10
+    hint = "getComputedStyle(document.querySelector('.scroll'), '::before').content"
+    assert "more to the right" in browser.evaluate(hint)
+
+
 @pytest.mark.parametrize(("width", "scripts"), [(PHONE, True), (DESKTOP, True), (DESKTOP, False)])
-def test_the_curves_are_there(browser: Page, report: Path, width: int, scripts: bool):
+def test_the_pictures_are_there(browser: Page, report: Path, width: int, scripts: bool):
     browser.open(report, width=width, dark=False, scripts=scripts)
-    drawn = "e => e.getTotalLength() > 50 && e.getBoundingClientRect().width > 150"
-    for part in ("curves", "strengths"):
-        lines = f"[...document.querySelectorAll('#section-0-{part} .line')]"
-        assert browser.evaluate(f"{lines}.filter({drawn}).length") == len(METHODS)
-    assert browser.evaluate("document.querySelectorAll('#section-0-curves .names li').length") == len(METHODS)
-    assert browser.evaluate("document.querySelectorAll('#section-0-curves .band').length") == len(METHODS)
-    assert browser.evaluate("document.querySelectorAll('#section-0-strengths .best').length") == 2
-    assert browser.evaluate("document.querySelectorAll('#section-0 .heat').length") == len(METHODS)
-    assert browser.evaluate("document.querySelectorAll('#section-1 .heat svg .stair').length") == 2
-
-
-@pytest.mark.parametrize("dark", [False, True])
-def test_a_method_has_one_colour_in_every_picture(browser: Page, report: Path, dark: bool):
-    browser.open(report, width=DESKTOP, dark=dark)
-    colours = browser.evaluate(
-        """(() => { const found = {};
-        for (const each of document.querySelectorAll('#section-0 .line, #section-0 .swatch line, #section-0 .whisker'))
-          (found[each.closest('[data-s]').dataset.s] ??= new Set()).add(getComputedStyle(each).stroke);
-        return Object.values(found).map(each => [...each]); })()"""
-    )
-    assert len(colours) == len(METHODS)
-    assert all(len(each) == 1 for each in colours)
-    assert len({each[0] for each in colours}) >= len(METHODS) - 2  # joint and plain are told by their dashes
-
-
-def test_no_names_cover_each_other(browser: Page, report: Path):
-    browser.open(report, width=DESKTOP, dark=False)
-    boxes = browser.evaluate(
-        """[...document.querySelectorAll('#section-0-curves .names li')].map(each => each.getBoundingClientRect())
-           .map(box => [box.left, box.right, box.top, box.bottom])"""
-    )
-    ordered = sorted(boxes, key=lambda box: box[2])
-    assert all(low[3] <= high[2] + 0.5 for low, high in pairwise(ordered))
-    assert all(right <= DESKTOP for _, right, _, _ in boxes)
-
-
-def test_pointing_at_a_method_makes_the_others_step_back(browser: Page, report: Path):
-    browser.open(report, width=DESKTOP, dark=False)
-    name = "document.querySelector('#section-0-curves .names li')"
-    browser.evaluate(f"{name}.scrollIntoView({{block: 'center', behavior: 'instant'}})")
-    x, y = browser.evaluate(f"(box => [box.left + 40, box.top + 8])({name}.getBoundingClientRect())")
-    browser.point(x, y)
-    assert browser.evaluate("document.querySelectorAll('#section-0.pointed').length") == 1
-    assert browser.evaluate("new Set([...document.querySelectorAll('.own')].map(e => e.dataset.s)).size") == 1
-    browser.point(5, 5)
-    assert browser.evaluate("document.querySelectorAll('.pointed').length") == 0
+    assert browser.evaluate("document.querySelectorAll('#section-0 figure svg').length") == 5
+    assert browser.evaluate("document.querySelectorAll('#section-1 figure svg').length") == 4
+    shapes = "[...document.querySelectorAll('figure svg')].map(e => e.getBoundingClientRect())"
+    assert browser.evaluate(f"Math.min(...{shapes}.map(box => Math.min(box.width, 2 * box.height)))") > 250
+    broken = "[...document.querySelectorAll('use')].filter(e => !document.querySelector(e.getAttribute('href')))"
+    assert browser.evaluate(f"{broken}.length") == 0
 
 
 def test_the_table_of_contents_leads_to_its_parts(browser: Page, report: Path):

@@ -7,7 +7,8 @@ import pytest
 from tests.lab.made_up import result
 
 from holdfast.errors import FileFormatError
-from holdfast.lab.groups import group_results
+from holdfast.lab import results
+from holdfast.lab.groups import group_results, labelled
 from holdfast.lab.report import report
 from holdfast.lab.report.samples import MOST_BYTES, samples
 
@@ -31,32 +32,28 @@ def test_what_runs_drew_becomes_part_of_the_page(tmp_path: Path):
 
 
 def test_the_first_seed_that_has_some_stands_for_all(tmp_path: Path):
-    runs = [result(seed=seed) for seed in range(3)]
-    run_folder(tmp_path / "1", "b.png", "a.png")
-    run_folder(tmp_path / "2", "a.png")
-    places = {id(run): tmp_path / str(run.seed) / "result.json" for run in runs}
-    found, left_out = samples(group_results(runs), places)
-    assert [sample.caption for sample in found] == ["EWC Fisher, seed 1: a", "EWC Fisher, seed 1: b"]
+    run_folder(tmp_path / "0")
+    run_folder(tmp_path / "1", "b.png", "a.png", seed=1)
+    run_folder(tmp_path / "2", "a.png", seed=2)
+    found, left_out = samples(labelled(results(tmp_path)))
+    assert list(found) == ["EWC Fisher, seed 1: a", "EWC Fisher, seed 1: b"]
     assert left_out == 0
 
 
 def test_what_is_too_large_is_counted(tmp_path: Path):
-    run = result()
     run_folder(tmp_path / "0", "a.png", "b.png", content=PNG + b"0" * (MOST_BYTES // 2 + 1))
-    found, left_out = samples(group_results([run]), {id(run): tmp_path / "0" / "result.json"})
+    found, left_out = samples(labelled(results(tmp_path)))
     assert (len(found), left_out) == (1, 1)
 
 
 def test_runs_from_nowhere_have_none():
-    assert samples(group_results([result()]), {}) == ([], 0)
+    assert samples(group_results([result()])) == ({}, 0)
 
 
 def test_a_picture_that_cannot_be_read(tmp_path: Path):
-    run = result()
     run_folder(tmp_path / "0")
     (tmp_path / "0" / "plots" / "a.png").mkdir()
-    places = {id(run): tmp_path / "0" / "result.json"}
     with pytest.raises(FileFormatError, match=r"a.png cannot be read: .*Delete it"):
-        samples(group_results([run]), places)
+        samples(labelled(results(tmp_path)))
     (tmp_path / "0" / "plots" / "a.png").rmdir()
-    assert samples(group_results([run]), places) == ([], 0)
+    assert samples(labelled(results(tmp_path))) == ({}, 0)

@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 from tests.lab.made_up import result
 
-from holdfast.errors import FileFormatError, OptionError, OutputError
-from holdfast.lab.report import report, write_report
+from holdfast.errors import FileFormatError, OptionError, OutputError, UnknownNameError
+from holdfast.lab import results
+from holdfast.lab.frame import runs_table
+from holdfast.lab.report import WrittenReport, report
+from holdfast.lab.report import write_report as write_report_of
 
 
 def save(folder: Path, *results) -> Path:
@@ -18,18 +21,26 @@ def save(folder: Path, *results) -> Path:
     return folder
 
 
+def write_report(runs: list, output: Path) -> WrittenReport:
+    return write_report_of(runs_table(runs), output)
+
+
+def labels(found: WrittenReport) -> list[tuple[str, int]]:
+    return [pair for section in found.sections for pair in zip(section.table["configuration"], section.table["seeds"])]
+
+
 def test_a_page_with_its_pictures_and_tables(tmp_path: Path):
     runs = save(tmp_path / "runs", result(seed=0), result(seed=1, kept=0.8), result("none", kept=0.3))
     found = report([runs], tmp_path / "new" / "page")
     assert found.path == tmp_path / "new" / "page" / "report.html"
     assert found.num_runs == 3
-    assert [(row.label, row.num_seeds) for row in found.rows] == [("EWC Fisher", 2), ("plain", 1)]
+    assert labels(found) == [("EWC Fisher", 2), ("plain", 1)]
     written = {path for path in found.path.parent.rglob("*") if path.is_file()}
     manifest = found.path.with_name("holdfast.json")
     assert written == {found.path, found.markdown, *found.pictures, *found.tables, manifest}
     assert {path.suffix for path in found.pictures} == {".png", ".svg"}
     assert {path.suffix for path in found.tables} == {".csv", ".parquet"}
-    assert found.path.stat().st_size < 100_000
+    assert found.path.stat().st_size < 200_000
 
 
 def test_the_markdown_page(tmp_path: Path):
@@ -49,10 +60,10 @@ def test_the_markdown_page(tmp_path: Path):
 
 
 def test_other_strengths_are_not_averaged_but_told_apart(tmp_path: Path):
-    results = [result(seed=seed, strength=strength) for seed in (0, 1) for strength in (1.0, 15.0)]
-    found = write_report([*results, result("none", strength=None)], tmp_path)
+    runs = [result(seed=seed, strength=strength) for seed in (0, 1) for strength in (1.0, 15.0)]
+    found = write_report([*runs, result("none", strength=None)], tmp_path)
     text = found.markdown.read_text(encoding="utf-8")
-    assert [(row.label, row.num_seeds) for row in found.rows] == [
+    assert labels(found) == [
         ("EWC Fisher, strength 1", 2),
         ("EWC Fisher, strength 15", 2),
         ("plain", 1),
@@ -78,6 +89,64 @@ def test_the_same_runs_give_the_same_bytes(tmp_path: Path):
         (second.path, second.markdown, *second.pictures, *second.tables),
     ):
         assert one.read_bytes() == other.read_bytes(), one.name
+
+
+def test_runs_of_other_problems_have_sections_of_their_own(tmp_path: Path):
+    found = write_report([result(epochs=1), result("none", epochs=4), result("none", epochs=1)], tmp_path)
+    titles = [f"permuted-digits, domain-incremental, epochs {epochs}" for epochs in (1, 4)]
+    assert [section.title for section in found.sections] == titles
+    assert {path.name for path in found.pictures} >= {
+        "permuted-digits-domain-epochs-1-accuracy.png",
+        "permuted-digits-domain-epochs-4-accuracy.png",
+    }
+    for path in (found.path, found.markdown):
+        assert path.read_text(encoding="utf-8").index(titles[0]) < path.read_text(encoding="utf-8").index(titles[1])
+
+
+def test_it_is_written_beside_the_runs_unless_told_otherwise(tmp_path: Path):
+    runs = save(tmp_path / "runs", result(), result("none"))
+    assert report([runs]).path == runs / "report" / "report.html"
+    assert report([runs]).num_runs == 2  # itself is no run
+    assert report([runs / "run-0" / "result.json", runs]).path == runs / "run-0" / "report" / "report.html"
+
+
+def test_quick_runs_and_trials_are_left_out_unless_asked_for(tmp_path: Path):
+    runs = save(tmp_path / "runs", *(result(seed=seed) for seed in range(3)))
+    for number, purpose in ((1, "quick"), (2, "trial")):
+        (runs / f"run-{number}" / "config.json").write_text(f'{{"purpose": "{purpose}"}}')
+    found = report([runs])
+    told = "1 run of a recipe's --quick version (shown with --quick) and 1 run of a sweep (shown with --trials)"
+    assert found.num_runs == 1
+    assert found.left_out == f"Left out: {told}."
+    for path in (found.path, found.markdown):
+        assert "of a sweep (shown with --trials)" in path.read_text(encoding="utf-8")
+    assert (report([runs], quick=True).num_runs, report([runs], trials=True).num_runs) == (2, 2)
+    assert report([runs], quick=True, trials=True).left_out == ""
+    with pytest.raises(OptionError, match=r"no run is left to report. Left out: 1 run of a recipe's --quick version"):
+        report([runs / "run-1"])
+    assert len(results(runs)) == 3
+
+
+def test_only_runs_that_match(tmp_path: Path):
+    runs = save(
+        tmp_path / "runs",
+        *(result(name, strength=15.0, hidden=[8, 4]) for name in ("ewc-fisher", "ewc-mas", "wva-mas")),
+        result("none", seed=3),
+    )
+
+    def kept(*where: str) -> list[str]:
+        return [label for label, _ in labels(report([runs], where=where))]
+
+    assert kept("method=ewc-*") == ["EWC Fisher", "EWC MAS"]
+    assert kept("method=ewc-*", "method=none", "seed=3") == ["plain"]
+    assert kept("strength=15", "hidden=8-4", "method=*-mas") == ["EWC MAS", "WVA MAS"]
+    assert kept("strength=unset") == ["plain"]
+    with pytest.raises(OptionError, match=r"no run is left to report. No run matches what --where asks for"):
+        kept("method=nothing")
+    with pytest.raises(OptionError, match=r"--where 'ewc-\*'; expected NAME=PATTERN, such as method=ewc-\*"):
+        kept("ewc-*")
+    with pytest.raises(UnknownNameError, match="unknown column 'methd'. Did you mean 'method'"):
+        kept("methd=none")
 
 
 def test_the_same_folder_twice_counts_once(tmp_path: Path):
@@ -107,6 +176,7 @@ def test_no_runs(tmp_path: Path):
     ("package", "said"),
     [
         ("matplotlib", r"pip install \"torch-holdfast\[plots\]\""),
+        ("pandas", r"drawn with pandas, .* pip install \"torch-holdfast\[plots\]\""),
         ("scipy", r"computed with scipy, .* pip install \"torch-holdfast\[plots\]\""),
         ("jinja2", r"not installed: jinja2\. .*pip install \"torch-holdfast\[report\]\""),
         ("pyarrow", r"not installed: pyarrow\. .*pip install \"torch-holdfast\[report\]\""),

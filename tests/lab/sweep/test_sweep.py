@@ -16,7 +16,7 @@ from tests.lab.tiny import Killed
 from tests.programs import read_until, workers_of
 
 from holdfast.errors import FailedRunsError, OptionError, OutputError
-from holdfast.lab.results import RunResult
+from holdfast.lab.result import RunResult
 from holdfast.lab.sweep import Space, SweepChoice, sweep
 from holdfast.lab.sweep.storage import storage_at
 

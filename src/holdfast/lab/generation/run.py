@@ -22,7 +22,7 @@ from holdfast.lab.generation.config import GENERATION_METHODS, GENERATION_STREAM
 from holdfast.lab.generation.judge import EPOCHS, judge_of
 from holdfast.lab.generation.learners import build_drawing
 from holdfast.lab.generation.measures import asked_accuracy, frechet_distance_of, real_of, reverse_accuracy
-from holdfast.lab.results import RunResult
+from holdfast.lab.result import RunResult
 from holdfast.lab.run import seed_of, usable_device
 from holdfast.lab.streams import Examples, Task, digits, mnist, split
 from holdfast.replay import check_alive

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from holdfast.lab.methods.learner import Learner, Setting
-from holdfast.lab.methods.registry import register_method
+from holdfast.lab.methods.registry import COLOURS, register_method
 from holdfast.lab.streams import Examples
 
 
@@ -16,7 +16,7 @@ from holdfast.lab.streams import Examples
     "frozen",
     summary="trains the last layer alone after the first task",
     place="floor",
-    style={"linestyle": (0, (1, 1.4)), "marker": "x"},
+    style={"color": COLOURS["plain"], "linestyle": (0, (1, 1.4)), "marker": "x"},
     batches=False,
 )
 class Frozen(Learner):
@@ -56,6 +56,6 @@ register_method(
     label="plain",
     summary="plain fine-tuning: nothing holds the old tasks (the floor)",
     place="floor",
-    style={"linestyle": (0, (1, 1.4)), "marker": ""},
+    style={"color": COLOURS["plain"], "linestyle": (0, (1, 1.4)), "marker": ""},
     batches=False,
 )(Learner)

@@ -65,7 +65,8 @@ COLOURS = {
     "taylor": "#a67600",
     "kfac": "#5b3fb0",
     "uniform": "#7a5c3a",
-    "data": "#1f1f1f",
+    "plain": "#767676",
+    "data": "#222222",
     "buffer": "#b3202c",
     "generator": "#b0203a",
     "odds": "#7a1f6b",
@@ -73,7 +74,8 @@ COLOURS = {
     "average": "#4a5a78",
     "gates": "#5f6b00",
 }
-"""Of what methods go by; dark enough for lines on white, and told apart by people who confuse red and green."""
+"""Of what methods go by. Those of the importances are the hues of Okabe and Ito, which people who see no red or green
+can tell apart too, darkened until text in them reads well on white."""
 
 METHODS: Registry[MethodEntry] = Registry("method", MethodEntry)
 """Every method, from the ceiling to the floor: tables and pictures have them in this order."""

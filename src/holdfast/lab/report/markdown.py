@@ -3,71 +3,54 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from holdfast.lab.escaping import markdown_text
-from holdfast.lab.groups import RunGroup, differing, method_label, setting_text
-from holdfast.lab.report.comparisons import Comparison
-from holdfast.lab.report.content import INTERVALS, LEGEND, Section, p_text
-from holdfast.lab.tables import markdown
+from holdfast.lab.groups import method_label
+from holdfast.lab.report.comparisons import LEVEL, p_text
+from holdfast.lab.report.pictures import PICTURES
+from holdfast.lab.report.sections import INTERVALS, LEGEND, Section
+from holdfast.lab.tables import Estimate, markdown
 from holdfast.version import __version__
 
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
-def markdown_page(sections: Sequence[Section], *, pictures: Iterable[str]) -> str:
+
+def markdown_page(sections: Sequence[Section], *, pictures: Iterable[str], left_out: str = "") -> str:
     """The whole page.
 
     Args:
         sections: what it is about.
         pictures: names of the files beside it that may be shown.
+        left_out: which runs are not shown, in a sentence.
     """
-    beside = set(pictures)
-    num_runs = sum(len(group.results) for section in sections for group in section.groups)
-    legend = "\n".join(f"- **{term}**: {meaning}" for term, meaning in LEGEND)
-    head = f"# holdfast: {num_runs} run{'s' * (num_runs != 1)}\n\n{INTERVALS}\n\n{legend}\n"
-    parts = [_section(section, beside) for section in sections]
-    return "\n".join([head, *parts, f"Written by holdfast {__version__}.\n"])
-
-
-def shared_settings(groups: Sequence[RunGroup]) -> list[tuple[str, Any]]:
-    """The settings that all groups share, without those that are unset."""
-    own = differing([group.settings for group in groups])
-    return [(name, value) for name, value in groups[0].settings.items() if name not in own and value is not None]
-
-
-def own_settings(groups: Sequence[RunGroup]) -> list[str]:
-    """For each group the settings that not all groups share, in a line."""
-    own = differing([group.settings for group in groups])
-    return [
-        ", ".join(setting_text(name, group.settings[name]) for name in own if group.settings.get(name) is not None)
-        for group in groups
-    ]
-
-
-_PICTURES = {
-    "accuracy": "Average accuracy against the number of tasks learned",
-    "matrix": "Accuracy on every task after every task",
-    "transfer": "Forgetting and transfer",
-    "strength": "Average accuracy after the last task against the strength",
-    "cost": "Time and memory",
-}
+    num_runs = sum(len(section.runs) for section in sections)
+    legend = "\n".join(f"- **{term}**: {meaning}" for term, meaning in LEGEND.items())
+    told = [f"# holdfast: {num_runs} run{'s' * (num_runs != 1)}", left_out, INTERVALS, legend]
+    parts = [_section(section, set(pictures)) for section in sections]
+    return "\n\n".join(filter(None, [*told, *parts, f"Written by holdfast {__version__}."])) + "\n"
 
 
 def _section(section: Section, beside: set[str]) -> str:
-    named = {f"{section.name}-{kind}.png": told for kind, told in _PICTURES.items()}
-    shown = [f"![{told}]({name})\n" for name, told in named.items() if name in beside]
-    tests = [_comparisons(section.comparisons)] if section.comparisons else []
-    return "\n".join(
+    named = {f"{section.name}-{kind}.png": told for kind, told in PICTURES.items()}
+    given_up = [
+        f"{markdown_text(label)} has no result: the sweep gave all its settings up, the last one {markdown_text(why)}."
+        for label, why in section.given_up.items()
+    ]
+    return "\n\n".join(
         [
-            f"## {markdown_text(section.title)}\n",
-            markdown(section.rows),
-            *shown,
-            *tests,
-            f"### Settings\n\n{_settings(section.groups)}",
+            f"## {markdown_text(section.title)}",
+            markdown(section.table).strip(),
+            *given_up,
+            *(f"![{told}]({name})" for name, told in named.items() if name in beside),
+            *([] if section.comparisons.empty else [_comparisons(section.comparisons)]),
+            f"### Settings\n\n{_settings(section)}",
         ]
     )
 
 
-def _comparisons(found: Sequence[Comparison]) -> str:
+def _comparisons(found: DataFrame) -> str:
     lines = [
         "### Paired comparisons\n",
         "Difference of the average accuracy after the last task, in points, over the seeds that both have: mean ± half "
@@ -75,33 +58,27 @@ def _comparisons(found: Sequence[Comparison]) -> str:
         "| first | second | first − second | p | corrected | seeds |",
         "|:--|:--|--:|--:|--:|--:|",
     ]
-    for each in found:
-        told = each.difference.text(scale=100)
-        told = f"**{told}**" if each.is_clear else told
-        p = f"{p_text(each.p)} | {p_text(each.corrected)}"
-        first, second = markdown_text(each.first.label), markdown_text(each.second.label)
-        lines.append(f"| {first} | {second} | {told} | {p} | {each.num_seeds} |")
-    return "\n".join(lines) + "\n"
+    for each in found.itertuples():
+        told = Estimate(each.difference, each.half_width).text(scale=100)
+        told = f"**{told}**" if each.p_corrected < LEVEL else told
+        p = f"{p_text(each.p)} | {p_text(each.p_corrected)}"
+        lines.append(f"| {markdown_text(each.first)} | {markdown_text(each.second)} | {told} | {p} | {each.seeds} |")
+    return "\n".join(lines)
 
 
-def _settings(groups: Sequence[RunGroup]) -> str:
+def _settings(section: Section) -> str:
     """The settings that all share, and for each configuration those that are its own."""
-    shared = [markdown_text(setting_text(name, value)) for name, value in shared_settings(groups)]
-    lines = [f"All: {', '.join(shared) or 'nothing in common'}."]
+    runs = section.runs.assign(own=section.own)
+    lines = [f"All: {', '.join(map(markdown_text, section.shared)) or 'nothing in common'}."]
     lines += ["", "| method | settings of its own | seeds |", "|:--|:--|:--|"]
-    for group, own in zip(groups, own_settings(groups)):
-        seeds = ", ".join(map(str, group.seeds))
-        lines.append(f"| {markdown_text(method_label(group.method))} | {markdown_text(own) or 'none'} | {seeds} |")
-    kept = [(group.label, group.results[-1].keeper) for group in groups if group.results[-1].keeper]
-    if kept:
+    for _, group in runs.groupby(["method", "variant"], sort=False):
+        first = group.iloc[0]
+        seeds = ", ".join(map(str, group["seed"]))
+        lines.append(f"| {markdown_text(method_label(first['method']))} | {markdown_text(first['own'])} | {seeds} |")
+    if section.keepers:
         lines += ["", "What the keepers said at the end (of the last seed):", ""]
-        lines += [f"- {markdown_text(label)}: {markdown_text(line)}" for label, line in kept]
-    versions = {
-        ", ".join(f"{name} {version}" for name, version in sorted(result.versions.items()))
-        for group in groups
-        for result in group.results
-        if result.versions
-    }
+        lines += [f"- {markdown_text(label)}: {markdown_text(line)}" for label, line in section.keepers.items()]
+    versions = sorted(set(runs["versions"]) - {""})
     if versions:
-        lines += ["", f"Run with {'; '.join(map(markdown_text, sorted(versions)))}."]
-    return "\n".join(lines) + "\n"
+        lines += ["", f"Run with {'; '.join(map(markdown_text, versions))}."]
+    return "\n".join(lines)

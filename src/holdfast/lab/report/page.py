@@ -4,146 +4,68 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
 
-import numpy as np
-
-from holdfast.lab.groups import RunGroup, setting_text
-from holdfast.lab.plots import seeds_told, task_ticks
-from holdfast.lab.report.charts import (
-    Plot,
-    accuracy_plot,
-    heat_paths,
-    lane_scale,
-    level_of,
-    percent,
-    strength_plot,
-)
-from holdfast.lab.report.comparisons import LEVEL, Comparison
-from holdfast.lab.report.content import INTERVALS, LEGEND, Section, p_text
-from holdfast.lab.report.looks import LINE_WIDTH, Look, heat_colours, look, marker_shapes
-from holdfast.lab.report.markdown import own_settings, shared_settings
-from holdfast.lab.report.pictures import TRANSFER, held_megabytes
-from holdfast.lab.report.samples import SamplePicture, samples
-from holdfast.lab.report.scales import Scale
-from holdfast.lab.tables import COLUMNS, Estimate, ResultRow, best_row, result_row
+from holdfast.lab.frame import is_missing
+from holdfast.lab.plots import seeds_told
+from holdfast.lab.report.comparisons import LEVEL, p_text
+from holdfast.lab.report.pictures import PICTURES
+from holdfast.lab.report.samples import samples
+from holdfast.lab.report.sections import INTERVALS, LEGEND, Section
+from holdfast.lab.tables import COLUMNS, Estimate, best_label
 from holdfast.version import __version__
 
-MOST_NUMBERED = 12
-"""With more tasks than this the cells of a heat map are too small for their numbers."""
+_WITHOUT = {"metadata", "style"}
+"""Elements of a picture that the page has no use for: its policy allows no style but its own."""
 
 
-@dataclass(frozen=True)
-class SectionSeries:
-    """A configuration as the pictures of a section show it."""
-
-    key: str
-    group: RunGroup
-    look: Look
-
-    @property
-    def label(self) -> str:
-        """Its name."""
-        return self.group.label
-
-
-@dataclass(frozen=True)
-class Heat:
-    """The accuracy matrix of a series: mean over seeds, the levels of its cells, or paths where it has many."""
-
-    series: SectionSeries
-    final: str
-    matrix: list[list[float]]
-    levels: list[list[int]]
-    paths: dict[int, str]
-
-
-@dataclass(frozen=True)
-class Lane:
-    """An estimate on a line of its own; places in per cent from the left."""
-
-    series: SectionSeries
-    mean: float
-    low: float
-    high: float
-    text: str
-
-
-@dataclass(frozen=True)
-class Panel:
-    """Lanes on one scale; `zero` is where its zero stands, None where it has none."""
-
-    name: str
-    zero: float | None
-    lanes: list[Lane]
-
-
-@dataclass(frozen=True)
-class View:
-    """Everything that the page shows of a section."""
-
-    section: Section
-    key: str
-    series: list[SectionSeries]
-    lead: str
-    seeds: str
-    seeds_of_mean: str
-    is_chosen: bool
-    accuracy: Plot
-    strength: Plot | None
-    heats: list[Heat]
-    heat_ticks: list[int]
-    transfer: list[Panel]
-    costs: list[Panel]
-    pairs: dict[tuple[str, str], Comparison]
-    shared: list[tuple[str, str]]
-    own: list[str]
-    winner: ResultRow | None
-    samples: list[SamplePicture]
-    samples_left_out: int
-
-
-def html_page(sections: Sequence[Section], *, places: Mapping[int, Path], pictures: Sequence[str]) -> str:
+def html_page(
+    sections: Sequence[Section], *, folder: Path | None = None, beside: Sequence[str] = (), left_out: str = ""
+) -> str:
     """The whole page.
 
     Args:
         sections: what it is about.
-        places: `id` of a result -> the file it was read from, beside which a run's own pictures stand.
-        pictures: names of the files beside the page.
+        folder: where the pictures of the sections stand as SVG, which become part of the page; None: nowhere.
+        beside: names of the files beside the page, to be linked.
+        left_out: which runs are not shown, in a sentence.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+    templates = Path(__file__).parent / "templates"
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        loader=FileSystemLoader(templates),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
     environment.filters["minus"] = lambda text: str(text).replace("-", "−")
-    environment.globals.update(contents_of=contents_of, percent=percent, p_text=p_text, setting_text=setting_text)
-    views = [_view(number, section, places) for number, section in enumerate(sections)]
-    markers = marker_shapes(each.look.marker for view in views for each in view.series)
-    results = [result for section in sections for group in section.groups for result in group.results]
-    environment.globals.update(markers=markers, heat_colours=heat_colours())
-    script = environment.get_template("page.js").render()
-    styles = environment.get_template("styles.css").render(views=views)
+    script, styles = ((templates / name).read_text(encoding="utf-8") for name in ("page.js", "page.css"))
     return environment.get_template("page.html").render(
-        views=views,
+        sections=sections,
+        pictures=[_pictures(section, folder, number) for number, section in enumerate(sections)],
+        names=PICTURES,
+        samples=[samples(section.shown) for section in sections],
         script=script,
         styles=styles,
         script_hash=content_hash(script),
         styles_hash=content_hash(styles),
-        columns=COLUMNS,
         intervals=INTERVALS,
         legend=LEGEND,
-        line_width=LINE_WIDTH,
         level=LEVEL,
-        num_runs=len(results),
-        pictures=pictures,
+        num_runs=sum(len(section.runs) for section in sections),
+        beside=beside,
+        left_out=left_out,
         version=__version__,
+        best_label=best_label,
+        lead=_lead,
+        seeds_told=seeds_told,
+        tables_in=_tables,
     )
 
 
@@ -152,115 +74,136 @@ def content_hash(content: str) -> str:
     return f"sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}"
 
 
-def _view(number: int, section: Section, places: Mapping[int, Path]) -> View:
-    shown = section.shown
-    series = [SectionSeries(f"{number}-{k}", group, look(group)) for k, group in enumerate(shown)]
-    rows = [result_row(group) for group in shown]
-    key_of = {id(group): each.key for group, each in zip(shown, series)}
-    pairs = {(key_of[id(each.first)], key_of[id(each.second)]): each for each in section.comparisons}
-    found, left_out = samples(shown, places)
-    most = max(group.num_tasks for group in shown)
-    return View(
-        section=section,
-        key=f"section-{number}",
-        series=series,
-        lead=_lead(rows, most),
-        seeds=seeds_told(shown),
-        seeds_of_mean=seeds_told(shown, interval=False),
-        is_chosen=len(shown) < len(section.groups),
-        accuracy=accuracy_plot(section),
-        strength=strength_plot(section),
-        heats=[_heat(each) for each in series],
-        heat_ticks=task_ticks(most),
-        transfer=[
-            _panel(name, series, [getattr(row, field) for row in rows], from_zero=field != "learning_accuracy")
-            for field, name in TRANSFER
-        ],
-        costs=_costs(series, rows),
-        pairs=pairs,
-        shared=[
-            (name.replace("_", " "), setting_text(name, value).removeprefix(name.replace("_", " ")).strip())
-            for name, value in shared_settings(section.groups)
-        ],
-        own=own_settings(section.groups),
-        winner=best_row(section.rows),
-        samples=found,
-        samples_left_out=left_out,
-    )
+def inline_svg(text: str, *, prefix: str, label: str) -> str:
+    """A picture of matplotlib's as an element of a page.
+
+    Args:
+        text: the SVG file.
+        prefix: of its ids, by which they differ from those of the page's other pictures.
+        label: what is read out in its place.
+    """
+    root = ElementTree.fromstring(text)
+    for element in list(root.iter()):
+        for child in [child for child in element if _bare_name(child.tag) in _WITHOUT]:
+            element.remove(child)
+        element.tag = _bare_name(element.tag)
+        attributes = {_bare_name(name): value for name, value in element.attrib.items()}
+        element.attrib.clear()
+        element.attrib.update({name: _prefixed(name, value, prefix) for name, value in attributes.items()})
+    for name in ("version", "id"):
+        root.attrib.pop(name, None)
+    root.attrib.update({"role": "img", "aria-label": label})
+    return ElementTree.tostring(root, encoding="unicode")
 
 
-def _lead(rows: Sequence[ResultRow], num_tasks: int) -> str:
+def _bare_name(name: str) -> str:
+    return name.rpartition("}")[2]
+
+
+def _prefixed(name: str, value: str, prefix: str) -> str:
+    if name == "id":
+        return f"{prefix}-{value}"
+    return re.sub(r"^#|(?<=url\()#", f"#{prefix}-", value) if name != "style" or "url(" in value else value
+
+
+def _pictures(section: Section, folder: Path | None, number: int) -> dict[str, str]:
+    """Kind of picture -> its element."""
+    found = {}
+    for kind, told in PICTURES.items() if folder is not None else ():
+        path = folder / f"{section.name}-{kind}.svg"
+        if path.is_file():
+            text, label = path.read_text(encoding="utf-8"), f"{told}; the figures stand in the tables"
+            found[kind] = inline_svg(text, prefix=f"s{number}-{kind}", label=label)
+    return found
+
+
+def _lead(section: Section) -> str:
     """The outcome in a sentence."""
-    told = {row.method: percent(row.accuracy) for row in rows}
+    table, num_tasks = section.table[section.table["chosen"]], int(section.runs["num_tasks"].max())
+    told = {row["method"]: _percent(row) for row in table.to_dict("records")}
     after = f"After {num_tasks} task{'s' * (num_tasks != 1)}"
-    winner = best_row([row for row in rows if row.method not in ("joint", "cumulative")])
-    if winner is None:
-        return f"{after}: " + "; ".join(f"{row.label} {percent(row.accuracy)}" for row in rows) + "."
+    in_turn = table[~table["method"].isin(["joint", "cumulative"])]
+    if len(in_turn) < 2:
+        return f"{after}: " + "; ".join(f"{r['configuration']} {_percent(r)}" for r in table.to_dict("records")) + "."
+    winner = in_turn.loc[in_turn["accuracy"].idxmax()]
     parts = [
-        f"{after} {winner.label} keeps {percent(winner.accuracy)} on average, the most of those that learn in turn"
+        f"{after} {winner['configuration']} keeps {_percent(winner)} on average, the most of those that learn in turn"
     ]
-    if "none" in told and winner.method != "none":
+    if "none" in told and winner["method"] != "none":
         parts.append(f"plain training keeps {told['none']}")
     if "joint" in told:
         parts.append(f"joint training, which sees all data at once, reaches {told['joint']}")
     return "; ".join(parts) + "."
 
 
-def _heat(series: SectionSeries) -> Heat:
-    matrix = np.mean([result.accuracy_matrix for result in series.group.results], axis=0)
-    numbered = len(matrix) <= MOST_NUMBERED
-    return Heat(
-        series=series,
-        final=percent(Estimate(float(matrix[-1].mean()))),
-        matrix=matrix.tolist(),
-        levels=[[level_of(value) for value in row] for row in matrix] if numbered else [],
-        paths={} if numbered else heat_paths(matrix.tolist()),
-    )
+def _percent(row: Any) -> str:
+    """An accuracy as people read it, on one line."""
+    return COLUMNS[0].text(row).replace("-", "−").replace(" ", "\u00a0") + "%"
 
 
-def _panel(name: str, series: Sequence[SectionSeries], estimates: Sequence[Estimate], *, from_zero: bool) -> Panel:
-    """Accuracies in points, with their intervals."""
-    axis = lane_scale(estimates, from_zero=from_zero)
-    lanes = []
-    for each, estimate in zip(series, estimates):
-        mean, half = estimate.mean, estimate.half_width or 0.0
-        places = (axis.at(mean), axis.at(mean - half), axis.at(mean + half))
-        lanes.append(Lane(each, *places, estimate.text(scale=100).replace("-", "−")))
-    return Panel(name, axis.at(0.0) if from_zero else None, lanes)
-
-
-def _costs(series: Sequence[SectionSeries], rows: Sequence[ResultRow]) -> list[Panel]:
-    """Seconds of training and of importances, and megabytes where the runs recorded them."""
-    training = [(each, row.seconds_training.mean, row.seconds_training.text()) for each, row in zip(series, rows)]
-    importance = [(each, row.seconds_importance.mean, row.seconds_importance.text()) for each, row in zip(series, rows)]
-    held = [(each, held_megabytes(row), _held_text(row)) for each, row in zip(series, rows) if row.held_bytes]
-    named = {"training, seconds": training, "measuring importances, seconds": importance, "held, MB": held}
-    return [_bars(name, bars) for name, bars in named.items() if bars]
-
-
-def _bars(name: str, bars: Sequence[tuple[SectionSeries, float, str]]) -> Panel:
-    axis = Scale(0.0, max(value for _, value, _ in bars) or 1.0)
-    return Panel(name, 0.0, [Lane(each, axis.at(value), 0.0, axis.at(value), text) for each, value, text in bars])
-
-
-def _held_text(row: ResultRow) -> str:
-    """Megabytes, and how many copies of the weights that is."""
-    megabytes = held_megabytes(row)
-    told = f"{megabytes:.2f}" if megabytes < 10 else f"{megabytes:.0f}"
-    return f"{told} ({megabytes * 1e6 / (4 * row.num_parameters):.1f}×)" if row.num_parameters else told
-
-
-def contents_of(view: View) -> dict[str, str]:
-    """What the table of contents lists of a section: the id of each part, and its title."""
-    parts = {
-        "accuracy": "Average accuracy",
-        "figures": "Figures",
-        "matrix": "Task by task",
-        "transfer": "Forgetting and transfer",
-        "strength": "Strength" if view.strength else "",
-        "cost": "Time and memory",
-        "pairs": "Paired comparisons",
-        "samples": "Samples" if view.samples else "",
-        "settings": "Configurations and versions",
+def _tables(section: Section) -> dict[str, tuple[list[str], list[list[str]]]]:
+    """Name -> titles and rows of texts, of which the first is the name of the row."""
+    rows, found = section.table.to_dict("records"), section.comparisons
+    skills = [column for column in COLUMNS if not column.is_cost]
+    costs = [column for column in COLUMNS if column.is_cost]
+    pairs = found.to_dict("records")
+    both = {(pair["first"], pair["second"]): _signed(pair, 1) for pair in pairs}
+    both |= {(pair["second"], pair["first"]): _signed(pair, -1) for pair in pairs}
+    labels = list(dict.fromkeys(section.runs.loc[section.runs["chosen"], "configuration"]))
+    runs = section.runs.assign(own=section.own).to_dict("records")
+    return {
+        "figures": (
+            ["method", *(column.title for column in skills), "seeds"],
+            [[row["configuration"], *(column.text(row) for column in skills), str(row["seeds"])] for row in rows],
+        ),
+        "cost": (
+            ["method", *(column.title for column in costs), "held, in copies of the weights", "seeds"],
+            [
+                [row["configuration"], *(column.text(row) for column in costs), _copies(row), str(row["seeds"])]
+                for row in rows
+            ],
+        ),
+        "differences": (
+            ["minus", *labels],
+            [[one, *("" if one == other else both.get((one, other), "–") for other in labels)] for one in labels],
+        ),
+        "pairs": (
+            ["first − second", "difference", "p", "corrected", "seeds"],
+            [
+                [
+                    f"{row['first']} − {row['second']}",
+                    Estimate(row["difference"], row["half_width"]).text(scale=100),
+                    p_text(row["p"]),
+                    p_text(row["p_corrected"]),
+                    str(row["seeds"]),
+                ]
+                for row in pairs
+            ],
+        ),
+        "runs": (
+            ["method", "seed", "accuracy %", "seconds", "own settings", "versions"],
+            [
+                [
+                    run["method"],
+                    str(run["seed"]),
+                    f"{100 * run['accuracy']:.1f}",
+                    f"{run['seconds']:.1f}",
+                    run["own"],
+                    run["versions"],
+                ]
+                for run in runs
+            ],
+        ),
     }
-    return {f"{view.key}-{name}": title for name, title in parts.items() if title}
+
+
+def _signed(row: Mapping[str, Any], sign: int) -> str:
+    """A difference in points, starred where it is clear."""
+    shown = f"{100 * sign * row['difference']:+.1f}"
+    return shown.replace("+0.0", "0.0").replace("-0.0", "0.0") + "*" * (row["p_corrected"] < LEVEL)
+
+
+def _copies(row: Mapping[str, Any]) -> str:
+    """What a method holds as copies of the weights."""
+    held, weights = row["held_bytes"], row["num_parameters"]
+    return "–" if is_missing(held) or is_missing(weights) or not weights else f"{held / (4 * weights):.1f}"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from holdfast.errors import FileFormatError
 from holdfast.lab.escaping import one_line
-from holdfast.lab.groups import RunGroup
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 MOST_BYTES = 512 * 1024
 """Of one section; what is beyond stays in the run folders, and is counted."""
@@ -19,37 +20,23 @@ _OWN = {"accuracy.png", "matrix.png"}
 """What every run draws, and the report shows anyhow."""
 
 
-@dataclass(frozen=True)
-class SamplePicture:
-    """A picture of a run.
-
-    Attributes:
-        caption: whose it is.
-        source: as a data URL.
-    """
-
-    caption: str
-    source: str
-
-
-def samples(groups: Sequence[RunGroup], places: Mapping[int, Path]) -> tuple[list[SamplePicture], int]:
-    """The PNGs of `plots/` in the run folder of each group's first seed that has any.
+def samples(runs: DataFrame) -> tuple[dict[str, str], int]:
+    """The PNGs of `plots/` in the run folder of each configuration's first seed that has any.
 
     Args:
-        groups: whose pictures.
-        places: `id` of a result -> the file it was read from.
+        runs: whose pictures.
 
     Returns:
-        The pictures, and how many there was no room for.
+        Caption -> picture, as a data URL, and how many there was no room for.
 
     Raises:
         FileFormatError: one cannot be read, or is no PNG.
     """
-    found, size, left_out = [], 0, 0
-    for group in groups:
-        drawn = ((result, _pictures(places.get(id(result)))) for result in group.results)
-        result, paths = next(((result, paths) for result, paths in drawn if paths), (group.results[0], []))
-        for path in paths:
+    found, size, left_out = {}, 0, 0
+    drawn = runs.assign(pictures=[_pictures(folder) for folder in runs["folder"]])
+    drawn = drawn[drawn["pictures"].map(len) > 0].drop_duplicates(["method", "variant"])
+    for run in drawn.itertuples():
+        for path in run.pictures:
             content = _read(path)
             if size + len(content) > MOST_BYTES:
                 left_out += 1
@@ -57,13 +44,14 @@ def samples(groups: Sequence[RunGroup], places: Mapping[int, Path]) -> tuple[lis
             size += len(content)
             name = one_line(path.stem.replace("-", " ").replace("_", " "))
             source = "data:image/png;base64," + base64.b64encode(content).decode()
-            found.append(SamplePicture(f"{group.label}, seed {result.seed}: {name}", source))
+            found[f"{run.configuration}, seed {run.seed}: {name}"] = source
     return found, left_out
 
 
-def _pictures(result: Path | None) -> list[Path]:
-    """Of the run folder that holds the result."""
-    return [] if result is None else sorted(p for p in (result.parent / "plots").glob("*.png") if p.name not in _OWN)
+def _pictures(folder: str | None) -> list[Path]:
+    if folder is None:
+        return []
+    return sorted(path for path in (Path(folder) / "plots").glob("*.png") if path.name not in _OWN)
 
 
 def _read(path: Path) -> bytes:

@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 from holdfast.errors import NotFiniteError
 from holdfast.lab.config import RunConfig
 from holdfast.lab.pool import Pool
-from holdfast.lab.results import RunResult
+from holdfast.lab.result import RunResult
 from holdfast.lab.run import EventCallback
 from holdfast.lab.sweep.board import Board, SuperfluousError, choice_of
 from holdfast.lab.sweep.space import Space

@@ -11,7 +11,7 @@ from itertools import product
 from typing import Any, Literal, get_args
 
 from holdfast.errors import OptionError
-from holdfast.lab.config import RunConfig, configure
+from holdfast.lab.config import RunConfig, configure, foreign_option, settings_of
 
 Sampler = Literal["grid", "tpe"]
 
@@ -55,7 +55,7 @@ class Space:
         optimizers: names. Empty: the protocol's.
         lrs: learning rates, each with each optimizer. Empty: the protocol's.
         seeds: what each setting is judged over.
-        settings: fields of `RunConfig` that are the same in all runs, above the protocol's.
+        settings: of runs, the same in all of those that have them, above the protocol's.
         sampler: "grid": all combinations; "tpe": Optuna's tree-structured Parzen estimator, between the smallest and
             the largest of strengths and lrs.
         trials: how many settings of each method "tpe" tries.
@@ -104,13 +104,17 @@ class Space:
                 "sweep: refine goes on next to the best strength of a grid, and sampler tpe looks for the best itself, "
                 "in as many trials as it is given. Leave refine out, and give more trials."
             )
+        own = {name for method in self.methods for name in self._own(method)}
+        for name in self.settings:
+            if name not in own:
+                raise foreign_option(name, self.stream, str(self.settings.get("net", "mlp")), self.methods, own)
         for method in self.methods:
             for choice in self.grid(method):
                 self.config(method, choice, seed=self.seeds[0])  # raises on what no run can be made of
 
     def grid(self, method: str) -> list[SweepChoice]:
         """All combinations for one method."""
-        usual = configure(self.stream, method, **self.settings)
+        usual = configure(self.stream, method, **self._own(method))
         strengths: Sequence[float | None] = (None,)
         strength = getattr(usual, "strength", None)  # which a method of others may not have
         if strength is not None:
@@ -124,7 +128,12 @@ class Space:
 
     def config(self, method: str, choice: SweepChoice, *, seed: int) -> RunConfig:
         """One run."""
-        return configure(self.stream, method, seed=seed, **{**self.settings, **choice.settings})
+        return configure(self.stream, method, seed=seed, **{**self._own(method), **choice.settings})
+
+    def _own(self, method: str) -> dict[str, Any]:
+        """Those of the settings that the method's runs have."""
+        has = settings_of(self.stream, method, self.settings)
+        return {name: value for name, value in self.settings.items() if name in has}
 
     def study_name(self, method: str) -> str:
         """Of the study of one method: the same for all sweeps whose trials may be compared."""

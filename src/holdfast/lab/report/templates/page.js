@@ -1,10 +1,5 @@
-// Pointing at a method anywhere in a section makes the others step back.
-for (const section of document.querySelectorAll("section.stream")) {
-  const point = (event) => {
-    const own = event.target.closest?.("[data-s]")?.dataset.s;
-    section.classList.toggle("pointed", own !== undefined);
-    for (const each of section.querySelectorAll("[data-s]")) each.classList.toggle("own", each.dataset.s === own);
-  };
-  section.addEventListener("pointerover", point);
-  section.addEventListener("pointerleave", point);
-}
+// Say where a table or a picture goes on beyond its right edge.
+const told = new ResizeObserver((entries) => {
+  for (const { target } of entries) target.classList.toggle("fits", target.scrollWidth <= target.clientWidth + 1);
+});
+for (const each of document.querySelectorAll(".scroll")) told.observe(each);
