@@ -55,9 +55,9 @@ def _measured(*, quick: bool) -> Part:
         return mlp(pixels, config.hidden, 10, slope=config.slope)
 
     def ours(method: str) -> tuple[nn.Module, Callable[[], object]]:
-        chosen = configure(stream, method, si_variant="zenke")  # the library's default
+        chosen = configure(stream, method, **({"si_variant": "zenke"} if method.endswith("-si") else {}))
         model = net()
-        learner = build_learner(method_named(method), model, options=chosen, setting=Setting((tuple(range(10)),)))
+        learner = build_learner(method_named(method), model, Setting((tuple(range(10)),)), chosen.options)
         optimizer = build_optimizer("sgd", model.parameters(), lr=chosen.lr)
         learner.attach(optimizer)
         if method != "none":  # a path to measure, for SI

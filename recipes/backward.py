@@ -17,12 +17,12 @@ from holdfast.importance import kfac, measure, probes_of
 from holdfast.lab.streams import Examples, Stream
 from holdfast.lab.training import accuracy, build_net, build_optimizer, train_epoch
 from holdfast.language.batches import batches
-from holdfast.language.learning import learn, shuffled
 from holdfast.language.models import LanguageModel
 from holdfast.language.skills import evaluate
 from holdfast.retention import EWC
 from holdfast.tensors import TensorMap, all_parameters, copies
 from recipes.elephants.encoder import PACES, TASK, Encoder, by_length, drawn, singles
+from recipes.elephants.learning import learn, shuffled
 
 DAMPING, NUM_PROBES, RATE = 0.01, 128, 1e-3
 AVERAGING, ALONE, INFORMED = "averaging", "rewind", "rewind, importance"

@@ -9,7 +9,6 @@ from itertools import pairwise
 from statistics import median
 
 from holdfast.lab.config import RunConfig
-from holdfast.lab.methods import method_named
 from holdfast.lab.streams import STREAMS
 from holdfast.lab.training import num_epochs
 from recipes.findings import Recipe
@@ -22,6 +21,8 @@ _STEP = 5e6
 _GENERATOR = 4.5
 """Work of a run in which a generator learns beside the solver, both from twice the batch: measured on split MNIST."""
 _EXAMPLES = {"mnist": 55_000, "digits": 1_100}
+_PAIRS = 5
+"""Tasks of a split stream: two classes in each."""
 _WEIGHTS = {"convolution": 450_000, "attention": 2_000_000}
 """Multiplications of an example, for nets whose weights are used many times."""
 
@@ -83,14 +84,17 @@ def remaining_cost(
 def work(config: RunConfig) -> float:
     """Training steps of a run times what one has to do: multiplications, and what comes with every step."""
     spec = STREAMS[config.stream]
-    tasks = config.num_tasks or spec.num_tasks
-    examples = _EXAMPLES[spec.images] / (spec.num_tasks if spec.kind == "split" else 1)
-    pixels = 784 if spec.images == "mnist" else 64
-    sizes = [pixels, *config.hidden, 10]
+    tasks = config.num_tasks or spec.num_tasks or _PAIRS
+    examples = _EXAMPLES[spec.data] / (_PAIRS if spec.name.startswith("split") else 1)
+    pixels = 784 if spec.data == "mnist" else 64
+    sizes = [pixels, *(config.hidden or ()), 10]
     weights = _WEIGHTS.get(config.net) or sum(a * b for a, b in pairwise(sizes))
     epochs = num_epochs(int(examples), config.batch_size, epochs=config.epochs, iterations=config.iterations)
-    mechanism = method_named(config.method).mechanism
-    beside = (tasks + 1) / 2 if mechanism in ("joint", "cumulative") else _GENERATOR if mechanism == "dgr" else 1.0
+    beside = 1.0
+    if config.method in ("joint", "cumulative"):
+        beside = (tasks + 1) / 2
+    elif config.method.startswith("dgr"):
+        beside = _GENERATOR
     steps = config.iterations or epochs * examples / config.batch_size
     return steps * tasks * beside * (config.batch_size * weights + _STEP)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from holdfast.lab.config import RunConfig
 from holdfast.lab.frame import DataFrame, runs_table
-from holdfast.lab.results import RunResult
+from holdfast.lab.result import RunResult
 from holdfast.lab.tables import Estimate
 from recipes.lines import Outcomes, RecipeLine, Size, once
 from recipes.outcome import Outcome

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from holdfast.choices import check_choices
@@ -114,7 +114,7 @@ class RecipeLine:
 
     def trial(self, candidate: RunConfig) -> list[RunConfig]:
         """The runs by which a candidate is judged."""
-        return [replace(candidate, **{**self.trial_settings, "seed": seed}) for seed in self.trial_seeds]
+        return [candidate.changed(**self.trial_settings, seed=seed) for seed in self.trial_seeds]
 
     def trials(self) -> list[RunConfig]:
         """All that must be run before there is a choice; nothing where there is one candidate."""
@@ -133,7 +133,7 @@ class RecipeLine:
     def reported(self, found: Outcomes) -> list[RunConfig]:
         """The runs of the chosen candidate."""
         chosen = self.chosen(found)
-        return [] if chosen is None else [replace(chosen, seed=seed) for seed in self.seeds]
+        return [] if chosen is None else [chosen.changed(seed=seed) for seed in self.seeds]
 
     def at_edge(self, found: Outcomes) -> bool:
         """Whether the choice fell on the weakest or the strongest candidate, so that a better one may lie outside."""
@@ -150,4 +150,4 @@ def once(configs: Iterable[RunConfig]) -> list[RunConfig]:
 def around(config: RunConfig, factors: Sequence[float]) -> tuple[RunConfig, ...]:
     """The configuration at its strength times each factor, to three digits."""
     assert config.strength is not None
-    return tuple(replace(config, strength=float(f"{config.strength * factor:.3g}")) for factor in factors)
+    return tuple(config.changed(strength=float(f"{config.strength * factor:.3g}")) for factor in factors)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from holdfast.lab.config import RunConfig
-from holdfast.lab.results import RunResult
+from holdfast.lab.result import RunResult
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from holdfast.lab.config import RunConfig
 from holdfast.lab.groups import differing, setting_text
 from recipes.findings import Answer, Recipe, RecipeFindings, final
 from recipes.verdict import LEGEND, PROGRAM_NOTE
@@ -107,9 +106,11 @@ def _settings(answers: Sequence[Answer]) -> list[str]:
     texts = []
     for answer in answers:
         told = []
-        for name in names if answer.config is not None else ():
-            value = getattr(answer.config, name)
-            if value is not None and (name == "lr" or value != getattr(RunConfig, name)):
+        usual = {} if answer.config is None else answer.config.defaults()
+        own = {} if answer.config is None else answer.config.to_dict()
+        for name in names:
+            value = own.get(name)
+            if value is not None and (name == "lr" or value != usual.get(name)):
                 told.append(setting_text(name, value))
         texts.append(", ".join(told))
     return texts

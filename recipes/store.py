@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from holdfast.files import check_output, holds, read_sealed, seal_of, write_seal
 from holdfast.files.sealed import SEAL
 from holdfast.files.typed import Amount, Count, Fraction, listed_mistakes, typed
 from holdfast.lab.config import RunConfig
-from holdfast.lab.results import RunResult, misshapen, summarise
+from holdfast.lab.result import RunResult, misshapen, summarise
 from holdfast.lab.streams import STREAMS
 from recipes.outcome import Outcome
 
@@ -143,8 +142,8 @@ def _listed(name: str, entries: Sequence[Any]) -> str:
 
 def _packed(outcome: Outcome) -> dict[str, Any]:
     config = outcome.config
-    chosen = {entry.name for entry in fields(config) if getattr(config, entry.name) != entry.default} - {"seed"}
-    settings = {name: value for name, value in config.to_dict().items() if name in chosen}
+    usual = {**config.defaults(), "seed": config.seed}
+    settings = {name: value for name, value in config.to_dict().items() if name not in usual or value != usual[name]}
     entry: dict[str, Any] = {"config": settings, "seed": config.seed}
     result = outcome.result
     if result is None:
@@ -201,7 +200,7 @@ def _unpacked(packed: Mapping[str, Any], *, where: str) -> Outcome:
             seed=config.seed,
             **figures,
             **dict(zip(_SECONDS, entry["seconds"], strict=True)),
-            config=asdict(config) | {"hidden": list(config.hidden)},
+            config=config.to_dict(),
             versions=entry["versions"],
         ),
     )

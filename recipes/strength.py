@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import groupby
 from pathlib import Path
 
-from holdfast.lab.results import RunResult
+from holdfast.lab.result import RunResult
 from holdfast.lab.tables import Estimate
 from recipes.attenuation import FACTORS
 from recipes.curve import AUTHORS, SETTINGS

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests import imports
 
 import holdfast
 
@@ -19,7 +20,7 @@ PUBLIC_NAMES = Path(__file__).with_name("public_names.txt")
 
 CORE = {"torch", "numpy", "safetensors", "tqdm"}
 EXTRAS = {"tyro", "rich", "matplotlib", "scipy", "pandas", "jinja2", "pyarrow", "tensorboard", "optuna", "sqlalchemy"}
-EXTRAS |= {"transformers", "tokenizers", "accelerate", "lightning", "peft", "datasets"}
+EXTRAS |= {"PIL", "docstring_parser", "transformers", "tokenizers", "accelerate", "lightning", "peft", "datasets"}
 NEVER_WITH_HOLDFAST = EXTRAS | {"sklearn"}
 MAY_USE_EXTRAS = {"cli", "integrations", "lab", "language"}
 COMES_WITH_TORCH = {path: {"triton"} for path in ("moments/kernels/fused.py", "retention/fused.py")}  # on CUDA, lazily
@@ -410,3 +411,11 @@ def test_docstrings_begin_with_a_capital_or_with_a_symbol():
         if found[0] not in FUNCTIONS | GREEK | LIBRARIES
     ]
     assert not words
+
+
+def test_the_picture_of_the_imports_is_todays_and_no_arrow_leads_upward():
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    assert imports.picture() in page, "draw it anew: python -m tests.imports"
+    place = {name: number for number, layer in enumerate(imports.layers()) for name in layer}
+    upward = {(one, other) for one, other in imports.arrows() if place[one] >= place[other]}
+    assert not upward

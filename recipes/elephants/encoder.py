@@ -19,11 +19,11 @@ from holdfast.files import is_saved, write_state
 from holdfast.importance import measure, probes_of
 from holdfast.language.batches import Example, LanguageBatch, batches, classes_of, collate, examples
 from holdfast.language.encoders import SentenceClassifier, SentenceEncoder
-from holdfast.language.learning import Pace, shuffled
 from holdfast.language.models import LanguageModel, load_model
 from holdfast.language.rows import Row, read_rows
 from holdfast.language.skills import MeasuredSkill, evaluate, likelihood_of
 from holdfast.tensors import all_parameters, copies
+from recipes.elephants.learning import Pace, shuffled
 from recipes.elephants.methods import STORY_METHODS, HeldForm, PastSource, Start, learn_with
 from recipes.elephants.trial import (
     WEIGHTS,

@@ -22,11 +22,11 @@ from holdfast.files.exclusive import locked
 from holdfast.importance import measure, probes_of
 from holdfast.language import Dreams, dreams
 from holdfast.language.batches import Example, LanguageBatch, batches, examples
-from holdfast.language.learning import Pace, learn, shuffled
 from holdfast.language.models import LanguageModel, load_model, transformers_library
 from holdfast.language.rows import Row
 from holdfast.language.skills import evaluate
 from holdfast.tensors import all_parameters, copies
+from recipes.elephants.learning import Pace, learn, shuffled
 from recipes.elephants.methods import STORY_METHODS, HeldForm, PastSource, Start, learn_with
 from recipes.elephants.trial import (
     WEIGHTS,

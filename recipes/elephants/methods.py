@@ -13,13 +13,13 @@ from torch import nn
 from holdfast.curvature import AnyImportance
 from holdfast.errors import OptionError
 from holdfast.importance import uniform
-from holdfast.language.learning import Pace, learn
 from holdfast.language.models import LanguageModel
 from holdfast.likelihoods import Similarity
 from holdfast.probes import Probes
 from holdfast.replay import Rehearsal
 from holdfast.retention import EWC, WVA
 from holdfast.tensors import all_parameters, copies
+from recipes.elephants.learning import Pace, learn
 
 PastSource = Literal["old", "new", "free"]
 """Old data; the old answers to new inputs; or what needs neither: a GPT's dreams, sentences of an open corpus."""

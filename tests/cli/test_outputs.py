@@ -82,7 +82,7 @@ COMMANDS = {
         ),
         Command(
             "run",
-            "holdfast.lab.run.build_stream",
+            "holdfast.lab.streams.catalog.load_data",
             RUN.name,
             lambda _, out: ["run", "permuted-digits", "--method", "none", *FLAGS, "--output", str(out), "--quiet"],
         ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from holdfast.lab.results import RunResult, summarise
+from holdfast.lab.result import RunResult, summarise
 
 
 def result(

@@ -127,7 +127,7 @@ class TestWorkloads:
         for text, message in (
             ("my_nets:none", r"advise: my_nets:none returned no batches; expected \(model, iterable of batches\)"),
             ("my_nets:wrong", r"advise: my_nets:wrong returned a int; expected \(model, iterable of batches\)"),
-            ("my_nets:other", r"advise: 'my_nets:other' cannot be imported .* Give it as module:function."),
+            ("my_nets:other", r"advise: 'my_nets:other' cannot be imported: .* Expected module:name."),
             ("no_such_module:make", r"cannot be imported .*no_such_module"),
             ("mpl", r"advise: 'mpl' is no model; expected one of mlp, convolution, attention, module:function"),
         ):

@@ -9,7 +9,7 @@ from holdfast.errors import FileFormatError, OutputError
 from holdfast.files import read_state, write_state
 from holdfast.lab import checkpoint
 from holdfast.lab.checkpoint import RunProgress
-from holdfast.lab.methods import MethodOptions, Setting, build_learner, method_named
+from holdfast.lab.methods import Setting, build_learner, method_named
 from holdfast.lab.streams.examples import Examples
 from holdfast.lab.training import build_optimizer, mlp, train_epoch
 
@@ -29,9 +29,7 @@ PROGRESS = RunProgress(
 
 def parts(method: str = "ewc-si", *, optimizer: str = "adam", hidden: int = 4) -> dict:
     model = mlp(5, (hidden,), 3)
-    learner = build_learner(
-        method_named(method), model, options=MethodOptions(strength=1.0), setting=Setting(((0, 1, 2),))
-    )
+    learner = build_learner(method_named(method), model, Setting(((0, 1, 2),)), {"strength": 1.0})
     built = build_optimizer(optimizer, model.parameters(), lr=0.01)
     learner.attach(built)
     return {"model": model, "optimizer": built, "learner": learner}

@@ -14,7 +14,7 @@ from holdfast.errors import FileFormatError, OptionError
 from holdfast.lab import results, task_accuracies
 from holdfast.lab.folder import note_purpose
 from holdfast.lab.frame import ARRAYS, FIGURES, is_missing, runs_table, settings_in
-from holdfast.lab.results import RunResult
+from holdfast.lab.result import RunResult
 from holdfast.lab.sweep import Space
 from holdfast.lab.sweep.findings import Finding, write_findings
 from holdfast.lab.sweep.space import SweepChoice

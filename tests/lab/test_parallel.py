@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 from tests.files.folders import listing
 from tests.lab.tiny import Killed, assert_same, events, outcome, tiny
-from tests.programs import read_until
+from tests.programs import read_until, workers_of
 
 from holdfast.errors import FailedRunsError, OptionError, OutputError
 from holdfast.lab import pool
 from holdfast.lab.parallel import run_all
 from holdfast.lab.pool import pool_of
 from holdfast.lab.run import run
+from holdfast.lab.worker import Done, StoppedError
 
 CONFIGS = [tiny("ewc-fisher", seed=seed, strength=strength) for seed in (0, 1) for strength in (1.0, 10.0)]
 
@@ -91,7 +92,7 @@ def test_a_killed_worker_is_replaced_and_its_run_resumed(one_by_one, tmp_path):
     def kill_a_worker(event) -> None:
         if event["event"] == "task" and not killed:
             killed.append(event["run"])
-            os.kill(int(_children(os.getpid())[0]), signal.SIGKILL)
+            os.kill(workers_of(os.getpid())[0], signal.SIGKILL)
 
     run_all(CONFIGS[:3], output=tmp_path, jobs=2, on_event=kill_a_worker)
     assert killed
@@ -112,7 +113,7 @@ def test_workers_of_a_killed_process_end_and_leave_resumable_runs(one_by_one, tm
     command = [sys.executable, "-c", PROGRAM, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
         read_until(parent, "task")
-        children = _children(parent.pid)
+        children = workers_of(parent.pid)
         assert len(children) == 2
         parent.kill()
     deadline = time.monotonic() + 10
@@ -126,11 +127,7 @@ def test_workers_of_a_killed_process_end_and_leave_resumable_runs(one_by_one, tm
         assert len(starts) == 1 + starts[-1]["resumed"]
 
 
-def _children(process: int) -> list[str]:
-    return Path(f"/proc/{process}/task/{process}/children").read_text().split()
-
-
-def _alive(process: str) -> bool:
+def _alive(process: int) -> bool:
     """Whether the process runs on; one that nobody has buried does not."""
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
@@ -140,13 +137,17 @@ def _alive(process: str) -> bool:
 
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_run_can_be_stopped_and_resumed(one_by_one, tmp_path, jobs):
-    with pool_of(jobs, output=tmp_path, on_event=lambda _: workers.stop(CONFIGS[0])) as workers:
-        workers.submit(CONFIGS[0])
-        done = workers.wait()
-    if jobs == 1:  # a process may have come to the end before it heard of it
-        assert done.result is None
-        assert not done.error
-    run_all(CONFIGS[:1], output=tmp_path)
+    told = []
+
+    def stop(event) -> None:
+        told.append(event["event"])
+        raise StoppedError
+
+    with pool_of(jobs, output=tmp_path) as do:
+        assert list(do(CONFIGS[:1], stop)) == [(CONFIGS[0], Done())]
+        assert told == ["start"]
+        ((_, done),) = do(CONFIGS[:1], lambda _: None)
+    assert done.result is not None
     assert_same(outcome(CONFIGS[0], tmp_path), outcome(CONFIGS[0], one_by_one))
 
 
@@ -155,10 +156,10 @@ def test_a_worker_that_dies_again_and_again_is_a_failed_run(tmp_path, monkeypatc
 
     def kill_the_workers(event) -> None:
         if event["event"] == "start":
-            for child in _children(os.getpid()):
-                os.kill(int(child), signal.SIGKILL)
+            for child in workers_of(os.getpid()):
+                os.kill(child, signal.SIGKILL)
 
-    with pytest.raises(FailedRunsError, match=r"process died 1 time, .* status -9, killed by SIGKILL.*memory"):
+    with pytest.raises(FailedRunsError, match=r"process died 1 time, .* status -9, killed\..*memory"):
         run_all(CONFIGS[:2], output=tmp_path, jobs=2, on_event=kill_the_workers)
     run_all(CONFIGS[:2], output=tmp_path)
 

@@ -5,7 +5,14 @@ import sys
 import pytest
 
 from holdfast.errors import OptionError
+from holdfast.lab import plugins
 from holdfast.lab.plugins import load_plugins, named_plugins
+
+
+@pytest.fixture(autouse=True)
+def _forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers of later tests do not look for the modules of these."""
+    monkeypatch.setattr(plugins, "_named", {})
 
 
 def test_a_module_of_the_working_folder_is_imported_once(tmp_path, monkeypatch):

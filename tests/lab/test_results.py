@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 import pytest
 
 from holdfast.errors import FileFormatError
-from holdfast.lab.results import RunResult, find_results, find_runs, summarise
+from holdfast.lab.result import RunResult, find_results, find_runs, summarise
 
 MATRIX = [[0.9, 0.2, 0.1], [0.7, 0.8, 0.3], [0.5, 0.6, 0.7]]
 VALIDATION = [[1.0], [0.5, 1.0], [0.0, 0.5, 1.0]]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import json
 import os
 import shutil
@@ -21,14 +22,15 @@ from tests.lab.tiny import NUM_EVENTS, TASKS, Killed, assert_same, events, kille
 
 from holdfast.errors import FileFormatError, NotFiniteError, OptionError, OutputError, RunMismatchError
 from holdfast.lab import checkpoint
-from holdfast.lab import run as run_module
 from holdfast.lab.config import RunConfig
 from holdfast.lab.methods import METHODS
 from holdfast.lab.methods.holding import KeeperLearner
-from holdfast.lab.results import RunResult
+from holdfast.lab.result import RunResult
 from holdfast.lab.run import run
 from holdfast.lab.streams.catalog import build_stream
 from holdfast.lab.streams.stream import Stream
+
+run_module: Any = importlib.import_module("holdfast.lab.run")  # its package names the function alike
 
 
 def never(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,7 +53,7 @@ class TestRun:
     def test_every_method_runs_and_differs_from_plain_training(self, plain, method, tmp_path):
         config = tiny(method)
         if config.strength is not None:  # a strength that tells in two short tasks
-            config = replace(config, strength=1e3 if config.method.startswith("wva") else 30.0)
+            config = config.changed(strength=1e3 if config.method.startswith("wva") else 30.0)
         result = run(config, output=tmp_path)
         assert result.accuracy_matrix[0] == plain.accuracy_matrix[0]
         assert result.accuracy_matrix[1] != plain.accuracy_matrix[1]
@@ -410,8 +412,8 @@ class TestResume:
     def test_a_real_kill_in_mid_task(self, tmp_path):
         config = tiny("ewc-si", epochs=30, optimizer="momentum", lr=0.02, fresh_optimizer=False)
         program = (
-            "import json, sys, torch; torch.set_num_threads(1)\n"
-            "import holdfast.lab.run as module\n"
+            "import importlib, json, sys, torch; torch.set_num_threads(1)\n"
+            "module = importlib.import_module('holdfast.lab.run')\n"
             "from holdfast.lab.config import RunConfig\n"
             "module.CHECKPOINT_SECONDS = 0.0\n"
             "config = RunConfig.from_dict(json.loads(sys.argv[1]))\n"
@@ -521,14 +523,14 @@ class TestErrors:
         ("settings", "device", "message"),
         [
             ({"method": "none"}, "gpu", r"device 'gpu' cannot be used: .*Use cpu, or cuda where one is."),
-            ({"method": "wva-fisher", "budget": 0.1}, "cpu", "wva-fisher cannot keep a budget"),
+            ({"method": "wva-fisher", "budget": 0.1}, "cpu", "budget has no effect with .* wva-fisher; it belongs to"),
             ({"method": "ewc-fisher", "accumulate": "summ"}, "cpu", "accumulate is 'summ'"),
             ({"method": "wva-fisher", "accumulate": "per_task"}, "cpu", 'accumulate="per_task" joins anchors'),
             ({"method": "none", "stream": "split-digits", "num_tasks": 6}, "cpu", "num_tasks=6, expected 1 to 5"),
             (
                 {"method": "none", "stream": "rotated-digits", "fraction": 0.5},
                 "cpu",
-                "fraction=0.5 has no meaning here",
+                "fraction has no effect with stream rotated-digits",
             ),
         ],
     )

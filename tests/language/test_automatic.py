@@ -19,7 +19,7 @@ from holdfast.language.automatic import AutomaticChoice, choose
 from holdfast.language.finetuning import HoldOptions
 from holdfast.language.models import load_model
 from holdfast.language.past import RehearsalOptions
-from holdfast.language.sources import Source
+from holdfast.language.rows import Source
 
 
 def ready(task: str) -> Any:
@@ -42,6 +42,9 @@ def chosen(
     return choose(ready(task), asked or task, found, HoldOptions(**held), rehearsing)  # type: ignore[arg-type]
 
 
+MEASURED = "auto: EWC on an importance of what is rehearsed, by hf.measure: none was given"
+
+
 @pytest.mark.parametrize("told", [{"probes": True}, {"calibrated": True}])
 @pytest.mark.parametrize("task", ["causal-lm", "classification", "similarity"])
 def test_an_importance_whose_rise_is_known_is_held_alone_under_the_default_budget(task: str, told: dict[str, bool]):
@@ -49,7 +52,6 @@ def test_an_importance_whose_rise_is_known_is_held_alone_under_the_default_budge
     choice = chosen(task, found=found)
     assert choice.holding == HoldOptions(budget=0.02)
     assert choice.rehearsing is None
-    assert not choice.measures
     how = "measured on the importance's probes" if "probes" in told else "foreseen by its calibrated forecast"
     assert choice.reasons == (
         "auto: EWC on the diagonal of the importance that was given",
@@ -76,15 +78,15 @@ def test_another_importance_gets_a_past_beside():
 
 def test_without_an_importance_one_is_measured_on_the_past_where_this_shows_the_old_skill():
     causal = chosen("causal-lm")
-    assert causal.measures
+    assert MEASURED in causal.reasons
     assert causal.rehearsing == RehearsalOptions("self")
     assert causal.holding == HoldOptions(budget=0.02)
     for task in ("causal-lm", "classification", "similarity"):
         old = chosen(task, what="old.jsonl", importance_dtype="int8")
-        assert old.measures
+        assert MEASURED in old.reasons
         assert old.holding == HoldOptions(budget=0.02, importance_dtype="int8")
         new = chosen(task, what="new")
-        assert (new.measures, new.holding, new.rehearsing) == (False, None, RehearsalOptions("new"))
+        assert (new.holding, new.rehearsing) == (None, RehearsalOptions("new"))
         assert new.reasons[-1].startswith("auto: no weights are held")
     assert chosen("similarity").rehearsing == RehearsalOptions("new")
 

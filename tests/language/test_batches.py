@@ -52,7 +52,8 @@ def causal() -> Any:
 
 
 def classifier(*labels: str) -> Any:
-    return SimpleNamespace(task="classification", tokenizer=Letters(), labels=labels)
+    given = {"labels": labels, "head_labels": {"own": labels}, "name": "letters", "head": "own"}
+    return SimpleNamespace(task="classification", tokenizer=Letters(), **given)
 
 
 def text_of(example: Example) -> str:
@@ -222,7 +223,7 @@ def test_a_class_goes_by_its_name_or_where_the_model_has_none_by_its_number():
 
     assert targets("positive", "negative") == [0, 1]
     assert targets("LABEL_0", "LABEL_1") == [1, 0]
-    with pytest.raises(BatchError, match="label 'positive' is none of the model's 2 classes .'good', 'bad'"):
+    with pytest.raises(BatchError, match="label 'positive' is none of the 2 classes of letters, .* .'good', 'bad'"):
         targets("good", "bad")
 
 

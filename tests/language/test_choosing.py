@@ -16,16 +16,14 @@ from holdfast.language.choosing import (
     choose_task,
     fits,
     head_for,
-    known_labels,
-    listed_labels,
     number_of,
     number_read,
     plan,
     sample,
 )
+from holdfast.language.heads import listed_labels
 from holdfast.language.models import LanguageModel, LanguageTask, load_model
-from holdfast.language.rows import Columns, Row
-from holdfast.language.sources import Source
+from holdfast.language.rows import Columns, Row, Source
 
 
 def written(path: Path, *rows: Mapping[str, Any]) -> Source:
@@ -180,22 +178,22 @@ def test_the_head_that_has_the_labels_learns_and_else_a_new_one(place: Path):
 
 def test_a_label_of_another_head_is_refused_by_its_name(place: Path):
     model = load_model(str(place / "classifier")).with_new_head("letters", ("x", "y"))
-    rows = [Row(("a",), "x"), Row(("b",), None), Row(("c",), 1)]
-    assert list(known_labels(model, rows, where="data")) == rows
-    with pytest.raises(
-        BatchError, match="data: label 'dog' is none of the 2 .* head 'letters' .'x', 'y'.*: --head orig"
-    ):
-        list(known_labels(model, [Row(("a",), "dog")], where="data"))
+
+    def targets(*rows: Row) -> list[Any]:
+        return [example.target for example in examples(model, rows, length=8, labelled=True)]
+
+    assert targets(Row(("a",), "x"), Row(("c",), 1)) == [0, 1]
+    told = "data, row 3: label 'dog' is none of the 2 .* head 'letters' .'x', 'y'.*: --head orig"
+    with pytest.raises(BatchError, match=told):
+        targets(Row(("a",), "dog", where="data, row 3"))
     with pytest.raises(BatchError, match="label 'cat' is none of .* Give data that have these"):
-        list(known_labels(model, [Row(("a",), "cat")], where="data"))
-    causal = load_model(str(place / "causal"))
-    assert list(known_labels(causal, rows, where="data")) == rows
+        targets(Row(("a",), "cat"))
 
 
 def test_a_classifier_without_names_takes_the_numbers_of_the_data(tmp_path: Path):
     model = load_model(str(tiny.classifier(tmp_path / "a", labels=("LABEL_0", "LABEL_1"))))
     rows = [Row(("the card",), "ham", number=0), Row(("send",), "spam", number=1)]
-    found = examples(model, known_labels(model, rows, where="data"), length=8, labelled=True)
+    found = examples(model, rows, length=8, labelled=True)
     assert [example.target for example in found] == [0, 1]
 
 

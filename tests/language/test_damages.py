@@ -26,8 +26,7 @@ from holdfast.language.importance_folder import read_importance, write_importanc
 from holdfast.language.keeping import keep_and_learn
 from holdfast.language.measuring import MeasuringProgress, measure_importance
 from holdfast.language.models import LanguageModel, load_model
-from holdfast.language.rows import read_rows
-from holdfast.language.sources import Source
+from holdfast.language.rows import Source, read_rows
 from holdfast.records import Importance, ImportanceInfo
 
 SETTINGS = FineTuneSettings(steps=4, lr=5e-3, batch_size=8, save_every=1)
@@ -155,7 +154,7 @@ def _rows(path: Path) -> Any:
     for source in sorted(p for p in path.iterdir()):
         try:
             rows = read_rows(str(source))
-            found.append((str(rows.describe()).replace(str(path), ""), [(row.texts, row.label) for row in rows]))
+            found.append((rows.describe().replace(str(path), ""), [(row.texts, row.label) for row in rows]))
         except Exception as error:
             if type(error).__module__ != "holdfast.errors":
                 raise

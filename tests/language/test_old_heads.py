@@ -20,8 +20,8 @@ from holdfast.language.keeping import keep_and_learn
 from holdfast.language.kept import SkillChange
 from holdfast.language.measuring import measure_importance
 from holdfast.language.models import load_model
+from holdfast.language.rows import Source
 from holdfast.language.skills import MeasuredSkill, evaluate
-from holdfast.language.sources import Source
 
 SETTINGS = FineTuneSettings(steps=30, lr=5e-3, batch_size=8)
 OLD = ("card", "money", "dog")
@@ -159,7 +159,7 @@ def test_an_importance_of_a_head_that_is_not_there_is_refused(place: Path, tmp_p
 def test_test_data_of_other_labels_and_too_few_data_are_refused(place: Path, tmp_path: Path):
     given: dict[str, Any] = {"keep": place / "keep-distilbert"}
     test = Source(str(place / "third.jsonl"))
-    with pytest.raises(BatchError, match="third.jsonl: label 'red' is none of the 4 classes of .* head 'animals'"):
+    with pytest.raises(BatchError, match="third.jsonl, line 1: label 'red' is none of the 4 .* head 'animals'"):
         learn(place / "distilbert", place / "animals.jsonl", tmp_path / "out", test_data=test, **given)
     few = tiny.intents(tmp_path / "few.jsonl", count=9)
     with pytest.raises(EmptyDataError, match="holds 9 rows; expected at least 10, every tenth of which .* --test-data"):

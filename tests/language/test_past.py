@@ -32,7 +32,7 @@ from holdfast.language.keeping import keep_and_learn
 from holdfast.language.kept import SkillChange
 from holdfast.language.models import LanguageModel, load_model, revision_of
 from holdfast.language.past import OldAnswers, Past, RehearsalOptions
-from holdfast.language.sources import Source
+from holdfast.language.rows import Source
 
 SETTINGS = FineTuneSettings(steps=40, lr=5e-3, batch_size=8)
 LENGTH = 16

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from recipes import Recipe, Size
 from recipes.outcome import Outcome
@@ -11,7 +12,11 @@ from tests.lab.made_up import result
 from holdfast.lab import RunConfig
 from holdfast.lab.streams import STREAMS
 
-TINY = Size("quick", "digits", {"num_tasks": 2, "epochs": 1, "hidden": (8,), "importance_examples": 32}, seeds=(0, 1))
+UNTRAINED = Size("quick", "digits", {"num_tasks": 2, "epochs": 1, "importance_examples": 32}, seeds=(0, 1))
+"""Of recipes whose runs are made up, whatever their nets."""
+
+TINY = replace(UNTRAINED, settings={**UNTRAINED.settings, "hidden": (8,)})
+"""Of recipes that train perceptrons."""
 
 Kept = Callable[[RunConfig], float]
 

@@ -7,9 +7,9 @@ import pytest
 from recipes import FULL, RECIPES, Recipe, recipe_named
 from recipes.findings import RecipeFindings
 from recipes.page import NOT_YET, SMALL_NOTE, cells, conclusion, page, table
-from tests.recipes.made_up import TINY, filled
+from tests.recipes.made_up import UNTRAINED, filled
 
-WITH_RUNS = [name for name in RECIPES if recipe_named(name, TINY).lines]
+WITH_RUNS = [name for name in RECIPES if recipe_named(name, UNTRAINED).lines]
 
 
 def found_of(recipe: Recipe) -> RecipeFindings:
@@ -30,7 +30,7 @@ def text_of(findings: RecipeFindings) -> str:
 
 @pytest.mark.parametrize("name", WITH_RUNS)
 def test_every_recipe_concludes_and_draws(name: str, tmp_path: Path):
-    findings = found_of(recipe_named(name, TINY))
+    findings = found_of(recipe_named(name, UNTRAINED))
     assert findings.complete
     told = conclusion(findings)
     assert told.endswith(".")
@@ -43,11 +43,11 @@ def test_every_recipe_concludes_and_draws(name: str, tmp_path: Path):
 
 @pytest.mark.parametrize("name", WITH_RUNS)
 def test_half_done_it_can_be_drawn_and_says_so(name: str, tmp_path: Path):
-    whole = found_of(recipe_named(name, TINY))
+    whole = found_of(recipe_named(name, UNTRAINED))
     half = RecipeFindings(whole.recipe, dict(list(whole.found.items())[: len(whole.found) // 2]), {})
     assert conclusion(half) == NOT_YET
     assert half.recipe.draw(half, tmp_path)
-    assert f"0 of {len(TINY.seeds or ())}" in table(half)
+    assert f"0 of {len(UNTRAINED.seeds or ())}" in table(half)
 
 
 def test_a_page_holds_all_that_is_needed_to_judge_it():
@@ -68,7 +68,7 @@ def test_a_page_holds_all_that_is_needed_to_judge_it():
 
 
 def test_rows_tell_verdict_or_divergence_and_only_settings_that_were_chosen():
-    titles, *rows = cells(found_of(recipe_named("nets", TINY)))
+    titles, *rows = cells(found_of(recipe_named("nets", UNTRAINED)))
     by_label = {row[0]: dict(zip(titles, row)) for row in rows}
     assert by_label["convolution, textbook, 100"]["verdict"] == "2 of 2 diverged"
     assert by_label["convolution, textbook, 100"]["settings"] == "strength 100, pull gradient, net convolution"
@@ -77,11 +77,11 @@ def test_rows_tell_verdict_or_divergence_and_only_settings_that_were_chosen():
 
 @pytest.mark.parametrize("name", WITH_RUNS)
 def test_small_no_figures_of_other_data_stand_beside(name: str):
-    titles, *rows = cells(found_of(recipe_named(name, TINY)))
+    titles, *rows = cells(found_of(recipe_named(name, UNTRAINED)))
     assert not [title for title in titles if "printed" in title or "program" in title]
     if "verdict" in titles:
         assert {row[titles.index("verdict")] for row in rows} == {"", "2 of 2 diverged"}
-    assert "Verdicts compare" not in text_of(found_of(recipe_named(name, TINY)))
+    assert "Verdicts compare" not in text_of(found_of(recipe_named(name, UNTRAINED)))
 
 
 def test_what_no_one_has_published_is_named_so_and_gets_no_verdict():
@@ -103,17 +103,17 @@ def test_in_full_there_are_verdicts_and_small_it_says_that_it_is_small():
     titles, *rows = cells(full)
     assert {row[titles.index("verdict")] for row in rows} <= {"better", "reproduced", "not reached"}
     assert SMALL_NOTE not in text_of(full)
-    small = found_of(recipe_named("which-fisher", TINY))
+    small = found_of(recipe_named("which-fisher", UNTRAINED))
     assert SMALL_NOTE in text_of(small)
     assert "(small, on digits)" in text_of(small)
 
 
 def test_a_choice_at_the_end_of_the_grid_is_marked():
-    recipe = recipe_named("which-fisher", TINY)
+    recipe = recipe_named("which-fisher", UNTRAINED)
     told = table(RecipeFindings(recipe, filled(recipe, lambda config: min(0.9, (config.strength or 0.0) / 1e13)), {}))
     assert told.count("(end of the grid)") == 5
 
 
 def test_without_a_known_claim_none_is_told():
-    recipe = replace(recipe_named("which-fisher", TINY), claim="")
+    recipe = replace(recipe_named("which-fisher", UNTRAINED), claim="")
     assert "Their answer" not in text_of(found_of(recipe))

@@ -35,6 +35,9 @@ COMMANDS: dict[str, type] = {
 }
 """Every command, and the record of its options."""
 
+_WITH_SETTINGS = ("run", "sweep")
+"""Commands to whose options those of the stream, the net and the methods are added that were typed."""
+
 
 def dispatch(argv: Sequence[str]) -> int:
     """Run the command that `argv` names; see `holdfast.cli.main`."""
@@ -73,7 +76,12 @@ def _command(argv: Sequence[str]) -> int:
         raise UnknownNameError(
             "option" if name.startswith("-") else "command", name, [*COMMANDS, "--help", "--version"]
         )
-    options = parse(COMMANDS[name], rest, command=name)
+    record, explain = COMMANDS[name], None
+    if name in _WITH_SETTINGS:
+        from holdfast.cli import settings
+
+        record, explain = getattr(settings, f"{name}_record")(record, rest), settings.misplaced
+    options = parse(record, rest, command=name, explain=explain)
     if options is None:
         return 0
     _check_alone(name)

@@ -7,10 +7,10 @@ from holdfast.cli.language_options import EvaluateOptions, check_options, column
 from holdfast.cli.progress import Stages
 from holdfast.lab.run import usable_device
 from holdfast.language.batches import batches, examples
-from holdfast.language.choosing import choose_task, known_labels, number_of, number_read, plan
+from holdfast.language.choosing import choose_task, number_of, number_read, plan
 from holdfast.language.models import load_model
+from holdfast.language.rows import Source
 from holdfast.language.skills import evaluate
-from holdfast.language.sources import Source
 from holdfast.language.ticks import counted
 
 
@@ -25,8 +25,7 @@ def evaluate_command(options: EvaluateOptions) -> None:
     if task != model.task:
         model = load_model(options.model, task=task, head=options.head, device=device)
     with warnings_told(console), Stages(console) as stages:
-        rows = known_labels(model, source.rows(), where=source.path)
-        found = examples(model, rows, length=options.length, labelled=True)
+        found = examples(model, source.rows(), length=options.length, labelled=True)
         found = list(counted(found, stages, f"reading {source.path}"))
         told = number_read(model, len(found))
         for line in plan(model, source, why=why, length=options.length, labelled=True, examples_read=told):

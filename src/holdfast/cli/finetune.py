@@ -16,19 +16,19 @@ from holdfast.cli.progress import Stages
 from holdfast.cli.tables import new_table
 from holdfast.errors import OptionError
 from holdfast.lab.run import usable_device
-from holdfast.language.finetuning import FineTuneSettings, HoldOptions
+from holdfast.language.finetuning import FineTuneSettings, HoldOptions, flag
 from holdfast.language.keeping import keep_and_learn
 from holdfast.language.kept import SkillChange, forecast_verdict
 from holdfast.language.past import SHARE, RehearsalOptions
-from holdfast.language.rows import Columns
-from holdfast.language.sources import Source
+from holdfast.language.rows import Columns, Source
 
 
 def finetune_command(options: FinetuneOptions) -> None:
     """Fine-tune a model without losing what an importance holds, and show what was kept and learned."""
     check_options(options, command="finetune")
-    given = {entry.name: getattr(options, entry.name) for entry in fields(HoldOptions) if entry.name != "method"}
-    _check_combination(options, [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None])
+    holding = HoldOptions(**_given(HoldOptions, options))
+    holding = replace(holding, method="ewc") if options.method == "auto" else holding
+    _check_combination(options, list(map(flag, holding.given)))
     console = console_for(quiet=options.quiet)
     columns = columns_of(options)
     old_columns = Columns(tuple(options.old_text), options.old_label)
@@ -58,17 +58,8 @@ def finetune_command(options: FinetuneOptions) -> None:
             Source(options.data, columns, options.split),
             keep=None if options.keep is None else Path(options.keep),
             output=Path(options.output),
-            settings=FineTuneSettings(
-                epochs=options.epochs,
-                steps=options.steps,
-                lr=options.lr,
-                batch_size=options.batch_size,
-                accumulate=options.accumulate,
-                seed=options.seed,
-                save_every=options.save_every,
-                checkpointing=options.checkpointing,
-            ),
-            holding=HoldOptions("ewc" if options.method == "auto" else options.method, **given),
+            settings=FineTuneSettings(**_given(FineTuneSettings, options)),
+            holding=holding,
             rehearsing=rehearsing,
             automatic=options.method == "auto",
             task=options.task,
@@ -84,6 +75,11 @@ def finetune_command(options: FinetuneOptions) -> None:
             on_progress=stages,
         )
     _show(kept, console_for())
+
+
+def _given(kind: type, options: FinetuneOptions) -> dict[str, Any]:
+    """What of the record's fields are options."""
+    return {entry.name: getattr(options, entry.name) for entry in fields(kind) if hasattr(options, entry.name)}
 
 
 def _check_combination(options: FinetuneOptions, held_by: Sequence[str]) -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 from rich.console import Console
 
 from holdfast.cli.console import console_for, say, warnings_told
-from holdfast.cli.options import RunOptions, settings
+from holdfast.cli.options import RunOptions
 from holdfast.cli.progress import event_callback
+from holdfast.cli.settings import settings
 from holdfast.cli.tables import generation_table, matrix_table
 from holdfast.errors import OptionError
 from holdfast.lab.canvas import check_matplotlib

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,12 @@ from holdfast.lab.run import usable_device
 from holdfast.language import Dreams
 from holdfast.language.batches import Example, drawn, examples
 from holdfast.language.calibration import NUM_EXAMPLES, calibrate
-from holdfast.language.choosing import choose_task, known_labels, plan, sample
+from holdfast.language.choosing import choose_task, plan, sample
 from holdfast.language.dreamt import DREAMS, WRITING, dreamt
 from holdfast.language.importance_folder import importance_names, write_importance_folder
 from holdfast.language.measuring import MEASURING, MeasuringProgress, measure_importance
 from holdfast.language.models import LanguageModel, load_model
-from holdfast.language.sources import Source
+from holdfast.language.rows import Source
 from holdfast.probes import Probes
 
 
@@ -145,9 +146,8 @@ def _of_data(options: ImportanceOptions, data: str) -> _Shown:
     if task != model.task:
         model = load_model(options.model, task=task, head=options.head, device=device, dtype=dtype)
 
-    def read() -> Iterable[Example]:
-        rows = known_labels(model, source.rows(), where=source.path) if labelled else source.rows()
-        return examples(model, rows, length=options.length, labelled=labelled)
+    def read(*, labelled: bool) -> Iterable[Example]:
+        return examples(model, source.rows(), length=options.length, labelled=labelled)
 
     return _Shown(
         model,
@@ -159,8 +159,8 @@ def _of_data(options: ImportanceOptions, data: str) -> _Shown:
             "columns": [*options.text, options.label],
             "length": options.length,
         },
-        read,
-        lambda: examples(model, source.rows(), length=options.length, labelled=False),
+        partial(read, labelled=labelled),
+        partial(read, labelled=False),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr
 from itertools import dropwhile, takewhile
 from typing import Annotated, Any, Union
@@ -20,8 +20,20 @@ from holdfast.errors import OptionError
 _CONFIG = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
 
 
-def parse(record: type, argv: Sequence[str], *, command: str, program: str = "holdfast") -> Any | None:
+Explain = Callable[[str, Sequence[str]], OptionError | None]
+
+
+def parse(
+    record: type, argv: Sequence[str], *, command: str, program: str = "holdfast", explain: Explain | None = None
+) -> Any | None:
     """Read the options of a command into its record.
+
+    Args:
+        record: a dataclass.
+        argv: what was typed after the command.
+        command: its name.
+        program: likewise.
+        explain: given a flag that the record does not have and what was typed, the error that says more of it.
 
     Returns:
         The record; None when the help was asked for, and shown.
@@ -30,6 +42,13 @@ def parse(record: type, argv: Sequence[str], *, command: str, program: str = "ho
         OptionError: an option that the command does not have (the message offers the nearest), or a value that is
             missing, of the wrong kind, or one too many.
     """
+
+    def refuse(unknown: Sequence[str]) -> None:
+        for text in unknown:
+            if explain is not None and (error := explain(text.partition("=")[0], argv)) is not None:
+                raise OptionError(f"{command}: {error}")
+        _refuse(unknown, record, command, program)
+
     said = io.StringIO()
     try:
         with redirect_stderr(said):
@@ -42,9 +61,9 @@ def parse(record: type, argv: Sequence[str], *, command: str, program: str = "ho
         if not exit.code:
             return None
         unknown = [text for text in argv if _is_unknown(text, record)]
-        _refuse(unknown, record, command, program)
+        refuse(unknown)
         raise OptionError(f"{command}: {_first_sentence(said.getvalue())} See {program} {command} --help.") from exit
-    _refuse(unknown, record, command, program)
+    refuse(unknown)
     return options
 
 

@@ -140,10 +140,15 @@ class SweepWatcher(_Lines):
             case "epoch":
                 self._epoch(event)
             case "done":
-                if self._bar is not None and event["run"] in self._lines:
-                    self._bar.remove_task(self._lines.pop(event["run"]))
+                self._remove(event["run"])
+
+    def _remove(self, run: str) -> None:
+        if self._bar is not None and run in self._lines:
+            self._bar.remove_task(self._lines.pop(run))
 
     def _trial(self, event: Mapping[str, Any]) -> None:
+        for run in event["runs"]:  # some may have been stopped
+            self._remove(run)
         how = f"{event['validation']:.1%}" if event["state"] == "complete" else f"{event['state']}: {event['why']}"
         self._say(f"{event['method']:<12} {event['setting']:<36} {how}")
 

@@ -9,19 +9,19 @@ from rich.console import Console
 from holdfast.cli.console import console_for, say, warnings_told
 from holdfast.cli.generation import run_generation_command
 from holdfast.cli.idle import hopeless_note, idle_settings, unit_note
-from holdfast.cli.options import RunOptions, settings
+from holdfast.cli.options import RunOptions
 from holdfast.cli.progress import event_callback
+from holdfast.cli.settings import settings
 from holdfast.cli.tables import matrix_table, names_tables, summary_table
-from holdfast.errors import OptionError, UnknownNameError
+from holdfast.errors import OptionError
 from holdfast.lab.canvas import check_matplotlib
 from holdfast.lab.config import configure
 from holdfast.lab.generation import GENERATION_STREAMS
-from holdfast.lab.groups import group_results
+from holdfast.lab.groups import group_results, method_label
 from holdfast.lab.methods import METHODS
 from holdfast.lab.plots import accuracy_curves, accuracy_matrices
-from holdfast.lab.results import RunResult
+from holdfast.lab.result import RunResult
 from holdfast.lab.run import run
-from holdfast.lab.streams import STREAMS
 
 
 def run_command(options: RunOptions) -> None:
@@ -37,15 +37,13 @@ def run_command(options: RunOptions) -> None:
 
 
 def _run(options: RunOptions, console: Console) -> None:
-    if options.stream not in STREAMS:
-        raise UnknownNameError("stream", options.stream, [*STREAMS, *GENERATION_STREAMS, "list"])
     if options.method is None:
         raise OptionError(f"run {options.stream}: which method? Give --method, one of: {', '.join(METHODS)}.")
     given = settings(options)
-    config = configure(options.stream, options.method, seed=options.seed, **given)
+    config = configure(options.stream, options.method, seed=options.seed, data_dir=options.data_dir, **given)
     for line in [*idle_settings(config, given), *unit_note(config, given), *hopeless_note(config)]:
         say(console, ("warning: ", "yellow"), line)
-    label = METHODS[options.method].label
+    label = method_label(options.method)
     folder = Path(options.output) / config.name
     finished = (folder / "result.json").exists()
     say(console, (f"{options.stream}, {label}", "bold"), f", seed {options.seed}  ", (str(folder), "dim"))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from holdfast.cli.console import console_for, say, warnings_told
 from holdfast.cli.idle import unit_note
-from holdfast.cli.options import SweepOptions, settings
+from holdfast.cli.options import SweepOptions
 from holdfast.cli.progress import SweepWatcher
+from holdfast.cli.settings import settings
 from holdfast.cli.tables import findings_table
 from holdfast.errors import OptionError
+from holdfast.lab.groups import method_label
 from holdfast.lab.methods import METHODS
 from holdfast.lab.sweep import Space, sweep
 from holdfast.retention.report import counted
@@ -18,7 +20,7 @@ def planned(space: Space) -> str:
     if space.trials is not None:
         return f"{counted(space.trials, 'setting')} of each method"
     counts = [len(space.grid(method)) for method in space.methods]
-    told = " and ".join(f"{number} of {METHODS[method].label}" for method, number in zip(space.methods, counts))
+    told = " and ".join(f"{number} of {method_label(method)}" for method, number in zip(space.methods, counts))
     if len(set(counts)) == 1:
         told = f"{counted(counts[0], 'setting')} of each method"
     refined = [method for method in space.methods if space.refines(method)] if space.refine else []
@@ -45,7 +47,7 @@ def sweep_command(options: SweepOptions) -> None:
     )
     say(
         console,
-        (f"{options.stream}, {', '.join(METHODS[method].label for method in options.methods)}", "bold"),
+        (f"{options.stream}, {', '.join(method_label(method) for method in options.methods)}", "bold"),
         f": {planned(space)}, over {len(options.seeds)} seeds  ",
         (options.output, "dim"),
     )

@@ -9,7 +9,7 @@ from rich.text import Text
 from holdfast.lab.frame import DataFrame
 from holdfast.lab.generation import GENERATION_METHODS, GENERATION_STREAMS
 from holdfast.lab.methods import METHODS
-from holdfast.lab.results import RunResult
+from holdfast.lab.result import RunResult
 from holdfast.lab.streams import STREAMS
 from holdfast.lab.sweep.findings import SweepFindings
 from holdfast.lab.tables import COLUMNS, Estimate, best_label, title_of
@@ -113,7 +113,7 @@ def names_tables() -> list[Table]:
     for title in ("STREAM", "tasks", "scenario", ""):
         streams.add_column(title, justify="right" if title == "tasks" else "left")
     for name, spec in STREAMS.items():
-        streams.add_row(name, str(spec.num_tasks), spec.scenario, spec.description)
+        streams.add_row(name, str(spec.num_tasks or "all"), spec.scenario, spec.summary)
     for name, spec in GENERATION_STREAMS.items():
         streams.add_row(name, "10", "class", spec.description)
     methods = new_table("methods")

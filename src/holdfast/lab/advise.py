@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from holdfast.errors import HoldfastError
+from holdfast.errors import HoldfastError, UnknownNameError
 from holdfast.importance import measure, probes_of
 from holdfast.importance.choosing import Choice, choose
-from holdfast.lab.methods import METHODS, Learner, Method, MethodOptions, Moment, Setting, build_learner, method_named
+from holdfast.lab.methods import IMPORTANCES, METHODS, Learner, Moment, Setting, build_learner, method_named
+from holdfast.lab.methods.registry import MethodEntry
+from holdfast.lab.registry import all_options
 from holdfast.lab.streams import Examples
 from holdfast.lab.training import Losses, OptimizerName, build_optimizer
 from holdfast.likelihoods.batches import batch_size, model_inputs
@@ -24,9 +26,6 @@ from holdfast.likelihoods.likelihood import Categorical, Likelihood, PerExample,
 from holdfast.likelihoods.shift import decided
 from holdfast.probes import Probes
 from holdfast.replay import Buffer
-
-_BY_WEIGHTS = ("none", "frozen", "ewc", "wva", "imm", "sfa")
-"""Mechanisms that never look at a batch, and so work with batches of any form."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +164,7 @@ def advise(
         methods: their names; None: all but those that keep all earlier data.
         num_examples: what grows with the examples in closing a task is scaled to so many.
         rounds: how often the batches are gone through, at least 1.
-        options: of `MethodOptions`, such as buffer_size. The Fisher is sampled where batches are no class targets of
+        options: of the methods, such as buffer_size. The Fisher is sampled where batches are no class targets of
             examples: the exact one of a language model takes a pass for every word and position.
         on_method: called with each method's name before it is measured.
 
@@ -178,6 +177,9 @@ def advise(
     """
     names = [name for name in METHODS if name not in ("joint", "cumulative")] if methods is None else methods
     chosen = [method_named(name) for name in names]
+    for name in options or {}:
+        if not any(name in all_options(method, {}) for method in chosen):
+            raise UnknownNameError("option", name, {own for method in chosen for own in all_options(method, {})})
     is_function = isinstance(resolve_likelihood(workload.loss, where="advise"), PerExample)
     fisher = "exact" if workload.examples else "empirical" if is_function else "sampled"
     settings = {"strength": 1.0, "fisher": fisher, **(options or {})}
@@ -226,12 +228,10 @@ class _Trained:
     """A copy of the model, trained with one method."""
 
     def __init__(
-        self, method: Method, workload: Workload, optimizer: OptimizerName, settings: Mapping[str, Any]
+        self, method: MethodEntry, workload: Workload, optimizer: OptimizerName, settings: Mapping[str, Any]
     ) -> None:
         self.workload = workload
-        self.learner: Learner = build_learner(
-            method, copy.deepcopy(workload.model), options=MethodOptions(**settings), setting=workload.setting
-        )
+        self.learner: Learner = build_learner(method, copy.deepcopy(workload.model), workload.setting, settings)
         self.device = next(self.learner.model.parameters()).device
         self._optimizer_name: OptimizerName = optimizer
         pairs = workload.examples is not None  # their loss is the learner's
@@ -282,7 +282,7 @@ class _Trained:
 
 
 def _cost(
-    method: Method,
+    method: MethodEntry,
     workload: Workload,
     plain: _Trained,
     optimizer: OptimizerName,
@@ -291,7 +291,7 @@ def _cost(
     num_examples: int,
 ) -> tuple[MethodCost, list[float]]:
     """The cost of a method, and the seconds that plain training took beside it."""
-    if workload.examples is None and method.mechanism not in _BY_WEIGHTS:
+    if workload.examples is None and method.batches:
         return MethodCost(method.name, lacking="it needs batches of (inputs, class targets)"), []
     try:
         trained = _Trained(method, workload, optimizer, settings)
@@ -320,10 +320,10 @@ def _measure(model: nn.Module, batches: Sequence[Any], probes: Probes, loss: Any
     measure(model, batches, probes=probes, loss=loss)
 
 
-def _looks_at_examples(method: Method, settings: Mapping[str, Any]) -> bool:
+def _looks_at_examples(method: MethodEntry, settings: Mapping[str, Any]) -> bool:
     """Whether a task is closed by a pass over examples."""
-    measured = method.importance not in (None, "si", "uniform")
-    return measured or (method.mechanism == "imm" and settings.get("imm") == "mode")
+    measured = method.importance in IMPORTANCES and IMPORTANCES[method.importance].on_examples
+    return measured or (method.name == "imm" and settings.get("imm") == "mode")
 
 
 def _columns(workload: Workload, device: torch.device) -> Tensor | None:

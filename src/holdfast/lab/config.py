@@ -5,30 +5,36 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
+from types import MappingProxyType
+from typing import Annotated, Any, Literal
 
 from holdfast.errors import OptionError, UnknownNameError
-from holdfast.lab.methods import MethodOptions, method_named
+from holdfast.files.typed import Within
+from holdfast.lab.methods import METHODS
+from holdfast.lab.methods.dgr import GENERATORS
+from holdfast.lab.methods.registry import MethodEntry
 from holdfast.lab.protocols import defaults_of
-from holdfast.lab.training import NetName, OptimizerName, Schedule
+from holdfast.lab.registry import Entry, OneOf, Registry, all_options, checked, chosen, default_of, naming
+from holdfast.lab.streams import STREAMS, StreamEntry, fingerprint, load_data
+from holdfast.lab.training import NETS, OptimizerName, Schedule
 from holdfast.likelihoods.masks import Mask, Scenario
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig(MethodOptions):
-    """One run: a stream, a method, a seed, and every setting. Make one with `configure`.
+class RunSettings:
+    """What every run is to be told, whatever its stream, network and method.
 
-    Attributes, beside those of `MethodOptions`:
+    Attributes:
         stream: name of the task stream.
         method: name of the method.
+        seed: of the stream's permutations, the initial weights, the order of batches and sampled labels.
+        data: what the stream's tasks are made of, where it has no data of its own: a name, a path or module:function.
         scenario: what is to be told at test time: "task", "domain" or "class"; None: the stream's own.
         num_tasks: how many tasks; None: the stream's own number.
-        fraction: share of the pixels that a permuted stream permutes, 0..1.
-        net: "mlp", "convolution" or "attention"; see `holdfast.lab.training.nets`.
-        hidden: units of each hidden layer of an mlp.
-        slope: of the leaky ReLU of an mlp for negative inputs; 0 is ReLU.
+        net: name of the network, or module:function of (input_shape, outputs).
         optimizer: "sgd", "momentum" (0.9), "nesterov" (0.9), "adam" or "adamw".
         lr: learning rate.
         weight_decay: as the optimizer has it.
@@ -39,138 +45,262 @@ class RunConfig(MethodOptions):
         batch_size: examples a step.
         clip: gradients are scaled down to this norm; None: they are not.
         mask: output columns in the loss: "task" (those of the task: one head a task), "seen", or "all".
-        importance_data: importances are measured on "validation" or "train" examples.
+        importance_data: a task is closed, and its importance measured, on "validation" or "train" examples.
         importance_examples: on so many of them; None: all.
     """
 
-    stream: str
-    method: str
+    stream: Annotated[str, OneOf(STREAMS)]
+    method: Annotated[str, OneOf(METHODS)]
+    seed: Annotated[int, Within(0, 2**31 - 1)] = 0
+    data: str | None = None
     scenario: Scenario | None = None
-    num_tasks: int | None = None
-    fraction: float = 1.0
-    net: NetName = "mlp"
-    hidden: tuple[int, ...] = (300, 150)
-    slope: float = 0.0
+    num_tasks: Annotated[int, Within(1, 1000)] | None = None
+    net: Annotated[str, OneOf(NETS)] = "mlp"
     optimizer: OptimizerName = "sgd"
-    lr: float = 0.1
-    weight_decay: float = 0.0
+    lr: Annotated[float, Within(0, 1e6)] = 0.1
+    weight_decay: Annotated[float, Within(0, 1e6)] = 0.0
     schedule: Schedule = "constant"
     fresh_optimizer: bool = True
-    epochs: int = 4
-    iterations: int | None = None
-    batch_size: int = 100
-    clip: float | None = None
+    epochs: Annotated[int, Within(1, 10**6)] = 4
+    iterations: Annotated[int, Within(1, 10**9)] | None = None
+    batch_size: Annotated[int, Within(1, 10**9)] = 100
+    clip: Annotated[float, Within(1e-12, math.inf)] | None = None
     mask: Mask | None = None
     importance_data: Literal["validation", "train"] = "validation"
-    importance_examples: int | None = None
+    importance_examples: Annotated[int, Within(1, 10**9)] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(RunSettings):
+    """One run: a stream, a method, a seed, and every setting. Make one with `configure`.
+
+    An option of the stream, the net or the method is read as an attribute of that name, too: `config.strength`. What
+    none of them has is None.
+
+    Attributes, beside those of `RunSettings`:
+        fingerprint: of the data, where they are given and not the stream's own.
+        options: those of the stream, the net, the method and what the method's name, by option.
+    """
+
+    fingerprint: str = ""
+    options: Mapping[str, Any]
 
     def __post_init__(self) -> None:
-        for name, kind, low, high in _RANGES:
-            value = getattr(self, name)
-            if value is None and name in _OPTIONAL:
-                continue
-            if not (isinstance(value, int | kind) and low <= value <= high):
-                number = "whole number" if kind is int else "number"
-                raise OptionError(f"{name} is {value!r}; expected a {number} from {low:g} to {high:g}.")
-            object.__setattr__(self, name, kind(value))  # 15 and 15.0 are one configuration, with one hash
-        if not self.hidden or not all(isinstance(units, int) and units > 0 for units in self.hidden):
+        common = {own.name: getattr(self, own.name) for own in fields(RunSettings)}
+        for name, value in checked(RunSettings, common).items():
+            object.__setattr__(self, name, value)
+        options: dict[str, Any] = {}
+        for entry in self._entries:
+            options |= _flat(chosen(entry, self.options))
+        for name in self.options:
+            if name not in options:
+                raise foreign_option(name, self.stream, self.net, [self.method], {*common, *options})
+        object.__setattr__(self, "options", MappingProxyType(options))
+        holds = METHODS.named(options.get("hold") or self.method).holds_weights
+        if holds and "strength" in options:
+            self._check_strength(options)
+
+    @property
+    def _entries(self) -> tuple[StreamEntry, Entry, MethodEntry]:
+        return STREAMS.named(self.stream), NETS.named(self.net), METHODS.named(self.method)
+
+    def _check_strength(self, options: Mapping[str, Any]) -> None:
+        budget = options.get("budget")
+        if options["strength"] is None and budget is None:
+            either = "a strength or a budget, one of them" if "budget" in options else "a strength"
             raise OptionError(
-                f"hidden is {self.hidden!r}; expected the units of each hidden layer, such as (300, 150)."
+                f"method {self.method!r} needs {either}; found neither. Give one; `holdfast sweep` finds strengths."
             )
-        super().__post_init__()
-        if method_named(self.method).holds_weights and (self.strength is None) == (self.budget is None):
+        if options["strength"] is not None and budget is not None:
             raise OptionError(
-                f"method {self.method!r} needs a strength or a budget, one of them; found strength {self.strength!r} "
-                f"and budget {self.budget!r}."
+                f"method {self.method!r} needs a strength or a budget, one of them; found strength "
+                f"{options['strength']!r} and budget {budget!r}."
             )
+
+    def __getattr__(self, name: str) -> Any:
+        """An option of the stream, the net or the method; None of one that they have not."""
+        if name.startswith("_") or name == "options":
+            raise AttributeError(name)
+        options = object.__getattribute__(self, "options")
+        if name not in options and name not in known_options():
+            raise AttributeError(f"a run has no setting {name!r}")
+        return options.get(name)
+
+    def __hash__(self) -> int:
+        """Of all settings."""
+        return hash(json.dumps(self.to_dict(), sort_keys=True, default=str))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As JSON values, also in another process."""
+        return RunConfig.from_dict, (self.to_dict(),)
 
     @property
     def hash(self) -> str:
-        """Eight hexadecimal digits that stand for every setting that is not its field's default."""
-        return settings_hash(self)
+        """Eight hexadecimal digits that stand for every setting that is not its default."""
+        return settings_hash(self.to_dict(), self.defaults())
 
     @property
     def name(self) -> str:
         """Name of the run's folder: stream-method-seed-hash."""
-        return f"{self.stream}-{self.method}-{self.seed}-{self.hash}"
+        return "-".join((folder_name(self.stream), folder_name(self.method), str(self.seed), self.hash))
+
+    def modules(self) -> set[str]:
+        """Those in which its stream, net and method are written, and what the method's options name."""
+        return set().union(*(chosen(entry, self.options).modules() for entry in self._entries))
+
+    def defaults(self) -> dict[str, Any]:
+        """Setting -> its default as a JSON value, for every one that this run has."""
+        found = {own.name: own.default for own in fields(RunSettings) if own.default is not MISSING}
+        for entry in self._entries:
+            found |= {name: default_of(record, name) for name, record in all_options(entry, self.options).items()}
+        return {name: _jsonable(value) for name, value in (found | {"fingerprint": ""}).items()}
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
-        return {**asdict(self), "hidden": list(self.hidden)}
+        """As JSON values, in one level; what is not there is not the run's."""
+        common = {own.name: getattr(self, own.name) for own in fields(RunSettings)}
+        own = {"fingerprint": self.fingerprint} if self.fingerprint else {}
+        return {name: _jsonable(value) for name, value in {**common, **own, **self.options}.items()}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> RunConfig:
-        """From JSON values; settings that this version does not know are an error.
+        """From JSON values; what belongs to other methods and nets is passed over, as earlier versions wrote it, too.
 
         Raises:
             OptionError: an unknown setting, or a value out of its range.
         """
-        known = {entry.name for entry in fields(cls)}
-        for name in content:
-            if name not in known:
-                raise UnknownNameError("setting", name, known)
-        return cls(**{**content, "hidden": tuple(content.get("hidden", (300, 150)))})
+        common = {own.name for own in fields(RunSettings)} | {"fingerprint"}
+        given = {name: content[name] for name in content if name in common}
+        rest = {name: content[name] for name in content if name not in common}
+        entries = [
+            registry.named(given.get(name, default_of(RunSettings, name)))
+            for name, registry in naming(RunSettings).items()
+        ]
+        own: dict[str, type] = {}
+        for entry in entries:
+            own |= all_options(entry, rest)
+        elsewhere = known_options() - set(own)
+        return cls(**given, options={name: value for name, value in rest.items() if name not in elsewhere})
+
+    def changed(self, **settings: Any) -> RunConfig:
+        """The same run with other settings.
+
+        Raises:
+            OptionError: one that the run does not have, or a value out of its range.
+        """
+        found = RunConfig.from_dict({**self.to_dict(), **settings})
+        found.check_has(settings)
+        return found
+
+    def check_has(self, names: Iterable[str]) -> None:
+        """Raise `OptionError` for a setting that this run does not have."""
+        own = {*self.to_dict(), "fingerprint"}
+        for name in names:
+            if name not in own:
+                raise foreign_option(name, self.stream, self.net, [self.method], own)
 
 
-def settings_hash(config: Any) -> str:
-    """Eight hexadecimal digits that stand for every setting of a record that is not its field's default.
+def _jsonable(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
-    So that a setting which a later version adds leaves the names of older runs as they are.
+
+def _flat(choice: Any) -> dict[str, Any]:
+    found = {own.name: getattr(choice.options, own.name) for own in fields(choice.options)}
+    for part in choice.parts.values():
+        found |= _flat(part)
+    return found
+
+
+BUDGET = 0.05
+"""Nats, of methods that can keep a budget, where neither you nor the protocol has a strength."""
+
+_REGISTRIES: tuple[Registry[Any], ...] = (METHODS, NETS, STREAMS, GENERATORS)
+
+
+def known_options() -> set[str]:
+    """Every option that some registered entry has."""
+    return {name for registry in _REGISTRIES for entry in registry.values() for name in _names(entry.options)}
+
+
+def foreign_option(name: str, stream: str, net: str, methods: Sequence[str], known: Iterable[str] = ()) -> OptionError:
+    """The error for a setting that a run does not have: it belongs to something else, or to nothing.
+
+    Args:
+        name: of the setting.
+        stream: of the run.
+        net: likewise.
+        methods: likewise.
+        known: the settings that it has, of which the nearest is offered.
     """
-    usual = {entry.name for entry in fields(config) if getattr(config, entry.name) == entry.default}
-    chosen = {name: value for name, value in config.to_dict().items() if name not in usual}
-    return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:8]
+    owners = [entry.name for registry in _REGISTRIES for entry in registry.values() if name in _names(entry.options)]
+    if not owners:
+        return UnknownNameError("setting", name, known)
+    told = ", ".join(owners[:6]) + (" and others" if len(owners) > 6 else "")
+    here = ", ".join(methods) or "no method"
+    return OptionError(f"{name} has no effect with stream {stream}, net {net} and {here}; it belongs to {told}.")
 
 
-def configure(stream: str, method: str, **settings: Any) -> RunConfig:
+def _names(record: type) -> set[str]:
+    return {own.name for own in fields(record)}
+
+
+def folder_name(text: str) -> str:
+    """A name without what a file system refuses."""
+    return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in text)
+
+
+def settings_hash(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
+    """Eight hexadecimal digits that stand for every setting that is not its default.
+
+    So that a setting which a later version adds leaves the names of older runs as they are. Of data that are given the
+    fingerprint stands for their place.
+    """
+    told = {name: value for name, value in settings.items() if name not in defaults or value != defaults[name]}
+    if told.get("fingerprint"):
+        told.pop("data", None)
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def configure(
+    stream: str, method: str, *, data_dir: str | os.PathLike[str] | None = None, **settings: Any
+) -> RunConfig:
     """A run's configuration: the protocol of the stream, the method's own settings on it, and yours above both.
 
     Args:
         stream: name of the stream.
         method: name of the method.
-        settings: any field of `RunConfig`; None leaves the protocol's value. A budget takes the strength's place, and
-            is kept at each step.
+        data_dir: where data by name are; see `holdfast.lab.load_data`.
+        settings: those of `RunSettings`, and options of the stream, the net and the method; None leaves the protocol's
+            value. A budget takes the strength's place, and is kept at each step. `data` are read, for their
+            fingerprint.
 
     Raises:
         UnknownNameError: an unknown stream, method or setting; the message offers the nearest.
-        OptionError: a value out of its range.
+        OptionError: a value out of its range, or a setting that belongs to something else.
+        DataFileError: the data cannot be read.
     """
-    method_named(method)
     given = {name: value for name, value in settings.items() if value is not None}
-    if "budget" in given and "strength" not in given:
-        given = {"pull_every": 1, **given, "strength": None}
-    return RunConfig.from_dict({**defaults_of(stream, method), **given, "stream": stream, "method": method})
+    merged = default_settings(stream, method, given) | given
+    if "data" in given:
+        merged["fingerprint"] = fingerprint(load_data(given["data"], data_dir=data_dir))
+    found = RunConfig.from_dict({**merged, "stream": stream, "method": method})
+    found.check_has(given)
+    return found
 
 
-_RANGES = (
-    ("seed", int, 0, 2**31 - 1),
-    ("num_tasks", int, 1, 1000),
-    ("fraction", float, 0, 1),
-    ("slope", float, 0, 1),
-    ("lr", float, 0, 1e6),
-    ("weight_decay", float, 0, 1e6),
-    ("epochs", int, 1, 10**6),
-    ("iterations", int, 1, 10**9),
-    ("batch_size", int, 1, 10**9),
-    ("clip", float, 1e-12, math.inf),
-    ("strength", float, 0, math.inf),
-    ("budget", float, 1e-12, math.inf),
-    ("damping", float, 1e-12, math.inf),
-    ("importance_examples", int, 1, 10**9),
-    ("pull_every", int, 1, 10**9),
-    ("buffer_size", int, 1, 10**9),
-    ("der_alpha", float, 0, 1e6),
-    ("der_beta", float, 0, 1e6),
-    ("temperature", float, 1e-3, 1e3),
-    ("l2_transfer", float, 0, 1e6),
-    ("hat_scale", float, 1, 1e6),
-    ("hat_sparsity", float, 0, 1e6),
-    ("sfa_share", float, 0, 1),
-    ("sfa_period", float, 0, 1),
-    ("generator_units", int, 1, 10**6),
-    ("generator_latent", int, 1, 10**6),
-    ("generator_lr", float, 0, 1e6),
-    ("new_share", float, 0, 1),
-    ("generator_strength", float, 0, math.inf),
-)
-_OPTIONAL = {entry.name for entry in fields(RunConfig) if entry.default is None}
+def settings_of(stream: str, method: str, given: Mapping[str, Any]) -> set[str]:
+    """The names of the settings that a run of a stream and a method has, under those that are given."""
+    net = NETS.named(given.get("net", default_of(RunSettings, "net")))
+    entries = (STREAMS.named(stream), net, METHODS.named(method))
+    return {own.name for own in fields(RunSettings)}.union(*(all_options(entry, given) for entry in entries))
+
+
+def default_settings(stream: str, method: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What `configure` sets beside what is given: the protocol's settings, of those that the run has."""
+    usual = defaults_of(stream, method)
+    has = settings_of(stream, method, {**usual, **given})
+    found = {name: value for name, value in usual.items() if name in has}
+    if "budget" not in has or given.get("strength") is not None:
+        return found
+    if "budget" in given or found.get("strength") is None:  # a budget is kept at each step
+        found |= {"strength": None, "budget": BUDGET, "pull_every": 1}
+    return found

@@ -15,7 +15,7 @@ from holdfast.lab.folder import RunFolder
 from holdfast.lab.groups import group_results
 from holdfast.lab.plots import accuracy_curves, accuracy_matrices
 from holdfast.lab.pool import one_thread
-from holdfast.lab.results import RunResult
+from holdfast.lab.result import RunResult
 from holdfast.lab.run import EventCallback, run
 
 STREAM = "permuted-digits"

@@ -16,11 +16,15 @@ from holdfast.files import check_output, parsed_json, read_bytes, read_json, wri
 from holdfast.version import __version__
 
 
-class RunSettings(Protocol):
+class FolderSettings(Protocol):
     """The configuration of a run, as its folder keeps it."""
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
+        ...
+
+    def defaults(self) -> dict[str, Any]:
+        """Setting -> its default."""
         ...
 
 
@@ -35,7 +39,7 @@ class RunFolder:
         FileFormatError: its configuration is damaged.
     """
 
-    def __init__(self, path: Path, config: RunSettings) -> None:
+    def __init__(self, path: Path, config: FolderSettings) -> None:
         self.path = path
         self.result = path / "result.json"
         self.lock = path / ".holdfast-lock"
@@ -52,8 +56,22 @@ class RunFolder:
         if self._written.exists():
             _check_same(self._written, config)
 
-    def open(self) -> None:
+    def check_provenance(self, provenance: Mapping[str, Any]) -> None:
+        """Check that the run was begun with the same data and code of others, as far as both are known.
+
+        Raises:
+            RunMismatchError: it was not.
+        """
+        if self._written.exists():
+            there = read_json(self._written)
+            known = {name: there[name] for name in provenance if name in there}
+            check_same(self.path, known, {name: provenance[name] for name in known})
+
+    def open(self, provenance: Mapping[str, Any] | None = None) -> None:
         """Make the folder, or find it again and sweep out what a killed session left half written.
+
+        Args:
+            provenance: what stands beside the settings in `config.json`; see `check_provenance`.
 
         Raises:
             OutputError: it cannot be written.
@@ -66,7 +84,8 @@ class RunFolder:
         except OSError as error:
             raise OutputError(f"cannot write the run folder {self.path}: {error}. Choose another --output.") from error
         if not self._written.exists():
-            write_json(self._written, {"config": self._config.to_dict(), "versions": versions()})
+            told = {"config": self._config.to_dict(), **(provenance or {}), "versions": versions()}
+            write_json(self._written, told)
 
     def truncate(self, num_events: int) -> None:
         """Keep the first events only: those that the checkpoint knows of.
@@ -127,8 +146,9 @@ def check_same(folder: Path, there: Mapping[str, Any], here: Mapping[str, Any]) 
         )
 
 
-def _check_same(written: Path, config: RunSettings) -> None:
+def _check_same(written: Path, config: FolderSettings) -> None:
     content = read_json(written).get("config")
     if not isinstance(content, dict):
         raise FileFormatError(f"{written} holds no configuration: damaged. Move the folder away to start again.")
-    check_same(written.parent, content, config.to_dict())
+    here = config.to_dict()  # earlier versions wrote settings that are not the run's, too, and knew others not yet
+    check_same(written.parent, {name: content.get(name, config.defaults().get(name)) for name in here}, here)

@@ -12,7 +12,7 @@ import numpy as np
 
 from holdfast.errors import OptionError
 from holdfast.files import read_json
-from holdfast.lab.results import RunResult, find_runs
+from holdfast.lab.result import RunResult, find_runs
 from holdfast.lab.trials import Trials, trials_in
 
 DataFrame = Any
@@ -146,7 +146,6 @@ def _row(result: RunResult, path: Path | None) -> dict[str, Any]:
     figures = {name: getattr(result, name) for name in FIGURES if name not in ("accuracy", "validation")}
     return {
         **{name if name not in _KNOWN else f"setting_{name}": value for name, value in _flat(settings)},
-        **({"data": written["data"]} if "data" in written else {}),
         "stream": result.stream,
         "scenario": result.scenario,
         "method": result.method,

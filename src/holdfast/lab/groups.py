@@ -6,13 +6,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from holdfast.lab.config import RunConfig
+from holdfast.lab.config import RunSettings
 from holdfast.lab.escaping import one_line
 from holdfast.lab.frame import DataFrame, is_missing, runs_table, settings_in
 from holdfast.lab.generation import GENERATION_METHODS
 from holdfast.lab.generation.config import GenerationConfig
-from holdfast.lab.methods import METHODS, MethodOptions
-from holdfast.lab.results import RunResult
+from holdfast.lab.methods import GENERATORS, METHODS
+from holdfast.lab.registry import Registry
+from holdfast.lab.result import RunResult
+from holdfast.lab.streams import STREAMS
+from holdfast.lab.training import NETS
 
 MOST_OF_LABEL = 300
 """Letters of a configuration's label."""
@@ -24,9 +27,6 @@ _TRAINING = (
     *("optimizer", "lr", "weight_decay", "schedule", "fresh_optimizer", "clip"),
     *("importance_data", "importance_examples", "alignment"),
 )
-
-_ORDER = list(METHODS)
-_ORDER[_ORDER.index("dgr") : _ORDER.index("dgr")] = [name for name in GENERATION_METHODS if name not in METHODS]
 
 
 def group_results(found: Iterable[RunResult]) -> DataFrame:
@@ -123,20 +123,26 @@ def settings_told(settings: Mapping[str, Any], names: Sequence[str]) -> list[str
 def method_label(method: str) -> str:
     """The method's label, or the name itself of one that this version does not know."""
     known = METHODS.get(method) or GENERATION_METHODS.get(method)
-    return one_line(method) if known is None else known.label
+    return one_line(method if known is None else known.label)
 
 
 def method_order(method: str) -> tuple[int, str]:
     """Where a method stands: as in `METHODS`, those of generation alone before "dgr", then unknown ones by name."""
-    return (_ORDER.index(method) if method in _ORDER else len(_ORDER), method)
+    order = list(METHODS)
+    order[order.index("dgr") : order.index("dgr")] = [name for name in GENERATION_METHODS if name not in METHODS]
+    return (order.index(method) if method in order else len(order), method)
 
 
 def _is_methods_own(runs: DataFrame, name: str) -> bool:
     """Whether a setting is a method's own: of its options or its training, or one unknown that no other method has."""
-    if name in {*_names_of(MethodOptions), *_TRAINING}:
+    if name in {*_options_of(METHODS, GENERATORS), *_TRAINING}:
         return True
-    known = {"data", *_names_of(RunConfig), *_names_of(GenerationConfig)}
+    known = {"fingerprint", *_names_of(RunSettings), *_names_of(GenerationConfig), *_options_of(NETS, STREAMS)}
     return name not in known and runs.loc[runs[name].notna(), "method"].nunique() < 2
+
+
+def _options_of(*registries: Registry[Any]) -> set[str]:
+    return {name for registry in registries for entry in registry.values() for name in _names_of(entry.options)}
 
 
 def _names_of(record: type) -> list[str]:

@@ -10,8 +10,8 @@ from pathlib import Path
 from holdfast.errors import FailedRunsError, FileFormatError, RunMismatchError
 from holdfast.lab.config import RunConfig
 from holdfast.lab.folder import RunFolder
-from holdfast.lab.pool import pool_of
-from holdfast.lab.results import RunResult
+from holdfast.lab.pool import one_at_a_time, pool_of
+from holdfast.lab.result import RunResult
 from holdfast.lab.run import EventCallback
 
 
@@ -27,7 +27,8 @@ def run_all(
     """Do all the runs, each in its own folder, and give their results in the order of `configs`.
 
     Finished runs are read back and interrupted ones resumed. A run that fails does not keep the others from being done.
-    Two processes never work on the same run: the second waits for the first.
+    Two processes never work on the same run: the second waits for the first. A script that asks for several jobs does
+    so under `if __name__ == "__main__":`, for each process imports it.
 
     Args:
         configs: the runs; what stands there twice is done once.
@@ -36,7 +37,7 @@ def run_all(
         device: as torch names it.
         data_dir: where MNIST is; see `holdfast.lab.streams.mnist`.
         on_event: called with each event of each run, under "run" the name of its folder, and with {"event": "finished"
-            or "failed", "run", "number", "of", "error"} as each ends.
+            or "failed", "run", "number", "of", "error"} as each ends; with several jobs in threads, one at a time.
 
     Raises:
         FailedRunsError: some failed; raised when all others are finished.
@@ -50,20 +51,15 @@ def run_all(
     for config in wanted.values():
         with suppress(RunMismatchError, FileFormatError):  # told as the run's own failure
             RunFolder(Path(output) / config.name, config)
-    with pool_of(
-        min(jobs, max(len(wanted), 1)), output=output, device=device, data_dir=data_dir, on_event=on_event
-    ) as pool:
-        for config in wanted.values():
-            pool.submit(config)
-        for number in range(1, len(wanted) + 1):
-            done = pool.wait()
-            name, ended = done.config.name, "failed"
+    tell = one_at_a_time(on_event)
+    with pool_of(min(jobs, max(len(wanted), 1)), output=output, device=device, data_dir=data_dir) as do:
+        for number, (config, done) in enumerate(do(wanted.values(), tell), start=1):
+            name, ended = config.name, "failed"
             if done.result is None:
                 failures[name] = done.error
             else:
                 found[name], ended = done.result, "finished"
-            if on_event is not None:
-                on_event({"event": ended, "run": name, "number": number, "of": len(wanted), "error": done.error})
+            tell({"event": ended, "run": name, "number": number, "of": len(wanted), "error": done.error})
     if failures:
         raise FailedRunsError(failures, of=len(wanted))
     return [found[config.name] for config in configs]

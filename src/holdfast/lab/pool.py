@@ -1,83 +1,50 @@
-"""Runs done by persistent worker processes, or by this process itself."""
+"""Runs done by worker processes, or by this process itself."""
 
 from __future__ import annotations
 
 import os
-import queue
-import warnings
-from collections import Counter, deque
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol, Self
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch
 
-from holdfast.errors import HoldfastError, OptionError
+from holdfast.errors import OptionError
 from holdfast.lab.config import RunConfig
-from holdfast.lab.results import RunResult
-from holdfast.lab.run import EventCallback, run
-from holdfast.lab.streams.catalog import load_images
-from holdfast.lab.worker_process import Inbox, WorkerProcess
+from holdfast.lab.run import EventCallback
+from holdfast.lab.worker import Done, Performer, Worker, WorkerDiedError
 
 MOST_DEATHS = 3
 """A run whose worker has died so often is given up: it is likely the cause."""
 
+Ends = Generator[tuple[RunConfig, Done], None, None]
 
-@dataclass(frozen=True)
-class Done:
-    """How a run ended; where it was stopped on request, without result and error.
-
-    Attributes:
-        config: which.
-        result: what it found; None where it is not finished.
-        error: why it failed; empty where it did not.
-        kind: name of the class of that error.
-    """
-
-    config: RunConfig
-    result: RunResult | None = None
-    error: str = ""
-    kind: str = ""
+Pool = Callable[[Iterable[RunConfig], EventCallback], Ends]
+"""Does runs, and gives each with how it ended, as they end. What has not begun when the iterator is closed is left."""
 
 
-class Pool(Protocol):
-    """Does runs, in the order in which they are submitted."""
-
-    def submit(self, config: RunConfig) -> None:
-        """Have a run done, once a worker is free."""
-        ...
-
-    def wait(self) -> Done:
-        """Wait until some run has ended; only while one is under way."""
-        ...
-
-    def stop(self, config: RunConfig) -> None:
-        """Stop a run at its next event; it stays resumable."""
-        ...
-
-
-@contextmanager
 def pool_of(
     jobs: int,
     *,
     output: str | os.PathLike[str],
     device: str = "cpu",
     data_dir: str | os.PathLike[str] | None = None,
-    on_event: EventCallback | None = None,
-) -> Iterator[Pool]:
+) -> AbstractContextManager[Pool]:
     """Workers, each a process of one torch thread that imports and loads the data once; one job: no other process.
 
     When the block ends, however it ends, the processes are gone, and what they were at can be resumed. A process that
     is killed is replaced, and its run taken up again. Should this process be killed, they end by themselves.
+
+    Any number of threads may use the pool at once. The events of a run are told in a thread of its own, under "run" the
+    name of its folder; it goes on when its callback returns, and stops, resumable, where that raises `StoppedError`.
 
     Args:
         jobs: how many.
         output: parent of the run folders.
         device: as torch names it.
         data_dir: where MNIST is.
-        on_event: called, in the thread that waits, with every event of each run, under "run" the name of its folder.
 
     Raises:
         OptionError: jobs is below 1.
@@ -85,59 +52,13 @@ def pool_of(
     if jobs < 1:
         raise OptionError(f"jobs is {jobs}; expected the number of processes, at least 1.")
     perform = Performer(output=output, device=device, data_dir=data_dir)
-    if jobs == 1:
-        with one_thread():
-            yield _Alone(perform, on_event)
-    else:
-        with _Workers(jobs, perform, on_event) as workers:
-            yield workers
+    return _alone(perform) if jobs == 1 else _Workers(jobs, perform)
 
 
-class StoppedError(Exception):
-    """Raised inside a run that was asked to stop."""
-
-
-@dataclass
-class Performer:
-    """Does a run in this process, and holds on to the images that it was made of."""
-
-    output: str | os.PathLike[str]
-    device: str = "cpu"
-    data_dir: str | os.PathLike[str] | None = None
-    _images: object = None
-
-    def __call__(self, config: RunConfig, on_event: EventCallback) -> tuple[str, str]:
-        """Do it.
-
-        Returns:
-            Why it failed and the name of the class of that error; both are empty where it did not.
-
-        Raises:
-            StoppedError: by `on_event`.
-        """
-        if not self._result_of(config).exists():
-            self._images = load_images(config.stream, data_dir=self.data_dir)
-
-        def told(event: Mapping[str, Any]) -> None:
-            on_event({**event, "run": config.name})
-
-        try:
-            run(config, output=self.output, device=self.device, data_dir=self.data_dir, on_event=told)
-        except HoldfastError as error:
-            return str(error), type(error).__name__
-        return "", ""
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values: what makes the same one in another process."""
-        data_dir = None if self.data_dir is None else os.fspath(self.data_dir)
-        return {"output": os.fspath(self.output), "device": self.device, "data_dir": data_dir}
-
-    def done(self, config: RunConfig, error: str, kind: str) -> Done:
-        """How it ended, with what its folder holds."""
-        return Done(config, None if error else RunResult.load(self._result_of(config)), error, kind)
-
-    def _result_of(self, config: RunConfig) -> Path:
-        return Path(self.output) / config.name / "result.json"
+@contextmanager
+def _alone(perform: Performer) -> Iterator[Pool]:
+    with one_thread():
+        yield lambda configs, on_event: ((config, perform(config, on_event)) for config in configs)
 
 
 @contextmanager
@@ -151,102 +72,73 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-class _Alone:
-    """Does the runs in this process."""
+def one_at_a_time(on_event: EventCallback | None) -> EventCallback:
+    """A callback that threads may share; it does nothing where there is none."""
+    lock = threading.RLock()
 
-    def __init__(self, perform: Performer, on_event: EventCallback | None) -> None:
-        self._perform, self._on_event = perform, on_event
-        self._queue: deque[RunConfig] = deque()
-        self._to_stop: RunConfig | None = None
+    def tell(event: Mapping[str, Any]) -> None:
+        if on_event is not None:
+            with lock:
+                on_event(event)
 
-    def submit(self, config: RunConfig) -> None:
-        self._queue.append(config)
-
-    def stop(self, config: RunConfig) -> None:
-        self._to_stop = config
-
-    def wait(self) -> Done:
-        config = self._queue.popleft()
-
-        def on_event(event: Mapping[str, Any]) -> None:
-            if self._on_event is not None:
-                self._on_event(event)
-            if self._to_stop == config:
-                raise StoppedError
-
-        try:
-            return self._perform.done(config, *self._perform(config, on_event))
-        except StoppedError:
-            return Done(config)
-        finally:
-            self._to_stop = None
+    return tell
 
 
 class _Workers:
-    """Hands runs to processes and reads what they tell."""
+    """Threads that wait for processes.
 
-    def __init__(self, count: int, perform: Performer, on_event: EventCallback | None) -> None:
-        self._count, self._perform, self._on_event = count, perform, on_event
-        self._queue: deque[RunConfig] = deque()
-        self._workers: list[WorkerProcess] = []
-        self._deaths: Counter[RunConfig] = Counter()
-        self._inbox: Inbox = queue.SimpleQueue()
+    Not `ProcessPoolExecutor`: it gives up every run at hand where one process dies, and does not say which did.
+    """
 
-    def __enter__(self) -> Self:
-        return self
+    def __init__(self, jobs: int, perform: Performer) -> None:
+        self._perform = perform
+        self._threads = ThreadPoolExecutor(jobs)
+        self._lock = threading.Lock()
+        self._started: list[Worker] = []
+        self._idle: list[Worker] = []
+        self._ended = False
+
+    def __enter__(self) -> Pool:
+        return self._do
+
+    def _do(self, configs: Iterable[RunConfig], on_event: EventCallback) -> Ends:
+        futures = {self._threads.submit(self._done, config, on_event): config for config in configs}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        finally:
+            for future in futures:
+                future.cancel()
 
     def __exit__(self, *_: object) -> None:
-        for worker in self._workers:
+        with self._lock:
+            self._ended = True
+        for worker in self._started:
             worker.end()
+        self._threads.shutdown(cancel_futures=True)
 
-    def submit(self, config: RunConfig) -> None:
-        self._queue.append(config)
-        self._feed()
-
-    def stop(self, config: RunConfig) -> None:
-        for worker in self._workers:
-            if worker.config == config:
-                worker.send({"stop": True})
-
-    def wait(self) -> Done:
-        while True:
-            worker, message = self._inbox.get()
-            config, done = worker.config, None
-            if message is None:
-                self._workers.remove(worker)
-                how = worker.death()
-                done = None if config is None else self._died(config, how)
-            elif config is None:
-                continue
-            elif message["event"] == "warning":
-                warnings.warn(message["text"], stacklevel=2)
-                continue
-            elif message["event"] == "ended":
-                worker.config = None
-                stopped = message["stopped"]
-                done = Done(config) if stopped else self._perform.done(config, message["error"], message["kind"])
+    def _done(self, config: RunConfig, on_event: EventCallback) -> Done:
+        why = ""
+        for _ in range(MOST_DEATHS):
+            worker = self._worker()
+            try:
+                done = worker(config, on_event)
+            except WorkerDiedError as error:
+                why = str(error)
+            except BaseException:
+                worker.end()
+                raise
             else:
-                if self._on_event is not None:
-                    self._on_event(message)
-                continue
-            self._feed()
-            if done is not None:
+                self._idle.append(worker)
                 return done
+        times = f"{MOST_DEATHS} time{'s' * (MOST_DEATHS > 1)}"
+        return Done(error=f"its worker process died {times}, the last time with {why}", kind=WorkerDiedError.__name__)
 
-    def _feed(self) -> None:
-        while self._queue:
-            free = next((worker for worker in self._workers if worker.config is None), None)
-            if free is None and len(self._workers) < self._count:
-                free = WorkerProcess(self._perform.to_dict(), self._inbox)
-                self._workers.append(free)
-            if free is None:
-                return
-            free.take(self._queue.popleft())
-
-    def _died(self, config: RunConfig, how: str) -> Done | None:
-        self._deaths[config] += 1
-        if self._deaths[config] < MOST_DEATHS:
-            self._queue.appendleft(config)
-            return None
-        why = f"its worker process died {MOST_DEATHS} time{'s' * (MOST_DEATHS > 1)}, the last time with {how}"
-        return Done(config, error=why)
+    def _worker(self) -> Worker:
+        with self._lock:
+            if self._ended:
+                raise CancelledError
+            if not self._idle:
+                self._idle.append(Worker(self._perform))
+                self._started.append(self._idle[-1])
+            return self._idle.pop()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from holdfast.errors import UnknownNameError
 from holdfast.lab.streams.catalog import STREAMS
 
 # Kutalev 2020-2022 (arXiv 2005.07107, 2109.10021, 2208.05791, 2211.17012): the ten-task permuted MNIST
@@ -111,13 +110,15 @@ _PROTOCOLS: dict[str, tuple[dict[str, Any], dict[str, dict[str, Any]]]] = {
 }
 
 
+# data and streams of others: what small networks learn well with
+_OTHERS = {"optimizer": "adam", "lr": 1e-3, "batch_size": 64, "epochs": 10, "importance_data": "train"}
+
+
 def defaults_of(stream: str, method: str) -> dict[str, Any]:
-    """The protocol's settings for a stream, and the method's own on it.
+    """The protocol's settings for a stream, and the method's own on it; streams of others have one between them.
 
     Raises:
         UnknownNameError: an unknown stream; the message offers the nearest.
     """
-    if stream not in STREAMS:
-        raise UnknownNameError("stream", stream, STREAMS)
-    base, methods = _PROTOCOLS[stream]
+    base, methods = _PROTOCOLS.get(STREAMS.named(stream).name, (_OTHERS, {}))
     return {**base, **methods.get(method, {})}

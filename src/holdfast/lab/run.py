@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +17,16 @@ from holdfast.files.exclusive import locked
 from holdfast.lab import checkpoint
 from holdfast.lab.checkpoint import RunProgress
 from holdfast.lab.config import RunConfig
-from holdfast.lab.folder import RunFolder, versions
+from holdfast.lab.engine import EventCallback, RunEngine
+from holdfast.lab.folder import RunFolder
 from holdfast.lab.methods import Moment, Setting, build_learner, method_named
-from holdfast.lab.metrics import average_accuracy
-from holdfast.lab.results import RunResult, summarise
-from holdfast.lab.streams import Examples
-from holdfast.lab.streams.catalog import build_stream
+from holdfast.lab.registry import own_settings, source_of
+from holdfast.lab.result import RunResult
+from holdfast.lab.streams import STREAMS, Examples, build_stream, fingerprint, load_data
 from holdfast.lab.streams.stream import Task
-from holdfast.lab.training import accuracy, build_net, build_optimizer, learning_rate, num_epochs, train_epoch
+from holdfast.lab.training import NETS, accuracy, build_net, build_optimizer, learning_rate, num_epochs, train_epoch
+from holdfast.likelihoods import Gaussian
 from holdfast.likelihoods.masks import Mask, Scenario, active_classes
-
-EventCallback = Callable[[Mapping[str, Any]], None]
 
 _MASKS: dict[Scenario, Mask] = {"task": "task", "domain": "all", "class": "seen"}
 
@@ -64,13 +62,14 @@ def run(
     Raises:
         OptionError: options that have no meaning together, or a device that cannot be used; nothing is written then.
         OutputError: the folder cannot be written.
-        RunMismatchError: the folder belongs to another configuration.
+        RunMismatchError: the folder belongs to another configuration, or was begun with other data or plug-ins.
         FileFormatError: a file in the folder is damaged.
         DataFileError: the data are missing or damaged.
         NotFiniteError: training diverged.
     """
     folder = RunFolder(Path(output) / config.name, config)
     if folder.result.exists():
+        folder.check_provenance(provenance(config, data_dir=data_dir))
         return RunResult.load(folder.result)
     made = ActiveRun(config, folder, device=device, data_dir=data_dir, on_event=on_event)
 
@@ -82,8 +81,8 @@ def run(
         return RunResult.load(folder.result) if folder.result.exists() else made.finish()
 
 
-class ActiveRun:
-    """The state of a run, and the steps that take it to its end.
+class ActiveRun(RunEngine[RunProgress]):
+    """A stream learned with a method.
 
     Args:
         config: every setting.
@@ -102,25 +101,35 @@ class ActiveRun:
         data_dir: str | os.PathLike[str] | None,
         on_event: EventCallback | None,
     ) -> None:
-        self.config, self.folder, self.on_event = config, folder, on_event
         self.device = usable_device(device)
         self.method = method_named(config.method)
+        told = provenance(config, data_dir=data_dir)
+        folder.check_provenance(told)
         self.stream = build_stream(
             config.stream,
             num_tasks=config.num_tasks,
             seed=config.seed,
             scenario=config.scenario,
+            data=config.data,
             data_dir=data_dir,
-            fraction=config.fraction,
+            **own_settings(STREAMS.named(config.stream), config.options),
+        )
+        super().__init__(
+            config,
+            folder,
+            progress=RunProgress(),
+            num_tasks=len(self.stream),
+            scenario=self.stream.scenario,
+            on_event=on_event,
+            provenance=told,
         )
         self.mask: Mask = config.mask or _MASKS[self.stream.scenario]
         net = build_net(
             config.net,
             self.stream.input_shape,
             self.stream.num_classes,
-            hidden=config.hidden,
-            slope=config.slope,
             seed=seed_of(config.seed),
+            **own_settings(NETS.named(config.net), config.options),
         )
         setting = Setting(
             task_classes=tuple(map(tuple, self.stream.task_classes)),
@@ -128,37 +137,31 @@ class ActiveRun:
             scenario=self.stream.scenario,
             input_shape=self.stream.input_shape,
             past=lambda k: self.tasks[k].train(self.stream[k]),
+            seed=config.seed,
         )
-        self.learner = build_learner(self.method, net.to(self.device), options=config, setting=setting)
+        self.learner = build_learner(self.method, net.to(self.device), setting, config.options)
         self.model: nn.Module = self.learner.model
         self.optimizer = self._new_optimizer()
-        self.progress = RunProgress()
         self.tasks = [_Kept(task, self.device) for task in self.stream]
-        self._clock = time.perf_counter()
-        self._saved = self._clock
+        if self.tasks[0].test.targets.is_floating_point():
+            self._check_regression()
+            self.learner.likelihood = Gaussian()
 
-    def finish(self) -> RunResult:
-        """Train what is left to train, and write the result."""
-        self._begin()
-        while self.progress.task < len(self.stream):
-            self._learn(self.progress.task)
-        return self._result()
+    def baseline(self) -> list[float]:
+        """Of the untrained network."""
+        return [self._accuracy(kept.test, j, j) for j, kept in enumerate(self.tasks)]
 
-    def _begin(self) -> None:
-        """Open the folder, and go on from its checkpoint where there is one."""
-        self.folder.open()
-        resumed = self.folder.checkpoint.exists()
-        if resumed:
-            self.progress = checkpoint.load(
-                self.folder.checkpoint, model=self.model, optimizer=self.optimizer, learner=self.learner
-            )
-        self.folder.truncate(self.progress.num_events)
-        self._clock = time.perf_counter()
-        self._tell({"event": "start", "num_tasks": len(self.stream), "resumed": resumed})
-        if not resumed:
-            self.progress.baseline = [self._accuracy(kept.test, j, j) for j, kept in enumerate(self.tasks)]
+    def read_checkpoint(self) -> RunProgress:
+        """Of model, optimizer and learner."""
+        return checkpoint.load(self.folder.checkpoint, model=self.model, optimizer=self.optimizer, learner=self.learner)
 
-    def _learn(self, t: int) -> None:
+    def write_checkpoint(self) -> None:
+        """Likewise."""
+        checkpoint.save(
+            self.folder.checkpoint, self.progress, model=self.model, optimizer=self.optimizer, learner=self.learner
+        )
+
+    def learn(self, t: int) -> None:
         """Train on task t from the epoch where it stands, close it and test on all."""
         config, progress = self.config, self.progress
         train = self._training_examples(t)
@@ -195,9 +198,9 @@ class ActiveRun:
             progress.epoch += 1
             progress.seconds_training += seconds
             epoch = {"task": t, "epoch": progress.epoch, "epochs": epochs, "loss": loss, "seconds": seconds}
-            self._tell({"event": "epoch", **epoch})
+            self.tell({"event": "epoch", **epoch})
             if progress.epoch < epochs:
-                self._save(at_least=CHECKPOINT_SECONDS)
+                self.save(at_least=CHECKPOINT_SECONDS)
         self._close(t)
 
     def _close(self, t: int) -> None:
@@ -210,25 +213,12 @@ class ActiveRun:
             examples = examples.take(self.config.importance_examples)
         self.learner.close_task(examples, classes=active_classes(self.mask, self.stream.task_classes, t), task=t)
         seconds = time.perf_counter() - began
-        progress.seconds_importance += seconds
-        progress.test.append([self._accuracy(other.test, t, j) for j, other in enumerate(self.tasks)])
-        progress.validation.append([self._accuracy(self.tasks[j].validation, t, j) for j in range(t + 1)])
-        progress.task, progress.epoch = t + 1, 0
-        self._tell(
-            {
-                "event": "task",
-                "task": t,
-                "accuracy": progress.test[-1],
-                "validation": progress.validation[-1],
-                "average_accuracy": sum(progress.test[-1][: t + 1]) / (t + 1),
-                "seconds": self._seconds(),
-                "seconds_importance": seconds,
-                "keeper": progress.keeper,
-            }
-        )
+        test = [self._accuracy(other.test, t, j) for j, other in enumerate(self.tasks)]
+        validation = [self._accuracy(self.tasks[j].validation, t, j) for j in range(t + 1)]
+        self.closed(test, validation, seconds=seconds)
         if self.config.fresh_optimizer:
             self.optimizer = self._new_optimizer()
-        self._save()
+        self.save()
 
     def _new_optimizer(self) -> Optimizer:
         config = self.config
@@ -263,6 +253,13 @@ class ActiveRun:
                 table[own, list(active or ())] = True
         return table
 
+    def _check_regression(self) -> None:
+        if self.mask != "all" or self.method.classes_only:
+            raise OptionError(
+                f"{self.config.stream}, {self.config.method}: the targets are numbers; expected scenario domain, and "
+                "a method that does without classes."
+            )
+
     def _accuracy(self, examples: Examples, t: int, j: int) -> float:
         """Accuracy on task j after task t, among the classes that the scenario leaves open."""
         classes = None
@@ -280,48 +277,10 @@ class ActiveRun:
             held += sum(examples.inputs.nbytes + examples.targets.nbytes for examples in earlier)
         return held
 
-    def _seconds(self) -> float:
-        now = time.perf_counter()
-        self.progress.seconds += now - self._clock
-        self._clock = now
-        return self.progress.seconds
-
-    def _save(self, *, at_least: float = 0.0) -> None:
-        if time.perf_counter() - self._saved >= at_least:
-            self._seconds()
-            checkpoint.save(
-                self.folder.checkpoint, self.progress, model=self.model, optimizer=self.optimizer, learner=self.learner
-            )
-            self._saved = time.perf_counter()
-
-    def _tell(self, event: Mapping[str, Any]) -> None:
-        self.folder.append(event)
-        self.progress.num_events += 1
-        if self.on_event is not None:
-            self.on_event(event)
-
-    def _result(self) -> RunResult:
-        """Write what was found."""
-        progress = self.progress
-        seconds = self._seconds()
-        result = RunResult(
-            stream=self.config.stream,
-            scenario=self.stream.scenario,
-            method=self.config.method,
-            seed=self.config.seed,
-            **summarise(progress.test, progress.validation, progress.baseline),
-            seconds=seconds,
-            seconds_training=progress.seconds_training,
-            seconds_importance=progress.seconds_importance,
-            config=self.config.to_dict(),
-            versions=versions(),
-            keeper=progress.keeper,
-            num_parameters=sum(weight.numel() for weight in self.model.parameters()),
-            held_bytes=self._held_bytes(),
-        )
-        self._tell({"event": "done", "average_accuracy": average_accuracy(progress.test)[-1], "seconds": seconds})
-        result.save(self.folder.result)
-        return result
+    def found(self) -> dict[str, Any]:
+        """What it takes in memory."""
+        num_parameters = sum(weight.numel() for weight in self.model.parameters())
+        return {"num_parameters": num_parameters, "held_bytes": self._held_bytes()}
 
 
 class _Kept:
@@ -335,6 +294,27 @@ class _Kept:
     def train(self, task: Task) -> Examples:
         """Its training examples, built again when they are needed."""
         return task.train.to(self._device)
+
+
+def data_of(config: RunConfig, *, data_dir: str | os.PathLike[str] | None = None) -> Task | None:
+    """What the tasks of a run are made of; None where its stream makes its own."""
+    source = config.data or STREAMS.named(config.stream).data
+    return load_data(source, data_dir=data_dir) if source else None
+
+
+def provenance(config: RunConfig, *, data_dir: str | os.PathLike[str] | None = None) -> dict[str, Any]:
+    """What a run's figures depend on beside its settings: the data in hand, and code of others.
+
+    Returns:
+        "data": their fingerprint; not where they would have to be downloaded. "plugins": module -> digits that stand
+        for its source, of what was chosen and is not holdfast's.
+    """
+    known = config.data or data_dir or os.environ.get("HOLDFAST_DATA") or STREAMS.named(config.stream).data != "mnist"
+    data = data_of(config, data_dir=data_dir) if known else None
+    found: dict[str, Any] = {} if data is None else {"data": fingerprint(data)}
+    others = {module for module in config.modules() if module.partition(".")[0] != "holdfast"}
+    found["plugins"] = {module: source_of(module) for module in sorted(others)}
+    return found
 
 
 def usable_device(name: str) -> torch.device:

@@ -11,7 +11,7 @@ from holdfast.lab.escaping import markdown_text, one_line
 from holdfast.lab.frame import FIGURES, DataFrame, is_missing
 from holdfast.lab.groups import group_results
 from holdfast.lab.metrics import check_scipy, confidence_interval
-from holdfast.lab.results import RunResult
+from holdfast.lab.result import RunResult
 
 
 @dataclass(frozen=True)

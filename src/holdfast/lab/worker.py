@@ -1,80 +1,241 @@
-"""A worker process: `python -P -m holdfast.lab.worker` does the runs that it reads, one after the other.
-
-Lines of JSON in: first where runs stand, then {"config": {...}} for each run, {"stop": true} to stop the one at hand.
-Lines of JSON out: the events of its runs, warnings, and {"event": "ended", "stopped", "error", "kind"}.
-When nobody writes to it any more it ends at once, in mid-run too: a run can be resumed.
-"""
+"""One run done in this process, or in a process that does many, one after the other."""
 
 from __future__ import annotations
 
-import json
+import io
+import multiprocessing
 import os
-import queue
 import signal
 import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Mapping
-from typing import Any, TextIO
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
 
 import torch
 
+from holdfast.errors import HoldfastError
 from holdfast.lab.config import RunConfig
-from holdfast.lab.pool import Performer, StoppedError
+from holdfast.lab.plugins import load_plugins, named_plugins
+from holdfast.lab.result import RunResult
+from holdfast.lab.run import EventCallback, data_of, run
+
+PATIENCE = 1.0
+"""Seconds between two looks at whether a process that says nothing is alive: one of its own may hold its pipe open."""
+
+_SPAWN = multiprocessing.get_context("spawn")
 
 
-def main() -> None:
-    """Work until the standard input ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent sees to the rest
+class StoppedError(Exception):
+    """Raised by `on_event` to stop a run there; it stays resumable."""
+
+
+class WorkerDiedError(Exception):
+    """A worker process has died."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a run ended; where it was stopped on request, without result and error.
+
+    Attributes:
+        result: what it found; None where it is not finished.
+        error: why it failed; empty where it did not.
+        kind: name of the class of that error.
+    """
+
+    result: RunResult | None = None
+    error: str = ""
+    kind: str = ""
+
+    @classmethod
+    def failed(cls, error: Exception) -> Done:
+        """With the message of an error, and of a foreign one the class before it."""
+        kind = type(error).__name__
+        return cls(error=str(error) if isinstance(error, HoldfastError) else f"{kind}: {error}", kind=kind)
+
+
+@dataclass
+class Performer:
+    """Does a run in this process, and holds on to the images that it was made of.
+
+    Attributes:
+        output: parent of the run folders.
+        device: as torch names it.
+        data_dir: where MNIST is.
+    """
+
+    output: str | os.PathLike[str]
+    device: str = "cpu"
+    data_dir: str | os.PathLike[str] | None = None
+    _images: object = None
+
+    def __call__(self, config: RunConfig, on_event: EventCallback) -> Done:
+        """Do it; each event has the name of the run's folder under "run"."""
+        if not os.path.exists(os.path.join(self.output, config.name, "result.json")):
+            self._images = data_of(config, data_dir=self.data_dir)
+
+        def told(event: Mapping[str, Any]) -> None:
+            on_event({**event, "run": config.name})
+
+        try:
+            return Done(run(config, output=self.output, device=self.device, data_dir=self.data_dir, on_event=told))
+        except StoppedError:
+            return Done()
+        except HoldfastError as error:
+            return Done.failed(error)
+
+
+class Worker:
+    """A process of one torch thread that does runs, one after the other, and ends when this process does.
+
+    It loads the plug-ins of this process. What it prints appears on this process' standard error, its warnings are
+    given here, and Ctrl-C is left to this process.
+
+    Args:
+        perform: what does a run there.
+    """
+
+    def __init__(self, perform: Performer) -> None:
+        self._connection, theirs = _SPAWN.Pipe()
+        self._process = _SPAWN.Process(target=_serve, args=(theirs, perform, named_plugins()))
+        with _started_safely():
+            self._process.start()
+        theirs.close()
+
+    def __call__(self, config: RunConfig, on_event: EventCallback) -> Done:
+        """Have a run done; `on_event` is called in this thread, and the run goes on when it returns.
+
+        Raises:
+            WorkerDiedError: the process has died; the run can be resumed by another.
+        """
+        self._send(config.to_dict())
+        while True:
+            kind, told = self._received()
+            match kind:
+                case "event":
+                    self._send(_stops(on_event, told))
+                case "warning":
+                    warnings.warn(told, stacklevel=2)
+                case "printed":
+                    with suppress(OSError, ValueError, AttributeError):  # standard error is closed, or there is none
+                        sys.stderr.write(told)
+                case _:
+                    return told
+
+    def _send(self, message: object) -> None:
+        with self._alive():
+            self._connection.send(message)
+
+    def _received(self) -> tuple[str, Any]:
+        with self._alive():
+            while not self._connection.poll(PATIENCE):
+                if not self._process.is_alive() and not self._connection.poll():
+                    raise EOFError
+            return self._connection.recv()
+
+    @contextmanager
+    def _alive(self) -> Iterator[None]:
+        try:
+            yield
+        except (EOFError, OSError) as error:
+            self.end(patience=PATIENCE)
+            raise WorkerDiedError(how_it_died(self._process.exitcode)) from error
+
+    def end(self, *, patience: float = 0.0) -> None:
+        """End the process, however busy it is, unless it ends by itself in so many seconds."""
+        self._process.join(patience)
+        self._process.kill()
+        self._process.join()
+
+
+def how_it_died(status: int | None) -> str:
+    """An exit status in words, with a remedy.
+
+    Args:
+        status: as `multiprocessing` has it: -n after signal n.
+    """
+    if status == -signal.SIGKILL:
+        return (
+            f"exit status {status}, killed. The system does so where memory is short: give it more, or use fewer jobs."
+        )
+    name = f", {signal.strsignal(-status)}" if status is not None and status < 0 else ""
+    return f"exit status {status}{name}. Run it alone, with one job, to see why."
+
+
+def _stops(on_event: EventCallback, event: Mapping[str, Any]) -> bool:
+    """Pass on an event; returns whether the run is to stop."""
+    try:
+        on_event(event)
+    except StoppedError:
+        return True
+    return False
+
+
+@contextmanager
+def _started_safely() -> Iterator[None]:
+    """No file of the working folder takes the place of a module while Python starts; the path is then this one's."""
+    wanted = {"PYTHONSAFEPATH": "1", "PYTHONPATH": "", "OMP_NUM_THREADS": "1"}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+class _Printed(io.TextIOBase):
+    """Tells what is written."""
+
+    def __init__(self, tell: Callable[[str, Any], None]) -> None:
+        self._tell = tell
+
+    def write(self, text: str, /) -> int:
+        self._tell("printed", text)
+        return len(text)
+
+
+def _serve(connection: Connection, perform: Performer, plugins: tuple[str, ...]) -> None:
+    """The work of the process: does the runs that it is sent, until this process' parent ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
-    told = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what anything else prints is no message
-    inbox: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-    stop = threading.Event()
-    threading.Thread(target=_read, args=(inbox, stop), daemon=True).start()
-    perform = Performer(**inbox.get())
+    lock = threading.Lock()
 
-    def tell(message: Mapping[str, Any]) -> None:
-        told.write(json.dumps(message) + "\n")
-        told.flush()
+    def tell(kind: str, told: Any) -> None:
+        with lock:
+            connection.send((kind, told))
 
     def on_event(event: Mapping[str, Any]) -> None:
-        tell(event)
-        if stop.is_set():
+        tell("event", dict(event))
+        if connection.recv():
             raise StoppedError
 
-    def warned(message: Warning | str, *_: object, **__: object) -> None:
-        tell({"event": "warning", "text": " ".join(str(message).split())})
-
-    warnings.showwarning = warned  # type: ignore[assignment]
+    os.dup2(2, 1)  # what is written past Python is no output of the command
+    sys.stdout = sys.stderr = _Printed(tell)
+    warnings.showwarning = lambda message, *_, **__: tell("warning", " ".join(str(message).split()))
     while True:
-        message = inbox.get()
-        stop.clear()
-        tell(_done(RunConfig.from_dict(message["config"]), perform, on_event))
+        content = connection.recv()
+        try:
+            load_plugins(plugins)
+            done = perform(RunConfig.from_dict(content), on_event)
+        except Exception as error:
+            if not isinstance(error, HoldfastError):
+                traceback.print_exc()
+            done = Done.failed(error)
+        tell("done", done)
 
 
-def _done(config: RunConfig, perform: Performer, on_event: Any) -> dict[str, Any]:
-    stopped, why, kind = False, "", ""
-    try:
-        why, kind = perform(config, on_event)
-    except StoppedError:
-        stopped = True
-    except Exception as error:
-        traceback.print_exc()
-        why, kind = f"{type(error).__name__}: {error}", type(error).__name__
-    return {"event": "ended", "stopped": stopped, "error": why, "kind": kind}
-
-
-def _read(inbox: queue.SimpleQueue[dict[str, Any]], stop: threading.Event, source: TextIO = sys.stdin) -> None:
-    for line in source:
-        message = json.loads(line)
-        if "stop" in message:
-            stop.set()
-        else:
-            inbox.put(message)
-    os._exit(0)
-
-
-if __name__ == "__main__":
-    main()
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)  # in mid-run, too: a run can be resumed

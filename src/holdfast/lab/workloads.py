@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +14,9 @@ from torch import Tensor, nn
 from holdfast.errors import OptionError
 from holdfast.lab.advise import Workload
 from holdfast.lab.methods import Setting
-from holdfast.lab.streams.catalog import build_stream
-from holdfast.lab.training import NetName, build_net
+from holdfast.lab.registry import imported, own_settings
+from holdfast.lab.streams import build_stream
+from holdfast.lab.training import NETS, build_net
 from holdfast.likelihoods.batches import batch_to
 from holdfast.likelihoods.likelihood import resolve_likelihood
 from holdfast.likelihoods.masks import Mask, active_classes
@@ -27,7 +26,7 @@ _MASKS: Mapping[str, Mask] = {"task": "task", "domain": "all", "class": "seen"}
 
 def workload_name(model: str, *, stream: str) -> str:
     """What the workload of these options is called, before it is built."""
-    if model in get_args(NetName):
+    if model in NETS:
         return f"{model} on {stream}"
     return Path(model).name if Path(model).is_dir() else model
 
@@ -65,14 +64,14 @@ def workload(
     """
     if loss is not None and ":" not in model:
         raise OptionError(f"advise: --loss {loss} beside {model}, whose loss is that of its classes. Leave it out.")
-    if model in get_args(NetName):
+    if model in NETS:
         return _net(model, stream, hidden, batch_size, num_batches, device, data_dir)
     if Path(model).is_dir():
         return _language_model(model, batch_size, num_batches, length, device)
     if ":" in model:
         return _of_function(model, num_batches, device, loss)
     raise OptionError(
-        f"advise: {model!r} is no model; expected one of {', '.join(get_args(NetName))}, module:function that returns "
+        f"advise: {model!r} is no model; expected one of {', '.join(NETS)}, module:function that returns "
         "(model, batches), or the folder of a transformers model."
     )
 
@@ -87,7 +86,9 @@ def _net(
     data_dir: str | os.PathLike[str] | None,
 ) -> Workload:
     stream = build_stream(stream_name, data_dir=data_dir)
-    net = build_net(name, stream.input_shape, stream.num_classes, hidden=hidden).to(device)
+    net = build_net(
+        name, stream.input_shape, stream.num_classes, **own_settings(NETS.named(name), {"hidden": tuple(hidden)})
+    ).to(device)
     batches = stream[0].train.take(batch_size * num_batches).to(device).batches(batch_size)
     mask = _MASKS[stream.scenario]
     setting = Setting(
@@ -98,15 +99,7 @@ def _net(
 
 
 def _of_function(text: str, num_batches: int, device: str | torch.device, loss: Any) -> Workload:
-    module_name, _, function_name = text.partition(":")
-    sys.path.insert(0, os.getcwd())
-    try:
-        function = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise OptionError(f"advise: {text!r} cannot be imported ({error}). Give it as module:function.") from error
-    finally:
-        sys.path.remove(os.getcwd())
-    found = function()
+    found = imported(text, what="advise:")()
     if not (isinstance(found, tuple) and len(found) in (2, 3) and isinstance(found[0], nn.Module)):
         raise OptionError(
             f"advise: {text} returned a {type(found).__name__}; expected (model, iterable of batches), or a loss as "

@@ -9,7 +9,7 @@ from holdfast.curvature.factored import AnyImportance, load_importance
 from holdfast.errors import OptionError
 from holdfast.importance import measure
 from holdfast.language.checkpoints import MEASURED
-from holdfast.language.finetuning import HoldOptions
+from holdfast.language.finetuning import HoldOptions, flag
 from holdfast.language.models import LanguageModel, LanguageTask
 from holdfast.language.past import Past, RehearsalOptions
 from holdfast.retention.ewc import BUDGET
@@ -22,13 +22,11 @@ class AutomaticChoice:
     Attributes:
         holding: how an importance is held; None: nothing is.
         rehearsing: what is rehearsed; None: nothing is.
-        measures: whether the importance is measured on what is rehearsed.
         reasons: a line for each choice, none where the user made them.
     """
 
     holding: HoldOptions | None
     rehearsing: RehearsalOptions | None
-    measures: bool = False
     reasons: tuple[str, ...] = ()
 
     def lacks_probes(self, importance: AnyImportance | None) -> bool:
@@ -86,29 +84,26 @@ def choose(
     if rehearsing is not None:
         reasons.append(f"auto: one step of {rehearsing.every} rehearses (share {rehearsing.share:g})")
     shows = rehearsing is not None and rehearsing.kind != "new"
-    measures = importance is None and shows
-    if importance is None and not measures:
-        unused = _given(holding)
-        if unused:
+    if importance is None and not shows:
+        if holding.given:
             raise OptionError(
-                f"finetune: {', '.join(unused)} beside --method auto, which holds no weights here: there is no "
-                "importance, and old answers to new data show none. Leave it out, or give --keep DIR."
+                f"finetune: {', '.join(map(flag, holding.given))} beside --method auto, which holds no weights here: "
+                "there is no importance, and old answers to new data show none. Leave it out, or give --keep DIR."
             )
         reasons.append(
             "auto: no weights are held: new data do not show what the old skill rests on, as --rehearse DATA would"
         )
-        return AutomaticChoice(None, rehearsing, reasons=tuple(reasons))
-    if measures:
+        return AutomaticChoice(None, rehearsing, tuple(reasons))
+    if importance is None:
         reasons.append("auto: EWC on an importance of what is rehearsed, by hf.measure: none was given")
     else:
-        assert importance is not None
         form = "Kronecker factors" if importance.layers else "the diagonal"
         reasons.append(f"auto: EWC on {form} of the importance that was given")
     by = _measured_by(importance, watched=shows)
     given = holding.budget is not None
     budget = holding.budget if holding.budget is not None else BUDGET
     reasons.append(f"auto: a budget of {budget:g} nats a target, {'as given' if given else 'the default'}; {by}")
-    return AutomaticChoice(replace(holding, method="ewc", budget=budget), rehearsing, measures, tuple(reasons))
+    return AutomaticChoice(replace(holding, method="ewc", budget=budget), rehearsing, tuple(reasons))
 
 
 def importance_of_past(past: Past, *, seed: int, place: Path) -> AnyImportance:
@@ -133,10 +128,3 @@ def _measured_by(importance: AnyImportance | None, *, watched: bool) -> str:
         return "measured on a part of the past that is set apart"
     calibrated = importance is not None and importance.info.is_calibrated
     return "foreseen by its calibrated forecast" if calibrated else "foreseen by its forecast, which is too small"
-
-
-def _given(holding: HoldOptions) -> list[str]:
-    """The options that hold weights, as they are typed."""
-    return [
-        f"--{name.replace('_', '-')}" for name, value in vars(holding).items() if name != "method" and value is not None
-    ]

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from holdfast.errors import BatchError, EmptyDataError
+from holdfast.language.heads import listed_labels
 from holdfast.language.models import LanguageModel
-from holdfast.language.rows import DECLINED, Label, Row
+from holdfast.language.rows import DECLINED, Label, Row, as_number
 from holdfast.likelihoods.categorical import IGNORED
 
 T = TypeVar("T")
@@ -168,6 +169,11 @@ def batches(model: LanguageModel, found: Iterable[Example], size: int) -> Iterat
         held.append(example)
     if held:
         yield collate(model, held)
+
+
+def batches_by_length(model: LanguageModel, found: Iterable[Example], size: int) -> list[LanguageBatch]:
+    """Batches of examples of like length, of a causal language model of equal length."""
+    return list(batches(model, sorted(found, key=lambda example: max(map(len, example.tokens))), size))
 
 
 def collate(model: LanguageModel, found: Sequence[Example]) -> LanguageBatch:
@@ -334,32 +340,30 @@ def _target(model: LanguageModel, row: Row, scale: float) -> float | int:
     if model.task == "similarity":
         if len(row.texts) != 2:
             raise BatchError(f"{at}similarity is that of two texts; found one: {text!r}.")
-        if isinstance(label, str):
+        number = None if row.number is not None else as_number(label)
+        if number is None:
             raise BatchError(
                 f"{at}the similarity of {text!r} is {label!r}; expected 0..{scale:g}. Pairs with classes, such as "
                 "entailment, are not learned: give a number, or single texts with classes."
             )
-        if not 0 <= label <= scale:
+        if not 0 <= number <= scale:
             raise BatchError(f"{at}the similarity of {text!r} is {label!r}; expected 0..{scale:g}.")
-        return label / scale
+        return number / scale
     if len(row.texts) != 1:
         raise BatchError(
             f"{at}classes are of single texts; found {len(row.texts)}: {text!r}, ... Name one column with --text, or "
             "join both texts in one."
         )
-    if str(label) in model.labels:
-        return model.labels.index(str(label))
-    number = row.number if all(name == f"LABEL_{n}" for n, name in enumerate(model.labels)) else None
-    number = label if isinstance(label, int) else number
-    if number is not None and 0 <= number < len(model.labels):
-        return number
-    shown = ", ".join(map(repr, model.labels[:5]))
+    found = row.class_in(model.labels)
+    if found is not None:
+        return found
+    others = [name for name, labels in model.head_labels.items() if str(label) in labels]
+    remedy = f"Its head {others[0]!r} has it: --head {others[0]}." if others else "Give data that have these."
     raise BatchError(
-        f"{at}label {label!r} is none of the model's {len(model.labels)} classes ({shown}, ...). Give data that have "
-        "these."
+        f"{at}label {label!r} is none of the {len(model.labels)} classes of {model.name}"
+        f"{f', head {model.head!r}' if model.head else ''} ({listed_labels(model.labels)}). {remedy}"
     )
 
 
 def _scale(rows: Sequence[Row]) -> float:
-    numbers = [row.label for row in rows if isinstance(row.label, int | float)]
-    return _FULL_SCALE if max(numbers, default=0) > 1 else 1.0
+    return _FULL_SCALE if any((as_number(row.label) or 0) > 1 for row in rows) else 1.0

@@ -6,23 +6,29 @@ makes embeddings the question in which of 16 random directions one lies.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from itertools import count
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from holdfast.calibration import Factor, lessons_factor
 from holdfast.curvature.factored import AnyImportance
 from holdfast.errors import OptionError
-from holdfast.language.batches import Example, LanguageBatch, collate
+from holdfast.language.batches import Example, batches_by_length, collate
 from holdfast.language.encoders import SentenceClassifier, SentenceEncoder, pooled
-from holdfast.language.learning import Pace, learn, shuffled
+from holdfast.language.finetuning import FineTuneSettings, fine_tune
 from holdfast.language.models import LanguageModel
 from holdfast.language.skills import likelihood_of
-from holdfast.language.ticks import OnProgress, counted
+from holdfast.language.ticks import OnProgress
 from holdfast.likelihoods.batches import batch_to
 from holdfast.probes import Probes
 from holdfast.retention import EWC
@@ -83,26 +89,34 @@ def calibrate(
     if probes is None:
         learned, looked_at = data[: len(data) // 2], data[len(data) // 2 :]
         likelihood: Any = likelihood_of(model.task)  # the library's own, which compare answers too
-        probes = Probes.taken(model.module, _batches(model, looked_at), likelihood)
+        probes = Probes.taken(model.module, batches_by_length(model, looked_at, _BATCH), likelihood)
     taken = probes
     begun, most = count(1), rounds + (importance.info.nats_per_unit is None)  # the first is then held by nothing
 
     def lesson(keeper: EWC, number: int) -> None:
         pupil, task = _made_up(model, learned, seed)
         told = f"calibration, round {next(begun)} of at most {most}"
-        stream = counted(shuffled(pupil, task, size=_BATCH, seed=seed), on_progress, told, total=steps)
-        learn(pupil, stream, Pace(steps, lr, 10 * lr), keeper=keeper)
+        step = None if on_progress is None else partial(on_progress, told)
+        settings = FineTuneSettings(steps=steps, lr=lr, batch_size=_BATCH, seed=seed)
+        with TemporaryDirectory() as folder:
+            fine_tune(pupil, task, settings, folder=Path(folder), keeper=keeper, on_step=step)
 
     def rise() -> float:
         return taken.rise(model.module)
 
-    return lessons_factor(model.base, importance, rise=rise, lesson=lesson, budget=budget, lessons=1, rounds=rounds)
+    with _draws_kept():
+        return lessons_factor(model.base, importance, rise=rise, lesson=lesson, budget=budget, lessons=1, rounds=rounds)
 
 
-def _batches(model: LanguageModel, found: Sequence[Example]) -> list[LanguageBatch]:
-    ordered = sorted(found, key=lambda example: max(map(len, example.tokens)))
-    device = next(model.module.parameters()).device
-    return [batch_to(collate(model, ordered[at : at + _BATCH]), device) for at in range(0, len(ordered), _BATCH)]
+@contextmanager
+def _draws_kept() -> Iterator[None]:
+    """Gives back the random states that the Trainer seeds, but for torch's, which `lessons_factor` gives back."""
+    kept = random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(kept[0])
+        np.random.set_state(kept[1])
 
 
 def _made_up(model: LanguageModel, found: Sequence[Example], seed: int) -> tuple[LanguageModel, list[Example]]:
@@ -118,7 +132,7 @@ def _made_up(model: LanguageModel, found: Sequence[Example], seed: int) -> tuple
     torch.manual_seed(seed)
     labels = tuple(map(str, range(_NUM_CLASSES)))
     module = SentenceClassifier(model.base, labels).to(next(model.base.parameters()).device)
-    pupil = replace(model, task="classification", module=module, labels=labels)
+    pupil = replace(model, task="classification", module=module, labels=labels, new_head=True)
     embeddings = _embeddings(pupil, texts)
     directions = torch.randn(embeddings.shape[1], _NUM_CLASSES, generator=generator, dtype=torch.float32)
     classes = ((embeddings - embeddings.mean(dim=0)) @ directions).argmax(dim=1).tolist()

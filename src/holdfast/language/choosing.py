@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 
-from holdfast.errors import BatchError, OptionError
+from holdfast.errors import OptionError
 from holdfast.language.batches import Example, examples
+from holdfast.language.heads import listed_labels
 from holdfast.language.models import LanguageModel, LanguageTask, free_name
-from holdfast.language.rows import DECLINED, Row
-from holdfast.language.sources import Source
+from holdfast.language.rows import DECLINED, Row, Source, is_unnamed
 
 _SHOWN = 160
 """Characters of a sample."""
@@ -81,7 +81,7 @@ def _check_serves(
 
 def _naming(source: Source, what: str) -> str:
     """That columns be named, of those there are; or where there are none, that there should be some."""
-    columns = source.rows().describe().columns
+    columns = source.rows().chosen.names
     if not columns:
         return "A file of text has no columns: give CSV, JSON Lines or Parquet"
     return f"Its columns are {', '.join(map(repr, columns))}: name {what}"
@@ -132,28 +132,6 @@ def fits(own: Sequence[str], labels: Iterable[str], *, by_number: bool = False) 
     return bool(labels) and labels <= set(own)
 
 
-def is_unnamed(own: Sequence[str]) -> bool:
-    """Whether classes have no names but those that transformers makes up: LABEL_0, LABEL_1, ..."""
-    return all(name == f"LABEL_{number}" for number, name in enumerate(own))
-
-
-def known_labels(model: LanguageModel, rows: Iterable[Row], *, where: str) -> Iterator[Row]:
-    """The same rows, each looked at whether its label is one of the classifier's; of other models all of them.
-
-    Raises:
-        BatchError: it is none; the head that has it is named.
-    """
-    for row in rows:
-        if model.task == "classification" and row.label is not None and not _is_class(row, model.labels):
-            others = [name for name, labels in model.head_labels.items() if str(row.label) in labels]
-            remedy = f"Its head {others[0]!r} has it: --head {others[0]}." if others else "Give data that have these."
-            raise BatchError(
-                f"{where}: label {row.label!r} is none of the {len(model.labels)} classes of {model.name}"
-                f"{f', head {model.head!r}' if model.head else ''} ({listed_labels(model.labels)}). {remedy}"
-            )
-        yield row
-
-
 def plan(
     model: LanguageModel,
     source: Source,
@@ -183,8 +161,7 @@ def plan(
         )
     found = source.rows()
     shown = next(iter(examples(model, islice(found, _LOOKED_AT), length=length, labelled=labelled)), None)
-    reading = found.describe()
-    lines.append(f"data: {reading}{_unread(model, reading.label, labelled=labelled)}")
+    lines.append(f"data: {found.describe()}{_unread(model, found.chosen.label, labelled=labelled)}")
     lines.append(f"examples: {examples_read}")
     if shown is not None:
         lines.append(f"sample: {sample(model, shown)}")
@@ -213,11 +190,6 @@ def number_read(model: LanguageModel, count: int) -> str:
     return f"{number_of(count, 'block')} of tokens" if model.task == "causal-lm" else number_of(count, "row")
 
 
-def listed_labels(labels: Sequence[str], most: int = 4) -> str:
-    """The first of the labels."""
-    return ", ".join(map(repr, labels[:most])) + (", ..." if len(labels) > most else "")
-
-
 def shortened(text: str) -> str:
     """At most `_SHOWN` characters."""
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
@@ -237,9 +209,3 @@ def _named_after(source: Source) -> str:
     pieces = [piece for piece in (path.name.split(".")[0], path.resolve().parent.name) if piece]
     name = next((piece for piece in pieces if piece not in _PARTS), "new")
     return re.sub(r"[^\w-]+", "-", name).strip("-") or "new"
-
-
-def _is_class(row: Row, names: Sequence[str]) -> bool:
-    number = row.number if is_unnamed(names) else None
-    number = row.label if isinstance(row.label, int) else number
-    return str(row.label) in names or (number is not None and 0 <= number < len(names))

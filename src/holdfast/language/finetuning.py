@@ -6,7 +6,7 @@ import math
 import random
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -81,6 +81,16 @@ class HoldOptions:
     importance_dtype: ImportanceForm | None = None
     offload: Literal["cpu"] | None = None
 
+    @property
+    def given(self) -> dict[str, Any]:
+        """All but the method that is not left to its default, by name."""
+        return {name: value for name, value in vars(self).items() if name != "method" and value is not None}
+
+
+def flag(name: str) -> str:
+    """An option as it is typed."""
+    return f"--{name.replace('_', '-')}"
+
 
 def keeper_of(
     model: LanguageModel,
@@ -145,16 +155,12 @@ def held_by(
     Raises:
         OptionError: an option of EWC for WVA, WVA without a strength, or options that exclude each other.
     """
-    given: dict[str, Any] = {
-        entry.name: value
-        for entry in fields(holding)
-        if entry.name != "method" and (value := getattr(holding, entry.name)) is not None
-    }
+    given = holding.given
     if holding.method == "ewc":
         every = given.pop("pull_every", None)
         keeper = EWC(module, new_parameters="free" if free else "error", every=every, **given)
         return keeper.retain(importance, probes=probes)
-    foreign = [f"--{name.replace('_', '-')}" for name in _OF_EWC if name in given]
+    foreign = [flag(name) for name in _OF_EWC if name in given]
     if foreign or holding.strength is None:
         takes = f" and takes no {', '.join(foreign)}: it keeps no anchors" if foreign else ""
         raise OptionError(f"finetune: --method wva needs --strength{takes}.")
@@ -200,6 +206,8 @@ def fine_tune(
     if not data:
         raise EmptyDataError("finetune: the data held no example.")
     transformers = transformers_library()
+    from holdfast.integrations.transformers import HoldfastCallback, RehearsalCallback
+
     begin = last_checkpoint(folder)
     if settings.checkpointing:
         bare: Any = model.base
@@ -219,12 +227,11 @@ def fine_tune(
             model, outputs, labels, num_items_in_batch
         ),
         optimizers=(AdamW(_groups(model, settings), lr=settings.lr, weight_decay=0.0), None),
-        callbacks=[*_attached(rehearsal), _teller(transformers, on_log, on_step), _sealer(transformers)],
+        callbacks=[] if rehearsal is None else [RehearsalCallback(rehearsal)],
     )
+    trainer.add_callback(_outward(transformers, on_log, on_step))  # after those that write into logs and checkpoints
     trainer.remove_callback(transformers.PrinterCallback)
     if keeper is not None:
-        from holdfast.integrations.transformers import HoldfastCallback
-
         HoldfastCallback(keeper).attach(trainer)
     random.seed(settings.seed)
     trainer.train(resume_from_checkpoint=begin)
@@ -237,15 +244,6 @@ def num_steps(settings: FineTuneSettings, num_examples: int) -> int:
         return settings.steps
     an_epoch = math.ceil(math.ceil(num_examples / settings.batch_size) / settings.accumulate)
     return math.ceil(settings.epochs * max(1, an_epoch))
-
-
-def _attached(rehearsal: Rehearsal | None) -> list[Any]:
-    """What attaches it, before all that reads the logs."""
-    if rehearsal is None:
-        return []
-    from holdfast.integrations.transformers import RehearsalCallback
-
-    return [RehearsalCallback(rehearsal)]
 
 
 def _arguments(transformers: Any, settings: FineTuneSettings, folder: Path, *, cpu: bool) -> Any:
@@ -293,23 +291,13 @@ def _groups(model: LanguageModel, settings: FineTuneSettings) -> list[dict[str, 
     return groups + ([{"params": head, "lr": settings.lr * settings.head_factor}] if head else [])
 
 
-def _sealer(transformers: Any) -> Any:
-    class Sealer(transformers.TrainerCallback):
-        """Makes a checkpoint one that is read again, when all is in it: the keeper too, whose callback comes first."""
-
-        def on_save(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-            seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
-
-    return Sealer()
-
-
-def _teller(
+def _outward(
     transformers: Any,
     on_log: Callable[[Mapping[str, Any]], None] | None,
     on_step: Callable[[int, int], None] | None,
 ) -> Any:
-    class Teller(transformers.TrainerCallback):
-        """Hands steps and logs on."""
+    class Outward(transformers.TrainerCallback):
+        """Hands steps and logs on, and seals a checkpoint when all is in it, the keeper and the rehearsal too."""
 
         def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
             if on_step is not None:
@@ -319,4 +307,7 @@ def _teller(
             if on_log is not None and logs and "loss" in logs:
                 on_log({"step": state.global_step, "steps": state.max_steps, **logs})
 
-    return Teller()
+        def on_save(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+            seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+
+    return Outward()

@@ -38,6 +38,11 @@ class ClassifierHead:
     tensors: Mapping[str, Tensor]
 
 
+def listed_labels(labels: Sequence[str]) -> str:
+    """The first of the labels."""
+    return ", ".join(map(repr, labels[:4])) + (", ..." if len(labels) > 4 else "")
+
+
 def base_prefix(module: nn.Module) -> str:
     """What the names of a transformers classifier's base begin with, such as "bert.".
 

@@ -17,7 +17,7 @@ from holdfast.files import check_output, new_folder, write_json
 from holdfast.language.automatic import AutomaticChoice, choose, importance_of_past
 from holdfast.language.batches import Example, batches, classes_of, examples
 from holdfast.language.checkpoints import checkpoints
-from holdfast.language.choosing import choose_task, head_for, known_labels, number_read, plan
+from holdfast.language.choosing import choose_task, head_for, number_read, plan
 from holdfast.language.dreamt import DREAMS, probes_beside
 from holdfast.language.finetuning import (
     FineTuneSettings,
@@ -32,8 +32,8 @@ from holdfast.language.kept import SkillChange, to_dict
 from holdfast.language.models import LanguageModel, LanguageTask, load_model
 from holdfast.language.old_skill import OldSkill
 from holdfast.language.past import OldAnswers, RehearsalOptions
+from holdfast.language.rows import Source
 from holdfast.language.skills import MeasuredSkill, evaluate
-from holdfast.language.sources import Source
 from holdfast.language.ticks import OnProgress, counted
 from holdfast.replay import Rehearsal
 from holdfast.retention import EWC, WVA
@@ -144,8 +144,7 @@ def keep_and_learn(
         keeper, importance = keeper_of(model, importance, choice.holding), None
 
     def read(source: Source, what: str) -> list[Example]:
-        rows = known_labels(model, source.rows(), where=source.path)
-        found = examples(model, rows, length=length, labelled=True)
+        found = examples(model, source.rows(), length=length, labelled=True)
         return list(counted(found, on_progress, f"reading {what} {source.path}"))
 
     found = read(data, "new data")

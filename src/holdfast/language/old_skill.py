@@ -7,10 +7,11 @@ from dataclasses import replace
 
 from holdfast.errors import OptionError
 from holdfast.language.batches import Example, classes_of, examples
-from holdfast.language.choosing import fits, known_labels, listed_labels, number_of
+from holdfast.language.choosing import fits, number_of
 from holdfast.language.encoders import SentenceEncoder
+from holdfast.language.heads import listed_labels
 from holdfast.language.models import LanguageModel, LanguageTask
-from holdfast.language.sources import Source
+from holdfast.language.rows import Source
 from holdfast.language.ticks import OnProgress, counted
 
 
@@ -71,8 +72,7 @@ class OldSkill:
     def examples(self, model: LanguageModel, length: int, on_progress: OnProgress | None) -> list[Example]:
         """The old data, texts of like length together."""
         judge = self.judge(model)
-        rows = known_labels(judge, self._source.rows(), where=self._source.path)
-        found = examples(judge, rows, length=length, labelled=True)
+        found = examples(judge, self._source.rows(), length=length, labelled=True)
         found = counted(found, on_progress, f"reading old data {self._source.path}")
         return sorted(found, key=lambda example: max(map(len, example.tokens)))
 

@@ -10,14 +10,14 @@ from typing import Any, Literal
 
 from holdfast.errors import EmptyDataError, OptionError
 from holdfast.language import CONFIG, Dreams
-from holdfast.language.batches import Example, LanguageBatch, batches, drawn, examples
+from holdfast.language.batches import Example, LanguageBatch, batches_by_length, drawn, examples
 from holdfast.language.choosing import number_of, number_read
 from holdfast.language.dreamt import WATCHED, dreams_in, set_apart
 from holdfast.language.encoders import SentenceEncoder
 from holdfast.language.models import LanguageModel, LanguageTask
 from holdfast.language.old_skill import OldSkill
+from holdfast.language.rows import Source
 from holdfast.language.skills import likelihood_of
-from holdfast.language.sources import Source
 from holdfast.language.ticks import OnProgress, counted
 from holdfast.likelihoods import Similarity
 from holdfast.likelihoods.batches import batch_to
@@ -233,10 +233,10 @@ class OldAnswers:
             found = Probes.taken(judge.module, counted(data, on_progress, told, total=len(data)), loss)
             return replace(found, batches=[_in_memory(probe) for probe in found.batches])
 
-        watched = answered(_batched(judge, self._singles(found[:apart]), batch_size)) if apart else None
-        shown = _batched(judge, self._singles(found[apart:]), batch_size)
+        watched = answered(batches_by_length(judge, self._singles(found[:apart]), batch_size)) if apart else None
+        shown = batches_by_length(judge, self._singles(found[apart:]), batch_size)
         told, is_real = self._told(found, judge)
-        rehearsed = _batched(judge, found[apart:], batch_size) if is_real else answered(shown)
+        rehearsed = batches_by_length(judge, found[apart:], batch_size) if is_real else answered(shown)
         return Past(judge, rehearsed, shown, loss, watched, told)
 
     def _singles(self, found: Sequence[Example]) -> list[Example]:
@@ -283,9 +283,3 @@ def _headed(judge: LanguageModel) -> str:
 def _in_memory(probe: Probe) -> Probe:
     """Off the device, whose memory the training needs."""
     return replace(probe, batch=batch_to(probe.batch, "cpu"), answers=batch_to(probe.answers, "cpu"))
-
-
-def _batched(judge: LanguageModel, found: Sequence[Example], size: int) -> list[LanguageBatch]:
-    """Batches of examples of like length, of a causal model of equal length."""
-    ordered = sorted(found, key=lambda example: max(map(len, example.tokens)))
-    return list(batches(judge, ordered, size))

@@ -2,75 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from holdfast.errors import DataFileError, EmptyDataError, OptionError
-from holdfast.language.forms.arrow import SAVED, arrow_table, named_table, parquet_table, saved_tables
-from holdfast.language.forms.columns import DECLINED, Chosen, Columns, Label, Row, choose_columns, row_of
+from holdfast.language.forms.arrow import SAVED, named_table, saved_tables, typed_table
+from holdfast.language.forms.columns import (
+    DECLINED,
+    Chosen,
+    Columns,
+    Label,
+    Row,
+    as_number,
+    choose_columns,
+    is_unnamed,
+    row_of,
+)
 from holdfast.language.forms.folders import ALL, FAMILIES, FolderFiles, files_in, split_named
-from holdfast.language.forms.json_files import json_table, lines_table
-from holdfast.language.forms.opened import COMPRESSED, opened_text, suffix_of
+from holdfast.language.forms.plain import INTENTS, intents_table, json_table, lines_table, text_table
 from holdfast.language.forms.separated import separated_table
-from holdfast.language.forms.table import Table
-from holdfast.language.forms.text import INTENTS, intents_table, text_table
+from holdfast.language.forms.table import COMPRESSED, Table, suffix_of
 
-__all__ = ["DECLINED", "Columns", "Label", "Row", "RowStream", "SourceDescription", "read_rows"]
-
-_Reader = Callable[[Path, Columns, str], Table]
-_READERS: Mapping[str, _Reader] = {
-    ".jsonl": lambda path, *_: lines_table(path),
-    ".ndjson": lambda path, *_: lines_table(path),
-    ".json": lambda path, _, split: json_table(path, split=split),
-    ".csv": lambda path, columns, _: separated_table(path, columns),
-    ".tsv": lambda path, columns, _: separated_table(path, columns),
-    ".parquet": lambda path, *_: parquet_table(path),
-    ".arrow": lambda path, *_: arrow_table(path),
-}
-_NO_TEXT = "\0\1\2\3\4\5\6\7\b\016\017\020\021\022\023\024\025\026\027\030\031\034\035\036\037\177"
-"""Characters that no text has."""
-
-
-@dataclass(frozen=True)
-class SourceDescription:
-    """What a source was found to be, for the user to see before any work.
-
-    Attributes:
-        source: as it was asked for.
-        form: of its files, in words.
-        num_files: that are read.
-        text: the columns of the text; empty for a document of lines.
-        label: the column of the label, or None.
-        candidates: the columns that could be the label, where there are several.
-        split: which one is read; None where there are no splits.
-        left_out: why -> what there is beside and is not read.
-        num_rows: how many; None where that takes a reading.
-        columns: all that there are; empty for a document of lines.
-    """
-
-    source: str
-    form: str
-    num_files: int
-    text: tuple[str, ...]
-    label: str | None
-    candidates: tuple[str, ...] = ()
-    split: str | None = None
-    left_out: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    num_rows: int | None = None
-    columns: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        """In one line."""
-        found = [f"{self.source}: {self.form}"]
-        found += [f"{self.num_files} files"] if self.num_files > 1 else []
-        found += [f"{self.num_rows:,} rows"] if self.num_rows is not None else []
-        found += [f"split {self.split}"] if self.split else []
-        found += [f"text {' and '.join(map(repr, self.text))}"] if self.text else []
-        found += [f"label {self.label!r}"] if self.label else []
-        found += [f"label one of {', '.join(map(repr, self.candidates))}"] if len(self.candidates) > 1 else []
-        found += [f"not read: {_some(names)} ({why})" for why, names in self.left_out.items()]
-        return ", ".join(found)
+__all__ = [
+    "DECLINED",
+    "Columns",
+    "Label",
+    "Row",
+    "RowStream",
+    "Source",
+    "as_number",
+    "is_unnamed",
+    "read_rows",
+]
 
 
 def _some(names: Sequence[str]) -> str:
@@ -101,68 +66,80 @@ class RowStream:
         Raises:
             EmptyDataError: there is none.
         """
-        numbers, is_empty = self._numbers(), True
+        is_empty = True
         for table in self.tables:
-            for row in _lines(table) if table.is_text else self._rows(table, numbers):
+            for row in _lines(table) if table.is_text else self._rows(table):
                 is_empty = is_empty and not any(map(str.strip, row.texts))
                 yield row
         if is_empty:
             raise EmptyDataError(f"{self.source}: no row in it ({self.tables[0].form}). Give data that have some.")
 
-    def describe(self) -> SourceDescription:
-        """What was found; where only the entries tell the columns, by the first of them.
+    @cached_property
+    def chosen(self) -> Chosen:
+        """The columns that are read; where only the entries tell them, those of the first.
 
         Raises:
             EmptyDataError: there is no row.
-            OptionError: the columns cannot be told.
+            OptionError: they cannot be told.
         """
         table = self.tables[0]
-        counts = [each.num_rows for each in self.tables]
-        chosen, names = Chosen((), None), ()
-        if not table.is_text:
-            first = next(((where, entry) for each in self.tables for where, entry in each.entries()), None)
-            if first is None:
-                raise EmptyDataError(f"{self.source}: no row in it ({table.form}). Give data that have some.")
-            names = table.names or tuple(first[1])
-            chosen = choose_columns(names, self.columns, where=first[0])
-        forms = dict.fromkeys(each.form for each in self.tables)
-        return SourceDescription(
-            self.source,
-            " and ".join(forms),
-            len(self.tables),
-            chosen.text,
-            chosen.label,
-            chosen.candidates,
-            self.split,
-            self.left_out,
-            sum(counts) if None not in counts else None,  # type: ignore[arg-type]
-            names,
-        )
+        if table.is_text:
+            return Chosen(())
+        first = next(((where, entry) for each in self.tables for where, entry in each.entries()), None)
+        if first is None:
+            raise EmptyDataError(f"{self.source}: no row in it ({table.form}). Give data that have some.")
+        return choose_columns(table.names or tuple(first[1]), self.columns, where=first[0])
 
-    def _rows(self, table: Table, numbers: Mapping[str, type]) -> Iterator[Row]:
+    def describe(self) -> str:
+        """What was found, in one line, for the user to see before any work; raises what `chosen` does."""
+        chosen, num_files = self.chosen, len(self.tables)
+        found = [f"{self.source}: {' and '.join(dict.fromkeys(table.form for table in self.tables))}"]
+        found += [f"{num_files} files"] if num_files > 1 else []
+        found += [f"split {self.split}"] if self.split else []
+        found += [f"text {' and '.join(map(repr, chosen.text))}"] if chosen.text else []
+        found += [f"label {chosen.label!r}"] if chosen.label else []
+        found += [f"label one of {', '.join(map(repr, chosen.candidates))}"] if len(chosen.candidates) > 1 else []
+        found += [f"not read: {_some(names)} ({why})" for why, names in self.left_out.items()]
+        return ", ".join(found)
+
+    def _rows(self, table: Table) -> Iterator[Row]:
         by_names: dict[tuple[str, ...], Chosen] = {}
         for where, entry in table.entries():
             names = tuple(entry)
             chosen = by_names.get(names)
             if chosen is None:
                 chosen = by_names[names] = choose_columns(names, self.columns, where=where)
-            label = chosen.label or ""
-            number = None if table.numbers is None else numbers.get(label)
-            yield row_of(entry, chosen, where=where, classes=table.classes.get(label, ()), number=number)
+            yield row_of(entry, chosen, where=where, classes=table.classes.get(chosen.label or "", ()))
 
-    def _numbers(self) -> dict[str, type]:
-        """Of tables without types, the columns that are numbers in each of them."""
-        found = [table.numbers for table in self.tables if table.numbers is not None]
-        shared = set(found[0]).intersection(*found) if found else ()
-        return {name: float if any(each[name] is float for each in found) else int for name in shared}
+
+@dataclass(frozen=True)
+class Source:
+    """Data as they are asked for.
+
+    Attributes:
+        path: see `read_rows`.
+        columns: of a table.
+        split: which one of data that have several.
+    """
+
+    path: str
+    columns: Columns = field(default_factory=Columns)
+    split: str = "train"
+
+    def rows(self) -> RowStream:
+        """The stream of rows, which can be read again and again."""
+        return read_rows(self.path, columns=self.columns, split=self.split)
+
+    def first(self) -> Row | None:
+        """The first row."""
+        return next(iter(self.rows()), None)
 
 
 def read_rows(source: str, *, columns: Columns | None = None, split: str = "train") -> RowStream:
     """The rows of a source, as a stream; nothing is held but the row at hand.
 
-    Labels keep their type: text stays text, classes that are stored as numbers get their names, and of a form without
-    types (CSV) a column is one of numbers where each of its values is. Texts are unpacked (`.gz`, `.bz2`, `.xz`,
-    `.zst`) and read in UTF-8, or as their byte order mark says.
+    Labels keep their type: text stays text, as all of CSV is, and classes that are stored as numbers get their names.
+    Texts are unpacked (`.gz`, `.bz2`, `.xz`, `.zst`) and read in UTF-8, or as their byte order mark says.
 
     Args:
         source: a file (`.json`, `.jsonl`, `.ndjson`, `.csv`, `.tsv`, `.parquet`, `.arrow`; any other that is text is
@@ -205,23 +182,16 @@ def _table(path: Path, columns: Columns, split: str) -> Table:
     if path.name == INTENTS:
         return intents_table(path)
     suffix = suffix_of(path)
-    if suffix in _READERS:
-        if suffix in (".parquet", ".arrow") and path.suffix.lower() in COMPRESSED:
+    if suffix == ".json":
+        return json_table(path, split)
+    if FAMILIES.get(suffix) == "JSON":
+        return lines_table(path)
+    if FAMILIES.get(suffix) == "CSV":
+        return separated_table(path, columns)
+    if suffix in (".parquet", ".arrow"):
+        if path.suffix.lower() in COMPRESSED:
             raise OptionError(f"{path}: {suffix} files are read as they are. Unpack it first.")
-        return _READERS[suffix](path, columns, split)
-    if suffix not in FAMILIES:
-        try:
-            with opened_text(path) as file:
-                beginning = file.read(2**12)
-        except DataFileError as error:
-            if error.__cause__ is not None and not isinstance(error.__cause__, UnicodeError):
-                raise
-            beginning = _NO_TEXT
-        if any(character in beginning for character in _NO_TEXT):
-            raise DataFileError(
-                f"{path} is no text, and {path.suffix or 'a name without an ending'} is none of the forms that are "
-                f"read ({', '.join(FAMILIES)}). Write it as one of them."
-            )
+        return typed_table(path)
     return text_table(path)
 
 

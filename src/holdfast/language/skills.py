@@ -15,6 +15,7 @@ from holdfast.language.models import LanguageModel, LanguageTask
 from holdfast.likelihoods.batches import batch_to
 from holdfast.likelihoods.likelihood import Categorical, Gaussian, Likelihood, logits_of
 from holdfast.likelihoods.likelihood import num_targets as targets_in
+from holdfast.probes.evaluating import evaluating
 from holdfast.tensors import spearman
 
 SIMILARITY_VARIANCE = 0.04
@@ -62,23 +63,20 @@ def likelihood_of(task: LanguageTask) -> Likelihood:
     return Categorical(causal=task == "causal-lm", class_axis=-1)
 
 
-@torch.no_grad()
 def evaluate(model: LanguageModel, data: Iterable[LanguageBatch]) -> MeasuredSkill:
-    """Measure the skill; the model is put in evaluation mode meanwhile.
+    """Measure the skill; the model is in evaluation mode meanwhile.
 
     Raises:
         EmptyDataError: there is no example.
     """
     likelihood, device = likelihood_of(model.task), next(model.module.parameters()).device
-    training = model.module.training
-    model.module.eval()
     total, num_examples, num_targets, num_right = 0.0, 0, 0, 0
     losses, answers, targets = [], [], []
-    try:
+    with evaluating(model.module) as module:
         for batch in data:
             inputs, wanted = batch_to(batch, device)
             num_targets += targets_in(likelihood, batch)
-            outputs = model.module(**inputs)
+            outputs = module(**inputs)
             losses.append(likelihood.nll(outputs, (inputs, wanted)).double().cpu())
             total += float(losses[-1].sum())
             num_examples += len(wanted)
@@ -88,8 +86,6 @@ def evaluate(model: LanguageModel, data: Iterable[LanguageBatch]) -> MeasuredSki
             elif model.task == "similarity":
                 answers.append(logits.float().cpu())
                 targets.append(wanted.cpu())
-    finally:
-        model.module.train(training)
     if num_examples == 0:
         raise EmptyDataError("evaluate: the data held no example.")
     loss = total / num_targets

@@ -15,7 +15,7 @@ from holdfast.lab.generation import GENERATION_METHODS
 from holdfast.lab.generation import run as run_module
 from holdfast.lab.generation.config import configure_generation
 from holdfast.lab.generation.run import run_generation
-from holdfast.lab.results import RunResult, find_results
+from holdfast.lab.result import RunResult, find_results
 
 
 @pytest.fixture(autouse=True)

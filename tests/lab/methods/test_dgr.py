@@ -8,7 +8,7 @@ from tests.replay.drawers import Stuck, class_of, patterns
 from torch import Tensor
 
 from holdfast.errors import CollapseError, OptionError
-from holdfast.lab.methods import Learner, MethodOptions, Setting, build_learner, dgr, method_named
+from holdfast.lab.methods import Learner, Setting, build_learner, dgr, method_named
 from holdfast.lab.methods.dgr import DGR
 from holdfast.lab.streams.examples import Examples
 from holdfast.lab.training import accuracy, build_optimizer, mlp, train_epoch
@@ -23,9 +23,9 @@ def task(number: int, *, n: int = 160) -> Examples:
 
 
 def build(method: str = "dgr", *, mask: Any = "seen", **options: Any) -> Any:
-    setting = Setting(TASKS, mask, input_shape=(1, 8, 8), past=task)
+    setting = Setting(TASKS, mask, input_shape=(1, 8, 8), past=task, seed=options.pop("seed", 0))
     model = mlp(64, (24,), 6, seed=0)
-    return build_learner(method_named(method), model, options=MethodOptions(**{**SMALL, **options}), setting=setting)
+    return build_learner(method_named(method), model, setting, {**SMALL, **options})
 
 
 def learn(learner: Any, *, tasks: int = 2, epochs: int = 1) -> dict[str, Tensor]:
@@ -187,7 +187,7 @@ class TestHolding:
             ({"hold": "frozen"}, "dgr: hold is 'frozen'; expected a method that holds weights: ewc-fisher, "),
             (
                 {"hold": "ewc-fisher"},
-                "dgr: hold='ewc-fisher' needs a strength or a budget, one of them; found strength N",
+                "ewc-fisher needs a strength or a budget, one of them; found strength N",
             ),
             ({"hold_generator": "ewc"}, "dgr: hold_generator='ewc' needs generator_strength; found None. Give one."),
         ],

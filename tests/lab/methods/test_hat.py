@@ -7,18 +7,20 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.errors import OptionError
-from holdfast.lab.methods import MethodOptions, Moment, Setting
+from holdfast.lab.methods import Moment, Setting
 from holdfast.lab.methods.gates import Gated, free
-from holdfast.lab.methods.hat import HardAttention, sparsity
+from holdfast.lab.methods.hat import GateOptions, HardAttention, sparsity
 from holdfast.lab.streams import Examples
 from holdfast.lab.training import build_net, build_optimizer, mlp, train_epoch
 
 TASK_CLASSES = ((0, 1), (2, 3), (4, 5))
 SETTING = Setting(TASK_CLASSES, mask="task", scenario="task")
 
+SIZES = {"mlp": {"hidden": (8, 7), "slope": 0.2}, "convolution": {}}
+
 
 def attention(model: nn.Module | None = None, **options: float) -> HardAttention:
-    return HardAttention(model or mlp(6, (8, 7), 6, slope=0.2), MethodOptions(**options), SETTING)  # pyright: ignore
+    return HardAttention(model or mlp(6, (8, 7), 6, slope=0.2), SETTING, GateOptions(**options))  # pyright: ignore
 
 
 def examples(t: int, *, shape: tuple[int, ...] = (6,)) -> Examples:
@@ -70,14 +72,14 @@ def harden(learner: HardAttention, seed: int) -> None:
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_under_hard_gates_the_old_tasks_answers_do_not_change_in_a_bit(net, optimizer):
     shape = (1, 8, 8)
-    learner = attention(build_net(net, shape, 6, hidden=(8, 7), slope=0.2), hat_sparsity=0.0)
+    learner = attention(build_net(net, shape, 6, **SIZES[net]), hat_sparsity=0.0)
     harden(learner, 3)
     before = []
     for t in range(3):
         train(learner, t, optimizer=optimizer, lr=0.05, shape=shape)
         assert all(torch.equal(answers(learner, k, shape=shape), old) for k, old in enumerate(before))
         before.append(answers(learner, t, shape=shape))
-    untrained = attention(build_net(net, shape, 6, hidden=(8, 7), slope=0.2), hat_sparsity=0.0)
+    untrained = attention(build_net(net, shape, 6, **SIZES[net]), hat_sparsity=0.0)
     harden(untrained, 3)
     assert all(not torch.equal(answers(untrained, t, shape=shape), before[t]) for t in range(3))
 
@@ -109,7 +111,7 @@ def test_the_gates_stand_on_the_hidden_units():
 
 
 def test_what_a_gradient_keeps_weight_by_weight():
-    net = build_net("convolution", (1, 8, 8), 4, hidden=())
+    net = build_net("convolution", (1, 8, 8), 4)
     gated = Gated(net, 1, seed=0)
     taken = [torch.rand(len(e)) for e in gated.own()]
     first, second, linear = gated.hidden
@@ -184,16 +186,28 @@ def test_it_must_know_the_task(scenario, mask):
     with pytest.raises(
         OptionError, match=rf"hat: the scenario is '{scenario}' and the mask '{mask}'; .*Set scenario task"
     ):
-        HardAttention(mlp(6, (8,), 6), MethodOptions(), Setting(TASK_CLASSES, mask=mask, scenario=scenario))
+        HardAttention(mlp(6, (8,), 6), Setting(TASK_CLASSES, mask=mask, scenario=scenario), GateOptions())
 
 
 def test_networks_that_are_no_chain():
     with pytest.raises(OptionError, match=r"hat: the network has AttentionNet; .*Choose net mlp or convolution."):
-        attention(build_net("attention", (1, 8, 8), 6, hidden=()))
+        attention(
+            build_net(
+                "attention",
+                (1, 8, 8),
+                6,
+            )
+        )
     strange = nn.Sequential(nn.Conv2d(2, 4, 3, groups=2), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 6))
     with pytest.raises(OptionError, match=r"hat: the network has BatchNorm2d, grouped Conv2d; gates are known for"):
         attention(strange)
-    attention(build_net("convolution", (1, 8, 8), 6, hidden=()))
+    attention(
+        build_net(
+            "convolution",
+            (1, 8, 8),
+            6,
+        )
+    )
 
 
 @pytest.mark.parametrize(("name", "decay", "fresh"), [("sgd", 0.1, True), ("momentum", 0.0, False)])

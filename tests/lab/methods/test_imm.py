@@ -8,8 +8,8 @@ from tests.lab.methods.test_learner import epoch, net, same, task
 from torch import Tensor, nn
 
 import holdfast as hf
-from holdfast.lab.methods import MethodOptions
-from holdfast.lab.methods.imm import MomentMatching, merged_mode
+from holdfast.lab.methods import Setting
+from holdfast.lab.methods.imm import MergingOptions, MomentMatching, merged_mode
 from holdfast.lab.streams import Examples
 from holdfast.lab.training import build_optimizer, mlp
 
@@ -20,7 +20,7 @@ def weights_of(model: nn.Module) -> dict[str, Tensor]:
 
 def learn(num_tasks: int, **options: Any) -> tuple[MomentMatching, list[dict[str, Tensor]], list[dict[str, Tensor]]]:
     """The learner; after every task its own weights, and their Fisher."""
-    learner = MomentMatching(net(), MethodOptions(**options))
+    learner = MomentMatching(net(), Setting(((0, 1), (2, 3))), MergingOptions(**options))
     own, fishers = [], []
     for t in range(num_tasks):
         learner.attach(optimizer := build_optimizer("sgd", learner.model.parameters(), lr=0.1))
@@ -76,7 +76,7 @@ def test_training_goes_on_from_the_tasks_own_weights():
 
 
 def test_untrained_it_is_tested_as_it_is():
-    learner = MomentMatching(net(), MethodOptions())
+    learner = MomentMatching(net(), Setting(((0, 1), (2, 3))), MergingOptions())
     assert same(evaluated(learner), weights_of(net()))
 
 
@@ -109,7 +109,7 @@ def test_l2_transfer_is_the_papers_penalty():
 @pytest.mark.parametrize("imm", ["mean", "mode"])
 def test_a_head_is_merged_over_the_tasks_that_train_it(imm):
     model = mlp(4, (5,), 4)
-    learner = MomentMatching(model, MethodOptions(imm=imm))
+    learner = MomentMatching(model, Setting(((0, 1), (2, 3))), MergingOptions(imm=imm))
     heads = []
     for t, classes in enumerate(((0, 1), (2, 3))):
         with torch.no_grad():

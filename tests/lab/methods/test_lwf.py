@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from holdfast.lab.methods import MethodOptions, Setting
-from holdfast.lab.methods.lwf import LearningWithoutForgetting, distillation
+from holdfast.lab.methods import Setting
+from holdfast.lab.methods.distillation import DistillationOptions, distillation
+from holdfast.lab.methods.lwf import LearningWithoutForgetting
 from holdfast.lab.streams import Examples
 from holdfast.lab.training import mlp, task_loss
 from holdfast.likelihoods.masks import Mask
@@ -57,7 +58,7 @@ def test_its_gradient_vanishes_at_the_teacher():
 def test_the_loss_of_the_third_task(mask: Mask, heads):
     """1/3 of the new loss, 2/3 of the mean over the heads of what is distilled from the network before."""
     model, inputs = batch()
-    learner = LearningWithoutForgetting(model, MethodOptions(), Setting(((0, 1), (2, 3), (4, 5)), mask=mask))
+    learner = LearningWithoutForgetting(model, Setting(((0, 1), (2, 3), (4, 5)), mask=mask), DistillationOptions())
     before = model(inputs).detach()
     assert learner.loss(inputs, torch.tensor([0] * 7), None)[1] is None
     learner.close_task(EMPTY, classes=None, task=1)
@@ -78,7 +79,7 @@ def test_the_loss_of_the_third_task(mask: Mask, heads):
 
 def test_the_teacher_is_a_copy_that_does_not_learn():
     model, inputs = batch()
-    learner = LearningWithoutForgetting(model, MethodOptions(), Setting(((0, 1), (2, 3))))
+    learner = LearningWithoutForgetting(model, Setting(((0, 1), (2, 3))), DistillationOptions())
     learner.close_task(EMPTY, classes=None, task=0)
     before = {name: value.clone() for name, value in learner.state()[0].items()}
     own, added = learner.loss(inputs, torch.zeros(7, dtype=torch.long), None)

@@ -1,7 +1,10 @@
+from dataclasses import fields
+
 import pytest
 
 from holdfast.errors import OptionError, UnknownNameError
 from holdfast.lab.methods import METHODS, method_named
+from holdfast.lab.registry import NoOptions
 
 
 def test_every_method_that_was_promised_has_its_name():
@@ -24,7 +27,7 @@ def test_every_method_that_was_promised_has_its_name():
         "frozen",
         "none",
     }
-    assert set(METHODS) == others | held
+    assert set(METHODS) >= others | held
     assert all(method_named(name).name == name for name in METHODS)
 
 
@@ -44,7 +47,30 @@ def test_labels_and_summaries():
 def test_what_a_name_is_made_of():
     assert (METHODS["wva-taylor"].mechanism, METHODS["wva-taylor"].importance) == ("wva", "taylor")
     assert (METHODS["l2"].mechanism, METHODS["l2"].importance) == ("ewc", "uniform")
-    assert (METHODS["joint"].mechanism, METHODS["joint"].importance) == ("joint", None)
+    assert (METHODS["joint"].mechanism, METHODS["joint"].importance) == ("", "")
+
+
+def test_what_a_method_leaves_open_is_its_own():
+    assert {own.name for own in fields(METHODS["wva-signal"].options)} == {
+        "strength",
+        "attenuation",
+        "attenuate",
+        "accumulate",
+        "weighting",
+        "signal_bias",
+    }
+    assert [own.name for own in fields(METHODS["lwf"].options)] == ["temperature"]
+    assert METHODS["none"].options is NoOptions
+
+
+def test_kronecker_factors_are_of_whole_layers_which_wva_cannot_slow():
+    assert "wva-kfac" not in METHODS
+
+
+def test_from_the_ceiling_to_the_floor():
+    names = list(METHODS)
+    assert names[:2] == ["joint", "cumulative"]
+    assert names[-3:] == ["l2", "frozen", "none"]
 
 
 def test_an_unknown_name_is_answered_with_the_nearest():

@@ -9,17 +9,16 @@ import torch
 from tests.lab.methods.test_learner import epoch, net, same, task
 from torch import Tensor
 
-from holdfast.lab.methods import MethodOptions, Setting, build_learner, method_named
+from holdfast.lab.methods import Setting, build_learner, method_named
 from holdfast.lab.methods.agem import AveragedGem, project_
+from holdfast.lab.methods.buffered import BufferOptions
 from holdfast.lab.training import build_optimizer, task_loss
 
 SETTING = Setting(task_classes=((0, 1, 2, 3),) * 2)
 
 
 def after_one_task(method: str, *, epochs: int = 1, **options: Any) -> Any:
-    learner = build_learner(
-        method_named(method), net(), options=MethodOptions(buffer_size=20, **options), setting=SETTING
-    )
+    learner = build_learner(method_named(method), net(), SETTING, dict(buffer_size=20, **options))
     learner.attach(optimizer := build_optimizer("sgd", learner.model.parameters(), lr=0.1))
     for seed in range(epochs):
         epoch(learner, optimizer, t=0, seed=seed)
@@ -43,7 +42,7 @@ def test_er_is_the_mean_over_new_and_replayed_examples():
 
 
 def test_er_replays_no_more_than_there_is():
-    learner = build_learner(method_named("er"), net(), options=MethodOptions(buffer_size=4), setting=SETTING)
+    learner = build_learner(method_named("er"), net(), SETTING, {"buffer_size": 4})
     learner.loss(*batch(), None)
     learner.close_task(task(0), classes=None, task=0)
     kept = learner.buffer["inputs"].clone(), learner.buffer["targets"].clone()
@@ -71,7 +70,7 @@ def test_der_plus_plus_term_by_term(columns):
 
 
 def test_the_logits_that_are_kept_are_those_of_the_moment():
-    learner = build_learner(method_named("der"), net(), options=MethodOptions(buffer_size=99), setting=SETTING)
+    learner = build_learner(method_named("der"), net(), SETTING, {"buffer_size": 99})
     answers = learner.model(batch()[0]).detach()
     learner.loss(*batch(), None)
     assert torch.equal(learner.buffer["logits"], answers)
@@ -86,7 +85,7 @@ def test_the_logits_that_are_kept_are_those_of_the_moment():
     ],
 )
 def test_nothing_is_replayed_in_the_first_task_but_all_is_offered(method, report):
-    learner = build_learner(method_named(method), net(), options=MethodOptions(buffer_size=99), setting=SETTING)
+    learner = build_learner(method_named(method), net(), SETTING, {"buffer_size": 99})
     assert learner.loss(*batch(), None)[1] is None
     assert len(learner.buffer) == 10
     assert learner.report() == report
@@ -167,7 +166,7 @@ class TestAveragedGem:
         assert all(torch.equal(p, value) for p, value in zip(learner.model.parameters(), expected))
 
     def test_a_new_optimizer_takes_the_place_of_the_old(self):
-        learner = AveragedGem(net(), MethodOptions())
+        learner = AveragedGem(net(), SETTING, BufferOptions())
         old, new = (build_optimizer("sgd", learner.model.parameters(), lr=0.1) for _ in range(2))
         learner.attach(old)
         learner.attach(new)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from holdfast.lab.methods import MethodOptions, Moment, Setting
-from holdfast.lab.methods.sfa import SequentialAveraging
+from holdfast.lab.methods import Moment, Setting
+from holdfast.lab.methods.sfa import AveragingOptions, SequentialAveraging
 from holdfast.lab.streams import Examples
 from holdfast.lab.training import build_optimizer, mlp
 from holdfast.likelihoods.masks import Mask
@@ -25,7 +25,7 @@ def second_task(
 ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
     """The weights after every step of a second task, and those it began from; the gradient is one for every weight."""
     model = mlp(3, (5,), 4)
-    learner = SequentialAveraging(model, MethodOptions(**options), Setting(((0, 1), (2, 3)), mask=mask))
+    learner = SequentialAveraging(model, Setting(((0, 1), (2, 3)), mask=mask), AveragingOptions(**options))
     learner.attach(optimizer := build_optimizer("sgd", model.parameters(), lr=1.0))
     learner.close_task(EXAMPLES, classes=None, task=0)
     start, path = weights_of(model), []
@@ -73,7 +73,7 @@ def test_columns_without_a_past_are_left_out(mask):
 
 
 def test_a_new_optimizer_takes_the_place_of_the_old():
-    learner = SequentialAveraging(mlp(3, (5,), 4), MethodOptions(), Setting(((0, 1), (2, 3))))
+    learner = SequentialAveraging(mlp(3, (5,), 4), Setting(((0, 1), (2, 3))), AveragingOptions())
     old, new = (build_optimizer("sgd", learner.model.parameters(), lr=0.1) for _ in range(2))
     learner.attach(old)
     learner.attach(new)

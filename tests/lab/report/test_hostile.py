@@ -29,7 +29,7 @@ from holdfast.lab.report.export import tables_of, write_tables
 from holdfast.lab.report.markdown import markdown_page
 from holdfast.lab.report.sections import sections_of
 from holdfast.lab.report.write import WrittenReport
-from holdfast.lab.results import RunResult
+from holdfast.lab.result import RunResult
 
 NAMES = [
     "<script>alert(1)</script>",

@@ -1,41 +1,17 @@
-import gzip
 import hashlib
 import importlib
 import os
-import struct
 
 import numpy as np
 import pytest
 import torch
+from tests.lab.idx_files import NAMES, fake_files, idx, write
 
 from holdfast.errors import DataFileError
 from holdfast.lab.streams.catalog import build_stream
-from holdfast.lab.streams.mnist import FILES, mnist
+from holdfast.lab.streams.mnist import mnist
 
 module = importlib.import_module("holdfast.lab.streams.mnist")  # its package names the function alike
-
-NAMES = list(FILES)
-
-
-def idx(array):
-    array = np.asarray(array, dtype=np.uint8)
-    return bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
-
-
-def fake_files(train=24, test=10):
-    """The four files, of few images: image i is of one grey, i, and label i mod 10."""
-    contents = []
-    for n in (train, test):
-        contents += [np.arange(n)[:, None, None] * np.ones((n, 28, 28)), np.arange(n) % 10]
-    return {name: idx(content) for name, content in zip(NAMES, contents, strict=True)}
-
-
-def write(folder, files, *, compress=True):
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-        target = folder / (name if compress else name.removesuffix(".gz"))
-        target.write_bytes(gzip.compress(content, mtime=0) if compress else content)
-    return folder
 
 
 @pytest.fixture

@@ -13,10 +13,10 @@ from pathlib import Path
 import optuna
 import pytest
 from tests.lab.tiny import Killed
-from tests.programs import read_until
+from tests.programs import read_until, workers_of
 
 from holdfast.errors import FailedRunsError, OptionError, OutputError
-from holdfast.lab.results import RunResult
+from holdfast.lab.result import RunResult
 from holdfast.lab.sweep import Space, SweepChoice, sweep
 from holdfast.lab.sweep.storage import storage_at
 
@@ -32,6 +32,33 @@ SPACE = Space(
     prune=False,
 )
 SETTINGS = 4 + 2
+
+
+PROGRAM = """
+import sys
+from tests.lab.sweep.test_sweep import SPACE
+from holdfast.lab.sweep import drive, storage, sweep
+
+storage.BEAT, storage.GRACE, drive.PATIENCE = 1, 3, 0.1
+sweep(
+    SPACE,
+    output=sys.argv[1],
+    jobs=int(sys.argv[2]),
+    on_event=lambda event: print(event["event"], event.get("run", ""), flush=True),
+)
+"""
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("holdfast.lab.sweep.storage.BEAT", 1)
+    monkeypatch.setattr("holdfast.lab.sweep.storage.GRACE", 3)
+    monkeypatch.setattr("holdfast.lab.sweep.drive.PATIENCE", 0.1)
+
+
+def started(output: Path, *, jobs: int) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", PROGRAM, str(output), str(jobs)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
 @pytest.fixture(scope="module")
@@ -105,17 +132,11 @@ class TestKilled:
         assert counts(tmp_path)["COMPLETE"] == SETTINGS
 
     def test_killed_by_the_system_with_its_workers_no_run_is_lost_and_none_done_twice(self, undisturbed, tmp_path):
-        program = (
-            "import sys\n"
-            "from tests.lab.sweep.test_sweep import SPACE\n"
-            "from holdfast.lab.sweep import sweep\n"
-            "sweep(SPACE, output=sys.argv[1], jobs=2, on_event=lambda event: print(event['event'], flush=True))\n"
-        )
-        with subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True) as one:
+        with started(tmp_path, jobs=2) as one:
             for _ in range(2):
-                read_until(one, "trial")
-            children = Path(f"/proc/{one.pid}/task/{one.pid}/children").read_text().split()
-            os.kill(int(children[0]), signal.SIGKILL)
+                read_until(one, "trial", first_word=True)
+            read_until(one, "epoch", first_word=True)
+            os.kill(workers_of(one.pid)[0], signal.SIGKILL)
             one.kill()
         results = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/result.json")}
         assert len(results) >= 4
@@ -124,10 +145,36 @@ class TestKilled:
         found = sweep(SPACE, output=tmp_path, on_event=told.append)
         assert found.all == undisturbed.all
         assert all(path.stat().st_mtime_ns == written for path, written in results.items())
-        started = [event["run"] for event in told if event["event"] == "start"]
-        assert len(started) == len(set(started)) == 2 * SETTINGS - len(results)
+        begun = [event["run"] for event in told if event["event"] == "start"]
+        assert len(begun) == len(set(begun)) == 2 * SETTINGS - len(results)
+        assert found.json.read_text() == undisturbed.json.read_text()
         assert counts(tmp_path)["COMPLETE"] == SETTINGS
         assert "RUNNING" not in counts(tmp_path)
+
+    def test_of_two_sweeps_at_once_one_is_killed_and_the_other_ends_as_if_alone(self, undisturbed, tmp_path):
+        with started(tmp_path, jobs=1) as first, started(tmp_path, jobs=1) as second:
+            read_until(first, "trial", first_word=True)
+            read_until(first, "epoch", first_word=True)
+            first.kill()
+            assert second.stdout is not None
+            told = second.stdout.read().split("\n")
+        assert second.returncode == 0
+        assert (tmp_path / "sweep-permuted-digits.json").read_text() == undisturbed.json.read_text()
+        begun = [line for line in told if line.startswith("start ")]
+        assert 0 < len(begun) == len(set(begun)) < 2 * SETTINGS
+        assert set(counts(tmp_path)) == {"COMPLETE", "FAIL"}
+        assert counts(tmp_path)["COMPLETE"] == SETTINGS
+
+    @pytest.mark.parametrize("jobs", [1, 2])
+    def test_ctrl_c_ends_it_with_its_workers_and_it_goes_on_at_once(self, undisturbed, tmp_path, jobs):
+        with started(tmp_path, jobs=jobs) as one:
+            read_until(one, "epoch", first_word=True)
+            workers = workers_of(one.pid)
+            one.send_signal(signal.SIGINT)
+        assert one.returncode == -signal.SIGINT
+        assert not [worker for worker in workers if Path(f"/proc/{worker}").exists()]
+        assert "RUNNING" not in counts(tmp_path)
+        assert sweep(SPACE, output=tmp_path).all == undisturbed.all
 
 
 class TestGivenUp:

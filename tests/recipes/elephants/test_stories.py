@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 from recipes.__main__ import main
-from recipes.elephants import encoder, gpt, story
+from recipes.elephants import encoder, gpt, learning, story
 from recipes.elephants.encoder import Encoder
 from recipes.elephants.gpt import Gpt
+from recipes.elephants.learning import Pace, learn, shuffled
 from recipes.elephants.methods import STORY_METHODS, Start, learn_with
 from recipes.elephants.story import carry_out, choose, tuning
 from recipes.elephants.trial import StoryTrial, do_all, known_trials
@@ -28,9 +29,7 @@ from holdfast.errors import (
 )
 from holdfast.files import write_state
 from holdfast.files.exclusive import locked
-from holdfast.language import learning
 from holdfast.language.batches import examples
-from holdfast.language.learning import Pace, learn, shuffled
 from holdfast.language.models import load_model
 from holdfast.language.rows import read_rows
 from holdfast.language.skills import likelihood_of

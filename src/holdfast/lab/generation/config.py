@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Literal
 
 from holdfast.choices import check_choice, check_choices
@@ -139,7 +139,7 @@ class GenerationConfig:
     @property
     def hash(self) -> str:
         """Eight hexadecimal digits that stand for every setting that is not its field's default."""
-        return settings_hash(self)
+        return settings_hash(self.to_dict(), self.defaults())
 
     @property
     def name(self) -> str:
@@ -149,6 +149,10 @@ class GenerationConfig:
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
         return asdict(self)
+
+    def defaults(self) -> dict[str, Any]:
+        """Setting -> its default; of stream and method there is none."""
+        return {own.name: own.default for own in fields(self) if own.default is not MISSING}
 
 
 _RANGES = (

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,14 @@ from holdfast.errors import CollapseError, FileFormatError, NotFiniteError
 from holdfast.files import read_state, write_state
 from holdfast.files.optimizers import load_optimizer_state, optimizer_state
 from holdfast.lab.checkpoint import RunProgress
-from holdfast.lab.folder import RunFolder, versions
+from holdfast.lab.engine import EventCallback, RunEngine
+from holdfast.lab.folder import RunFolder
 from holdfast.lab.generation.config import GENERATION_METHODS, GENERATION_STREAMS, GenerationConfig
 from holdfast.lab.generation.judge import EPOCHS, judge_of
 from holdfast.lab.generation.learners import build_drawing
 from holdfast.lab.generation.measures import asked_accuracy, frechet_distance_of, real_of, reverse_accuracy
-from holdfast.lab.results import RunResult, summarise
-from holdfast.lab.run import EventCallback, seed_of, usable_device
+from holdfast.lab.result import RunResult
+from holdfast.lab.run import seed_of, usable_device
 from holdfast.lab.streams import Examples, Task, digits, mnist, split
 from holdfast.replay import check_alive
 from holdfast.tensors import prefixed, under
@@ -97,8 +98,8 @@ def samples_path(folder: Path) -> Path:
     return folder / "samples.safetensors"
 
 
-class _Run:
-    """The state of a run, and the steps that take it to its end."""
+class _Run(RunEngine[GenerationProgress]):
+    """Classes learned to be drawn with a method."""
 
     def __init__(
         self,
@@ -109,7 +110,6 @@ class _Run:
         data_dir: str | os.PathLike[str] | None,
         on_event: EventCallback | None,
     ) -> None:
-        self.config, self.folder, self.on_event = config, folder, on_event
         self.device = usable_device(device)
         images = digits() if GENERATION_STREAMS[config.stream].images == "digits" else mnist(data_dir)
         self.images: Task = images
@@ -117,27 +117,26 @@ class _Run:
         self.classes = tuple(classes[0] for classes in self.stream.task_classes)
         self.test = images.test.to(self.device)
         self.drawing = build_drawing(config, self.stream.input_shape, len(images.classes), device=self.device)
-        self.progress = GenerationProgress()
         self.shown: list[Tensor] = []
-        self._clock = self._saved = time.perf_counter()
+        super().__init__(
+            config,
+            folder,
+            progress=GenerationProgress(),
+            num_tasks=len(self.stream),
+            scenario="class",
+            on_event=on_event,
+        )
 
-    def finish(self) -> RunResult:
-        """Train what is left to train, and write the result."""
-        self.folder.open()
-        self.judge, self.judged = judge_of(self.images, device=self.device, folder=self.folder.path.parent / "judges")
-        resumed = self.folder.checkpoint.exists()
-        if resumed:
-            self._load()
-        self.folder.truncate(self.progress.num_events)
-        self._clock = self._saved = time.perf_counter()
-        self._tell({"event": "start", "num_tasks": len(self.stream), "resumed": resumed})
-        if not resumed:
-            self.progress.baseline = asked_accuracy(self.judge, self._drawn(0))
-        while self.progress.task < len(self.stream):
-            self._learn(self.progress.task)
-        return self._result()
+    @cached_property
+    def judge(self) -> tuple[Any, float]:
+        """The classifier that sees what was drawn, and its accuracy on real test images."""
+        return judge_of(self.images, device=self.device, folder=self.folder.path.parent / "judges")
 
-    def _learn(self, t: int) -> None:
+    def baseline(self) -> list[float]:
+        """Of the untrained generator."""
+        return asked_accuracy(self.judge[0], self._drawn(0))
+
+    def learn(self, t: int) -> None:
         """Train on class t from the iteration where it stands, and measure."""
         config, progress = self.config, self.progress
         train = self._training_examples(t)
@@ -164,7 +163,7 @@ class _Run:
                 "GAN has diverged. Lower --lr, or start with another --seed; the last checkpoint is from before."
             )
         progress.seconds_training += now - began
-        self._tell(
+        self.tell(
             {
                 "event": "epoch",
                 "unit": "iteration",
@@ -175,10 +174,8 @@ class _Run:
                 "seconds": now - began,
             }
         )
-        if progress.epoch < self.config.iterations and now - self._saved >= CHECKPOINT_SECONDS:
-            if progress.epoch >= _WARM:
-                check_alive(self.drawing.gan, classes=(t,), where=f"{self.config.name}, task {t + 1}")
-            self._save()
+        if progress.epoch < self.config.iterations:
+            self.save(at_least=CHECKPOINT_SECONDS)
         return time.perf_counter()
 
     def _close(self, t: int) -> None:
@@ -189,31 +186,16 @@ class _Run:
             raise type(error)(f"{self.config.name}, task {t + 1}: {error}") from error
         drawn = self._drawn(0)
         learned = list(self.classes[: t + 1])
-        progress.test.append(asked_accuracy(self.judge, drawn))
-        progress.validation.append(asked_accuracy(self.judge, self._drawn(1)[: t + 1]))
         real = real_of(self.test, learned).inputs
-        progress.frechet.append(frechet_distance_of(self.judge, drawn[: t + 1].flatten(0, 1), real))
+        progress.frechet.append(frechet_distance_of(self.judge[0], drawn[: t + 1].flatten(0, 1), real))
         self.shown.append(self.drawing.draw(SHOWN, self.classes, seed=seed_of(self.config.seed, 3)).cpu())
         if t + 1 == len(self.stream):
             progress.reverse = self._reverse(drawn)
-        progress.task, progress.epoch = t + 1, 0
         seconds = time.perf_counter() - began
-        progress.seconds_importance += seconds
-        self._tell(
-            {
-                "event": "task",
-                "task": t,
-                "accuracy": progress.test[-1],
-                "validation": progress.validation[-1],
-                "average_accuracy": sum(progress.test[-1][: t + 1]) / (t + 1),
-                "frechet": progress.frechet[-1],
-                "seconds": self._seconds(),
-                "seconds_importance": seconds,
-                "keeper": "",
-            }
-        )
+        test, validation = asked_accuracy(self.judge[0], drawn), asked_accuracy(self.judge[0], self._drawn(1)[: t + 1])
+        self.closed(test, validation, seconds=seconds, frechet=progress.frechet[-1])
         write_state(samples_path(self.folder.path), {"samples": torch.stack(self.shown)}, {"classes": self.classes})
-        self._save()
+        self.save()
 
     def _reverse(self, drawn: Tensor) -> float:
         epochs, num_classes = EPOCHS[self.images.name], len(self.images.classes)
@@ -228,20 +210,15 @@ class _Run:
         first = 0 if GENERATION_METHODS[self.config.method].past_data else t
         return real_of(self.images.train, self.classes[first : t + 1]).to(self.device)
 
-    def _seconds(self) -> float:
-        now = time.perf_counter()
-        self.progress.seconds += now - self._clock
-        self._clock = now
-        return self.progress.seconds
+    def write_checkpoint(self) -> None:
+        """Of generator, critic and what holds them.
 
-    def _tell(self, event: Mapping[str, Any]) -> None:
-        self.folder.append(event)
-        self.progress.num_events += 1
-        if self.on_event is not None:
-            self.on_event(event)
-
-    def _save(self) -> None:
-        self._seconds()
+        Raises:
+            CollapseError: the generator has collapsed; the checkpoint before stays.
+        """
+        if self.progress.epoch >= _WARM:
+            where = f"{self.config.name}, task {self.progress.task + 1}"
+            check_alive(self.drawing.gan, classes=(self.progress.task,), where=where)
         tensors, notes = self.drawing.state()
         tensors = prefixed("drawing", tensors)
         told = []
@@ -253,42 +230,27 @@ class _Run:
             tensors["shown"] = torch.stack(self.shown)
         content = {"progress": asdict(self.progress), "drawing": notes, "optimizers": told}
         write_state(self.folder.checkpoint, tensors, content)
-        self._saved = time.perf_counter()
 
-    def _load(self) -> None:
+    def read_checkpoint(self) -> GenerationProgress:
+        """Put everything where it was."""
         tensors, notes = read_state(self.folder.checkpoint)
         try:
             self.drawing.load_state(under("drawing", tensors), notes["drawing"])
             for index, (optimizer, told) in enumerate(zip(self.drawing.all_optimizers, notes["optimizers"])):
                 load_optimizer_state(optimizer, under(f"optimizer{index}", tensors), told)
-            self.progress = GenerationProgress(**notes["progress"])
             self.shown = list(tensors["shown"]) if "shown" in tensors else []
+            return GenerationProgress(**notes["progress"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             why = " ".join(str(error).split())
             path = self.folder.checkpoint
             raise FileFormatError(f"{path} does not fit this run ({why}). Delete it to start the run again.") from error
 
-    def _result(self) -> RunResult:
-        progress, config = self.progress, self.config
-        seconds = self._seconds()
-        result = RunResult(
-            stream=config.stream,
-            scenario="class",
-            method=config.method,
-            seed=config.seed,
-            **summarise(progress.test, progress.validation, progress.baseline),
-            seconds=seconds,
-            seconds_training=progress.seconds_training,
-            seconds_importance=progress.seconds_importance,
-            config=config.to_dict(),
-            versions=versions(),
-            keeper=progress.keeper,
-            generation={
-                "frechet_distance": progress.frechet,
-                "reverse_accuracy": progress.reverse,
-                "judge_accuracy": self.judged,
-            },
-        )
-        self._tell({"event": "done", "average_accuracy": result.final_accuracy, "seconds": seconds})
-        result.save(self.folder.result)
-        return result
+    def found(self) -> dict[str, Any]:
+        """What generation alone has."""
+        return {
+            "generation": {
+                "frechet_distance": self.progress.frechet,
+                "reverse_accuracy": self.progress.reverse,
+                "judge_accuracy": self.judge[1],
+            }
+        }

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from holdfast.lab.methods.buffered import BufferLearner
-from holdfast.lab.methods.options import MethodOptions
+from holdfast.lab.methods.buffered import BufferLearner, BufferOptions
+from holdfast.lab.methods.learner import Setting
+from holdfast.lab.methods.registry import COLOURS, register_method
 from holdfast.lab.training import Losses, task_loss
 from holdfast.steps.hooks import StepHooks
 from holdfast.tensors import trainable_parameters
@@ -32,6 +33,13 @@ def project_(gradients: Sequence[Tensor], reference: Sequence[Tensor]) -> None:
         g.sub_(against * ref)
 
 
+@register_method(
+    "agem",
+    label="A-GEM",
+    summary="turns every gradient that would raise the loss on kept examples",
+    options=BufferOptions,
+    style={"color": COLOURS["buffer"], "linestyle": (0, (4, 1.5)), "marker": "v"},
+)
 class AveragedGem(BufferLearner):
     """Before every step the gradient is projected so that it does not raise the loss on a draw of past examples.
 
@@ -47,8 +55,8 @@ class AveragedGem(BufferLearner):
 
     title: ClassVar[str] = "A-GEM"
 
-    def __init__(self, model: nn.Module, options: MethodOptions) -> None:
-        super().__init__(model, options)
+    def __init__(self, model: nn.Module, setting: Setting, options: BufferOptions) -> None:
+        super().__init__(model, setting, options)
         self._hooks: StepHooks | None = None
         self._reference: dict[str, Tensor] = {}
 

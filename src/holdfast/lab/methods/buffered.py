@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
 
 from torch import Tensor, nn
 
-from holdfast.lab.methods.learner import Learner
-from holdfast.lab.methods.options import MethodOptions
+from holdfast.files.typed import Within
+from holdfast.lab.methods.learner import Learner, Setting
 from holdfast.lab.streams import Examples
-from holdfast.replay import Buffer
+from holdfast.replay import Buffer, Keep
+
+
+@dataclass(frozen=True, kw_only=True)
+class BufferOptions:
+    """Of the methods that keep examples.
+
+    Attributes:
+        buffer: every past example is as likely to be kept ("reservoir"), or every class ("balanced").
+        buffer_size: how many examples are kept.
+    """
+
+    buffer: Keep = "reservoir"
+    buffer_size: Annotated[int, Within(1, 10**9)] = 500
 
 
 class BufferLearner(Learner):
@@ -25,8 +39,8 @@ class BufferLearner(Learner):
     replays: ClassVar[bool] = True
     title: ClassVar[str] = "replay"
 
-    def __init__(self, model: nn.Module, options: MethodOptions) -> None:
-        super().__init__(model)
+    def __init__(self, model: nn.Module, setting: Setting, options: BufferOptions) -> None:
+        super().__init__(model, setting)
         self.buffer = Buffer(options.buffer_size, keep=options.buffer)
         self.num_closed = 0
 

@@ -2,58 +2,34 @@
 
 from __future__ import annotations
 
-from typing import assert_never
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 from torch import nn
 
-from holdfast.lab.methods.agem import AveragedGem
-from holdfast.lab.methods.der import DarkExperienceReplay
-from holdfast.lab.methods.dgr import DGR
-from holdfast.lab.methods.er import ExperienceReplay
-from holdfast.lab.methods.frozen import Frozen
-from holdfast.lab.methods.hat import HardAttention
-from holdfast.lab.methods.holding import KeeperLearner
-from holdfast.lab.methods.imm import MomentMatching
+from holdfast.errors import OptionError
 from holdfast.lab.methods.learner import Learner, Setting
-from holdfast.lab.methods.lwf import LearningWithoutForgetting
-from holdfast.lab.methods.options import MethodOptions
-from holdfast.lab.methods.past_data import Cumulative, Joint
-from holdfast.lab.methods.registry import Method
-from holdfast.lab.methods.sfa import SequentialAveraging
+from holdfast.lab.methods.registry import MethodEntry
+from holdfast.lab.registry import chosen
 
 
-def build_learner(method: Method, model: nn.Module, *, options: MethodOptions, setting: Setting) -> Learner:
+def build_learner(method: MethodEntry, model: nn.Module, setting: Setting, settings: Mapping[str, Any]) -> Learner:
     """The learner of a method, on a model.
 
+    Args:
+        method: which.
+        model: to be trained.
+        setting: of the stream.
+        settings: values of the method's options, and of those that they name; others are passed over.
+
     Raises:
-        OptionError: options that the method cannot work under.
+        OptionError: options that the method cannot work under, or what it makes is no `Learner`.
     """
-    match method.mechanism:
-        case "none":
-            return Learner(model)
-        case "frozen":
-            return Frozen(model)
-        case "cumulative":
-            return Cumulative(model)
-        case "joint":
-            return Joint(model)
-        case "er":
-            return ExperienceReplay(model, options)
-        case "der":
-            return DarkExperienceReplay(model, options)
-        case "agem":
-            return AveragedGem(model, options)
-        case "lwf":
-            return LearningWithoutForgetting(model, options, setting)
-        case "imm":
-            return MomentMatching(model, options)
-        case "sfa":
-            return SequentialAveraging(model, options, setting)
-        case "hat":
-            return HardAttention(model, options, setting)
-        case "dgr":
-            return DGR(method, model, options, setting, distilled=method.name == "dgr-distilled")
-        case "ewc" | "wva":
-            return KeeperLearner(method, model, options)
-        case _:
-            assert_never(method.mechanism)
+    choice = chosen(method, settings)
+    learner = choice(model, replace(setting, parts=choice.parts))
+    if not isinstance(learner, Learner):
+        raise OptionError(
+            f"method {method.name}: made a {type(learner).__name__}; expected a subclass of holdfast.lab.Learner."
+        )
+    return learner

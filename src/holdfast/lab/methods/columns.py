@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
+from holdfast.records import Importance
+
 
 def of_columns(values: Mapping[str, Tensor], classes: Iterable[int] | None) -> dict[str, Tensor]:
     """Zero for the output columns that took no part: heads of other tasks, which this task must not hold.
@@ -24,3 +26,8 @@ def of_columns(values: Mapping[str, Tensor], classes: Iterable[int] | None) -> d
             rows[list(classes)] = found[name][list(classes)]
             found[name] = rows
     return found
+
+
+def importance_of_columns(importance: Importance, classes: Iterable[int] | None) -> Importance:
+    """An importance likewise."""
+    return Importance(of_columns(importance, classes), importance.info)

@@ -2,14 +2,39 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Annotated
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from holdfast.lab.methods.buffered import BufferLearner
-from holdfast.lab.methods.options import MethodOptions
+from holdfast.files.typed import Within
+from holdfast.lab.methods.buffered import BufferLearner, BufferOptions
+from holdfast.lab.methods.learner import Setting
+from holdfast.lab.methods.registry import COLOURS, register_method
 from holdfast.lab.training import Losses, logits_loss, task_loss
 
 
+@dataclass(frozen=True, kw_only=True)
+class DerOptions(BufferOptions):
+    """Of dark experience replay.
+
+    Attributes:
+        der_alpha: weight of the squared distance to the kept logits.
+        der_beta: weight of the loss on kept labels.
+    """
+
+    der_alpha: Annotated[float, Within(0, 1e6)] = 0.5
+    der_beta: Annotated[float, Within(0, 1e6)] = 1.0
+
+
+@register_method(
+    "der",
+    label="DER++",
+    summary="learns kept examples together with the answers they once had",
+    options=DerOptions,
+    style={"color": COLOURS["buffer"], "linestyle": "-", "marker": "D"},
+)
 class DarkExperienceReplay(BufferLearner):
     """DER++: every step learns the batch at hand, the logits z' kept with past examples, and labels of others.
 
@@ -25,8 +50,8 @@ class DarkExperienceReplay(BufferLearner):
     can have been forgotten; that task is plain training.
     """
 
-    def __init__(self, model: nn.Module, options: MethodOptions) -> None:
-        super().__init__(model, options)
+    def __init__(self, model: nn.Module, setting: Setting, options: DerOptions) -> None:
+        super().__init__(model, setting, options)
         self._alpha, self._beta = options.der_alpha, options.der_beta
 
     def loss(self, inputs: Tensor, targets: Tensor, columns: Tensor | None) -> Losses:

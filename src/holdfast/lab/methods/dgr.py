@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, assert_never
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, assert_never
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +12,12 @@ from torch.optim import Optimizer
 
 from holdfast.errors import OptionError
 from holdfast.files.optimizers import load_optimizer_state, optimizer_state
+from holdfast.files.typed import Within
 from holdfast.importance import fisher
-from holdfast.lab.methods.holding import KeeperLearner
+from holdfast.lab.methods.distillation import DistillationOptions
 from holdfast.lab.methods.learner import Learner, Setting
-from holdfast.lab.methods.options import GeneratorName, MethodOptions, accumulation
-from holdfast.lab.methods.registry import METHODS, Method
+from holdfast.lab.methods.registry import COLOURS, METHODS, register_method
+from holdfast.lab.registry import Entry, OneOf, Registry
 from holdfast.lab.streams import Examples
 from holdfast.lab.training import Losses
 from holdfast.likelihoods.masks import active_classes
@@ -25,6 +27,7 @@ from holdfast.replay import (
     Generator,
     Holdable,
     Replay,
+    ReplaySource,
     Scholar,
     check_alive,
     frozen,
@@ -39,6 +42,107 @@ HELD_LATENTS = 1000
 """So many latents does the Fisher information of a generator take."""
 
 
+GENERATORS: Registry[Entry] = Registry("generator", Entry)
+"""What draws the past; `make(input_shape, num_classes, seed, options)` gives a `holdfast.replay.Generator`."""
+
+register_generator = GENERATORS.register
+
+
+@dataclass(frozen=True, kw_only=True)
+class CriticOptions:
+    """Of a Wasserstein GAN with gradient penalty.
+
+    Attributes:
+        generator_lr: of the generator's Adam; None: 1e-4.
+    """
+
+    generator_lr: Annotated[float, Within(0, 1e6)] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class VaeOptions:
+    """Of a variational autoencoder.
+
+    Attributes:
+        generator_units: of each of the two hidden layers of encoder and decoder.
+        generator_latent: length of the latent.
+        generator_lr: of the generator's Adam; None: 1e-3.
+    """
+
+    generator_units: Annotated[int, Within(1, 10**6)] = 400
+    generator_latent: Annotated[int, Within(1, 10**6)] = 100
+    generator_lr: Annotated[float, Within(0, 1e6)] | None = None
+
+
+@register_generator("vae", label="VAE", summary="a variational autoencoder", options=VaeOptions)
+def build_vae(shape: tuple[int, ...], num_classes: int, seed: int, options: VaeOptions) -> VAE:
+    """A VAE that knows no classes."""
+    return _vae(shape, None, seed, options)
+
+
+@register_generator("cvae", label="conditional VAE", summary="one that is told the class", options=VaeOptions)
+def build_conditional_vae(shape: tuple[int, ...], num_classes: int, seed: int, options: VaeOptions) -> VAE:
+    """A VAE that is told the class."""
+    return _vae(shape, num_classes, seed, options)
+
+
+def _vae(shape: tuple[int, ...], num_classes: int | None, seed: int, options: VaeOptions) -> VAE:
+    units, latent, lr = options.generator_units, options.generator_latent, _rate(options)
+    return VAE(shape, num_classes=num_classes, hidden=(units, units), latent=latent, seed=seed, **lr)
+
+
+@register_generator("wgan-gp", label="WGAN-GP", summary="a Wasserstein GAN", options=CriticOptions)
+def build_wgan(shape: tuple[int, ...], num_classes: int, seed: int, options: CriticOptions) -> WGAN:
+    """A WGAN with gradient penalty."""
+    return WGAN(shape, seed=seed, **_rate(options))
+
+
+def _rate(options: VaeOptions | CriticOptions) -> dict[str, Any]:
+    return {} if options.generator_lr is None else {"lr": options.generator_lr}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplayOptions:
+    """Of deep generative replay.
+
+    Attributes:
+        replay: where replayed inputs come from: "generative", or of the controls "exact", "noise", "none".
+        generator: "vae", "cvae" (conditional on the class) or "wgan-gp".
+        new_share: share of the new task in the loss, 0..1; None: 1/t at the t-th task.
+        hold: the method that holds the solver besides, such as "ewc-fisher".
+        hold_generator: "ewc" or "wva" holds the generator besides, by its Fisher information.
+        generator_strength: strength of the EWC or WVA that holds the generator.
+    """
+
+    replay: ReplaySource = "generative"
+    generator: Annotated[str, OneOf(GENERATORS)] = "vae"
+    new_share: Annotated[float, Within(0, 1)] | None = None
+    hold: Annotated[str, OneOf(METHODS)] | None = None
+    hold_generator: Literal["ewc", "wva"] | None = None
+    generator_strength: Annotated[float, Within(0, float("inf"))] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistilledReplayOptions(ReplayOptions, DistillationOptions):
+    """Of deep generative replay with the old solver's odds."""
+
+
+@register_method(
+    "dgr",
+    label="DGR",
+    summary="replays a generator's samples, with the old solver's answers",
+    options=ReplayOptions,
+    style={"color": COLOURS["generator"], "linestyle": "-", "marker": "s"},
+    classes_only=True,
+)
+@register_method(
+    "dgr-distilled",
+    label="DGR distilled",
+    summary="replays a generator's samples, with the old solver's odds",
+    options=DistilledReplayOptions,
+    style={"color": COLOURS["odds"], "linestyle": "-", "marker": "s"},
+    classes_only=True,
+)
 class DGR(Learner):
     """Scholar t learns the new task, and from scholar t - 1 the old ones; neither needs their data.
 
@@ -47,30 +151,28 @@ class DGR(Learner):
     iterations, the same mixture of new and replayed inputs. So a step costs the same however many tasks there were.
 
     Args:
-        method: for messages.
         model: the solver.
-        options: generator, source of replayed inputs, share, and what holds solver and generator besides.
-        setting: of the stream.
-        distilled: the solver learns the old one's probabilities at `options.temperature`, not its most probable class.
+        setting: of the stream, with the generator, and what holds the solver besides, among its parts.
+        options: source of replayed inputs, share, and what holds the generator. Those with a temperature have the
+            solver learn the old one's probabilities at that, not its most probable class.
 
     Source: Shin et al. 2017 (arXiv 1705.08690); shares, sizes and iterations as van de Ven & Tolias 2019 (1904.07734).
     Departures: a new optimizer of the generator for each task.
     """
 
-    def __init__(
-        self, method: Method, model: nn.Module, options: MethodOptions, setting: Setting, *, distilled: bool
-    ) -> None:
-        super().__init__(model)
-        self.options, self.setting = options, setting
-        self.temperature = options.temperature if distilled else None
+    def __init__(self, model: nn.Module, setting: Setting, options: ReplayOptions) -> None:
+        super().__init__(model, setting)
+        self.options = options
+        self.temperature = options.temperature if isinstance(options, DistilledReplayOptions) else None
         self._device = next(model.parameters()).device
-        self.holding = _holding(method, model, options)
+        self.holding = _holding(model, setting)
         self.generator: Generator | None = None
         self.keeper: EWC | WVA | None = None
         if options.replay == "generative":
-            generator = build_generator(options, setting, device=self._device)
-            self.keeper = _generator_keeper(method, generator, options)
-            self.generator = generator
+            num_classes = 1 + max(column for classes in setting.task_classes for column in classes)
+            generator: Any = setting.parts["generator"](setting.input_shape, num_classes, setting.seed)
+            self.generator = generator.to(self._device)
+            self.keeper = _generator_keeper(generator, options)
         self.optimizers: Sequence[Optimizer] = ()
         self.scholar: Scholar | None = None
         self._task = 0
@@ -223,48 +325,25 @@ class DGR(Learner):
         self.keeper.retain(fisher(held.module, held.batches, kind=held.kind, loss=held.loss, seed=task))
 
 
-def build_generator(options: MethodOptions, setting: Setting, *, device: torch.device) -> Any:
-    """The generator that the options name, for the inputs of the stream."""
-    shape, seed = setting.input_shape, options.seed
-    num_classes = 1 + max(column for classes in setting.task_classes for column in classes)
-    name: GeneratorName = options.generator
-    lr: dict[str, Any] = {} if options.generator_lr is None else {"lr": options.generator_lr}
-    match name:
-        case "wgan-gp":
-            return WGAN(shape, seed=seed, **lr).to(device)
-        case "vae" | "cvae":
-            units, latent = options.generator_units, options.generator_latent
-            conditional = num_classes if name == "cvae" else None
-            vae = VAE(shape, num_classes=conditional, hidden=(units, units), latent=latent, seed=seed, **lr)
-            return vae.to(device)
-        case _:
-            assert_never(name)
-
-
-def _holding(method: Method, model: nn.Module, options: MethodOptions) -> Learner:
+def _holding(model: nn.Module, setting: Setting) -> Learner:
     """What holds the solver besides: a learner of its own, which may do nothing."""
-    if options.hold is None:
-        return Learner(model)
-    held = METHODS.get(options.hold)
-    if held is None or not held.holds_weights:
+    held = setting.parts.get("hold")
+    if held is None:
+        return Learner(model, setting)
+    if not held.entry.holds_weights:
         known = ", ".join(name for name, each in METHODS.items() if each.holds_weights)
-        raise OptionError(f"{method.name}: hold is {options.hold!r}; expected a method that holds weights: {known}.")
-    if (options.strength is None) == (options.budget is None):
-        raise OptionError(
-            f"{method.name}: hold={options.hold!r} needs a strength or a budget, one of them; found strength "
-            f"{options.strength!r} and budget {options.budget!r}."
-        )
-    return KeeperLearner(held, model, options)
+        raise OptionError(f"dgr: hold is {held.entry.name!r}; expected a method that holds weights: {known}.")
+    return held(model, setting)
 
 
-def _generator_keeper(method: Method, generator: Generator, options: MethodOptions) -> EWC | WVA | None:
+def _generator_keeper(generator: Generator, options: ReplayOptions) -> EWC | WVA | None:
     if options.hold_generator is None:
         return None
     if options.generator_strength is None:
         raise OptionError(
-            f"{method.name}: hold_generator={options.hold_generator!r} needs generator_strength; found None. Give one."
+            f"dgr: hold_generator={options.hold_generator!r} needs generator_strength; found None. Give one."
         )
     assert isinstance(generator, Holdable)
     module = generator.holdable_part(0, classes=(0,), seed=0).module
     kind = {"ewc": EWC, "wva": WVA}[options.hold_generator]
-    return kind(module, strength=options.generator_strength, accumulate=accumulation(options.accumulate))
+    return kind(module, strength=options.generator_strength)

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from holdfast.lab.methods.buffered import BufferLearner
+from holdfast.lab.methods.buffered import BufferLearner, BufferOptions
+from holdfast.lab.methods.registry import COLOURS, register_method
 from holdfast.lab.training import Losses, task_loss
 
 
+@register_method(
+    "er",
+    label="ER",
+    summary="learns a few kept examples of earlier tasks in every batch",
+    options=BufferOptions,
+    style={"color": COLOURS["buffer"], "linestyle": "-", "marker": "s"},
+)
 class ExperienceReplay(BufferLearner):
     """Every step learns the batch at hand and as many examples from a buffer.
 

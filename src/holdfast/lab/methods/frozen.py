@@ -7,10 +7,18 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from holdfast.lab.methods.learner import Learner
+from holdfast.lab.methods.learner import Learner, Setting
+from holdfast.lab.methods.registry import COLOURS, register_method
 from holdfast.lab.streams import Examples
 
 
+@register_method(
+    "frozen",
+    summary="trains the last layer alone after the first task",
+    place="floor",
+    style={"color": COLOURS["plain"], "linestyle": (0, (1, 1.4)), "marker": "x"},
+    batches=False,
+)
 class Frozen(Learner):
     """The features of the first task for ever: later tasks train the last layer alone.
 
@@ -18,8 +26,8 @@ class Frozen(Learner):
     output columns of its own nothing is forgotten, and little learned; where tasks share them, the last layer forgets.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__(model)
+    def __init__(self, model: nn.Module, setting: Setting) -> None:
+        super().__init__(model, setting)
         self._head = [module for module in model.modules() if list(module.parameters(recurse=False))][-1]
         self._frozen = False
 
@@ -41,3 +49,13 @@ class Frozen(Learner):
         self._frozen = True
         self.model.requires_grad_(False)
         self._head.requires_grad_(True)
+
+
+register_method(
+    "none",
+    label="plain",
+    summary="plain fine-tuning: nothing holds the old tasks (the floor)",
+    place="floor",
+    style={"color": COLOURS["plain"], "linestyle": (0, (1, 1.4)), "marker": ""},
+    batches=False,
+)(Learner)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from holdfast.errors import OptionError
+from holdfast.files.typed import Within
 from holdfast.lab.methods.gates import Gated, free
 from holdfast.lab.methods.learner import Learner, Moment, Setting
-from holdfast.lab.methods.options import MethodOptions
+from holdfast.lab.methods.registry import COLOURS, register_method
 from holdfast.lab.streams import Examples
 from holdfast.lab.training import Losses, task_loss
 from holdfast.steps.hooks import StepHooks
@@ -23,6 +25,27 @@ _MOST_EXPONENT = 50.0
 _LARGEST_EMBEDDING = 6.0
 
 
+@dataclass(frozen=True, kw_only=True)
+class GateOptions:
+    """Of hard attention to the task.
+
+    Attributes:
+        hat_scale: s_max, how hard the gates are at test time.
+        hat_sparsity: c, the price of opening units.
+    """
+
+    hat_scale: Annotated[float, Within(1, 1e6)] = 400.0
+    hat_sparsity: Annotated[float, Within(0, 1e6)] = 0.75
+
+
+@register_method(
+    "hat",
+    label="HAT",
+    summary="opens other hidden units for every task, whose number it must be told",
+    options=GateOptions,
+    style={"color": COLOURS["gates"], "linestyle": "-", "marker": "p"},
+    classes_only=True,
+)
 class HardAttention(Learner):
     """Gates a = sigmoid(s e) on the hidden units, with an embedding e of every task; see `holdfast.lab.methods.gates`.
 
@@ -48,14 +71,14 @@ class HardAttention(Learner):
     gradients of embeddings count less than under SGD.
     """
 
-    def __init__(self, model: nn.Module, options: MethodOptions, setting: Setting) -> None:
+    def __init__(self, model: nn.Module, setting: Setting, options: GateOptions) -> None:
         if (setting.scenario, setting.mask) != ("task", "task"):
             raise OptionError(
                 f"hat: the scenario is {setting.scenario!r} and the mask {setting.mask!r}; it must know the task at "
                 "test time, and have a head for each. Set scenario task, with its own mask."
             )
-        self.gated = Gated(model, setting.num_tasks, seed=options.seed)
-        super().__init__(self.gated)
+        self.gated = Gated(model, setting.num_tasks, seed=setting.seed)
+        super().__init__(self.gated, setting)
         self._scale, self._sparsity = options.hat_scale, options.hat_sparsity
         self._taken = [torch.zeros_like(e) for e in self.gated.own(0)]
         self._optimizer: Optimizer | None = None

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from holdfast.curvature import Decayed
-from holdfast.importance import fisher, uniform
-from holdfast.lab.methods.columns import of_columns
-from holdfast.lab.methods.learner import Learner
-from holdfast.lab.methods.options import MethodOptions
+from holdfast.files.typed import Within
+from holdfast.importance import uniform
+from holdfast.lab.methods.columns import importance_of_columns
+from holdfast.lab.methods.estimators import ClosedTask, FisherOptions, measured_fisher
+from holdfast.lab.methods.learner import Learner, Setting
+from holdfast.lab.methods.registry import COLOURS, register_method
 from holdfast.lab.streams import Examples
 from holdfast.records import Importance
 from holdfast.retention import EWC
@@ -39,6 +42,27 @@ def merged_mode(mean: Tensor, precision: Tensor, weights: Tensor, own: Tensor) -
     return torch.where(total > 0, mean + share * (weights - mean), weights)
 
 
+@dataclass(frozen=True, kw_only=True)
+class MergingOptions(FisherOptions):
+    """Of incremental moment matching.
+
+    Attributes:
+        imm: weights of all tasks merged by their "mean", or by their Fisher ("mode").
+        l2_transfer: weight of the squared distance to the weights of the task before.
+    """
+
+    imm: Literal["mean", "mode"] = "mean"
+    l2_transfer: Annotated[float, Within(0, 1e6)] = 0.0
+
+
+@register_method(
+    "imm",
+    label="IMM",
+    summary="merges the networks of all tasks, by mean or by mode",
+    options=MergingOptions,
+    style={"color": COLOURS["average"], "linestyle": (0, (4, 1.5)), "marker": "<"},
+    batches=False,
+)
 class MomentMatching(Learner):
     """Each task trains from the weights of the one before; what is tested is the merger of the weights of all tasks.
 
@@ -54,8 +78,8 @@ class MomentMatching(Learner):
     the Fisher is the library's, exact by default, and where all are zero the last task's weight stands.
     """
 
-    def __init__(self, model: nn.Module, options: MethodOptions) -> None:
-        super().__init__(model)
+    def __init__(self, model: nn.Module, setting: Setting, options: MergingOptions) -> None:
+        super().__init__(model, setting)
         self._options = options
         self._keeper = EWC(model, strength=2 * options.l2_transfer, accumulate=Decayed(0.0))
         self._mean: dict[str, Tensor] = {}
@@ -69,7 +93,7 @@ class MomentMatching(Learner):
     @torch.no_grad()
     def close_task(self, examples: Examples, *, classes: tuple[int, ...] | None, task: int) -> None:
         """Merge the task's weights."""
-        alike = Importance(of_columns(ones := uniform(self.model), classes), ones.info)
+        alike = importance_of_columns(uniform(self.model), classes)
         if self._options.l2_transfer:
             self._keeper.retain(alike)
         own = alike if self._options.imm == "mean" else self._fisher(examples, classes, task)
@@ -110,10 +134,10 @@ class MomentMatching(Learner):
         self._keeper.load_state(parts["keeper"], notes)
 
     def _fisher(self, examples: Examples, classes: tuple[int, ...] | None, task: int) -> Importance:
-        options = self._options
-        data = examples.batches(128) if options.fisher == "batched" else examples
-        seed = options.seed + 1000 * task
-        return fisher(self.model, data, kind=options.fisher, loss=self.likelihood_of(classes), seed=seed)
+        seed = self.setting.seed + 1000 * task
+        return measured_fisher(
+            self.model, ClosedTask(examples, classes, self.likelihood_of(classes), task, seed), self._options
+        )
 
     @torch.no_grad()
     def _put(self, weights: Mapping[str, Tensor]) -> None:

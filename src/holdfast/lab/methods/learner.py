@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from holdfast.choices import check_choices
+from holdfast.lab.registry import Selection
 from holdfast.lab.streams import Examples
 from holdfast.lab.training import Losses, task_loss
 from holdfast.likelihoods import Categorical, Likelihood
@@ -27,6 +28,8 @@ class Setting:
         scenario: what is to be told at test time.
         input_shape: of one example.
         past: the training examples of an earlier task, for controls that may have them again; None: not to be had.
+        seed: of the run, for what a method draws at random.
+        parts: what the method's options name, such as a generator, by option.
     """
 
     task_classes: tuple[tuple[int, ...], ...]
@@ -34,6 +37,8 @@ class Setting:
     scenario: Scenario = "domain"
     input_shape: tuple[int, ...] = ()
     past: Callable[[int], Examples] | None = None
+    seed: int = 0
+    parts: Mapping[str, Selection] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -69,8 +74,12 @@ class Learner:
     A method that draws at random draws from torch's global state, which every epoch seeds: so a run that goes on draws
     the same.
 
+    A method of your own is a subclass, made as `Yours(model, setting)`, or `Yours(model, setting, options)` where it is
+    registered with options; see `register_method`.
+
     Attributes:
         model: what is trained and tested; a method may wrap the model it was given.
+        setting: what it may know of the stream.
         needs_past_data: whether a task is trained on the data of all tasks so far.
         replays: whether its loss meets examples of earlier tasks: `columns` then has rows for their classes too.
         likelihood: what importances are measured by; None: `Categorical`, over the classes of the task.
@@ -79,8 +88,8 @@ class Learner:
     needs_past_data: ClassVar[bool] = False
     replays: ClassVar[bool] = False
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
+    def __init__(self, model: nn.Module, setting: Setting) -> None:
+        self.model, self.setting = model, setting
         self.likelihood: Likelihood | None = None
 
     def attach(self, optimizer: Optimizer) -> None:

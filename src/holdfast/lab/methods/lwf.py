@@ -9,42 +9,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from holdfast.lab.methods.distillation import DistillationOptions, distillation
 from holdfast.lab.methods.learner import Learner, Setting
-from holdfast.lab.methods.options import MethodOptions
+from holdfast.lab.methods.registry import COLOURS, register_method
 from holdfast.lab.streams import Examples
 from holdfast.lab.training import Losses, logits_loss
 from holdfast.likelihoods.masks import active_classes
 
 
-def distillation(
-    logits: Tensor,
-    teacher: Tensor,
-    *,
-    temperature: float,
-    old: Sequence[int] | None = None,
-    now: Sequence[int] | None = None,
-) -> Tensor:
-    """How far the answers are from the teacher's, softened.
-
-        T^2 mean_b -sum_c q_c log p_c,   q = softmax(teacher[old]/T),   p = softmax(logits[now]/T)
-
-    Args:
-        logits: [B, C], of the network that learns.
-        teacher: [B, C], of the network before.
-        temperature: T > 0; T^2 keeps the size of the gradient.
-        old: the columns that the teacher knows; None: all.
-        now: the columns among which the learner answers, those of `old` and perhaps more, for which q is 0.
-
-    Returns:
-        A scalar, nats times T^2.
-    """
-    known, open_now = (slice(None) if columns is None else list(columns) for columns in (old, now))
-    soft = logits / temperature
-    log_p = soft[:, known] - soft[:, open_now].logsumexp(1, keepdim=True)
-    q = (teacher[:, known] / temperature).softmax(1)
-    return -(q * log_p).sum(1).mean() * temperature**2
-
-
+@register_method(
+    "lwf",
+    label="LwF",
+    summary="is taught its old answers on the inputs of the new task",
+    options=DistillationOptions,
+    style={"color": COLOURS["teacher"], "linestyle": "-", "marker": "P"},
+    classes_only=True,
+)
 class LearningWithoutForgetting(Learner):
     """A copy of the network as the last task left it teaches the old answers on the inputs of the new task.
 
@@ -60,9 +40,9 @@ class LearningWithoutForgetting(Learner):
     arXiv 1904.07734, have them. Departure: no first phase in which the new head is trained alone.
     """
 
-    def __init__(self, model: nn.Module, options: MethodOptions, setting: Setting) -> None:
-        super().__init__(model)
-        self._temperature, self._setting = options.temperature, setting
+    def __init__(self, model: nn.Module, setting: Setting, options: DistillationOptions) -> None:
+        super().__init__(model, setting)
+        self._temperature = options.temperature
         self._num_closed = 0
         self._teacher: nn.Module | None = None
 
@@ -102,7 +82,7 @@ class LearningWithoutForgetting(Learner):
 
     def _heads(self) -> list[tuple[Sequence[int] | None, Sequence[int] | None]]:
         """For each old head the columns that the copy knows, and those among which is answered now."""
-        mask, task_classes, t = self._setting.mask, self._setting.task_classes, self._num_closed
+        mask, task_classes, t = self.setting.mask, self.setting.task_classes, self._num_closed
         if mask == "task":
             return [(own, own) for own in task_classes[:t]]
         return [(active_classes(mask, task_classes, t - 1), active_classes(mask, task_classes, t))]

@@ -3,21 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from holdfast.files.typed import Within
 from holdfast.lab.methods.columns import of_columns
 from holdfast.lab.methods.learner import Learner, Moment, Setting
-from holdfast.lab.methods.options import MethodOptions
+from holdfast.lab.methods.registry import COLOURS, register_method
 from holdfast.lab.streams import Examples
 from holdfast.likelihoods.masks import active_classes
 from holdfast.steps.hooks import StepHooks
 from holdfast.tensors import trainable_parameters
 
 
+@dataclass(frozen=True, kw_only=True)
+class AveragingOptions:
+    """Of sequential averaging.
+
+    Attributes:
+        sfa_share: beta, the share of the old weights in the average.
+        sfa_period: p, weights are averaged after every such part of a task's steps; 1: at its end alone.
+    """
+
+    sfa_share: Annotated[float, Within(0, 1)] = 0.5
+    sfa_period: Annotated[float, Within(0, 1)] = 0.25
+
+
+@register_method(
+    "sfa",
+    label="SFA",
+    summary="averages the weights with those of the task before, again and again",
+    options=AveragingOptions,
+    style={"color": COLOURS["average"], "linestyle": (0, (4, 1.5)), "marker": ">"},
+    batches=False,
+)
 class SequentialAveraging(Learner):
     """After every p-th part of a task's steps, and after its last, the weights are averaged with those it began from.
 
@@ -32,9 +55,9 @@ class SequentialAveraging(Learner):
     optimizer's own state (momentum) is left as it is.
     """
 
-    def __init__(self, model: nn.Module, options: MethodOptions, setting: Setting) -> None:
-        super().__init__(model)
-        self._share, self._period, self._setting = options.sfa_share, options.sfa_period, setting
+    def __init__(self, model: nn.Module, setting: Setting, options: AveragingOptions) -> None:
+        super().__init__(model, setting)
+        self._share, self._period = options.sfa_share, options.sfa_period
         self._anchors: dict[str, Tensor] = {}
         self._num_closed = 0
         self._due = False
@@ -72,8 +95,8 @@ class SequentialAveraging(Learner):
             return
         parameters = trainable_parameters(self.model)
         seen = None
-        if self._setting.mask != "all":
-            seen = active_classes("seen", self._setting.task_classes, self._num_closed - 1)
+        if self.setting.mask != "all":
+            seen = active_classes("seen", self.setting.task_classes, self._num_closed - 1)
         toward = of_columns({name: self._anchors[name] - weights for name, weights in parameters.items()}, seen)
         for name, weights in parameters.items():
             weights.add_(toward[name], alpha=self._share)

@@ -3,52 +3,133 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
-from typing import Literal, assert_never
-from weakref import WeakValueDictionary
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
 
 from holdfast.choices import check_choices
-from holdfast.errors import OptionError, UnknownNameError
-from holdfast.lab.streams.digits import digits
-from holdfast.lab.streams.mnist import mnist
+from holdfast.errors import OptionError
+from holdfast.files.typed import Within
+from holdfast.lab.registry import Entry, Registry, check_settings, chosen
 from holdfast.lab.streams.permuted import permuted, rotated
+from holdfast.lab.streams.sources import load_data
 from holdfast.lab.streams.split import split
 from holdfast.lab.streams.stream import Stream, Task
 from holdfast.likelihoods.masks import Scenario
 
 
 @dataclass(frozen=True)
-class StreamSpec:
-    """What a name of the catalog stands for.
+class StreamPlan:
+    """What a run asks of a stream.
 
     Attributes:
-        description: one line for people.
-        images: where the images come from.
-        kind: what makes its tasks.
-        num_tasks: how many unless asked otherwise.
-        scenario: unless asked otherwise.
+        name: of the stream.
+        num_tasks: how many.
+        scenario: what is to be told at test time.
+        seed: for what is drawn at random.
+        given: the data that tasks are made of; None: the stream has its own.
     """
 
-    description: str
-    images: Literal["digits", "mnist"]
-    kind: Literal["permuted", "rotated", "split"]
-    num_tasks: int
+    name: str
+    num_tasks: int | None
     scenario: Scenario
+    seed: int
+    given: Task | None = None
 
     def __post_init__(self) -> None:
         check_choices(self)
 
+    @property
+    def data(self) -> Task:
+        """The data that tasks are made of.
 
-STREAMS: dict[str, StreamSpec] = {
-    "permuted-digits": StreamSpec(
-        "embedded 8x8 digits, the pixels in another order in each task", "digits", "permuted", 5, "domain"
+        Raises:
+            OptionError: there are none.
+        """
+        if self.given is None:
+            raise OptionError(f"stream {self.name}: of which data? Give --data: a name, a path or module:function.")
+        return self.given
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamEntry(Entry):
+    """A sequence of tasks; `make(plan, options)` gives its `Stream`.
+
+    Attributes:
+        data: name of the data that its tasks are made of; empty: those that are given, or its own.
+        num_tasks: how many unless asked otherwise; None: as many as there can be, such as all classes make.
+        scenario: unless asked otherwise.
+    """
+
+    data: str = ""
+    num_tasks: int | None = None
+    scenario: Scenario = "domain"
+
+
+STREAMS: Registry[StreamEntry] = Registry("stream", StreamEntry)
+
+register_stream = STREAMS.register
+
+
+@dataclass(frozen=True, kw_only=True)
+class PermutedOptions:
+    """Of permuted images.
+
+    Attributes:
+        fraction: share of the pixels that a permuted stream permutes, 0..1.
+    """
+
+    fraction: Annotated[float, Within(0, 1)] = 1.0
+
+
+def permuted_stream(plan: StreamPlan, options: PermutedOptions) -> Stream:
+    """The inputs in another order in each task."""
+    return permuted(
+        plan.data,
+        plan.num_tasks or 5,
+        seed=plan.seed,
+        fraction=options.fraction,
+        scenario=plan.scenario,
+        name=plan.name,
+    )
+
+
+def rotated_stream(plan: StreamPlan) -> Stream:
+    """Images turned by 0 to 90 degrees."""
+    return rotated(plan.data, plan.num_tasks or 5, scenario=plan.scenario, name=plan.name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitOptions:
+    """Of classes that come one after the other.
+
+    Attributes:
+        classes_per_task: how many classes are new in each task.
+    """
+
+    classes_per_task: Annotated[int, Within(1, 10**6)] = 2
+
+
+def split_stream(plan: StreamPlan, options: SplitOptions) -> Stream:
+    """Some classes in each task."""
+    return split(plan.data, options.classes_per_task, num_tasks=plan.num_tasks, scenario=plan.scenario, name=plan.name)
+
+
+_KINDS: tuple[tuple[str, Any, str, dict[str, Any]], ...] = (
+    (
+        "permuted",
+        permuted_stream,
+        "the pixels in another order in each task",
+        {"options": PermutedOptions, "num_tasks": 5},
     ),
-    "rotated-digits": StreamSpec("embedded 8x8 digits, turned by 0 to 90 degrees", "digits", "rotated", 5, "domain"),
-    "split-digits": StreamSpec("embedded 8x8 digits, two classes a task", "digits", "split", 5, "task"),
-    "permuted-mnist": StreamSpec("MNIST, the pixels in another order in each task", "mnist", "permuted", 10, "domain"),
-    "rotated-mnist": StreamSpec("MNIST, turned by 0 to 90 degrees", "mnist", "rotated", 10, "domain"),
-    "split-mnist": StreamSpec("MNIST, two classes a task", "mnist", "split", 5, "task"),
-}
+    ("rotated", rotated_stream, "turned by 0 to 90 degrees", {"num_tasks": 5}),
+    ("split", split_stream, "two classes a task", {"options": SplitOptions, "scenario": "task"}),
+)
+for _data, _told, _more in (("digits", "embedded 8x8 digits", {}), ("mnist", "MNIST", {"num_tasks": 10})):
+    for _kind, _make, _how, _traits in _KINDS:
+        _own = _traits if _kind == "split" else _traits | _more
+        register_stream(f"{_kind}-{_data}", summary=f"{_told}, {_how}", data=_data, **_own)(_make)
+for _kind, _make, _how, _traits in _KINDS:
+    register_stream(_kind, summary=f"data of your own (--data), {_how}", **_traits)(_make)
 
 
 def build_stream(
@@ -57,67 +138,40 @@ def build_stream(
     num_tasks: int | None = None,
     seed: int = 0,
     scenario: Scenario | None = None,
+    data: str | None = None,
     data_dir: str | os.PathLike[str] | None = None,
-    fraction: float = 1.0,
+    **settings: Any,
 ) -> Stream:
     """The stream of a name.
 
     Args:
-        name: one of `STREAMS`.
-        num_tasks: default the catalog's: 5, or 10 of permuted and rotated MNIST; at most 5 of split images.
+        name: one of `STREAMS`, or "module:function" of a `StreamPlan`.
+        num_tasks: default the catalog's: 5, or 10 of permuted and rotated MNIST; of split images all that their classes
+            make, which is also the most.
         seed: of the permutations; rotated and split streams have nothing random.
         scenario: default the catalog's: "domain" for permuted and rotated, "task" for split images.
+        data: that its tasks are made of, as `load_data` takes it; None: the stream's own.
         data_dir: where MNIST is; see `mnist`. The digits are embedded.
-        fraction: of the pixels that change places; of permuted streams only.
+        settings: values of its options.
 
     Raises:
-        UnknownNameError: there is no stream, or no scenario, of this name.
-        OptionError: an option is out of its range, or has no meaning for this stream.
-        DataFileError, OutputError: the files of MNIST; see `mnist`.
+        UnknownNameError: there is no stream, option of it, or scenario, of this name.
+        OptionError: an option is out of its range, or has no meaning for this stream; or what was made is no `Stream`.
+        DataFileError, OutputError: the data cannot be read.
     """
-    spec = _spec(name)
-    if fraction != 1.0 and spec.kind != "permuted":
-        raise OptionError(f"{name}: fraction={fraction} has no meaning here: only permuted streams permute pixels.")
-    num_tasks = spec.num_tasks if num_tasks is None else num_tasks
-    scenario = spec.scenario if scenario is None else scenario
-    images = load_images(name, data_dir=data_dir)
-    match spec.kind:
-        case "permuted":
-            return permuted(images, num_tasks, seed=seed, fraction=fraction, scenario=scenario, name=name)
-        case "rotated":
-            return rotated(images, num_tasks, scenario=scenario, name=name)
-        case "split":
-            return split(images, num_tasks=num_tasks, scenario=scenario, name=name)
-        case _:
-            assert_never(spec.kind)
-
-
-_loaded: WeakValueDictionary[tuple[str, str], Task] = WeakValueDictionary()
-
-
-def load_images(name: str, *, data_dir: str | os.PathLike[str] | None = None) -> Task:
-    """The images that a stream of the catalog is made of; those that someone still holds are not read again.
-
-    Raises:
-        UnknownNameError: there is no stream of this name.
-        DataFileError, OutputError: the files of MNIST; see `mnist`.
-    """
-    kind = _spec(name).images
-    place = str(data_dir or os.environ.get("HOLDFAST_DATA")) if kind == "mnist" else ""
-    images = _loaded.get((kind, place))
-    if images is None:
-        match kind:
-            case "digits":
-                images = digits()
-            case "mnist":
-                images = mnist(data_dir)
-            case _:
-                assert_never(kind)
-        _loaded[kind, place] = images
-    return images
-
-
-def _spec(name: str) -> StreamSpec:
-    if name not in STREAMS:
-        raise UnknownNameError("stream", name, STREAMS)
-    return STREAMS[name]
+    entry = STREAMS.named(name)
+    check_settings(entry, settings, kind="stream")
+    if data is not None and entry.data:
+        raise OptionError(f"stream {name}: its data are {entry.data}, and data={data!r} is given. Leave one out.")
+    source = data or entry.data
+    plan = StreamPlan(
+        name,
+        entry.num_tasks if num_tasks is None else num_tasks,
+        entry.scenario if scenario is None else scenario,
+        seed,
+        load_data(source, data_dir=data_dir) if source else None,
+    )
+    stream = chosen(entry, settings)(plan)
+    if not isinstance(stream, Stream):
+        raise OptionError(f"stream {name}: made a {type(stream).__name__}; expected a holdfast.lab.Stream.")
+    return stream if stream.name == name else replace(stream, name=name)

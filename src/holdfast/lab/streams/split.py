@@ -31,6 +31,8 @@ def split(
 
     Cost: a task is one copy of its examples. Source: Zenke et al. 2017, arXiv 1703.04200; the scenarios: 1904.07734.
     """
+    if images.is_regression:
+        raise OptionError(f"split: the targets of {images.name} are numbers; expected classes. Use permuted.")
     n, total = classes_per_task, len(images.classes)
     if n < 1 or total % n:
         raise OptionError(f"split: classes_per_task={n}, expected a divisor of the {total} classes.")

@@ -21,7 +21,7 @@ class Task:
         train: what it is learned from.
         validation: what settings may be chosen on.
         test: what is reported, and nothing is chosen on.
-        classes: the output columns that its targets name.
+        classes: the output columns that its targets name; of a regression, those of its numbers.
     """
 
     name: str
@@ -29,6 +29,11 @@ class Task:
     validation: Examples
     test: Examples
     classes: tuple[int, ...]
+
+    @property
+    def is_regression(self) -> bool:
+        """Whether the targets are numbers, float [N, C], and no classes."""
+        return self.train.targets.is_floating_point()
 
     def map(self, function: Callable[[Examples], Examples], *, name: str, classes: tuple[int, ...]) -> Task:
         """The task whose train, validation and test examples are `function` of these."""
@@ -61,6 +66,13 @@ class Stream(Sequence[Task]):
     def __post_init__(self) -> None:
         """Check the scenario."""
         check_choice("scenario", self.scenario, get_args(Scenario))
+
+    @classmethod
+    def of(cls, name: str, tasks: Sequence[Task], *, scenario: Scenario = "domain") -> Stream:
+        """The stream of tasks that are there already; output columns are those that they name."""
+        classes = tuple(task.classes for task in tasks)
+        width = 1 + max(column for own in classes for column in own)
+        return cls(name, scenario, width, tuple(tasks[0].train.inputs.shape[1:]), classes, lambda k: tasks[k])
 
     def __len__(self) -> int:
         """The number of tasks."""

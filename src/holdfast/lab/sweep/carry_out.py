@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from holdfast.errors import FailedRunsError, OptionError
-from holdfast.lab.pool import pool_of
+from holdfast.lab.pool import one_at_a_time, pool_of
 from holdfast.lab.run import EventCallback
 from holdfast.lab.sweep.findings import SweepFindings, check_findings, write_findings
 from holdfast.lab.sweep.space import Space
@@ -26,7 +27,8 @@ def sweep(
 
     Each run stands in its own folder of `output`. Kill it, or its processes, at any moment: the same call goes on. Any
     number of processes and machines may share one storage: each setting is tried by one of them, and each process
-    returns when all are.
+    returns when all are. What a killed process was at is taken up half a minute later. A script that asks for several
+    jobs does so under `if __name__ == "__main__":`, for each process imports it.
 
     Args:
         space: what is compared.
@@ -36,7 +38,8 @@ def sweep(
         device: as torch names it.
         data_dir: where MNIST is; see `holdfast.lab.streams.mnist`.
         on_event: called with each event of each run, under "run" the name of its folder, and as each setting ends with
-            {"event": "trial", "method", "setting", "state": "complete", "pruned" or "failed", "validation", "why"}.
+            {"event": "trial", "method", "setting", "state": "complete", "pruned" or "failed", "validation", "why",
+            "runs"}; with several jobs in threads, one at a time.
 
     Returns:
         What was found, with settings that other processes tried.
@@ -49,25 +52,26 @@ def sweep(
     try:
         import scipy  # noqa: F401  what is found over several seeds has an interval
 
-        from holdfast.lab.sweep.board import boards_of
+        from holdfast.lab.sweep.board import Board
         from holdfast.lab.sweep.drive import Drive
+        from holdfast.lab.sweep.storage import storage_at
     except ImportError as error:
         raise OptionError(
             f'a sweep needs {error.name}, not installed here: pip install "torch-holdfast[sweep]"'
         ) from error
     folder = Path(output)
     check_findings(space, folder)
-    drive = Drive(space, on_event)
+    pool, tell = pool_of(jobs, output=folder, device=device, data_dir=data_dir), one_at_a_time(on_event)
     with (
-        pool_of(jobs, output=folder, device=device, data_dir=data_dir, on_event=drive.on_run_event) as pool,
-        boards_of(space, folder=folder, storage=storage) as boards,
+        storage_at(storage, folder=folder) as opened,
+        ThreadPoolExecutor(jobs) as threads,  # which end when the pool has
+        pool as do,
     ):
-        try:
-            drive.go(boards, pool, jobs=jobs)
-        finally:
-            drive.give_back()
+        boards = [Board(space, method, storage=opened) for method in space.methods]
+        drive = Drive(space, boards, do, tell)
+        drive.go(threads, jobs=jobs)
         found = [finding for board in boards for finding in board.findings()]
     findings = write_findings(found, space=space, output=folder)
     if drive.failures:
-        raise FailedRunsError(drive.failures, of=drive.num_runs)
+        raise FailedRunsError(drive.failures, of=len(drive.runs))
     return findings

@@ -1,147 +1,187 @@
-"""The work of a sweep: trials taken from a study, and their runs done."""
+"""The work of a sweep: settings taken from the boards, tried, and told."""
 
 from __future__ import annotations
 
 import statistics
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Executor, as_completed
+from contextlib import closing
+from functools import partial
 from typing import Any
+
+import optuna
+from optuna.exceptions import TrialPruned, UpdateFinishedTrialError
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
 
 from holdfast.errors import NotFiniteError
 from holdfast.lab.config import RunConfig
-from holdfast.lab.pool import Done, Pool
-from holdfast.lab.results import RunResult
+from holdfast.lab.pool import Pool
+from holdfast.lab.result import RunResult
 from holdfast.lab.run import EventCallback
-from holdfast.lab.sweep.board import Board, Trial
+from holdfast.lab.sweep.board import Board, SuperfluousError, choice_of
 from holdfast.lab.sweep.space import Space
+from holdfast.lab.worker import StoppedError
 
 PATIENCE = 2.0
 """Seconds between two looks at trials that other processes are at work on."""
 
+_STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
 
-@dataclass(eq=False)
-class _Open:
-    """A trial under way: its runs by name, those that are not yet begun or not yet ended, and what the others found."""
 
-    trial: Trial
-    runs: dict[str, RunConfig]
-    waiting: list[str]
-    under_way: set[str] = field(default_factory=set)
-    found: dict[str, RunResult] = field(default_factory=dict)
-    ended: bool = False
+class FailedTrialError(Exception):
+    """A run of a trial could not be done."""
 
 
 class Drive:
-    """Hands the runs of trials to a pool, as many at once as it has workers, and tells the trials what came of them."""
+    """Tries settings, each as one trial whose runs, one a seed, are done by a pool.
 
-    def __init__(self, space: Space, on_event: EventCallback | None) -> None:
-        self.space, self.on_event = space, on_event
+    Attributes:
+        failures: name of the folder of each run that could not be done -> why.
+        runs: names of the folders of all that have ended.
+    """
+
+    def __init__(self, space: Space, boards: Sequence[Board], do: Pool, tell: EventCallback) -> None:
+        self.space, self.boards, self.do, self.tell = space, boards, do, tell
         self.failures: dict[str, str] = {}
-        self.num_runs = 0
-        self._open: list[_Open] = []
-        self._pool: Pool | None = None
+        self.runs: set[str] = set()
+        self._changed = threading.Condition()
+        self._over = False
 
-    def go(self, boards: Sequence[Board], pool: Pool, *, jobs: int) -> None:
-        """Until every trial, of this process or others, has ended and nothing is left to refine."""
-        self._pool = pool
-        while True:
-            while self._num_under_way() < jobs and self._begin(boards, pool):
-                pass
-            if self._num_under_way():
-                self._end(pool.wait())
-            elif sum(board.recover() for board in boards):
-                continue
-            elif any(board.busy() for board in boards):
-                time.sleep(PATIENCE)
-            elif not sum(board.refine() for board in boards):
-                return
+    def go(self, threads: Executor, *, jobs: int) -> None:
+        """Until every trial, of this process or others, has ended and nothing is left to refine.
 
-    def give_back(self) -> None:
-        """Leave what is under way to whoever comes next."""
-        for open_ in self._open:
-            if not open_.ended:
-                open_.trial.give_back()
+        Args:
+            threads: which try a setting each, as many as there are jobs; one job needs none.
+            jobs: how many.
+        """
+        if jobs == 1:
+            return self._work()
+        try:
+            for each in as_completed([threads.submit(self._work) for _ in range(jobs)]):
+                each.result()
+        finally:
+            with self._changed:
+                self._over = True
+                self._changed.notify_all()
 
-    def on_run_event(self, event: Mapping[str, Any]) -> None:
-        """Follow a run, and give its trial up where it is hopeless."""
-        if self.on_event is not None:
-            self.on_event(event)
-        open_ = self._of(event["run"])
-        if event["event"] == "task" and not open_.ended:
-            seed, average = open_.runs[event["run"]].seed, statistics.fmean(event["validation"])
-            if self._report(open_, seed, event["task"], average):
-                self._prune(open_, f"after task {event['task'] + 1} of seed {seed}, at {average:.1%}")
+    def _work(self) -> None:
+        while board := self._next():
+            self._try(board)
+            with self._changed:
+                self._changed.notify_all()
 
-    def _begin(self, boards: Sequence[Board], pool: Pool) -> bool:
-        """Submit one more run, of a trial under way or a new one; returns whether there is one."""
-        open_ = next((open_ for open_ in self._open if open_.waiting), None) or self._claim(boards)
-        if open_ is None:
-            return False
-        name = open_.waiting.pop(0)
-        open_.under_way.add(name)
-        self.num_runs += 1
-        pool.submit(open_.runs[name])
-        return True
+    def _next(self) -> Board | None:
+        """A board where a trial waits; None when all is done."""
+        with self._changed:
+            while not self._over:
+                for board in self.boards:
+                    if board.offer():
+                        return board
+                if not any(board.busy() for board in self.boards):
+                    return None
+                self._changed.wait(PATIENCE)
+                for board in self.boards:
+                    board.recover()
+        return None
 
-    def _num_under_way(self) -> int:
-        return sum(len(open_.under_way) for open_ in self._open)
+    def _try(self, board: Board) -> None:
+        """Try the setting that waits."""
+        lost = False
 
-    def _claim(self, boards: Sequence[Board]) -> _Open | None:
-        trial = next((trial for board in boards if (trial := board.claim()) is not None), None)
-        if trial is None:
-            return None
-        configs = [self.space.config(trial.board.method, trial.choice, seed=seed) for seed in self.space.seeds]
-        runs = {config.name: config for config in configs}
-        self._open.append(_Open(trial, runs, list(runs)))
-        return self._open[-1]
+        def validation(own: optuna.Trial) -> float:
+            nonlocal lost
+            try:
+                return self._validation(board, own)
+            except UpdateFinishedTrialError:
+                lost = True
+                raise
 
-    def _end(self, done: Done) -> None:
-        name, seed = done.config.name, done.config.seed
-        open_ = self._of(name)
-        open_.under_way.discard(name)
-        if open_.ended:
-            pass  # the trial was given up meanwhile
-        elif done.kind == NotFiniteError.__name__:
-            self._prune(open_, f"training diverged under seed {seed}")
-        elif done.result is None:
-            self.failures[name] = done.error
-            self._close(open_, "failed", why=done.error)
-            open_.trial.fail()
-        else:
-            open_.found[name] = done.result
-            for task, average in enumerate(done.result.validation_accuracy):
-                self._report(open_, seed, task, average)  # of tasks that an earlier session learned
-            if len(open_.found) == len(open_.runs):
-                self._complete(open_)
-        if open_.ended and not open_.under_way:
-            self._open.remove(open_)
+        try:
+            board.study.optimize(
+                validation,
+                n_trials=1,
+                catch=(FailedTrialError, SuperfluousError),
+                callbacks=[partial(self._ended, board)],
+            )
+        except ValueError:
+            if not lost:  # else this process slept, was taken for dead, and another tries the setting
+                raise
 
-    def _complete(self, open_: _Open) -> None:
-        results = [open_.found[name] for name in open_.runs]
-        validation = [result.validation_accuracy[-1] for result in results]
-        test = [result.final_accuracy for result in results]
-        open_.trial.complete(validation=validation, test=test, runs=list(open_.runs))
-        self._close(open_, "complete", validation=statistics.fmean(validation))
+    def _validation(self, board: Board, own: optuna.Trial) -> float:
+        """Do a trial's runs; returns the mean validation accuracy at the end."""
+        choice = board.begin(own)
+        configs = [self.space.config(board.method, choice, seed=seed) for seed in self.space.seeds]
+        watch = _Watch(own, configs, self.tell)
+        found: dict[RunConfig, RunResult] = {}
+        try:
+            with closing(self.do(configs, watch)) as runs:
+                for config, done in runs:
+                    self.runs.add(config.name)
+                    if done.kind == NotFiniteError.__name__:
+                        watch.hopeless = watch.hopeless or f"training diverged under seed {config.seed}"
+                    elif done.error:
+                        self.failures[config.name] = done.error
+                        board.failed.add(choice)
+                        own.set_user_attr("why", done.error)
+                        raise FailedTrialError
+                    if watch.hopeless:
+                        own.set_user_attr("why", watch.hopeless)
+                        raise TrialPruned
+                    assert done.result is not None
+                    found[config] = done.result
+                    watch.report_all(config, done.result.validation_accuracy)
+        finally:
+            watch.over = True
+        results = [found[config] for config in configs]
+        averages = [result.validation_accuracy[-1] for result in results]
+        own.set_user_attr("validation", averages)
+        own.set_user_attr("test", [result.final_accuracy for result in results])
+        own.set_user_attr("runs", [config.name for config in configs])
+        return statistics.fmean(averages)
 
-    def _report(self, open_: _Open, seed: int, task: int, average: float) -> bool:
-        """Tell the trial how one of its runs stands; returns whether to give it up."""
-        place = self.space.seeds.index(seed)
-        return open_.trial.report(task * len(self.space.seeds) + place, average) and self.space.prune
+    def _ended(self, board: Board, _: Study, trial: FrozenTrial) -> None:
+        state, why = _STATES[trial.state], trial.user_attrs.get("why", "")
+        choice = choice_of(trial)
+        if choice and (why or state == "complete"):
+            told = {"event": "trial", "method": board.method, "setting": choice.text, "state": state, "why": why}
+            runs = [self.space.config(board.method, choice, seed=seed).name for seed in self.space.seeds]
+            self.tell({**told, "validation": trial.value if state == "complete" else None, "runs": runs})
 
-    def _prune(self, open_: _Open, why: str) -> None:
-        open_.trial.prune(why)
-        self._close(open_, "pruned", why=why)
 
-    def _close(self, open_: _Open, state: str, *, why: str = "", validation: float | None = None) -> None:
-        open_.ended = True
-        open_.waiting.clear()
-        assert self._pool is not None
-        for name in open_.under_way:
-            self._pool.stop(open_.runs[name])
-        if self.on_event is not None:
-            told = {"method": open_.trial.board.method, "setting": open_.trial.choice.text, "state": state}
-            self.on_event({"event": "trial", **told, "validation": validation, "why": why})
+class _Watch:
+    """Follows the runs of a trial, and stops them when it is over."""
 
-    def _of(self, name: str) -> _Open:
-        return next(open_ for open_ in self._open if name in open_.runs)
+    def __init__(self, own: optuna.Trial, configs: Sequence[RunConfig], tell: EventCallback) -> None:
+        self.hopeless = ""
+        self.over = False
+        self._own, self._tell = own, tell
+        self._configs = {config.name: config for config in configs}
+        self._lock = threading.Lock()
+        self._reported: set[int] = set()
+
+    def __call__(self, event: Mapping[str, Any]) -> None:
+        if self.over or self.hopeless:
+            raise StoppedError
+        self._tell(event)
+        if event["event"] == "task":
+            config, average = self._configs[event["run"]], statistics.fmean(event["validation"])
+            if self._report(config, event["task"], average):
+                self.hopeless = f"after task {event['task'] + 1} of seed {config.seed}, at {average:.1%}"
+                raise StoppedError
+
+    def report_all(self, config: RunConfig, averages: Iterable[float]) -> None:
+        """With those of tasks that an earlier session learned; what has come so far is not given up."""
+        for task, average in enumerate(averages):
+            self._report(config, task, average)
+
+    def _report(self, config: RunConfig, task: int, average: float) -> bool:
+        """Report how a run stands after a task; returns whether the trial is hopeless by it."""
+        step = task * len(self._configs) + list(self._configs).index(config.name)
+        with self._lock:
+            if step in self._reported:
+                return False
+            self._reported.add(step)
+            self._own.report(average, step)
+            return self._own.should_prune()

@@ -6,13 +6,12 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import product
 from typing import Any, Literal, get_args
 
 from holdfast.errors import OptionError
-from holdfast.lab.config import RunConfig, configure
-from holdfast.lab.methods import method_named
+from holdfast.lab.config import RunConfig, configure, foreign_option, settings_of
 
 Sampler = Literal["grid", "tpe"]
 
@@ -34,6 +33,11 @@ class SweepChoice:
     strength: float | None = None
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """As fields of a run's configuration."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    @property
     def text(self) -> str:
         """As people read it."""
         held = () if self.strength is None else (f"strength {self.strength:g}",)
@@ -47,11 +51,11 @@ class Space:
     Attributes:
         stream: name of the task stream.
         methods: names; each finds settings of its own.
-        strengths: of the methods that hold weights; above 0, finite. Empty: the protocol's.
+        strengths: of the methods that have one; above 0, finite. Empty: the protocol's.
         optimizers: names. Empty: the protocol's.
         lrs: learning rates, each with each optimizer. Empty: the protocol's.
         seeds: what each setting is judged over.
-        settings: fields of `RunConfig` that are the same in all runs, above the protocol's.
+        settings: of runs, the same in all of those that have them, above the protocol's.
         sampler: "grid": all combinations; "tpe": Optuna's tree-structured Parzen estimator, between the smallest and
             the largest of strengths and lrs.
         trials: how many settings of each method "tpe" tries.
@@ -100,16 +104,21 @@ class Space:
                 "sweep: refine goes on next to the best strength of a grid, and sampler tpe looks for the best itself, "
                 "in as many trials as it is given. Leave refine out, and give more trials."
             )
+        own = {name for method in self.methods for name in self._own(method)}
+        for name in self.settings:
+            if name not in own:
+                raise foreign_option(name, self.stream, str(self.settings.get("net", "mlp")), self.methods, own)
         for method in self.methods:
             for choice in self.grid(method):
                 self.config(method, choice, seed=self.seeds[0])  # raises on what no run can be made of
 
     def grid(self, method: str) -> list[SweepChoice]:
         """All combinations for one method."""
-        usual = configure(self.stream, method, **self.settings)
+        usual = configure(self.stream, method, **self._own(method))
         strengths: Sequence[float | None] = (None,)
-        if method_named(method).holds_weights:
-            strengths = self.strengths or (usual.strength,)
+        strength = getattr(usual, "strength", None)  # which a method of others may not have
+        if strength is not None:
+            strengths = self.strengths or (strength,)
         optimizers, lrs = self.optimizers or (usual.optimizer,), self.lrs or (usual.lr,)
         return [SweepChoice(*values) for values in product(optimizers, map(float, lrs), strengths)]
 
@@ -119,8 +128,12 @@ class Space:
 
     def config(self, method: str, choice: SweepChoice, *, seed: int) -> RunConfig:
         """One run."""
-        chosen = {"strength": choice.strength, "optimizer": choice.optimizer, "lr": choice.lr}
-        return configure(self.stream, method, seed=seed, **{**self.settings, **chosen})
+        return configure(self.stream, method, seed=seed, **{**self._own(method), **choice.settings})
+
+    def _own(self, method: str) -> dict[str, Any]:
+        """Those of the settings that the method's runs have."""
+        has = settings_of(self.stream, method, self.settings)
+        return {name: value for name, value in self.settings.items() if name in has}
 
     def study_name(self, method: str) -> str:
         """Of the study of one method: the same for all sweeps whose trials may be compared."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -17,6 +18,12 @@ from holdfast.files import check_files
 
 DATABASE = "sweep.db"
 """The name of the storage that no address was given for."""
+
+BEAT = 5
+"""Seconds between two signs of life of a process that is at work on a trial."""
+
+GRACE = 30
+"""Seconds without one after which another process tries its setting."""
 
 ATTEMPTS = 5
 """Two processes that make the tables of a new database at once disturb each other; the later one tries again."""
@@ -40,8 +47,10 @@ def storage_at(url: str | None, *, folder: Path) -> Iterator[optuna.storages.RDB
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     storage = None
     try:
-        storage = _opened(url or f"sqlite:///{(folder / DATABASE).absolute()}")
-        yield storage
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # such is the heartbeat
+            storage = _opened(url or f"sqlite:///{(folder / DATABASE).absolute()}")
+            yield storage
     finally:
         if storage is not None:
             storage.remove_session()
@@ -65,8 +74,8 @@ def _opened(url: str) -> optuna.storages.RDBStorage:
     for attempt in range(1, ATTEMPTS + 1):
         try:
             patience = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {"pool_pre_ping": True}
-            return optuna.storages.RDBStorage(url, engine_kwargs=patience)
-        except (SQLAlchemyError, ImportError, optuna.exceptions.StorageInternalError) as error:
+            return optuna.storages.RDBStorage(url, patience, heartbeat_interval=BEAT, grace_period=GRACE)
+        except (SQLAlchemyError, ImportError, RuntimeError, optuna.exceptions.StorageInternalError) as error:
             if attempt == ATTEMPTS:
                 raise OptionError(
                     f"storage {_without_password(url)} cannot be used: {_first_line(error)} Expected an address such "

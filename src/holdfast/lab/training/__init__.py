@@ -1,7 +1,7 @@
 """One task learned: the network, the optimizer, the loop."""
 
 from holdfast.lab.training.loop import Losses, accuracy, divergence, logits_loss, num_epochs, task_loss, train_epoch
-from holdfast.lab.training.nets import NetName, build_net, mlp
+from holdfast.lab.training.nets import NETS, build_net, mlp, register_net
 from holdfast.lab.training.optimizers import (
     OptimizerName,
     Schedule,
@@ -10,8 +10,8 @@ from holdfast.lab.training.optimizers import (
 )
 
 __all__ = [
+    "NETS",
     "Losses",
-    "NetName",
     "OptimizerName",
     "Schedule",
     "accuracy",
@@ -22,6 +22,7 @@ __all__ = [
     "logits_loss",
     "mlp",
     "num_epochs",
+    "register_net",
     "task_loss",
     "train_epoch",
 ]

@@ -27,19 +27,21 @@ Loss = Callable[[Tensor, Tensor, Tensor | None], Losses]
 
 
 def task_loss(model: nn.Module, inputs: Tensor, targets: Tensor, columns: Tensor | None) -> Tensor:
-    """The mean cross-entropy of a batch, in nats.
+    """The mean loss of a batch, in nats: cross-entropy of classes, half the squared distance to numbers.
 
     Args:
         model: from inputs [B, ...] to logits [B, C].
         inputs: of the examples.
-        targets: int64 [B], in the numbering of the full output.
+        targets: int64 [B], in the numbering of the full output; or of a regression float [B, C].
         columns: bool [C, C], row c: the output columns that take part in the loss of an example of class c; None: all.
     """
     return logits_loss(model(inputs), targets, columns)
 
 
 def logits_loss(logits: Tensor, targets: Tensor, columns: Tensor | None) -> Tensor:
-    """The mean cross-entropy of logits [B, C], in nats; the rest as in `task_loss`."""
+    """The mean loss of logits [B, C], in nats; the rest as in `task_loss`."""
+    if targets.is_floating_point():
+        return 0.5 * (logits - targets).square().sum(1).mean()  # a Gaussian of variance 1, less its constant
     if columns is not None:
         logits = logits.masked_fill(~columns[targets], -math.inf)
     return F.cross_entropy(logits, targets)
@@ -130,11 +132,18 @@ def divergence(loss: float, *, where: str, when: str, lr: float, steadier: str =
 
 @torch.no_grad()
 def accuracy(model: nn.Module, examples: Examples, *, classes: Sequence[int] | None = None) -> float:
-    """Share of the examples whose most probable class among `classes` is the target, 0..1."""
+    """Share of the examples whose most probable class among `classes` is the target, 0..1.
+
+    Of a regression the share of the targets' variance that is explained, and 0 where the mean would do better.
+    """
     if len(examples) == 0:
         raise EmptyDataError("accuracy: there are no examples to measure on. Check the stream's split.")
     training = model.training
     model.eval()
+    if examples.targets.is_floating_point():
+        missed = torch.stack([(model(x) - y).square().sum() for x, y in examples.batches(2000)]).sum()
+        model.train(training)
+        return max(0.0, 1 - float(missed / (examples.targets - examples.targets.mean(0)).square().sum()))
     right = [(predict(model(x), classes) == y).sum() for x, y in examples.batches(2000)]
     model.train(training)
     return float(torch.stack(right).sum()) / len(examples)

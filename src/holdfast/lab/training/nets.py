@@ -1,65 +1,118 @@
-"""The networks of the experiments on small images."""
+"""The networks that have a name."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from math import isqrt, prod
-from typing import Literal, get_args
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from holdfast.errors import UnknownNameError
+from holdfast.errors import OptionError
+from holdfast.files.typed import Within
+from holdfast.lab.registry import Entry, Registry, check_settings, chosen
 
-NetName = Literal["mlp", "convolution", "attention"]
+NETS: Registry[Entry] = Registry("net", Entry)
+"""Networks by name; `make(input_shape, outputs, options)` gives a module from inputs [B, *input_shape] to [B, outputs].
+
+It draws its first weights from torch's global random state, which a run seeds.
+"""
+
+register_net = NETS.register
 
 
-def build_net(
-    name: NetName, input_shape: Sequence[int], outputs: int, *, hidden: Sequence[int], slope: float = 0.0, seed: int = 0
-) -> nn.Module:
-    """A network by name; `hidden` and `slope` are those of an mlp, the others have their own sizes.
+def build_net(name: str, input_shape: Sequence[int], outputs: int, *, seed: int = 0, **settings: Any) -> nn.Module:
+    """A network by name.
 
     Args:
-        name: "mlp", "convolution" or "attention".
+        name: one of `NETS`, or "module:function" of (input_shape, outputs).
         input_shape: of one example.
         outputs: output columns.
-        hidden: units of each hidden layer.
-        slope: of the leaky ReLU for negative inputs.
         seed: of the weights; the global random state is left alone.
+        settings: values of its options.
 
     Raises:
-        UnknownNameError: there is no network of this name.
+        UnknownNameError: there is no network, or option of it, of this name.
+        OptionError: it cannot be made for these inputs, or what was made is no module.
     """
-    side = isqrt(prod(input_shape))
+    check_settings(NETS.named(name), settings, kind="net")
+    choice = chosen(NETS.named(name), settings)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        match name:
-            case "mlp":
-                return mlp(prod(input_shape), hidden, outputs, slope=slope, seed=seed)
-            case "convolution":
-                return convolution_net(side, outputs)
-            case "attention":
-                return AttentionNet(side, outputs)
-            case _:
-                raise UnknownNameError("net", str(name), get_args(NetName))
+        net = choice(tuple(input_shape), outputs)
+    if not isinstance(net, nn.Module):
+        raise OptionError(f"net {name}: made a {type(net).__name__}; expected a torch.nn.Module.")
+    return net
 
 
-def convolution_net(side: int, outputs: int, *, batch_norm: bool = False) -> nn.Sequential:
-    """Two 3x3 convolutions of stride 2 (16 and 32 channels) and a hidden layer of 128, for square gray images.
+@dataclass(frozen=True, kw_only=True)
+class PerceptronOptions:
+    """Of a multilayer perceptron.
+
+    Attributes:
+        hidden: units of each hidden layer of an mlp.
+        slope: of the leaky ReLU of an mlp for negative inputs; 0 is ReLU.
+    """
+
+    hidden: tuple[int, ...] = (300, 150)
+    slope: Annotated[float, Within(0, 1)] = 0.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "hidden", tuple(self.hidden))
+        if not self.hidden or not all(isinstance(units, int) and units > 0 for units in self.hidden):
+            raise OptionError(
+                f"hidden is {self.hidden!r}; expected the units of each hidden layer, such as (300, 150)."
+            )
+
+
+@register_net("mlp", label="MLP", summary="a multilayer perceptron", options=PerceptronOptions)
+def build_mlp(input_shape: tuple[int, ...], outputs: int, options: PerceptronOptions) -> nn.Module:
+    """A perceptron over all numbers of an example."""
+    return mlp(prod(input_shape), options.hidden, outputs, slope=options.slope, seed=torch.initial_seed())
+
+
+@register_net("convolution", label="ConvNet", summary="two convolutions and a hidden layer")
+def build_convolution(input_shape: tuple[int, ...], outputs: int) -> nn.Module:
+    """A small convolutional network."""
+    channels, side = _image(input_shape, "convolution")
+    return convolution_net(side, outputs, channels=channels)
+
+
+@register_net("attention", label="attention", summary="two transformer blocks over the rows of an image")
+def build_attention(input_shape: tuple[int, ...], outputs: int) -> nn.Module:
+    """A small transformer."""
+    channels, side = _image(input_shape, "attention")
+    return AttentionNet(side, outputs, channels=channels)
+
+
+def _image(shape: tuple[int, ...], net: str) -> tuple[int, int]:
+    """Channels and side of square images, which may be given as a row of gray pixels."""
+    channels = shape[0] if len(shape) == 3 else 1
+    side = isqrt(prod(shape) // channels)
+    if channels * side * side != prod(shape) or (len(shape) > 1 and shape[-1] != side):
+        raise OptionError(f"net {net}: the inputs are of shape {list(shape)}; expected square images. Use net mlp.")
+    return channels, side
+
+
+def convolution_net(side: int, outputs: int, *, channels: int = 1, batch_norm: bool = False) -> nn.Sequential:
+    """Two 3x3 convolutions of stride 2 (16 and 32 channels) and a hidden layer of 128, for square images.
 
     Args:
         side: of the images, in pixels.
         outputs: output columns.
+        channels: of the images.
         batch_norm: whether each convolution is followed by one.
     """
     last = -(-side // 4)
     norms = [nn.BatchNorm2d(16)], [nn.BatchNorm2d(32)]
     return nn.Sequential(
         nn.Flatten(),
-        nn.Unflatten(1, (1, side, side)),
-        nn.Conv2d(1, 16, 3, stride=2, padding=1),
+        nn.Unflatten(1, (channels, side, side)),
+        nn.Conv2d(channels, 16, 3, stride=2, padding=1),
         *(norms[0] if batch_norm else ()),
         nn.ReLU(),
         nn.Conv2d(16, 32, 3, stride=2, padding=1),
@@ -73,11 +126,12 @@ def convolution_net(side: int, outputs: int, *, batch_norm: bool = False) -> nn.
 
 
 class AttentionNet(nn.Module):
-    """Two pre-norm transformer blocks over the rows of a square gray image, or over words; mean over positions.
+    """Two pre-norm transformer blocks over the rows of a square image, or over words; mean over positions.
 
     Args:
         side: rows of an image, or words of a text.
         outputs: output columns.
+        channels: of the images; a row has the pixels of all.
         vocabulary: of the words, which are given by their numbers; 0: the inputs are images.
         width: of the hidden states.
         heads: of the attention.
@@ -85,23 +139,37 @@ class AttentionNet(nn.Module):
     """
 
     def __init__(
-        self, side: int, outputs: int, *, vocabulary: int = 0, width: int = 64, heads: int = 4, num_blocks: int = 2
+        self,
+        side: int,
+        outputs: int,
+        *,
+        channels: int = 1,
+        vocabulary: int = 0,
+        width: int = 64,
+        heads: int = 4,
+        num_blocks: int = 2,
     ) -> None:
         super().__init__()
-        self.side, self.vocabulary = side, vocabulary
-        self.embed = nn.Embedding(vocabulary, width) if vocabulary else nn.Linear(side, width)
+        self.side, self.channels, self.vocabulary = side, channels, vocabulary
+        self.embed = nn.Embedding(vocabulary, width) if vocabulary else nn.Linear(channels * side, width)
         self.positions = nn.Parameter(0.02 * torch.randn(side, width))
         self.blocks = nn.ModuleList(_Block(width, heads) for _ in range(num_blocks))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, outputs)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Images [B, ...] of side x side numbers, or texts [B, side] of word numbers -> logits [B, outputs]."""
-        rows = inputs if self.vocabulary else inputs.reshape(-1, self.side, self.side)
+        """Images [B, ...] of channels x side x side numbers, or texts [B, side] of word numbers -> [B, outputs]."""
+        rows = inputs if self.vocabulary else self._rows(inputs)
         hidden = self.embed(rows) + self.positions
         for block in self.blocks:
             hidden = block(hidden)
         return self.head(self.norm(hidden).mean(1))
+
+    def _rows(self, images: Tensor) -> Tensor:
+        """[B, side, channels * side]."""
+        if self.channels == 1:
+            return images.reshape(-1, self.side, self.side)
+        return images.reshape(-1, self.channels, self.side, self.side).transpose(1, 2).flatten(2)
 
 
 class _Block(nn.Module):

@@ -1,5 +1,1 @@
 """The forms in which rows of text and label are stored: each reader gives the entries of one table."""
-
-from holdfast.language.forms.table import Entries, Table
-
-__all__ = ["Entries", "Table"]

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from importlib import import_module
+from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from holdfast.errors import DataFileError, OptionError
 from holdfast.files import special_files
-from holdfast.language.forms.opened import pyarrow_library, readable
-from holdfast.language.forms.table import Entries, Table
+from holdfast.language.forms.table import Entries, Table, library, readable, told_by
 
 SAVED = ("state.json", "dataset_dict.json")
 """What `save_to_disk` writes beside a data set, and beside several splits."""
@@ -19,46 +17,47 @@ _ROWS = 1024
 """Read at once."""
 
 
-def parquet_table(path: Path) -> Table:
-    """A Parquet file; classes keep the names that `datasets` wrote into it.
+def typed_table(path: Path) -> Table:
+    """A Parquet file, an Arrow file, or a stream of record batches; classes keep the names that `datasets` wrote.
 
     Raises:
         DataFileError: it is damaged.
-        OptionError: without pyarrow.
+        OptionError: two columns of one name; or without pyarrow.
     """
-    pyarrow_library(path)
-    from pyarrow import parquet
+    broken = library("pyarrow", path).ArrowException
+    with readable(path, broken):
+        schema = next(_batches(path))
+    repeated = sorted({name for name in schema.names if schema.names.count(name) > 1})
+    if repeated:
+        raise OptionError(f"{path}: 2 columns are named {repeated[0]!r}. Rename one, and write the file anew.")
+    classes: Mapping[str, tuple[str, ...]] = {}
+    if b"huggingface" in (schema.metadata or {}):
+        classes = _classes(library("datasets", path).Features.from_arrow_schema(schema))
 
-    with _whole(path, "Parquet"), parquet.ParquetFile(path) as file:
-        schema, num_rows = file.schema_arrow, file.metadata.num_rows
-    return _typed(path, "Parquet", schema, num_rows, lambda: _parquet_batches(path))
+    def entries() -> Entries:
+        number = 0
+        with readable(path, broken):
+            for batch in islice(_batches(path), 1, None):
+                for start in range(0, batch.num_rows, _ROWS):
+                    for entry in batch.slice(start, _ROWS).to_pylist():
+                        number += 1
+                        yield f"{path}, row {number}", entry
 
-
-def _parquet_batches(path: Path) -> Iterator[Any]:
-    from pyarrow import parquet
-
-    with _whole(path, "Parquet"), parquet.ParquetFile(path) as file:
-        yield from file.iter_batches(batch_size=_ROWS)
-
-
-def arrow_table(path: Path) -> Table:
-    """An Arrow file, or a stream of record batches, as `datasets` writes them.
-
-    Raises:
-        DataFileError: it is damaged.
-        OptionError: without pyarrow.
-    """
-    pyarrow_library(path)
-    with _whole(path, "Arrow"):
-        schema = next(_arrow_batches(path))
-    return _typed(path, "Arrow", schema, None, lambda: _after_first(_arrow_batches(path)))
+    return Table("Parquet" if path.suffix.lower() == ".parquet" else "Arrow", entries, tuple(schema.names), classes)
 
 
-def _arrow_batches(path: Path) -> Iterator[Any]:
+def _batches(path: Path) -> Iterator[Any]:
     """The schema, and then the batches."""
-    pyarrow = pyarrow_library(path)
-    with _whole(path, "Arrow"), pyarrow.memory_map(str(path)) as file:
-        is_file = file.read(6) == b"ARROW1"
+    import pyarrow
+    from pyarrow import parquet
+
+    if path.suffix.lower() == ".parquet":
+        with parquet.ParquetFile(path) as file:
+            yield file.schema_arrow
+            yield from file.iter_batches(batch_size=_ROWS)
+        return
+    with pyarrow.memory_map(str(path)) as file:
+        is_file = file.read(6) == b"ARROW1"  # which `datasets` writes as a stream
         file.seek(0)
         with (pyarrow.ipc.open_file if is_file else pyarrow.ipc.open_stream)(file) as reader:
             yield reader.schema
@@ -68,42 +67,6 @@ def _arrow_batches(path: Path) -> Iterator[Any]:
                 yield batch
 
 
-def _after_first(batches: Iterator[Any]) -> Iterator[Any]:
-    next(batches)
-    return batches
-
-
-def _typed(path: Path, form: str, schema: Any, num_rows: int | None, batches: Callable[[], Iterator[Any]]) -> Table:
-    repeated = sorted({name for name in schema.names if schema.names.count(name) > 1})
-    if repeated:
-        raise OptionError(f"{path}: 2 columns are named {repeated[0]!r}. Rename one, and write the file anew.")
-    classes: Mapping[str, tuple[str, ...]] = {}
-    if b"huggingface" in (schema.metadata or {}):
-        classes = _classes(datasets_library(str(path)).Features.from_arrow_schema(schema))
-
-    def entries() -> Entries:
-        number = 0
-        for batch in batches():
-            for start in range(0, batch.num_rows, _ROWS):
-                for entry in batch.slice(start, _ROWS).to_pylist():
-                    number += 1
-                    yield f"{path}, row {number}", entry
-
-    return Table(form, entries, tuple(schema.names), num_rows, classes)
-
-
-@contextmanager
-def _whole(path: Path, form: str) -> Iterator[None]:
-    import pyarrow
-
-    try:
-        with readable(path):
-            yield
-    except pyarrow.ArrowException as error:
-        told = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataFileError(f"{path} is no whole {form} file ({told}). Copy it again.") from error
-
-
 def saved_tables(folder: Path) -> dict[str, Table]:
     """The splits of a folder that `datasets` saved; under "" where it is a data set without splits.
 
@@ -111,20 +74,20 @@ def saved_tables(folder: Path) -> dict[str, Table]:
         DataFileError: it cannot be loaded.
         OptionError: without the `datasets` library.
     """
-    library = datasets_library(str(folder))
+    datasets = library("datasets", folder)
     special = special_files(folder.rglob("*"))
     if special:
         raise DataFileError(f"{folder}: {', '.join(special)} is a pipe or a device; expected files. Take it away.")
     try:
-        found = library.load_from_disk(str(folder))
-        for data in found.values() if hasattr(found, "keys") else [found]:
+        found = datasets.load_from_disk(str(folder))
+        splits = dict(found) if hasattr(found, "keys") else {"": found}
+        for data in splits.values():
             data.data.validate(full=True)  # what is not looked at before could end the process
     except Exception as error:  # whatever a foreign library can say of a damaged folder
         raise DataFileError(
-            f"{folder}: datasets cannot load it ({_told(error)}). Save it again with save_to_disk."
+            f"{folder}: datasets cannot load it ({told_by(error)}). Save it again with save_to_disk."
         ) from error
-    splits = dict(found) if hasattr(found, "keys") else {"": found}
-    return {split: _of_library(f"{folder}", data, "saved by datasets", len(data)) for split, data in splits.items()}
+    return {split: _of_library(f"{folder}", data, "saved by datasets") for split, data in splits.items()}
 
 
 def named_table(source: str, split: str) -> Table:
@@ -132,20 +95,21 @@ def named_table(source: str, split: str) -> Table:
 
     Raises:
         DataFileError: there is none, or it cannot be reached.
+        OptionError: without the `datasets` library.
     """
-    library = datasets_library(source)
+    datasets = library("datasets", source)
     name, _, configuration = source.partition(":")
     try:
-        found = library.load_dataset(name, configuration or None, split=split, streaming=True)
+        found = datasets.load_dataset(name, configuration or None, split=split, streaming=True)
     except Exception as error:  # whatever a network and a foreign library can say
         raise DataFileError(
-            f"{source}: neither a file or folder nor a data set that datasets can load: {_told(error)}. Give a file "
+            f"{source}: neither a file or folder nor a data set that datasets can load: {told_by(error)}. Give a file "
             "or folder, or NAME:CONFIGURATION with a network."
         ) from error
-    return _of_library(source, found, "streamed by datasets", None)
+    return _of_library(source, found, "streamed by datasets")
 
 
-def _of_library(source: str, data: Any, form: str, num_rows: int | None) -> Table:
+def _of_library(source: str, data: Any, form: str) -> Table:
     features = getattr(data, "features", None) or {}
 
     def entries() -> Entries:
@@ -154,13 +118,13 @@ def _of_library(source: str, data: Any, form: str, num_rows: int | None) -> Tabl
             try:
                 entry = next(rows, None)
             except Exception as error:  # likewise
-                raise DataFileError(f"{source}: no more than {number} rows can be read: {_told(error)}.") from error
+                raise DataFileError(f"{source}: no more than {number} rows can be read: {told_by(error)}.") from error
             if entry is None:
                 return
             number += 1
             yield f"{source}, row {number}", entry
 
-    return Table(form, entries, tuple(features), num_rows, _classes(features))
+    return Table(form, entries, tuple(features), _classes(features))
 
 
 def _classes(features: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
@@ -170,22 +134,3 @@ def _classes(features: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
         for column, feature in features.items()
         if type(feature).__name__ == "ClassLabel" and feature.names
     }
-
-
-def _told(error: Exception) -> str:
-    return " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
-
-
-def datasets_library(source: str) -> Any:
-    """The module `datasets`.
-
-    Raises:
-        DataFileError: it is not installed.
-    """
-    try:
-        return import_module("datasets")
-    except ImportError as error:
-        raise DataFileError(
-            f"{source}: this is for the datasets library, which is not installed. Give a file of text, JSON or CSV, "
-            'or: pip install "torch-holdfast[transformers]"'
-        ) from error

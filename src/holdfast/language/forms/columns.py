@@ -21,17 +21,7 @@ KNOWN = frozenset({*chain.from_iterable(PAIRS), *TEXTS, *LABELS})
 _INFERENCE = PAIRS[-1]
 """Pairs whose labels are classes, also where these are stored as numbers; -1 is none, on which nobody agreed."""
 _NONE_AGREED = {"-1", "-"}
-_CHATS = (
-    ("messages",),
-    ("conversations",),
-    ("conversation",),
-    ("instruction", "output"),
-    ("instruction", "response"),
-    ("prompt", "completion"),
-    ("prompt", "response"),
-    ("prompt", "chosen"),
-    ("chosen", "rejected"),
-)
+_CHATS = {"messages", "conversations", "conversation", "instruction", "prompt", "chosen", "rejected"}
 
 
 @dataclass(frozen=True)
@@ -60,11 +50,13 @@ class Chosen:
         text: of the text, or of the two texts of a pair.
         label: of the label; None where there is none, or more than one could be.
         candidates: the columns that could be the label.
+        names: of all columns.
     """
 
     text: tuple[str, ...]
-    label: str | None
+    label: str | None = None
     candidates: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -87,6 +79,32 @@ class Row:
     unlabelled: str = field(default="", compare=False)
     number: int | None = field(default=None, compare=False)
 
+    def class_in(self, names: Sequence[str]) -> int | None:
+        """The number of its class among those of a model, or None.
+
+        A class goes by its name, and by its number where the data have no names for them, or the model has none.
+        """
+        text = str(self.label)
+        if text in names:
+            return names.index(text)
+        number = self.number if is_unnamed(names) else None
+        if self.number is None and text.isdecimal() and str(int(text)) == text:
+            number = int(text)
+        return number if number is not None and number < len(names) else None
+
+
+def is_unnamed(classes: Sequence[str]) -> bool:
+    """Whether classes have no names but those that transformers makes up: LABEL_0, LABEL_1, ..."""
+    return all(name == f"LABEL_{number}" for number, name in enumerate(classes))
+
+
+def as_number(label: Label | None) -> float | None:
+    """The number that a label is, or that is written in it; None where it is none."""
+    try:
+        return None if label is None else float(label)
+    except ValueError:
+        return None
+
 
 def choose_columns(names: Sequence[str], asked: Columns, *, where: str) -> Chosen:
     """The columns to read, those asked for or those with a usual name; upper and lower case are the same.
@@ -96,10 +114,11 @@ def choose_columns(names: Sequence[str], asked: Columns, *, where: str) -> Chose
     """
     shown = ", ".join(map(repr, names))
     by_name = {name.strip().lower(): name for name in reversed(names)} | {name: name for name in names}
-    missing = [name for name in asked.named if _found(name, by_name) is None]
+    by_asked = {name: by_name.get(name, by_name.get(name.strip().lower())) for name in asked.named}
+    missing = [name for name, found in by_asked.items() if found is None]
     if missing:
         raise OptionError(f"{where}: no column {', '.join(map(repr, missing))}; found {shown}.")
-    text = tuple(by_name[_found(name, by_name)] for name in asked.text)
+    text = tuple(str(by_asked[name]) for name in asked.text)
     if not text:
         pairs = [pair for pair in PAIRS if all(name in by_name for name in pair)]
         candidates = pairs + [(name,) for name in TEXTS if name in by_name]
@@ -107,13 +126,9 @@ def choose_columns(names: Sequence[str], asked: Columns, *, where: str) -> Chose
             raise OptionError(_no_text(names, candidates, where=where))
         text = tuple(by_name[name] for name in candidates[0])
     if asked.label:
-        return Chosen(text, by_name[_found(asked.label, by_name)])
+        return Chosen(text, by_asked[asked.label], names=tuple(names))
     labels = tuple(by_name[name] for name in LABELS if name in by_name and by_name[name] not in text)
-    return Chosen(text, labels[0] if len(labels) == 1 else None, labels)
-
-
-def _found(name: str, by_name: Mapping[str, str]) -> Any:
-    return next((form for form in (name, name.strip().lower()) if form in by_name), None)
+    return Chosen(text, labels[0] if len(labels) == 1 else None, labels, tuple(names))
 
 
 def _no_text(names: Sequence[str], candidates: Sequence[tuple[str, ...]], *, where: str) -> str:
@@ -121,9 +136,8 @@ def _no_text(names: Sequence[str], candidates: Sequence[tuple[str, ...]], *, whe
     if candidates:
         several = " or ".join(map(repr, chain.from_iterable(candidates)))
         return f"{where}: which column is the text, {several}? Found {shown}. Name it with --text."
-    lowered = {name.strip().lower() for name in names}
-    chat = next((form for form in _CHATS if lowered.issuperset(form)), None)
-    if chat is None:
+    chat = [name for name in names if name.strip().lower() in _CHATS]
+    if not chat:
         return f"{where}: which column is the text? Found {shown}. Name it with --text."
     return (
         f"{where}: chat data ({' and '.join(map(repr, chat))}) are not read yet. Write each conversation as one text, "
@@ -131,14 +145,7 @@ def _no_text(names: Sequence[str], candidates: Sequence[tuple[str, ...]], *, whe
     )
 
 
-def row_of(
-    entry: Mapping[str, Any],
-    chosen: Chosen,
-    *,
-    where: str,
-    classes: Sequence[str] = (),
-    number: type | None = None,
-) -> Row:
+def row_of(entry: Mapping[str, Any], chosen: Chosen, *, where: str, classes: Sequence[str] = ()) -> Row:
     """The row in a table's entry.
 
     Args:
@@ -146,7 +153,6 @@ def row_of(
         chosen: the columns that are read.
         where: the file and the place in it.
         classes: the names of the label's classes, where the table stores their numbers.
-        number: the type of the label's numbers, where the table has them as text.
 
     Raises:
         BatchError: a text is no text, or a label no label.
@@ -163,18 +169,19 @@ def row_of(
         return Row(texts, where=where, unlabelled=f"{chosen.label!r} is empty")
     if classes:
         if not isinstance(value, int) or not 0 <= value < len(classes):
-            raise BatchError(f"{where}: {chosen.label!r} is {_short(value)}; expected a class, 0..{len(classes) - 1}.")
+            raise BatchError(
+                f"{where}: {chosen.label!r} is {in_brief(value)}; expected a class, 0..{len(classes) - 1}."
+            )
         return Row(texts, classes[value], where=where, number=value)
-    label = _label(value if number is None else number(value), chosen.label, where)
-    if is_inference and isinstance(label, int):
-        return Row(texts, str(label), where=where, number=label)
-    return Row(texts, label, where=where)
+    label = _label(value, chosen.label, where)
+    number = int(label) if is_inference and str(label).isdecimal() else None
+    return Row(texts, label if number is None else str(label), where=where, number=number)
 
 
 def _text(value: Any, name: str, where: str) -> str:
     if not isinstance(value, str):
         raise BatchError(
-            f"{where}: {name!r} is {_short(value)}; expected a text. Delete the row, or name another column with "
+            f"{where}: {name!r} is {in_brief(value)}; expected a text. Delete the row, or name another column with "
             "--text."
         )
     return value
@@ -185,24 +192,19 @@ def _is_empty(value: Any) -> bool:
 
 
 def _label(value: Any, name: str, where: str) -> Label:
-    match value:
-        case bool():
-            return str(value)
-        case int() | float():
-            return value
-        case str():
-            return value.strip()
-        case list() | tuple() | dict():
-            raise BatchError(
-                f"{where}: {name!r} is {_short(value)}; expected one label. Several labels an example are not read: "
-                "give one row a label, or name another column with --label."
-            )
-        case _:
-            raise BatchError(
-                f"{where}: {name!r} is {_short(value)}; expected a text or a number. Name another column with --label."
-            )
+    if isinstance(value, bool):
+        return str(value)
+    if isinstance(value, int | float):
+        return value
+    if isinstance(value, str):
+        return value.strip()
+    raise BatchError(
+        f"{where}: {name!r} is {in_brief(value)}; expected one label, a text or a number. Several labels an example "
+        "are not read: give one row a label, or name another column with --label."
+    )
 
 
-def _short(value: Any) -> str:
+def in_brief(value: Any) -> str:
+    """A value in at most 60 characters."""
     shown = repr(value)
     return shown if len(shown) <= 60 else f"{shown[:57]}..."

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from holdfast.errors import DataFileError, OptionError
 from holdfast.files import MANIFEST
-from holdfast.language.forms.opened import suffix_of
-from holdfast.language.forms.text import INTENTS
+from holdfast.language.forms.plain import INTENTS
+from holdfast.language.forms.table import suffix_of
 
 ALL = "all"
 """In place of a split: every file, whatever its name."""
@@ -105,22 +105,22 @@ def _of_split(folder: Path, files: Sequence[Path], split: str, left_out: dict[st
     for path in files:
         splits[_split_of(path, folder)].append(path)
     asked = split_named(split)
-    if splits.keys() == {None} and asked == "train":
-        return FolderFiles(files, None, _frozen(left_out))
-    if split == ALL:
-        return FolderFiles(files, ALL, _frozen(left_out))
-    shown = ", ".join(repr(name) for name in splits if name) or "none by their names"
-    if "train" not in splits and None in splits:
-        splits["train"] = splits.pop(None)
-    if asked not in splits:
-        raise DataFileError(
-            f"{folder}: no file of the split {split!r} in it; found {shown}. Choose one with --split, or --split all."
-        )
-    for name, paths in splits.items():
-        if name != asked:
-            why = f"split {name!r}" if name else "named after no split"
+    found: Sequence[Path] = files
+    name = ALL if split == ALL else None
+    if split != ALL and not (splits.keys() == {None} and asked == "train"):
+        shown = ", ".join(repr(each) for each in splits if each) or "none by their names"
+        if "train" not in splits and None in splits:
+            splits["train"] = splits.pop(None)
+        if asked not in splits:
+            raise DataFileError(
+                f"{folder}: no file of the split {split!r} in it; found {shown}. Choose one with --split, or --split "
+                "all."
+            )
+        found, name = splits.pop(asked), asked
+        for other, paths in splits.items():
+            why = f"split {other!r}" if other else "named after no split"
             left_out[why] += [str(path.relative_to(folder)) for path in paths]
-    return FolderFiles(splits[asked], asked, _frozen(left_out))
+    return FolderFiles(found, name, {why: tuple(names) for why, names in left_out.items()})
 
 
 def _split_of(path: Path, folder: Path) -> str | None:
@@ -132,7 +132,3 @@ def _split_of(path: Path, folder: Path) -> str | None:
         if match:
             return _KEYWORDS[match.group(1)]
     return None
-
-
-def _frozen(left_out: Mapping[str, list[str]]) -> dict[str, tuple[str, ...]]:
-    return {why: tuple(names) for why, names in left_out.items()}

@@ -1,0 +1,158 @@
+"""The settings of a run as flags: those of the stream, the net and the method that were typed, and no others."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import field, fields, make_dataclass
+from typing import Any, get_type_hints
+
+from docstring_parser import parse
+
+from holdfast.cli.values import option
+from holdfast.errors import OptionError
+from holdfast.lab.config import RunSettings, default_settings, foreign_option, known_options
+from holdfast.lab.generation import GENERATION_STREAMS, GenerationConfig
+from holdfast.lab.methods import GENERATORS, METHODS
+from holdfast.lab.plugins import load_plugins
+from holdfast.lab.registry import all_options, default_of
+from holdfast.lab.streams import STREAMS
+from holdfast.lab.training import NETS
+
+SWEPT = ("strength", "budget", "optimizer", "lr")
+"""The settings that `holdfast sweep` chooses itself."""
+
+_NAMED = ("stream", "method", "seed")
+
+
+def run_record(base: type, argv: Sequence[str]) -> type:
+    """The options of `holdfast run`: with those of what is typed, and of each its default.
+
+    Raises:
+        UnknownNameError: what is typed is not there.
+    """
+    typed = _typed(argv)
+    stream, method = typed.pop("stream", None), typed.pop("method", None)
+    if stream is None and {"-h", "--help"} & set(argv):
+        told = (
+            "Name a stream and a method for their options, as in: holdfast run split-mnist --method ewc-fisher --help"
+        )
+        return _extended(base, {}, more=told)
+    if stream in GENERATION_STREAMS:
+        told = GENERATION_STREAMS[stream].defaults
+        return _extended(base, {"drawing": _record(_of(GenerationConfig, _NAMED), told, told="Of drawing.")})
+    return _settings_record(base, stream, [] if method is None else [method], typed, without=_NAMED)
+
+
+def sweep_record(base: type, argv: Sequence[str]) -> type:
+    """The options of `holdfast sweep`: with those of any of the methods that are typed."""
+    typed = _typed(argv)
+    return _settings_record(
+        base, typed.pop("stream", None), typed.pop("methods", []), typed, without=(*_NAMED, *SWEPT), with_defaults=False
+    )
+
+
+def _settings_record(
+    base: type,
+    stream: str | None,
+    methods: Sequence[str],
+    typed: Mapping[str, Any],
+    *,
+    without: Sequence[str],
+    with_defaults: bool = True,
+) -> type:
+    groups: dict[str, tuple[dict[str, type], str]] = {
+        "training": (_of(RunSettings, without), "Left out: as the stream's protocol has it.")
+    }
+    if stream is not None and stream != "list":
+        entry = STREAMS.named(stream)
+        groups["tasks"] = (all_options(entry, typed), f"Of stream {stream}.")
+    net = NETS.named(typed.get("net") or default_of(RunSettings, "net"))
+    groups["network"] = (all_options(net, typed), f"Of net {net.name}.")
+    if methods:
+        own = {name: record for method in methods for name, record in all_options(METHODS.named(method), typed).items()}
+        groups["mechanism"] = (own, f"Of {', '.join(methods)}.")
+    usual = {}
+    if with_defaults and stream is not None and stream in STREAMS and methods:
+        usual = default_settings(stream, methods[0], typed)
+    records, seen = {}, set(without)
+    for title, (own, told) in groups.items():
+        rest = {name: record for name, record in own.items() if name not in seen}
+        seen |= set(rest)
+        if rest:
+            records[title] = _record(rest, usual, told=told)
+    return _extended(base, records)
+
+
+def settings(options: Any) -> dict[str, Any]:
+    """Setting -> value, of those that were typed."""
+    found = {}
+    for name in getattr(type(options), "setting_groups", ()):
+        group = getattr(options, name)
+        found |= {own.name: value for own in fields(group) if (value := getattr(group, own.name)) is not None}
+    return found
+
+
+def misplaced(flag: str, argv: Sequence[str]) -> OptionError | None:
+    """What is wrong with a flag that is an option of something else than what was typed."""
+    name = flag.lstrip("-").replace("-", "_")
+    typed = _typed(argv)
+    if name not in known_options() or "stream" not in typed:
+        return None
+    methods = [typed["method"]] if "method" in typed else typed.get("methods", [])
+    return foreign_option(name, typed["stream"], typed.get("net") or default_of(RunSettings, "net"), methods)
+
+
+def explained(record: type) -> dict[str, str]:
+    """Field -> what the docstrings of a record and its bases say of it."""
+    found: dict[str, str] = {}
+    for kind in reversed(record.__mro__):
+        for own in parse(kind.__doc__ or "").params:
+            found[own.arg_name] = " ".join((own.description or "").split()).rstrip(".")
+    return found
+
+
+def _of(record: type, without: Iterable[str]) -> dict[str, type]:
+    return {own.name: record for own in fields(record) if own.name not in without}
+
+
+def _record(own: Mapping[str, type], usual: Mapping[str, Any], *, told: str) -> type:
+    """A dataclass of flags; None is what was not typed."""
+    entries = []
+    for name, record in own.items():
+        default = usual.get(name, default_of(record, name))
+        shown = " ".join(map(str, default)) if isinstance(default, tuple | list) else default
+        shown = {True: "yes", False: "no"}.get(shown, shown) if isinstance(shown, bool) else shown
+        told_of = explained(record).get(name, "")
+        if shown is not None and usual:
+            told_of += f" (default: {shown})"
+        entries.append((name, option(name, get_type_hints(record)[name], told_of), field(default=None)))
+    return make_dataclass("Settings", entries, frozen=True, namespace={"__doc__": told})
+
+
+def _extended(base: type, groups: Mapping[str, type], *, more: str = "") -> type:
+    return make_dataclass(
+        base.__name__,
+        [(title, record, field(default_factory=record)) for title, record in groups.items()],
+        bases=(base,),
+        frozen=True,
+        namespace={"__doc__": f"{base.__doc__} {more}".strip(), "setting_groups": tuple(groups)},
+    )
+
+
+def _typed(argv: Sequence[str]) -> dict[str, Any]:
+    """What decides which flags there are: read before the flags themselves; plug-ins are loaded."""
+    texts = [text.replace("_", "-") if text.startswith("--") else text for text in argv]
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("stream", nargs="?")
+    for name in ("method", "net", "data", "generator", "hold"):
+        parser.add_argument(f"--{name}")
+    for name in ("methods", "plugin"):
+        parser.add_argument(f"--{name}", nargs="*")
+    known, _ = parser.parse_known_intermixed_args(texts)
+    found = {name: value for name, value in vars(known).items() if value}
+    load_plugins(found.pop("plugin", ()))
+    for name, registry in (("generator", GENERATORS), ("hold", METHODS)):
+        if name in found:
+            registry.named(found[name])
+    return found

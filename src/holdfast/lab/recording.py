@@ -1,0 +1,102 @@
+"""Results of a training loop of your own, in the form that the report takes."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from holdfast.choices import check_choice
+from holdfast.errors import OptionError
+from holdfast.lab.config import folder_name, settings_hash
+from holdfast.lab.folder import RunFolder, versions
+from holdfast.lab.result import RunResult, misshapen, summarise
+from holdfast.likelihoods.masks import Scenario
+
+
+class _Recorded:
+    """Those of a run that was not configured here."""
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self._settings = dict(settings)
+
+    def to_dict(self) -> dict[str, Any]:
+        return self._settings
+
+    def defaults(self) -> dict[str, Any]:
+        return {}
+
+
+def record(
+    *,
+    stream: str,
+    method: str,
+    accuracy: Sequence[Sequence[float]],
+    seed: int = 0,
+    validation: Sequence[Sequence[float]] | None = None,
+    baseline: Sequence[float] | None = None,
+    scenario: Scenario = "domain",
+    settings: Mapping[str, Any] | None = None,
+    seconds: float = 0.0,
+    num_parameters: int | None = None,
+    held_bytes: int | None = None,
+    output: str | os.PathLike[str] = "runs",
+) -> Path:
+    """Write what a run found that another program than `holdfast run` did; `holdfast report` shows it beside others.
+
+    Args:
+        stream: name of the task stream; runs of one name and scenario are compared.
+        method: name of the method.
+        accuracy: T x T, row t: test accuracy on every task after task t, 0..1.
+        seed: of the run.
+        validation: row t: validation accuracies on tasks 0..t (or on all) after task t; None: the test accuracies.
+        baseline: of the untrained network on every task, for the forward transfer; None: zeros.
+        scenario: what was to be told at test time.
+        settings: of the run, JSON values: runs that differ in nothing but the seed are averaged.
+        seconds: of the run.
+        num_parameters: weights of the model.
+        held_bytes: of what the method keeps beside model and optimizer.
+        output: parent of the run folders.
+
+    Returns:
+        The run's folder, stream-method-seed-hash; a result that it held is replaced.
+
+    Raises:
+        OptionError: figures that do not fit together.
+        OutputError: the folder cannot be written, or is somebody else's.
+    """
+    check_choice("scenario", scenario, ("task", "domain", "class"))
+    for what, name in (("stream", stream), ("method", method)):
+        if not re.search(r"\w", name):
+            raise OptionError(f"record: {what} is {name!r}; expected a name.")
+    matrix = [list(map(float, row)) for row in accuracy]
+    if not all(0 <= value <= 1 for row in matrix for value in row):
+        raise OptionError("record: accuracies are shares; expected numbers from 0 to 1.")
+    if not matrix or any(len(row) != len(matrix) for row in matrix):
+        lengths = [len(row) for row in matrix]
+        raise OptionError(f"record: accuracy has rows of {lengths}; expected a square, a row and a column a task.")
+    seen = [list(map(float, row))[: t + 1] for t, row in enumerate(matrix if validation is None else validation)]
+    told = {"stream": stream, "method": method, "seed": seed, "scenario": scenario, **(settings or {})}
+    summary = summarise(matrix, seen, list(baseline or [0.0] * len(matrix)))
+    if mistakes := misshapen(summary):
+        raise OptionError(f"record: {mistakes[0]}.")
+    name = "-".join((folder_name(stream), folder_name(method), str(seed), settings_hash(told, {})))
+    folder = RunFolder(Path(output) / name, _Recorded(told))
+    result = RunResult(
+        stream=stream,
+        scenario=scenario,
+        method=method,
+        seed=seed,
+        **summary,
+        seconds=seconds,
+        seconds_training=seconds,
+        config=told,
+        versions=versions(),
+        num_parameters=num_parameters,
+        held_bytes=held_bytes,
+    )
+    folder.open()
+    result.save(folder.result)
+    return folder.path

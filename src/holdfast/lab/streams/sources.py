@@ -1,0 +1,319 @@
+"""Data by a name, a path or a function: always one `Task`, with what is held out of it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary, WeakValueDictionary
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from holdfast.errors import DataFileError, OptionError
+from holdfast.lab.registry import Entry, Registry, imported
+from holdfast.lab.streams.digits import digits
+from holdfast.lab.streams.examples import Examples
+from holdfast.lab.streams.idx import read_idx
+from holdfast.lab.streams.mnist import FILES, mnist
+from holdfast.lab.streams.stream import Task
+
+DATA: Registry[Entry] = Registry("data set", Entry)
+"""Data by name; `make(data_dir)` gives a `Task`, or what `as_task` takes."""
+
+register_data = DATA.register
+
+register_data("digits", summary="1,797 embedded digits of 8x8 pixels")(lambda data_dir: digits())
+register_data("mnist", summary="MNIST, downloaded once unless --data-dir has it")(mnist)
+
+_PARTS = {"train": "train", "training": "train", "val": "validation", "valid": "validation"}
+_PARTS |= {"validation": "validation", "test": "test", "testing": "test"}
+_INPUTS = ("x", "images", "image", "img", "inputs", "input", "pixel_values", "data", "features")
+_TARGETS = ("y", "labels", "label", "targets", "target", "fine_label")
+_IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"}
+_TEST_SHARE, _VALIDATION_SHARE = 6, 12
+
+_loaded: WeakValueDictionary[tuple[str, str], Task] = WeakValueDictionary()
+_recent: list[Task] = []
+
+
+def load_data(source: str, *, data_dir: str | os.PathLike[str] | None = None) -> Task:
+    """The data of a name, a path or a function, read once while someone holds them.
+
+    Args:
+        source: a name of `DATA`; a `.npz` file, a folder with IDX files as MNIST has them, a folder of images with a
+            folder a class, perhaps below train, validation and test, or a folder that `datasets` saved; or
+            "module:function", called without arguments, that gives what `as_task` takes.
+        data_dir: where MNIST is; see `mnist`.
+
+    Raises:
+        DataFileError: it is no name and no path, or cannot be read.
+        OptionError: it holds nothing that can be learned.
+    """
+    place = str(data_dir or os.environ.get("HOLDFAST_DATA") or "") if source == "mnist" else ""
+    path = Path(source)
+    if source not in DATA and path.exists():
+        place = str(path.stat().st_mtime_ns)  # a file that is written anew is read anew
+    key = (source if source in DATA else str(path.absolute()) if path.exists() else source, place)
+    task = _loaded.get(key)
+    if task is None:
+        if source in DATA:
+            found, name = DATA[source](data_dir), source
+        elif path.exists():
+            found, name = _read(path), path.stem
+        elif ":" in source:
+            found, name = imported(source, what="data")(), source.partition(":")[2]
+        else:
+            raise DataFileError(
+                f"data {source!r}: no such file or folder, and no name of data ({', '.join(DATA)}). Give a path, a "
+                "name or module:function."
+            )
+        task = as_task(found, name=name)
+        _loaded[key] = task
+        _recent[:] = [task]  # a run that is configured is soon done
+    return task
+
+
+def as_task(found: Any, *, name: str) -> Task:
+    """Data in any usual form as a task: what to train, to validate and to test on.
+
+    What lacks is held out of the training data in an order that only their number decides: a sixth to test, then a
+    twelfth to validate.
+
+    Args:
+        found: a `Task`; a map-style dataset of (input, target) or of mappings, or a Hugging Face dataset; a pair
+            (inputs, targets) of arrays; a sequence of two or three of these (train, test, and validation between them),
+            or a mapping of them by part.
+        name: for people.
+
+    Returns:
+        Inputs float32 [N, ...], bytes over 255; targets int64 [N] from 0 up, of whatever labels in their order, or
+        float32 [N, C] of a regression.
+
+    Raises:
+        OptionError: it has none of these forms, or parts that do not fit together.
+    """
+    if isinstance(found, Task):
+        return found
+    parts = {part: _arrays(own, f"{name}, {part}") for part, own in _parts(found).items()}
+    if "train" not in parts:
+        raise OptionError(f"data {name}: parts {', '.join(parts)}; expected one that is called train.")
+    labels = None
+    if not np.issubdtype(parts["train"][1].dtype, np.floating):
+        labels = np.unique(np.concatenate([targets for _, targets in parts.values()]))
+    examples = {part: _examples(*arrays, labels, f"{name}, {part}") for part, arrays in parts.items()}
+    shapes = {tuple(part.inputs.shape[1:]) for part in examples.values()}
+    if len(shapes) > 1:
+        raise OptionError(
+            f"data {name}: inputs of shapes {sorted(map(list, shapes))}; expected one shape in all parts."
+        )
+    for part, share in (("test", _TEST_SHARE), ("validation", _VALIDATION_SHARE)):
+        if part not in examples:
+            examples["train"], examples[part] = _held_out(examples["train"], share)
+    width = len(labels) if labels is not None else examples["train"].targets.shape[1]
+    return Task(name, examples["train"], examples["validation"], examples["test"], tuple(range(width)))
+
+
+_fingerprints: WeakKeyDictionary[Task, str] = WeakKeyDictionary()
+
+
+def fingerprint(task: Task) -> str:
+    """Sixteen hexadecimal digits that stand for all its examples, in their order."""
+    if task not in _fingerprints:
+        digest = hashlib.sha256()
+        for part in (task.train, task.validation, task.test):
+            for tensor in (part.inputs, part.targets):
+                digest.update(f"{tensor.dtype} {list(tensor.shape)}".encode())
+                digest.update(tensor.contiguous().numpy().data)
+        _fingerprints[task] = digest.hexdigest()[:16]
+    return _fingerprints[task]
+
+
+def _parts(found: Any) -> dict[str, Any]:
+    if isinstance(found, Mapping):
+        known = {part: found[key] for key in found if (part := _PARTS.get(str(key)))}
+        return known or {"train": found}
+    if isinstance(found, tuple | list) and 2 <= len(found) <= 3 and not _is_array(found[0]):
+        return dict(zip(("train", "test") if len(found) == 2 else ("train", "validation", "test"), found))
+    return {"train": found}
+
+
+def _arrays(found: Any, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs and targets of one part."""
+    if isinstance(found, Sequence) and len(found) == 2 and _is_array(found[0]):
+        inputs, targets = map(_array, found)
+    elif hasattr(found, "__getitem__") and hasattr(found, "__len__") and len(found):
+        inputs, targets = _of_items([found[number] for number in range(len(found))], name)
+    else:
+        raise OptionError(
+            f"data {name}: a {type(found).__name__}; expected a Task, a dataset of (input, target), a Hugging Face "
+            "dataset, or arrays (inputs, targets)."
+        )
+    if len(inputs) != len(targets) or not len(inputs):
+        raise OptionError(f"data {name}: {len(inputs)} inputs and {len(targets)} targets; expected as many, above 0.")
+    return inputs, targets
+
+
+def _of_items(items: Sequence[Any], name: str) -> tuple[np.ndarray, np.ndarray]:
+    if isinstance(items[0], Mapping):
+        own, wanted = (_column(items[0], known, name) for known in (_INPUTS, _TARGETS))
+        items = [(item[own], item[wanted]) for item in items]
+    if not all(isinstance(item, Sequence) and len(item) >= 2 for item in items):
+        raise OptionError(f"data {name}: its items are {type(items[0]).__name__}; expected (input, target).")
+    inputs = [np.asarray(item[0]) for item in items]
+    if len({each.shape for each in inputs}) > 1:
+        raise OptionError(f"data {name}: inputs of different shapes; expected one. Resize the images, or pad.")
+    return np.stack(inputs), np.asarray([_array(item[1]) for item in items])
+
+
+def _column(item: Mapping[str, Any], known: Iterable[str], name: str) -> str:
+    found = next((column for column in known if column in item), None)
+    if found is None:
+        raise OptionError(f"data {name}: columns {', '.join(item)}; expected one of {', '.join(known)}.")
+    return found
+
+
+def _is_array(found: Any) -> bool:
+    return isinstance(found, np.ndarray | Tensor)
+
+
+def _array(found: Any) -> np.ndarray:
+    return found.numpy(force=True) if isinstance(found, Tensor) else np.asarray(found)
+
+
+def _examples(inputs: np.ndarray, targets: np.ndarray, labels: np.ndarray | None, name: str) -> Examples:
+    """As a network takes them: images with their channels first."""
+    if inputs.dtype == np.uint8:
+        inputs = inputs.astype(np.float32) / 255
+        if inputs.ndim == 4 and inputs.shape[-1] in (1, 3, 4) and inputs.shape[1] not in (1, 3, 4):
+            inputs = np.moveaxis(inputs, -1, 1)
+        elif inputs.ndim == 3:
+            inputs = inputs[:, None]
+    if not (np.issubdtype(inputs.dtype, np.number) or inputs.dtype == np.bool_):
+        raise OptionError(f"data {name}: inputs of type {inputs.dtype}; expected numbers.")
+    x = torch.from_numpy(np.ascontiguousarray(inputs, dtype=np.float32))
+    if not bool(x.isfinite().all()):
+        raise OptionError(f"data {name}: an input is not finite. Clean the data.")
+    if labels is None:
+        y = torch.from_numpy(np.ascontiguousarray(targets, dtype=np.float32)).reshape(len(targets), -1)
+        if not bool(y.isfinite().all()):
+            raise OptionError(f"data {name}: a target is not finite. Clean the data.")
+        return Examples(x, y)
+    if targets.ndim != 1:
+        raise OptionError(f"data {name}: targets of shape {list(targets.shape)}; expected one class an example.")
+    return Examples(x, torch.from_numpy(np.searchsorted(labels, targets)))
+
+
+def _held_out(examples: Examples, share: int) -> tuple[Examples, Examples]:
+    """What remains, and one of `share` examples that is held out."""
+    order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(0))
+    count = len(examples) // share
+    if not 0 < count < len(examples):
+        raise OptionError(
+            f"data: {len(examples)} examples to train on; expected at least {share}, to hold some out. Give more, or "
+            "parts for validation and test."
+        )
+    kept, held = order[count:].sort().values, order[:count].sort().values
+    return tuple(Examples(examples.inputs[rows], examples.targets[rows]) for rows in (kept, held))  # type: ignore[return-value]
+
+
+def _read(path: Path) -> Any:
+    """What a file or a folder holds."""
+    if path.is_file() and path.suffix == ".npz":
+        return _npz(path)
+    if path.is_dir():
+        names = {each.name for each in path.iterdir()}
+        if {"dataset_info.json", "dataset_dict.json"} & names:
+            return _hugging_face(path)
+        if any(name.removesuffix(".gz") in names or name in names for name in FILES):
+            return mnist(path) if _is_mnist(path) else _idx(path)
+        if any(each.is_dir() for each in path.iterdir()):
+            return _image_folder(path)
+    raise DataFileError(
+        f"{path}: no data; expected a .npz file, a folder with IDX files, a folder of images with a folder a class, or "
+        "a folder that `datasets` saved."
+    )
+
+
+def _npz(path: Path) -> dict[str, Any]:
+    """By part: x_train and y_train, train_images and train_labels, or x and y alone."""
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            arrays = {name: content[name] for name in content.files}
+    except (OSError, ValueError, EOFError) as error:
+        raise DataFileError(f"{path}: no .npz of plain arrays: {error}. Write it with numpy.savez.") from error
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for name, array in arrays.items():
+        words = name.lower().split("_")
+        part = next((_PARTS[word] for word in words if word in _PARTS), "train")
+        kind = "_".join(word for word in words if word not in _PARTS)
+        role = "inputs" if kind in _INPUTS else "targets" if kind in _TARGETS else None
+        if role is not None:
+            found.setdefault(part, {})[role] = array
+    whole = {part: (own["inputs"], own["targets"]) for part, own in found.items() if len(own) == 2}
+    if "train" not in whole:
+        raise DataFileError(
+            f"{path}: arrays {', '.join(arrays) or 'none'}; expected x_train and y_train, and x_test and y_test, or x "
+            "and y alone."
+        )
+    return whole
+
+
+def _is_mnist(path: Path) -> bool:
+    images = next(each for each in path.iterdir() if each.name.startswith("t10k-images"))
+    return read_idx(images).shape[1:] == (28, 28)
+
+
+def _idx(path: Path) -> dict[str, Any]:
+    found = []
+    for name in FILES:
+        own = path / name
+        found.append(read_idx(own if own.exists() else own.with_suffix("")).numpy())
+    return {"train": (found[0], found[1]), "test": (found[2], found[3])}
+
+
+def _image_folder(path: Path) -> dict[str, Any]:
+    folders = [each for each in sorted(path.iterdir()) if each.is_dir()]
+    parts = {_PARTS[each.name]: each for each in folders if each.name in _PARTS}
+    return {part: _images(folder) for part, folder in (parts or {"train": path}).items()}
+
+
+def _images(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Every picture below a folder, and the name of the folder in it that it stands in."""
+    try:
+        from PIL import Image, UnidentifiedImageError
+    except ImportError as error:
+        raise OptionError(
+            f'data {folder}: pictures are read with pillow: pip install "torch-holdfast[images]"'
+        ) from error
+    images, labels = [], []
+    for path in sorted(folder.glob("*/**/*")):
+        if path.suffix.lower() in _IMAGES:
+            try:
+                with Image.open(path) as image:
+                    images.append(np.asarray(image if image.mode == "L" else image.convert("RGB")))
+            except (OSError, UnidentifiedImageError) as error:
+                raise DataFileError(
+                    f"{path}: no picture that can be read: {error}. Replace it or remove it."
+                ) from error
+            labels.append(path.relative_to(folder).parts[0])
+    if not images:
+        raise DataFileError(
+            f"{folder}: no pictures in folders of it; expected a folder a class, with PNG or JPEG files."
+        )
+    shapes = {image.shape for image in images}
+    if len(shapes) > 1:
+        told = ", ".join("x".join(map(str, shape)) for shape in sorted(shapes)[:3])
+        raise DataFileError(f"{folder}: pictures of sizes {told}; expected one. Resize them first.")
+    return np.stack(images), np.asarray(labels)
+
+
+def _hugging_face(path: Path) -> Any:
+    try:
+        from datasets import load_from_disk
+    except ImportError as error:
+        raise OptionError(f"data {path}: read with datasets: pip install datasets") from error
+    return load_from_disk(str(path))
