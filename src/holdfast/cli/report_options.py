@@ -10,7 +10,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from holdfast.cli.options import Quiet
+from holdfast.cli.options import Plugin, Quiet
 from holdfast.cli.values import option
 
 _Folders = Annotated[
@@ -28,4 +28,5 @@ class ReportOptions:
     trials: Annotated[bool, arg(help="with the runs of sweeps that were not chosen", help_behavior_hint="")] = False
     quick: Annotated[bool, arg(help="with the runs of recipes' --quick versions", help_behavior_hint="")] = False
     output: option("output", str, "folder of the report (left out: report in the first DIR)") = None
+    plugin: Plugin = ()
     quiet: Quiet = False

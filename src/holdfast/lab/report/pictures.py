@@ -127,7 +127,7 @@ def _lanes(
         axes.set_ylim(len(groups) - 0.4, -0.6)
         axes.grid(axis="x", color=GRID, linewidth=0.6)
         bare(axes, ("bottom",))
-        axes.locator_params(axis="x", nbins=4)
+        axes.locator_params(axis="x", nbins=3)
         axes.set_title(name, fontsize=FONT, color=INK, loc="left", pad=4)
         axes.set_yticks(range(len(groups)), [picture_text(label) if number == 0 else "" for label in labels])
         axes.tick_params(axis="y", length=0)
