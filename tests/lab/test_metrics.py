@@ -115,21 +115,6 @@ def test_student_t_in_closed_form(level):
     assert half_width(level, 4) == pytest.approx(2 * math.sqrt(c - 1), rel=1e-9)
 
 
-@pytest.mark.parametrize("level", [0.5, 0.95, 0.999])
-@pytest.mark.parametrize("degrees", [1, 2, 4, 9, 40])
-def test_student_p_is_what_the_interval_leaves_out(level, degrees):
-    t = half_width(level, degrees)
-    assert metrics.student_p(t, degrees) == metrics.student_p(-t, degrees) == pytest.approx(1 - level, abs=1e-10)
-
-
-def test_student_p_in_closed_form():
-    assert metrics.student_p(0.0, 3) == 1.0
-    for t in (0.1, 1.0, 3.0, 50.0):
-        assert metrics.student_p(t, 1) == pytest.approx(1 - 2 / math.pi * math.atan(t), abs=1e-12)
-        assert metrics.student_p(t, 2) == pytest.approx(1 - t / math.sqrt(t**2 + 2), abs=1e-12)
-    assert metrics.student_p(1e9, 5) == pytest.approx(0, abs=1e-12)
-
-
 def test_student_t_of_many_degrees_is_normal():
     assert half_width(0.95, 100_000) == pytest.approx(1.959964, rel=2e-5)
 
@@ -137,9 +122,8 @@ def test_student_t_of_many_degrees_is_normal():
 def test_without_scipy_a_single_seed_has_its_figures(monkeypatch):
     monkeypatch.setitem(sys.modules, "scipy", None)
     assert metrics.confidence_interval([0.7]) == (0.7, math.inf)
-    for refused in (lambda: metrics.confidence_interval([0.7, 0.8]), lambda: metrics.student_p(1.0, 2)):
-        with pytest.raises(OptionError, match=r'computed with scipy, which is not .*: pip install "torch-holdfast\['):
-            refused()
+    with pytest.raises(OptionError, match=r'computed with scipy, which is not .*: pip install "torch-holdfast\['):
+        metrics.confidence_interval([0.7, 0.8])
 
 
 def test_confidence_interval_by_hand():

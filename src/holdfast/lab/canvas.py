@@ -10,8 +10,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from holdfast.errors import OptionError, OutputError
+from holdfast.errors import OutputError
 from holdfast.files import write_bytes
+from holdfast.lab.packages import check_installed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,16 +29,9 @@ def check_matplotlib() -> None:
     """Make sure that pictures can be drawn, before time is spent on what they are to show.
 
     Raises:
-        OptionError: matplotlib is not installed, or pandas, whose tables of runs are drawn.
+        OptionError: matplotlib is not installed, or pandas or scipy, by which runs become what is drawn.
     """
-    try:
-        import matplotlib  # noqa: F401
-        import pandas  # noqa: F401
-    except ImportError as error:
-        raise OptionError(
-            f"pictures are drawn with {error.name}, which is not installed. Install it with: "
-            'pip install "torch-holdfast[plots]"'
-        ) from error
+    check_installed("matplotlib", "pandas", "scipy", what="pictures are drawn", extra="plots")
 
 
 def new_figure(width: float, height: float) -> Figure:

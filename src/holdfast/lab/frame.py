@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from holdfast.errors import OptionError
 from holdfast.files import read_json
+from holdfast.lab.packages import check_installed
 from holdfast.lab.result import RunResult, find_runs
 from holdfast.lab.trials import Trials, trials_in
 
@@ -61,7 +61,7 @@ def results(folders: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) 
         FileFormatError: a folder is missing, holds no finished run, or holds a damaged file.
         OptionError: pandas is not installed.
     """
-    check_pandas()
+    check_installed("pandas", what="results are made a table", extra="report")
     listed = [folders] if isinstance(folders, str | os.PathLike) else list(folders)
     found = find_runs(listed)
     return runs_table([result for _, result in found], paths=[path for path, _ in found])
@@ -92,7 +92,7 @@ def runs_table(found: Iterable[RunResult], *, paths: Sequence[Path] | None = Non
         found: the results.
         paths: the file that each was read from; None for results that were read from none.
     """
-    check_pandas()
+    check_installed("pandas", what="results are made a table", extra="plots")
     import pandas as pd
 
     found = list(found)
@@ -114,21 +114,6 @@ def settings_in(runs: DataFrame) -> list[str]:
 def is_missing(value: Any) -> bool:
     """Whether a cell says that nothing was recorded, or that the setting was left out."""
     return value is None or type(value).__name__ == "NAType" or value != value
-
-
-def check_pandas() -> None:
-    """Make sure that results can be a table.
-
-    Raises:
-        OptionError: pandas is not installed.
-    """
-    try:
-        import pandas  # noqa: F401
-    except ImportError as error:
-        raise OptionError(
-            "results are tables of pandas, which is not installed. Install it with: "
-            'pip install "torch-holdfast[report]"'
-        ) from error
 
 
 ADDED = ("configuration", "variant", "num_variants", "family", "shade", "num_shades", "chosen")

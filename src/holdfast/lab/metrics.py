@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from holdfast.errors import EmptyDataError, OptionError
+from holdfast.lab.packages import check_installed
 
 Matrix = Sequence[Sequence[float]]
 
@@ -126,13 +127,7 @@ def check_scipy() -> None:
     Raises:
         OptionError: scipy is not installed.
     """
-    try:
-        import scipy  # noqa: F401
-    except ImportError as error:
-        raise OptionError(
-            "intervals and tests over seeds are computed with scipy, which is not installed. Install it with: "
-            'pip install "torch-holdfast[plots]"'
-        ) from error
+    check_installed("scipy", what="intervals and tests over seeds are computed", extra="plots")
 
 
 def _square(matrix: Matrix) -> np.ndarray:

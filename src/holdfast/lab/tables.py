@@ -61,7 +61,7 @@ class Column:
 
     def text(self, row: Mapping[str, Any]) -> str:
         """The cell of a row; a cost without the half width of its interval."""
-        mean, half = row[self.field], row[f"{self.field}_half_width"]
+        mean, half = row[self.field], row.get(f"{self.field}_half_width")
         if is_missing(mean):
             return "–"
         told = Estimate(mean, None if self.is_cost or is_missing(half) else half)
@@ -78,6 +78,7 @@ COLUMNS = (
     Column("training s", "train s", "seconds_training", 1.0, is_cost=True),
     Column("importance s", "imp. s", "seconds_importance", 1.0, is_cost=True),
     Column("held MB", "", "held_bytes", 1e-6, is_cost=True),
+    Column("held / weights", "", "held_copies", 1.0, is_cost=True),
 )
 """What is shown of a configuration, in order, behind its label."""
 
@@ -92,7 +93,8 @@ def configurations(runs: DataFrame) -> DataFrame:
         A row for each configuration, in the order of the runs: `stream`, `scenario`, `method`, `configuration`,
         `family`, `chosen`, `seeds`, which is how many, and of each of `FIGURES` the mean, and under its name with
         `_half_width` half the width of the 95% confidence interval by Student's t, which is missing for a single
-        seed. A figure that not every run recorded is missing.
+        seed; and `held_copies`, the bytes held in copies of the weights. A figure that not every run recorded is
+        missing.
 
     Raises:
         OptionError: scipy is not installed, which several seeds need.
@@ -109,6 +111,7 @@ def configurations(runs: DataFrame) -> DataFrame:
         halves = halves.mul(stats.t.ppf(0.975, seeds - 1), axis=0)
     means = figures.mean().astype(float).where(is_whole)
     table = named.assign(seeds=seeds).join(means).join(halves.where(is_whole).add_suffix("_half_width"))
+    table["held_copies"] = table["held_bytes"] / (4 * table["num_parameters"])
     return table.reset_index().drop(columns="variant")
 
 

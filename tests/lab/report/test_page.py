@@ -118,7 +118,7 @@ def test_memory_in_megabytes_and_copies_of_the_weights():
     text = page(result(held_bytes=800_000, num_parameters=100_000), result("none"))
     assert "<td>0.8</td><td>2.0</td><td>1</td>" in text
     assert "<td>–</td><td>–</td><td>1</td>" in text
-    assert "copies of the weights" in text
+    assert "held / weights" in text
 
 
 def test_every_table_says_of_how_many_seeds():

@@ -177,9 +177,9 @@ def test_no_runs(tmp_path: Path):
     [
         ("matplotlib", r"pip install \"torch-holdfast\[plots\]\""),
         ("pandas", r"drawn with pandas, .* pip install \"torch-holdfast\[plots\]\""),
-        ("scipy", r"computed with scipy, .* pip install \"torch-holdfast\[plots\]\""),
-        ("jinja2", r"not installed: jinja2\. .*pip install \"torch-holdfast\[report\]\""),
-        ("pyarrow", r"not installed: pyarrow\. .*pip install \"torch-holdfast\[report\]\""),
+        ("scipy", r"drawn with scipy, .* pip install \"torch-holdfast\[plots\]\""),
+        ("jinja2", r"written with jinja2, which is not installed.*pip install \"torch-holdfast\[report\]\""),
+        ("pyarrow", r"written with pyarrow, which is not installed.*pip install \"torch-holdfast\[report\]\""),
     ],
 )
 def test_a_missing_package_is_said_before_anything_is_read(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from holdfast.lab.frame import DataFrame
+from holdfast.lab.tables import Estimate
 
 LEVEL = 0.05
 """Differences whose corrected p-value lies below are called clear."""
@@ -63,6 +64,21 @@ def holm(p: Any) -> Any:
     """
     ascending = p.astype(float).sort_values()
     return (ascending * np.arange(len(p), 0, -1)).cummax().clip(upper=1.0)
+
+
+def comparison_rows(table: DataFrame) -> list[list[str]]:
+    """Comparisons as people read them: the two labels, the difference in points, p, corrected p, seeds."""
+    return [
+        [
+            each.first,
+            each.second,
+            Estimate(each.difference, each.half_width).text(scale=100),
+            p_text(each.p),
+            p_text(each.p_corrected),
+            str(each.seeds),
+        ]
+        for each in table.itertuples()
+    ]
 
 
 def p_text(p: float) -> str:

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 from holdfast.lab.escaping import markdown_text
 from holdfast.lab.frame import DataFrame
 from holdfast.lab.groups import method_label
-from holdfast.lab.report.comparisons import LEVEL, p_text
+from holdfast.lab.report.comparisons import LEVEL, comparison_rows
 from holdfast.lab.report.pictures import PICTURES
 from holdfast.lab.report.sections import INTERVALS, LEGEND, Section
-from holdfast.lab.tables import Estimate, markdown
+from holdfast.lab.tables import markdown
 from holdfast.version import __version__
 
 
@@ -55,11 +55,10 @@ def _comparisons(found: DataFrame) -> str:
         "| first | second | first − second | p | corrected | seeds |",
         "|:--|:--|--:|--:|--:|--:|",
     ]
-    for each in found.itertuples():
-        told = Estimate(each.difference, each.half_width).text(scale=100)
-        told = f"**{told}**" if each.p_corrected < LEVEL else told
-        p = f"{p_text(each.p)} | {p_text(each.p_corrected)}"
-        lines.append(f"| {markdown_text(each.first)} | {markdown_text(each.second)} | {told} | {p} | {each.seeds} |")
+    clear = found["p_corrected"] < LEVEL
+    for (first, second, told, *rest), is_clear in zip(comparison_rows(found), clear, strict=True):
+        names = f"{markdown_text(first)} | {markdown_text(second)}"
+        lines.append(f"| {names} | {f'**{told}**' if is_clear else told} | {' | '.join(rest)} |")
     return "\n".join(lines)
 
 

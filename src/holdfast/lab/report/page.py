@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from holdfast.lab.frame import is_missing
 from holdfast.lab.plots import seeds_told
-from holdfast.lab.report.comparisons import LEVEL, p_text
+from holdfast.lab.report.comparisons import LEVEL, comparison_rows
 from holdfast.lab.report.pictures import PICTURES
 from holdfast.lab.report.samples import samples
 from holdfast.lab.report.sections import INTERVALS, LEGEND, Section
-from holdfast.lab.tables import COLUMNS, Estimate, best_label
+from holdfast.lab.tables import COLUMNS, Column, best_label
 from holdfast.version import __version__
 
 _WITHOUT = {"metadata", "style"}
@@ -103,7 +101,9 @@ def _bare_name(name: str) -> str:
 def _prefixed(name: str, value: str, prefix: str) -> str:
     if name == "id":
         return f"{prefix}-{value}"
-    return re.sub(r"^#|(?<=url\()#", f"#{prefix}-", value) if name != "style" or "url(" in value else value
+    if name == "href" and value.startswith("#"):
+        return f"#{prefix}-{value[1:]}"
+    return value.replace("url(#", f"url(#{prefix}-")
 
 
 def _pictures(section: Section, folder: Path | None, number: int) -> dict[str, str]:
@@ -148,67 +148,37 @@ def _percent(row: Any) -> str:
 
 def _tables(section: Section) -> dict[str, tuple[list[str], list[list[str]]]]:
     """Name -> titles and rows of texts, of which the first is the name of the row."""
-    rows, found = section.table.to_dict("records"), section.comparisons
-    skills = [column for column in COLUMNS if not column.is_cost]
-    costs = [column for column in COLUMNS if column.is_cost]
-    pairs = found.to_dict("records")
-    both = {(pair["first"], pair["second"]): _signed(pair, 1) for pair in pairs}
-    both |= {(pair["second"], pair["first"]): _signed(pair, -1) for pair in pairs}
     labels = list(dict.fromkeys(section.runs.loc[section.runs["chosen"], "configuration"]))
-    runs = section.runs.assign(own=section.own).to_dict("records")
+    both = {}
+    for pair in section.comparisons.to_dict("records"):
+        both[pair["first"], pair["second"]], both[pair["second"], pair["first"]] = _signed(pair, 1), _signed(pair, -1)
+    pairs = [[f"{first} − {second}", *rest] for first, second, *rest in comparison_rows(section.comparisons)]
+    runs = section.runs.assign(accuracy=100 * section.runs["accuracy"], own=section.own).round(1)
     return {
-        "figures": (
-            ["method", *(column.title for column in skills), "seeds"],
-            [[row["configuration"], *(column.text(row) for column in skills), str(row["seeds"])] for row in rows],
-        ),
-        "cost": (
-            ["method", *(column.title for column in costs), "held, in copies of the weights", "seeds"],
-            [
-                [row["configuration"], *(column.text(row) for column in costs), _copies(row), str(row["seeds"])]
-                for row in rows
-            ],
-        ),
+        "figures": _figures(section, [column for column in COLUMNS if not column.is_cost]),
+        "cost": _figures(section, [column for column in COLUMNS if column.is_cost]),
         "differences": (
             ["minus", *labels],
             [[one, *("" if one == other else both.get((one, other), "–") for other in labels)] for one in labels],
         ),
-        "pairs": (
-            ["first − second", "difference", "p", "corrected", "seeds"],
-            [
-                [
-                    f"{row['first']} − {row['second']}",
-                    Estimate(row["difference"], row["half_width"]).text(scale=100),
-                    p_text(row["p"]),
-                    p_text(row["p_corrected"]),
-                    str(row["seeds"]),
-                ]
-                for row in pairs
-            ],
-        ),
+        "pairs": (["first − second", "difference", "p", "corrected", "seeds"], pairs),
         "runs": (
             ["method", "seed", "accuracy %", "seconds", "own settings", "versions"],
-            [
-                [
-                    run["method"],
-                    str(run["seed"]),
-                    f"{100 * run['accuracy']:.1f}",
-                    f"{run['seconds']:.1f}",
-                    run["own"],
-                    run["versions"],
-                ]
-                for run in runs
-            ],
+            runs[["method", "seed", "accuracy", "seconds", "own", "versions"]].astype(str).to_numpy().tolist(),
         ),
     }
 
 
-def _signed(row: Mapping[str, Any], sign: int) -> str:
+def _figures(section: Section, columns: Sequence[Column]) -> tuple[list[str], list[list[str]]]:
+    """A row a configuration."""
+    rows = [
+        [row["configuration"], *(column.text(row) for column in columns), str(row["seeds"])]
+        for row in section.table.to_dict("records")
+    ]
+    return ["method", *(column.title for column in columns), "seeds"], rows
+
+
+def _signed(pair: Mapping[str, Any], sign: int) -> str:
     """A difference in points, starred where it is clear."""
-    shown = f"{100 * sign * row['difference']:+.1f}"
-    return shown.replace("+0.0", "0.0").replace("-0.0", "0.0") + "*" * (row["p_corrected"] < LEVEL)
-
-
-def _copies(row: Mapping[str, Any]) -> str:
-    """What a method holds as copies of the weights."""
-    held, weights = row["held_bytes"], row["num_parameters"]
-    return "–" if is_missing(held) or is_missing(weights) or not weights else f"{held / (4 * weights):.1f}"
+    shown = f"{100 * sign * pair['difference']:+.1f}"
+    return shown.replace("+0.0", "0.0").replace("-0.0", "0.0") + "*" * (pair["p_corrected"] < LEVEL)

@@ -25,6 +25,7 @@ LEGEND = {
     "training, importance": "seconds in training steps, and in measuring importances.",
     "held": "what a method keeps beside the model and its optimizer once the last task is learned: anchors, "
     "importances, examples; for joint and cumulative training the data of the earlier tasks.",
+    "held / weights": "the same in copies of the weights, four bytes each.",
     "seeds": "how many runs the figures of a row are means of.",
 }
 """What the columns of the tables mean."""

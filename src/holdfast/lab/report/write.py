@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from holdfast.files import check_output, new_folder, write_text
 from holdfast.lab.canvas import check_matplotlib
 from holdfast.lab.frame import ARRAYS, DataFrame, results
 from holdfast.lab.groups import value_text
-from holdfast.lab.metrics import check_scipy
+from holdfast.lab.packages import check_installed
 from holdfast.lab.report.export import write_tables
 from holdfast.lab.report.markdown import markdown_page
 from holdfast.lab.report.page import html_page
@@ -153,17 +152,4 @@ def check_packages() -> None:
         OptionError: a package is not installed.
     """
     check_matplotlib()
-    check_scipy()
-    missing = [name for name in ("jinja2", "pyarrow") if _is_missing(name)]
-    if missing:
-        raise OptionError(
-            f"reports are written with jinja2 and pyarrow; not installed: {', '.join(missing)}. "
-            'Install what is missing with: pip install "torch-holdfast[report]"'
-        )
-
-
-def _is_missing(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name) is None
-    except ValueError:  # sys.modules holds None in its place
-        return True
+    check_installed("jinja2", "pyarrow", what="reports are written", extra="report")
