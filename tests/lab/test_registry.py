@@ -143,7 +143,10 @@ class TestModuleAndAttribute:
     @pytest.mark.parametrize(
         ("text", "message"),
         [
-            ("my_colours:blue", "colour 'my_colours:blue' cannot be imported: AttributeError: .* Expected module:name."),
+            (
+                "my_colours:blue",
+                "colour 'my_colours:blue' cannot be imported: AttributeError: .* Expected module:name.",
+            ),
             ("no_such_module:blue", "colour 'no_such_module:blue' cannot be imported: ModuleNotFoundError: No module"),
             ("my_colours:number", "colour my_colours:number: a int; expected a function or a class."),
             (":blue", "colour ':blue' cannot be imported: ValueError"),

@@ -213,12 +213,13 @@ def _flat(choice: Any) -> dict[str, Any]:
 BUDGET = 0.05
 """Nats, of methods that can keep a budget, where neither you nor the protocol has a strength."""
 
-_REGISTRIES: tuple[Registry[Any], ...] = (METHODS, NETS, STREAMS, GENERATORS)
+REGISTRIES: tuple[Registry[Any], ...] = (METHODS, NETS, STREAMS, GENERATORS)
+"""Of everything whose options may be settings of a run."""
 
 
 def known_options() -> set[str]:
     """Every option that some registered entry has."""
-    return {name for registry in _REGISTRIES for entry in registry.values() for name in _names(entry.options)}
+    return {name for registry in REGISTRIES for entry in registry.values() for name in _names(entry.options)}
 
 
 def foreign_option(name: str, stream: str, net: str, methods: Sequence[str], known: Iterable[str] = ()) -> OptionError:
@@ -231,7 +232,7 @@ def foreign_option(name: str, stream: str, net: str, methods: Sequence[str], kno
         methods: likewise.
         known: the settings that it has, of which the nearest is offered.
     """
-    owners = [entry.name for registry in _REGISTRIES for entry in registry.values() if name in _names(entry.options)]
+    owners = [entry.name for registry in REGISTRIES for entry in registry.values() if name in _names(entry.options)]
     if not owners:
         return UnknownNameError("setting", name, known)
     told = ", ".join(owners[:6]) + (" and others" if len(owners) > 6 else "")

@@ -98,7 +98,11 @@ class TestNpz:
             ({"x_train": [[1.0]]}, DataFileError, "arrays x_train; expected x_train and y_train, and x_test and y_te"),
             ({"weights": [1.0]}, DataFileError, "arrays weights; expected x_train"),
             ({"x": [[1.0], [2.0]], "y": [0]}, OptionError, "2 inputs and 1 targets; expected as many"),
-            ({"x": [[1.0]] * 12, "y": [0, 1] * 6}, OptionError, "10 examples to train on; expected at least 12, to hold"),
+            (
+                {"x": [[1.0]] * 12, "y": [0, 1] * 6},
+                OptionError,
+                "10 examples to train on; expected at least 12, to hold",
+            ),
             ({"x": [[np.nan]] * 3, "y": [0, 1, 0]}, OptionError, "an input is not finite. Clean the data."),
             ({"x": [["a"]] * 3, "y": [0, 1, 0]}, OptionError, "inputs of type <U1; expected numbers."),
             ({"x": [[1.0]] * 3, "y": [0.5, np.inf, 0.0]}, OptionError, "a target is not finite. Clean the data."),
@@ -182,7 +186,9 @@ class TestImageFolder:
         with pytest.raises(DataFileError, match="no pictures in folders of it; expected a folder a class"):
             load_data(str(tmp_path / "empty"))
         (tmp_path / "bare").mkdir()
-        with pytest.raises(DataFileError, match="bare: no data; expected a .npz file, a folder with IDX files, a folde"):
+        with pytest.raises(
+            DataFileError, match="bare: no data; expected a .npz file, a folder with IDX files, a folde"
+        ):
             load_data(str(tmp_path / "bare"))
 
 
@@ -320,7 +326,9 @@ class TestRuns:
         small = {"data": source, "num_tasks": 2, "epochs": 1, "hidden": (4,)}
         for method in ("none", "ewc-fisher", "lwf"):
             if method == "lwf":
-                with pytest.raises(OptionError, match="permuted, lwf: the targets are numbers; expected scenario domai"):
+                with pytest.raises(
+                    OptionError, match="permuted, lwf: the targets are numbers; expected scenario domai"
+                ):
                     run(configure("permuted", method, **small), output=tmp_path)
                 continue
             found = run(configure("permuted", method, **small), output=tmp_path)
@@ -351,7 +359,9 @@ class TestProvenance:
                 run(config, output=tmp_path / "runs", data_dir=first, on_event=on_event)
         else:
             run(config, output=tmp_path / "runs", data_dir=first)
-        with pytest.raises(RunMismatchError, match="belongs to another configuration: data '.*' there, '.*' here. Choo"):
+        with pytest.raises(
+            RunMismatchError, match="belongs to another configuration: data '.*' there, '.*' here. Choo"
+        ):
             run(config, output=tmp_path / "runs", data_dir=second)
         assert run(config, output=tmp_path / "runs", data_dir=first).accuracy_matrix
         written = json.loads((tmp_path / "runs" / config.name / "config.json").read_text())
