@@ -156,10 +156,18 @@ class RunConfig(RunSettings):
         return {name: _jsonable(value) for name, value in (found | {"fingerprint": ""}).items()}
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values, in one level; what is not there is not the run's."""
-        common = {own.name: getattr(self, own.name) for own in fields(RunSettings)}
-        own = {"fingerprint": self.fingerprint} if self.fingerprint else {}
-        return {name: _jsonable(value) for name, value in {**common, **own, **self.options}.items()}
+        """As JSON values, in one level; what is not there is not the run's.
+
+        In the order of pages: the method's options, then what all runs have, the stream's and the net's options in it.
+        """
+        stream, net, method = (all_options(entry, self.options) for entry in self._entries)
+        found = {name: self.options[name] for name in method}
+        for own in fields(RunSettings):
+            found[own.name] = getattr(self, own.name)
+            after = {"num_tasks": stream, "net": net}.get(own.name, ())
+            found |= {name: self.options[name] for name in after}
+        found |= {"fingerprint": self.fingerprint} if self.fingerprint else {}
+        return {name: _jsonable(value) for name, value in found.items()}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> RunConfig:
