@@ -95,7 +95,13 @@ def comparable(runs: DataFrame) -> list[tuple[str, DataFrame]]:
 
 def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     """The names of the settings that are not the same everywhere, in their usual order."""
-    names = dict.fromkeys(name for each in settings for name in each)
+    names: list[str] = []
+    for each in settings:
+        place = 0  # what others do not have stands before what comes next in both
+        for name in each:
+            if name not in names:
+                names.insert(place, name)
+            place = names.index(name) + 1
     return [name for name in names if len({_sortable(each.get(name)) for each in settings}) > 1]
 
 
