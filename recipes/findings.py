@@ -6,18 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from holdfast.lab.config import RunConfig
-from holdfast.lab.frame import runs_table
+from holdfast.lab.frame import DataFrame, runs_table
 from holdfast.lab.result import RunResult
 from holdfast.lab.tables import Estimate
 from recipes.lines import Outcomes, RecipeLine, Size, once
 from recipes.outcome import Outcome
 from recipes.verdict import Verdict, verdict
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 Value = Callable[[RunResult], float]
 Measure = Callable[[int, str | None], dict[str, Any]]

@@ -19,9 +19,9 @@ PACKAGE = ROOT / "src" / "holdfast"
 PUBLIC_NAMES = Path(__file__).with_name("public_names.txt")
 
 CORE = {"torch", "numpy", "safetensors", "tqdm"}
-EXTRAS = {"tyro", "rich", "matplotlib", "scipy", "jinja2", "pyarrow", "tensorboard", "optuna", "sqlalchemy"}
+EXTRAS = {"tyro", "rich", "matplotlib", "scipy", "pandas", "jinja2", "pyarrow", "tensorboard", "optuna", "sqlalchemy"}
 EXTRAS |= {"PIL", "docstring_parser", "transformers", "tokenizers", "accelerate", "lightning", "peft", "datasets"}
-NEVER_WITH_HOLDFAST = EXTRAS | {"pandas", "sklearn"}
+NEVER_WITH_HOLDFAST = EXTRAS | {"sklearn"}
 MAY_USE_EXTRAS = {"cli", "integrations", "lab", "language"}
 COMES_WITH_TORCH = {path: {"triton"} for path in ("moments/kernels/fused.py", "retention/fused.py")}  # on CUDA, lazily
 COMES_WITH_TORCH["files/exclusive.py"] = {"filelock"}

@@ -52,6 +52,21 @@ def num_lines(page: str, start: str) -> int:
     return 1 + len("\n".join(inside).rstrip().splitlines())
 
 
+def test_results_in_a_notebook(tmp_path: Path):
+    with contextlib.chdir(tmp_path):
+        names = run("report.md")
+        assert names["page"].is_file()
+    runs = names["runs"]
+    columns = re.findall(r"^\| (`.*?) \|", (DOCS / "report.md").read_text(), flags=re.MULTILINE)
+    told = re.findall(r"`(\w+)`", "".join(columns))
+    assert len(told) > 15
+    assert set(told) - {"frechet_distance", "reverse_accuracy", "judge_accuracy"} <= set(runs.columns)
+    assert names["table"]["count"].to_dict() == {"ewc-fisher": 2, "joint": 2, "none": 2}
+    assert list(names["gain"].index) == [0, 1]
+    assert names["first_task"].shape == (3, 3)
+    assert set(runs.columns) - set(told) >= {"stream", "method", "lr", "hidden", "strength"}
+
+
 @pytest.fixture(scope="module")
 def own(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder, printed = tmp_path_factory.mktemp("own"), io.StringIO()

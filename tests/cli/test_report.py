@@ -55,6 +55,12 @@ def test_a_method_that_a_sweep_gave_up_is_told(runs: Path, capsys: pytest.Captur
         assert "training diverged under seed 0" in (runs / "report" / name).read_text(encoding="utf-8")
 
 
+def test_a_plugin_that_is_not_there_is_told(runs: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["report", str(runs), "--plugin", "nowhere_at_all"]) == 2
+    assert "plugin nowhere_at_all: ModuleNotFoundError" in capsys.readouterr().err
+    assert not (runs / "report").exists()
+
+
 def test_folders_with_brackets_are_told_as_they_are(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     page = tmp_path / "[bold]page[/]"
     assert main(["report", str(runs / "0"), "--output", str(page), "--quiet"]) == 0

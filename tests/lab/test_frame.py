@@ -101,11 +101,6 @@ def test_what_a_run_was_done_for(tmp_path: Path):
     assert json.loads((tmp_path / "run-1" / "config.json").read_text())["config"]["lr"] == 0.1
 
 
-def test_the_data_of_a_run_are_among_its_settings(tmp_path: Path):
-    save(tmp_path, result(), data="abc")
-    assert results(tmp_path)["data"].to_list() == ["abc"]
-
-
 def test_trials_of_a_sweep_that_were_not_chosen(tmp_path: Path):
     lr = {"optimizer": "sgd", "lr": 0.1}
     runs = [result(seed=seed, strength=strength, **lr) for strength in (1.0, 10.0) for seed in (0, 1, 2)]

@@ -14,7 +14,8 @@ from tests.recipes.made_up import TINY, filled
 
 from holdfast.errors import FailedRunsError, OptionError
 from holdfast.files import read_sealed, seal_of
-from holdfast.lab import RunConfig
+from holdfast.lab import RunConfig, results
+from holdfast.lab.run import run
 
 
 def small(**settings: Any) -> Recipe:
@@ -45,6 +46,19 @@ def test_trials_are_run_then_what_was_chosen_and_nothing_twice(tmp_path: Path):
     again = known_outcomes([recipe], output=tmp_path, results=tmp_path / "none")
     assert again == found
     assert train([recipe], again, output=tmp_path, on_event=on_event) == found
+
+
+@pytest.mark.parametrize("size", ["quick", "full"])
+def test_runs_of_a_small_version_are_noted_and_no_others(size: str, tmp_path: Path):
+    recipe = replace(small(), size=replace(TINY, name=size))
+    before = recipe.lines[1].reported({})[0]
+    run(before, output=tmp_path)
+    train([recipe], {}, output=tmp_path)
+    table = results(tmp_path)
+    noted = table[table["purpose"] == "quick"]
+    assert len(noted) == (6 if size == "quick" else 0)
+    assert str(tmp_path / before.name) not in set(noted["folder"])
+    assert run(before, output=tmp_path).method == "none"  # what is noted is read back as any other
 
 
 def test_what_is_committed_is_not_run_again(tmp_path: Path):

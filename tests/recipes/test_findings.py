@@ -50,11 +50,11 @@ def test_what_is_not_done_is_not_complete():
 
 
 def test_answers_become_groups_with_labels_and_shades_of_their_own():
-    groups = as_groups(findings().answers)
-    assert [group.label for group in groups] == [line.label for line in RECIPE.lines]
-    fisher = [group for group in groups if group.method == "ewc-fisher"]
-    assert [group.variant for group in fisher] == list(range(6))
-    assert {group.num_variants for group in fisher} == {6}
+    groups = as_groups(findings().answers).drop_duplicates("configuration")
+    assert list(groups["configuration"]) == [line.label for line in RECIPE.lines]
+    fisher = groups[groups["method"] == "ewc-fisher"]
+    assert list(fisher["variant"]) == list(range(6))
+    assert set(fisher["num_variants"]) == {6}
 
 
 def test_figures_as_people_read_them():

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from holdfast.cli.console import console_for, say, warnings_told
 from holdfast.cli.options import DemoOptions
 from holdfast.cli.progress import EventDisplay
 from holdfast.cli.tables import rows_table
 from holdfast.lab.demo import STREAM, demo
+from holdfast.lab.frame import DataFrame
 from holdfast.lab.groups import method_label
 from holdfast.lab.tables import result_rows
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 
 def demo_command(options: DemoOptions) -> None:

@@ -6,6 +6,7 @@ from holdfast.cli.console import console_for, say
 from holdfast.cli.report_options import ReportOptions
 from holdfast.cli.tables import rows_table
 from holdfast.errors import OptionError
+from holdfast.lab.plugins import load_plugins
 from holdfast.lab.report import report
 
 
@@ -13,6 +14,7 @@ def report_command(options: ReportOptions) -> None:
     """Write the report, and show its tables."""
     if not options.folders:
         raise OptionError("report: which runs? Give the folders that hold them, such as holdfast report runs")
+    load_plugins(options.plugin)
     console = console_for(quiet=options.quiet)
     found = report(options.folders, options.output, where=options.where, quick=options.quick, trials=options.trials)
     for section in found.sections:

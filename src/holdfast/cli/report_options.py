@@ -1,5 +1,8 @@
 """The options of `holdfast report`, apart from the command so that --help needs none of what it draws with."""
 
+# `option` makes annotations when this module is imported:
+# pyright: reportInvalidTypeForm=false
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -7,7 +10,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from holdfast.cli.options import Quiet
+from holdfast.cli.options import Plugin, Quiet
 from holdfast.cli.values import option
 
 _Folders = Annotated[
@@ -25,4 +28,5 @@ class ReportOptions:
     trials: Annotated[bool, arg(help="with the runs of sweeps that were not chosen", help_behavior_hint="")] = False
     quick: Annotated[bool, arg(help="with the runs of recipes' --quick versions", help_behavior_hint="")] = False
     output: option("output", str, "folder of the report (left out: report in the first DIR)") = None
+    plugin: Plugin = ()
     quiet: Quiet = False

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from holdfast.lab.frame import DataFrame
 from holdfast.lab.generation import GENERATION_METHODS, GENERATION_STREAMS
 from holdfast.lab.methods import METHODS
 from holdfast.lab.result import RunResult
 from holdfast.lab.streams import STREAMS
 from holdfast.lab.sweep.findings import SweepFindings
 from holdfast.lab.tables import COLUMNS, Estimate, best_label, title_of
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 MOST_TASKS = 12
 """With more tasks than this a row of the accuracy matrix no longer fits a terminal."""

@@ -116,7 +116,7 @@ class RunFolder:
 def note_purpose(folder: Path, purpose: str) -> None:
     """Note in the `config.json` of a run's folder what the run was done for, such as "quick".
 
-    Reports leave such runs out unless they are asked for; see `holdfast.lab.result`.
+    Reports leave such runs out unless they are asked for; see `holdfast.lab.results`.
 
     Raises:
         FileFormatError: the file is missing or damaged.

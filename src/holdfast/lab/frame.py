@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -15,8 +15,8 @@ from holdfast.files import read_json
 from holdfast.lab.result import RunResult, find_runs
 from holdfast.lab.trials import Trials, trials_in
 
-if TYPE_CHECKING:
-    from pandas import DataFrame
+DataFrame = Any
+"""A table of pandas, which has no types for a checker, and is imported where one is made."""
 
 FIGURES = (
     "accuracy",

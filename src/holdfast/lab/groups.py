@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from holdfast.lab.config import RunSettings
 from holdfast.lab.escaping import one_line
-from holdfast.lab.frame import is_missing, runs_table, settings_in
+from holdfast.lab.frame import DataFrame, is_missing, runs_table, settings_in
 from holdfast.lab.generation import GENERATION_METHODS
 from holdfast.lab.generation.config import GenerationConfig
 from holdfast.lab.methods import GENERATORS, METHODS
@@ -16,9 +16,6 @@ from holdfast.lab.registry import Registry
 from holdfast.lab.result import RunResult
 from holdfast.lab.streams import STREAMS
 from holdfast.lab.training import NETS
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 MOST_OF_LABEL = 300
 """Letters of a configuration's label."""
@@ -45,7 +42,7 @@ def labelled(runs: DataFrame) -> DataFrame:
     """Runs with the configuration that each belongs to: all its settings, whatever the seed.
 
     Args:
-        runs: as `holdfast.lab.result` has them, such that can be compared; see `comparable`.
+        runs: as `holdfast.lab.results` has them, such that can be compared; see `comparable`.
 
     Returns:
         The runs from the ceiling to the floor, as `METHODS` has their methods; one method's by the settings in which

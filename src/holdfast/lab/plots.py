@@ -13,13 +13,13 @@ import numpy as np
 from holdfast.errors import OptionError
 from holdfast.lab.canvas import FONT, GRID, INK, MUTED, axes_at, new_figure, write_picture
 from holdfast.lab.escaping import picture_text
+from holdfast.lab.frame import DataFrame
 from holdfast.lab.styles import stroke
 from holdfast.lab.tables import Estimate, title_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from pandas import DataFrame
 
 _MATRIX_COLOURS = "YlGnBu"
 

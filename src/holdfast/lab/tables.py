@@ -5,16 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from holdfast.lab.escaping import markdown_text, one_line
-from holdfast.lab.frame import FIGURES, is_missing
+from holdfast.lab.frame import FIGURES, DataFrame, is_missing
 from holdfast.lab.groups import group_results
 from holdfast.lab.metrics import check_scipy, confidence_interval
 from holdfast.lab.result import RunResult
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 
 @dataclass(frozen=True)

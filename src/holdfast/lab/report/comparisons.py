@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import warnings
 from itertools import combinations
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from pandas import DataFrame, Series
+from holdfast.lab.frame import DataFrame
 
 LEVEL = 0.05
 """Differences whose corrected p-value lies below are called clear."""
@@ -42,7 +41,7 @@ def comparisons(runs: DataFrame) -> DataFrame:
             continue
         with warnings.catch_warnings():  # of differences that are all the same; p is then 0, or missing where all are 0
             warnings.simplefilter("ignore", RuntimeWarning)
-            test = stats.ttest_1samp(differences, 0.0)
+            test: Any = stats.ttest_1samp(differences, 0.0)
             low, high = test.confidence_interval(0.95)
         p = 1.0 if test.pvalue != test.pvalue else float(test.pvalue)
         rows.append((labels[first], labels[second], differences.mean(), (high - low) / 2, p, len(differences)))
@@ -51,8 +50,14 @@ def comparisons(runs: DataFrame) -> DataFrame:
     return table
 
 
-def holm(p: Series) -> Series:
+def holm(p: Any) -> Any:
     """Corrected p-values: the k-th smallest of m times m - k + 1, never below a smaller one's, at most 1.
+
+    Args:
+        p: a Series of them.
+
+    Returns:
+        A Series of the same index.
 
     Source: Holm 1979, Scandinavian Journal of Statistics 6, 65-70.
     """

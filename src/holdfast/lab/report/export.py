@@ -6,17 +6,13 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from holdfast.files import write_bytes
 from holdfast.lab.canvas import make_folder
 from holdfast.lab.escaping import csv_cell
-from holdfast.lab.frame import FIGURES, is_missing, settings_in, task_accuracies
+from holdfast.lab.frame import FIGURES, DataFrame, is_missing, settings_in, task_accuracies
 from holdfast.lab.report.sections import Section
 from holdfast.lab.tables import Estimate
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 _NAMED = ["stream", "scenario", "method", "configuration"]
 _RUNS = [*_NAMED, "seed", "num_tasks", *FIGURES, "purpose", "versions", "keeper", "folder"]

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 from holdfast.lab.escaping import markdown_text
+from holdfast.lab.frame import DataFrame
 from holdfast.lab.groups import method_label
 from holdfast.lab.report.comparisons import LEVEL, p_text
 from holdfast.lab.report.pictures import PICTURES
 from holdfast.lab.report.sections import INTERVALS, LEGEND, Section
 from holdfast.lab.tables import Estimate, markdown
 from holdfast.version import __version__
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 
 def markdown_page(sections: Sequence[Section], *, pictures: Iterable[str], left_out: str = "") -> str:

@@ -108,13 +108,18 @@ def _prefixed(name: str, value: str, prefix: str) -> str:
 
 def _pictures(section: Section, folder: Path | None, number: int) -> dict[str, str]:
     """Kind of picture -> its element."""
-    found = {}
-    for kind, told in PICTURES.items() if folder is not None else ():
-        path = folder / f"{section.name}-{kind}.svg"
-        if path.is_file():
-            text, label = path.read_text(encoding="utf-8"), f"{told}; the figures stand in the tables"
-            found[kind] = inline_svg(text, prefix=f"s{number}-{kind}", label=label)
-    return found
+    if folder is None:
+        return {}
+    files = {kind: folder / f"{section.name}-{kind}.svg" for kind in PICTURES}
+    return {
+        kind: inline_svg(
+            path.read_text(encoding="utf-8"),
+            prefix=f"s{number}-{kind}",
+            label=f"{PICTURES[kind]}; the figures stand in the tables",
+        )
+        for kind, path in files.items()
+        if path.is_file()
+    }
 
 
 def _lead(section: Section) -> str:

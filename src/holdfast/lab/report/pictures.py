@@ -11,7 +11,7 @@ import numpy as np
 
 from holdfast.lab.canvas import FONT, GRID, INK, MUTED, axes_at, new_figure, write_picture
 from holdfast.lab.escaping import one_line, picture_text
-from holdfast.lab.frame import is_missing
+from holdfast.lab.frame import DataFrame, is_missing
 from holdfast.lab.groups import setting_text
 from holdfast.lab.plots import (
     bare,
@@ -30,7 +30,6 @@ from holdfast.lab.tables import Estimate
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from pandas import DataFrame
 
 SUFFIXES = (".svg", ".png")
 
@@ -128,7 +127,7 @@ def _lanes(
         axes.set_ylim(len(groups) - 0.4, -0.6)
         axes.grid(axis="x", color=GRID, linewidth=0.6)
         bare(axes, ("bottom",))
-        axes.locator_params(axis="x", nbins=4)
+        axes.locator_params(axis="x", nbins=3)
         axes.set_title(name, fontsize=FONT, color=INK, loc="left", pad=4)
         axes.set_yticks(range(len(groups)), [picture_text(label) if number == 0 else "" for label in labels])
         axes.tick_params(axis="y", length=0)

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import base64
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from holdfast.errors import FileFormatError
 from holdfast.lab.escaping import one_line
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
+from holdfast.lab.frame import DataFrame
 
 MOST_BYTES = 512 * 1024
 """Of one section; what is beyond stays in the run folders, and is counted."""

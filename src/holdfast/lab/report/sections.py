@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from holdfast.lab.escaping import file_name, one_line
-from holdfast.lab.frame import is_missing, settings_in
+from holdfast.lab.frame import DataFrame, is_missing, settings_in
 from holdfast.lab.groups import comparable, differing, labelled, method_label, setting_text
 from holdfast.lab.report.comparisons import comparisons
 from holdfast.lab.tables import configurations
 from holdfast.lab.trials import trials_in
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 LEGEND = {
     "accuracy": "mean test accuracy over all tasks after the last one.",
@@ -95,7 +92,7 @@ class Section:
 
 
 def sections_of(runs: DataFrame) -> list[Section]:
-    """The sections of a report of runs that `holdfast.lab.result` has."""
+    """The sections of a report of runs that `holdfast.lab.results` has."""
     found = []
     for title, part in comparable(runs):
         own = labelled(part)

@@ -8,12 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from holdfast.errors import OptionError, UnknownNameError
 from holdfast.files import check_output, new_folder, write_text
 from holdfast.lab.canvas import check_matplotlib
-from holdfast.lab.frame import ARRAYS, results
+from holdfast.lab.frame import ARRAYS, DataFrame, results
 from holdfast.lab.groups import value_text
 from holdfast.lab.metrics import check_scipy
 from holdfast.lab.report.export import write_tables
@@ -21,9 +20,6 @@ from holdfast.lab.report.markdown import markdown_page
 from holdfast.lab.report.page import html_page
 from holdfast.lab.report.pictures import write_pictures
 from holdfast.lab.report.sections import Section, sections_of
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 PAGE, MARKDOWN = "report.html", "report.md"
 
@@ -74,7 +70,7 @@ def report(
     Args:
         folders: searched for `result.json`; a file is taken as a result itself.
         output: folder of the report; None: `report` in the first of the folders, or beside the first file.
-        where: conditions such as "method=ewc-*", a column of `holdfast.lab.result` and a pattern that the text of its
+        where: conditions such as "method=ewc-*", a column of `holdfast.lab.results` and a pattern that the text of its
             value has to match; of several conditions on one column one is enough.
         quick: whether runs of a recipe's small version are shown.
         trials: whether the runs of a sweep are shown whose settings it did not choose.
@@ -96,7 +92,7 @@ def report(
 
 
 def write_report(runs: DataFrame, output: str | os.PathLike[str], *, left_out: str = "") -> WrittenReport:
-    """The report of these runs, as `holdfast.lab.result` has them; see `report`."""
+    """The report of these runs, as `holdfast.lab.results` has them; see `report`."""
     check_packages()
     target, sections = Path(output), sections_of(runs)
     with new_folder(target) as fresh:
