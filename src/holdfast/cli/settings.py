@@ -75,7 +75,7 @@ def _settings_record(
         own = {name: record for method in methods for name, record in all_options(METHODS.named(method), typed).items()}
         groups["mechanism"] = (own, f"Of {', '.join(methods)}.")
     usual = {}
-    if with_defaults and stream in STREAMS and methods:
+    if with_defaults and stream is not None and stream in STREAMS and methods:
         usual = default_settings(stream, methods[0], typed)
     records, seen = {}, set(without)
     for title, (own, told) in groups.items():
