@@ -18,13 +18,13 @@ import holdfast as hf
 from holdfast.choices import check_choice, check_choices, choices_of
 from holdfast.errors import HoldfastError, OptionError, UnknownNameError
 from holdfast.lab import advise as advising
-from holdfast.lab.config import RunConfig
+from holdfast.lab.config import REGISTRIES, RunConfig
 from holdfast.lab.generation import GenerationConfig
 from holdfast.lab.generation.config import GenerationStream
-from holdfast.lab.methods import METHODS, Learner, Method, MethodOptions, Setting, build_learner
-from holdfast.lab.methods.holding import KeeperLearner
-from holdfast.lab.streams import Stream, catalog, permuted, split
-from holdfast.lab.streams.catalog import StreamSpec, load_images
+from holdfast.lab.methods import METHODS, Learner, Setting, build_learner
+from holdfast.lab.recording import record
+from holdfast.lab.registry import all_options, chosen
+from holdfast.lab.streams import Stream, StreamEntry, StreamPlan, catalog, permuted, split
 from holdfast.lab.streams.digits import digits
 from holdfast.lab.streams.permuted import rotated
 from holdfast.lab.sweep import Space
@@ -94,7 +94,7 @@ USES: dict[Any, Callable[..., Any]] = {
     hf.probes_of: lambda **given: hf.probes_of(net(), batches(), **given),
     hf.mas: lambda **given: hf.mas(net(), batches(), **given),
     hf.signal: lambda **given: hf.signal(net(), batches(), **given),
-    RunConfig: lambda **given: RunConfig(stream="split-digits", method="none", **given),
+    RunConfig: lambda **given: RunConfig(stream="split-digits", method="none", options={}, **given),
     GenerationConfig: lambda **given: GenerationConfig(stream="digits-generation", method="none", **given),
     GenerationStream: lambda **given: GenerationStream("", **{"images": "digits", "defaults": {}, **given}),
     Size: lambda **given: Size("small", settings={}, **given),
@@ -106,16 +106,14 @@ USES: dict[Any, Callable[..., Any]] = {
     remember: lambda **given: remember(
         Retained(), {"w": torch.ones(2)}, weights={"w": torch.ones(2)}, **{"rule": "sum", **given}
     ),
-    Method: lambda **given: Method("mine", "mine", summary="", **{"mechanism": "ewc", "importance": "fisher", **given}),
-    MethodOptions: MethodOptions,
     Setting: lambda **given: Setting(((0, 1),), **given),
     WGAN: lambda **given: WGAN((1, 8, 8), **given),
     Buffer: lambda **given: Buffer(3, **given),
     HoldablePart: lambda kind: HoldablePart(net(), [], "gaussian", kind),
     Stream: lambda scenario: Stream("mine", scenario, 2, (3,), ((0, 1),), lambda task: digits()),
-    StreamSpec: lambda **given: StreamSpec(
-        "", num_tasks=2, **{"images": "digits", "kind": "split", "scenario": "task", **given}
-    ),
+    StreamPlan: lambda **given: StreamPlan("mine", num_tasks=2, seed=0, **given),
+    StreamEntry: lambda **given: StreamEntry(name="mine", make=split, **given),
+    record: lambda **given: record(stream="mine", method="mine", accuracy=[[0.5]], **given),
     catalog.build_stream: lambda scenario: catalog.build_stream("split-digits", scenario=scenario),
     permuted: lambda scenario: permuted(digits(), 2, seed=0, scenario=scenario),
     rotated: lambda scenario: rotated(digits(), 2, scenario=scenario),
@@ -165,9 +163,18 @@ MORE = {(taker.__name__, part): taker for taker in (GenerationStream,) for part 
 MORE[("advise", "optimizer")] = advising.advise
 
 
+OPTIONS = [
+    (registry.kind, entry.name, name)
+    for registry in REGISTRIES
+    for entry in registry.values()
+    for name in choices_of(entry.options)
+]
+"""Of everything that is registered, what takes one of a few names."""
+
+
 def test_the_search_finds_the_choosers():
-    assert {("EWC", "pull"), ("fisher", "kind"), ("build_optimizer", "name"), ("Method", "importance")} <= set(CHOOSERS)
-    assert len(CHOOSERS) > 60
+    assert {("EWC", "pull"), ("fisher", "kind"), ("build_optimizer", "name"), ("record", "scenario")} <= set(CHOOSERS)
+    assert len(CHOOSERS) + len(OPTIONS) > 100
 
 
 @pytest.mark.parametrize(("name", "part"), list(CHOOSERS | MORE), ids=lambda part: part)
@@ -182,34 +189,26 @@ def test_no_public_chooser_takes_an_unknown_name(name, part):
     assert any(word in str(caught.value) for word in ("Known: ", "expected "))
 
 
-@pytest.mark.parametrize("mechanism", ["ewc", "wva"])
-def test_a_method_that_holds_weights_needs_an_importance(mechanism):
-    with pytest.raises(OptionError, match=r"method 'mine': importance is None .* expected one of fisher, mas, si,"):
-        Method("mine", "mine", mechanism, None, "")
-
-
-def test_an_importance_has_no_meaning_where_no_weights_are_held():
-    with pytest.raises(OptionError, match="importance is 'mas' with mechanism 'er'; expected None"):
-        Method("mine", "mine", "er", "mas", "")
+@pytest.mark.parametrize(("kind", "entry", "name"), OPTIONS, ids=lambda part: part)
+def test_no_option_of_an_entry_takes_an_unknown_name(kind, entry, name):
+    registry = next(each for each in REGISTRIES if each.kind == kind)
+    with pytest.raises(UnknownNameError, match=f"unknown {name} '{BAD}'"):
+        chosen(registry[entry], {name: BAD})
 
 
 def test_every_method_of_the_table_has_a_learner():
     setting = Setting(((0, 1),), input_shape=(1, 8, 8))
-    options = MethodOptions(strength=1.0)
     for method in METHODS.values():
         own = replace(setting, scenario="task", mask="task") if method.name == "hat" else setting
         model = nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.ReLU(), nn.Linear(4, 2))
-        assert isinstance(build_learner(method, model, options=options, setting=own), Learner)
+        strength = {"strength": 1.0} if "strength" in all_options(method, {}) else {}
+        assert isinstance(build_learner(method, model, own, strength), Learner)
 
 
-def test_only_what_holds_weights_is_a_holding():
-    with pytest.raises(OptionError, match=r"none: mechanism is 'none', which holds no weights; expected 'ewc' or"):
-        KeeperLearner(METHODS["none"], net(), MethodOptions(strength=1.0))
-
-
-def test_an_unknown_stream_has_no_images():
-    with pytest.raises(UnknownNameError, match=r"unknown stream 'split-digit'\. Did you mean 'split-digits'\?"):
-        load_images("split-digit")
+def test_only_what_holds_weights_holds_a_solver_besides():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+    with pytest.raises(OptionError, match="dgr: hold is 'none'; expected a method that holds weights: ewc-fisher, ewc"):
+        build_learner(METHODS["dgr"], model, Setting(((0, 1),), input_shape=(1, 8, 8)), {"hold": "none"})
 
 
 def test_methods_to_advise_on_are_looked_up_before_any_is_measured():
@@ -221,4 +220,4 @@ def test_methods_to_advise_on_are_looked_up_before_any_is_measured():
 
 def test_a_rule_of_accumulation_is_checked_when_it_is_given():
     with pytest.raises(OptionError, match="accumulate is 'summ'; expected sum, mean, max, per_task or decayed:GAMMA"):
-        MethodOptions(accumulate="summ")
+        METHODS["ewc-mas"].options(accumulate="summ")

@@ -176,6 +176,7 @@ class Encoder:
                 similarity.module,
                 held=lambda form, source: self.importance(form, source, on_message),
                 past=lambda source, share: self.past(source, share, trial.seed, similarity.module, model),
+                share=method.share_for("encoder"),
                 loss=likelihood_of("similarity"),
                 trained=lambda: put(model.module, trained),
             ),

@@ -247,6 +247,7 @@ class Gpt:
                 bare,
                 held=lambda form, source: self.importance(form, source, on_message),
                 past=lambda source, share: self.past(source, share, trial.seed),
+                share=method.share_for("gpt"),
                 trained=lambda: put(bare, trained),
             ),
             shuffled(model, self.blocks["python", "train"], size=pace.batch_size, seed=trial.seed),

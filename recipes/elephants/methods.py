@@ -28,7 +28,7 @@ HeldForm = Literal["diagonal", "kronecker"]
 
 SHARE = 0.1
 """Of the batches, that are rehearsed: the extra work of every method that rehearses."""
-_RARE = 0.01
+_RARE, _OFTEN = 0.01, 0.2
 
 PARTS = 8
 """Into which a batch that is rehearsed is cut, so that some of it is in nearly every step."""
@@ -73,6 +73,7 @@ class StoryMethod:
         form: of the importance that it holds.
         rehearses: what is rehearsed; None: nothing. The importance is then measured on that, too.
         share: of the batches that are rehearsed; the weight of the past in them is what is tuned where nothing is held.
+        gpt_share: of the GPT's; None: the same.
         back: how the weights that plain training left are taken back; empty: it trains itself.
         rank: of adapters.
     """
@@ -86,12 +87,17 @@ class StoryMethod:
     form: HeldForm = "kronecker"
     rehearses: PastSource | None = None
     share: float = SHARE
+    gpt_share: float | None = None
     back: Literal["", "average", "rewind"] = ""
     rank: int = 0
 
     def settings_for(self, story: str) -> tuple[StorySetting, ...]:
         """The settings that a story tries."""
         return self.gpt if story == "gpt" else self.encoder
+
+    def share_for(self, story: str) -> float:
+        """The share that a story rehearses."""
+        return self.gpt_share if story == "gpt" and self.gpt_share is not None else self.share
 
     @property
     def source(self) -> PastSource:
@@ -149,6 +155,7 @@ STORY_METHODS: dict[str, StoryMethod] = {
         StoryMethod("distil", "old answers to new texts", _HEAVY, _HEAVY, what="weight", rehearses="new"),
         StoryMethod("replay-1", "replay, 1% old data", _HEAVY, _HEAVY, what="weight", rehearses="old", share=_RARE),
         StoryMethod("replay-10", "replay, 10% old data", _WEIGHTS, _WEIGHTS, what="weight", rehearses="old"),
+        StoryMethod("replay-20", "replay, 20% old data", (), _WEIGHTS, what="weight", rehearses="old", share=_OFTEN),
         StoryMethod(
             "ewc",
             "EWC, Fisher",
@@ -177,6 +184,9 @@ STORY_METHODS: dict[str, StoryMethod] = {
         ),
         StoryMethod("dreams", "old answers to free texts", _WEIGHTS, _WEIGHTS, what="weight", rehearses="free"),
         StoryMethod(
+            "dreams-20", "old answers to free texts, 20%", (), _WEIGHTS, what="weight", rehearses="free", share=_OFTEN
+        ),
+        StoryMethod(
             "dreams-ewc",
             "free texts and EWC, Fisher",
             _values(300.0, 1e3, 3e3, 1e4),
@@ -185,15 +195,17 @@ STORY_METHODS: dict[str, StoryMethod] = {
             holds="ewc",
             form="diagonal",
             rehearses="free",
+            gpt_share=_OFTEN,
         ),
         StoryMethod(
             "dreams-kfac",
             "free texts and EWC, Kronecker factors",
             _values(30.0, 100.0, 300.0, 1e3),
-            _values(0.127, 0.2, 0.3, 0.5),
+            _values(0.06, 0.127, 0.2, 0.3),
             what="strength",
             holds="ewc",
             rehearses="free",
+            gpt_share=_OFTEN,
         ),
         StoryMethod(
             "dreams-wva",
@@ -204,6 +216,7 @@ STORY_METHODS: dict[str, StoryMethod] = {
             holds="wva",
             form="diagonal",
             rehearses="free",
+            gpt_share=_OFTEN,
         ),
         StoryMethod(
             "dreams-budget",
@@ -213,6 +226,7 @@ STORY_METHODS: dict[str, StoryMethod] = {
             what="nats",
             holds="budget",
             rehearses="free",
+            gpt_share=_OFTEN,
         ),
     )
 }
@@ -230,6 +244,7 @@ class Start:
         old: the old skill over the same base: its inputs are those of the past.
         held: (form, source) -> the importance of the old skill, with probes, measured at the weights of `old`.
         past: (source, share) -> what is rehearsed: probes, or batches of old data.
+        share: of the batches that are rehearsed.
         loss: of old data, as a `Likelihood`; None for classes.
         trained: makes the base what plain training makes of it, for methods that go back.
     """
@@ -238,6 +253,7 @@ class Start:
     old: nn.Module
     held: Callable[[HeldForm, PastSource], AnyImportance]
     past: Callable[[PastSource, float], Any]
+    share: float = SHARE
     loss: Any = None
     trained: Callable[[], None] | None = None
 
@@ -274,13 +290,13 @@ def learn_with(
     keeper = _keeper(method, value, start)
     rehearsal = None
     if method.rehearses is not None:
-        past = start.past(method.rehearses, method.share)
+        past = start.past(method.rehearses, start.share)
         loss = None if isinstance(past, Probes) else start.loss
         weight = _WEIGHT if method.holds else value
         assert weight is not None
         whole = isinstance(past, Probes) and isinstance(past.loss, Similarity)  # which compares the examples of a batch
         parts = 1 if whole else PARTS
-        rehearsal = Rehearsal(start.old, past, share=method.share, weight=weight, parts=parts, loss=loss)
+        rehearsal = Rehearsal(start.old, past, share=start.share, weight=weight, parts=parts, loss=loss)
     if method.holds == "frozen":
         model.base.requires_grad_(False)
     step = learn(model, stream, pace, keeper=keeper, rehearsal=rehearsal, judge=judge, on_step=on_step)
@@ -353,7 +369,7 @@ def _learn_adapters(
 HOLDING = tuple(name for name, method in STORY_METHODS.items() if method.holds in ("ewc", "wva", "budget"))
 """The methods that hold what an importance says."""
 
-CENTRAL = ("plain", "replay-10", "dreams", "dreams-kfac", "dreams-budget")
+CENTRAL = ("plain", "replay-10", "replay-20", "dreams", "dreams-kfac")
 """The methods that the stories are about; the others may be reported under fewer seeds."""
 
 

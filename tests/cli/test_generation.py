@@ -37,7 +37,10 @@ def test_a_run_and_its_pictures(tmp_path, capsys):
     [
         ([], "run digits-generation: which method? Give --method, one of: joint, mergan-jtr-ra,"),
         (["--method", "wva-fisher"], "unknown method of generation 'wva-fisher'."),
-        (["--method", "none", "--mask", "all"], "unknown setting of generation 'mask'."),
+        (
+            ["--method", "none", "--mask", "all"],
+            "mask has no effect with stream digits-generation, which learns to draw.",
+        ),
         (["--method", "none", "--alignment", "1"], "alignment has no effect with method none"),
     ],
 )
@@ -49,7 +52,10 @@ def test_what_has_no_meaning_is_one_line(tmp_path, capsys, typed, message):
 
 def test_settings_of_generation_are_not_those_of_other_streams(tmp_path, capsys):
     assert main(["run", "split-digits", "--method", "none", "--alignment", "1", "--output", str(tmp_path)]) == 2
-    assert "unknown setting 'alignment'" in capsys.readouterr().err
+    assert (
+        "alignment has no effect with stream split-digits; it belongs to digits-generation, mnist-"
+        in capsys.readouterr().err
+    )
 
 
 def test_names_are_listed(capsys):

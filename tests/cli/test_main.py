@@ -16,6 +16,7 @@ from holdfast.cli.dispatch import COMMANDS
 LONG = "x" * 300
 """No file system takes such a name."""
 TINY = ["--num-tasks", "2", "--epochs", "1", "--hidden", "8"]
+EWC = ["run", "permuted-digits", "--method", "ewc-fisher"]
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
@@ -85,18 +86,26 @@ def test_help_and_mistakes_wait_for_no_matplotlib():
             "unknown method 'ewc-fischer'. Did you mean 'ewc-fisher'?",
         ),
         (
-            ["run", "x", "--strenght", "3"],
+            [*EWC, "--strenght", "3"],
             "run: unknown option --strenght. Did you mean --strength? See holdfast run --help.",
         ),
-        (["run", "--strenght=3"], "run: unknown option --strenght. Did you mean --strength?"),
-        (["run", "x", "--zzz"], "run: unknown option --zzz. See holdfast run --help."),
-        (["run", "x", "y"], "run: unexpected 'y'. See holdfast run --help."),
-        (["run", "x", "--lr"], "run: Missing value for argument '--lr'."),
-        (["run", "x", "--lr", "fast"], "run: --lr is 'fast'; expected a number, such as 0.1 or 1e-3."),
-        (["run", "x", "--epochs", "1.5"], "run: --epochs is '1.5'; expected a whole number."),
-        (["run", "x", "--mas-batched", "perhaps"], "run: --mas-batched is 'perhaps'; expected yes or no."),
-        (["run", "x", "--hidden", "300", "wide"], "run: --hidden is 'wide'; expected a whole number."),
-        (["run", "x", "--hidden"], "run: --hidden has no value; expected a whole number, one or more."),
+        ([*EWC, "--strenght=3"], "run: unknown option --strenght. Did you mean --strength?"),
+        (["run", "--strenght=3"], "run: unknown option --strenght. See holdfast run --help."),
+        ([*EWC, "--zzz"], "run: unknown option --zzz. See holdfast run --help."),
+        ([*EWC, "y"], "run: unexpected 'y'. See holdfast run --help."),
+        ([*EWC, "--lr"], "run: Missing value for argument '--lr'."),
+        ([*EWC, "--lr", "fast"], "run: --lr is 'fast'; expected a number, such as 0.1 or 1e-3."),
+        ([*EWC, "--epochs", "1.5"], "run: --epochs is '1.5'; expected a whole number."),
+        (
+            ["run", "permuted-digits", "--method", "ewc-mas", "--mas-batched", "perhaps"],
+            "run: --mas-batched is 'perhaps'; expected yes or no.",
+        ),
+        ([*EWC, "--hidden", "300", "wide"], "run: --hidden is 'wide'; expected a whole number."),
+        ([*EWC, "--hidden"], "run: --hidden has no value; expected a whole number, one or more."),
+        ([*EWC, "--method"], "run: Missing value for argument '--method'."),
+        (["run", "--lr", "0.1", "permuted-digit"], "unknown stream 'permuted-digit'."),
+        ([*EWC, "--net", "mpl"], "unknown net 'mpl'. Did you mean 'mlp'?"),
+        ([*EWC, "--plugin", "no_such_plugin"], "plugin no_such_plugin: ModuleNotFoundError: No module named"),
         (["demo", "--sede", "1"], "demo: unknown option --sede. Did you mean --seed? See holdfast demo --help."),
         (["demo", "permuted-digits"], "demo: unexpected 'permuted-digits'."),
         (["report"], "report: which runs? Give the folders that hold them, such as holdfast report runs"),

@@ -2,41 +2,41 @@ from __future__ import annotations
 
 from dataclasses import fields
 
-from holdfast.cli.idle import _OF_IMPORTANCE, _OF_MECHANISM
-from holdfast.cli.options import GROUPS, RunOptions, explained, option_names
-from holdfast.lab import RunConfig
+import pytest
+
+from holdfast.cli.options import RunOptions, option_names
+from holdfast.cli.settings import explained, run_record
+from holdfast.lab.config import REGISTRIES, RunSettings
 from holdfast.lab.generation import GenerationConfig
+from holdfast.lab.registry import NoOptions
+
+RECORDS = {entry.options for registry in REGISTRIES for entry in registry.values()} - {NoOptions}
 
 
-def test_every_setting_is_an_option_once():
-    settings = [name for names in GROUPS.values() for name in names]
-    elsewhere = ["stream", "method", "seed"]
-    records = {entry.name for record in (RunConfig, GenerationConfig) for entry in fields(record)}
-    assert sorted([*settings, *elsewhere]) == sorted(records)
+@pytest.mark.parametrize("record", [RunSettings, GenerationConfig, *RECORDS], ids=lambda record: record.__name__)
+def test_every_setting_is_explained(record: type):
+    told = explained(record)
+    assert set(told) == {own.name for own in fields(record)}
+    assert all(told.values())
 
 
-def test_every_setting_is_explained():
-    told = explained(RunConfig)
-    assert set(told) == {entry.name for entry in fields(RunConfig)}
+def test_what_is_said_of_settings():
+    told = explained(RunSettings)
     assert told["lr"] == "learning rate"
     assert told["importance_examples"] == "on so many of them; left out: all"
     assert told["seed"].endswith("sampled labels")  # the second line of two
+    assert explained(GenerationConfig)["penalty"] == "weight of the gradient penalty"
 
 
-def test_every_setting_of_generation_is_explained():
-    told = explained(GenerationConfig)
-    assert set(told) == {entry.name for entry in fields(GenerationConfig)}
-    assert told["penalty"] == "weight of the gradient penalty"
-
-
-def test_what_has_no_effect_elsewhere_is_a_setting():
-    assert {*_OF_IMPORTANCE, *_OF_MECHANISM} == {
-        name for title in ("mechanism", "importance", "comparison", "replay") for name in GROUPS[title]
-    }
+def test_no_setting_is_an_option_of_the_command_too():
+    """Such as --output, which a run has whatever its method."""
+    own = {field.name for field in fields(RunOptions)} - {"stream", "method", "seed"}
+    assert not own & {field.name for record in (RunSettings, GenerationConfig, *RECORDS) for field in fields(record)}
 
 
 def test_names_as_they_are_typed():
-    names = option_names(RunOptions)
-    assert {"--method", "--data-dir", "--batch-size", "--quiet"} <= set(names)
+    names = option_names(run_record(RunOptions, ["permuted-digits", "--method", "ewc-fisher"]))
+    assert {"--method", "--data-dir", "--batch-size", "--quiet", "--strength", "--hidden"} <= set(names)
+    assert len(names) == len(set(names))
     assert "--stream" not in names
     assert "--training" not in names

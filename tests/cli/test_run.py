@@ -6,6 +6,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from holdfast.cli import main
@@ -107,17 +108,6 @@ def test_a_budget_takes_the_place_of_the_strength(tmp_path: Path):
 @pytest.mark.parametrize(
     ("method", "settings", "said"),
     [
-        ("none", ["--strength", "3"], "--strength has no effect with method none; it belongs to ewc and wva."),
-        (
-            "ewc-mas",
-            ["--fisher", "sampled"],
-            "--fisher has no effect with method ewc-mas; it belongs to fisher, kfac importances.",
-        ),
-        (
-            "ewc-si",
-            ["--attenuation", "hyperbolic"],
-            "--attenuation has no effect with method ewc-si; it belongs to wva.",
-        ),
         (
             "ewc-si",
             ["--si-variant", "kutalev", "--si-gradient", "before"],
@@ -131,6 +121,24 @@ def test_an_option_without_effect_is_told(
 ):
     assert main(tiny(tmp_path, method, *settings)) == 0
     assert f"warning: {said}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "said"),
+    [
+        ("none", ["--strength", "3"], "strength has no effect with .*, net mlp and none; it belongs to ewc-fisher, "),
+        ("ewc-mas", ["--fisher", "sampled"], "fisher has no effect with .* and ewc-mas; it belongs to ewc-fisher, "),
+        ("ewc-si", ["--attenuation", "hyperbolic"], "attenuation has no effect .* and ewc-si; it belongs to wva-fis"),
+        ("wva-fisher", ["--budget", "1"], "budget has no effect with .* and wva-fisher; it belongs to ewc-fisher, "),
+        ("none", ["--net", "convolution"], "hidden has no effect with .*, net convolution and none; .* to mlp"),
+    ],
+)
+def test_an_option_of_something_else_is_refused(
+    method: str, settings: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    line = refusal(capsys, tiny(tmp_path, method, *settings))
+    assert re.match(f"holdfast: run: {said}", line)
+    assert not list(tmp_path.iterdir())
 
 
 def test_no_warning_without_a_cause(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -160,13 +168,50 @@ def test_list(capsys: pytest.CaptureFixture[str]):
     assert all(name in said for name in [*STREAMS, *METHODS])
 
 
-def test_help_explains_every_setting(capsys: pytest.CaptureFixture[str]):
-    assert main(["run", "--help"]) == 0
-    said = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    assert "--lr FLOAT learning rate" in said
+def shown_help(capsys: pytest.CaptureFixture[str], *typed: str) -> str:
+    assert main(["run", *typed, "--help"]) == 0
+    return " ".join(capsys.readouterr().out.replace("│", " ").split())
+
+
+def test_help_says_how_to_see_the_options_of_a_method(capsys: pytest.CaptureFixture[str]):
+    said = shown_help(capsys)
+    assert "Name a stream and a method for their options, as in: holdfast run split-mnist --method ewc-fisher" in said
+    assert "--lr" not in said
+
+
+def test_help_explains_every_setting_of_what_was_chosen(capsys: pytest.CaptureFixture[str]):
+    said = shown_help(capsys, "permuted-digits", "--method", "ewc-mas")
+    assert "--lr FLOAT learning rate (default: 0.3)" in said
     assert "--optimizer {sgd,momentum,nesterov,adam,adamw}" in said
     assert "--hidden INT ... units of each hidden layer" in said
+    assert "--strength FLOAT of the pull, where no budget is kept (default: 0.03)" in said
+    assert "--fraction" in said
     assert "None" not in said
+    assert not [flag for flag in ("--fisher", "--attenuation", "--buffer-size", "--classes-per-task") if flag in said]
+
+
+def test_help_of_what_a_method_is_to_draw_by_and_to_hold_by(capsys: pytest.CaptureFixture[str]):
+    said = shown_help(capsys, "split-digits", "--method", "dgr", "--generator", "wgan-gp", "--hold", "ewc-si")
+    assert "--damping" in said
+    assert "--strength" in said
+    assert "--generator-lr" in said
+    assert "--generator-units" not in said
+
+
+def test_flags_may_come_before_the_stream(tmp_path: Path):
+    flags = ["--quiet", "--lr", "0.1", "--method", "none", *TINY, "--output", str(tmp_path)]
+    assert main(["run", *flags[:3], "permuted-digits", *flags[3:]]) == 0
+    assert json.loads((only(tmp_path) / "config.json").read_text())["config"]["lr"] == 0.1
+
+
+def test_data_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "mine.npz", x=rng.random((90, 3, 4, 4)), y=np.arange(90) % 4)
+    data = ["split", "--data", str(tmp_path / "mine.npz"), "--epochs", "1", "--output", str(tmp_path / "runs")]
+    assert main(["run", *data, "--method", "ewc-fisher", "--net", "convolution"]) == 0
+    assert (only(tmp_path / "runs") / "result.json").exists()
+    assert "of which data? Give --data" in refusal(capsys, ["run", "split", "--method", "none"])
+    assert "unknown data set 'min'" in refusal(capsys, ["run", "split", "--method", "none", "--data", "min"])
 
 
 def refusal(capsys: pytest.CaptureFixture[str], argv: list[str]) -> str:
@@ -241,7 +286,7 @@ def test_holding_weights_in_the_class_scenario_is_warned_of(tmp_path: Path, caps
         (
             "ewc-si",
             {"damping": 1e-3, "si_variant": "kutalev"},
-            "si variant zenke and damping 0.1; with --si-variant and",
+            "damping 0.1 and si variant zenke; with --damping and",
         ),
         ("ewc-fisher", {"fisher": "batched"}, r"strength 100 is the protocol's for fisher exact; with --fisher"),
         ("ewc-fisher", {"fisher": "sampled"}, ""),

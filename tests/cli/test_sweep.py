@@ -7,6 +7,7 @@ import pytest
 from holdfast.cli import main
 from holdfast.cli.console import console_for
 from holdfast.cli.options import SweepOptions, option_names
+from holdfast.cli.settings import sweep_record
 from holdfast.cli.sweep import planned
 from holdfast.cli.tables import findings_table
 from holdfast.lab.sweep import Space
@@ -69,7 +70,8 @@ def test_bad_input_is_one_line(tmp_path, capsys, typed, message):
 
 
 def test_what_it_chooses_itself_is_no_option():
-    names = option_names(SweepOptions)
+    names = option_names(sweep_record(SweepOptions, ["permuted-digits", "--methods", "ewc-fisher", "wva-mas"]))
+    assert {"--mas-output", "--fisher", "--attenuation"} <= set(names)
     assert {"--strengths", "--lrs", "--optimizers", "--batch-size", "--pull"} <= set(names)
     assert not {"--strength", "--lr", "--optimizer", "--budget", "--seed", "--method"} & set(names)
 

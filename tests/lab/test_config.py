@@ -191,6 +191,11 @@ class TestNames:
 
 
 class TestJson:
+    def test_in_the_order_of_pages(self):
+        names = list(configure("permuted-digits", "ewc-fisher").to_dict())
+        told = ["strength", "pull", "fisher", "stream", "method", "num_tasks", "fraction", "net", "hidden", "lr"]
+        assert [name for name in names if name in told] == told
+
     @pytest.mark.parametrize("strength", [15.0, math.inf])
     def test_there_and_back(self, strength):
         config = configure("permuted-digits", "ewc-fisher", strength=strength, hidden=(5, 6), accumulate="decayed:0.5")

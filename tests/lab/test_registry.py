@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import sys
 import types
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -125,7 +126,7 @@ class TestNames:
 
 class TestModuleAndAttribute:
     @pytest.fixture
-    def module(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    def module(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         (tmp_path / "my_colours.py").write_text("def green(wall):\n    return f'green {wall}'\n\nnumber = 3\n")
         monkeypatch.chdir(tmp_path)
         yield "my_colours"

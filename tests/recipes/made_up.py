@@ -28,7 +28,7 @@ def outcome(config: RunConfig, kept: float = 0.9) -> Outcome:
         config.method,
         seed=config.seed,
         kept=kept,
-        num_tasks=config.num_tasks or spec.num_tasks,
+        num_tasks=config.num_tasks or spec.num_tasks or 5,  # pairs of classes
         stream=config.stream,
         scenario=config.scenario or spec.scenario,
         config=config.to_dict(),

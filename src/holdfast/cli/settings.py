@@ -9,9 +9,10 @@ from typing import Any, get_type_hints
 
 from docstring_parser import parse
 
+from holdfast.cli.options import RunOptions, SweepOptions
 from holdfast.cli.values import option
 from holdfast.errors import OptionError
-from holdfast.lab.config import RunSettings, default_settings, foreign_option, known_options
+from holdfast.lab.config import REGISTRIES, RunSettings, default_settings, foreign_option, known_options
 from holdfast.lab.generation import GENERATION_STREAMS, GenerationConfig
 from holdfast.lab.methods import GENERATORS, METHODS
 from holdfast.lab.plugins import load_plugins
@@ -23,6 +24,7 @@ SWEPT = ("strength", "budget", "optimizer", "lr")
 """The settings that `holdfast sweep` chooses itself."""
 
 _NAMED = ("stream", "method", "seed")
+_DECIDING = ("stream", "method", "methods", "net", "data", "generator", "hold")
 
 
 def run_record(base: type, argv: Sequence[str]) -> type:
@@ -97,10 +99,19 @@ def misplaced(flag: str, argv: Sequence[str]) -> OptionError | None:
     """What is wrong with a flag that is an option of something else than what was typed."""
     name = flag.lstrip("-").replace("-", "_")
     typed = _typed(argv)
-    if name not in known_options() or "stream" not in typed:
+    stream = typed.get("stream")
+    everywhere = {own.name for own in fields(RunSettings)}
+    drawing = {own.name for own in fields(GenerationConfig)}
+    if stream is None or name not in known_options() | everywhere | drawing:
         return None
+    if stream in GENERATION_STREAMS:
+        return OptionError(f"{name} has no effect with stream {stream}, which learns to draw.")
+    if name in everywhere:  # a sweep chooses it
+        return None
+    if name not in known_options():
+        return OptionError(f"{name} has no effect with stream {stream}; it belongs to {', '.join(GENERATION_STREAMS)}.")
     methods = [typed["method"]] if "method" in typed else typed.get("methods", [])
-    return foreign_option(name, typed["stream"], typed.get("net") or default_of(RunSettings, "net"), methods)
+    return foreign_option(name, stream, typed.get("net") or default_of(RunSettings, "net"), methods)
 
 
 def explained(record: type) -> dict[str, str]:
@@ -108,7 +119,8 @@ def explained(record: type) -> dict[str, str]:
     found: dict[str, str] = {}
     for kind in reversed(record.__mro__):
         for own in parse(kind.__doc__ or "").params:
-            found[own.arg_name] = " ".join((own.description or "").split()).rstrip(".")
+            text = " ".join((own.description or "").split()).rstrip(".")
+            found[own.arg_name] = text.replace("None: ", "left out: ")
     return found
 
 
@@ -143,16 +155,33 @@ def _extended(base: type, groups: Mapping[str, type], *, more: str = "") -> type
 def _typed(argv: Sequence[str]) -> dict[str, Any]:
     """What decides which flags there are: read before the flags themselves; plug-ins are loaded."""
     texts = [text.replace("_", "-") if text.startswith("--") else text for text in argv]
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("stream", nargs="?")
-    for name in ("method", "net", "data", "generator", "hold"):
-        parser.add_argument(f"--{name}")
-    for name in ("methods", "plugin"):
-        parser.add_argument(f"--{name}", nargs="*")
-    known, _ = parser.parse_known_intermixed_args(texts)
-    found = {name: value for name, value in vars(known).items() if value}
-    load_plugins(found.pop("plugin", ()))
+    load_plugins(_parser(()).parse_known_args(texts)[0].plugin or ())
+    records = [
+        RunSettings,
+        GenerationConfig,
+        *(entry.options for registry in REGISTRIES for entry in registry.values()),
+    ]
+    found = vars(_parser(records).parse_known_intermixed_args(texts)[0])
+    found = {name: found[name] for name in _DECIDING if found.get(name)}
     for name, registry in (("generator", GENERATORS), ("hold", METHODS)):
         if name in found:
             registry.named(found[name])
     return found
+
+
+def _parser(settings: Iterable[type]) -> argparse.ArgumentParser:
+    """Knows how many values each flag takes, and so which text is the stream."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("stream", nargs="?")
+    known = set()
+    for record in (RunOptions, SweepOptions, *settings):
+        for own in fields(record):
+            if own.name in known or own.name == "stream":
+                continue
+            known.add(own.name)
+            flag = "--" + own.name.replace("_", "-")
+            if own.default is False and record in (RunOptions, SweepOptions):
+                parser.add_argument(flag, action="store_true")
+            else:
+                parser.add_argument(flag, nargs="*" if isinstance(own.default, tuple) else "?")
+    return parser

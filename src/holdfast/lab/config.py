@@ -156,10 +156,18 @@ class RunConfig(RunSettings):
         return {name: _jsonable(value) for name, value in (found | {"fingerprint": ""}).items()}
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values, in one level; what is not there is not the run's."""
-        common = {own.name: getattr(self, own.name) for own in fields(RunSettings)}
-        own = {"fingerprint": self.fingerprint} if self.fingerprint else {}
-        return {name: _jsonable(value) for name, value in {**common, **own, **self.options}.items()}
+        """As JSON values, in one level; what is not there is not the run's.
+
+        In the order of pages: the method's options, then what all runs have, the stream's and the net's options in it.
+        """
+        stream, net, method = (all_options(entry, self.options) for entry in self._entries)
+        found = {name: self.options[name] for name in method}
+        for own in fields(RunSettings):
+            found[own.name] = getattr(self, own.name)
+            after = {"num_tasks": stream, "net": net}.get(own.name, ())
+            found |= {name: self.options[name] for name in after}
+        found |= {"fingerprint": self.fingerprint} if self.fingerprint else {}
+        return {name: _jsonable(value) for name, value in found.items()}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> RunConfig:
@@ -213,12 +221,13 @@ def _flat(choice: Any) -> dict[str, Any]:
 BUDGET = 0.05
 """Nats, of methods that can keep a budget, where neither you nor the protocol has a strength."""
 
-_REGISTRIES: tuple[Registry[Any], ...] = (METHODS, NETS, STREAMS, GENERATORS)
+REGISTRIES: tuple[Registry[Any], ...] = (METHODS, NETS, STREAMS, GENERATORS)
+"""Of everything whose options may be settings of a run."""
 
 
 def known_options() -> set[str]:
     """Every option that some registered entry has."""
-    return {name for registry in _REGISTRIES for entry in registry.values() for name in _names(entry.options)}
+    return {name for registry in REGISTRIES for entry in registry.values() for name in _names(entry.options)}
 
 
 def foreign_option(name: str, stream: str, net: str, methods: Sequence[str], known: Iterable[str] = ()) -> OptionError:
@@ -231,7 +240,7 @@ def foreign_option(name: str, stream: str, net: str, methods: Sequence[str], kno
         methods: likewise.
         known: the settings that it has, of which the nearest is offered.
     """
-    owners = [entry.name for registry in _REGISTRIES for entry in registry.values() if name in _names(entry.options)]
+    owners = [entry.name for registry in REGISTRIES for entry in registry.values() if name in _names(entry.options)]
     if not owners:
         return UnknownNameError("setting", name, known)
     told = ", ".join(owners[:6]) + (" and others" if len(owners) > 6 else "")

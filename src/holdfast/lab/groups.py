@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
+from pathlib import PurePath
 from typing import Any
 
 from holdfast.lab.config import RunSettings
@@ -80,7 +81,10 @@ def comparable(runs: DataFrame) -> list[tuple[str, DataFrame]]:
     Returns:
         Of each part a title and its runs, by stream, scenario and the settings in which they differ.
     """
-    names = [name for name in settings_in(runs) if not _is_methods_own(runs, name)]
+    names = [name for name in settings_in(runs) if name != "fingerprint" and not _is_methods_own(runs, name)]
+    if "fingerprint" in runs:  # wherever the data stand, they are these
+        data = [_data_told(*pair) for pair in _cells(runs, "data", "fingerprint")]
+        runs = runs.assign(data=data)
     found = []
     for (stream, scenario), own in runs.groupby(["stream", "scenario"]):
         title = f"{one_line(stream)}, {one_line(scenario)}-incremental"
@@ -90,9 +94,20 @@ def comparable(runs: DataFrame) -> list[tuple[str, DataFrame]]:
     return found
 
 
+def _data_told(data: Any, fingerprint: Any) -> Any:
+    """Data that were given, by name and the first digits of their fingerprint."""
+    return data if is_missing(fingerprint) else f"{PurePath(str(data)).stem} ({str(fingerprint)[:6]})"
+
+
 def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     """The names of the settings that are not the same everywhere, in their usual order."""
-    names = dict.fromkeys(name for each in settings for name in each)
+    names: list[str] = []
+    for each in settings:
+        place = 0  # what others do not have stands before what comes next in both
+        for name in each:
+            if name not in names:
+                names.insert(place, name)
+            place = names.index(name) + 1
     return [name for name in names if len({_sortable(each.get(name)) for each in settings}) > 1]
 
 

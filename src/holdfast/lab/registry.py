@@ -219,7 +219,9 @@ def all_options(entry: Any, settings: Mapping[str, Any]) -> dict[str, type]:
     for name, registry in naming(entry.options).items():
         text = settings.get(name, default_of(entry.options, name))
         if text is not None:
-            found = all_options(registry.named(text), settings) | found
+            found |= {
+                own: kind for own, kind in all_options(registry.named(text), settings).items() if own not in found
+            }
     return found
 
 

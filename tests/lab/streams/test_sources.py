@@ -115,7 +115,7 @@ class TestNpz:
         ],
     )
     def test_what_cannot_be_learned(self, tmp_path: Path, arrays: dict, error: type[HoldfastError], message: str):
-        np.savez(tmp_path / "a.npz", **{name: np.asarray(value) for name, value in arrays.items()})
+        np.savez(tmp_path / "a.npz", **{name: np.asarray(value) for name, value in arrays.items()})  # type: ignore[arg-type]
         with pytest.raises(error, match=message):
             load_data(str(tmp_path / "a.npz"))
 

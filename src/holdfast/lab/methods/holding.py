@@ -80,7 +80,7 @@ class EwcOptions(HoldingOptions):
     """Of elastic weight consolidation.
 
     Attributes:
-        strength: of the pull; None with a budget.
+        strength: of the pull, where no budget is kept.
         budget: nats per target, in place of the strength.
         pull: "implicit", "gradient" or "penalty".
         pull_every: steps from one implicit pull to the next, each as strong as that many pulls together.

@@ -64,6 +64,10 @@ class StreamEntry(Entry):
     num_tasks: int | None = None
     scenario: Scenario = "domain"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choices(self)
+
 
 STREAMS: Registry[StreamEntry] = Registry("stream", StreamEntry)
 

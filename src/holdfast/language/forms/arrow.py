@@ -113,16 +113,12 @@ def _of_library(source: str, data: Any, form: str) -> Table:
     features = getattr(data, "features", None) or {}
 
     def entries() -> Entries:
-        number, rows = 0, iter(data)
-        while True:
-            try:
-                entry = next(rows, None)
-            except Exception as error:  # likewise
-                raise DataFileError(f"{source}: no more than {number} rows can be read: {told_by(error)}.") from error
-            if entry is None:
-                return
-            number += 1
-            yield f"{source}, row {number}", entry
+        number = 0
+        try:
+            for number, entry in enumerate(data, start=1):
+                yield f"{source}, row {number}", entry
+        except Exception as error:  # likewise
+            raise DataFileError(f"{source}: no more than {number} rows can be read: {told_by(error)}.") from error
 
     return Table(form, entries, tuple(features), _classes(features))
 

@@ -117,16 +117,13 @@ def _rows(path: Path, form: _Form) -> Iterator[tuple[int, list[str]]]:
     """
     with opened_text(path, newline="") as file:
         reader = csv.reader(file, delimiter=form[0], quoting=form[1], strict=True)
-        while True:
-            line = reader.line_num + 1
-            try:
-                cells = next(reader, None)
-            except csv.Error as error:
-                raise DataFileError(
-                    f"{path}, line {line}: {error}; a quotation mark in a cell is written twice, and the cell between "
-                    "two."
-                ) from error
-            if cells is None:
-                return
-            if len(cells) > 1 or any(map(str.strip, cells)):
-                yield line, cells
+        line = 1
+        try:
+            for cells in reader:
+                if len(cells) > 1 or any(map(str.strip, cells)):
+                    yield line, cells
+                line = reader.line_num + 1
+        except csv.Error as error:
+            raise DataFileError(
+                f"{path}, line {line}: {error}; a quotation mark in a cell is written twice, and the cell between two."
+            ) from error
