@@ -92,6 +92,10 @@ def test_only_runs_of_one_problem_can_be_compared():
     assert titles(result(num_tasks=3), result(num_tasks=5)) == [f"{start}, num tasks 3", f"{start}, num tasks 5"]
     nets = titles(result(hidden=[8, 8]), result("none", hidden=[300, 150]), result("none", hidden=[8, 8]))
     assert nets == [f"{start}, hidden 300-150", f"{start}, hidden 8-8"]
+    given = [
+        result(data=f"{where}/mine.npz", fingerprint=mark * 9) for where, mark in (("a", "0"), ("b", "0"), ("a", "1"))
+    ]
+    assert titles(*given) == [f"{start}, data mine ({mark * 6})" for mark in ("0", "1")]
     assert len(titles(result(fingerprint="abc"), result("none", fingerprint="def"))) == 2
     both = titles(result(epochs=4, net="mlp"), result(epochs=1, net="attention"))
     assert both == [f"{start}, epochs 1, net attention", f"{start}, epochs 4, net mlp"]

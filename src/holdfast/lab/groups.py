@@ -81,10 +81,10 @@ def comparable(runs: DataFrame) -> list[tuple[str, DataFrame]]:
     Returns:
         Of each part a title and its runs, by stream, scenario and the settings in which they differ.
     """
-    names = [name for name in settings_in(runs) if name != "fingerprint" and not _is_methods_own(runs, name)]
-    if "fingerprint" in runs:  # wherever the data stand, they are these
-        data = [_data_told(*pair) for pair in _cells(runs, "data", "fingerprint")]
-        runs = runs.assign(data=data)
+    names = [name for name in settings_in(runs) if not _is_methods_own(runs, name)]
+    if {"data", "fingerprint"} <= set(names):  # wherever the data stand, they are these
+        names.remove("fingerprint")
+        runs = runs.assign(data=[_data_told(*pair) for pair in _cells(runs, "data", "fingerprint")])
     found = []
     for (stream, scenario), own in runs.groupby(["stream", "scenario"]):
         title = f"{one_line(stream)}, {one_line(scenario)}-incremental"
