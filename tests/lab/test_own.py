@@ -133,7 +133,7 @@ def test_images_an_own_network_and_an_own_method(here: Path, capsys):
         path = here / "pictures" / ("train" if number % 3 else "test") / f"class{label}"
         path.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(path / f"{number}.png")
-    size = ["--net", "mine_of_tests:resnet", "--epochs", "8", "--batch-size", "8", "--lr", "0.01", "--quiet"]
+    size = ["--net", "mine_of_tests:resnet", "--epochs", "15", "--batch-size", "8", "--lr", "0.02", "--quiet"]
     for data in ("colours.npz", "pictures"):
         assert main(["run", "split", "--data", data, "--method", "mine_of_tests:Decayed", *size]) == 0
     results = find_results(["runs"])
