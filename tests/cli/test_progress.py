@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import io
+import time
 
 import pytest
 from rich.console import Console
 
 from holdfast.cli import progress
-from holdfast.cli.progress import EventDisplay, Stages
+from holdfast.cli.progress import EventDisplay, Stages, SweepWatcher
 
 EVENTS = [
     {"event": "start", "num_tasks": 2, "resumed": False},
@@ -64,6 +65,20 @@ def test_quiet_shows_nothing():
         for event in EVENTS:
             watcher(event)
     assert text.getvalue() == ""
+
+
+def test_the_line_of_a_run_that_was_stopped_goes_with_its_setting():
+    text = io.StringIO()
+    with SweepWatcher(Console(file=text, force_terminal=True, width=100)) as watcher:
+        watcher({"event": "start", "run": "a-run", "num_tasks": 2, "resumed": False})
+        watcher({"event": "epoch", "run": "a-run", "task": 0, "epoch": 1, "epochs": 2, "loss": 0.5})
+        told = {"event": "trial", "method": "none", "setting": "sgd", "state": "pruned", "why": "hopeless"}
+        watcher({**told, "validation": None, "runs": ["a-run", "another"]})
+        shown = text.tell()
+        time.sleep(0.3)  # the line is drawn ten times a second
+    assert "pruned: hopeless" in text.getvalue()
+    assert "a-run" in text.getvalue()[:shown]
+    assert "a-run" not in text.getvalue()[shown:]
 
 
 def staged(*, terminal: bool = False, quiet: bool = False) -> str:

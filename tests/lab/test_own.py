@@ -6,6 +6,7 @@ import ast
 import json
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,11 @@ import pytest
 from PIL import Image
 
 from holdfast.cli import main
-from holdfast.lab import record
+from holdfast.lab import plugins, record
+from holdfast.lab.config import REGISTRIES
+from holdfast.lab.methods import IMPORTANCES, MECHANISMS
 from holdfast.lab.result import find_results
+from holdfast.lab.streams.sources import DATA
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "examples" / "plugin" / "src"
@@ -49,10 +53,24 @@ class Decayed(lab.Learner):
 """
 
 
+@pytest.fixture(autouse=True)
+def registries() -> Iterator[None]:
+    """What a test registers is gone after it."""
+    kept = [(registry, dict(registry._found)) for registry in (*REGISTRIES, DATA, MECHANISMS, IMPORTANCES)]
+    named = dict(plugins._named)
+    yield
+    for registry, found in kept:
+        registry._found.clear()
+        registry._found.update(found)
+    plugins._named.clear()
+    plugins._named.update(named)
+    for module in [module for module in sys.modules if module.startswith(("holdfast_example", "mine_of_tests"))]:
+        del sys.modules[module]
+
+
 @pytest.fixture
 def plugin(monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.syspath_prepend(PACKAGE)
-    monkeypatch.setenv("PYTHONPATH", str(PACKAGE))  # for the processes of a sweep
     return "holdfast_example"
 
 
@@ -61,8 +79,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with a module of its own."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine_of_tests.py").write_text(MINE)
-    yield tmp_path
-    sys.modules.pop("mine_of_tests", None)
+    return tmp_path
 
 
 def images(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -133,7 +150,7 @@ def test_images_an_own_network_and_an_own_method(here: Path, capsys):
         path = here / "pictures" / ("train" if number % 3 else "test") / f"class{label}"
         path.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(path / f"{number}.png")
-    size = ["--net", "mine_of_tests:resnet", "--epochs", "8", "--batch-size", "8", "--lr", "0.01", "--quiet"]
+    size = ["--net", "mine_of_tests:resnet", "--epochs", "15", "--batch-size", "8", "--lr", "0.02", "--quiet"]
     for data in ("colours.npz", "pictures"):
         assert main(["run", "split", "--data", data, "--method", "mine_of_tests:Decayed", *size]) == 0
     results = find_results(["runs"])

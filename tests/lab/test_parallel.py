@@ -17,7 +17,6 @@ from holdfast.lab import pool
 from holdfast.lab.parallel import run_all
 from holdfast.lab.pool import pool_of
 from holdfast.lab.run import run
-from holdfast.lab.worker import Done, StoppedError
 
 CONFIGS = [tiny("ewc-fisher", seed=seed, strength=strength) for seed in (0, 1) for strength in (1.0, 10.0)]
 
@@ -136,15 +135,16 @@ def _alive(process: int) -> bool:
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_a_run_can_be_stopped_and_resumed(one_by_one, tmp_path, jobs):
+def test_an_error_of_the_callback_ends_a_run_and_it_can_be_resumed_by_the_same_worker(one_by_one, tmp_path, jobs):
     told = []
 
     def stop(event) -> None:
         told.append(event["event"])
-        raise StoppedError
+        raise Killed
 
     with pool_of(jobs, output=tmp_path) as do:
-        assert list(do(CONFIGS[:1], stop)) == [(CONFIGS[0], Done())]
+        with pytest.raises(Killed):
+            list(do(CONFIGS[:1], stop))
         assert told == ["start"]
         ((_, done),) = do(CONFIGS[:1], lambda _: None)
     assert done.result is not None

@@ -38,7 +38,8 @@ def pool_of(
     is killed is replaced, and its run taken up again. Should this process be killed, they end by themselves.
 
     Any number of threads may use the pool at once. The events of a run are told in a thread of its own, under "run" the
-    name of its folder; it goes on when its callback returns, and stops, resumable, where that raises `StoppedError`.
+    name of its folder; it goes on when its callback returns. An error of the callback ends the run, resumable, and is
+    raised to whom it is done for.
 
     Args:
         jobs: how many.
@@ -94,8 +95,7 @@ class _Workers:
         self._perform = perform
         self._threads = ThreadPoolExecutor(jobs)
         self._lock = threading.Lock()
-        self._started: list[Worker] = []
-        self._idle: list[Worker] = []
+        self._workers: list[Worker] = []
         self._ended = False
 
     def __enter__(self) -> Pool:
@@ -113,24 +113,17 @@ class _Workers:
     def __exit__(self, *_: object) -> None:
         with self._lock:
             self._ended = True
-        for worker in self._started:
+        for worker in self._workers:
             worker.end()
         self._threads.shutdown(cancel_futures=True)
 
     def _done(self, config: RunConfig, on_event: EventCallback) -> Done:
         why = ""
         for _ in range(MOST_DEATHS):
-            worker = self._worker()
             try:
-                done = worker(config, on_event)
+                return self._worker()(config, on_event)
             except WorkerDiedError as error:
                 why = str(error)
-            except BaseException:
-                worker.end()
-                raise
-            else:
-                self._idle.append(worker)
-                return done
         times = f"{MOST_DEATHS} time{'s' * (MOST_DEATHS > 1)}"
         return Done(error=f"its worker process died {times}, the last time with {why}", kind=WorkerDiedError.__name__)
 
@@ -138,7 +131,9 @@ class _Workers:
         with self._lock:
             if self._ended:
                 raise CancelledError
-            if not self._idle:
-                self._idle.append(Worker(self._perform))
-                self._started.append(self._idle[-1])
-            return self._idle.pop()
+            worker = next((worker for worker in self._workers if worker.is_free), None)
+            if worker is None:
+                worker = Worker(self._perform)
+                self._workers.append(worker)
+            worker.is_free = False
+            return worker

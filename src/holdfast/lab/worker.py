@@ -30,17 +30,13 @@ PATIENCE = 1.0
 _SPAWN = multiprocessing.get_context("spawn")
 
 
-class StoppedError(Exception):
-    """Raised by `on_event` to stop a run there; it stays resumable."""
-
-
 class WorkerDiedError(Exception):
     """A worker process has died."""
 
 
 @dataclass(frozen=True)
 class Done:
-    """How a run ended; where it was stopped on request, without result and error.
+    """How a run ended.
 
     Attributes:
         result: what it found; None where it is not finished.
@@ -75,7 +71,7 @@ class Performer:
     _images: object = None
 
     def __call__(self, config: RunConfig, on_event: EventCallback) -> Done:
-        """Do it; each event has the name of the run's folder under "run"."""
+        """Do it; each event has the name of the run's folder under "run". An error of `on_event` ends it, resumable."""
         if not os.path.exists(os.path.join(self.output, config.name, "result.json")):
             self._images = data_of(config, data_dir=self.data_dir)
 
@@ -84,8 +80,6 @@ class Performer:
 
         try:
             return Done(run(config, output=self.output, device=self.device, data_dir=self.data_dir, on_event=told))
-        except StoppedError:
-            return Done()
         except HoldfastError as error:
             return Done.failed(error)
 
@@ -95,6 +89,9 @@ class Worker:
 
     It loads the plug-ins of this process. What it prints appears on this process' standard error, its warnings are
     given here, and Ctrl-C is left to this process.
+
+    Attributes:
+        is_free: whether it waits for a run.
 
     Args:
         perform: what does a run there.
@@ -106,25 +103,36 @@ class Worker:
         with _started_safely():
             self._process.start()
         theirs.close()
+        self.is_free = True
 
     def __call__(self, config: RunConfig, on_event: EventCallback) -> Done:
         """Have a run done; `on_event` is called in this thread, and the run goes on when it returns.
 
+        An error of `on_event` ends the run, resumable, and is raised here.
+
         Raises:
             WorkerDiedError: the process has died; the run can be resumed by another.
         """
+        error: BaseException | None = None
         self._send(config.to_dict())
         while True:
             kind, told = self._received()
             match kind:
                 case "event":
-                    self._send(_stops(on_event, told))
+                    try:
+                        on_event(told)
+                    except BaseException as raised:
+                        error = raised
+                    self._send(error is not None)
                 case "warning":
                     warnings.warn(told, stacklevel=2)
                 case "printed":
                     with suppress(OSError, ValueError, AttributeError):  # standard error is closed, or there is none
                         sys.stderr.write(told)
                 case _:
+                    self.is_free = True
+                    if error is not None:
+                        raise error
                     return told
 
     def _send(self, message: object) -> None:
@@ -167,15 +175,6 @@ def how_it_died(status: int | None) -> str:
     return f"exit status {status}{name}. Run it alone, with one job, to see why."
 
 
-def _stops(on_event: EventCallback, event: Mapping[str, Any]) -> bool:
-    """Pass on an event; returns whether the run is to stop."""
-    try:
-        on_event(event)
-    except StoppedError:
-        return True
-    return False
-
-
 @contextmanager
 def _started_safely() -> Iterator[None]:
     """No file of the working folder takes the place of a module while Python starts; the path is then this one's."""
@@ -190,6 +189,10 @@ def _started_safely() -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+class _StoppedError(Exception):
+    """The parent's `on_event` has raised an error."""
 
 
 class _Printed(io.TextIOBase):
@@ -217,7 +220,7 @@ def _serve(connection: Connection, perform: Performer, plugins: tuple[str, ...])
     def on_event(event: Mapping[str, Any]) -> None:
         tell("event", dict(event))
         if connection.recv():
-            raise StoppedError
+            raise _StoppedError
 
     os.dup2(2, 1)  # what is written past Python is no output of the command
     sys.stdout = sys.stderr = _Printed(tell)
@@ -227,6 +230,8 @@ def _serve(connection: Connection, perform: Performer, plugins: tuple[str, ...])
         try:
             load_plugins(plugins)
             done = perform(RunConfig.from_dict(content), on_event)
+        except _StoppedError:
+            done = None
         except Exception as error:
             if not isinstance(error, HoldfastError):
                 traceback.print_exc()

@@ -39,9 +39,10 @@ PROGRAM = """
 import sys, time
 from pathlib import Path
 from tests.lab.sweep.test_postgres import SPACE
-from holdfast.lab.sweep import sweep
+from holdfast.lab.sweep import storage as database, sweep
 
 output, storage, gate = sys.argv[1:]
+database.BEAT, database.GRACE = 1, 3
 
 def tell(event):
     print(event["event"], flush=True)

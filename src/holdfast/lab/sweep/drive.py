@@ -22,7 +22,6 @@ from holdfast.lab.result import RunResult
 from holdfast.lab.run import EventCallback
 from holdfast.lab.sweep.board import Board, SuperfluousError, choice_of
 from holdfast.lab.sweep.space import Space
-from holdfast.lab.worker import StoppedError
 
 PATIENCE = 2.0
 """Seconds between two looks at trials that other processes are at work on."""
@@ -119,17 +118,15 @@ class Drive:
             with closing(self.do(configs, watch)) as runs:
                 for config, done in runs:
                     self.runs.add(config.name)
-                    if done.kind == NotFiniteError.__name__:
-                        watch.hopeless = watch.hopeless or f"training diverged under seed {config.seed}"
-                    elif done.error:
-                        self.failures[config.name] = done.error
+                    if done.result is None:
+                        diverged = done.kind == NotFiniteError.__name__
+                        why = f"training diverged under seed {config.seed}" if diverged else done.error
+                        own.set_user_attr("why", why)
+                        if diverged:
+                            raise TrialPruned
+                        self.failures[config.name] = why
                         board.failed.add(choice)
-                        own.set_user_attr("why", done.error)
                         raise FailedTrialError
-                    if watch.hopeless:
-                        own.set_user_attr("why", watch.hopeless)
-                        raise TrialPruned
-                    assert done.result is not None
                     found[config] = done.result
                     watch.report_all(config, done.result.validation_accuracy)
         finally:
@@ -151,10 +148,9 @@ class Drive:
 
 
 class _Watch:
-    """Follows the runs of a trial, and stops them when it is over."""
+    """Follows the runs of a trial, and ends them when it is over."""
 
     def __init__(self, own: optuna.Trial, configs: Sequence[RunConfig], tell: EventCallback) -> None:
-        self.hopeless = ""
         self.over = False
         self._own, self._tell = own, tell
         self._configs = {config.name: config for config in configs}
@@ -162,14 +158,15 @@ class _Watch:
         self._reported: set[int] = set()
 
     def __call__(self, event: Mapping[str, Any]) -> None:
-        if self.over or self.hopeless:
-            raise StoppedError
+        if self.over:
+            raise TrialPruned
         self._tell(event)
         if event["event"] == "task":
             config, average = self._configs[event["run"]], statistics.fmean(event["validation"])
             if self._report(config, event["task"], average):
-                self.hopeless = f"after task {event['task'] + 1} of seed {config.seed}, at {average:.1%}"
-                raise StoppedError
+                why = f"after task {event['task'] + 1} of seed {config.seed}, at {average:.1%}"
+                self._own.set_user_attr("why", why)
+                raise TrialPruned
 
     def report_all(self, config: RunConfig, averages: Iterable[float]) -> None:
         """With those of tasks that an earlier session learned; what has come so far is not given up."""

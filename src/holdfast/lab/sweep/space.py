@@ -114,11 +114,12 @@ class Space:
 
     def grid(self, method: str) -> list[SweepChoice]:
         """All combinations for one method."""
-        usual = configure(self.stream, method, **self._own(method))
-        strengths: Sequence[float | None] = (None,)
-        strength = getattr(usual, "strength", None)  # which a method of others may not have
-        if strength is not None:
-            strengths = self.strengths or (strength,)
+        strengths: Sequence[float | None] = ()
+        if "strength" in settings_of(self.stream, method, self.settings):
+            strengths = self.strengths
+        first = {"strength": strengths[0]} if strengths else {}
+        usual = configure(self.stream, method, **{**self._own(method), **first})
+        strengths = strengths or (usual.strength,)
         optimizers, lrs = self.optimizers or (usual.optimizer,), self.lrs or (usual.lr,)
         return [SweepChoice(*values) for values in product(optimizers, map(float, lrs), strengths)]
 
