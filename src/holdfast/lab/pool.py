@@ -14,7 +14,7 @@ import torch
 from holdfast.errors import OptionError
 from holdfast.lab.config import RunConfig
 from holdfast.lab.run import EventCallback
-from holdfast.lab.worker import Done, Performer, Worker, WorkerDiedError
+from holdfast.lab.worker import Done, Performer, Worker, WorkerDiedError, leave_interrupts
 
 MOST_DEATHS = 3
 """A run whose worker has died so often is given up: it is likely the cause."""
@@ -93,7 +93,7 @@ class _Workers:
 
     def __init__(self, jobs: int, perform: Performer) -> None:
         self._perform = perform
-        self._threads = ThreadPoolExecutor(jobs)
+        self._threads = ThreadPoolExecutor(jobs, initializer=leave_interrupts)
         self._lock = threading.Lock()
         self._workers: list[Worker] = []
         self._ended = False

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -173,6 +174,13 @@ def how_it_died(status: int | None) -> str:
         )
     name = f", {signal.strsignal(-status)}" if status is not None and status < 0 else ""
     return f"exit status {status}{name}. Run it alone, with one job, to see why."
+
+
+def leave_interrupts() -> None:
+    """Leave Ctrl-C to the main thread: block it in this one, and in the processes that this one starts."""
+    if sys.platform != "win32":
+        resource_tracker.ensure_running()  # else the first process starts it, and it takes the block away
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
 
 
 @contextmanager

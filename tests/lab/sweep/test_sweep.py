@@ -7,6 +7,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -58,7 +59,7 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def started(output: Path, *, jobs: int) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", PROGRAM, str(output), str(jobs)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +165,17 @@ class TestKilled:
         assert 0 < len(begun) == len(set(begun)) < 2 * SETTINGS
         assert set(counts(tmp_path)) == {"COMPLETE", "FAIL"}
         assert counts(tmp_path)["COMPLETE"] == SETTINGS
+
+    def test_ctrl_c_while_workers_start_is_not_told_by_them(self, tmp_path):
+        with started(tmp_path, jobs=2) as one:
+            while not workers_of(one.pid):
+                time.sleep(0.01)
+            time.sleep(0.2)
+            os.killpg(one.pid, signal.SIGINT)  # as a terminal does
+            assert one.stderr is not None
+            said = one.stderr.read()
+        assert said.count("KeyboardInterrupt") == 1
+        assert "spawn_main" not in said
 
     @pytest.mark.parametrize("jobs", [1, 2])
     def test_ctrl_c_ends_it_with_its_workers_and_it_goes_on_at_once(self, undisturbed, tmp_path, jobs):
