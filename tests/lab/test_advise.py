@@ -128,7 +128,7 @@ class TestWorkloads:
             ("my_nets:none", r"advise: my_nets:none returned no batches; expected \(model, iterable of batches\)"),
             ("my_nets:wrong", r"advise: my_nets:wrong returned a int; expected \(model, iterable of batches\)"),
             ("my_nets:other", r"advise: 'my_nets:other' cannot be imported: .* Expected module:name."),
-            ("no_such_module:make", r"cannot be imported .*no_such_module"),
+            ("no_such_module:make", r"cannot be imported: .*no_such_module"),
             ("mpl", r"advise: 'mpl' is no model; expected one of mlp, convolution, attention, module:function"),
         ):
             with pytest.raises(OptionError, match=message):

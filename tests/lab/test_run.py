@@ -21,7 +21,7 @@ import torch
 from tests.lab.tiny import NUM_EVENTS, TASKS, Killed, assert_same, events, killed_at, outcome, tiny
 
 from holdfast.errors import FileFormatError, NotFiniteError, OptionError, OutputError, RunMismatchError
-from holdfast.lab import checkpoint
+from holdfast.lab import checkpoint, engine
 from holdfast.lab.config import RunConfig
 from holdfast.lab.methods import METHODS
 from holdfast.lab.methods.holding import KeeperLearner
@@ -445,7 +445,8 @@ class TestResume:
     def test_seconds_add_up_over_sessions(self, tmp_path, monkeypatch):
         always(monkeypatch)
         now = 0.0
-        monkeypatch.setattr(run_module, "time", SimpleNamespace(perf_counter=lambda: now))
+        for module in (run_module, engine):
+            monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: now))
         count = 0
 
         def on_event(_: Mapping[str, Any]) -> None:

@@ -127,6 +127,11 @@ class _Run(RunEngine[GenerationProgress]):
             on_event=on_event,
         )
 
+    def finish(self) -> RunResult:
+        """Learn what is left to learn, once there is a judge."""
+        assert self.judge
+        return super().finish()
+
     @cached_property
     def judge(self) -> tuple[Any, float]:
         """The classifier that sees what was drawn, and its accuracy on real test images."""
