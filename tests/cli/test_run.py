@@ -211,7 +211,8 @@ def test_data_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["run", *data, "--method", "ewc-fisher", "--net", "convolution"]) == 0
     assert (only(tmp_path / "runs") / "result.json").exists()
     assert "of which data? Give --data" in refusal(capsys, ["run", "split", "--method", "none"])
-    assert "data 'min': no such file or folder, and no name of data" in refusal(
+    unknown = ["run", "split", "--method", "none", "--data", "min"]
+    assert "data 'min': no such file or folder, and no name of data" in refusal(capsys, unknown)
         capsys, ["run", "split", "--method", "none", "--data", "min"]
     )
 
