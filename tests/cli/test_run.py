@@ -213,8 +213,6 @@ def test_data_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert "of which data? Give --data" in refusal(capsys, ["run", "split", "--method", "none"])
     unknown = ["run", "split", "--method", "none", "--data", "min"]
     assert "data 'min': no such file or folder, and no name of data" in refusal(capsys, unknown)
-        capsys, ["run", "split", "--method", "none", "--data", "min"]
-    )
 
 
 def refusal(capsys: pytest.CaptureFixture[str], argv: list[str]) -> str:
