@@ -130,11 +130,13 @@ class Worker:
                 case "printed":
                     with suppress(OSError, ValueError, AttributeError):  # standard error is closed, or there is none
                         sys.stderr.write(told)
-                case _:
+                case "done":
                     self.is_free = True
                     if error is not None:
                         raise error
                     return told
+                case _:
+                    raise AssertionError(kind)
 
     def _send(self, message: object) -> None:
         with self._alive():
