@@ -57,7 +57,7 @@ def test_the_plugins_of_this_process_are_loaded_and_what_they_print_is_no_output
     out, err = capfd.readouterr()
     assert not out
     told = [line for line in err.splitlines() if line.startswith("hello ")]
-    assert told
+    assert told, err
     assert str(os.getpid()) not in " ".join(told)
 
 

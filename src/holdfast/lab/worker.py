@@ -136,7 +136,7 @@ class Worker:
                         raise error
                     return told
                 case _:
-                    raise AssertionError(f"a worker told {kind!r}")
+                    raise AssertionError(kind)
 
     def _send(self, message: object) -> None:
         with self._alive():
@@ -206,13 +206,15 @@ class _StoppedError(Exception):
 
 
 class _Printed(io.TextIOBase):
-    """Tells what is written."""
+    """Tells what is written, line by line."""
 
     def __init__(self, tell: Callable[[str, Any], None]) -> None:
-        self._tell = tell
+        self._tell, self._begun = tell, ""
 
     def write(self, text: str, /) -> int:
-        self._tell("printed", text)
+        lines, end, self._begun = (self._begun + text).rpartition("\n")
+        if end:
+            self._tell("printed", lines + end)
         return len(text)
 
 
