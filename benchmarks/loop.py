@@ -18,7 +18,7 @@ from benchmarks.tables import Part
 from benchmarks.timing import Timing, clock, compare
 from holdfast.lab.config import configure
 from holdfast.lab.methods import Setting, build_learner, method_named
-from holdfast.lab.run import run
+from holdfast.lab.running import run
 from holdfast.lab.streams.catalog import build_stream
 from holdfast.lab.training import build_optimizer, mlp, train_epoch
 

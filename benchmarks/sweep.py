@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks.tables import Part
 from holdfast.lab.pool import one_thread
-from holdfast.lab.run import run
+from holdfast.lab.running import run
 from holdfast.lab.sweep import Space, sweep
 
 STRENGTHS = (0.1, 1.0, 3.0, 10.0, 30.0, 100.0, 1000.0, 10000.0)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from holdfast.errors import NotFiniteError
 from holdfast.lab.config import configure
-from holdfast.lab.run import run
+from holdfast.lab.running import run
 
 
 def validation_accuracy(stream: str, method: str, settings: dict, *, seed: int, output: Path) -> float:

@@ -14,7 +14,7 @@ from holdfast.files import write_text
 from holdfast.lab.config import RunConfig
 from holdfast.lab.folder import note_purpose, versions
 from holdfast.lab.parallel import run_all
-from holdfast.lab.run import EventCallback
+from holdfast.lab.running import EventCallback
 from recipes.findings import Recipe, RecipeFindings
 from recipes.lines import Outcomes, once
 from recipes.outcome import Outcome

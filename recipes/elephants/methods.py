@@ -369,7 +369,7 @@ def _learn_adapters(
 HOLDING = tuple(name for name, method in STORY_METHODS.items() if method.holds in ("ewc", "wva", "budget"))
 """The methods that hold what an importance says."""
 
-CENTRAL = ("plain", "replay-10", "replay-20", "dreams", "dreams-kfac")
+CENTRAL = ("plain", "replay-10", "replay-20", "dreams", "dreams-kfac", "dreams-budget")
 """The methods that the stories are about; the others may be reported under fewer seeds."""
 
 

@@ -182,7 +182,7 @@ def test_an_interrupt_says_how_to_go_on(
     def interrupted(*_: object, **__: object):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sys.modules["holdfast.lab.run"].ActiveRun, "finish", interrupted)
+    monkeypatch.setattr(sys.modules["holdfast.lab.running"].ActiveRun, "finish", interrupted)
     argv = ["run", "permuted-digits", "--method", "none", "--output", str(tmp_path), *TINY]
     assert main(argv) == 130
     assert capsys.readouterr().err == "\nholdfast: interrupted. The same command goes on where it was.\n"
@@ -191,7 +191,7 @@ def test_an_interrupt_says_how_to_go_on(
 
 
 def test_what_is_not_foreseen_shows_its_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.setattr(sys.modules["holdfast.lab.run"].ActiveRun, "finish", lambda _: 1 // 0)
+    monkeypatch.setattr(sys.modules["holdfast.lab.running"].ActiveRun, "finish", lambda _: 1 // 0)
     with pytest.raises(ZeroDivisionError):
         main(["run", "permuted-digits", "--method", "none", "--output", str(tmp_path), *TINY])
 

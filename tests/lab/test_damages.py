@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from tests.lab.tiny import killed_at, tiny
 from tests.recipes.made_up import outcome
 
 from holdfast.files import read_state
+from holdfast.lab import running
 from holdfast.lab.config import configure
 from holdfast.lab.frame import runs_table
 from holdfast.lab.generation import run as generation_module
@@ -23,10 +23,8 @@ from holdfast.lab.generation.pictures import draw_samples
 from holdfast.lab.generation.run import run_generation, samples_path
 from holdfast.lab.report import write_report
 from holdfast.lab.result import RunResult, find_results
-from holdfast.lab.run import run
+from holdfast.lab.running import run
 from holdfast.lab.sweep import Space, sweep
-
-run_module: Any = importlib.import_module("holdfast.lab.run")  # its package names the function alike
 
 EWC = tiny("ewc-fisher", epochs=1)
 GAN = small.small(iterations=2, images=8)
@@ -45,7 +43,7 @@ SPACE = Space(
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     small.quick_judge(monkeypatch)
-    monkeypatch.setattr(run_module, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(running, "CHECKPOINT_SECONDS", 0.0)
     monkeypatch.setattr(generation_module, "CHECKPOINT_SECONDS", 0.0)
     monkeypatch.setattr("holdfast.lab.report.write.write_pictures", lambda section, folder: [])
     monkeypatch.setattr("holdfast.lab.sweep.drive.PATIENCE", 0.01)

@@ -16,7 +16,7 @@ from holdfast.errors import FailedRunsError, OptionError, OutputError
 from holdfast.lab import pool
 from holdfast.lab.parallel import run_all
 from holdfast.lab.pool import pool_of
-from holdfast.lab.run import run
+from holdfast.lab.running import run
 
 CONFIGS = [tiny("ewc-fisher", seed=seed, strength=strength) for seed in (0, 1) for strength in (1.0, 10.0)]
 

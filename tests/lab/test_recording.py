@@ -63,8 +63,8 @@ def test_seeds_are_one_group_and_other_settings_are_another(tmp_path: Path):
     for seed in (0, 1):
         for lr in (0.1, 0.2):
             lab.record(stream="s", method="m", accuracy=MATRIX, seed=seed, settings={"lr": lr}, output=tmp_path)
-    groups = group_results(lab.find_results([tmp_path]))
-    assert [len(group.results) for group in groups] == [2, 2]
+    runs = group_results(lab.find_results([tmp_path]))
+    assert runs.groupby("configuration").size().tolist() == [2, 2]
 
 
 def test_it_stands_beside_runs_of_holdfast(tmp_path: Path):

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import gc
-import importlib
 import json
 import os
 import shutil
@@ -21,26 +20,24 @@ import torch
 from tests.lab.tiny import NUM_EVENTS, TASKS, Killed, assert_same, events, killed_at, outcome, tiny
 
 from holdfast.errors import FileFormatError, NotFiniteError, OptionError, OutputError, RunMismatchError
-from holdfast.lab import checkpoint, engine
+from holdfast.lab import checkpoint, engine, running
 from holdfast.lab.config import RunConfig
 from holdfast.lab.methods import METHODS
 from holdfast.lab.methods.holding import KeeperLearner
 from holdfast.lab.result import RunResult
-from holdfast.lab.run import run
+from holdfast.lab.running import run
 from holdfast.lab.streams.catalog import build_stream
 from holdfast.lab.streams.stream import Stream
-
-run_module: Any = importlib.import_module("holdfast.lab.run")  # its package names the function alike
 
 
 def never(monkeypatch: pytest.MonkeyPatch) -> None:
     """No checkpoint between tasks."""
-    monkeypatch.setattr(run_module, "CHECKPOINT_SECONDS", 1e9)
+    monkeypatch.setattr(running, "CHECKPOINT_SECONDS", 1e9)
 
 
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
     """A checkpoint after every epoch."""
-    monkeypatch.setattr(run_module, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(running, "CHECKPOINT_SECONDS", 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -126,13 +123,13 @@ class TestRun:
     def test_iterations_in_place_of_epochs(self, tmp_path, monkeypatch):
         """13 steps of 10 an epoch: a whole epoch and three steps; 20 steps are two epochs to the bit."""
         steps = []
-        train = run_module.train_epoch
+        train = running.train_epoch
 
         def counted(*args: Any, **kwargs: Any) -> float:
             steps.append(kwargs["num_steps"])
             return train(*args, **kwargs)
 
-        monkeypatch.setattr(run_module, "train_epoch", counted)
+        monkeypatch.setattr(running, "train_epoch", counted)
         run(tiny("none", iterations=13, epochs=9), output=tmp_path)
         assert steps == [10, 3] * TASKS
         by_steps, by_epochs = tiny("none", iterations=20, epochs=9), tiny("none", epochs=2)
@@ -141,14 +138,14 @@ class TestRun:
 
     def test_the_course_of_the_learning_rate(self, tmp_path, monkeypatch):
         rates: list[float] = []
-        build = run_module.build_optimizer
+        build = running.build_optimizer
 
         def spied(*args: Any, **kwargs: Any) -> torch.optim.Optimizer:
             optimizer = build(*args, **kwargs)
             optimizer.register_step_pre_hook(lambda o, *_: rates.append(o.param_groups[0]["lr"]))
             return optimizer
 
-        monkeypatch.setattr(run_module, "build_optimizer", spied)
+        monkeypatch.setattr(running, "build_optimizer", spied)
         run(tiny("none", schedule="cosine", lr=0.2, iterations=15), output=tmp_path)
         assert len(rates) == 15 * TASKS
         assert rates[:15] == rates[15:]
@@ -194,7 +191,7 @@ class TestRun:
                 # task 0 is the images themselves, which the stream makes the others of
                 alive.append({k for k, refs in built.items() if k and any(ref() is not None for ref in refs)})
 
-        monkeypatch.setattr(run_module, "build_stream", spied)
+        monkeypatch.setattr(running, "build_stream", spied)
         run(tiny("none", num_tasks=4, epochs=1), output=tmp_path, on_event=on_event)
         assert alive == [set(), set(), {1}, {1}, {2}, {2}, {3}, {3}]
 
@@ -204,7 +201,7 @@ class TestScenarios:
 
     def spied(self, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Any], list[Any]]:
         predicted, trained = [], []
-        measure, train = run_module.accuracy, run_module.train_epoch
+        measure, train = running.accuracy, running.train_epoch
 
         def accuracy(model: Any, examples: Any, *, classes: Any = None) -> float:
             predicted.append(None if classes is None else tuple(classes))
@@ -216,8 +213,8 @@ class TestScenarios:
             trained.append(rows and {row: tuple(columns[row].nonzero().flatten().tolist()) for row in rows})
             return train(*args, **kwargs)
 
-        monkeypatch.setattr(run_module, "accuracy", accuracy)
-        monkeypatch.setattr(run_module, "train_epoch", train_epoch)
+        monkeypatch.setattr(running, "accuracy", accuracy)
+        monkeypatch.setattr(running, "train_epoch", train_epoch)
         return predicted, trained
 
     def split(self, method: str = "none", **settings: Any) -> RunConfig:
@@ -269,13 +266,13 @@ class TestScenarios:
     @pytest.mark.parametrize("method", ["joint", "cumulative"])
     def test_past_data_are_those_of_all_tasks_so_far(self, tmp_path, monkeypatch, method):
         lengths = []
-        train = run_module.train_epoch
+        train = running.train_epoch
 
         def train_epoch(model: Any, optimizer: Any, examples: Any, **kwargs: Any) -> float:
             lengths.append((len(examples), examples.targets.unique().tolist()))
             return train(model, optimizer, examples, **kwargs)
 
-        monkeypatch.setattr(run_module, "train_epoch", train_epoch)
+        monkeypatch.setattr(running, "train_epoch", train_epoch)
         run(self.split(method), output=tmp_path)
         parts = [len(task.train) for task in build_stream("split-digits", num_tasks=3)]
         assert lengths == [(sum(parts[: n + 1]), list(range(2 * n + 2))) for n in range(3)]
@@ -413,7 +410,7 @@ class TestResume:
         config = tiny("ewc-si", epochs=30, optimizer="momentum", lr=0.02, fresh_optimizer=False)
         program = (
             "import importlib, json, sys, torch; torch.set_num_threads(1)\n"
-            "module = importlib.import_module('holdfast.lab.run')\n"
+            "module = importlib.import_module('holdfast.lab.running')\n"
             "from holdfast.lab.config import RunConfig\n"
             "module.CHECKPOINT_SECONDS = 0.0\n"
             "config = RunConfig.from_dict(json.loads(sys.argv[1]))\n"
@@ -445,7 +442,7 @@ class TestResume:
     def test_seconds_add_up_over_sessions(self, tmp_path, monkeypatch):
         always(monkeypatch)
         now = 0.0
-        for module in (run_module, engine):
+        for module in (running, engine):
             monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: now))
         count = 0
 
@@ -469,7 +466,7 @@ class TestFinished:
         config = tiny("ewc-fisher")
         result = run(config, output=tmp_path)
         told: list[Any] = []
-        monkeypatch.setattr(run_module, "ActiveRun", None)
+        monkeypatch.setattr(running, "ActiveRun", None)
         assert run(config, output=tmp_path, on_event=told.append) == result
         assert told == []
 
@@ -481,7 +478,7 @@ class TestFinished:
         with pytest.raises(FileFormatError, match="Delete it and run the same command again"):
             run(config, output=tmp_path)
         path.unlink()
-        monkeypatch.setattr(run_module, "train_epoch", None)
+        monkeypatch.setattr(running, "train_epoch", None)
         again = run(config, output=tmp_path)
         assert replace(again, seconds=0.0) == replace(result, seconds=0.0)
 
@@ -583,8 +580,8 @@ class TestErrors:
 def test_the_checkpoint_of_a_finished_run_stands_after_its_last_task(tmp_path):
     config = tiny("none")
     run(config, output=tmp_path)
-    whole = run_module.ActiveRun(
-        config, run_module.RunFolder(tmp_path / config.name, config), device="cpu", data_dir=None, on_event=None
+    whole = running.ActiveRun(
+        config, running.RunFolder(tmp_path / config.name, config), device="cpu", data_dir=None, on_event=None
     )
     progress = checkpoint.load(
         whole.folder.checkpoint, model=whole.model, optimizer=whole.optimizer, learner=whole.learner

@@ -8,7 +8,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tests.lab.tiny import EPOCHS, TASKS, Killed, tiny
 
 from holdfast.errors import OptionError, OutputError
-from holdfast.lab.run import run
+from holdfast.lab.running import run
 from holdfast.lab.tensorboard import TensorBoard
 
 

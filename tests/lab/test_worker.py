@@ -87,7 +87,7 @@ def test_a_worker_that_ends_by_itself_is_not_short_of_memory(plugin):
 
 def test_a_run_is_given_up_after_three_deaths_and_the_others_go_on(plugin):
     bad = tiny("none", seed=2, epochs=1)
-    plugin("dies", f"import holdfast.lab.run as r; t = r.ActiveRun.finish; r.ActiveRun.finish = {DIES}")
+    plugin("dies", f"import holdfast.lab.running as r; t = r.ActiveRun.finish; r.ActiveRun.finish = {DIES}")
     with pytest.raises(FailedRunsError, match="died 3 times.* exit status -9, killed.*memory") as caught:
         run_all([bad, *CONFIGS], output="runs", jobs=2)
     assert list(caught.value.failures) == [bad.name]

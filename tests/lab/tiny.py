@@ -13,7 +13,7 @@ from torch import Tensor
 from holdfast.files import read_state
 from holdfast.lab.config import RunConfig, configure
 from holdfast.lab.folder import RunFolder
-from holdfast.lab.run import run
+from holdfast.lab.running import run
 
 TASKS, EPOCHS = 2, 2
 NUM_EVENTS = 2 + TASKS * (EPOCHS + 1)

@@ -15,7 +15,7 @@ from tests.recipes.made_up import TINY, filled
 from holdfast.errors import FailedRunsError, OptionError
 from holdfast.files import read_sealed, seal_of
 from holdfast.lab import RunConfig, results
-from holdfast.lab.run import run
+from holdfast.lab.running import run
 
 
 def small(**settings: Any) -> Recipe:

@@ -34,7 +34,7 @@ def test_candidates_are_tried_before_the_chosen_one_is_reported():
     assert asked.chosen({}) is None
     assert asked.reported({}) == []
     found = {config: outcome(config, kept) for config, kept in zip(asked.trials(), (0.5, 0.6, 0.7))}
-    assert asked.chosen(found) == replace(BASE, strength=100.0)
+    assert asked.chosen(found) == BASE.changed(strength=100.0)
     assert asked.at_edge(found)
     assert [(c.strength, c.seed, c.num_tasks) for c in asked.reported(found)] == [(100, 0, None), (100, 1, None)]
 
@@ -58,7 +58,7 @@ def test_the_choice_is_by_validation_data_alone():
         weak: Outcome(weak, replace(good_on_test, validation_accuracy=[0.4, 0.4])),
         strong: Outcome(strong, replace(good_on_validation, validation_accuracy=[0.5, 0.5])),
     }
-    assert asked.chosen(found) == replace(BASE, strength=100.0)
+    assert asked.chosen(found) == BASE.changed(strength=100.0)
 
 
 def test_one_candidate_needs_no_trial():

@@ -18,7 +18,7 @@ from holdfast.lab.advise import Advice, advise
 from holdfast.lab.canvas import make_folder
 from holdfast.lab.groups import method_label
 from holdfast.lab.methods import method_named
-from holdfast.lab.run import usable_device
+from holdfast.lab.running import usable_device
 from holdfast.lab.workloads import workload, workload_name
 
 

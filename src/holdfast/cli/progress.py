@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from holdfast.cli.console import say
-from holdfast.lab.run import EventCallback
+from holdfast.lab.running import EventCallback
 from holdfast.lab.tensorboard import TensorBoard
 
 SILENT_SECONDS = 20.0
@@ -68,7 +68,7 @@ class EventDisplay(_Lines):
         self._average: float | None = None
 
     def __call__(self, event: Mapping[str, Any]) -> None:
-        """Show an event, as `holdfast.lab.run` tells it."""
+        """Show an event, as `holdfast.lab.running` tells it."""
         match event["event"]:
             case "run":
                 self._label = event["label"]

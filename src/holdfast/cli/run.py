@@ -21,7 +21,7 @@ from holdfast.lab.groups import group_results, method_label
 from holdfast.lab.methods import METHODS
 from holdfast.lab.plots import accuracy_curves, accuracy_matrices
 from holdfast.lab.result import RunResult
-from holdfast.lab.run import run
+from holdfast.lab.running import run
 
 
 def run_command(options: RunOptions) -> None:

@@ -16,6 +16,7 @@ from holdfast.lab.methods import (
 )
 from holdfast.lab.recording import record
 from holdfast.lab.result import RunResult, find_results
+from holdfast.lab.running import run
 from holdfast.lab.streams import Examples, Stream, StreamPlan, Task, load_data, register_data, register_stream
 from holdfast.lab.training import register_net, task_loss
 
@@ -44,6 +45,7 @@ __all__ = [
     "register_net",
     "register_stream",
     "results",
+    "run",
     "task_accuracies",
     "task_loss",
 ]

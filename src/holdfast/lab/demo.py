@@ -16,7 +16,7 @@ from holdfast.lab.groups import group_results
 from holdfast.lab.plots import accuracy_curves, accuracy_matrices
 from holdfast.lab.pool import one_thread
 from holdfast.lab.result import RunResult
-from holdfast.lab.run import EventCallback, run
+from holdfast.lab.running import EventCallback, run
 
 STREAM = "permuted-digits"
 DEMO_METHODS = (

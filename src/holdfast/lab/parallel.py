@@ -12,7 +12,7 @@ from holdfast.lab.config import RunConfig
 from holdfast.lab.folder import RunFolder
 from holdfast.lab.pool import one_at_a_time, pool_of
 from holdfast.lab.result import RunResult
-from holdfast.lab.run import EventCallback
+from holdfast.lab.running import EventCallback
 
 
 def run_all(

@@ -13,7 +13,7 @@ import torch
 
 from holdfast.errors import OptionError
 from holdfast.lab.config import RunConfig
-from holdfast.lab.run import EventCallback
+from holdfast.lab.running import EventCallback
 from holdfast.lab.worker import Done, Performer, Worker, WorkerDiedError, leave_interrupts
 
 MOST_DEATHS = 3

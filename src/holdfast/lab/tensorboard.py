@@ -54,7 +54,7 @@ class TensorBoard:
             self._writer.close()
 
     def __call__(self, event: Mapping[str, Any]) -> None:
-        """Write an event, as `holdfast.lab.run` tells it."""
+        """Write an event, as `holdfast.lab.running` tells it."""
         match event["event"]:
             case "start":
                 self._resumed = event["resumed"]

@@ -23,7 +23,7 @@ from holdfast.errors import HoldfastError
 from holdfast.lab.config import RunConfig
 from holdfast.lab.plugins import load_plugins, named_plugins
 from holdfast.lab.result import RunResult
-from holdfast.lab.run import EventCallback, data_of, run
+from holdfast.lab.running import EventCallback, data_of, run
 
 PATIENCE = 1.0
 """Seconds between two looks at whether a process that says nothing is alive: one of its own may hold its pipe open."""

@@ -14,7 +14,7 @@ from tests.lab.idx_files import fake_files, write
 from tests.lab.tiny import tiny
 from torch.utils.data import Dataset, TensorDataset
 
-from holdfast.errors import DataFileError, HoldfastError, OptionError, RunMismatchError, UnknownNameError
+from holdfast.errors import DataFileError, HoldfastError, OptionError, RunMismatchError
 from holdfast.lab import RunConfig, Task, configure, load_data, run
 from holdfast.lab.streams import as_task, build_stream, digits, fingerprint
 from holdfast.lab.streams.sources import DATA, register_data
@@ -277,7 +277,7 @@ class TestFunctions:
             as_task(found, name="x")
 
     def test_names_that_are_none(self):
-        with pytest.raises(UnknownNameError, match=r"unknown data set 'digit'. Did you mean 'digits'\?"):
+        with pytest.raises(DataFileError, match=r"data 'digit': no such file or folder, and no name of data \(digits"):
             load_data("digit")
         with pytest.raises(OptionError, match="data 'no_such_module:rows' cannot be imported: ModuleNotFoundError"):
             load_data("no_such_module:rows")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from holdfast.lab.generation.judge import EPOCHS, judge_of
 from holdfast.lab.generation.learners import build_drawing
 from holdfast.lab.generation.measures import asked_accuracy, frechet_distance_of, real_of, reverse_accuracy
 from holdfast.lab.result import RunResult
-from holdfast.lab.run import seed_of, usable_device
+from holdfast.lab.running import seed_of, usable_device
 from holdfast.lab.streams import Examples, Task, digits, mnist, split
 from holdfast.replay import check_alive
 from holdfast.tensors import prefixed, under
@@ -85,7 +84,7 @@ def run_generation(
     Raises:
         NotFiniteError, CollapseError: the generator diverged or collapsed; the last checkpoint is from before.
         OptionError: a device that cannot be used.
-        OutputError, RunMismatchError, FileFormatError, DataFileError: as for `holdfast.lab.run.run`.
+        OutputError, RunMismatchError, FileFormatError, DataFileError: as for `holdfast.lab.running.run`.
     """
     folder = RunFolder(Path(output) / config.name, config)
     if folder.result.exists():
@@ -129,17 +128,12 @@ class _Run(RunEngine[GenerationProgress]):
 
     def finish(self) -> RunResult:
         """Learn what is left to learn, once there is a judge."""
-        assert self.judge
+        self.judge, self.judged = judge_of(self.images, device=self.device, folder=self.folder.path.parent / "judges")
         return super().finish()
-
-    @cached_property
-    def judge(self) -> tuple[Any, float]:
-        """The classifier that sees what was drawn, and its accuracy on real test images."""
-        return judge_of(self.images, device=self.device, folder=self.folder.path.parent / "judges")
 
     def baseline(self) -> list[float]:
         """Of the untrained generator."""
-        return asked_accuracy(self.judge[0], self._drawn(0))
+        return asked_accuracy(self.judge, self._drawn(0))
 
     def learn(self, t: int) -> None:
         """Train on class t from the iteration where it stands, and measure."""
@@ -192,12 +186,12 @@ class _Run(RunEngine[GenerationProgress]):
         drawn = self._drawn(0)
         learned = list(self.classes[: t + 1])
         real = real_of(self.test, learned).inputs
-        progress.frechet.append(frechet_distance_of(self.judge[0], drawn[: t + 1].flatten(0, 1), real))
+        progress.frechet.append(frechet_distance_of(self.judge, drawn[: t + 1].flatten(0, 1), real))
         self.shown.append(self.drawing.draw(SHOWN, self.classes, seed=seed_of(self.config.seed, 3)).cpu())
         if t + 1 == len(self.stream):
             progress.reverse = self._reverse(drawn)
         seconds = time.perf_counter() - began
-        test, validation = asked_accuracy(self.judge[0], drawn), asked_accuracy(self.judge[0], self._drawn(1)[: t + 1])
+        test, validation = asked_accuracy(self.judge, drawn), asked_accuracy(self.judge, self._drawn(1)[: t + 1])
         self.closed(test, validation, seconds=seconds, frechet=progress.frechet[-1])
         write_state(samples_path(self.folder.path), {"samples": torch.stack(self.shown)}, {"classes": self.classes})
         self.save()
@@ -256,6 +250,6 @@ class _Run(RunEngine[GenerationProgress]):
             "generation": {
                 "frechet_distance": self.progress.frechet,
                 "reverse_accuracy": self.progress.reverse,
-                "judge_accuracy": self.judge[1],
+                "judge_accuracy": self.judged,
             }
         }

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from holdfast.errors import FailedRunsError, OptionError
 from holdfast.lab.pool import one_at_a_time, pool_of
-from holdfast.lab.run import EventCallback
+from holdfast.lab.running import EventCallback
 from holdfast.lab.sweep.findings import SweepFindings, check_findings, write_findings
 from holdfast.lab.sweep.space import Space
 

@@ -19,7 +19,7 @@ from holdfast.errors import NotFiniteError
 from holdfast.lab.config import RunConfig
 from holdfast.lab.pool import Pool
 from holdfast.lab.result import RunResult
-from holdfast.lab.run import EventCallback
+from holdfast.lab.running import EventCallback
 from holdfast.lab.sweep.board import Board, SuperfluousError, choice_of
 from holdfast.lab.sweep.space import Space
 
