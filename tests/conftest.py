@@ -6,10 +6,13 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch; programs started by a test inherit it
 
+from collections.abc import Iterator
+
 import hypothesis
 import pytest
 import torch
 from tests.browser import chromium
+from tests.lab_registries import kept
 
 torch.set_num_threads(1)
 if not torch.cuda.is_available():
@@ -57,3 +60,9 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith("HOLDFAST_") and name != "HOLDFAST_DATA":
             monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def lab_registries() -> Iterator[None]:
+    with kept():
+        yield

@@ -10,7 +10,7 @@ from holdfast.lab.config import REGISTRIES, RunSettings
 from holdfast.lab.generation import GenerationConfig
 from holdfast.lab.registry import NoOptions
 
-RECORDS = {entry.options for registry in REGISTRIES for entry in registry.values()} - {NoOptions}
+RECORDS = list(dict.fromkeys(e.options for r in REGISTRIES for e in r.values() if e.options is not NoOptions))
 
 
 @pytest.mark.parametrize("record", [RunSettings, GenerationConfig, *RECORDS], ids=lambda record: record.__name__)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import ast
 import json
 import re
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +12,8 @@ import pytest
 from PIL import Image
 
 from holdfast.cli import main
-from holdfast.lab import plugins, record
-from holdfast.lab.config import REGISTRIES
-from holdfast.lab.methods import IMPORTANCES, MECHANISMS
+from holdfast.lab import record
 from holdfast.lab.result import find_results
-from holdfast.lab.streams.sources import DATA
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "examples" / "plugin" / "src"
@@ -51,21 +46,6 @@ class Decayed(lab.Learner):
         decay = 1e-3 * sum(weight.square().sum() for weight in self.model.parameters())
         return lab.task_loss(self.model, inputs, targets, columns), decay
 """
-
-
-@pytest.fixture(autouse=True)
-def registries() -> Iterator[None]:
-    """What a test registers is gone after it."""
-    kept = [(registry, dict(registry._found)) for registry in (*REGISTRIES, DATA, MECHANISMS, IMPORTANCES)]
-    named = dict(plugins._named)
-    yield
-    for registry, found in kept:
-        registry._found.clear()
-        registry._found.update(found)
-    plugins._named.clear()
-    plugins._named.update(named)
-    for module in [module for module in sys.modules if module.startswith(("holdfast_example", "mine_of_tests"))]:
-        del sys.modules[module]
 
 
 @pytest.fixture

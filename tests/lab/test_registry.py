@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import sys
 import types
 from collections.abc import Iterator
@@ -12,13 +13,15 @@ import torch
 from tests.lab.tiny import tiny
 from torch import nn
 
+from holdfast.cli.options import RunOptions, SweepOptions
 from holdfast.errors import OptionError, UnknownNameError
 from holdfast.files.typed import Within
 from holdfast.importance import uniform
 from holdfast.lab import ClosedTask, Estimator, Learner, register_importance, register_mechanism, run
-from holdfast.lab.config import configure
+from holdfast.lab.config import RunConfig, RunSettings, configure
 from holdfast.lab.methods import IMPORTANCES, MECHANISMS, METHODS
 from holdfast.lab.registry import (
+    RESERVED,
     Entry,
     NoOptions,
     OneOf,
@@ -326,3 +329,33 @@ class Plain(Learner):
 
 def nothing(model: nn.Module, setting: Any) -> int:
     return 3
+
+
+def test_names_of_every_runs_settings_are_reserved():
+    own = {field.name for record in (RunSettings, RunConfig) for field in fields(record)}
+    flags = {field.name for record in (RunOptions, SweepOptions) for field in fields(record)}
+    assert own | flags <= RESERVED
+
+    @dataclass(frozen=True)
+    class Taken:
+        lr: float = 3.0
+
+    with pytest.raises(OptionError, match="clasher: an option is called lr, as every run's is. Choose another name."):
+        Entry(name="clasher", make=print, options=Taken)
+
+
+def test_what_cannot_be_called_so_is_told_before():
+    with pytest.raises(
+        OptionError, match=r"narrow: too many positional arguments; expected one that is called with \("
+    ):
+        Entry(name="narrow", make=lambda one: one)(1, 2)
+
+
+def test_the_source_of_a_file_is_that_of_those_beside_it_too(tmp_path, monkeypatch):
+    (tmp_path / "helper_of_tests.py").write_text("F = 0.0\n")
+    (tmp_path / "user_of_tests.py").write_text("import helper_of_tests\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module("user_of_tests")
+    before = source_of("user_of_tests")
+    (tmp_path / "helper_of_tests.py").write_text("F = 0.9\n")
+    assert source_of("user_of_tests") != before

@@ -91,7 +91,13 @@ class RunConfig(RunSettings):
             object.__setattr__(self, name, value)
         options: dict[str, Any] = {}
         for entry in self._entries:
-            options |= _flat(chosen(entry, self.options))
+            own = _flat(chosen(entry, self.options))
+            if twice := sorted(options.keys() & own.keys()):
+                raise OptionError(
+                    f"{entry.name}: its option {twice[0]!r} is one of stream {self.stream} or net {self.net}, "
+                    "too. Choose another name."
+                )
+            options |= own
         for name in self.options:
             if name not in options:
                 raise foreign_option(name, self.stream, self.net, [self.method], {*common, *options})
@@ -109,7 +115,7 @@ class RunConfig(RunSettings):
         if options["strength"] is None and budget is None:
             either = "a strength or a budget, one of them" if "budget" in options else "a strength"
             raise OptionError(
-                f"method {self.method!r} needs {either}; found neither. Give one; `holdfast sweep` finds strengths."
+                f"method {self.method!r} needs {either}; found none. Give one; `holdfast sweep` finds strengths."
             )
         if options["strength"] is not None and budget is not None:
             raise OptionError(

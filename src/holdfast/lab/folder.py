@@ -57,15 +57,32 @@ class RunFolder:
             _check_same(self._written, config)
 
     def check_provenance(self, provenance: Mapping[str, Any]) -> None:
-        """Check that the run was begun with the same data and code of others, as far as both are known.
+        """Check that what was learned here was learned with the same data and code of others, as far as both are known.
 
         Raises:
             RunMismatchError: it was not.
         """
-        if self._written.exists():
-            there = read_json(self._written)
-            known = {name: there[name] for name in provenance if name in there}
-            check_same(self.path, known, {name: provenance[name] for name in known})
+        if not self._written.exists() or not self._has_begun:
+            return
+        there = read_json(self._written)
+        if "data" in provenance and there.get("data", provenance["data"]) != provenance["data"]:
+            raise RunMismatchError(
+                f"{self.path} was begun with other data: {there['data']} there, {provenance['data']} here (digits of "
+                "their content). Give the same --data or --data-dir, choose another --output, or move the folder away."
+            )
+        plugins = provenance.get("plugins", {})
+        before = there.get("plugins", plugins)
+        edited = [name for name in sorted({*plugins, *before}) if plugins.get(name) != before.get(name)]
+        if edited:
+            raise RunMismatchError(
+                f"{self.path} was begun with another version of {', '.join(edited)}. Choose another --output, or move "
+                "the folder away."
+            )
+
+    @property
+    def _has_begun(self) -> bool:
+        """Whether something that was learned stands in it."""
+        return self.checkpoint.exists() or self.result.exists()
 
     def open(self, provenance: Mapping[str, Any] | None = None) -> None:
         """Make the folder, or find it again and sweep out what a killed session left half written.
@@ -83,7 +100,7 @@ class RunFolder:
                     stale.unlink()
         except OSError as error:
             raise OutputError(f"cannot write the run folder {self.path}: {error}. Choose another --output.") from error
-        if not self._written.exists():
+        if not self._has_begun:
             told = {"config": self._config.to_dict(), **(provenance or {}), "versions": versions()}
             write_json(self._written, told)
 
@@ -151,4 +168,7 @@ def _check_same(written: Path, config: FolderSettings) -> None:
     if not isinstance(content, dict):
         raise FileFormatError(f"{written} holds no configuration: damaged. Move the folder away to start again.")
     here = config.to_dict()  # earlier versions wrote settings that are not the run's, too, and knew others not yet
-    check_same(written.parent, {name: content.get(name, config.defaults().get(name)) for name in here}, here)
+    there = {name: content.get(name, config.defaults().get(name)) for name in here}
+    if there.get("fingerprint"):  # then it does not matter where the data stand
+        there["data"] = here["data"]
+    check_same(written.parent, there, here)

@@ -9,7 +9,7 @@ from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
 
-from holdfast.errors import OptionError
+from holdfast.errors import HoldfastError, OptionError
 
 ENTRY_POINTS = "holdfast.plugins"
 """The group of entry points by which an installed package names its module."""
@@ -49,9 +49,11 @@ def _imported(name: str, *, told: str) -> None:
     sys.path.append(here)
     try:
         import_module(name)
+    except HoldfastError:
+        raise
     except Exception as error:
         raise OptionError(
-            f"{told}: {type(error).__name__}: {error}. Expected a module that can be imported."
+            f"{told}: {type(error).__name__}: {error}. Expected the name of a module that can be imported, without .py."
         ) from error
     finally:
         sys.path.remove(here)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -71,14 +72,26 @@ def record(
     for what, name in (("stream", stream), ("method", method)):
         if not re.search(r"\w", name):
             raise OptionError(f"record: {what} is {name!r}; expected a name.")
-    matrix = [list(map(float, row)) for row in accuracy]
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**31:
+        raise OptionError(f"record: seed is {seed!r}; expected a whole number from 0 to 2147483647.")
+    told = {"stream": stream, "method": method, "seed": seed, "scenario": scenario}
+    if taken := sorted(told.keys() & dict(settings or {}).keys()):
+        raise OptionError(f"record: settings hold {taken[0]!r}, which is an argument. Leave it out of them.")
+    told |= dict(settings or {})
+    try:
+        json.dumps(told, allow_nan=False, sort_keys=True)
+    except (TypeError, ValueError) as error:
+        raise OptionError(f"record: settings are no JSON values by name: {error}.") from error
+    try:
+        matrix = [list(map(float, row)) for row in accuracy]
+    except (TypeError, ValueError) as error:
+        raise OptionError(f"record: accuracy is no table of numbers: {error}. Give a row a task.") from error
     if not all(0 <= value <= 1 for row in matrix for value in row):
         raise OptionError("record: accuracies are shares; expected numbers from 0 to 1.")
     if not matrix or any(len(row) != len(matrix) for row in matrix):
         lengths = [len(row) for row in matrix]
         raise OptionError(f"record: accuracy has rows of {lengths}; expected a square, a row and a column a task.")
     seen = [list(map(float, row))[: t + 1] for t, row in enumerate(matrix if validation is None else validation)]
-    told = {"stream": stream, "method": method, "seed": seed, "scenario": scenario, **(settings or {})}
     summary = summarise(matrix, seen, list(baseline or [0.0] * len(matrix)))
     if mistakes := misshapen(summary):
         raise OptionError(f"record: {mistakes[0]}.")

@@ -7,10 +7,12 @@ is checked, what the help says and what a run's record holds. An option may itse
 
 from __future__ import annotations
 
+import ast
 import hashlib
+import inspect
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, make_dataclass
 from functools import cache
 from importlib import import_module
@@ -19,10 +21,56 @@ from types import MappingProxyType, UnionType
 from typing import Annotated, Any, Generic, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from holdfast.choices import check_choices
-from holdfast.errors import OptionError, UnknownNameError
+from holdfast.errors import HoldfastError, OptionError, UnknownNameError
 from holdfast.files.typed import Within
 
 Made = TypeVar("Made")
+
+
+RESERVED = frozenset(
+    (
+        "stream",
+        "method",
+        "seed",
+        "data",
+        "scenario",
+        "num_tasks",
+        "net",
+        "optimizer",
+        "lr",
+        "weight_decay",
+        "schedule",
+        "fresh_optimizer",
+        "epochs",
+        "iterations",
+        "batch_size",
+        "clip",
+        "mask",
+        "importance_data",
+        "importance_examples",
+        "fingerprint",
+        "options",
+        "methods",
+        "strengths",
+        "optimizers",
+        "lrs",
+        "seeds",
+        "sampler",
+        "trials",
+        "refine",
+        "prune",
+        "storage",
+        "jobs",
+        "output",
+        "device",
+        "data_dir",
+        "plugin",
+        "tensorboard",
+        "quiet",
+        "help",
+    )
+)
+"""Names that options may not have: settings of every run, and flags of the commands that take them."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +107,20 @@ class Entry:
         bare = [own.name for own in fields(self.options) if own.default is MISSING]
         if bare:
             raise OptionError(f"{self.name}: the options {', '.join(bare)} have no default; expected one each.")
+        taken = [own.name for own in fields(self.options) if own.name in RESERVED]
+        if taken:
+            raise OptionError(f"{self.name}: an option is called {taken[0]}, as every run's is. Choose another name.")
         object.__setattr__(self, "label", self.label or self.name)
 
     def __call__(self, *args: Any, options: Any = None) -> Any:
-        """Make it."""
-        return self.make(*args) if self.options is NoOptions else self.make(*args, options or self.options())
+        """Make it.
+
+        Raises:
+            OptionError: it does not take what its registry gives.
+        """
+        given = args if self.options is NoOptions else (*args, options or self.options())
+        check_takes(self.make, given, what=self.name)
+        return self.make(*given)
 
     @property
     def modules(self) -> frozenset[str]:
@@ -305,6 +362,17 @@ def combined(name: str, *records: type) -> type:
     return make_dataclass(name, [], bases=bases, frozen=True, kw_only=True)
 
 
+def check_takes(make: Callable[..., Any], given: Sequence[Any], *, what: str) -> None:
+    """Raise `OptionError` unless a function or class can be called with these arguments."""
+    try:
+        inspect.signature(make).bind(*given)
+    except TypeError as error:
+        kinds = ", ".join(type(each).__name__ for each in given) or "nothing"
+        raise OptionError(f"{what}: {error}; expected one that is called with ({kinds}).") from error
+    except ValueError:  # it tells no signature
+        return
+
+
 def imported(text: str, *, what: str) -> Any:
     """What "module:attribute" names; a module of the working folder is found, too.
 
@@ -319,17 +387,41 @@ def imported(text: str, *, what: str) -> Any:
         for part in attribute.split("."):
             found = getattr(found, part)
         return found
+    except HoldfastError:
+        raise
     except Exception as error:
         raise OptionError(
-            f"{what} {text!r} cannot be imported: {type(error).__name__}: {error}. Expected module:name."
+            f"{what} {text!r} cannot be imported: {type(error).__name__}: {error}. Expected module:name, of a module "
+            "that can be imported here."
         ) from error
     finally:
         sys.path.remove(here)
 
 
 def source_of(module: str) -> str:
-    """Sixteen hexadecimal digits that stand for the source of a module; empty where it has no file."""
+    """Sixteen hexadecimal digits that stand for the source of a module; empty where it has no file.
+
+    Of a package that is all of its files, of a single file that and those beside it that it imports.
+    """
     path = getattr(sys.modules.get(module), "__file__", None)
     if path is None or not Path(path).is_file():
         return ""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+    depth = module.count(".")
+    files = sorted(Path(path).parents[depth - 1].rglob("*.py")) if depth else sorted(_with_imports(Path(path), set()))
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.name}\n".encode() + file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _with_imports(path: Path, found: set[Path]) -> set[Path]:
+    """A file, and those beside it that it imports, and so on."""
+    found.add(path)
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+            for name in names:
+                beside = path.parent / f"{name.partition('.')[0]}.py"
+                if beside.is_file() and beside not in found:
+                    _with_imports(beside, found)
+    return found

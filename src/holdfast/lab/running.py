@@ -23,7 +23,7 @@ from holdfast.lab.methods import Moment, Setting, build_learner, method_named
 from holdfast.lab.registry import own_settings, source_of
 from holdfast.lab.result import RunResult
 from holdfast.lab.streams import STREAMS, Examples, build_stream, fingerprint, load_data
-from holdfast.lab.streams.stream import Task
+from holdfast.lab.streams.stream import Stream, Task
 from holdfast.lab.training import NETS, accuracy, build_net, build_optimizer, learning_rate, num_epochs, train_epoch
 from holdfast.likelihoods import Gaussian
 from holdfast.likelihoods.masks import Mask, Scenario, active_classes
@@ -131,6 +131,7 @@ class ActiveRun(RunEngine[RunProgress]):
             seed=seed_of(config.seed),
             **own_settings(NETS.named(config.net), config.options),
         )
+        _check_net(config.net, net, self.stream)
         setting = Setting(
             task_classes=tuple(map(tuple, self.stream.task_classes)),
             mask=self.mask,
@@ -294,6 +295,26 @@ class _Kept:
     def train(self, task: Task) -> Examples:
         """Its training examples, built again when they are needed."""
         return task.train.to(self._device)
+
+
+@torch.no_grad()
+def _check_net(name: str, net: nn.Module, stream: Stream) -> None:
+    """Raise `OptionError` unless a network gives an output column for each of the stream's."""
+    inputs = stream[0].train.inputs[:2]
+    if not any(True for _ in net.parameters()):
+        raise OptionError(f"net {name}: it has no parameters; expected some to train.")
+    try:
+        with torch.random.fork_rng(devices=[]):
+            outputs = net.eval()(inputs)
+    except Exception as error:
+        raise OptionError(
+            f"net {name}: inputs of shape {list(inputs.shape)}, {inputs.dtype}, end in {type(error).__name__}: {error}"
+        ) from error
+    finally:
+        net.train()
+    if not isinstance(outputs, Tensor) or outputs.shape != (len(inputs), stream.num_classes):
+        told = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise OptionError(f"net {name}: its outputs are {told}; expected [{len(inputs)}, {stream.num_classes}].")
 
 
 def data_of(config: RunConfig, *, data_dir: str | os.PathLike[str] | None = None) -> Task | None:

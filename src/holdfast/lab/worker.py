@@ -81,7 +81,9 @@ class Performer:
 
         try:
             return Done(run(config, output=self.output, device=self.device, data_dir=self.data_dir, on_event=told))
-        except HoldfastError as error:
+        except Exception as error:
+            if not isinstance(error, HoldfastError):  # of somebody else's code, who wants to see where
+                traceback.print_exc()
             return Done.failed(error)
 
 

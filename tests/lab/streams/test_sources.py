@@ -123,7 +123,7 @@ class TestNpz:
         np.savez(tmp_path / "a.npz", x=np.array([{}], dtype=object), y=labels(1))
         (tmp_path / "b.npz").write_text("text")
         for name in "ab":
-            with pytest.raises(DataFileError, match=r"no .npz of plain arrays: .* Write it with numpy.savez."):
+            with pytest.raises(DataFileError, match=r"no .npz of plain arrays. Write it with numpy.savez."):
                 load_data(str(tmp_path / f"{name}.npz"))
 
 
@@ -360,7 +360,7 @@ class TestProvenance:
         else:
             run(config, output=tmp_path / "runs", data_dir=first)
         with pytest.raises(
-            RunMismatchError, match="belongs to another configuration: data '.*' there, '.*' here. Choo"
+            RunMismatchError, match="was begun with other data: .* there, .* here .* Give the same --data or"
         ):
             run(config, output=tmp_path / "runs", data_dir=second)
         assert run(config, output=tmp_path / "runs", data_dir=first).accuracy_matrix
@@ -390,5 +390,5 @@ class TestProvenance:
         written = json.loads((tmp_path / "runs" / config.name / "config.json").read_text())
         assert list(written["plugins"]) == ["my_methods"]
         plugin.write_text(plugin.read_text() + "\n# changed\n")
-        with pytest.raises(RunMismatchError, match="belongs to another configuration: plugins .*my_methods.* there"):
+        with pytest.raises(RunMismatchError, match="was begun with another version of my_methods. Choose"):
             run(config, output=tmp_path / "runs")

@@ -39,6 +39,7 @@ def project_(gradients: Sequence[Tensor], reference: Sequence[Tensor]) -> None:
     summary="turns every gradient that would raise the loss on kept examples",
     options=BufferOptions,
     style={"color": COLOURS["buffer"], "linestyle": (0, (4, 1.5)), "marker": "v"},
+    classes_only=True,
 )
 class AveragedGem(BufferLearner):
     """Before every step the gradient is projected so that it does not raise the loss on a draw of past examples.

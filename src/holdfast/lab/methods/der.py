@@ -34,6 +34,7 @@ class DerOptions(BufferOptions):
     summary="learns kept examples together with the answers they once had",
     options=DerOptions,
     style={"color": COLOURS["buffer"], "linestyle": "-", "marker": "D"},
+    classes_only=True,
 )
 class DarkExperienceReplay(BufferLearner):
     """DER++: every step learns the batch at hand, the logits z' kept with past examples, and labels of others.

@@ -15,6 +15,7 @@ from holdfast.lab.training import Losses, task_loss
     summary="learns a few kept examples of earlier tasks in every batch",
     options=BufferOptions,
     style={"color": COLOURS["buffer"], "linestyle": "-", "marker": "s"},
+    classes_only=True,
 )
 class ExperienceReplay(BufferLearner):
     """Every step learns the batch at hand and as many examples from a buffer.

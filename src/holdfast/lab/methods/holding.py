@@ -255,6 +255,8 @@ class HeldMethod:
         """
         check_hold(self.name, options)
         keeper: Keeper = self.mechanism(model, options=options)
+        if not isinstance(keeper, Keeper):
+            raise OptionError(f"{self.name}: its mechanism made a {type(keeper).__name__}; expected a holdfast.Keeper.")
         made = self.importance.make
         if isinstance(made, type) and issubclass(made, Estimator):
             estimator: Estimator = self.importance(model, options=options)

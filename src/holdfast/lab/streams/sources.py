@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from holdfast.errors import DataFileError, OptionError
-from holdfast.lab.registry import Entry, Registry, imported
+from holdfast.lab.registry import Entry, Registry, check_takes, imported
 from holdfast.lab.streams.digits import digits
 from holdfast.lab.streams.examples import Examples
 from holdfast.lab.streams.idx import read_idx
@@ -65,7 +66,7 @@ def load_data(source: str, *, data_dir: str | os.PathLike[str] | None = None) ->
         elif path.exists():
             found, name = _read(path), path.stem
         elif ":" in source:
-            found, name = imported(source, what="data")(), source.partition(":")[2]
+            found, name = _called(source), source.partition(":")[2]
         else:
             raise DataFileError(
                 f"data {source!r}: no such file or folder, and no name of data ({', '.join(DATA)}). Give a path, a "
@@ -101,9 +102,15 @@ def as_task(found: Any, *, name: str) -> Task:
     parts = {part: _arrays(own, f"{name}, {part}") for part, own in _parts(found).items()}
     if "train" not in parts:
         raise OptionError(f"data {name}: parts {', '.join(parts)}; expected one that is called train.")
+    kinds = {np.issubdtype(targets.dtype, np.floating) for _, targets in parts.values()}
+    if len(kinds) > 1:
+        raise OptionError(f"data {name}: numbers in one part and classes in another; expected one kind of target.")
     labels = None
     if not np.issubdtype(parts["train"][1].dtype, np.floating):
-        labels = np.unique(np.concatenate([targets for _, targets in parts.values()]))
+        labels = np.unique(parts["train"][1])
+        for part, (_, targets) in parts.items():
+            if new := sorted(set(np.unique(targets).tolist()) - set(labels.tolist())):
+                raise OptionError(f"data {name}: classes {new} of {part} are not among those to train on.")
     examples = {part: _examples(*arrays, labels, f"{name}, {part}") for part, arrays in parts.items()}
     shapes = {tuple(part.inputs.shape[1:]) for part in examples.values()}
     if len(shapes) > 1:
@@ -130,6 +137,22 @@ def fingerprint(task: Task) -> str:
                 digest.update(tensor.contiguous().numpy().data)
         _fingerprints[task] = digest.hexdigest()[:16]
     return _fingerprints[task]
+
+
+def _called(source: str) -> Any:
+    """What a function of one's own gives, the same each time: it draws at random under seed 0."""
+    make = imported(source, what="data")
+    check_takes(make, (), what=f"data {source}")
+    states = random.getstate(), np.random.get_state()
+    random.seed(0)
+    np.random.seed(0)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return make()
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
 
 
 def _parts(found: Any) -> dict[str, Any]:
@@ -192,7 +215,9 @@ def _examples(inputs: np.ndarray, targets: np.ndarray, labels: np.ndarray | None
             inputs = np.moveaxis(inputs, -1, 1)
         elif inputs.ndim == 3:
             inputs = inputs[:, None]
-    if not (np.issubdtype(inputs.dtype, np.number) or inputs.dtype == np.bool_):
+    if inputs.ndim < 2:
+        raise OptionError(f"data {name}: inputs of shape {list(inputs.shape)}; expected [N, ...], a row an example.")
+    if not (np.issubdtype(inputs.dtype, np.number) or inputs.dtype == np.bool_) or np.iscomplexobj(inputs):
         raise OptionError(f"data {name}: inputs of type {inputs.dtype}; expected numbers.")
     x = torch.from_numpy(np.ascontiguousarray(inputs, dtype=np.float32))
     if not bool(x.isfinite().all()):
@@ -244,7 +269,7 @@ def _npz(path: Path) -> dict[str, Any]:
         with np.load(path, allow_pickle=False) as content:
             arrays = {name: content[name] for name in content.files}
     except (OSError, ValueError, EOFError) as error:
-        raise DataFileError(f"{path}: no .npz of plain arrays: {error}. Write it with numpy.savez.") from error
+        raise DataFileError(f"{path}: no .npz of plain arrays. Write it with numpy.savez.") from error
     found: dict[str, dict[str, np.ndarray]] = {}
     for name, array in arrays.items():
         words = name.lower().split("_")

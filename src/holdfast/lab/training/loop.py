@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from holdfast.errors import EmptyDataError, NotFiniteError
+from holdfast.errors import EmptyDataError, NotFiniteError, OptionError
 from holdfast.lab.streams import Examples
 from holdfast.likelihoods.masks import predict
 
@@ -97,9 +97,13 @@ def train_epoch(
         if before_step is not None:
             before_step(step)
         optimizer.zero_grad()
-        own, added = (
-            (task_loss(model, inputs, targets, columns), None) if loss is None else loss(inputs, targets, columns)
-        )
+        found = (task_loss(model, inputs, targets, columns), None) if loss is None else loss(inputs, targets, columns)
+        if not isinstance(found, tuple) or len(found) != 2:
+            raise OptionError(
+                f"train_epoch: the method's loss is a {type(found).__name__}; expected two, that of the task and what "
+                "is added to it, or None."
+            )
+        own, added = found
         losses.append(own.detach())
         (own if added is None else own + added).backward()
         if clip is not None:
