@@ -91,7 +91,7 @@ class TestConfigure:
     @pytest.mark.parametrize("method", METHODS)
     def test_where_no_protocol_has_a_strength_a_budget_is_kept(self, method):
         if METHODS[method].mechanism == "wva":
-            with pytest.raises(OptionError, match=f"method '{method}' needs a strength; found neither. Give one"):
+            with pytest.raises(OptionError, match=f"method '{method}' needs a strength; found none. Give one"):
                 configure("split", method)
             return
         config = configure("split", method)
@@ -296,7 +296,7 @@ class TestErrors:
 
     @pytest.mark.parametrize(
         ("settings", "found"),
-        [({}, "found neither. Give one"), ({"strength": 1.0, "budget": 1.0}, "found strength 1.0 and budget 1.0")],
+        [({}, "found none. Give one"), ({"strength": 1.0, "budget": 1.0}, "found strength 1.0 and budget 1.0")],
     )
     def test_either_a_strength_or_a_budget(self, settings, found):
         with pytest.raises(OptionError, match=f"'ewc-fisher' needs a strength or a budget, one of them; {found}"):
@@ -304,7 +304,7 @@ class TestErrors:
         RunConfig(stream="permuted-digits", method="ewc-fisher", options={"strength": 1.0})
 
     def test_wva_needs_a_strength(self):
-        with pytest.raises(OptionError, match="'wva-si' needs a strength; found neither. Give one; `holdfast sweep`"):
+        with pytest.raises(OptionError, match="'wva-si' needs a strength; found none. Give one; `holdfast sweep`"):
             RunConfig(stream="permuted-digits", method="wva-si", options={})
 
 
