@@ -118,6 +118,21 @@ def _gpt() -> Iterator[str]:
     yield f"avoids {told(avoided, digits=0)}%, and pays {told(paid, digits=0)}% in Python's"
 
 
+def _dreams() -> Iterator[str]:
+    trials = _trials("gpt-dreams")
+
+    def rise(trial: Any) -> float:
+        return trial["after"]["old"]["test"]["loss"] - trial["before"]["old"]["test"]["loss"]
+
+    def learned(trial: Any) -> float:
+        return trial["after"]["new"]["test"]["value"]
+
+    pairs = list(zip(trials["dreams-kfac"], trials["plain"], strict=True))
+    avoided = told([1 - rise(ours) / rise(plain) for ours, plain in pairs])
+    paid = told([learned(ours) / learned(plain) for ours, plain in pairs])
+    yield f"avoids {avoided}% of plain's rise in nats at {paid}% of plain's perplexity of Python"
+
+
 def _methods() -> Iterator[str]:
     took = {name: row["plain passes"]["median"] for name, row in rows("importance", "mlp-small", "what").items()}
     step, adam = (
@@ -170,6 +185,6 @@ def _tuned() -> Iterator[str]:
 
 
 SAID: Mapping[str, Sequence[Callable[[], Iterator[str]]]] = {
-    README: (_untuned, _promise, _texts, _rewind, _encoder, _gpt, _methods, _scenarios, _tuned)
+    README: (_untuned, _promise, _texts, _rewind, _encoder, _gpt, _dreams, _methods, _scenarios, _tuned)
 }
 """Page -> what writes its texts."""
