@@ -14,6 +14,7 @@ import os
 import random
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from typing import Any
 
 import torch
 from tests.files.folders import listing
+from tqdm import tqdm
 
 from holdfast.errors import HoldfastError
 from holdfast.files.manifest import MANIFEST, write_manifest
@@ -319,6 +321,7 @@ def check_beside(kind: Kind, other: Callable[[Path], object], work: Path, *, tim
 
 def _save_on(saves: Sequence[Callable[[Path], object]], place: Path) -> None:
     torch.set_num_threads(1)
+    tqdm.set_lock(threading.RLock())  # this process is killed, and would take the lock of its parent with it
     while True:
         for save in saves:
             save(place)

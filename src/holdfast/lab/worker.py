@@ -76,12 +76,20 @@ class Performer:
         if not os.path.exists(os.path.join(self.output, config.name, "result.json")):
             self._images = data_of(config, data_dir=self.data_dir)
 
+        raised: list[Exception] = []
+
         def told(event: Mapping[str, Any]) -> None:
-            on_event({**event, "run": config.name})
+            try:
+                on_event({**event, "run": config.name})
+            except Exception as error:
+                raised.append(error)
+                raise
 
         try:
             return Done(run(config, output=self.output, device=self.device, data_dir=self.data_dir, on_event=told))
         except Exception as error:
+            if error in raised:
+                raise
             if not isinstance(error, HoldfastError):  # of somebody else's code, who wants to see where
                 traceback.print_exc()
             return Done.failed(error)

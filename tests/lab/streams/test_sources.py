@@ -352,7 +352,7 @@ class TestProvenance:
         if killed:
 
             def on_event(event: Any) -> None:
-                if event["event"] == "task":
+                if event["event"] == "task" and event["task"] == 1:
                     raise KeyboardInterrupt
 
             with pytest.raises(KeyboardInterrupt):
