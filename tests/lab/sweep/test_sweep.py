@@ -36,7 +36,8 @@ SETTINGS = 4 + 2
 
 
 PROGRAM = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell ignores in what it runs in the background
 from tests.lab.sweep.test_sweep import SPACE
 from holdfast.lab.sweep import drive, storage, sweep
 
