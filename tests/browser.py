@@ -70,6 +70,11 @@ class Page:
         self._call("Page.navigate", url=path.resolve().as_uri())
         self._until(lambda: any(event["method"] == "Page.loadEventFired" for event in self.events))
 
+    def settle(self) -> None:
+        """Wait until what the page does at a change of size is done: its observers run before a frame is drawn."""
+        frames = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done(0))))"
+        self._call("Runtime.evaluate", expression=frames, awaitPromise=True)
+
     def evaluate(self, expression: str) -> Any:
         """The value of an expression of JavaScript."""
         found = self._call("Runtime.evaluate", expression=expression, returnByValue=True)

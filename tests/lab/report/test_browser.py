@@ -109,6 +109,7 @@ def test_every_word_can_be_read(browser: Page, report: Path, width: int, dark: b
 def test_on_a_desktop_nothing_has_to_be_scrolled(browser: Page, report: Path):
     browser.open(report, width=DESKTOP, dark=False)
     browser.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
+    browser.settle()
     wide = "[...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth + 1)"
     assert browser.evaluate(f"{wide}.map(each => each.innerText.slice(0, 40))") == []
     assert browser.evaluate(HINTS) == 0
