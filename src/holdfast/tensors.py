@@ -142,15 +142,32 @@ def shard(tensor: Tensor, parameter: Tensor) -> Tensor:
 
 def whole(piece: Tensor, parameter: Tensor) -> Tensor:
     """The tensor of which every process has what `shard` gave it; each of them must ask for it."""
+    laid: Any = placed(piece, parameter)
+    return laid.full_tensor() if is_sharded(parameter) else piece
+
+
+def placed(piece: Tensor, parameter: Tensor) -> Tensor:
+    """This process's shard of a tensor as a DTensor beside the parameter's, sharing memory; else as it is."""
     like: Any = parameter
     if not is_sharded(parameter):
         return piece
     from torch.distributed.tensor import DTensor
 
-    placed: Any = DTensor.from_local(
+    return DTensor.from_local(
         piece.to(parameter.device), like.device_mesh, like.placements, shape=like.shape, stride=like.stride()
     )
-    return placed.full_tensor()
+
+
+def reduced_to_shards(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """This process's shard of the sum of all processes' tensors of the parameter's shape; each must ask for it.
+
+    Cost: a reduce-scatter.
+    """
+    like: Any = parameter
+    from torch.distributed.tensor import DTensor, Partial
+
+    terms: Any = DTensor.from_local(tensor, like.device_mesh, [Partial()] * like.device_mesh.ndim, run_check=False)
+    return terms.redistribute(placements=like.placements).to_local()
 
 
 def whole_on_first(piece: Tensor, parameter: Tensor) -> Tensor:
@@ -173,17 +190,21 @@ class Shards:
 
     def sum_of(self, values: Iterable[Tensor]) -> float:
         """As `sum_of`, of the terms of all processes, which must all ask for it; each shard counts once."""
-        return self._reduced(sum_of(values), torch.distributed.ReduceOp.SUM) / self.copies
+        return self.totals([sum_of(values)])[0] / self.copies
 
     def largest(self, value: float) -> float:
         """The largest of all processes' values, which must all ask for it."""
-        return self._reduced(value, torch.distributed.ReduceOp.MAX)
+        return self._reduced([value], torch.distributed.ReduceOp.MAX)[0]
 
-    def _reduced(self, value: float, how: Any) -> float:
-        total = torch.tensor(value, dtype=torch.float64, device=self.mesh.device_type)
+    def totals(self, values: Sequence[float]) -> list[float]:
+        """The sums of each of these numbers over all processes, which must all ask for them, in float64."""
+        return self._reduced(values, torch.distributed.ReduceOp.SUM)
+
+    def _reduced(self, values: Sequence[float], how: Any) -> list[float]:
+        found = torch.tensor(values, dtype=torch.float64, device=self.mesh.device_type)
         for dim in range(self.mesh.ndim):
-            torch.distributed.all_reduce(total, how, group=self.mesh.get_group(dim))
-        return total.item()
+            torch.distributed.all_reduce(found, how, group=self.mesh.get_group(dim))
+        return found.tolist()
 
 
 def shards_of(parameters: TensorMap) -> Shards | None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import holdfast as hf
 from holdfast.errors import BatchError, CoupledExamplesError, OptionError
 from holdfast.importance.loss import MeasuredLoss
+from holdfast.likelihoods.draws import Draws
 from holdfast.likelihoods.likelihood import Categorical
 
 transformers = pytest.importorskip("transformers")
@@ -254,8 +255,8 @@ class ByTokens(Categorical):
     def exact_scores(self, outputs: Any, batch: Any) -> Tensor:
         return super().exact_scores(outputs, batch) * self._share(batch).sqrt()
 
-    def sampled(self, outputs: Any, batch: Any, *, generator: torch.Generator | None) -> Tensor:
-        return super().sampled(outputs, batch, generator=generator) * self._share(batch)
+    def sampled(self, outputs: Any, batch: Any, *, draws: Draws) -> Tensor:
+        return super().sampled(outputs, batch, draws=draws) * self._share(batch)
 
 
 @pytest.mark.parametrize("kind", ["exact", "sampled", "empirical", "batched"])
@@ -275,9 +276,9 @@ def test_data_without_labels_for_a_likelihood_that_draws_them():
         def nll(self, outputs: Any, batch: Any) -> Tensor:
             raise NotImplementedError
 
-        def sampled(self, outputs: Any, batch: Any, *, generator: torch.Generator | None) -> Tensor:
+        def sampled(self, outputs: Any, batch: Any, *, draws: Draws) -> Tensor:
             none = torch.zeros(outputs.shape[:2], dtype=torch.int64)
-            return super().sampled(outputs, (None, none), generator=generator)
+            return super().sampled(outputs, (None, none), draws=draws)
 
     model, ids = Embedded(), sequences()
     found = hf.fisher(model, [({"input_ids": ids}, ids)], kind="sampled", loss=Unlabelled(causal=False))
@@ -288,9 +289,9 @@ def test_top_classes_are_a_categorical_loss_s():
     outputs, batch = torch.randn(2, 3), (torch.randn(2, 3), torch.randn(2, 3))
     loss = MeasuredLoss(hf.Gaussian(), Embedded(), where="fisher")
     with pytest.raises(OptionError, match='fisher: top_k=2 with loss="gaussian", expected loss="categorical". Drop'):
-        loss.top_scores(outputs, batch, top_k=2, generator=None)
+        loss.top_scores(outputs, batch, top_k=2, draws=Draws(range(2)))
     loss = MeasuredLoss(Categorical(), Embedded(), where="fisher")
-    assert loss.top_scores(outputs, (outputs, torch.tensor([0, 1])), top_k=2, generator=None).shape == (3, 2)
+    assert loss.top_scores(outputs, (outputs, torch.tensor([0, 1])), top_k=2, draws=Draws(range(2))).shape == (3, 2)
 
 
 def test_batches_decide_as_they_came_whoever_asks_first():

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import holdfast as hf
 from holdfast.errors import EmptyDataError
+from holdfast.likelihoods.draws import Draws
 from holdfast.likelihoods.likelihood import Bernoulli, Categorical, Gaussian, PerExample, num_targets
 
 V, LENGTHS = 5, (7, 2, 4, 7, 5, 3, 6)
@@ -177,8 +178,8 @@ class Triples:
     def exact_scores(self, outputs: Tensor, batch: Any) -> Tensor:
         return outputs.T
 
-    def sampled(self, outputs: Tensor, batch: Any, *, generator: Any) -> Tensor:
-        noise = torch.randn(outputs.shape, generator=generator)
+    def sampled(self, outputs: Tensor, batch: Any, *, draws: Draws) -> Tensor:
+        noise = draws.normal(outputs.shape, outputs)
         return (outputs - outputs.detach() - noise).square().sum(dim=1) / 2
 
     def num_targets(self, batch: Any) -> int:

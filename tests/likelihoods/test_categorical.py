@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from holdfast.errors import BatchError, OptionError
 from holdfast.likelihoods.categorical import Categorical
+from holdfast.likelihoods.draws import Draws
 
 
 def fisher(nll_of_label, p, theta):
@@ -48,7 +49,7 @@ def test_restricted_classes_are_a_softmax_of_their_own():
     assert torch.equal(likelihood.nll(logits, batch), F.cross_entropy(narrow, narrow_batch[1], reduction="none"))
     assert torch.equal(likelihood.exact_scores(logits, batch), Categorical().exact_scores(narrow, narrow_batch))
     draws = [
-        one.sampled(outputs, data, generator=torch.Generator().manual_seed(3))
+        one.sampled(outputs, data, draws=Draws(range(4), seed=3))
         for one, outputs, data in [(likelihood, logits, batch), (Categorical(), narrow, narrow_batch)]
     ]
     assert torch.equal(*draws)
@@ -68,19 +69,17 @@ def test_sampled_squared_gradients_average_to_the_fisher():
     n, c = 20_000, 4
     theta = torch.randn(c, dtype=torch.float64)
     logits = theta.expand(n, c).clone().requires_grad_()
-    loss = Categorical().sampled(
-        logits, (None, torch.zeros(n, dtype=torch.int64)), generator=torch.Generator().manual_seed(0)
-    )
+    loss = Categorical().sampled(logits, (None, torch.zeros(n, dtype=torch.int64)), draws=Draws(range(n)))
     (gradients,) = torch.autograd.grad(loss.sum(), logits)
     p = theta.softmax(0)
     error = gradients.square().std(0) / n**0.5
     assert ((gradients.square().mean(0) - p * (1 - p)).abs() <= 4 * error).all()
 
 
-def test_sampling_is_the_generator_s_alone():
+def test_sampling_leaves_torch_s_random_state_alone():
     logits, batch = torch.randn(50, 4), (None, torch.zeros(50, dtype=torch.int64))
     state = torch.get_rng_state()
-    once, again = (Categorical().sampled(logits, batch, generator=torch.Generator().manual_seed(7)) for _ in range(2))
+    once, again = (Categorical().sampled(logits, batch, draws=Draws(range(50), seed=7)) for _ in range(2))
     assert torch.equal(once, again)
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -97,9 +96,9 @@ def test_positions_are_summed_and_minus_100_skipped(axis):
     scores = Categorical().exact_scores(outputs, (None, targets))
     assert scores.shape == (12, 2)
     assert scores.reshape(3, 4, 2).ne(0).any(1).tolist() == [[True, False], [False, False], [True, True]]
-    drawn = Categorical().sampled(outputs, (None, targets), generator=None)
+    drawn = Categorical().sampled(outputs, (None, targets), draws=Draws(range(2)))
     assert drawn[0] > 0
-    skipped = Categorical().sampled(outputs, (None, torch.full_like(targets, -100)), generator=None)
+    skipped = Categorical().sampled(outputs, (None, torch.full_like(targets, -100)), draws=Draws(range(2)))
     assert skipped.tolist() == [0, 0]
 
 
@@ -170,11 +169,8 @@ def test_under_vmap_as_in_a_batch(classes):
     torch.testing.assert_close(nll, likelihood.nll(logits, batch))
     scores = torch.func.vmap(lambda output, row: single("exact_scores", output, row)[:, 0])(logits, ids)
     torch.testing.assert_close(scores.T, likelihood.exact_scores(logits, batch))
-    generator = torch.Generator().manual_seed(0)
-    draw = torch.func.vmap(
-        lambda output, row: single("sampled", output, row, generator=generator)[0], randomness="different"
-    )
-    assert draw(logits, ids).shape == (4,)
+    draw = torch.func.vmap(lambda output, row: single("sampled", output, row, draws=Draws([5]))[0])
+    torch.testing.assert_close(draw(logits, ids), likelihood.sampled(logits, batch, draws=Draws([5] * 4)))
 
 
 @pytest.mark.parametrize("label", [9, 1, -5])

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.errors import BatchError, OptionError
+from holdfast.likelihoods.draws import Draws
 from holdfast.likelihoods.elementwise import Bernoulli, Gaussian
 
 LIKELIHOODS = [Gaussian(), Gaussian(variance=0.3), Bernoulli()]
@@ -58,7 +59,7 @@ def test_bernoulli_exact_scores_expect_over_all_answers(j):
 def test_sampled_squared_gradients_average_to_the_exact(likelihood):
     n = 20_000
     outputs = torch.tensor([0.7, -1.5], dtype=torch.float64).expand(n, 2).clone().requires_grad_()
-    losses = likelihood.sampled(outputs, (None, None), generator=torch.Generator().manual_seed(0))
+    losses = likelihood.sampled(outputs, (None, None), draws=Draws(range(n)))
     squares = torch.autograd.grad(losses.sum(), outputs)[0].square()
     scores = likelihood.exact_scores(outputs, (None, None))
     exact = torch.autograd.grad(scores.sum(), outputs)[0][0].square()  # score j depends on output j alone
@@ -75,11 +76,8 @@ def test_any_output_axes_and_under_vmap(likelihood):
     torch.testing.assert_close(nll(outputs, targets), losses)
     exact = torch.func.vmap(lambda f: likelihood.exact_scores(f.unsqueeze(0), (None, None))[:, 0])
     torch.testing.assert_close(exact(outputs).T, scores)
-    generator = torch.Generator().manual_seed(0)
-    draw = torch.func.vmap(
-        lambda f: likelihood.sampled(f.unsqueeze(0), (None, None), generator=generator)[0], randomness="different"
-    )
-    assert draw(outputs).shape == (4,)
+    draw = torch.func.vmap(lambda f: likelihood.sampled(f.unsqueeze(0), (None, None), draws=Draws([5]))[0])
+    torch.testing.assert_close(draw(outputs), likelihood.sampled(outputs, (None, None), draws=Draws([5] * 4)))
 
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS, ids=repr)

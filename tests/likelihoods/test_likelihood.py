@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from holdfast.errors import LossShapeError, OptionError, UnknownNameError
+from holdfast.likelihoods.draws import Draws
 from holdfast.likelihoods.likelihood import (
     Bernoulli,
     Categorical,
@@ -82,7 +83,7 @@ def test_a_function_that_returns_a_mean_is_an_error():
 def test_a_function_has_no_distribution(kind):
     loss = PerExample(per_example, where="fisher")
     with pytest.raises(OptionError) as caught:
-        loss.exact_scores(OUTPUTS, BATCH) if kind == "exact" else loss.sampled(OUTPUTS, BATCH, generator=None)
+        loss.exact_scores(OUTPUTS, BATCH) if kind == "exact" else loss.sampled(OUTPUTS, BATCH, draws=Draws(range(4)))
     assert str(caught.value) == (
         f'fisher: kind="{kind}" needs the distribution of the targets, and loss= is a function, which knows only its '
         'value at the labels. Pass kind="empirical" or kind="batched", or name the distribution: loss="categorical", '

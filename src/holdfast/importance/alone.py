@@ -30,8 +30,8 @@ def alone(scores: Callable[[Any, Batch], Tensor], batch: Batch) -> Alone:
 
     def of(b: int, shapes: Sequence[torch.Size]) -> Scores:
         content = slice_batch(batch.content, b, b + 1, lists=batch.call.lists)
-        call = batch.call.examples(b, b + 1)
-        return lambda outputs: scores(outputs, Batch(_cut(content, shapes, tensors_in(outputs)), call))
+        call, numbers = batch.call.examples(b, b + 1), batch.numbers[b : b + 1]
+        return lambda outputs: scores(outputs, Batch(_cut(content, shapes, tensors_in(outputs)), call, numbers))
 
     return of
 

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from holdfast.choices import check_choice, check_count
 from holdfast.errors import NotFiniteError, OptionError
-from holdfast.importance.alone import alone
-from holdfast.importance.gathering import gathered_batches
 from holdfast.importance.loss import MeasuredLoss
 from holdfast.importance.measure import Batch, DataPass
+from holdfast.importance.summing import add_all
+from holdfast.likelihoods.draws import Draws
 from holdfast.likelihoods.likelihood import Categorical, Likelihood, check_per_example, resolve_likelihood
 from holdfast.moments.calls import tensors_in
 from holdfast.moments.gradients import gradient, zeros
@@ -75,7 +75,8 @@ def fisher(
             together on an example's gradient. Other parameters are measured per sequence all the same. On a small GPT
             trained on periodic text it differs from the exact one by 28% (empirical) in norm.
         num_examples: measure on the first so many examples; None for all.
-        seed: of the draws, from a generator of their own.
+        seed: of the draws. What is drawn for an example is decided by the seed and the example's number in the data,
+            whatever the batches; of several processes the i-th example of process r of w has number w i + r.
         progress: show a progress bar.
         chunk_bytes: memory for per-example gradients, where these are needed.
 
@@ -135,8 +136,7 @@ def fisher(
         else:
             rows = FisherScores(measured, kind, num_draws, top_k, seed)
             sums = MomentSums(model, phi="square", where=where, chunk_bytes=chunk_bytes, per=per)
-            for batch in gathered_batches(data_pass, lambda: sums.room if measured.is_own else 0):
-                sums.add(batch.call, lambda outputs, batch=batch: rows(outputs, batch), alone=alone(rows, batch))
+            add_all(sums, data_pass, rows, join=measured.is_own)
             values = {name: total / data_pass.num_targets for name, total in sums.totals.items()}
         return data_pass.importance(
             values,
@@ -164,7 +164,6 @@ class FisherScores:
     def __init__(self, loss: MeasuredLoss, kind: FisherKind, num_draws: int, top_k: int | None, seed: int) -> None:
         self._loss, self._kind, self._seed = loss, kind, seed
         self._num_draws, self._top_k = num_draws, top_k
-        self._generators: dict[torch.device, torch.Generator] = {}
 
     def __call__(self, outputs: Any, batch: Batch) -> Tensor:
         """[K, B]: K scores for each example."""
@@ -179,16 +178,12 @@ class FisherScores:
                 "fisher: the model's outputs hold NaN, so no labels can be drawn from them. "
                 "Look for NaN in the model's weights or the data, or an overflow under half precision."
             )
-        generator = self._generator(found[0].device if found else torch.device("cpu"))
+        draws = Draws(batch.numbers, self._seed)
         if self._top_k is not None:
-            return self._loss.top_scores(outputs, batch.content, top_k=self._top_k, generator=generator)
-        draws = [self._loss.sampled(outputs, batch.content, generator=generator) for _ in range(self._num_draws)]
-        return torch.stack(draws) / self._num_draws**0.5
-
-    def _generator(self, device: torch.device) -> torch.Generator:
-        if device not in self._generators:
-            self._generators[device] = torch.Generator(device).manual_seed(self._seed)
-        return self._generators[device]
+            return self._loss.top_scores(outputs, batch.content, top_k=self._top_k, draws=draws)
+        streams = [draws.other(k) for k in range(self._num_draws)]
+        drawn = [self._loss.sampled(outputs, batch.content, draws=stream) for stream in streams]
+        return torch.stack(drawn) / self._num_draws**0.5
 
 
 def per_example_nll(likelihood: Likelihood, outputs: Any, batch: Batch) -> Tensor:

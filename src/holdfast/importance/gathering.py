@@ -45,7 +45,7 @@ def gathered_batches(batches: Iterable[Batch], room: Callable[[], int]) -> Itera
             continue
         if held is None or not held.takes(leaves, form, size):
             held = _Held(leaves, form, limit)
-        held.add(leaves, size)
+        held.add(leaves, batch.numbers)
     if held is not None and held.size:
         yield held.batch()
 
@@ -63,7 +63,8 @@ def pieces(batch: Batch, at_once: int) -> Iterator[Batch]:
         return
     for start in range(0, size, at_once):
         stop = min(start + at_once, size)
-        yield Batch(slice_batch(batch.content, start, stop), batch.call.examples(start, stop))
+        own = slice_batch(batch.content, start, stop)
+        yield Batch(own, batch.call.examples(start, stop), batch.numbers[start:stop])
 
 
 def _bytes_per_example(leaves: list[Any], size: int) -> int:
@@ -76,6 +77,7 @@ class _Held:
     def __init__(self, leaves: list[Tensor], form: TreeSpec, limit: int) -> None:
         self._leaves = [leaf.new_empty(0, *leaf.shape[1:], requires_grad=False) for leaf in leaves]
         self._form, self._limit = form, limit
+        self._numbers = range(0)
         self.size = 0
 
     def takes(self, leaves: list[Tensor], form: TreeSpec, size: int) -> bool:
@@ -86,7 +88,10 @@ class _Held:
         )
 
     @torch.no_grad()
-    def add(self, leaves: list[Tensor], size: int) -> None:
+    def add(self, leaves: list[Tensor], numbers: range) -> None:
+        size = len(numbers)
+        first = self._numbers.start if self.size else numbers.start
+        self._numbers = range(first, numbers.stop, numbers.step)
         if self._leaves and self.size + size > len(self._leaves[0]):
             self._grow(min(self._limit, 4 * (self.size + size)))
         for own, leaf in zip(self._leaves, leaves):
@@ -97,7 +102,7 @@ class _Held:
         content = tree_unflatten([leaf[: self.size] for leaf in self._leaves], self._form)
         args, kwargs = model_inputs(content)
         size, self.size = self.size, 0
-        return Batch(content, Call(args, kwargs, size))
+        return Batch(content, Call(args, kwargs, size), self._numbers)
 
     def _grow(self, length: int) -> None:
         larger = [leaf.new_empty(length, *leaf.shape[1:]) for leaf in self._leaves]

@@ -111,7 +111,7 @@ def kfac(
         top_k: with `kind="exact"` and a categorical loss: only so many labels, the most probable, are taken exactly,
             and one draw stands for the others (see `fisher`). Unbiased, in top_k + 1 backward passes.
         num_examples: measure on the first so many examples; None for all.
-        seed: of the draws, from a generator of their own.
+        seed: of the draws, as for `fisher`.
         progress: show a progress bar.
         chunk_bytes: memory for the patches of convolutions, and for per-example gradients where these are needed.
 

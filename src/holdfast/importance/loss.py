@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from holdfast.errors import HoldfastError, OptionError
 from holdfast.importance.loss_check import LossCheck
 from holdfast.likelihoods.batches import batch_size
+from holdfast.likelihoods.draws import Draws
 from holdfast.likelihoods.likelihood import OWN, Categorical, Likelihood, num_targets
 from holdfast.likelihoods.shift import Shift, check_shift, shift_of
 
@@ -84,7 +84,7 @@ class MeasuredLoss:
         self._examine(likelihood.exact_scores, found, outputs, batch)
         return found
 
-    def sampled(self, outputs: Any, batch: Any, *, generator: torch.Generator | None) -> Tensor:
+    def sampled(self, outputs: Any, batch: Any, *, draws: Draws) -> Tensor:
         """[B]: as the likelihood's own.
 
         Raises:
@@ -93,17 +93,16 @@ class MeasuredLoss:
         likelihood = self.decided(batch, outputs)
 
         def drawn(outputs: Any, batch: Any) -> Tensor:
-            fresh = None if generator is None else torch.Generator(generator.device).manual_seed(0)
-            return likelihood.sampled(outputs, batch, generator=fresh)
+            return likelihood.sampled(outputs, batch, draws=Draws(range(batch_size(batch))))
 
-        found = likelihood.sampled(outputs, batch, generator=generator)
+        found = likelihood.sampled(outputs, batch, draws=draws)
         self._examine(drawn, found, outputs, batch, draws=True)
         if not (self.is_own or self._has_compared):
             self._has_compared = batch_size(batch) > 1
             self._compare_at_labels(likelihood, outputs, batch)
         return found
 
-    def top_scores(self, outputs: Any, batch: Any, *, top_k: int, generator: torch.Generator | None) -> Tensor:
+    def top_scores(self, outputs: Any, batch: Any, *, top_k: int, draws: Draws) -> Tensor:
         """[top_k + 1, B]: as `Categorical.top_scores`.
 
         Raises:
@@ -117,10 +116,9 @@ class MeasuredLoss:
             )
 
         def scores(outputs: Any, batch: Any) -> Tensor:
-            fresh = None if generator is None else torch.Generator(generator.device).manual_seed(0)
-            return likelihood.top_scores(outputs, batch, top_k=top_k, generator=fresh)
+            return likelihood.top_scores(outputs, batch, top_k=top_k, draws=Draws(range(batch_size(batch))))
 
-        found = likelihood.top_scores(outputs, batch, top_k=top_k, generator=generator)
+        found = likelihood.top_scores(outputs, batch, top_k=top_k, draws=draws)
         self._examine(scores, found, outputs, batch, draws=True)
         return found
 

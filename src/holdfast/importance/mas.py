@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from holdfast.choices import check_choice
 from holdfast.errors import OptionError
-from holdfast.importance.gathering import gathered_batches
 from holdfast.importance.layerwise import Others
 from holdfast.importance.local_mas import local_sums
 from holdfast.importance.measure import DataPass
+from holdfast.importance.summing import add_all
 from holdfast.likelihoods.outputs import logits_of
 from holdfast.moments.gradients import gradient, zeros
 from holdfast.moments.per_example import CHUNK_BYTES
@@ -119,8 +119,7 @@ def mas(
                     totals[name] += value
         else:
             sums = MomentSums(model, phi="abs", where=where, chunk_bytes=chunk_bytes)
-            for batch in gathered_batches(data_pass, lambda: sums.room):
-                sums.add(batch.call, scores)
+            add_all(sums, data_pass, lambda outputs, _: scores(outputs))
             totals = sums.totals
         return data_pass.importance(
             {name: total.abs() / data_pass.seen for name, total in totals.items()},

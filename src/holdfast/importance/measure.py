@@ -19,6 +19,7 @@ from holdfast.likelihoods.batches import batch_size, batch_to, model_inputs, sli
 from holdfast.likelihoods.categorical import IGNORED
 from holdfast.likelihoods.forms import check_is_many, check_taken
 from holdfast.moments.calls import Call
+from holdfast.moments.company import Company
 from holdfast.moments.coupling import check_independent, reads_entries
 from holdfast.records import Importance, ImportanceInfo
 from holdfast.tensors import check_real, trainable_parameters, unwrap
@@ -31,10 +32,12 @@ class Batch:
     Attributes:
         content: as the data gave it, for the loss.
         call: as the model is called with it.
+        numbers: of its examples among all data.
     """
 
     content: Any
     call: Call
+    numbers: range
 
 
 class DataPass:
@@ -83,6 +86,7 @@ class DataPass:
         self._limit, self._progress = num_examples, progress
         self._loss, self._check = loss, check
         self._lists: bool | None = None
+        self._share = Company(model)
         self.seen = self.num_targets = 0
 
     def __iter__(self) -> Iterator[Batch]:
@@ -102,7 +106,9 @@ class DataPass:
             self.num_targets += size if self._loss is None else self._loss.num_targets(content)
             content = batch_to(content, device)
             args, kwargs = model_inputs(content)
-            batch = Batch(content, Call(args, kwargs, size, lists))
+            share, first = self._share.size, self._share.size * self.seen + self._share.rank
+            numbers = range(first, first + share * size, share)
+            batch = Batch(content, Call(args, kwargs, size, lists), numbers)
             if self.seen == 0 and self._check:
                 check_independent(self._model, batch.call, where=self._where)
             self.seen += size
@@ -119,6 +125,10 @@ class DataPass:
                 f"{self._where}: none of the {self.seen} examples has a target: all labels are {IGNORED}, which is "
                 "skipped, or sequences of one token, which predict nothing. Pass data with labels."
             )
+
+    def join(self) -> None:
+        """Count the examples and targets of all processes that measured together; all of them come here."""
+        self.seen, self.num_targets = self._share.total(self.seen), self._share.total(self.num_targets)
 
     def _cuts_lists(self, content: Any, call: Call, device: torch.device) -> bool:
         """Whether lists of as many entries as there are examples are the examples'; decided on two or more of these."""

@@ -7,11 +7,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from holdfast.importance.alone import alone
 from holdfast.importance.fisher import per_example_nll
-from holdfast.importance.gathering import gathered_batches
 from holdfast.importance.loss import MeasuredLoss
 from holdfast.importance.measure import Batch, DataPass
+from holdfast.importance.summing import add_all
 from holdfast.likelihoods.likelihood import Likelihood, resolve_likelihood
 from holdfast.moments.per_example import CHUNK_BYTES
 from holdfast.moments.state import measuring
@@ -71,8 +70,7 @@ def taylor(
 
     with measuring(model):
         sums = MomentSums(model, phi="abs", where="taylor", chunk_bytes=chunk_bytes)
-        for batch in gathered_batches(data_pass, lambda: sums.room if measured.is_own else 0):
-            sums.add(batch.call, lambda outputs, batch=batch: scores(outputs, batch), alone=alone(scores, batch))
+        add_all(sums, data_pass, scores, join=measured.is_own)
         weights = trainable_parameters(model)
         values = {
             name: weights[name].detach().abs() * total / data_pass.num_targets for name, total in sums.totals.items()

@@ -1,5 +1,6 @@
 """What the batches, the outputs and the output columns of a model mean."""
 
+from holdfast.likelihoods.draws import Draws
 from holdfast.likelihoods.likelihood import (
     Bernoulli,
     Categorical,
@@ -15,6 +16,7 @@ __all__ = [
     "Bernoulli",
     "Categorical",
     "CountsTargets",
+    "Draws",
     "Gaussian",
     "Likelihood",
     "Mask",

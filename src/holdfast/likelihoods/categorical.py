@@ -12,6 +12,7 @@ from torch import Tensor
 
 from holdfast.errors import BatchError, OptionError
 from holdfast.likelihoods.batches import targets_of
+from holdfast.likelihoods.draws import Draws
 from holdfast.likelihoods.many import MANY, divergence_from_kept, kept_answers, weighted
 from holdfast.likelihoods.outputs import logits_of, seen_any, widened
 
@@ -83,17 +84,17 @@ class Categorical:
         scores = _one_after_the_other(p, logits.masked_fill(p == 0, 0.0))  # of a class masked by -inf 0, not 0 * inf
         return (scores * (labels != IGNORED).unsqueeze(-1)).flatten(1).T
 
-    def sampled(self, outputs: Any, batch: Any, *, generator: torch.Generator | None) -> Tensor:
+    def sampled(self, outputs: Any, batch: Any, *, draws: Draws) -> Tensor:
         """[B]: the cross-entropy at labels drawn from the softmax; positions labelled -100 stay skipped.
 
         Raises:
             BatchError: as for `nll`.
         """
         logits, labels = self._read(outputs, batch)
-        drawn = _drawn(logits.detach().softmax(dim=-1), generator).squeeze(-1)
+        drawn = _drawn(logits.detach().softmax(dim=-1), draws).squeeze(-1)
         return _cross_entropy(logits, drawn.masked_fill(labels == IGNORED, IGNORED))
 
-    def top_scores(self, outputs: Any, batch: Any, *, top_k: int, generator: torch.Generator | None) -> Tensor:
+    def top_scores(self, outputs: Any, batch: Any, *, top_k: int, draws: Draws) -> Tensor:
         """[top_k + 1, B]: scores whose squared gradients add up to the Fisher in expectation, for many classes.
 
         As `exact_scores`, with the `top_k` most probable classes and then all others at once; what these are among
@@ -110,15 +111,15 @@ class Categorical:
         others = p.scatter(-1, top.indices, 0.0)
         rest = others.sum(dim=-1, keepdim=True)
         mean = (others * logits).sum(dim=-1, keepdim=True) / rest.clamp(min=torch.finfo(p.dtype).tiny)
-        drawn = _drawn(torch.where(rest > 0, others, p), generator)
+        drawn = _drawn(torch.where(rest > 0, others, p), draws)
         among_top = _one_after_the_other(
             torch.cat([top.values, rest], dim=-1), torch.cat([logits.gather(-1, top.indices), mean], dim=-1)
         )
         among_others = rest.sqrt() * (logits.gather(-1, drawn) - mean)
         scores = torch.cat([among_top, among_others], dim=-1) * (labels != IGNORED).unsqueeze(-1)
         if scores.shape[1] > 1:
-            coins = torch.rand(scores.shape, generator=generator, dtype=torch.float32, device=scores.device)
-            scores = scores.where(coins < 0.5, -scores)
+            coins = draws.other(0).uniform(scores.shape, scores) < 0.5
+            scores = scores.where(coins, -scores)
         return scores.sum(dim=1).T
 
     def num_targets(self, batch: Any) -> int:
@@ -268,11 +269,11 @@ def _one_after_the_other(p: Tensor, logits: Tensor) -> Tensor:
     return weight * (logits[..., :-1] - sum_of_rest / rest.clamp(min=torch.finfo(p.dtype).tiny))
 
 
-def _drawn(p: Tensor, generator: torch.Generator | None) -> Tensor:
-    """[..., 1]: a class drawn from each of the distributions [..., n], by inversion: one random number each."""
+def _drawn(p: Tensor, draws: Draws) -> Tensor:
+    """[B, T, 1]: a class drawn from each of the distributions [B, T, n], by inversion: one random number each."""
     cumulated = p.cumsum(dim=-1)
     total = cumulated[..., -1:]
-    chance = torch.rand(total.shape, generator=generator, device=p.device, dtype=p.dtype) * total
+    chance = draws.uniform(total.shape, p) * total
     chance = torch.minimum(chance, torch.nextafter(total, torch.zeros_like(total)))  # below the last class that can be
     return torch.searchsorted(cumulated, chance, right=True)
 

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from holdfast.errors import BatchError, OptionError
 from holdfast.likelihoods.batches import targets_of
+from holdfast.likelihoods.draws import Draws
 from holdfast.likelihoods.outputs import logits_of, seen_any, widened
 
 
@@ -55,10 +55,10 @@ class Gaussian:
         means = widened(logits_of(outputs))
         return _rows(means).T / math.sqrt(self.variance)
 
-    def sampled(self, outputs: Any, batch: Any, *, generator: torch.Generator | None) -> Tensor:
+    def sampled(self, outputs: Any, batch: Any, *, draws: Draws) -> Tensor:
         """[B]: the nll at y = f(x) + sqrt(variance) * noise. The targets are not looked at."""
         means = widened(logits_of(outputs))
-        noise = torch.randn(means.shape, generator=generator, device=means.device, dtype=means.dtype)
+        noise = draws.normal(means.shape, means)
         return self._nll(means, means.detach() + math.sqrt(self.variance) * noise)
 
     def answers(self, outputs: Any, batch: Any) -> dict[str, Tensor]:
@@ -108,10 +108,11 @@ class Bernoulli:
         p = logits.detach().sigmoid()
         return _rows((p * (1 - p)).sqrt() * logits).T
 
-    def sampled(self, outputs: Any, batch: Any, *, generator: torch.Generator | None) -> Tensor:
+    def sampled(self, outputs: Any, batch: Any, *, draws: Draws) -> Tensor:
         """[B]: the nll at answers drawn from the sigmoids. The targets are not looked at."""
         logits = widened(logits_of(outputs))
-        return self._nll(logits, torch.bernoulli(logits.detach().sigmoid(), generator=generator))
+        answers = draws.uniform(logits.shape, logits) < logits.detach().sigmoid()
+        return self._nll(logits, answers.to(logits.dtype))
 
     def answers(self, outputs: Any, batch: Any) -> dict[str, Tensor]:
         """What the outputs say: the logits, of their own shape."""

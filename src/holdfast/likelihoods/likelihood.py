@@ -7,8 +7,8 @@ Every likelihood here offers three readings of the same outputs, all differentia
 * `exact_scores`: a few numbers per example whose squared gradients add up to the exact Fisher, the
   expectation over the model's own targets: K backward passes for what sampling gives on average.
 
-All may be called inside `torch.func` transforms. Under `vmap` (randomness="different" for draws) no value
-can be looked at, so that targets outside their range are left to torch's own errors there.
+All may be called inside `torch.func` transforms. Under `vmap` no value can be looked at, so that targets outside their
+range are left to torch's own errors there.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-import torch
 from torch import Tensor
 
 from holdfast.errors import OptionError, UnknownNameError
 from holdfast.likelihoods.batches import batch_size, targets_of
 from holdfast.likelihoods.categorical import Categorical
+from holdfast.likelihoods.draws import Draws
 from holdfast.likelihoods.elementwise import Bernoulli, Gaussian
 from holdfast.likelihoods.outputs import check_per_example, logits_of
 from holdfast.likelihoods.similarity import Similarity
@@ -62,8 +62,8 @@ class Likelihood(Protocol):
         """[K, B]: scores s, sum_k (d s_kb/d theta)^2 = E_{y ~ p(.|x_b)} (d log p(y|x_b)/d theta)^2."""
         ...
 
-    def sampled(self, outputs: Any, batch: Any, *, generator: torch.Generator | None) -> Tensor:
-        """[B]: -log p(y|x) at y drawn from the model; the draw itself carries no gradient."""
+    def sampled(self, outputs: Any, batch: Any, *, draws: Draws) -> Tensor:
+        """[B]: -log p(y|x) at y drawn from the model by the random numbers of `draws`; these carry no gradient."""
         ...
 
 
@@ -139,7 +139,7 @@ class PerExample:
         """
         raise self._no_distribution("exact")
 
-    def sampled(self, outputs: Any, batch: Any, *, generator: torch.Generator | None) -> Tensor:
+    def sampled(self, outputs: Any, batch: Any, *, draws: Draws) -> Tensor:
         """Not possible.
 
         Raises:

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from holdfast.errors import BatchError, OptionError
 from holdfast.likelihoods.batches import batch_size
+from holdfast.likelihoods.draws import Draws
 from holdfast.likelihoods.outputs import logits_of, widened
 
 
@@ -66,10 +66,10 @@ class Similarity:
         """[H, B]: sqrt(2 / (H variance)) e, e the embeddings of length one."""
         return self._scaled(outputs).T
 
-    def sampled(self, outputs: Any, batch: Any, *, generator: torch.Generator | None) -> Tensor:
+    def sampled(self, outputs: Any, batch: Any, *, draws: Draws) -> Tensor:
         """[B]: the sum of the exact scores, each times Gaussian noise."""
         scaled = self._scaled(outputs)
-        noise = torch.randn(scaled.shape, generator=generator, device=scaled.device, dtype=scaled.dtype)
+        noise = draws.normal(scaled.shape, scaled)
         return (noise * scaled).sum(dim=1)
 
     def answers(self, outputs: Any, batch: Any) -> dict[str, Tensor]:

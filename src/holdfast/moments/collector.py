@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -45,6 +45,7 @@ class Collector:
         size: examples in the batch.
         chunk_bytes: bound on per-example gradients that must be written out.
         tokens: whether positions count as examples.
+        finished: called with names of parameters to whose sums this backward pass adds no more.
 
     Attributes:
         proof: what is known of the model.
@@ -56,17 +57,30 @@ class Collector:
     """
 
     def __init__(
-        self, totals: Mapping[str, Tensor], *, phi: Phi, size: int, chunk_bytes: int, tokens: bool = False
+        self,
+        totals: Mapping[str, Tensor],
+        *,
+        phi: Phi,
+        size: int,
+        chunk_bytes: int,
+        tokens: bool = False,
+        finished: Callable[[Sequence[str]], None] | None = None,
     ) -> None:
         self._totals, self.size, self._chunk_bytes = totals, size, chunk_bytes
         self._phi: Phi = phi
         self._kept: dict[str, list[PlacedContribution]] = {}
         self._spread: dict[CoveredUse, tuple[Tensor, Tensor]] = {}
-        self._by_token = tokens
+        self._by_token, self._finished = tokens, finished
         self.proof, self.num_rows = Proof(), 1
         self.attribution: Attribution | None = None
         self.examples: dict[CoveredUse, Tensor] = {}
         self.met: dict[str, list[Place]] = {}
+
+    def leave(self, names: Sequence[str]) -> None:
+        """The backward pass has left the layers of these parameters."""
+        later = {spot.place.name for use in self._spread for spot in use.spots if spot is not None}
+        if self._finished is not None:
+            self._finished([name for name in names if name not in later and name not in self.proof.shared])
 
     def receive(self, use: CoveredUse, g: Tensor, x: Tensor, weights: Sequence[Tensor | None]) -> None:
         """The gradient g at the output of a use came by."""
@@ -157,4 +171,6 @@ class Collector:
                 add_outer(weight.place.of(self._totals[weight.place.name]), G, PHI[self._phi](wide(x)))
             if bias is not None:
                 bias.place.of(self._totals[bias.place.name]).add_(G.sum(dim=0))
+            if self._finished is not None:
+                self._finished([spot.place.name for spot in use.spots if spot is not None])
         self._spread.clear()

@@ -83,6 +83,12 @@ def check_in_company(model: nn.Module, call: Call, outputs: Any, *, where: str) 
             raise CoupledExamplesError(_message(model, where, found))
 
 
+def coupled(model: nn.Module, *, where: str) -> CoupledExamplesError:
+    """The error that says that examples were seen to influence each other, or chance to decide on outputs."""
+    found = "its outputs for a few examples together differ from those for each of them alone, or from call to call"
+    return CoupledExamplesError(_message(model, where, found))
+
+
 def reads_entries(model: nn.Module, call: Call) -> bool:
     """Whether lists with as many entries as there are examples are cut as the tensors are.
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from holdfast.moments.intercept import Key, Tracked
+from holdfast.moments.intercept import Key, Tracked, names_in
 from holdfast.moments.layout import RAGGED, UNBATCHED, Layout
 from holdfast.moments.operations import Affine, Embedding, Operation
 from holdfast.moments.ragged import row_axes
@@ -115,6 +115,7 @@ class Covering(Watching):
         size: examples in the batch.
         receive: where the gradients of covered uses go.
         hidden: likewise.
+        left: names of parameters of which no use is covered.
 
     Attributes:
         signature: what was met so far, also where no graph is built: a reentrant checkpoint covers it later.
@@ -131,8 +132,10 @@ class Covering(Watching):
         receive: Receive,
         *,
         hidden: bool = False,
+        left: Set[str] = frozenset(),
     ) -> None:
         super().__init__(parameters, layouts, choices, size, hidden=hidden)
+        self._left = left
         self._receive = receive
         self.signature: list[tuple[Key, Layout | None]] = []
         self.covered: list[CoveredUse] = []
@@ -164,6 +167,8 @@ class Covering(Watching):
             layout = RAGGED
         if any(weight is not None and spot is None and weight.requires_grad for weight, spot in zip(weights, spots)):
             layout = None  # a weight that was computed from parameters: its gradient must flow on
+        if self._left and not self._left.isdisjoint(names_in(key)):
+            layout = None
         if layout == RAGGED and not self._has_rows(operation, x, weights):
             layout = None
         self.signature.append((key, layout))

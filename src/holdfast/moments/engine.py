@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from contextlib import nullcontext
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -16,7 +17,8 @@ from holdfast.errors import StateError
 from holdfast.moments.attribution import Attribution
 from holdfast.moments.calls import Call, tensors_in
 from holdfast.moments.collector import Collector, Proof
-from holdfast.moments.coupling import check_in_company, check_independent, floats_in
+from holdfast.moments.company import Company
+from holdfast.moments.coupling import check_in_company, check_independent, coupled, floats_in
 from holdfast.moments.covered import CoveredUse, Covering, Signature
 from holdfast.moments.gradients import (
     LengthsVaryError,
@@ -30,15 +32,15 @@ from holdfast.moments.gradients import (
     random_scores,
     refuses_grad,
     tolerance,
-    zeros,
 )
 from holdfast.moments.graph import is_reentrant, nodes_of
-from holdfast.moments.intercept import Key, tracked_parameters
-from holdfast.moments.layout import RAGGED, Layout
+from holdfast.moments.intercept import Key, names_in, tracked_parameters
+from holdfast.moments.layout import RAGGED, UNBATCHED, Layout
 from holdfast.moments.shared import overlap
 from holdfast.moments.study import few_examples, study
+from holdfast.moments.totals import Totals
 from holdfast.moments.watching import Choices, beginnings
-from holdfast.tensors import trainable_parameters, unwrap
+from holdfast.tensors import local, trainable_parameters, unwrap
 
 _ROW_BYTES = 2**24
 """Gradients at the outputs, of as many rows of scores as go into this, are taken at once."""
@@ -74,11 +76,13 @@ class Engine:
         self._model, self._chunk_bytes, self._where = model, chunk_bytes, where
         self._phi: Phi = phi
         self._by_token = by_token
+        self._company = Company(model)
         parameters = trainable_parameters(model)
         self._names, self._parameters = list(parameters), list(parameters.values())
         self._tracked = tracked_parameters(model)
         self._layouts: dict[Key, Layout | None] = {}
         self._differentiated: set[Key] = set()
+        self._left: frozenset[str] = frozenset()  # parameters of which no use is covered, for one cannot be
         self._choices: set[Choices] = set()
         self._proofs: dict[Signature, Proof] = {}
         self._trials: Counter[Key] = Counter()
@@ -88,15 +92,16 @@ class Engine:
         self._varies = False  # which parameters are used depends on the data
         self.bytes_per_example = 0
         self.selects = False
-        self._by_grad = True  # torch.autograd.grad, unless the model has reentrant checkpoints
+        # torch.autograd.grad, unless the model has reentrant checkpoints or is sharded
+        self._by_grad = self._company.is_alone
 
-    def add(self, call: Call, scores: Scores, totals: Mapping[str, Tensor]) -> tuple[OutputGradients, frozenset[str]]:
+    def add(self, call: Call, scores: Scores, totals: Totals) -> tuple[OutputGradients, frozenset[str]]:
         """Add a batch to the totals of all parameters but those that are missed.
 
         Args:
             call: B examples.
             scores: outputs -> [K, B]; called once.
-            totals: name -> sum so far, changed in place.
+            totals: what it adds to.
 
         Returns:
             The gradients at the outputs, and the names of the missed parameters.
@@ -106,31 +111,38 @@ class Engine:
             LengthsVaryError: outputs are as long as the longest example; nothing was added.
             StateError: a parameter that was measured so far is used in a way that cannot be seen.
         """
+        company = self._company
         collector = Collector(
-            totals, phi=self._phi, size=call.size, chunk_bytes=self._chunk_bytes, tokens=self._by_token
+            totals,
+            phi=self._phi,
+            size=call.size,
+            chunk_bytes=self._chunk_bytes,
+            tokens=self._by_token,
+            finished=totals.give,
         )
-        if not self._proofs or (self._saw_one and call.size > 1):  # two copies of one example tell little
+        # two copies of one example tell little
+        if company.any(not self._proofs or (self._saw_one and call.size > 1)):
             self._layouts, self._proofs, self._saw_one = {}, {}, call.size == 1
             self._prove(call)
         covering, outputs = self._forward(call, collector)
-        if tuple(covering.signature) not in self._proofs or covering.missing:
-            if covering.missing or not self._varies:
+        if company.any(tuple(covering.signature) not in self._proofs or bool(covering.missing)):
+            if company.any(bool(covering.missing) or not self._varies):
                 self._prove(call)
                 covering, outputs = self._forward(call, collector)
-                if covering.missing:  # this batch does what its first examples do not
+                if covering.missing and company.is_alone:  # this batch does what its first examples do not
                     check_in_company(self._model, call, outputs, where=self._where)
                 self._give_up(covering.missing)
-            if tuple(covering.signature) not in self._proofs:
+            if company.any(tuple(covering.signature) not in self._proofs):
                 self._varies = True
                 self._compare(call)
-            if tuple(covering.signature) not in self._proofs:
+            if company.any(tuple(covering.signature) not in self._proofs):
                 raise RouteDeclinedError("how it uses its parameters changes from one call to the next")
         proof = self._proofs[tuple(covering.signature)]
         at_outputs = OutputGradients(outputs, call.size, scores)
         collector.num_rows = at_outputs.num_rows
         found = tensors_in(outputs)
         ends = [(end, found[place]) for end, place in enumerate(at_outputs.used) if found[place].requires_grad]
-        if covering.resized and call.size > 1 and self._vary(call, outputs, at_outputs.used):
+        if self._must_be_alone(call, covering, outputs, at_outputs.used):
             raise LengthsVaryError([tensor.shape for tensor in tensors_in(outputs)])
         failed = self._attribute(covering, collector, at_outputs, ends, proof)
         proof = collector.proof = replace(proof, missed=proof.missed | failed)
@@ -140,6 +152,7 @@ class Engine:
             tensors = [tensor for _, tensor in ends]
             reached |= self._pull(covering, tensors, gradients, runs_again=proof.runs_again, retain=not last).keys()
             collector.end_row()
+            totals.give_rest()
         collector.end()
         if not all(use.received for use in covering.covered):
             _check_received([tensor for _, tensor in ends])
@@ -156,9 +169,10 @@ class Engine:
         """A forward pass with covers, made anew without those through which it turns out to differentiate itself."""
         while True:
             known, receive = (self._tracked, self._layouts, self._choices), collector.receive
-            covering = Covering(*known, call.size, receive, hidden=self._hidden or call.has_numbers)
+            hidden = self._hidden or call.has_numbers
+            covering = Covering(*known, call.size, receive, hidden=hidden, left=self._left)
             try:
-                with covering:
+                with self._company.following(covering, collector.leave), covering:
                     outputs = call(unwrap(self._model))
             except Exception:  # of the model, perhaps because a cover had no gradient for its weight
                 if not covering.passes.inner:
@@ -178,9 +192,10 @@ class Engine:
 
         Cost: two forward passes of a few examples; of two examples, two forward and backward passes.
         """
-        few, rtol = few_examples(call), tolerance(self._model)
+        company, rtol = self._company, tolerance(self._model, self._company)
+        few = few_examples(call, company)
         try:
-            seen = study(self._model, few, tracked=self._tracked, rtol=rtol)
+            seen = study(self._model, few, tracked=self._tracked, rtol=rtol, company=company)
         except ValueError:  # what batch norm says to one example alone
             check_independent(self._model, call, where=self._where)
             raise
@@ -189,15 +204,31 @@ class Engine:
                 self._layouts[key] = layout
             self._layouts.setdefault(key, layout)
         self._layouts |= dict.fromkeys(self._differentiated)
+        if not company.is_alone:  # what one leaves to `fully_shard` all do
+            left = (names_in(key) for key, layout in self._layouts.items() if layout in (None, UNBATCHED))
+            self._left |= company.union(chain.from_iterable(left))
         self._choices |= seen.choices
         self._hidden = self._hidden or seen.hidden
         self.bytes_per_example = max(self.bytes_per_example, seen.bytes_per_example)
         again = self._compare(few.examples(0, 2))
-        if not seen.independent or not seen.has(again, rtol=rtol):
+        if company.any(not seen.independent or not seen.has(again, rtol=rtol)):
+            if not company.is_alone:
+                raise coupled(self._model, where=self._where)
             check_independent(self._model, call, where=self._where)
 
-    def _vary(self, call: Call, outputs: Any, used: Sequence[int]) -> bool:
-        """Whether an output of an example alone has another shape than in the batch, where that can be at all."""
+    def _must_be_alone(self, call: Call, covering: Covering, outputs: Any, used: Sequence[int]) -> bool:
+        """Whether the examples go one at a time, for their outputs are as long as the longest.
+
+        In company also where the data have moved them, and it would take more passes to find out where they are.
+        """
+        if self._company.is_alone:
+            return covering.resized and call.size > 1 and self._vary(call, outputs, used)
+        moved = any(use.moved for use in covering.covered)
+        changing = covering.resized and self._changing(outputs, call, used)
+        return self._company.any(call.size > 1 and (moved or bool(changing)))
+
+    def _changing(self, outputs: Any, call: Call, used: Sequence[int]) -> list[int]:
+        """The places of the outputs whose shape may be decided by the longest example."""
         found = tensors_in(outputs)
         inputs = [leaf for leaf in tree_leaves((call.args, call.kwargs)) if isinstance(leaf, Tensor)]
         lengths = {length for leaf in inputs for length in leaf.shape[1:2]}
@@ -207,6 +238,11 @@ class Engine:
             as_before = self._shapes.setdefault(place, shape) == shape
             if len(shape) > 1 or (len(shape) == 1 and (not as_before or shape[0] in lengths)):
                 changing.append(place)
+        return changing
+
+    def _vary(self, call: Call, outputs: Any, used: Sequence[int]) -> bool:
+        """Whether an output of an example alone has another shape than in the batch, where that can be at all."""
+        found, changing = tensors_in(outputs), self._changing(outputs, call, used)
         for b in range(call.size if changing else 0):
             one = tensors_in(call.examples(b, b + 1)(unwrap(self._model)))
             if any(one[place].shape[1:] != found[place].shape[1:] for place in changing):
@@ -234,6 +270,7 @@ class Engine:
             again.append(floats_in(outputs))
             return random_scores(few.size, outputs)
 
+        company, rtol = self._company, tolerance(self._model, self._company)
         expected = gradient(self._model, few, scores)
         try:
             signature, collector, totals, reached, runs_again = self._signed(few, scores)
@@ -242,10 +279,11 @@ class Engine:
                 raise
             self._by_grad = False
             signature, collector, totals, reached, runs_again = self._signed(few, scores)
-        missed = {*reached, *mismatches({**totals, **reached}, expected, rtol=tolerance(self._model))}
+        missed = {*reached, *mismatches({**totals, **reached}, expected, rtol=rtol, company=company)}
         used_more = (name for name, places in collector.met.items() if len(places) > 1)
-        shared = frozenset(name for name in used_more if overlap(collector.met[name], totals[name]))
-        self._proofs[signature] = Proof(frozenset(missed), shared, runs_again)
+        shapes = dict(zip(self._names, self._parameters))
+        shared = frozenset(name for name in used_more if overlap(collector.met[name], shapes[name]))
+        self._proofs[signature] = Proof(frozenset(missed), company.union(shared), runs_again)
         return again[0]
 
     def _attribute(
@@ -302,13 +340,16 @@ class Engine:
     def _signed(
         self, few: Call, scores: Scores
     ) -> tuple[Signature, Collector, dict[str, Tensor], dict[str, Tensor], bool]:
-        totals = zeros(self._model)
-        collector = Collector(totals, phi="signed", size=few.size, chunk_bytes=self._chunk_bytes)
+        totals = Totals(self._model, self._company)
+        finished = totals.give
+        collector = Collector(totals, phi="signed", size=few.size, chunk_bytes=self._chunk_bytes, finished=finished)
         covering, outputs = self._forward(few, collector)
         signature, total = tuple(covering.signature), scores(outputs).sum()
         self._by_grad = self._by_grad and not is_reentrant([total])
         reached = self._pull(covering, [total], [None], runs_again=True) if total.requires_grad else {}
-        return signature, collector, totals, reached, len(covering.signature) > len(signature)
+        totals.give_rest()
+        runs_again = self._company.any(len(covering.signature) > len(signature))
+        return signature, collector, totals.kept, reached, runs_again
 
     def _pull(
         self,
@@ -324,7 +365,7 @@ class Engine:
         with covering.passes.collecting(), covering if runs_again else nullcontext():
             chosen = [(n, p) for n, p in zip(self._names, self._parameters) if names is None or n in names]
             found = pulled(outputs, gradients, [p for _, p in chosen], by_grad=self._by_grad, retain=retain)
-        return {name: value for (name, _), value in zip(chosen, found) if value is not None}
+        return {name: local(value) for (name, _), value in zip(chosen, found) if value is not None}
 
 
 def _rows(at_outputs: OutputGradients, *, keep: bool) -> Iterator[Sequence[Tensor]]:

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from holdfast.errors import BatchError
 from holdfast.moments.calls import Call, tensors_in, with_tensors
+from holdfast.moments.company import Company
 from holdfast.moments.graph import is_reentrant, leaves_of
-from holdfast.tensors import TensorMap, trainable_parameters, unwrap
+from holdfast.tensors import TensorMap, local, trainable_parameters, unwrap
 
 Scores = Callable[[Any], Tensor]
 """From the outputs for B examples to scores [K, B], differentiable; column b depends on example b alone."""
@@ -45,15 +46,18 @@ def accumulator_dtype(parameter: Tensor) -> torch.dtype:
 
 
 def zeros(model: nn.Module) -> dict[str, Tensor]:
-    """Name -> zeros of the shape and on the device of every trainable parameter, in the accumulators' dtype."""
-    named = trainable_parameters(model).items()
-    return {name: torch.zeros_like(p, dtype=accumulator_dtype(p), requires_grad=False) for name, p in named}
+    """Name -> zeros like every trainable parameter, of a sharded one like its shard, in the accumulators' dtype."""
+    return {name: _wide(None, parameter) for name, parameter in trainable_parameters(model).items()}
 
 
 def gradient(model: nn.Module, call: Call, scores: Scores) -> dict[str, Tensor]:
-    """Name -> d sum_kb s_kb / d theta by one ordinary backward pass; zeros where a parameter is not used."""
+    """Name -> d sum_kb s_kb / d theta by one ordinary backward pass; zeros where a parameter is not used.
+
+    Of sharded parameters, whose processes all make this pass, this process's shard of the sum over all of them.
+    """
     parameters = trainable_parameters(model)
-    for by_grad in (True, False):
+    company = Company(model)
+    for by_grad in (True, False) if company.shards is None else (False,):
         total = scores(call(unwrap(model))).sum()
         if not total.requires_grad:
             break
@@ -64,7 +68,9 @@ def gradient(model: nn.Module, call: Call, scores: Scores) -> dict[str, Tensor]:
             if not (by_grad and refuses_grad(error)):
                 raise
         else:
-            return {name: _wide(value, p) for (name, p), value in zip(parameters.items(), found)}
+            wide = {name: _wide(value, p) for (name, p), value in zip(parameters.items(), found)}
+            # `fully_shard` takes the mean over processes
+            return wide if company.size == 1 else {name: value * company.size for name, value in wide.items()}
     return zeros(model)
 
 
@@ -107,7 +113,9 @@ def refuses_grad(error: RuntimeError) -> bool:
 
 def _wide(value: Tensor | None, parameter: Tensor) -> Tensor:
     dtype = accumulator_dtype(parameter)
-    return torch.zeros_like(parameter, dtype=dtype, requires_grad=False) if value is None else value.to(dtype)
+    if value is None:
+        return torch.zeros_like(local(parameter), dtype=dtype, requires_grad=False)
+    return local(value).to(dtype)
 
 
 def random_scores(size: int, outputs: object) -> Tensor:
@@ -193,21 +201,28 @@ class OutputGradients:
         return list(found)
 
 
-def tolerance(model: nn.Module) -> float:
+def tolerance(model: nn.Module, company: Company | None = None) -> float:
     """The relative error that rounding explains: by the narrowest parameter, as for half precision under autocast."""
     tensors = [tensor for tensor in unwrap(model).parameters() if tensor.is_floating_point()]
+    if company is not None and not company.is_alone:
+        return max(_ROUNDING.get(dtype, 5e-2) for dtype in company.dtypes)
     if any(torch.is_autocast_enabled(device) for device in {tensor.device.type for tensor in tensors}):
         return 5e-2
-    return max(({torch.float64: 1e-6, torch.float32: 5e-3}.get(tensor.dtype, 5e-2) for tensor in tensors), default=5e-3)
+    return max((_ROUNDING.get(tensor.dtype, 5e-2) for tensor in tensors), default=5e-3)
 
 
-def mismatches(found: TensorMap, expected: TensorMap, *, rtol: float) -> list[str]:
+_ROUNDING = {torch.float64: 1e-6, torch.float32: 5e-3}
+
+
+def mismatches(found: TensorMap, expected: TensorMap, *, rtol: float, company: Company) -> list[str]:
     """The names of the parameters whose gradient differs from the ordinary one beyond rounding.
+
+    Of a sharded model both are this process's shards, and all processes of the company find the same.
 
     The floor, a share of the largest gradient, lets through parameters whose gradient is rounding noise, such as
     the key bias of an attention. Where the ordinary gradient is not finite nothing can be told.
     """
-    norms = {name: float(value.norm()) for name, value in expected.items()}
+    norms = dict(zip(expected, company.norms(expected.values())))
     floor = 1e-5 * max((norm for norm in norms.values() if norm < float("inf")), default=0.0)
-    errors = {name: float((found[name] - value).norm()) for name, value in expected.items()}
+    errors = dict(zip(expected, company.norms(found[name] - value for name, value in expected.items())))
     return [name for name, error in errors.items() if error > rtol * norms[name] + floor]

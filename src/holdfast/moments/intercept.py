@@ -20,7 +20,7 @@ from holdfast.moments.arrangement import PLAIN_FUNCTIONS, REORDERS, Along, order
 from holdfast.moments.operations import Embedding, Operation
 from holdfast.moments.recognised import COMPOSITES, HANDLERS
 from holdfast.moments.transforms import transformed
-from holdfast.tensors import trainable_parameters
+from holdfast.tensors import is_sharded, trainable_parameters
 
 
 @dataclass(frozen=True)
@@ -84,12 +84,25 @@ class TableRows:
 
 
 def tracked_parameters(model: nn.Module) -> dict[int, Tracked]:
-    """All trainable parameters that fill their memory without gaps, so that views of them are views of their sums."""
+    """All trainable parameters that fill their memory without gaps, so that views of them are views of their sums.
+
+    The weights of sharded ones are tracked as they come (`Interception.track`).
+    """
     return {
-        id(parameter): Tracked(parameter, Place(name, tuple(parameter.shape), parameter.stride()))
+        id(parameter): Tracked(parameter, place_of(name, parameter))
         for name, parameter in trainable_parameters(model).items()
-        if torch.empty_like(parameter, device="meta").stride() == parameter.stride()
+        if not is_sharded(parameter) and is_gapless(parameter)
     }
+
+
+def place_of(name: str, parameter: Tensor) -> Place:
+    """The whole of a parameter."""
+    return Place(name, tuple(parameter.shape), parameter.stride())
+
+
+def is_gapless(parameter: Tensor) -> bool:
+    """Whether it fills its memory without gaps."""
+    return torch.empty_like(parameter, device="meta").stride() == parameter.stride()
 
 
 _NEVER_ASKED = PLAIN_FUNCTIONS.difference(HANDLERS, COMPOSITES, REORDERS)
@@ -102,6 +115,11 @@ Uses that share it must share their layout.
 """
 
 
+def names_in(key: Key) -> list[str]:
+    """The parameters that take part in a use; none in work along axes."""
+    return [] if key[0] == "along" else [part[0] for part in key if isinstance(part, tuple)]
+
+
 class Interception(TorchFunctionMode):
     """Calls `use` in place of every recognised operation on a trainable parameter of the model.
 
@@ -112,12 +130,19 @@ class Interception(TorchFunctionMode):
         tracked: these, and what is made of them as the forward pass goes on.
         orders: stands for all orders that axes were put in so far. Python may choose these by the length or the number
             of the examples, or by what else a batch holds, of which no function is told.
+        paused: how many reasons there are to let functions run unseen, as what is no part of the model.
     """
 
     def __init__(self, parameters: Mapping[int, Tracked]) -> None:
         super().__init__()
         self.tracked = dict(parameters)
         self.orders = 0
+        self.paused = 0
+
+    def track(self, name: str, parameter: Tensor) -> None:
+        """Track the weights of a parameter that have come in the course of the forward pass."""
+        if is_gapless(parameter):
+            self.tracked[id(parameter)] = Tracked(parameter, place_of(name, parameter))
 
     def use(self, operation: Operation, x: Tensor, *weights: Tensor | None) -> Tensor:
         """The result of an operation of which at least one weight is tracked."""
@@ -128,6 +153,8 @@ class Interception(TorchFunctionMode):
     ) -> Any:
         """What the function returns."""
         kwargs = kwargs or {}
+        if self.paused:
+            return func(*args, **kwargs)
         tracked = self.tracked
         if func in _NEVER_ASKED and not (args and id(args[0]) in tracked):
             return func(*args, **kwargs)

@@ -19,6 +19,7 @@ from holdfast.choices import check_count
 from holdfast.curvature.blocks import block_width
 from holdfast.errors import LossShapeError, NotFiniteError, UnsupportedLayerError
 from holdfast.moments.calls import Call, tensors_in
+from holdfast.moments.company import Company
 from holdfast.moments.factors import SharingRule, add_partial_traces, partial_trace_size
 from holdfast.moments.gradients import (
     Scores,
@@ -312,7 +313,7 @@ class KroneckerSums:
             for layer in list(self.layers):
                 self._decline(layer, "the model has reentrant checkpoints; pass use_reentrant=False to them")
             found = expected
-        wrong = mismatches(found, expected, rtol=tolerance(self._model))
+        wrong = mismatches(found, expected, rtol=tolerance(self._model), company=Company(self._model))
         for layer in list(self.layers):
             if missed := [name for name in layer.names(layer.weight) if name in wrong]:
                 self._decline(layer, f"the sum over its calls is not the gradient of {missed[0]!r}")

@@ -7,6 +7,7 @@ from collections.abc import Collection
 from torch import Tensor, nn
 
 from holdfast.moments.calls import Call, tensors_in
+from holdfast.moments.company import Company
 from holdfast.moments.gradients import (
     PHI,
     LengthsVaryError,
@@ -18,7 +19,7 @@ from holdfast.moments.gradients import (
     zeros,
 )
 from holdfast.moments.graph import is_reentrant
-from holdfast.tensors import trainable_parameters, unwrap
+from holdfast.tensors import local, trainable_parameters, unwrap
 
 _ROW_BYTES = 64 * 2**20
 
@@ -68,4 +69,49 @@ def oracle_sums(
                 for sums, parameter, value in zip(totals.values(), parameters, values):
                     if value is not None:
                         sums += PHI[phi](value.to(accumulator_dtype(parameter)))
+    return totals
+
+
+def sums_in_company(
+    model: nn.Module, call: Call, at_outputs: OutputGradients, *, phi: Phi, names: Collection[str], company: Company
+) -> dict[str, Tensor]:
+    """As `oracle_sums`, of a sharded model, over the examples of all processes; all of them come here.
+
+    Each backward pass is of one example of one process, whose gradient `fully_shard` scatters to the shards.
+
+    Args:
+        model: a sharded model.
+        call: a batch of B examples of this process.
+        at_outputs: gradients of the scores at the outputs of this call; of K rows in every process.
+        phi: what is summed.
+        names: of the parameters that are measured.
+        company: the processes.
+
+    Returns:
+        Name -> this process's shard of the sum.
+
+    Raises:
+        LengthsVaryError: in all processes, where the outputs for an example of one of them have another shape alone.
+
+    Cost: B forward and B * K * (number of processes) backward passes in every process, B the largest of theirs.
+    """
+    parameters = trainable_parameters(model)
+    totals = {name: total for name, total in zeros(model).items() if name in names}
+    rows = at_outputs.rows(0, at_outputs.num_rows)
+    for each in range(company.most(call.size)):
+        b = min(each, call.size - 1)
+        found = tensors_in(call.examples(b, b + 1)(unwrap(model)))
+        ends = [found[place] for place in at_outputs.used]
+        shapes = [(1, *gradients.shape[2:]) for gradients in rows]
+        if company.any([tuple(end.shape) for end in ends] != shapes):
+            company.rest()
+            raise LengthsVaryError(at_outputs.shapes)
+        for turn in range(company.size):
+            share = float(turn == company.rank and each == b) * company.size  # `fully_shard` takes the mean
+            for k in range(at_outputs.num_rows):
+                at = [gradients[k, b : b + 1] * share for gradients in rows]
+                values = pulled(ends, at, [parameters[name] for name in totals], by_grad=False, retain=True)
+                for total, value in zip(totals.values(), values, strict=True):
+                    if value is not None:
+                        total += PHI[phi](local(value).to(total.dtype))
     return totals

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from holdfast.moments.company import Company
 from holdfast.moments.written import CopyOnWrite
 from holdfast.tensors import unwrap
 
@@ -25,6 +26,8 @@ def measuring(model: nn.Module) -> Iterator[None]:
     modules, which are silent meanwhile, and the random state of the CPU and of the model's CUDA devices. Gradients are
     enabled inside, whatever the caller's mode; modules and functions under `torch.compile` run uncompiled.
     """
+    company = Company(model)
+    company.rest()
     modules = list(model.modules())
     parameters = list(model.parameters())
     scripted = [module for module in modules if isinstance(module, torch.jit.ScriptModule)]
@@ -62,6 +65,7 @@ def measuring(model: nn.Module) -> Iterator[None]:
                 stack.enter_context(_first_call(unwrap(model), written))
             yield
     finally:
+        company.rest()
         for module, found in attributes:
             vars(module).clear()
             vars(module).update(found)

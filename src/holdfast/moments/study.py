@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from holdfast.moments.arrangement import CHOICES, HIDDEN, worked_along
 from holdfast.moments.calls import Call
+from holdfast.moments.company import Company
 from holdfast.moments.coupling import floats_in, is_each_alone
 from holdfast.moments.intercept import Interception, Key, Tracked
 from holdfast.moments.layout import RAGGED, Layout, equal_but_for_rounding, find_layout
@@ -33,8 +35,13 @@ def room_for(bytes_per_example: int, chunk_bytes: int = TOGETHER_BYTES) -> int:
     return min(TOGETHER_BYTES, chunk_bytes) // bytes_per_example if bytes_per_example else 0
 
 
-def few_examples(call: Call) -> Call:
-    """The first few examples of a call; of a single one two copies, so that it has company."""
+def few_examples(call: Call, company: Company | None = None) -> Call:
+    """The first few examples of a call; of a single one two copies, so that it has company.
+
+    Processes that measure together take equally many, some of them twice where one has fewer.
+    """
+    if company is not None and not company.is_alone:
+        return call.picked([b % call.size for b in range(max(2, company.most(min(NUM_STUDIED, call.size))))])
     if call.size > 1:
         return call.examples(0, min(NUM_STUDIED, call.size))
     return call.picked([0, 0])
@@ -70,7 +77,9 @@ class Study:
         return all(a[: len(b)].shape != b.shape or equal_but_for_rounding(a[: len(b)], b, rtol) for a, b in pairs)
 
 
-def study(model: nn.Module, few: Call, *, tracked: Mapping[int, Tracked], rtol: float) -> Study:
+def study(
+    model: nn.Module, few: Call, *, tracked: Mapping[int, Tracked], rtol: float, company: Company | None = None
+) -> Study:
     """Run a few examples together and each of them alone.
 
     Args:
@@ -78,12 +87,13 @@ def study(model: nn.Module, few: Call, *, tracked: Mapping[int, Tracked], rtol: 
         few: two or more examples.
         tracked: the model's parameters, as `tracked_parameters` finds them.
         rtol: rounding, relative to the largest value.
+        company: of a sharded model.
 
     Cost: one forward pass of these examples, and one of each of them. Where some make the model take another branch
-    alone than together, those that do not are run once more.
+    alone than together, those that do not are run once more, unless there is company.
     """
-    together, outputs = _recorded(model, few, tracked)
-    recorded = [_recorded(model, few.examples(b, b + 1), tracked) for b in range(few.size)]
+    together, outputs = _recorded(model, few, tracked, company)
+    recorded = [_recorded(model, few.examples(b, b + 1), tracked, company) for b in range(few.size)]
     records, singles = [alone.uses for alone, _ in recorded], [found for _, found in recorded]
     layouts: dict[Key, Layout | None] = {}
     for key, uses in together.uses.items():
@@ -100,7 +110,7 @@ def study(model: nn.Module, few: Call, *, tracked: Mapping[int, Tracked], rtol: 
         layout = found.pop() if len(found) == 1 else None
         layouts[key] = RAGGED if layout is None and key[0] != "along" else layout
     alike = [b for b, (alone, _) in enumerate(recorded) if alone.chosen == together.chosen]
-    if 1 < len(alike) < few.size:
+    if 1 < len(alike) < few.size and (company is None or company.is_alone):
         some = study(model, few.picked(alike), tracked=tracked, rtol=rtol).layouts
         layouts |= {key: layout for key, layout in some.items() if key not in layouts}
     num_bytes = together.num_bytes + sum(
@@ -120,10 +130,14 @@ def study(model: nn.Module, few: Call, *, tracked: Mapping[int, Tracked], rtol: 
 LayoutRecord = dict[Key, list[tuple[Tensor, Tensor, bool]]]
 
 
-def _recorded(model: nn.Module, call: Call, tracked: Mapping[int, Tracked]) -> tuple[_Recorder, list[Tensor]]:
+def _recorded(
+    model: nn.Module, call: Call, tracked: Mapping[int, Tracked], company: Company | None
+) -> tuple[_Recorder, list[Tensor]]:
     recorder = _Recorder(tracked)
-    with recorder, recorder.hidden:
+    with nullcontext() if company is None else company.following(recorder), recorder, recorder.hidden:
         outputs = call(unwrap(model))
+    if company is not None:
+        company.rest()
     return recorder, floats_in(outputs)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from holdfast.choices import check_count
 from holdfast.errors import LossShapeError, NotFiniteError
 from holdfast.moments.calls import Call
+from holdfast.moments.company import Company
 from holdfast.moments.engine import Engine
 from holdfast.moments.gradients import (
     LengthsVaryError,
@@ -24,12 +25,12 @@ from holdfast.moments.gradients import (
     mismatches,
     random_scores,
     tolerance,
-    zeros,
 )
-from holdfast.moments.oracle import oracle_sums
+from holdfast.moments.oracle import oracle_sums, sums_in_company
 from holdfast.moments.per_example import CHUNK_BYTES, per_example_sums
 from holdfast.moments.study import room_for
-from holdfast.tensors import unwrap
+from holdfast.moments.totals import Totals
+from holdfast.tensors import placed, trainable_parameters, unwrap
 
 SumRoute = Callable[..., dict[str, Tensor]]
 Per = Literal["sequence", "token"]
@@ -56,9 +57,10 @@ class MomentSums:
         per: "token": where the engine can, every position of a use counts as an example of its own.
 
     Attributes:
-        totals: name -> sum so far; >= 0, of the parameter's shape and device, float64 for float64 parameters, else
-            float32. Zeros for a parameter that no forward pass has used.
-        num_examples: examples seen.
+        company: the processes over which the model is spread; all of them add equally often.
+        totals: name -> sum so far over all of them; >= 0, of the parameter's shape, device and placement, float64 for
+            float64 parameters, else float32. Zeros for a parameter that no forward pass has used.
+        num_examples: examples seen in this process.
         missed: parameters that the engine did not recognise in the last batch.
     """
 
@@ -66,15 +68,23 @@ class MomentSums:
         self, model: nn.Module, *, phi: Phi, where: str, chunk_bytes: int = CHUNK_BYTES, per: Per = "sequence"
     ) -> None:
         check_count("chunk_bytes", chunk_bytes, where=where)
-        self._model, self._phi, self._where, self._chunk_bytes = model, phi, where, chunk_bytes
+        self._model, self._where, self._chunk_bytes = model, where, chunk_bytes
+        self._phi: Phi = phi
+        self.company = Company(model)
         by_token = per == "token"
         self._engine: Engine | None = Engine(model, phi=phi, chunk_bytes=chunk_bytes, where=where, by_token=by_token)
         self._fallbacks: list[SumRoute] = [partial(per_example_sums, chunk_bytes=chunk_bytes), oracle_sums]
         self._proven: frozenset[str] = frozenset()
         self._selects = False
-        self.totals = zeros(model)
+        self._totals = Totals(model, self.company)
         self.num_examples = 0
         self.missed: frozenset[str] = frozenset()
+
+    @property
+    def totals(self) -> dict[str, Tensor]:
+        """Name -> sum so far, laid out as the parameter is."""
+        parameters = trainable_parameters(self._model)
+        return {name: placed(value, parameters[name]) for name, value in self._totals.kept.items()}
 
     @property
     def fallback(self) -> str:
@@ -89,7 +99,7 @@ class MomentSums:
             return 0
         return room_for(self._engine.bytes_per_example, self._chunk_bytes)
 
-    def add(self, call: Call, scores: Scores, *, alone: Alone | None = None) -> None:
+    def add(self, call: Call, scores: Scores, *, alone: Alone | None = None, counts: bool = True) -> None:
         """Add a batch.
 
         Args:
@@ -98,6 +108,7 @@ class MomentSums:
             alone: the scores of single examples, for models whose outputs are as long as the longest example of a
                 batch: these are run one example at a time, so that nothing depends on the others' lengths. None: they
                 are `scores`.
+            counts: False for a batch that is there to keep others company, and adds nothing.
 
         Raises:
             LossShapeError: the scores are not [K, B].
@@ -105,29 +116,38 @@ class MomentSums:
             CoupledExamplesError, RandomOutputsError: the outputs for an example depend on the others, or on chance.
         """
         try:
-            self._add(call, scores)
+            self._add(call, scores, counts=counts)
         except LengthsVaryError as error:
-            for b in range(call.size):
-                self._add(call.examples(b, b + 1), scores if alone is None else alone(b, error.shapes))
+            for each in range(self.company.most(call.size)):
+                b = min(each, call.size - 1)
+                own = scores if alone is None else alone(b, error.shapes)
+                self._add(call.examples(b, b + 1), own, counts=counts and each == b)
 
-    def _add(self, call: Call, scores: Scores) -> None:
-        checked = partial(_checked, scores, call.size, self._where)
+    def _add(self, call: Call, scores: Scores, *, counts: bool) -> None:
+        checked = partial(_checked, scores, call.size, self._where, counts)
         at_outputs = None
         if self._engine is not None:
             try:
-                at_outputs, self.missed = self._engine.add(call, checked, self.totals)
+                at_outputs, self.missed = self._engine.add(call, checked, self._totals)
             except RouteDeclinedError:
                 self._selects = self._engine.selects
                 self._engine = None
         if at_outputs is None:
             # with a graph, although none is needed: a forward pass may take gradients itself
             at_outputs = OutputGradients(call(unwrap(self._model)), call.size, checked)
-            self.missed = frozenset(self.totals)
+            self.missed = frozenset(self._totals)
         if self.missed and at_outputs.used:
             self._add_missed(call, at_outputs)
-        self.num_examples += call.size
+        self.num_examples += call.size if counts else 0
 
     def _add_missed(self, call: Call, at_outputs: OutputGradients) -> None:
+        if not self.company.is_alone:
+            if len(self._fallbacks) > 1:
+                self._warn_slow("its weights are spread over processes")
+                del self._fallbacks[0]
+            given: dict[str, Any] = {"phi": self._phi, "names": self.missed, "company": self.company}
+            self._totals.add(sums_in_company(self._model, call, at_outputs, **given))
+            return
         while True:
             try:
                 if len(self._fallbacks) > 1 and (self._selects if self._engine is None else self._engine.selects):
@@ -140,8 +160,7 @@ class MomentSums:
             except RouteDeclinedError as reason:
                 self._warn_slow(str(reason))
                 del self._fallbacks[0]
-        for name, value in sums.items():
-            self.totals[name] += value
+        self._totals.add(sums)
 
     def _prove(self, call: Call) -> None:
         scores = partial(random_scores, call.size)
@@ -149,14 +168,14 @@ class MomentSums:
         found = self._fallbacks[0](self._model, call, at_outputs, phi="signed", names=self.missed)
         ordinary = gradient(self._model, call, scores)
         expected = {name: ordinary[name] for name in self.missed}
-        wrong = mismatches(found, expected, rtol=tolerance(self._model))
+        wrong = mismatches(found, expected, rtol=tolerance(self._model), company=self.company)
         if wrong:
             raise RouteDeclinedError(f"its per-example gradients do not add up to the gradient of {wrong[0]!r}")
         self._proven |= self.missed
 
     def _warn_slow(self, reason: str) -> None:
         kind, missed = type(unwrap(self._model)).__name__, sorted(self.missed)
-        if len(missed) == len(self.totals):
+        if len(missed) == len(self._totals):
             what = kind
         else:
             shown = ", ".join(map(repr, missed[:5])) + (f" and {len(missed) - 5} more" if len(missed) > 5 else "")
@@ -168,8 +187,8 @@ class MomentSums:
         )
 
 
-def _checked(scores: Scores, size: int, where: str, outputs: object) -> Tensor:
-    rows = scores(outputs)
+def _checked(scores: Scores, size: int, where: str, counts: bool, outputs: object) -> Tensor:
+    rows = scores(outputs) if counts else scores(outputs) * 0
     if rows.ndim != 2 or rows.shape[1] != size:
         raise LossShapeError(
             f"{where}: found scores of shape {list(rows.shape)} for {size} examples, expected [K, {size}]: "

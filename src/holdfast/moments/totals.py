@@ -1,0 +1,62 @@
+"""The sums that a measurement adds up: whole ones, or the shards of a model that lies on many devices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from holdfast.moments.company import Company
+from holdfast.moments.gradients import accumulator_dtype, zeros
+from holdfast.tensors import reduced_to_shards, trainable_parameters
+
+
+class Totals(Mapping[str, Tensor]):
+    """Name -> the sum so far of every trainable parameter, in which passes add.
+
+    Of a sharded model a sum is whole only as long as its group of layers is at work: then it is given, added up over
+    the processes and scattered to their shards.
+
+    Args:
+        model: whose parameters they are.
+        company: of the model.
+
+    Attributes:
+        kept: name -> this process's part of all that was given; alone the sums themselves.
+    """
+
+    def __init__(self, model: nn.Module, company: Company) -> None:
+        self._parameters, self._company = trainable_parameters(model), company
+        self.kept = zeros(model)
+        self._whole: dict[str, Tensor] = self.kept if company.is_alone else {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._whole:
+            like = self._parameters[name]
+            self._whole[name] = torch.zeros(like.shape, dtype=accumulator_dtype(like), device=like.device)
+        return self._whole[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parameters)
+
+    def __len__(self) -> int:
+        return len(self._parameters)
+
+    def add(self, kept: Mapping[str, Tensor]) -> None:
+        """Add what was summed elsewhere, laid out as `kept` is."""
+        for name, value in kept.items():
+            self.kept[name] += value
+
+    @torch.no_grad()
+    def give(self, names: Sequence[str]) -> None:
+        """Nothing more is added to these; all processes say so of the same names in the same order."""
+        for name in () if self._company.is_alone else names:
+            self.kept[name] += reduced_to_shards(self[name], self._parameters[name])
+            del self._whole[name]
+
+    def give_rest(self) -> None:
+        """Nothing more is added to any of them for now."""
+        if not self._company.is_alone:
+            pending = self._company.union(self._whole)
+            self.give([name for name in self._parameters if name in pending])
