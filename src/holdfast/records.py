@@ -17,7 +17,15 @@ from holdfast.choices import check_choices
 from holdfast.errors import FileFormatError, HoldfastError, NotFiniteError, OptionError, ParameterMismatchError
 from holdfast.files import Saved, new_folder, read_folder, write_description, write_tensors, write_text
 from holdfast.files.typed import Count, Within, listed_mistakes, typed
-from holdfast.tensors import all_parameters, local, spearman, trainable_parameters, unwrap
+from holdfast.tensors import (
+    all_parameters,
+    local,
+    shards_of,
+    spearman,
+    trainable_parameters,
+    unwrap,
+    whole_on_first,
+)
 from holdfast.version import __version__
 
 Detail = str | int | float | bool | None
@@ -247,9 +255,21 @@ class Importance(Mapping[str, Tensor]):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the folder `path`: `importance.safetensors`, `importance_config.json`, `README.md`.
 
+        Of a sharded model every process calls it, and the first one writes it, whole: it loads beside any sharding or
+        none.
+
         Raises:
             OutputError: if it cannot be written, or holds what holdfast did not write; it is then unchanged.
         """
+        spread = shards_of(self)
+        if spread is not None:
+            whole = Importance({name: whole_on_first(local(value), value) for name, value in self.items()}, self.info)
+            try:
+                if spread.is_first:
+                    whole.save(path)
+            finally:  # the others wait also where the first process is refused
+                spread.wait()
+            return
         with new_folder(path) as folder:
             write_tensors(folder, "importance", self)
             write_description(folder / IMPORTANCE_CONFIG, asdict(self.info))

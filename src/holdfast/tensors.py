@@ -196,14 +196,28 @@ class Shards:
         """The largest of all processes' values, which must all ask for it."""
         return self._reduced([value], torch.distributed.ReduceOp.MAX)[0]
 
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that writes for all."""
+        return torch.distributed.get_rank() == 0
+
+    def wait(self) -> None:
+        """Wait until all processes have come here."""
+        self.largest(0.0)
+
     def totals(self, values: Sequence[float]) -> list[float]:
         """The sums of each of these numbers over all processes, which must all ask for them, in float64."""
         return self._reduced(values, torch.distributed.ReduceOp.SUM)
 
+    def add_up(self, tensor: Tensor, how: Any = None) -> None:
+        """Make a tensor the sum of those that all processes have, who must all ask for it."""
+        for dim in range(self.mesh.ndim):
+            how = torch.distributed.ReduceOp.SUM if how is None else how
+            torch.distributed.all_reduce(tensor, how, group=self.mesh.get_group(dim))
+
     def _reduced(self, values: Sequence[float], how: Any) -> list[float]:
         found = torch.tensor(values, dtype=torch.float64, device=self.mesh.device_type)
-        for dim in range(self.mesh.ndim):
-            torch.distributed.all_reduce(found, how, group=self.mesh.get_group(dim))
+        self.add_up(found, how)
         return found.tolist()
 
 

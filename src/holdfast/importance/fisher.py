@@ -17,6 +17,7 @@ from holdfast.importance.summing import add_all
 from holdfast.likelihoods.draws import Draws
 from holdfast.likelihoods.likelihood import Categorical, Likelihood, check_per_example, resolve_likelihood
 from holdfast.moments.calls import tensors_in
+from holdfast.moments.company import Company
 from holdfast.moments.gradients import gradient, zeros
 from holdfast.moments.per_example import CHUNK_BYTES
 from holdfast.moments.state import measuring
@@ -117,6 +118,8 @@ def fisher(
     check_top_k(top_k, kind=kind, likelihood=likelihood, where=where)
     if per == "token" and kind == "batched":
         warnings.warn(f'{where}: per="token" has no effect with kind="batched".', stacklevel=2)
+    if kind == "batched":
+        Company(model).check_alone('fisher(kind="batched")')
     measured = MeasuredLoss(likelihood, model, where=where)
     data_pass = DataPass(
         model,

@@ -21,6 +21,7 @@ from holdfast.importance.gathering import gathered_batches, pieces
 from holdfast.importance.loss import MeasuredLoss
 from holdfast.importance.measure import Batch, DataPass
 from holdfast.likelihoods.likelihood import Likelihood, resolve_likelihood
+from holdfast.moments.company import Company
 from holdfast.moments.factors import SharingRule
 from holdfast.moments.kronecker import KroneckerSums
 from holdfast.moments.per_example import CHUNK_BYTES
@@ -172,6 +173,7 @@ def kfac(
             f'{where}: num_draws={num_draws} has no effect with kind="{kind}"; it belongs to kind="sampled".',
             stacklevel=2,
         )
+    Company(model).check_alone(where)
     data_pass = DataPass(model, data, where=where, num_examples=num_examples, progress=progress, loss=measured)
     with measuring(model):
         rule: SharingRule | None = None if factors == "auto" else factors

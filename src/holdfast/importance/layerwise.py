@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Set
+from contextlib import nullcontext
 from typing import Literal
 
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 
 from holdfast.errors import UnsupportedLayerError
 from holdfast.moments.calls import Call
+from holdfast.moments.company import Company
 from holdfast.moments.layers import LayerRecorder, LayerUse
 from holdfast.tensors import unwrap
 
@@ -28,10 +30,12 @@ def watched_forward(
     first: bool,
     graph: bool = False,
     meet: Callable[[], None] | None = None,
+    company: Company | None = None,
 ) -> bool:
     """Run the model on a batch and record its layers; on the first batch also look for parameters used out of sight.
 
-    `meet` is called at every layer as it comes, where `record` may have to wait for the activation.
+    `meet` is called at every layer as it comes, where `record` may have to wait for the activation. A sharded model has
+    its `company`.
 
     Returns:
         Whether the forward pass takes gradients itself: later batches need `graph=True` then.
@@ -40,8 +44,11 @@ def watched_forward(
         UnsupportedLayerError: with `others="error"`, parameters are used by something else than these layers.
     """
     recorder = LayerRecorder(model, record, activations=activations, meet=meet)
-    with torch.set_grad_enabled(first or graph), recorder:
+    following = nullcontext() if company is None else company.following(recorder)
+    with torch.set_grad_enabled(first or graph), following, recorder:
         outputs = call(unwrap(model))
+    if company is not None:
+        company.rest()
     recorder.finish(outputs)
     check_elsewhere(recorder.elsewhere, others=others, where=where)
     return recorder.differentiates

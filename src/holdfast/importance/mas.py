@@ -15,6 +15,7 @@ from holdfast.importance.local_mas import local_sums
 from holdfast.importance.measure import DataPass
 from holdfast.importance.summing import add_all
 from holdfast.likelihoods.outputs import logits_of
+from holdfast.moments.company import Company
 from holdfast.moments.gradients import gradient, zeros
 from holdfast.moments.per_example import CHUNK_BYTES
 from holdfast.moments.state import measuring
@@ -93,6 +94,8 @@ def mas(
         )
     if not local and others != "error":
         warnings.warn("mas: others has no effect without local=True: all parameters are measured.", stacklevel=2)
+    if local or batched:
+        Company(model).check_alone("mas(local=True)" if local else "mas(batched=True)")
     data_pass = DataPass(
         model,
         data,

@@ -14,6 +14,7 @@ from holdfast.importance.layerwise import Others, check_watchable, watched_forwa
 from holdfast.importance.measure import DataPass
 from holdfast.importance.signal_sums import UNIT, BiasSignal, SignalSums
 from holdfast.moments.calls import Call
+from holdfast.moments.company import Company
 from holdfast.moments.places import Places
 from holdfast.moments.state import measuring
 from holdfast.moments.study import TOGETHER_BYTES
@@ -78,12 +79,14 @@ def signal(
         progress=progress,
         check=False,
     )
+    company = Company(model)
     sums, places = SignalSums(model, bias), Places(model, any_order=True, where="signal")
     graph = False
     with measuring(model):
-        for batch in gathered_batches(data_pass, lambda: places.room(_TOGETHER_BYTES)):
+        for batch, counts in company.in_step(gathered_batches(data_pass, lambda: places.room(_TOGETHER_BYTES))):
             first = data_pass.seen == batch.call.size
             run = partial(watched_forward, model, activations=bias == "activation", others=others, where="signal")
+            run = partial(run, company=company)
 
             def forward(call: Call, watching: Watching | None = None) -> tuple[SignalSums, bool]:
                 found = SignalSums(model, bias)
@@ -91,8 +94,14 @@ def signal(
                 return found, run(call, found.add, first=first, graph=graph, meet=meet)  # noqa: B023
 
             (found, graph), known = places.run(batch.call, partial(forward, batch.call))
-            for b in range(0 if known else batch.call.size):  # where padding would count, or other layers are used
-                sums.merge(forward(batch.call.examples(b, b + 1))[0])
-            if known:
+            # where padding would count, or other layers are used
+            for each in range(0 if known else company.most(batch.call.size)):
+                b = min(each, batch.call.size - 1)
+                one = forward(batch.call.examples(b, b + 1))[0]
+                if counts and each == b:
+                    sums.merge(one)
+            if known and counts:
                 sums.merge(found)
+        data_pass.join()
+        sums.join(company)
         return data_pass.importance(sums.values(), kind="signal", unit=UNIT, details={"bias": bias, "others": others})

@@ -7,8 +7,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from holdfast.moments.company import Company
 from holdfast.moments.layers import LayerUse
-from holdfast.tensors import trainable_parameters
+from holdfast.tensors import local, placed, shard, trainable_parameters
 
 BiasSignal = Literal["output", "activation"]
 """What a bias is measured by: |z|, the layer's output, or |y|, y = activation(z)."""
@@ -43,6 +44,15 @@ class SignalSums:
         for name, total in other._totals.items():
             self._add(name, total, other._counts[name])
 
+    def join(self, company: Company) -> None:
+        """Add up what all processes have, of the same parameters; all of them come here."""
+        if company.is_alone:
+            return
+        for name in sorted(self._totals):
+            self._totals[name] = self._totals[name].clone()
+            company.add_up(self._totals[name])
+            self._counts[name] = company.total(self._counts[name])
+
     def values(self) -> dict[str, Tensor]:
         """Name -> importance, with today's weights; zeros for parameters never used."""
         values = {}
@@ -52,12 +62,10 @@ class SignalSums:
                 values[name] = torch.zeros_like(weight, dtype=torch.float32)
                 continue
             mean = (self._totals[name] / self._counts[name]).to(weight.device)
-            if weight.ndim == 1:
-                values[name] = mean
-            elif weight.ndim == 2:
-                values[name] = weight.abs() * mean
-            else:
-                values[name] = weight.abs() * mean.repeat_interleave(len(weight) // len(mean), dim=0)
+            if weight.ndim > 2:
+                mean = mean.repeat_interleave(len(weight) // len(mean), dim=0)
+            own = shard(mean.expand(weight.shape), parameter)
+            values[name] = placed(own if weight.ndim == 1 else local(weight).abs() * own, parameter)
         return values
 
     def _add(self, name: str, total: Tensor, count: int) -> None:

@@ -10,6 +10,7 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from holdfast.errors import OptionError
 from holdfast.tensors import Shards, shards_of, trainable_parameters, unwrap
 
 Item = TypeVar("Item")
@@ -80,6 +81,20 @@ class Company:
         """The sum of their numbers."""
         return number if self.shards is None else int(self.shards.totals([float(number)])[0])
 
+    def add_up(self, tensor: Tensor) -> None:
+        """Make a tensor the sum of those that all of them have."""
+        if self.shards is not None:
+            self.shards.add_up(tensor)
+
+    def check_alone(self, where: str) -> None:
+        """Raise `OptionError` where the model is sharded."""
+        if not self.is_alone:
+            raise OptionError(
+                f"{where}: the model is sharded, and this needs whole weights. Measure inside "
+                "holdfast.integrations.sharding.whole_weights(model), and join what the processes found by "
+                "over_processes, or use fisher, mas, taylor or signal, which need nothing of it."
+            )
+
     def union(self, names: Iterable[str]) -> frozenset[str]:
         """The names of parameters that one of them has."""
         own = frozenset(names)
@@ -107,18 +122,21 @@ class Company:
 
         return dtypes_of(self._model)
 
-    def following(self, follower: Follower, leave: Leave | None = None) -> AbstractContextManager[None]:
+    def following(
+        self, follower: Follower, leave: Leave | None = None, *, tracks: bool = True
+    ) -> AbstractContextManager[None]:
         """Inside, a forward pass tells the follower of the weights that come, and its backward pass of those that go.
 
         Args:
             follower: sees nothing of what `fully_shard` does.
             leave: called in the backward pass, in all processes in the same order.
+            tracks: whether the follower is told of weights; else it only sees nothing of what `fully_shard` does.
         """
         if self.shards is None:
             return nullcontext()
         from holdfast.moments.sharded import following
 
-        return following(self._model, follower, leave)
+        return following(self._model, follower, leave, tracks=tracks)
 
     def rest(self) -> None:
         """Let all weights go, as they are between training steps; for after a forward pass without a backward pass."""

@@ -103,6 +103,7 @@ class LayerRecorder(TorchFunctionMode):
         elsewhere: name -> names of the functions other than layers that consumed this parameter.
         seen: names of parameters that a layer consumed as its weight or bias.
         differentiates: whether the forward pass ran a backward pass, for which it needs a graph.
+        paused: how many reasons there are to let functions run unseen, as what is no part of the model.
     """
 
     def __init__(
@@ -121,11 +122,18 @@ class LayerRecorder(TorchFunctionMode):
         self.elsewhere: dict[str, set[str]] = {}
         self.seen: set[str] = set()
         self.differentiates = False
+        self.paused = 0
+
+    def track(self, name: str, parameter: Tensor) -> None:
+        """These are the weights of a parameter now, which have come in the course of the forward pass."""
+        self._names[id(parameter)] = name
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = dict(kwargs or {})
+        if self.paused:
+            return func(*args, **kwargs)
         if self._activations and func in ACTIVATIONS and args and id(args[0]) in self._pending:
             _, use = self._pending.pop(id(args[0]))
             use.activation = lambda z: func(z.clone(), *args[1:], **kwargs)

@@ -8,7 +8,8 @@ from typing import TypeVar
 from torch import nn
 
 from holdfast.moments.calls import Call
-from holdfast.moments.coupling import check_independent, floats_in
+from holdfast.moments.company import Company
+from holdfast.moments.coupling import check_independent, coupled, floats_in
 from holdfast.moments.gradients import tolerance
 from holdfast.moments.intercept import Key
 from holdfast.moments.layout import Layout, equal_but_for_rounding
@@ -36,6 +37,7 @@ class Places:
         self._model, self._trials, self._any_order, self._where = model, _TRIALS, any_order, where
         self._layouts: dict[Key, Layout | None] = {}
         self._choices: set[Choices] = set()
+        self._company = Company(model)
         self._hidden = self._studied = self._met = False
         self._bytes_per_example = 0
 
@@ -58,34 +60,40 @@ class Places:
 
         Cost: a study of a few examples for the first batches that have something new.
         """
-        if not self._studied and call.size > 1:
+        company = self._company
+        if company.any(not self._studied and call.size > 1):
             self._study(call)
-        elif not self._met and self._where is not None:
+        elif not self._met and self._where is not None and company.is_alone:
             check_independent(self._model, call, where=self._where)
         self._met = True
         while True:
             hidden = self._hidden or call.has_numbers
             watching = Watching({}, self._layouts, self._choices, call.size, hidden=hidden)
-            with watching:
+            with company.following(watching, tracks=False), watching:
                 found = forward(watching)
             apart = watching.stretched or (watching.late and not self._any_order)
             unknown = watching.missing or (watching.moved and not watching.by_rows)
-            if call.size == 1 or not apart or not unknown or not self._trials:
-                return found, call.size == 1 or not apart
+            if not company.any(call.size > 1 and apart and bool(unknown)) or not self._trials:
+                return found, not company.any(call.size > 1 and apart)
             self._trials -= 1
             self._study(call)
 
     def _study(self, call: Call) -> None:
-        few, rtol = few_examples(call), tolerance(self._model)
+        company = self._company
+        few, rtol = few_examples(call, company), tolerance(self._model, company)
         where = None if self._studied else self._where
         self._studied = True
         try:
-            seen = study(self._model, few, tracked={}, rtol=rtol)
+            seen = study(self._model, few, tracked={}, rtol=rtol, company=company)
         except ValueError:  # what batch norm says to one example alone
             if where is not None:
                 check_independent(self._model, call, where=where)
             raise
-        if where is not None and not (seen.independent and self._repeats(few, seen, rtol)):
+        coupled_here = where is not None and not (seen.independent and self._repeats(few, seen, rtol))
+        company.rest()
+        if where is not None and company.any(coupled_here):
+            if not company.is_alone:
+                raise coupled(self._model, where=where)
             check_independent(self._model, call, where=where)
         self._layouts |= seen.layouts
         if seen.alike:

@@ -41,13 +41,16 @@ def rest(model: nn.Module) -> None:
 
 
 @contextmanager
-def following(model: nn.Module, follower: Follower, leave: Leave | None = None) -> Iterator[None]:
+def following(
+    model: nn.Module, follower: Follower, leave: Leave | None = None, *, tracks: bool = True
+) -> Iterator[None]:
     """Tell a follower of the weights that come, and hide from it what `fully_shard` does to bring them.
 
     Args:
         model: any; nothing is done about one that is not sharded.
         follower: of a forward pass.
         leave: called in the backward pass, in all processes in the same order.
+        tracks: whether the follower is told of weights.
     """
     bare = unwrap(model)
     groups: list[tuple[str, Any]] = [
@@ -55,19 +58,21 @@ def following(model: nn.Module, follower: Follower, leave: Leave | None = None) 
     ]
     with ExitStack() as stack:
         for prefix, module in groups:
-            for handle in _hooked(module, _own_names(prefix, module), prefix, follower, leave):
+            for handle in _hooked(module, _own_names(prefix, module), prefix, follower, leave, tracks):
                 stack.callback(handle.remove)
         yield
 
 
-def _hooked(module: Any, names: Sequence[str], prefix: str, follower: Follower, leave: Leave | None) -> Iterator[Any]:
+def _hooked(
+    module: Any, names: Sequence[str], prefix: str, follower: Follower, leave: Leave | None, tracks: bool
+) -> Iterator[Any]:
     """Hooks before and after those of `fully_shard`, which stand first before and last after the forward pass."""
 
     def pause(*_: Any) -> None:
         follower.paused += 1
 
     def came(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        for name, parameter in module.named_parameters(prefix):
+        for name, parameter in module.named_parameters(prefix) if tracks else ():
             if parameter.requires_grad and not is_sharded(parameter):
                 follower.track(canonical_name(name), parameter)
         reached = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.requires_grad]

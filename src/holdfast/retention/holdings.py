@@ -219,12 +219,12 @@ class Holdings:
     @property
     def writes(self) -> bool:
         """Whether this process is the one that has the whole and writes it."""
-        return self.shards is None or torch.distributed.get_rank() == 0
+        return self.shards is None or self.shards.is_first
 
     def wait(self) -> None:
         """Until every process of a sharded model is here."""
         if self.shards is not None:
-            torch.distributed.barrier()
+            self.shards.wait()
 
     def _extra(self) -> Extra:
         statistics = {"moving_statistics": self.moving, "resting_statistics": self.resting}
