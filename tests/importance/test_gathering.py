@@ -20,13 +20,14 @@ from holdfast.moments.calls import Call
 def batch(start: int, size: int, *, width: int = 2, note: object = None) -> Batch:
     x, y = torch.arange(start, start + size).unsqueeze(1).repeat(1, width), torch.arange(start, start + size)
     content = (x, y) if note is None else ((x, note), y)
-    return Batch(content, Call((x,), {}, size))
+    return Batch(content, Call((x,), {}, size), range(start, start + size))
 
 
 def sizes(batches: list[Batch], *, room: int) -> list[int]:
     found = []
     for joined in gathered_batches(iter(batches), lambda: room):
         assert all(len(tensor) == joined.call.size for tensor in (*joined.call.args[:1], joined.content[1]))
+        assert list(joined.numbers) == joined.content[1].tolist()
         found.append(joined.call.size)
     return found
 
@@ -219,7 +220,7 @@ def test_larger_examples_than_those_measured_have_less_room(width: int, together
 
 
 def test_targets_count_as_well():
-    wide = [Batch((x, torch.zeros(2, 2**20)), Call((x,), {}, 2)) for x in torch.zeros(4, 2, 1)]
+    wide = [Batch((x, torch.zeros(2, 2**20)), Call((x,), {}, 2), range(2)) for x in torch.zeros(4, 2, 1)]
     assert [joined.call.size for joined in gathered_batches(iter(wide), lambda: 1000)] == [2, 2, 2, 2]
 
 
@@ -233,7 +234,7 @@ def test_pieces_hold_the_same_examples_in_order_as_views():
 
 
 @pytest.mark.parametrize(
-    "given", [batch(0, 7, note="words"), Batch((torch.zeros(7), torch.tensor(1.0)), Call((), {}, 7))]
+    "given", [batch(0, 7, note="words"), Batch((torch.zeros(7), torch.tensor(1.0)), Call((), {}, 7), range(7))]
 )
 def test_what_has_no_rows_for_its_examples_stays_whole(given: Batch):
     assert list(pieces(given, 3)) == [given]

@@ -17,6 +17,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 import holdfast as hf
+from holdfast.errors import EmptyDataError, StateError
 from holdfast.files import write_json
 
 COUNT = 12
@@ -232,6 +233,9 @@ def main(folder: Path) -> None:
     for name, case in CASES.items():
         model = sharded(case, world)
         before = state_of(model)
+        if name == "sampled":  # which leaves the weights of the outermost group in every process
+            with torch.no_grad():
+                model(**share(case, rank, world)[0])
         with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
             importance = case.estimator(model, share(case, rank, world))
@@ -243,6 +247,14 @@ def main(folder: Path) -> None:
             importance.save(folder / "saved")
             again = sharded(case, world)
             hf.EWC(again, strength=1.0).retain(hf.Importance.load(folder / "saved", model=again))
+    case = CASES["exact"]
+    try:
+        case.estimator(sharded(case, world), share(case, rank, world) if rank else [])
+    except (EmptyDataError, StateError) as error:
+        told[f"error in process {rank}"] = type(error).__name__
+    gathered: list[Any] = [None] * world
+    distributed.all_gather_object(gathered, told)
+    told |= {key: value for each in gathered for key, value in each.items()}
     for name in KEEPERS:
         model = kept(name, sharded(CASES["exact"], world), rank, world)
         found |= {f"kept {name}/{key}": value for key, value in whole(model.named_parameters()).items()}

@@ -72,6 +72,12 @@ def test_one_process_measures_its_only_shard(name, alone):
 
 
 @pytest.mark.slow
+def test_a_process_without_data_ends_all_of_them(two):
+    told = two[2]
+    assert [told[f"error in process {rank}"] for rank in range(2)] == ["EmptyDataError", "StateError"]
+
+
+@pytest.mark.slow
 def test_what_two_saved_one_loads(two):
     folder, found, _ = two
     model = in_shards.built(in_shards.CASES["uneven"])

@@ -1,9 +1,11 @@
 """Importances of models that `fully_shard` or `DistributedDataParallel` spread over processes.
 
-Every process measures on its own share of the data, on whole weights, and the results are joined:
+`hf.fisher`, `mas`, `taylor` and `signal` measure a model under `fully_shard` as it is. For Kronecker factors every process
+measures on its own share of the data, on whole weights, and the results are joined; so is everything under
+`DistributedDataParallel`:
 
     with whole_weights(model):
-        importance = over_processes(hf.fisher(model, own_share_of_the_data))
+        importance = over_processes(hf.kfac(model, own_share_of_the_data))
     keeper.retain(importance)
 
 Keepers need nothing more: on a sharded model every process holds what belongs to its own shards, and the few sums of a
@@ -25,6 +27,7 @@ from holdfast.curvature.factored import AnyImportance
 from holdfast.errors import OptionError, ParameterMismatchError, StateError
 from holdfast.records import ImportanceInfo
 from holdfast.retention.replicas import digest, form_of, gathered, importance_with, tensors_of
+from holdfast.tensors import is_sharded
 
 Joined = TypeVar("Joined", bound=AnyImportance)
 
@@ -73,7 +76,8 @@ def over_processes(importance: Joined, *, group: Any = None) -> Joined:
         group: a process group; None for all processes.
 
     Returns:
-        The same in every process; its `num_examples` and `num_targets` are those of all data.
+        The same in every process; its `num_examples` and `num_targets` are those of all data. What was measured on
+        shards is of all data already, and comes back as it is.
 
     Raises:
         OptionError: an importance that is no mean over targets, or whose number of targets nobody knows.
@@ -85,6 +89,8 @@ def over_processes(importance: Joined, *, group: Any = None) -> Joined:
     if not torch.distributed.is_initialized():
         raise StateError("over_processes: no process group. Run under torchrun and call init_process_group() first.")
     info, tensors = importance.info, tensors_of(importance)
+    if any(map(is_sharded, tensors.values())):
+        return importance
     if info.kind in _NO_MEANS:
         raise OptionError(f"over_processes: {info.kind!r} {_NO_MEANS[info.kind]}")
     joint = _of_all(info, tensors, group)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
@@ -10,7 +11,7 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from holdfast.errors import OptionError
+from holdfast.errors import OptionError, StateError
 from holdfast.tensors import Shards, shards_of, trainable_parameters, unwrap
 
 Item = TypeVar("Item")
@@ -49,6 +50,10 @@ class Company:
     """
 
     def __init__(self, model: nn.Module) -> None:
+        if "torch.distributed.fsdp" in sys.modules:  # else nothing is sharded, and the import takes seconds
+            from holdfast.moments.sharded import rest
+
+            rest(model)  # a forward pass without a backward pass may have left whole weights behind
         self._model, self._parameters = model, trainable_parameters(model)
         self.shards: Shards | None = shards_of(self._parameters)
 
@@ -146,11 +151,29 @@ class Company:
             rest(self._model)
 
     def in_step(self, items: Iterable[Item]) -> Iterator[tuple[Item, bool]]:
-        """The items, and whether they count: whoever has no more repeats the last until nobody has one."""
-        last: list[Item] = []
-        for item in items:
-            self.any(True)
-            yield item, True
-            last = [item]
-        while last and self.any(False):
-            yield last[0], False
+        """The items, and whether they count: whoever has no more repeats the last until nobody has one.
+
+        Raises:
+            StateError: the items of another process ended in an error.
+        """
+        if self.shards is None:
+            yield from ((item, True) for item in items)
+            return
+        iterator, last = iter(items), []
+        while True:
+            found, failure = [], None
+            try:
+                found = [next(iterator)]
+            except StopIteration:
+                pass
+            except Exception as error:  # of the data, of which the others must know
+                failure = error
+            some, failed = self.shards.totals([float(len(found)), float(failure is not None)])
+            if failure is not None:
+                raise failure
+            if failed:
+                raise StateError("measuring: the data of another process ended in an error, which it tells.")
+            if not some:
+                return
+            last = found or last
+            yield last[0], bool(found)
