@@ -1,7 +1,7 @@
 """Importances of models that `fully_shard` or `DistributedDataParallel` spread over processes.
 
-`hf.fisher`, `mas`, `taylor` and `signal` measure a model under `fully_shard` as it is. For Kronecker factors every process
-measures on its own share of the data, on whole weights, and the results are joined; so is everything under
+`hf.fisher`, `mas`, `taylor` and `signal` measure a model under `fully_shard` as it is. For Kronecker factors every
+process measures on its own share of the data, on whole weights, and the results are joined; so is everything under
 `DistributedDataParallel`:
 
     with whole_weights(model):
