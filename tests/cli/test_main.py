@@ -236,6 +236,17 @@ def test_what_several_processes_cannot_do_the_first_refuses(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_beside_the_first_a_process_says_which_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """The first tells at once; torchrun then ends the others, who wait for that."""
+    monkeypatch.setattr("holdfast.cli.together.PATIENCE", 0.0)
+    started_by_torchrun(monkeypatch)
+    told = refusal(capsys, "sweep", "permuted-digits")
+    started_by_torchrun(monkeypatch, RANK="1")
+    assert refusal(capsys, "sweep", "permuted-digits") == told.replace("holdfast: ", "holdfast: process 1 of 2: ", 1)
+
+
 @pytest.mark.parametrize(
     ("changed", "found"),
     [

@@ -216,6 +216,28 @@ def test_of_what_all_meet_with_the_first_tells(tmp_path: Path):
 
 
 @pytest.mark.slow
+def test_what_a_model_writes_itself_serves_two_as_one(place: Path, tmp_path: Path):
+    """Dreams, made-up lessons, a budget on probes, and an importance of the past, which the first measures."""
+    folders = [tmp_path / name for name in ("one", "two")]
+    shared = ["--length", 16]
+    lists = []
+    for folder in folders:
+        folder.mkdir()
+        own = ["importance", place / "causal", "--self", 64, "--calibrate", "--calibrate-budget", 0.002, *shared]
+        auto = ["finetune", place / "causal", place / "prose.txt", "--method", "auto", "--steps", 12, *shared]
+        lists.append([typed(*own, "-o", folder / "own"), typed(*auto, "--lr", "1e-3", "-o", folder / "auto")])
+    (folders[1] / "commands.json").write_text(json.dumps(lists[1]))
+    found = ended(started(folders[1]))
+    assert [status for status, _, _ in found] == [0, 0], found
+    assert found[1][1] == ""
+    assert [main(command) for command in lists[0]] == [0, 0]
+    expected, measured = (load_importance(folder / "own") for folder in folders)
+    assert measured.info.nats_per_unit == pytest.approx(expected.info.nats_per_unit, rel=1e-2)
+    same_weights(folders[1] / "own", folders[0] / "own", rtol=1e-5, atol=1e-9)
+    same_weights(folders[1] / "auto", folders[0] / "auto", rtol=1e-2, atol=2e-4)
+
+
+@pytest.mark.slow
 def test_under_torchrun_the_others_end_each_with_one_line(place: Path, both, tmp_path: Path):
     """Three measure, one is killed, and one goes on with what they wrote down."""
     one, _, _, _ = both

@@ -9,6 +9,7 @@ from importlib import import_module
 
 import torch
 
+from holdfast.cli.ending import guarded
 from holdfast.cli.language_options import (
     DreamOptions,
     EvaluateOptions,
@@ -16,7 +17,6 @@ from holdfast.cli.language_options import (
     ImportanceOptions,
 )
 from holdfast.cli.options import AdviseOptions, DemoOptions, ReproduceOptions, RunOptions, SweepOptions
-from holdfast.cli.outcome import guarded
 from holdfast.cli.parsing import parse, show_help
 from holdfast.cli.report_options import ReportOptions
 from holdfast.cli.together import run_beside, run_together
@@ -41,7 +41,6 @@ COMMANDS: dict[str, type] = {
 
 _WITH_SETTINGS = ("run", "sweep")
 """Commands to whose options those of the stream, the net and the methods are added that were typed."""
-
 
 TOGETHER = ("importance", "dream", "finetune", "evaluate")
 """Commands whose work several processes share."""

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
-from holdfast.cli.outcome import LOST, Outcome, outcome
+from holdfast.cli.ending import LOST, Ending, ending_of
 from holdfast.errors import LostProcessError
 from holdfast.language.launched import Launch, joined
 from holdfast.language.processes import Processes, is_loss
@@ -43,17 +43,17 @@ def run_together(launch: Launch, command: Callable[[Processes], int]) -> int:
         try:
             with joined(launch) as (processes, store):
                 try:
-                    found = outcome(lambda: _lost_told(processes, command))
+                    found = ending_of(lambda: _lost_told(processes, command))
                 except BaseException:
                     over()
                     _tell(store, launch.rank, "an error of which there is a traceback")
                     raise
                 over()
-                found = Outcome(found.status, _own_line(found, launch, store))
+                found = Ending(found.status, _own_line(found, launch, store))
         except LostProcessError as error:  # they did not find each other
-            found = Outcome(LOST, _named(launch, str(error)))
+            found = Ending(LOST, _named(launch, str(error)))
         except _TerminatedError:  # while they looked
-            found = Outcome(LOST, _named(launch, str(Processes(launch.rank, launch.count).lost())))
+            found = Ending(LOST, _named(launch, str(Processes(launch.rank, launch.count).lost())))
         return _said(found)
 
 
@@ -62,14 +62,14 @@ def run_beside(launch: Launch, command: Callable[[], int]) -> int:
 
     Of an error that they all meet with the first tells, and at its end torchrun ends the others.
     """
-    found = outcome(command)
+    found = ending_of(command)
     if found.line and launch.rank:
         time.sleep(PATIENCE)
-        found = Outcome(found.status, _named(launch, found.line))
+        found = Ending(found.status, _named(launch, found.line))
     return _said(found)
 
 
-def _said(found: Outcome) -> int:
+def _said(found: Ending) -> int:
     if found.line:
         print(f"holdfast: {found.line}", file=sys.stderr, flush=True)
     return found.status
@@ -94,39 +94,36 @@ def _lost_told(processes: Processes, command: Callable[[Processes], int]) -> int
         raise
 
 
-def _own_line(found: Outcome, launch: Launch, store: Any) -> str:
+def _own_line(found: Ending, launch: Launch, store: Any) -> str:
     """What this process is to say of an error; empty where another says it."""
     if found.status == LOST:
-        return "" if _has_told(store, range(launch.count), SOON) else _named(launch, found.line)
+        with suppress(RuntimeError):  # the store may be gone with the process that held it
+            if _has_told(store, range(launch.count), SOON):
+                return ""
+        return _named(launch, found.line)
     if not found.line:
         return ""
     _tell(store, launch.rank, found.line)
     if launch.rank == 0:
         return found.line
-    first = _heard(store, 0) if _has_told(store, (0,), PATIENCE) else ""
+    try:
+        first = store.get("0").decode() if _has_told(store, (0,), PATIENCE) else ""
+    except RuntimeError:  # the first has told its error, and ended
+        return ""
     return "" if first == found.line else _named(launch, found.line)
 
 
 def _tell(store: Any, rank: int, line: str) -> None:
-    with suppress(RuntimeError):  # the store may be gone with the process that held it
+    with suppress(RuntimeError):
         store.set(str(rank), line)
-
-
-def _heard(store: Any, rank: int) -> str:
-    try:
-        return store.get(str(rank)).decode()
-    except RuntimeError:
-        return ""
 
 
 def _has_told(store: Any, ranks: Iterable[int], seconds: float) -> bool:
     """Whether one of these processes told an error, or does so in time."""
     until, keys = time.monotonic() + seconds, list(map(str, ranks))
-    with suppress(RuntimeError):
-        while not (found := any(store.check([key]) for key in keys)) and time.monotonic() < until:
-            time.sleep(0.05)
-        return found
-    return False
+    while not (found := any(store.check([key]) for key in keys)) and time.monotonic() < until:
+        time.sleep(0.05)
+    return found
 
 
 @contextmanager
@@ -153,7 +150,7 @@ def _terminated_in_a_line(launch: Launch) -> Iterator[Callable[[], None]]:
     def watch() -> None:
         while number := ends.recv(1):
             if number[0] == signal.SIGTERM and not closed.wait(GRACE):
-                _said(Outcome(LOST, _named(launch, str(Processes(launch.rank, launch.count).lost()))))
+                _said(Ending(LOST, _named(launch, str(Processes(launch.rank, launch.count).lost()))))
                 os._exit(LOST)
         ends.close()
 

@@ -206,7 +206,7 @@ def measure_importance(
         told = _told_of(parts, found, processes, is_due=is_due)
         if not parts:
             break
-        reached = []
+        reached: list[MeasuringProgress] = []
         for number, (seen, notes) in enumerate(told[: len(parts)]):
             if number and state.suffices(tolerance):
                 break  # one process would not have measured this part
@@ -214,7 +214,8 @@ def measure_importance(
             if number == own and found is not None:
                 state.add(found)
             state.seconds = earlier + time.monotonic() - begun
-            reached.append(state.progress())
+            if on_part is not None:
+                reached.append(state.progress())
         if checkpoint is not None and told[0][1]["is due"]:
             state.join(processes)
             state.write(checkpoint, key, processes)

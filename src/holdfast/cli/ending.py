@@ -19,7 +19,7 @@ INTERRUPTED = 130
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Ending:
     """How a command ended.
 
     Attributes:
@@ -31,28 +31,28 @@ class Outcome:
     line: str = ""
 
 
-def outcome(command: Callable[[], int]) -> Outcome:
+def ending_of(command: Callable[[], int]) -> Ending:
     """Run a command; errors that were foreseen become a line."""
     try:
-        return Outcome(command())
+        return Ending(command())
     except LostProcessError as error:
-        return Outcome(LOST, " ".join(str(error).split()))
+        return Ending(LOST, " ".join(str(error).split()))
     except HoldfastError as error:
-        return Outcome(REFUSED, " ".join(str(error).split()))
+        return Ending(REFUSED, " ".join(str(error).split()))
     except KeyboardInterrupt:
-        return Outcome(INTERRUPTED, "interrupted. The same command goes on where it was.")
+        return Ending(INTERRUPTED, "interrupted. The same command goes on where it was.")
     except BrokenPipeError:  # nobody reads on, as in `holdfast run list | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return Outcome(1)
+        return Ending(1)
     except OSError as error:  # what a system says of a path that was typed, such as a name that is too long
         if error.filename is None:
             raise
-        return Outcome(REFUSED, f"{error.filename!s:.200}: {error.strerror}. Give another path.")
+        return Ending(REFUSED, f"{error.filename!s:.200}: {error.strerror}. Give another path.")
 
 
 def guarded(command: Callable[[], int]) -> int:
     """The exit status of a command, whose errors are told in one line."""
-    found = outcome(command)
+    found = ending_of(command)
     if found.line:
         before = "\n" if found.status == INTERRUPTED else ""  # the terminal shows ^C
         print(f"{before}holdfast: {found.line}", file=sys.stderr)
