@@ -205,6 +205,7 @@ def test_one_goes_on_where_two_were_of_which_one_was_killed(place: Path, both, t
     same_weights(tmp_path / "held", one / "held", rtol=1e-3, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_of_what_all_meet_with_the_first_tells(tmp_path: Path):
     command = (sys.executable, "-m", "holdfast", "evaluate", str(tmp_path / "missing"), "data")
     first, second = ended(started(tmp_path, 2, *command))
