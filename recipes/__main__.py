@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from holdfast.cli.dispatch import guarded
+from holdfast.cli.ending import guarded
 from holdfast.cli.parsing import parse
 from recipes.options import ElephantsOptions, PublishedOptions, RosenbrockOptions
 

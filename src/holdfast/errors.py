@@ -93,6 +93,10 @@ class RunMismatchError(HoldfastError, ValueError):
     """A run folder belongs to another configuration."""
 
 
+class LostProcessError(HoldfastError, RuntimeError):
+    """One of several processes that work together is gone, or has not come to where the others wait for it."""
+
+
 class FailedRunsError(HoldfastError, RuntimeError):
     """Some of many runs failed; the others are finished.
 

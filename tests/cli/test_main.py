@@ -11,7 +11,7 @@ import pytest
 
 from holdfast import __version__
 from holdfast.cli import main
-from holdfast.cli.dispatch import COMMANDS
+from holdfast.cli.dispatch import BESIDE, COMMANDS, TOGETHER
 
 LONG = "x" * 300
 """No file system takes such a name."""
@@ -196,29 +196,73 @@ def test_what_is_not_foreseen_shows_its_traceback(monkeypatch: pytest.MonkeyPatc
         main(["run", "permuted-digits", "--method", "none", "--output", str(tmp_path), *TINY])
 
 
-@pytest.mark.parametrize("command", sorted(COMMANDS))
-def test_several_processes_are_refused_before_any_work(
+ALONE = {
+    "run": ["permuted-digits"],
+    "reproduce": ["all"],
+    "advise": ["mlp"],
+    "demo": [],
+    "report": [],
+}
+"""Commands that are of no use in several processes, with what they need."""
+
+
+def started_by_torchrun(monkeypatch: pytest.MonkeyPatch, **changed: str) -> None:
+    told = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    for name, value in {**told, **changed}.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_every_command_is_for_one_process_or_for_several():
+    assert sorted([*ALONE, *TOGETHER, *BESIDE]) == sorted(COMMANDS)
+
+
+@pytest.mark.parametrize("command", sorted(ALONE))
+def test_what_several_processes_cannot_do_the_first_refuses(
     command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    """As torchrun starts them: each would write the same files."""
-    needed = {
-        "run": ["permuted-digits"],
-        "sweep": ["permuted-digits"],
-        "reproduce": ["all"],
-        "advise": ["mlp"],
-        "dream": ["model"],
-        "demo": [],
-        "report": [],
-    }
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    said = refusal(capsys, command, *needed.get(command, ["model", "data"]))
-    assert said == (
-        f"holdfast: {command}: WORLD_SIZE is 2, so 2 processes were started, and each would write the same files. The "
-        f"command line runs as one process: start it without torchrun, as holdfast {command} ...\n"
+    started_by_torchrun(monkeypatch)
+    assert refusal(capsys, command, *ALONE[command]) == (
+        f"holdfast: {command}: 2 processes were started, and each would do the same work and write the same files. "
+        f"Start it without torchrun, as holdfast {command} ...; several processes share the work of importance, dream, "
+        "finetune, evaluate, and of sweep each takes settings.\n"
     )
-    assert list(tmp_path.iterdir()) == []
     assert main([command, "--help"]) == 0
+    assert capsys.readouterr().out
+    started_by_torchrun(monkeypatch, RANK="1")
+    assert main([command, *ALONE[command]]) == 0  # so that torchrun does not end the first before it has told
+    assert main(["--help"]) == 0
+    assert capsys.readouterr() == ("", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_beside_the_first_a_process_says_which_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """The first tells at once; torchrun then ends the others, who wait for that."""
+    monkeypatch.setattr("holdfast.cli.together.PATIENCE", 0.0)
+    started_by_torchrun(monkeypatch)
+    told = refusal(capsys, "sweep", "permuted-digits")
+    started_by_torchrun(monkeypatch, RANK="1")
+    assert refusal(capsys, "sweep", "permuted-digits") == told.replace("holdfast: ", "holdfast: process 1 of 2: ", 1)
+
+
+@pytest.mark.parametrize(
+    ("changed", "found"),
+    [
+        ({"RANK": "", "MASTER_ADDR": ""}, "without RANK, MASTER_ADDR"),
+        ({"RANK": "2"}, "with RANK '2' and LOCAL_RANK '0'"),
+        ({"LOCAL_RANK": "first"}, "with RANK '0' and LOCAL_RANK 'first'"),
+    ],
+)
+def test_several_processes_that_torchrun_did_not_start(
+    changed: dict[str, str], found: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    started_by_torchrun(monkeypatch, **changed)
+    assert refusal(capsys, "evaluate", "model", "data") == (
+        f"holdfast: WORLD_SIZE is 2 {found}: several processes are started by torchrun --nproc-per-node 2 -m holdfast "
+        "..., one without it, with WORLD_SIZE unset.\n"
+    )
 
 
 @pytest.mark.parametrize("size", ["1", "", "many"])

@@ -15,7 +15,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: what stands behind the program's name; None: what was typed.
 
     Returns:
-        The exit status: 0; 2 after bad input, said in one line on the standard error; 130 when interrupted.
+        The exit status: 0; 2 after bad input, said in one line on the standard error; 130 when interrupted; 1 where
+        another of several processes is gone.
     """
     try:
         import rich  # noqa: F401

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from importlib import import_module
 
+import torch
+
+from holdfast.cli.ending import guarded
 from holdfast.cli.language_options import (
     DreamOptions,
     EvaluateOptions,
@@ -16,10 +19,11 @@ from holdfast.cli.language_options import (
 from holdfast.cli.options import AdviseOptions, DemoOptions, ReproduceOptions, RunOptions, SweepOptions
 from holdfast.cli.parsing import parse, show_help
 from holdfast.cli.report_options import ReportOptions
-from holdfast.errors import HoldfastError, OptionError, UnknownNameError
+from holdfast.cli.together import run_beside, run_together
+from holdfast.errors import OptionError, UnknownNameError
+from holdfast.language.launched import Launch, launch_of
+from holdfast.language.processes import ALONE, Processes
 from holdfast.version import __version__
-
-INTERRUPTED = 130
 
 COMMANDS: dict[str, type] = {
     "demo": DemoOptions,
@@ -38,33 +42,50 @@ COMMANDS: dict[str, type] = {
 _WITH_SETTINGS = ("run", "sweep")
 """Commands to whose options those of the stream, the net and the methods are added that were typed."""
 
+TOGETHER = ("importance", "dream", "finetune", "evaluate")
+"""Commands whose work several processes share."""
+
+BESIDE = ("sweep",)
+"""Commands that processes run beside each other, on one storage."""
+
 
 def dispatch(argv: Sequence[str]) -> int:
     """Run the command that `argv` names; see `holdfast.cli.main`."""
-    return guarded(lambda: _command(argv))
-
-
-def guarded(command: Callable[[], int]) -> int:
-    """The exit status of a command, whose errors are told in one line."""
     try:
-        return command()
-    except HoldfastError as error:
-        print(f"holdfast: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nholdfast: interrupted. The same command goes on where it was.", file=sys.stderr)
-        return INTERRUPTED
-    except BrokenPipeError:  # nobody reads on, as in `holdfast run list | head -1`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except OSError as error:  # what a system says of a path that was typed, such as a name that is too long
-        if error.filename is None:
-            raise
-        print(f"holdfast: {error.filename!s:.200}: {error.strerror}. Give another path.", file=sys.stderr)
-        return 2
+        launch = launch_of(os.environ)
+    except OptionError as error:
+        return guarded(partial(_raise, error))
+    if launch is None:
+        return guarded(lambda: perform(argv))
+    name = argv[0] if argv else ""
+    if name in TOGETHER and not {"-h", "--help"} & {*argv}:
+        return run_together(launch, lambda processes: _agreed(argv, processes))
+    if name in BESIDE:
+        return run_beside(launch, lambda: perform(argv))
+    # a process that ends well does not end the others, so that the first comes to tell why
+    return guarded(lambda: perform(argv, launch=launch)) if launch.rank == 0 else 0
 
 
-def _command(argv: Sequence[str]) -> int:
+def _raise(error: Exception) -> int:
+    raise error
+
+
+def _agreed(argv: Sequence[str], processes: Processes) -> int:
+    processes.agree(argv[0], command=list(argv), version_of_holdfast=__version__, version_of_torch=torch.__version__)
+    return perform(argv, processes=processes)
+
+
+def perform(argv: Sequence[str], *, launch: Launch | None = None, processes: Processes = ALONE) -> int:
+    """Run the command that `argv` names.
+
+    Args:
+        argv: what stands behind the program's name.
+        launch: of several processes for a command that only one can do; None for any other.
+        processes: that share the work.
+
+    Returns:
+        0; what goes wrong is raised.
+    """
     if not argv or argv[0] in ("-h", "--help"):
         show_help(COMMANDS)
         return 0
@@ -84,18 +105,13 @@ def _command(argv: Sequence[str]) -> int:
     options = parse(record, rest, command=name, explain=explain)
     if options is None:
         return 0
-    _check_alone(name)
-    # each command imports what it needs, so that --help and a mistyped option answer at once
-    module = import_module(f"holdfast.cli.{name}")
-    getattr(module, f"{name}_command")(options)
-    return 0
-
-
-def _check_alone(name: str) -> None:
-    """Raise where several processes were started, which would do the same work and write to the same place."""
-    size = os.environ.get("WORLD_SIZE", "")
-    if size.isdigit() and int(size) > 1:
+    if launch is not None:
         raise OptionError(
-            f"{name}: WORLD_SIZE is {size}, so {size} processes were started, and each would write the same files. The "
-            f"command line runs as one process: start it without torchrun, as holdfast {name} ..."
+            f"{name}: {launch.count} processes were started, and each would do the same work and write the same files. "
+            f"Start it without torchrun, as holdfast {name} ...; several processes share the work of "
+            f"{', '.join(TOGETHER)}, and of {', '.join(BESIDE)} each takes settings."
         )
+    # each command imports what it needs, so that --help and a mistyped option answer at once
+    run = getattr(import_module(f"holdfast.cli.{name}"), f"{name}_command")
+    run(options, processes=processes) if name in TOGETHER else run(options)
+    return 0

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from holdfast.cli.console import console_for, say, warnings_told
+from holdfast.cli.console import console_for, own_device, say, warnings_told
 from holdfast.cli.language_options import DreamOptions, check_options
 from holdfast.errors import OptionError
 from holdfast.files import check_output
@@ -14,16 +14,17 @@ from holdfast.lab.running import usable_device
 from holdfast.language import CONFIG
 from holdfast.language.dreamt import WRITING, dream_into
 from holdfast.language.models import load_model
+from holdfast.language.processes import ALONE, Processes
 
 
-def dream_command(options: DreamOptions) -> None:
+def dream_command(options: DreamOptions, *, processes: Processes = ALONE) -> None:
     """Let a model write, and keep what it wrote with its answers."""
     check_options(options, command="dream")
     if options.output is None:
         raise OptionError("dream: where to? Give -o DIR.")
     path = Path(options.output)
     check_output(path, reading=[options.model], names=(CONFIG, "README.md", "dreams.safetensors"))
-    device, dtype = usable_device(options.device), getattr(torch, options.dtype)
+    device, dtype = usable_device(own_device(options.device)), getattr(torch, options.dtype)
     model = load_model(options.model, task="causal-lm", device=device, dtype=dtype)
     console = console_for(quiet=options.quiet)
     if (path / WRITING).exists():
@@ -38,7 +39,8 @@ def dream_command(options: DreamOptions) -> None:
             temperatures=options.temperatures,
             batch_size=options.batch_size,
             seed=options.seed,
-            progress=not options.quiet,
+            progress=not options.quiet and processes.is_first,
+            processes=processes,
         )
     info, told = found.info, console_for()
     say(

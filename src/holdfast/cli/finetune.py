@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from holdfast.cli.console import console_for, say, warnings_told
+from holdfast.cli.console import console_for, own_device, say, warnings_told
 from holdfast.cli.language_options import FinetuneOptions, check_options, columns_of
 from holdfast.cli.progress import Stages
 from holdfast.cli.tables import new_table
@@ -20,10 +20,11 @@ from holdfast.language.finetuning import FineTuneSettings, HoldOptions, flag
 from holdfast.language.keeping import keep_and_learn
 from holdfast.language.kept import SkillChange, forecast_verdict
 from holdfast.language.past import SHARE, RehearsalOptions
+from holdfast.language.processes import ALONE, Processes
 from holdfast.language.rows import Columns, Source
 
 
-def finetune_command(options: FinetuneOptions) -> None:
+def finetune_command(options: FinetuneOptions, *, processes: Processes = ALONE) -> None:
     """Fine-tune a model without losing what an importance holds, and show what was kept and learned."""
     check_options(options, command="finetune")
     holding = HoldOptions(**_given(HoldOptions, options))
@@ -68,11 +69,12 @@ def finetune_command(options: FinetuneOptions) -> None:
             test_data=None if options.test_data is None else Source(options.test_data, columns, options.split),
             compare=options.compare,
             length=options.length,
-            device=usable_device(options.device),
+            device=usable_device(own_device(options.device)),
             dtype=getattr(torch, options.dtype),
             on_log=tell,
             on_plan=show_plan,
             on_progress=stages,
+            processes=processes,
         )
     _show(kept, console_for())
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from holdfast.cli.console import console_for, say, warnings_told
+from holdfast.cli.console import console_for, own_device, say, warnings_told
 from holdfast.cli.language_options import ImportanceOptions, check_options, columns_of
 from holdfast.cli.progress import Stages
 from holdfast.errors import OptionError
@@ -25,6 +25,7 @@ from holdfast.language.dreamt import DREAMS, WRITING, dreamt
 from holdfast.language.importance_folder import importance_names, write_importance_folder
 from holdfast.language.measuring import MEASURING, MeasuringProgress, measure_importance
 from holdfast.language.models import LanguageModel, load_model
+from holdfast.language.processes import ALONE, Processes
 from holdfast.language.rows import Source
 from holdfast.probes import Probes
 
@@ -54,16 +55,22 @@ class _Shown:
     dreams: Dreams | None = None
 
 
-def importance_command(options: ImportanceOptions) -> None:
-    """Measure what a model's skill rests on, and write it down."""
+def importance_command(options: ImportanceOptions, *, processes: Processes = ALONE) -> None:
+    """Measure what a model's skill rests on, and write it down; of several processes the first writes."""
     check_options(options, command="importance")
     _check_combination(options)
     console = console_for(quiet=options.quiet)
     path = Path(str(options.output))
     reading = [options.model, *([] if options.data is None else [options.data])]
     check_output(path, reading=reading, names=importance_names(options.kind))
-    shown = _of_data(options, options.data) if options.data is not None else _of_dreams(options, path, console)
+    device = usable_device(own_device(options.device))
+    if options.data is not None:
+        shown = _of_data(options, options.data, device)
+    else:
+        shown = _of_dreams(options, path, console, device, processes)
     model = shown.model
+    identity = {"model": model.revision, "task": model.task, "head": model.head, **shown.identity}
+    processes.agree("importance", **identity)
     for line in shown.told:
         say(console, line)
     checkpoint = path / MEASURING
@@ -84,8 +91,9 @@ def importance_command(options: ImportanceOptions) -> None:
             batch_size=options.batch_size,
             seed=options.seed,
             checkpoint=checkpoint,
-            identity={"model": model.revision, "task": model.task, "head": model.head, **shown.identity},
+            identity=identity,
             on_part=tell,
+            processes=processes,
         )
         if options.calibrate:
             factor = calibrate(
@@ -96,6 +104,7 @@ def importance_command(options: ImportanceOptions) -> None:
                 seed=options.seed,
                 probes=shown.probes,
                 on_progress=stages,
+                processes=processes,
             )
             stages.say(
                 f"calibration: rise predicted {factor.predicted:.3g}, measured {factor.measured:.3g} nats a target"
@@ -104,11 +113,13 @@ def importance_command(options: ImportanceOptions) -> None:
                 told = "Give a larger --calibrate-budget, or --old-data to finetune, on which the rise is measured."
                 stages.say(f"warning: calibration: {factor.why_not_settled}. {told}")
             found = factor.applied_to(found)
-    write_importance_folder(path, found, model, data=shown.name, progress=progress, length=options.length)
-    checkpoint.unlink(missing_ok=True)
-    if shown.dreams is not None:
-        shown.dreams.save(path / DREAMS)
-        (path / WRITING).unlink(missing_ok=True)
+    if processes.is_first:
+        write_importance_folder(path, found, model, data=shown.name, progress=progress, length=options.length)
+        checkpoint.unlink(missing_ok=True)
+        if shown.dreams is not None:
+            shown.dreams.save(path / DREAMS)
+            (path / WRITING).unlink(missing_ok=True)
+    processes.wait()
     told = console_for()
     say(told, f"{progress.text}, {progress.seconds:.0f} s")
     say(told, f"{found}, in {found.info.unit}")
@@ -137,8 +148,8 @@ def _check_combination(options: ImportanceOptions) -> None:
         )
 
 
-def _of_data(options: ImportanceOptions, data: str) -> _Shown:
-    device, dtype = usable_device(options.device), getattr(torch, options.dtype)
+def _of_data(options: ImportanceOptions, data: str, device: torch.device) -> _Shown:
+    dtype = getattr(torch, options.dtype)
     source = Source(data, columns_of(options), options.split)
     model = load_model(options.model, head=options.head, device=device, dtype=dtype)
     labelled = options.kind == "empirical"
@@ -164,10 +175,11 @@ def _of_data(options: ImportanceOptions, data: str) -> _Shown:
     )
 
 
-def _of_dreams(options: ImportanceOptions, path: Path, console: Console) -> _Shown:
+def _of_dreams(
+    options: ImportanceOptions, path: Path, console: Console, device: torch.device, processes: Processes
+) -> _Shown:
     assert options.own is not None
-    device, dtype = usable_device(options.device), getattr(torch, options.dtype)
-    model = load_model(options.model, head=options.head, device=device, dtype=dtype)
+    model = load_model(options.model, head=options.head, device=device, dtype=getattr(torch, options.dtype))
     if (path / WRITING).exists():
         say(console, f"goes on from {path / WRITING}")
     with warnings_told(console):
@@ -177,7 +189,8 @@ def _of_dreams(options: ImportanceOptions, path: Path, console: Console) -> _Sho
             length=options.length,
             seed=options.seed,
             checkpoint=path / WRITING,
-            progress=not options.quiet,
+            progress=not options.quiet and processes.is_first,
+            processes=processes,
         )
     kind = "conversations" if found.dreams.info.chat else "texts"
     told = [

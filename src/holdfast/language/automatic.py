@@ -12,6 +12,7 @@ from holdfast.language.checkpoints import MEASURED
 from holdfast.language.finetuning import HoldOptions, flag
 from holdfast.language.models import LanguageModel, LanguageTask
 from holdfast.language.past import Past, RehearsalOptions
+from holdfast.language.processes import ALONE, Processes
 from holdfast.retention.ewc import BUDGET
 
 
@@ -106,18 +107,20 @@ def choose(
     return AutomaticChoice(replace(holding, method="ewc", budget=budget), rehearsing, tuple(reasons))
 
 
-def importance_of_past(past: Past, *, seed: int, place: Path) -> AnyImportance:
+def importance_of_past(past: Past, *, seed: int, place: Path, processes: Processes = ALONE) -> AnyImportance:
     """What the skill rests on that a past shows; read where it was measured already.
 
     Args:
         past: with probes that were set apart.
         seed: of the labels that are drawn.
         place: of a folder of checkpoints, which are of this model and past alone.
+        processes: that wait for the first, which measures.
     """
     path = place / MEASURED
-    if not path.is_dir():
+    if processes.is_first and not path.is_dir():
         found = measure(past.judge.module, past.shown, probes=past.watched, loss=past.loss, seed=seed)
         found.save(path)
+    processes.wait()
     return load_importance(path)
 
 

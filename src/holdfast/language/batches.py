@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -196,6 +197,16 @@ def collate(model: LanguageModel, found: Sequence[Example]) -> LanguageBatch:
     if model.task == "classification":
         return inputs, torch.tensor(targets)
     return inputs, torch.tensor(targets, dtype=torch.float32).unsqueeze(1)
+
+
+def digest_of(*found: Iterable[Example]) -> str:
+    """The sha256 of the tokens and targets of examples, by which processes see that they read the same."""
+    digest = hashlib.sha256()
+    for some in found:
+        for example in some:
+            digest.update(repr((list(map(list, example.tokens)), example.target)).encode())
+        digest.update(b"|")
+    return digest.hexdigest()
 
 
 def classes_of(rows: Iterable[Row]) -> tuple[str, ...]:

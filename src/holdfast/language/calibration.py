@@ -27,6 +27,7 @@ from holdfast.language.batches import Example, batches_by_length, collate
 from holdfast.language.encoders import SentenceClassifier, SentenceEncoder, pooled
 from holdfast.language.finetuning import FineTuneSettings, fine_tune
 from holdfast.language.models import LanguageModel
+from holdfast.language.processes import ALONE, Processes
 from holdfast.language.skills import likelihood_of
 from holdfast.language.ticks import OnProgress
 from holdfast.likelihoods.batches import batch_to
@@ -54,6 +55,7 @@ def calibrate(
     seed: int = 0,
     probes: Probes | None = None,
     on_progress: OnProgress | None = None,
+    processes: Processes = ALONE,
 ) -> Factor:
     """Learn a made-up task under a budget, and compare the rise of the old loss with what was predicted.
 
@@ -74,6 +76,7 @@ def calibrate(
         seed: of the made-up task.
         probes: on which the old loss rises, of `model.module`; None: on half of `data`, and the other half is learned.
         on_progress: called after every step.
+        processes: that learn together; each looks at all of the probes.
 
     Raises:
         OptionError: too few examples.
@@ -99,10 +102,10 @@ def calibrate(
         step = None if on_progress is None else partial(on_progress, told)
         settings = FineTuneSettings(steps=steps, lr=lr, batch_size=_BATCH, seed=seed)
         with TemporaryDirectory() as folder:
-            fine_tune(pupil, task, settings, folder=Path(folder), keeper=keeper, on_step=step)
+            fine_tune(pupil, task, settings, folder=Path(folder), keeper=keeper, on_step=step, processes=processes)
 
     def rise() -> float:
-        return taken.rise(model.module)
+        return processes.of_first(lambda: ({}, taken.rise(model.module)))[1]
 
     with _draws_kept():
         return lessons_factor(model.base, importance, rise=rise, lesson=lesson, budget=budget, lessons=1, rounds=rounds)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from shutil import rmtree
 from typing import Any
@@ -15,6 +15,7 @@ from holdfast.files import MANIFEST, Saved, read_json, write_json
 from holdfast.files.exclusive import locked
 from holdfast.files.manifest import write_manifest
 from holdfast.language.dreamt import DREAMS
+from holdfast.language.processes import ALONE, Processes
 
 TRAINING = ".holdfast-training"
 
@@ -23,7 +24,7 @@ MEASURED = "importance"
 
 
 @contextmanager
-def checkpoints(output: Path, identity: Mapping[str, Any]) -> Iterator[Path]:
+def checkpoints(output: Path, identity: Mapping[str, Any], *, processes: Processes = ALONE) -> Iterator[Path]:
     """The folder of the checkpoints, of which each training takes one below it.
 
     It is removed when the block ends without an error, and otherwise where no checkpoint is in it yet; dreams stay.
@@ -31,12 +32,33 @@ def checkpoints(output: Path, identity: Mapping[str, Any]) -> Iterator[Path]:
     Args:
         output: of the fine-tuned model; made where it is missing, and removed again if it stays empty.
         identity: what must be the same to go on from checkpoints that are there, as JSON values.
+        processes: that train together; the first makes the folder and removes it, and all of them must see it.
 
     Raises:
-        OutputError: another process trains for the same output, or it cannot be written.
+        OutputError: another process trains for the same output, or it cannot be written, or not all see it.
         RunMismatchError: the checkpoints that are there are of another training.
         FileFormatError: nothing tells of which training they are.
     """
+    if processes.count == 1:
+        with _own_checkpoints(output, identity) as folder:
+            yield folder
+        return
+    with ExitStack() as stack:
+        if processes.is_first:
+            stack.enter_context(_own_checkpoints(output, identity))
+        processes.wait()
+        folder = output / TRAINING
+        if blind := [number for number, (_, sees) in enumerate(processes.told(folder.is_dir())) if not sees]:
+            raise OutputError(
+                f"{output}: process {blind[0]} of {processes.count} does not see what the first wrote there. Give a "
+                "folder on storage that all of them share."
+            )
+        yield folder
+        processes.wait()
+
+
+@contextmanager
+def _own_checkpoints(output: Path, identity: Mapping[str, Any]) -> Iterator[Path]:
     made = [folder for folder in (output, *output.absolute().parents) if not os.path.lexists(folder)]
     folder = output / TRAINING
 
@@ -74,14 +96,21 @@ def seal(checkpoint: Path) -> None:
     write_manifest(checkpoint)
 
 
-def last_checkpoint(folder: Path) -> Path | None:
+def last_checkpoint(folder: Path, *, processes: Processes = ALONE) -> Path | None:
     """The last checkpoint of a training that is whole; None where there is none.
 
-    What a killed process left half written, which has no list of its files, is removed.
+    What a killed process left half written, which has no list of its files, is removed. Of several processes the first
+    looks and removes.
 
     Raises:
         FileFormatError: it is damaged or was edited.
+        LostProcessError: another process is gone.
     """
+    _, name = processes.of_first(lambda: ({}, None if (last := _last(folder)) is None else last.name))
+    return None if name is None else folder / name
+
+
+def _last(folder: Path) -> Path | None:
     found = sorted(folder.glob("checkpoint-*"), key=lambda path: (len(path.name), path.name))
     sealed = [path for path in found if os.path.lexists(path / MANIFEST)]
     if sealed:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from holdfast.errors import NotFiniteError, OptionError
+from holdfast.language.processes import ALONE, Processes, Told
 from holdfast.language.texts import Dreams, DreamsInfo, vocabulary_of
 from holdfast.language.writing import Chat, blocks, conversations, num_positions
 from holdfast.language.written import ROUND, Written
@@ -48,6 +49,7 @@ def dreams(
     name: str | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     progress: bool = False,
+    processes: Processes = ALONE,
 ) -> Dreams:
     """Let a causal language model write, and keep its answers to what it wrote.
 
@@ -67,6 +69,8 @@ def dreams(
         checkpoint: a file that holds what is written so far, from which a killed call goes on to the same dreams. It
             stays, for the caller to remove once the dreams are saved.
         progress: show a progress bar.
+        processes: that write together, each a round of as many as they are: the same dreams as one process writes, from
+            the seeds of the same rounds. The first keeps the checkpoint; each takes all of the answers.
 
     Raises:
         OptionError: an option out of its range, a model that is no causal one or has no `generate`, no token to begin
@@ -74,6 +78,7 @@ def dreams(
         NotFiniteError: weights or answers are NaN or infinite.
         CollapseError: most of what the model writes are duplicates and loops, or conversations without an end.
         RunMismatchError, FileFormatError: the checkpoint is of another call, or damaged.
+        LostProcessError: another process is gone.
 
     Cost: `length` forward passes of one token on 32 texts for every 32 that are written, of conversations up to
     twice as many; then one pass over the dreams for the answers. Of a vocabulary of more than 1,024 tokens the answers
@@ -86,18 +91,22 @@ def dreams(
     name = name or str(getattr(getattr(unwrap(model), "config", None), "name_or_path", "")) or type(model).__name__
     identity = {"model": name, "tokenizer": vocabulary_of(tokenizer), "chat": talks is not None, "length": length}
     identity |= {"temperatures": list(temperatures), "seed": seed, "weights": _sum_of_weights(model)}
-    written = Written() if checkpoint is None else Written.at(Path(checkpoint), identity)
     start = _first_token(model, tokenizer)
+    processes.agree("dreams", **identity, count=count)
+    written = _begun(None if checkpoint is None else Path(checkpoint), identity, processes)
     with tqdm(total=count, initial=len(written.texts), desc="dreams", unit="text", disable=not progress) as bar:
         while len(written.texts) < count:
-            temperature = temperatures[written.rounds % len(temperatures)]
-            own = {"length": length, "count": ROUND, "temperature": temperature, "seed": seed + written.rounds}
+            number = written.rounds + processes.rank
+            temperature = temperatures[number % len(temperatures)]
+            own = {"length": length, "count": ROUND, "temperature": temperature, "seed": seed + number}
             found = (
                 blocks(model, start=start, **own) if talks is None else conversations(model, talks, stop=stop, **own)
             )
-            written.add(found, ROUND)
-            written.check(count)
-            if checkpoint is not None:
+            for each in processes.told_in_order(found):
+                if len(written.texts) < count:  # one process would not have written more
+                    written.add(each, ROUND)
+                    written.check(count)
+            if checkpoint is not None and processes.is_first:
                 written.save(Path(checkpoint), identity)
             bar.update(min(count, len(written.texts)) - bar.n)
     texts = written.texts[:count]
@@ -117,6 +126,18 @@ def dreams(
         rest=rest,
     )
     return Dreams(probes, info)
+
+
+def _begun(checkpoint: Path | None, identity: Mapping[str, Any], processes: Processes) -> Written:
+    """What the first process reads of a checkpoint, in all."""
+    read: list[Written] = []
+
+    def find() -> Told:
+        read.append(Written() if checkpoint is None else Written.at(checkpoint, identity))
+        return read[0].state()
+
+    tensors, notes = processes.of_first(find)
+    return read[0] if read else Written.of(tensors, notes)
 
 
 def _check(model: nn.Module, *, temperatures: Sequence[float], length: int, **counts: int) -> None:

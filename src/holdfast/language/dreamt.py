@@ -12,6 +12,7 @@ from holdfast.errors import CollapseError, HoldfastError, OptionError
 from holdfast.language import CONFIG, Dreams, dreams
 from holdfast.language.batches import Example
 from holdfast.language.models import LanguageModel
+from holdfast.language.processes import ALONE, Processes
 from holdfast.language.writing import num_positions
 from holdfast.probes import Probes
 
@@ -45,7 +46,14 @@ class Dreamt:
 
 
 def dreamt(
-    model: LanguageModel, count: int, *, length: int, seed: int, checkpoint: Path | None = None, progress: bool = False
+    model: LanguageModel,
+    count: int,
+    *,
+    length: int,
+    seed: int,
+    checkpoint: Path | None = None,
+    progress: bool = False,
+    processes: Processes = ALONE,
 ) -> Dreamt:
     """Let a causal model write its own data.
 
@@ -56,6 +64,7 @@ def dreamt(
         seed: of the draws.
         checkpoint: see `dreams`.
         progress: show a progress bar.
+        processes: that write together.
 
     Raises:
         OptionError: too few, or a model that does not write; and what else `dreams` raises.
@@ -79,6 +88,7 @@ def dreamt(
         name=model.name,
         checkpoint=checkpoint,
         progress=progress,
+        processes=processes,
     )
     measured, watched = set_apart(found)
     return Dreamt(found, _examples(measured), watched.probes)
@@ -100,49 +110,61 @@ def probes_beside(importance: Path) -> Probes | None:
     return set_apart(Dreams.load(importance / DREAMS))[1].probes
 
 
-def dreams_in(path: Path, model: LanguageModel, **options: Any) -> Dreams:
+def dreams_in(path: Path, model: LanguageModel, *, processes: Processes = ALONE, **options: Any) -> Dreams:
     """The dreams in a folder where they are these, else the model dreams there; killed, it goes on.
 
     Args:
         path: of the folder.
         model: a causal language model.
+        processes: that write together; the first decides whether the dreams are there.
         options: of `holdfast.language.dreams`; a length beyond the model's positions is cut to them.
     """
     options["length"] = length = min(options["length"], num_positions(model.base) or options["length"])
-    if (path / CONFIG).is_file():
-        try:
-            found = Dreams.load(path)
-            asked = (options["count"], length, options["seed"])
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", UserWarning)
-                found.check(model.module, model.tokenizer)
-            if (len(found), found.info.length, found.info.seed) == asked:
-                return found
-        except (HoldfastError, UserWarning):  # damaged, or another's: it is only a copy of what can be dreamt again
-            pass
-    return dream_into(path, model, **options)
+    asked = (options["count"], length, options["seed"])
+    if processes.of_first(lambda: ({}, _are_there(path, model, asked)))[1]:
+        return Dreams.load(path)
+    return dream_into(path, model, processes=processes, **options)
 
 
-def dream_into(path: Path, model: LanguageModel, **options: Any) -> Dreams:
+def _are_there(path: Path, model: LanguageModel, asked: tuple[int, int, int]) -> bool:
+    """Whether a folder holds dreams of this model, so many, of this length and seed."""
+    if not (path / CONFIG).is_file():
+        return False
+    try:
+        found = Dreams.load(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            found.check(model.module, model.tokenizer)
+        return (len(found), found.info.length, found.info.seed) == asked
+    except (HoldfastError, UserWarning):  # damaged, or another's: it is only a copy of what can be dreamt again
+        return False
+
+
+def dream_into(path: Path, model: LanguageModel, *, processes: Processes = ALONE, **options: Any) -> Dreams:
     """Let a model dream into a folder, from where a killed one stopped.
 
     Args:
         path: of the folder.
         model: a causal language model.
+        processes: that write together; the first saves.
         options: of `holdfast.language.dreams`.
 
     Raises:
         CollapseError: it writes nothing of use; nothing is left in the folder, for other dreams may be asked for.
     """
+    own = {"name": model.name, "checkpoint": path / WRITING, "processes": processes, **options}
     try:
-        found = dreams(model.base, model.tokenizer, name=model.name, checkpoint=path / WRITING, **options)
+        found = dreams(model.base, model.tokenizer, **own)
     except CollapseError:
-        (path / WRITING).unlink(missing_ok=True)
-        with suppress(OSError):  # something else is in it, or it was never made
-            path.rmdir()
+        if processes.is_first:
+            (path / WRITING).unlink(missing_ok=True)
+            with suppress(OSError):  # something else is in it, or it was never made
+                path.rmdir()
         raise
-    found.save(path)
-    (path / WRITING).unlink(missing_ok=True)
+    if processes.is_first:
+        found.save(path)
+        (path / WRITING).unlink(missing_ok=True)
+    processes.wait()
     return found
 
 

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
+from torch.utils.data import DataLoader, RandomSampler
 
 from holdfast.curvature.factored import AnyImportance, importance_of
 from holdfast.errors import EmptyDataError, OptionError
@@ -19,6 +21,7 @@ from holdfast.language.batches import Example, collate
 from holdfast.language.checkpoints import last_checkpoint, seal
 from holdfast.language.measuring import renamed
 from holdfast.language.models import LanguageModel, transformers_library
+from holdfast.language.processes import ALONE, Processes
 from holdfast.language.skills import likelihood_of
 from holdfast.likelihoods.categorical import IGNORED
 from holdfast.memory import AnchorForm, ImportanceForm
@@ -184,8 +187,13 @@ def fine_tune(
     rehearsal: Rehearsal | None = None,
     on_log: Callable[[Mapping[str, Any]], None] | None = None,
     on_step: Callable[[int, int], None] | None = None,
+    processes: Processes = ALONE,
 ) -> None:
     """Train the model in place.
+
+    Of several processes, over which the Trainer spreads it as `DistributedDataParallel`, each takes its share of every
+    batch, so that the batches of a step and their order are those of one process; only dropout draws other numbers. A
+    training goes on with another number of processes than it began with.
 
     Args:
         model: on the device where it is trained.
@@ -197,18 +205,20 @@ def fine_tune(
         on_log: called with what the Trainer logs: loss, step, with a keeper `predicted_rise` and `pull_ratio`, and with
             a rehearsal `rehearsal_loss`.
         on_step: called after every step with (steps done, steps in all).
+        processes: that train together; the first writes the checkpoints.
 
     Raises:
         EmptyDataError: no example.
         OptionError: accelerate is not installed.
         FileFormatError: the checkpoint in `folder` is damaged.
+        LostProcessError: another process is gone.
     """
     if not data:
         raise EmptyDataError("finetune: the data held no example.")
     transformers = transformers_library()
     from holdfast.integrations.transformers import HoldfastCallback, RehearsalCallback
 
-    begin = last_checkpoint(folder)
+    begin = last_checkpoint(folder, processes=processes)
     if settings.checkpointing:
         bare: Any = model.base
         getattr(bare, "activation_checkpointing_enable", bare.gradient_checkpointing_enable)()  # its older name
@@ -218,18 +228,20 @@ def fine_tune(
         raise OptionError(
             'finetune: the Trainer needs accelerate: pip install "torch-holdfast[transformers]"'
         ) from error
-    trainer = transformers.Trainer(
+    trainer = _trainer(transformers, processes)(
         model=model.module,
         args=arguments,
         train_dataset=list(data),
-        data_collator=lambda found: _as_mapping(model, found),
+        data_collator=lambda found: share_of_batch(model, found, processes),
         compute_loss_func=lambda outputs, labels, num_items_in_batch=None: _loss(
             model, outputs, labels, num_items_in_batch
         ),
         optimizers=(AdamW(_groups(model, settings), lr=settings.lr, weight_decay=0.0), None),
         callbacks=[] if rehearsal is None else [RehearsalCallback(rehearsal)],
     )
-    trainer.add_callback(_outward(transformers, on_log, on_step))  # after those that write into logs and checkpoints
+    trainer.add_callback(
+        _outward(transformers, on_log, on_step, processes)
+    )  # after those that write into logs and checkpoints
     trainer.remove_callback(transformers.PrinterCallback)
     if keeper is not None:
         HoldfastCallback(keeper).attach(trainer)
@@ -270,15 +282,45 @@ def _arguments(transformers: Any, settings: FineTuneSettings, folder: Path, *, c
     )
 
 
-def _as_mapping(model: LanguageModel, found: Sequence[Example]) -> dict[str, Tensor]:
-    inputs, targets = collate(model, found)
-    return {**inputs, "labels": targets}
+def share_of_batch(model: LanguageModel, found: Sequence[Example], processes: Processes) -> dict[str, Tensor]:
+    """A process's share of a batch; where there is none for it an example without a target, for the model to run on."""
+    own = processes.share(found)
+    inputs, targets = collate(model, own or found[:1])
+    return {**inputs, "labels": targets if own else torch.full_like(targets, IGNORED)}
+
+
+def _trainer(transformers: Any, processes: Processes) -> type[Any]:
+    """The Trainer; for several processes one that hands whole batches to each, whose collator then takes its share.
+
+    What accelerate would do in its place, a batch to each process in turn, repeats examples where they do not come out
+    even, and orders them otherwise than one process does.
+    """
+    if processes.count == 1:
+        return transformers.Trainer
+    from accelerate.data_loader import prepare_data_loader
+
+    class WholeBatchesTrainer(transformers.Trainer):
+        """A Trainer whose batches are not spread over processes."""
+
+        def get_train_dataloader(self) -> Any:
+            batches = DataLoader(
+                self.train_dataset,
+                batch_size=self.args.per_device_train_batch_size,
+                sampler=RandomSampler(self.train_dataset),
+                collate_fn=self.data_collator,
+            )
+            alone = {"num_processes": 1, "process_index": 0, "put_on_device": True, "use_seedable_sampler": True}
+            return prepare_data_loader(batches, self.args.device, **alone)
+
+    return WholeBatchesTrainer
 
 
 def _loss(model: LanguageModel, outputs: Any, labels: Tensor, count: Tensor | None) -> Tensor:
-    """Mean over the targets of all batches that make a step."""
-    total = likelihood_of(model.task).nll(outputs, ({}, labels)).sum()
-    return total / (labels != IGNORED).sum() if count is None else total / count
+    """Mean over the targets of all batches that make a step, those of other processes too."""
+    losses = likelihood_of(model.task).nll(outputs, ({}, labels))
+    if labels.is_floating_point():
+        losses = losses.masked_fill((labels == IGNORED).flatten(1).all(dim=1), 0.0)
+    return losses.sum() / ((labels != IGNORED).sum() if count is None else count)
 
 
 def _groups(model: LanguageModel, settings: FineTuneSettings) -> list[dict[str, Any]]:
@@ -295,9 +337,14 @@ def _outward(
     transformers: Any,
     on_log: Callable[[Mapping[str, Any]], None] | None,
     on_step: Callable[[int, int], None] | None,
+    processes: Processes,
 ) -> Any:
     class Outward(transformers.TrainerCallback):
         """Hands steps and logs on, and seals a checkpoint when all is in it, the keeper and the rehearsal too."""
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+            if not processes.is_first:
+                torch.manual_seed(args.seed + processes.rank)  # of dropout, by which replicas are to differ
 
         def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
             if on_step is not None:
@@ -308,6 +355,8 @@ def _outward(
                 on_log({"step": state.global_step, "steps": state.max_steps, **logs})
 
         def on_save(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-            seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+            processes.wait()  # each writes its random state
+            if processes.is_first:
+                seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
     return Outward()

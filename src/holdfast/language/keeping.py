@@ -15,7 +15,7 @@ from torch import nn
 from holdfast.errors import EmptyDataError, OptionError
 from holdfast.files import check_output, new_folder, write_json
 from holdfast.language.automatic import AutomaticChoice, choose, importance_of_past
-from holdfast.language.batches import Example, batches, classes_of, examples
+from holdfast.language.batches import Example, batches, classes_of, digest_of, examples
 from holdfast.language.checkpoints import checkpoints
 from holdfast.language.choosing import choose_task, head_for, number_read, plan
 from holdfast.language.dreamt import DREAMS, probes_beside
@@ -32,11 +32,13 @@ from holdfast.language.kept import SkillChange, to_dict
 from holdfast.language.models import LanguageModel, LanguageTask, load_model
 from holdfast.language.old_skill import OldSkill
 from holdfast.language.past import OldAnswers, RehearsalOptions
+from holdfast.language.processes import ALONE, Processes
 from holdfast.language.rows import Source
 from holdfast.language.skills import MeasuredSkill, evaluate
 from holdfast.language.ticks import OnProgress, counted
 from holdfast.replay import Rehearsal
 from holdfast.retention import EWC, WVA
+from holdfast.retention.replicas import importance_digest
 
 KEPT = "kept_and_learned.json"
 _NAMES = (KEPT, "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
@@ -70,6 +72,7 @@ def keep_and_learn(
     on_log: Callable[[str, Mapping[str, Any]], None] | None = None,
     on_plan: Callable[[Sequence[str]], None] | None = None,
     on_progress: OnProgress | None = None,
+    processes: Processes = ALONE,
 ) -> SkillChange:
     """Fine-tune a model under a keeper, with a past to rehearse, or both, and measure both skills before and after.
 
@@ -97,8 +100,12 @@ def keep_and_learn(
         on_log: called with ("held" or "plain", logs) whenever the Trainer logs.
         on_plan: called with lines that say what will be done, before any work.
         on_progress: called as long work goes on.
+        processes: that train together, and of which each measures a share of the examples; the first writes, into a
+            folder that all of them see. Each holds all of the probes and of the past.
 
     Raises:
+        RunMismatchError: the processes are not about to do the same.
+        LostProcessError: one of them is gone; the same call goes on from the last checkpoint.
         OutputError: `output` may not be written, see `holdfast.files.check_output`, or is read from.
         HoldfastError: see `load_model`, `read_importance`, `keeper_of`, `OldAnswers` and `fine_tune`; nothing is
             written then.
@@ -110,6 +117,7 @@ def keep_and_learn(
     given = {"device": device, **({} if dtype is None else {"dtype": dtype})}
     ready = load_model(name, **given)
     importance = None if keep is None else read_importance(keep, ready)
+    held_digest = None if importance is None or processes.count == 1 else importance_digest(importance)
     details = {} if importance is None else importance.info.details
     asked, why = choose_task(ready, data, asked=task, learns=True, labelled=True)
     if keep is not None and importance is not None and asked == ready.task == "causal-lm":
@@ -173,7 +181,7 @@ def keep_and_learn(
     new_skills: dict[str, MeasuredSkill] = {}
 
     def judge(learned: LanguageModel, way: str) -> None:
-        given: Any = {"size": settings.batch_size, "on_progress": on_progress}
+        given: Any = {"size": settings.batch_size, "on_progress": on_progress, "processes": processes}
         if old is not None:
             old_skills[way] = _skill(old.judge(learned), remembered, work=f"old skill, {way}", **given)
         new_skills[way] = _skill(learned, tested, work=f"new skill, {way}", **given)
@@ -181,7 +189,8 @@ def keep_and_learn(
     def train(learned: LanguageModel, way: str, folder: Path, own: FineTuneSettings, **beside: Any) -> None:
         on_its_log = None if on_log is None else partial(on_log, way)
         step = None if on_progress is None else partial(on_progress, f"training, {way}")
-        fine_tune(learned, found, own, folder=folder / way, on_log=on_its_log, on_step=step, **beside)
+        beside |= {"on_log": on_its_log, "on_step": step, "processes": processes}
+        fine_tune(learned, found, own, folder=folder / way, **beside)
         judge(learned, way)
 
     def taken(place: Path) -> tuple[EWC | WVA | None, Rehearsal | None, str]:
@@ -198,6 +207,7 @@ def keep_and_learn(
             watch=watches,
             place=place / DREAMS,
             on_progress=on_progress,
+            processes=processes,
         )
         rehearsal = past.rehearsal(share=choice.rehearsing.share, seed=settings.seed)
         if on_plan is not None:
@@ -207,12 +217,11 @@ def keep_and_learn(
         own = {"probes": past.watched}
         if importance is not None:
             return keeper_of(model, importance, choice.holding, judge=past.judge, **own), rehearsal, past.told
-        measured = importance_of_past(past, seed=settings.seed, place=place)
+        measured = importance_of_past(past, seed=settings.seed, place=place, processes=processes)
         if on_plan is not None:
             on_plan([f"importance of what is rehearsed: {measured}"])
         return held_by(past.judge.module, measured, choice.holding, free=True, **own), rehearsal, past.told
 
-    judge(model, "before")
     identity = {
         "model": model.revision,
         "data": data.path,
@@ -226,7 +235,10 @@ def keep_and_learn(
         "rehearse": None if choice.rehearsing is None else choice.rehearsing.what,
         "share": None if choice.rehearsing is None else choice.rehearsing.share,
     }
-    with checkpoints(output, identity) as training:
+    if processes.count > 1:
+        processes.agree("finetune", **identity, examples=digest_of(found, tested, remembered), importance=held_digest)
+    judge(model, "before")
+    with checkpoints(output, identity, processes=processes) as training:
         keeper, rehearsal, told_of_past = taken(training)
         importance = None
         train(model, "held", training, settings, keeper=keeper, rehearsal=rehearsal)
@@ -251,15 +263,23 @@ def keep_and_learn(
             new_head=model.head,
             kept_heads=tuple(model.heads),
         )
-        with new_folder(output, reading=reading) as folder:
-            model.save(folder)
-            if plain_model is not None:
-                plain_model.save(folder / PLAIN)
-            write_json(folder / KEPT, to_dict(kept))
+        if processes.is_first:
+            with new_folder(output, reading=reading) as folder:
+                model.save(folder)
+                if plain_model is not None:
+                    plain_model.save(folder / PLAIN)
+                write_json(folder / KEPT, to_dict(kept))
     return kept
 
 
 def _skill(
-    model: LanguageModel, found: Sequence[Example], *, size: int, work: str, on_progress: OnProgress | None
+    model: LanguageModel,
+    found: Sequence[Example],
+    *,
+    size: int,
+    work: str,
+    on_progress: OnProgress | None,
+    processes: Processes,
 ) -> MeasuredSkill:
-    return evaluate(model, counted(batches(model, found, size), on_progress, work, total=len(found), by=size))
+    read = counted(batches(model, found, size), on_progress, work, total=len(found), by=size)
+    return evaluate(model, read, processes=processes)

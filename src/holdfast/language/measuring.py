@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -26,8 +26,9 @@ from holdfast.errors import (
 )
 from holdfast.files import read_state, write_state
 from holdfast.importance import fisher, kfac, mas, signal
-from holdfast.language.batches import Example, LanguageBatch, batches, drawn
+from holdfast.language.batches import Example, LanguageBatch, batches, digest_of, drawn
 from holdfast.language.models import LanguageModel
+from holdfast.language.processes import ALONE, Processes, Told
 from holdfast.language.skills import likelihood_of
 from holdfast.records import ImportanceInfo
 from holdfast.tensors import prefixed, under, unwrap
@@ -91,7 +92,10 @@ class Groups:
 
     def add(self, part: int, found: Mapping[str, Tensor], size: int) -> None:
         """Add what a part of so many targets gave, means over them."""
-        seen = _seen(found)
+        self.add_seen(part, seen_of(found), size)
+
+    def add_seen(self, part: int, seen: Tensor, size: int) -> None:
+        """The same of the sample of its weights that `seen_of` takes."""
         if not self.sums.numel():
             self.sums = torch.zeros(_GROUPS, len(seen), dtype=torch.float32)
         self.sums[part % _GROUPS] += size * seen
@@ -111,7 +115,7 @@ class Groups:
         return (float(error) / length if length else 0.0), float(agreement)
 
 
-def _seen(tensors: Mapping[str, Tensor]) -> Tensor:
+def seen_of(tensors: Mapping[str, Tensor]) -> Tensor:
     """The same evenly spread weights of every parameter, about `_WATCHED` in all."""
     stride = max(1, sum(tensor.numel() for tensor in tensors.values()) // _WATCHED)
     return torch.cat([tensor.flatten()[::stride].cpu().float() for tensor in tensors.values()])
@@ -130,6 +134,7 @@ def measure_importance(
     identity: Mapping[str, Any] | None = None,
     checkpoint_seconds: float = 30.0,
     on_part: ProgressCallback | None = None,
+    processes: Processes = ALONE,
 ) -> tuple[AnyImportance, MeasuringProgress]:
     """The importance of the weights of `model.base`, under their own names.
 
@@ -138,6 +143,9 @@ def measure_importance(
     that all examples at once would. Sums and count are written down as one file, so that a measurement which was
     interrupted goes on, and ends with the same numbers. Fewer than all examples are drawn under the seed, from the
     whole stream.
+
+    Of several processes each reads the whole stream and measures one part of as many as there are processes. Parts and
+    their seeds are those of one process, and so are labels, convergence and end; the sums are added in another order.
 
     Args:
         model: what is measured.
@@ -153,6 +161,8 @@ def measure_importance(
         identity: what else must be the same to go on, as JSON values.
         checkpoint_seconds: at least so long between two writings.
         on_part: called with the progress after each part.
+        processes: that measure together; the first reads and writes the checkpoint, and the number of processes may be
+            another when it goes on.
 
     Returns:
         The importance, with "kfac" a `FactoredImportance`, in nats per target: of a causal language model per token
@@ -163,8 +173,9 @@ def measure_importance(
         MemoryShortageError: not even one example alone fits.
         OptionError: MAS of single sentences, whose embeddings all have length one.
         UnsupportedLayerError: "kfac" of a model in which no layer can have factors, such as an encoder of pairs.
-        RunMismatchError: the checkpoint is of another measurement.
+        RunMismatchError: the checkpoint is of another measurement, or the processes read different data.
         FileFormatError: it is damaged, or no checkpoint of a measurement.
+        LostProcessError: another process is gone.
 
     Cost: a float32 copy of the weights on the model's device, and one for the running sums in the computer's memory;
     with "kfac" the factors' size in place of the weights'. The rows that were drawn are held.
@@ -177,27 +188,82 @@ def measure_importance(
     if model.base is not model.module:
         model.module.requires_grad_(False)  # a head is not part of what is measured
         model.base.requires_grad_(True)
-    state = _State() if checkpoint is None or not checkpoint.exists() else _State.read(checkpoint, key)
+    state = _begun(checkpoint, key, processes)
     limit = math.inf if num_examples is None else num_examples
     found_in = data() if count is None else drawn(data(), count, seed=seed)
     stream = islice(found_in, state.seen, None)
-    written = start = time.monotonic()
+    written = begun = time.monotonic()
     earlier, size = state.seconds, batch_size
-    while state.seen < limit and not (tolerance and state.part >= 4 and state.progress().error < tolerance):  # type: ignore[operator]
-        part = list(islice(stream, int(min(PART, limit - state.seen))))
-        if not part:
+    while state.seen < limit and not state.suffices(tolerance):
+        most = int(min(PART * processes.count, limit - state.seen))
+        read = list(islice(stream, most))
+        parts = [read[start : start + PART] for start in range(0, len(read), PART)]
+        own, found = processes.rank, None
+        if own < len(parts):
+            found, size = _with_room(partial(_measure_part, model, parts[own], kind, seed + state.part + own), size)
+            found = renamed(found, lambda name: name.removeprefix(model.prefix))
+        is_due = checkpoint is not None and time.monotonic() - written >= checkpoint_seconds
+        told = _told_of(parts, found, processes, is_due=is_due)
+        if not parts:
             break
-        found, size = _with_room(partial(_measure_part, model, part, kind, seed + state.part), size)
-        state.add(renamed(found, lambda name: name.removeprefix(model.prefix)))
-        state.seconds = earlier + time.monotonic() - start
-        if checkpoint is not None and time.monotonic() - written >= checkpoint_seconds:
-            state.write(checkpoint, key)
+        reached: list[MeasuringProgress] = []
+        for number, (seen, notes) in enumerate(told[: len(parts)]):
+            if number and state.suffices(tolerance):
+                break  # one process would not have measured this part
+            state.count(seen["seen"], notes)
+            if number == own and found is not None:
+                state.add(found)
+            state.seconds = earlier + time.monotonic() - begun
+            if on_part is not None:
+                reached.append(state.progress())
+        if checkpoint is not None and told[0][1]["is due"]:
+            state.join(processes)
+            state.write(checkpoint, key, processes)
             written = time.monotonic()
         if on_part is not None:
-            on_part(state.progress())
+            for progress in reached:
+                on_part(progress)
     if state.seen == 0:
         raise EmptyDataError("importance: the data held no example.")
+    state.join(processes, in_all=True)
     return state.mean(_info(model, state, kind, seed)), state.progress()
+
+
+def _begun(checkpoint: Path | None, key: Mapping[str, Any], processes: Processes) -> _State:
+    """What the first process reads of a checkpoint; the others know all of it but the sums, which are in the first."""
+    read: list[_State] = []
+
+    def find() -> Told:
+        read.append(_State() if checkpoint is None or not checkpoint.exists() else _State.read(checkpoint, key))
+        return {"groups": read[0].groups.sums}, read[0].notes()
+
+    tensors, notes = processes.of_first(find)
+    return read[0] if read else _State.of({"groups": tensors["groups"]}, notes)
+
+
+def _told_of(
+    parts: Sequence[Sequence[Example]], found: AnyImportance | None, processes: Processes, *, is_due: bool
+) -> list[Told]:
+    """What each process tells of its part, for all to count it.
+
+    Raises:
+        RunMismatchError: they did not read the same examples.
+    """
+    notes: dict[str, Any] = {"data": digest_of(*parts) if processes.count > 1 else "", "is due": is_due}
+    if found is None:
+        told = processes.told(notes)
+    else:
+        details = found.info.details
+        notes |= {"seen": found.info.num_examples, "targets": found.info.num_targets}
+        notes |= {"layers": factors_to_tensors(found.layers)[1]}
+        notes |= {"rules": {name: details[name] for name in ("factors", "matched") if name in details}}
+        told = processes.told(notes, {"seen": seen_of(found.to_diagonal())})
+    if others := [number for number, (_, notes) in enumerate(told) if notes["data"] != told[0][1]["data"]]:
+        raise RunMismatchError(
+            f"importance: the processes read different data: process {others[0]} of {processes.count} found other "
+            "examples than the first. Give all of them the same files."
+        )
+    return told
 
 
 @dataclass
@@ -234,12 +300,17 @@ class _State:
                 f"{path} is of a measurement with another {', '.join(changed)}. Delete it to begin anew, or give the "
                 "same command to go on."
             )
+        return cls.of(tensors, notes)
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> _State:
         groups = Groups(tensors["groups"], notes["counts"])
         sums = under("totals", tensors), under("factors", tensors), notes["layers"], notes.get("rules", {})
         return cls(*sums, groups, notes["seen"], notes["targets"], notes["part"], notes["seconds"])
 
-    def write(self, path: Path, key: Mapping[str, Any]) -> None:
-        notes = {
+    def notes(self) -> dict[str, Any]:
+        """All but the tensors, as JSON values."""
+        return {
             "seen": self.seen,
             "targets": self.targets,
             "part": self.part,
@@ -247,25 +318,35 @@ class _State:
             "counts": self.groups.counts,
             "layers": self.layers,
             "rules": self.rules,
-            "key": key,
         }
-        tensors = prefixed("totals", self.totals) | prefixed("factors", self.factors)
-        write_state(path, tensors | {"groups": self.groups.sums}, notes)
 
-    def add(self, found: AnyImportance) -> None:
-        """Add the means over a part's targets.
+    def write(self, path: Path, key: Mapping[str, Any], processes: Processes) -> None:
+        """Write the sums, which are in the first process, to go on from."""
+        if processes.is_first:
+            tensors = prefixed("totals", self.totals) | prefixed("factors", self.factors)
+            write_state(path, tensors | {"groups": self.groups.sums}, {**self.notes(), "key": key})
+
+    def count(self, seen: Tensor, told: Mapping[str, Any]) -> None:
+        """Count a part, which this process or another has measured.
 
         Raises:
             UnsupportedLayerError: other layers than before have factors.
         """
-        factors, layers = factors_to_tensors(found.layers)
+        layers = told["layers"]
         if self.seen and layers.keys() != self.layers.keys():
             changed = ", ".join(map(repr, sorted(layers.keys() ^ self.layers.keys())))
             raise UnsupportedLayerError(
                 f"importance: {changed} can have Kronecker factors on some of the data only. Measure --kind sampled."
             )
-        self.layers = layers
-        self.rules = {name: found.info.details[name] for name in ("factors", "matched") if name in found.info.details}
+        self.layers, self.rules = layers, told["rules"]
+        self.groups.add_seen(self.part, seen, told["targets"])
+        self.seen += told["seen"]
+        self.targets += told["targets"]
+        self.part += 1
+
+    def add(self, found: AnyImportance) -> None:
+        """Add the means over a part's targets."""
+        factors, _ = factors_to_tensors(found.layers)
         for name, f in found.layers.items():
             traces = {"inputs": trace(f.outputs), "outputs": trace(f.inputs)}
             factors |= {f"{name}/{part}": factors[f"{name}/{part}"] * each for part, each in traces.items()}
@@ -273,10 +354,16 @@ class _State:
             for name, value in values.items():
                 total = totals.setdefault(name, torch.zeros(value.shape, dtype=torch.float32))
                 total.add_(value.cpu(), alpha=found.info.num_targets)
-        self.groups.add(self.part, found.to_diagonal(), found.info.num_targets)
-        self.seen += found.info.num_examples
-        self.targets += found.info.num_targets
-        self.part += 1
+
+    def join(self, processes: Processes, *, in_all: bool = False) -> None:
+        """Make the first process's sums those of all; the others begin theirs anew, or where asked have them too."""
+        self.totals, self.factors = processes.add_up(self.totals), processes.add_up(self.factors)
+        if not (in_all or processes.is_first):
+            self.totals, self.factors = {}, {}
+
+    def suffices(self, tolerance: float | None) -> bool:
+        """Whether the relative error is small enough, after at least four parts."""
+        return bool(tolerance and self.part >= 4 and self.progress().error < tolerance)  # type: ignore[operator]
 
     def mean(self, info: ImportanceInfo) -> AnyImportance:
         """Over all targets; the sums are gone then."""

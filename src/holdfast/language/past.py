@@ -16,6 +16,7 @@ from holdfast.language.dreamt import WATCHED, dreams_in, set_apart
 from holdfast.language.encoders import SentenceEncoder
 from holdfast.language.models import LanguageModel, LanguageTask
 from holdfast.language.old_skill import OldSkill
+from holdfast.language.processes import ALONE, Processes
 from holdfast.language.rows import Source
 from holdfast.language.skills import likelihood_of
 from holdfast.language.ticks import OnProgress, counted
@@ -180,6 +181,7 @@ class OldAnswers:
         watch: bool,
         place: Path,
         on_progress: OnProgress | None = None,
+        processes: Processes = ALONE,
     ) -> Past:
         """Take the old answers of a model that has not learned yet, or read the old data.
 
@@ -195,6 +197,7 @@ class OldAnswers:
             watch: whether a part is set apart to measure a budget by.
             place: a folder for dreams, read where they are in it already.
             on_progress: called as long work goes on.
+            processes: that write dreams together; each takes all of the old answers.
 
         Raises:
             EmptyDataError: there is too little.
@@ -209,7 +212,7 @@ class OldAnswers:
         if self._options.kind in ("self", "dreams"):
             count = min(_MOST, max(_FEWEST, wanted))
             own = {"count": count, "length": length, "batch_size": batch_size, "seed": seed}
-            dreamt = self._dreams or dreams_in(place, model, **own)
+            dreamt = self._dreams or dreams_in(place, model, processes=processes, **own)
             told = f"{number_of(len(dreamt), 'dream')} of {dreamt.info.model}"
             watched = None
             if watch:

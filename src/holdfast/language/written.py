@@ -58,12 +58,23 @@ class Written:
                 "texts: look at what it writes, or dream at a higher temperature, or of another length."
             )
 
-    def save(self, path: Path, identity: Mapping[str, Any]) -> None:
-        """Write a checkpoint."""
+    def state(self) -> tuple[dict[str, Tensor], dict[str, int]]:
+        """The texts, and the numbers as notes."""
         lengths = torch.tensor([len(text) for text in self.texts], dtype=torch.int32)
         tokens = torch.cat(self.texts) if self.texts else torch.empty(0, dtype=torch.int32)
         numbers = {name: getattr(self, name) for name in ("rounds", "count", "duplicates", "loops")}
-        write_state(path, {"lengths": lengths, "tokens": tokens}, {"identity": identity, **numbers})
+        return {"lengths": lengths, "tokens": tokens}, numbers
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> Self:
+        """What `state` gave."""
+        texts = list(tensors["tokens"].split(tensors["lengths"].tolist()))
+        return cls(texts, *(int(notes[name]) for name in ("rounds", "count", "duplicates", "loops")))
+
+    def save(self, path: Path, identity: Mapping[str, Any]) -> None:
+        """Write a checkpoint."""
+        tensors, numbers = self.state()
+        write_state(path, tensors, {"identity": identity, **numbers})
 
     @classmethod
     def at(cls, path: Path, identity: Mapping[str, Any]) -> Self:
@@ -74,7 +85,6 @@ class Written:
         if notes.get("identity") != identity:
             raise RunMismatchError(f"{path} is of other dreams: {notes.get('identity')}. Delete it, or name another.")
         try:
-            texts = list(tensors["tokens"].split(tensors["lengths"].tolist()))
-            return cls(texts, *(int(notes[name]) for name in ("rounds", "count", "duplicates", "loops")))
+            return cls.of(tensors, notes)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise FileFormatError(f"{path} is damaged ({error!r}). Delete it to dream anew.") from error

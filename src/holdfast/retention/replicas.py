@@ -41,8 +41,7 @@ def check_replicas(importance: Measured, model: nn.Module, *, where: str) -> Non
         return
     tensors = tensors_of(importance)
     total = torch.tensor([sum_of(value.sum() for value in tensors.values())], dtype=torch.float64)
-    bits = {name: int(_bits(value).sum(dtype=torch.int64)) for name, value in tensors.items()}
-    mine = torch.cat([torch.tensor([digest((form_of(tensors), bits))]), total.view(torch.int64)])
+    mine = torch.cat([torch.tensor([importance_digest(importance)]), total.view(torch.int64)])
     try:
         digests, totals = gathered(mine.to(next(wrapper.parameters()).device), wrapper.process_group)
     except RuntimeError as error:
@@ -62,6 +61,16 @@ def check_replicas(importance: Measured, model: nn.Module, *, where: str) -> Non
 def tensors_of(importance: Measured) -> dict[str, Tensor]:
     """Everything that an importance consists of, in the order of names; of layers "factors/WEIGHT/inputs" and so on."""
     return dict(sorted({**prefixed("factors", layers_to_tensors(importance.layers)), **importance.diagonal}.items()))
+
+
+def importance_digest(importance: Measured) -> int:
+    """A number of 63 bits that stands for the names, shapes and values of an importance.
+
+    Cost: one pass over it.
+    """
+    tensors = tensors_of(importance)
+    bits = {name: int(_bits(value).sum(dtype=torch.int64)) for name, value in tensors.items()}
+    return digest((form_of(tensors), bits))
 
 
 def importance_with(importance: AnyImportance, tensors: Mapping[str, Tensor], info: ImportanceInfo) -> AnyImportance:
