@@ -105,7 +105,10 @@ def test_help_and_mistakes_wait_for_no_matplotlib():
         ([*EWC, "--method"], "run: Missing value for argument '--method'."),
         (["run", "--lr", "0.1", "permuted-digit"], "unknown stream 'permuted-digit'."),
         ([*EWC, "--net", "mpl"], "unknown net 'mpl'. Did you mean 'mlp'?"),
-        ([*EWC, "--plugin", "no_such_plugin"], "plugin no_such_plugin: ModuleNotFoundError: No module named"),
+        (
+            [*EWC, "--plugin", "no_such_plugin"],
+            "plugin 'no_such_plugin' cannot be imported: ModuleNotFoundError: No module named",
+        ),
         (["demo", "--sede", "1"], "demo: unknown option --sede. Did you mean --seed? See holdfast demo --help."),
         (["demo", "permuted-digits"], "demo: unexpected 'permuted-digits'."),
         (["report"], "report: which runs? Give the folders that hold them, such as holdfast report runs"),

@@ -123,6 +123,10 @@ class TestNames:
 
         with pytest.raises(OptionError, match="mine: options is <class 'int'>; expected a frozen dataclass."):
             Entry(name="mine", make=blue, options=int)
+        with pytest.raises(OptionError, match="mine: a int; expected a function or a class."):
+            Entry(name="mine", make=3)  # type: ignore[arg-type]
+        with pytest.raises(OptionError, match="mine: place is 'top'; expected ceiling or floor, or none."):
+            Entry(name="mine", make=blue, place="top")
         with pytest.raises(OptionError, match="mine: the options first, third have no default; expected one each."):
             Entry(name="mine", make=blue, options=Open)
 
@@ -152,7 +156,7 @@ class TestModuleAndAttribute:
                 "colour 'my_colours:blue' cannot be imported: AttributeError: .* Expected module:name.",
             ),
             ("no_such_module:blue", "colour 'no_such_module:blue' cannot be imported: ModuleNotFoundError: No module"),
-            ("my_colours:number", "colour my_colours:number: a int; expected a function or a class."),
+            ("my_colours:number", "my_colours:number: a int; expected a function or a class."),
             (":blue", "colour ':blue' cannot be imported: ValueError"),
         ],
     )

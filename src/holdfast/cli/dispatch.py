@@ -16,10 +16,11 @@ from holdfast.cli.language_options import (
 from holdfast.cli.options import AdviseOptions, DemoOptions, ReproduceOptions, RunOptions, SweepOptions
 from holdfast.cli.parsing import parse, show_help
 from holdfast.cli.report_options import ReportOptions
-from holdfast.errors import HoldfastError, OptionError, UnknownNameError
+from holdfast.errors import FailedRunsError, HoldfastError, OptionError, UnknownNameError
+from holdfast.lab.foreign import foreign_trace, in_a_line, is_foreign
 from holdfast.version import __version__
 
-INTERRUPTED = 130
+FAILED, INTERRUPTED = 1, 130
 
 COMMANDS: dict[str, type] = {
     "demo": DemoOptions,
@@ -40,8 +41,18 @@ _WITH_SETTINGS = ("run", "sweep")
 
 
 def dispatch(argv: Sequence[str]) -> int:
-    """Run the command that `argv` names; see `holdfast.cli.main`."""
-    return guarded(lambda: _command(argv))
+    """Run the command that `argv` names; see `holdfast.cli.main`. Errors of code of others are told with its lines."""
+
+    def command() -> int:
+        try:
+            return _command(argv)
+        except Exception as error:
+            if not is_foreign(error):
+                raise
+            print(f"{foreign_trace(error)}holdfast: {in_a_line(error)}", file=sys.stderr)
+            return FAILED
+
+    return guarded(command)
 
 
 def guarded(command: Callable[[], int]) -> int:
@@ -49,8 +60,8 @@ def guarded(command: Callable[[], int]) -> int:
     try:
         return command()
     except HoldfastError as error:
-        print(f"holdfast: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        print(f"holdfast: {in_a_line(error)}", file=sys.stderr)
+        return FAILED if isinstance(error, FailedRunsError) else 2
     except KeyboardInterrupt:
         print("\nholdfast: interrupted. The same command goes on where it was.", file=sys.stderr)
         return INTERRUPTED

@@ -44,6 +44,7 @@ def sweep_command(options: SweepOptions) -> None:
         trials=options.trials,
         refine=options.refine,
         prune=options.prune,
+        data_dir=options.data_dir,
     )
     say(
         console,
@@ -61,7 +62,6 @@ def sweep_command(options: SweepOptions) -> None:
             storage=options.storage,
             jobs=options.jobs,
             device=options.device,
-            data_dir=options.data_dir,
             on_event=display,
         )
     console.print()

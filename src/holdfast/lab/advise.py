@@ -18,6 +18,7 @@ from holdfast.importance import measure, probes_of
 from holdfast.importance.choosing import Choice, choose
 from holdfast.lab.methods import IMPORTANCES, METHODS, Learner, Moment, Setting, build_learner, method_named
 from holdfast.lab.methods.registry import MethodEntry
+from holdfast.lab.methods.states import checked_state
 from holdfast.lab.registry import all_options
 from holdfast.lab.streams import Examples
 from holdfast.lab.training import Losses, OptimizerName, build_optimizer
@@ -271,7 +272,8 @@ class _Trained:
     def held_bytes(self) -> int:
         """What the method keeps; of a buffer, when it is full."""
         buffer = getattr(self.learner, "buffer", None)
-        held = _bytes(self.learner.state()[0].values())
+        tensors, _ = checked_state(self.learner.state(), whose=type(self.learner).__name__)
+        held = _bytes(tensors.values())
         return held * buffer.capacity // len(buffer) if isinstance(buffer, Buffer) and len(buffer) else held
 
     def _loss(self, batch: Any) -> Losses:

@@ -297,6 +297,7 @@ def configure(
     merged = default_settings(stream, method, given) | given
     if "data" in given:
         merged["fingerprint"] = fingerprint(load_data(given["data"], data_dir=data_dir))
+        merged["data"] = os.fspath(given["data"])
     found = RunConfig.from_dict({**merged, "stream": stream, "method": method})
     found.check_has(given)
     return found

@@ -10,19 +10,18 @@ from __future__ import annotations
 import ast
 import hashlib
 import inspect
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, make_dataclass
 from functools import cache
-from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType, UnionType
 from typing import Annotated, Any, Generic, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from holdfast.choices import check_choices
-from holdfast.errors import HoldfastError, OptionError, UnknownNameError
+from holdfast.errors import OptionError, UnknownNameError
 from holdfast.files.typed import Within
+from holdfast.lab.importing import imported
 
 Made = TypeVar("Made")
 
@@ -73,6 +72,9 @@ RESERVED = frozenset(
 """Names that options may not have: settings of every run, and flags of the commands that take them."""
 
 
+_PLACES = ("ceiling", "", "floor")
+
+
 @dataclass(frozen=True)
 class NoOptions:
     """Nothing is left open."""
@@ -102,6 +104,10 @@ class Entry:
     style: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if not callable(self.make):
+            raise OptionError(f"{self.name}: a {type(self.make).__name__}; expected a function or a class.")
+        if self.place not in _PLACES:
+            raise OptionError(f"{self.name}: place is {self.place!r}; expected ceiling or floor, or none.")
         if not is_dataclass(self.options):
             raise OptionError(f"{self.name}: options is {self.options!r}; expected a frozen dataclass.")
         bare = [own.name for own in fields(self.options) if own.default is MISSING]
@@ -126,9 +132,6 @@ class Entry:
     def modules(self) -> frozenset[str]:
         """In which it is written."""
         return frozenset(getattr(self.make, "modules", None) or (getattr(self.make, "__module__", ""),))
-
-
-_PLACES = ("ceiling", "", "floor")
 
 
 class Registry(Mapping[str, Made], Generic[Made]):
@@ -172,7 +175,8 @@ class Registry(Mapping[str, Made], Generic[Made]):
             UnknownNameError: there is no such name; the message offers the nearest.
             OptionError: it cannot be imported.
         """
-        name = str(name)
+        if not isinstance(name, str):
+            raise OptionError(f"{self.kind} is {name!r:.80}; expected a name. Register it, or give 'module:name'.")
         if name not in self._found and ":" in name:
             self.add(self._foreign(name))
         if name not in self._found:
@@ -181,8 +185,6 @@ class Registry(Mapping[str, Made], Generic[Made]):
 
     def _foreign(self, name: str) -> Any:
         make = imported(name, what=self.kind)
-        if not callable(make):
-            raise OptionError(f"{self.kind} {name}: a {type(make).__name__}; expected a function or a class.")
         return self._entry(name=name, make=make, options=getattr(make, "Options", NoOptions))
 
     def __getitem__(self, name: str) -> Made:
@@ -371,31 +373,6 @@ def check_takes(make: Callable[..., Any], given: Sequence[Any], *, what: str) ->
         raise OptionError(f"{what}: {error}; expected one that is called with ({kinds}).") from error
     except ValueError:  # it tells no signature
         return
-
-
-def imported(text: str, *, what: str) -> Any:
-    """What "module:attribute" names; a module of the working folder is found, too.
-
-    Raises:
-        OptionError: it cannot be imported.
-    """
-    module, _, attribute = text.partition(":")
-    here = os.getcwd()
-    sys.path.append(here)
-    try:
-        found: Any = import_module(module)
-        for part in attribute.split("."):
-            found = getattr(found, part)
-        return found
-    except HoldfastError:
-        raise
-    except Exception as error:
-        raise OptionError(
-            f"{what} {text!r} cannot be imported: {type(error).__name__}: {error}. Expected module:name, of a module "
-            "that can be imported here."
-        ) from error
-    finally:
-        sys.path.remove(here)
 
 
 def source_of(module: str) -> str:

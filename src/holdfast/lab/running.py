@@ -19,6 +19,7 @@ from holdfast.lab.checkpoint import RunProgress
 from holdfast.lab.config import RunConfig
 from holdfast.lab.engine import EventCallback, RunEngine
 from holdfast.lab.folder import RunFolder
+from holdfast.lab.foreign import in_a_line, is_foreign
 from holdfast.lab.methods import Moment, Setting, build_learner, method_named
 from holdfast.lab.registry import own_settings, source_of
 from holdfast.lab.result import RunResult
@@ -67,6 +68,10 @@ def run(
         DataFileError: the data are missing or damaged.
         NotFiniteError: training diverged.
     """
+    if not isinstance(config, RunConfig):
+        raise OptionError(
+            f"run: {config!r:.80}; expected a RunConfig, as holdfast.lab.configure(stream, method) makes it."
+        )
     folder = RunFolder(Path(output) / config.name, config)
     if folder.result.exists():
         folder.check_provenance(provenance(config, data_dir=data_dir))
@@ -307,8 +312,10 @@ def _check_net(name: str, net: nn.Module, stream: Stream) -> None:
         with torch.random.fork_rng(devices=[]):
             outputs = net.eval()(inputs)
     except Exception as error:
+        if is_foreign(error):
+            raise
         raise OptionError(
-            f"net {name}: inputs of shape {list(inputs.shape)}, {inputs.dtype}, end in {type(error).__name__}: {error}"
+            f"net {name}: with inputs of shape {list(inputs.shape)}, {inputs.dtype}, {in_a_line(error)}"
         ) from error
     finally:
         net.train()

@@ -8,7 +8,6 @@ import os
 import signal
 import sys
 import threading
-import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -21,9 +20,10 @@ import torch
 
 from holdfast.errors import HoldfastError
 from holdfast.lab.config import RunConfig
+from holdfast.lab.foreign import foreign_trace, in_a_line
 from holdfast.lab.plugins import load_plugins, named_plugins
 from holdfast.lab.result import RunResult
-from holdfast.lab.running import EventCallback, data_of, run
+from holdfast.lab.running import EventCallback, run
 
 PATIENCE = 1.0
 """Seconds between two looks at whether a process that says nothing is alive: one of its own may hold its pipe open."""
@@ -51,14 +51,15 @@ class Done:
 
     @classmethod
     def failed(cls, error: Exception) -> Done:
-        """With the message of an error, and of a foreign one the class before it."""
-        kind = type(error).__name__
-        return cls(error=str(error) if isinstance(error, HoldfastError) else f"{kind}: {error}", kind=kind)
+        """With what an error says; of one that is none of holdfast's its trace goes to the standard error."""
+        if not isinstance(error, HoldfastError) and sys.stderr is not None:
+            sys.stderr.write(foreign_trace(error))
+        return cls(error=in_a_line(error), kind=type(error).__name__)
 
 
 @dataclass
 class Performer:
-    """Does a run in this process, and holds on to the images that it was made of.
+    """Does a run in this process.
 
     Attributes:
         output: parent of the run folders.
@@ -69,13 +70,9 @@ class Performer:
     output: str | os.PathLike[str]
     device: str = "cpu"
     data_dir: str | os.PathLike[str] | None = None
-    _images: object = None
 
     def __call__(self, config: RunConfig, on_event: EventCallback) -> Done:
         """Do it; each event has the name of the run's folder under "run". An error of `on_event` ends it, resumable."""
-        if not os.path.exists(os.path.join(self.output, config.name, "result.json")):
-            self._images = data_of(config, data_dir=self.data_dir)
-
         raised: list[Exception] = []
 
         def told(event: Mapping[str, Any]) -> None:
@@ -90,8 +87,6 @@ class Performer:
         except Exception as error:
             if error in raised:
                 raise
-            if not isinstance(error, HoldfastError):  # of somebody else's code, who wants to see where
-                traceback.print_exc()
             return Done.failed(error)
 
 
@@ -255,8 +250,6 @@ def _serve(connection: Connection, perform: Performer, plugins: tuple[str, ...])
         except _StoppedError:
             done = None
         except Exception as error:
-            if not isinstance(error, HoldfastError):
-                traceback.print_exc()
             done = Done.failed(error)
         tell("done", done)
 

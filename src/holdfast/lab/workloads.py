@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from holdfast.errors import OptionError
 from holdfast.lab.advise import Workload
+from holdfast.lab.importing import imported
 from holdfast.lab.methods import Setting
-from holdfast.lab.registry import imported, own_settings
+from holdfast.lab.registry import own_settings
 from holdfast.lab.streams import build_stream
 from holdfast.lab.training import NETS, build_net
 from holdfast.likelihoods.batches import batch_to

@@ -47,6 +47,7 @@ from holdfast.lab.methods.registry import (
     MechanismEntry,
     MethodEntry,
 )
+from holdfast.lab.methods.states import checked_state
 from holdfast.lab.registry import combined
 from holdfast.lab.streams import Examples
 from holdfast.lab.training import Losses, task_loss
@@ -219,7 +220,7 @@ class KeeperLearner(Learner):
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Of the keeper and of the estimator."""
         held, kept = self.keeper.state()
-        tensors, notes = self.estimator.state()
+        tensors, notes = checked_state(self.estimator.state(), whose=type(self.estimator).__name__, reserved=["keeper"])
         return {**prefixed("keeper", held), **tensors}, {"keeper": kept, **notes}
 
     def load_state(self, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:

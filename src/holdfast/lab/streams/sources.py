@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ import torch
 from torch import Tensor
 
 from holdfast.errors import DataFileError, OptionError
-from holdfast.lab.registry import Entry, Registry, check_takes, imported
+from holdfast.lab.importing import imported
+from holdfast.lab.registry import Entry, Registry, check_takes
 from holdfast.lab.streams.digits import digits
 from holdfast.lab.streams.examples import Examples
 from holdfast.lab.streams.idx import read_idx
@@ -41,7 +43,7 @@ _loaded: WeakValueDictionary[tuple[str, str], Task] = WeakValueDictionary()
 _recent: list[Task] = []
 
 
-def load_data(source: str, *, data_dir: str | os.PathLike[str] | None = None) -> Task:
+def load_data(source: str | os.PathLike[str], *, data_dir: str | os.PathLike[str] | None = None) -> Task:
     """The data of a name, a path or a function, read once while someone holds them.
 
     Args:
@@ -54,6 +56,11 @@ def load_data(source: str, *, data_dir: str | os.PathLike[str] | None = None) ->
         DataFileError: it is no name and no path, or cannot be read.
         OptionError: it holds nothing that can be learned.
     """
+    if not isinstance(source, str | os.PathLike):
+        raise OptionError(
+            f"data: a {type(source).__name__}; expected a name, a path or module:function, which may return arrays."
+        )
+    source = os.fspath(source)
     place = str(data_dir or os.environ.get("HOLDFAST_DATA") or "") if source == "mnist" else ""
     path = Path(source)
     if source not in DATA and path.exists():
@@ -117,6 +124,14 @@ def as_task(found: Any, *, name: str) -> Task:
         raise OptionError(
             f"data {name}: inputs of shapes {sorted(map(list, shapes))}; expected one shape in all parts."
         )
+    if labels is None and _is_one_hot(examples["train"].targets):
+        warnings.warn(
+            f"data {name}: each row of its targets is a single 1 among zeros, so they are likely classes; they are "
+            "learned as numbers. Give targets.argmax(1) to have classes.",
+            stacklevel=2,
+        )
+    if labels is not None and len(labels) < 2:
+        raise OptionError(f"data {name}: one class alone, {labels[0]}; expected two or more, to be told apart.")
     for part, share in (("test", _TEST_SHARE), ("validation", _VALIDATION_SHARE)):
         if part not in examples:
             examples["train"], examples[part] = _held_out(examples["train"], share)
@@ -228,8 +243,15 @@ def _examples(inputs: np.ndarray, targets: np.ndarray, labels: np.ndarray | None
             raise OptionError(f"data {name}: a target is not finite. Clean the data.")
         return Examples(x, y)
     if targets.ndim != 1:
-        raise OptionError(f"data {name}: targets of shape {list(targets.shape)}; expected one class an example.")
+        raise OptionError(
+            f"data {name}: targets of shape {list(targets.shape)}; expected one class an example, such as "
+            "targets.argmax(1) of rows of a single 1."
+        )
     return Examples(x, torch.from_numpy(np.searchsorted(labels, targets)))
+
+
+def _is_one_hot(targets: Tensor) -> bool:
+    return targets.shape[1] > 1 and bool(((targets == 0) | (targets == 1)).all() and (targets.sum(1) == 1).all())
 
 
 def _held_out(examples: Examples, share: int) -> tuple[Examples, Examples]:
@@ -325,6 +347,13 @@ def _images(folder: Path) -> tuple[np.ndarray, np.ndarray]:
                     f"{path}: no picture that can be read: {error}. Replace it or remove it."
                 ) from error
             labels.append(path.relative_to(folder).parts[0])
+    empty = {each.name for each in folder.iterdir() if each.is_dir() and each.name[0] not in "._"} - set(labels)
+    if images and empty:
+        warnings.warn(
+            f"data {folder}: no pictures in {', '.join(sorted(empty))}, of which no class is made. Put PNG or JPEG "
+            "files there, or remove it.",
+            stacklevel=2,
+        )
     if not images:
         raise DataFileError(
             f"{folder}: no pictures in folders of it; expected a folder a class, with PNG or JPEG files."
