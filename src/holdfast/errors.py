@@ -122,7 +122,7 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     def slips(other: str) -> int:
         return 1 if len(name) > 2 and other.startswith(name) else _slips(name, other)
 
-    found = min(known, key=slips, default=None)
+    found = min(known, key=lambda other: (slips(other), len(other)), default=None)
     return found if found is not None and slips(found) <= max(1, len(name) // 3) and slips(found) < len(name) else None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from tests.cli.test_main import EWC
 from holdfast.cli import main
 from holdfast.errors import OptionError
 from holdfast.lab.foreign import foreign_trace, in_a_line, is_foreign
+from holdfast.lab.importing import imported
 
 MINE = """
 import torch
@@ -135,3 +137,24 @@ def test_errors_of_ours_and_of_none_are_as_they_were():
     bare = ValueError()
     assert (is_foreign(bare), in_a_line(bare)) == (False, "ValueError")
     assert foreign_trace(bare) == "ValueError\n"
+
+
+def test_a_plug_in_is_somebody_elses_wherever_it_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = tmp_path / "site-packages"
+    folder.mkdir()
+    for name in ("installed_of_tests", "other_of_tests"):
+        (folder / f"{name}.py").write_text("def fail():\n    raise ValueError('no')\n")
+    monkeypatch.syspath_prepend(folder)
+    fail = imported("installed_of_tests:fail", what="method")
+    with pytest.raises(ValueError, match="no") as caught:
+        fail()
+    assert in_a_line(below(caught.value)) == "fail (site-packages/installed_of_tests.py, line 2) raised ValueError: no"
+    with pytest.raises(ValueError, match="no") as other:
+        importlib.import_module("other_of_tests").fail()
+    assert not is_foreign(below(other.value))
+
+
+def below(error: Exception) -> Exception:
+    """The error without the frame of the test itself."""
+    assert error.__traceback__ is not None
+    return error.with_traceback(error.__traceback__.tb_next)

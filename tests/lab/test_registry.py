@@ -19,20 +19,10 @@ from holdfast.files.typed import Within
 from holdfast.importance import uniform
 from holdfast.lab import ClosedTask, Estimator, Learner, register_importance, register_mechanism, run
 from holdfast.lab.config import RunConfig, RunSettings, configure
+from holdfast.lab.importing import source_of
 from holdfast.lab.methods import IMPORTANCES, MECHANISMS, METHODS
-from holdfast.lab.registry import (
-    RESERVED,
-    Entry,
-    NoOptions,
-    OneOf,
-    Registry,
-    all_options,
-    check_settings,
-    chosen,
-    combined,
-    own_settings,
-    source_of,
-)
+from holdfast.lab.options import NoOptions, OneOf, combined
+from holdfast.lab.registry import RESERVED, Entry, Registry, all_options, check_settings, chosen, own_settings
 from holdfast.retention import EWC
 
 COLOURS: Registry[Entry] = Registry("colour", Entry)

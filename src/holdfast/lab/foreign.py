@@ -8,11 +8,11 @@ import traceback
 from pathlib import Path
 from types import FrameType
 
-import holdfast
 from holdfast.errors import HoldfastError
 
 _INSTALLED = {"site-packages", "dist-packages"}
-_OURS = (str(Path(holdfast.__file__).parent), *(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib")))
+_HOLDFAST = Path(__file__).parents[1]
+_PYTHON = [sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib")]
 
 _known: set[str] = set()
 
@@ -56,9 +56,11 @@ def _frames(error: BaseException) -> list[tuple[FrameType, int]]:
 
 def _is_foreign(frame: FrameType) -> bool:
     path, module = Path(frame.f_code.co_filename), str(frame.f_globals.get("__name__", ""))
-    if not path.is_absolute() or any(path.is_relative_to(folder) for folder in _OURS):
+    if not path.is_absolute() or path.is_relative_to(_HOLDFAST):
         return False
-    return not _INSTALLED & set(path.parts) or module.partition(".")[0] in _known
+    if _INSTALLED & set(path.parts):
+        return module.partition(".")[0] in _known
+    return not any(path.is_relative_to(folder) for folder in _PYTHON)
 
 
 def _shown(path: str) -> str:

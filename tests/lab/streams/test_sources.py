@@ -299,8 +299,11 @@ class TestFunctions:
 
 def test_data_by_a_name_of_ones_own(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(DATA, "_found", {**vars(DATA)["_found"]})
-    register_data("mine", summary="made up")(lambda data_dir: (pictures(), labels()))
+    asked = []
+    register_data("mine", summary="made up")(lambda data_dir: asked.append(data_dir) or (pictures(), labels()))
     assert load_data("mine").name == "mine"
+    assert load_data("mine", data_dir="there").name == "mine"
+    assert asked == [None, "there"]
     assert len(build_stream("split", data="mine")) == 2
 
 

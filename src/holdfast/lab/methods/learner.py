@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from holdfast.choices import check_choices
 from holdfast.lab.registry import Selection
-from holdfast.lab.streams import Examples
+from holdfast.lab.streams import Examples, Stream
 from holdfast.lab.training import Losses, task_loss
 from holdfast.likelihoods import Categorical, Likelihood
 from holdfast.likelihoods.masks import Mask, Scenario
@@ -42,6 +42,13 @@ class Setting:
 
     def __post_init__(self) -> None:
         check_choices(self)
+
+    @classmethod
+    def of(cls, stream: Stream, *, mask: Mask | None = None, **more: Any) -> Setting:
+        """That of a stream; the mask is the scenario's own where none is given, and `more` are other attributes."""
+        own: dict[Scenario, Mask] = {"task": "task", "domain": "all", "class": "seen"}
+        classes = tuple(map(tuple, stream.task_classes))
+        return cls(classes, mask or own[stream.scenario], stream.scenario, stream.input_shape, **more)
 
     @property
     def num_tasks(self) -> int:
