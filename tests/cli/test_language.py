@@ -268,7 +268,7 @@ def test_a_forecast_that_did_not_hold_is_shouted(place: Path, tmp_path: Path, ca
         (("importance", "{model}", "{pairs}", "-o", "{out}", "--label", "mark"), "no column 'mark'"),
         (
             ("importance", "{model}", "{pairs}", "-o", "{out}", "--calibrate", "--calibrate-budget", "0"),
-            "--calibrate-budget is 0.0; expected nats a target above 0",
+            "--calibrate-budget is 0.0; expected a number above 0",
         ),
         (("finetune", "{model}", "{intents}"), "finetune: what is to be kept? Give --keep DIR"),
         (

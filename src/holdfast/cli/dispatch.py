@@ -13,9 +13,8 @@ from holdfast.cli.language_options import (
     FinetuneOptions,
     ImportanceOptions,
 )
-from holdfast.cli.options import AdviseOptions, DemoOptions, ReproduceOptions, RunOptions, SweepOptions
+from holdfast.cli.options import AdviseOptions, DemoOptions, ReportOptions, ReproduceOptions, RunOptions, SweepOptions
 from holdfast.cli.parsing import parse, show_help
-from holdfast.cli.report_options import ReportOptions
 from holdfast.errors import FailedRunsError, HoldfastError, OptionError, UnknownNameError
 from holdfast.lab.foreign import foreign_trace, in_a_line, is_foreign
 from holdfast.version import __version__

@@ -14,7 +14,7 @@ from tyro.conf import subcommand
 
 from holdfast.cli.options import option_names
 from holdfast.cli.values import RejectedValueError
-from holdfast.errors import OptionError, nearest
+from holdfast.errors import OptionError, UnknownNameError, nearest
 
 _CONFIG = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
 
@@ -55,6 +55,8 @@ def parse(
                 record, prog=f"{program} {command}", args=list(argv), config=_CONFIG, return_unknown_args=True
             )
     except RejectedValueError as error:
+        if isinstance(error.__cause__, UnknownNameError):
+            raise error.__cause__ from None
         raise OptionError(f"{command}: {error}") from error
     except SystemExit as exit:
         if not exit.code:
