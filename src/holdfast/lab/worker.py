@@ -57,37 +57,33 @@ class Done:
         return cls(error=in_a_line(error), kind=type(error).__name__)
 
 
-@dataclass
-class Performer:
-    """Does a run in this process.
+Perform = Callable[[RunConfig, EventCallback], Done]
+"""Does a run; each event has the name of the run's folder under "run". An error of the callback ends it, resumable."""
 
-    Attributes:
-        output: parent of the run folders.
-        device: as torch names it.
-        data_dir: where MNIST is.
+
+def perform(config: RunConfig, on_event: EventCallback, **where: Any) -> Done:
+    """Do a run in this process.
+
+    Args:
+        config: of the run.
+        on_event: see `Perform`.
+        where: output, device and data_dir, as `run` takes them.
     """
+    raised: list[Exception] = []
 
-    output: str | os.PathLike[str]
-    device: str = "cpu"
-    data_dir: str | os.PathLike[str] | None = None
-
-    def __call__(self, config: RunConfig, on_event: EventCallback) -> Done:
-        """Do it; each event has the name of the run's folder under "run". An error of `on_event` ends it, resumable."""
-        raised: list[Exception] = []
-
-        def told(event: Mapping[str, Any]) -> None:
-            try:
-                on_event({**event, "run": config.name})
-            except Exception as error:
-                raised.append(error)
-                raise
-
+    def told(event: Mapping[str, Any]) -> None:
         try:
-            return Done(run(config, output=self.output, device=self.device, data_dir=self.data_dir, on_event=told))
+            on_event({**event, "run": config.name})
         except Exception as error:
-            if error in raised:
-                raise
-            return Done.failed(error)
+            raised.append(error)
+            raise
+
+    try:
+        return Done(run(config, on_event=told, **where))
+    except Exception as error:
+        if error in raised:
+            raise
+        return Done.failed(error)
 
 
 class Worker:
@@ -96,20 +92,16 @@ class Worker:
     It loads the plug-ins of this process. What it prints appears on this process' standard error, its warnings are
     given here, and Ctrl-C is left to this process.
 
-    Attributes:
-        is_free: whether it waits for a run.
-
     Args:
         perform: what does a run there.
     """
 
-    def __init__(self, perform: Performer) -> None:
+    def __init__(self, perform: Perform) -> None:
         self._connection, theirs = _SPAWN.Pipe()
         self._process = _SPAWN.Process(target=_serve, args=(theirs, perform, named_plugins()))
         with _started_safely():
             self._process.start()
         theirs.close()
-        self.is_free = True
 
     def __call__(self, config: RunConfig, on_event: EventCallback) -> Done:
         """Have a run done; `on_event` is called in this thread, and the run goes on when it returns.
@@ -136,7 +128,6 @@ class Worker:
                     with suppress(OSError, ValueError, AttributeError):  # standard error is closed, or there is none
                         sys.stderr.write(told)
                 case "done":
-                    self.is_free = True
                     if error is not None:
                         raise error
                     return told
@@ -223,7 +214,7 @@ class _Printed(io.TextIOBase):
         return len(text)
 
 
-def _serve(connection: Connection, perform: Performer, plugins: tuple[str, ...]) -> None:
+def _serve(connection: Connection, perform: Perform, plugins: tuple[str, ...]) -> None:
     """The work of the process: does the runs that it is sent, until this process' parent ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -8,8 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from holdfast.errors import FailedRunsError, OptionError
+from holdfast.errors import FailedRunsError
 from holdfast.lab.folder import TRIAL, note_purpose, purpose_of
+from holdfast.lab.packages import check_installed
 from holdfast.lab.pool import one_at_a_time, pool_of
 from holdfast.lab.running import EventCallback
 from holdfast.lab.sweep.findings import SweepFindings, check_findings, write_findings
@@ -51,19 +52,15 @@ def sweep(
         OptionError: the storage cannot be used, or optuna or scipy is not installed.
         OutputError: `output` cannot be written, or files of somebody else's have the names of the sweep's.
     """
-    try:
-        import scipy  # noqa: F401  what is found over several seeds has an interval
+    # what is found over several seeds has an interval
+    check_installed("optuna", "sqlalchemy", "scipy", what="a sweep is done", extra="sweep")
+    from holdfast.lab.sweep.board import Board
+    from holdfast.lab.sweep.drive import Drive
+    from holdfast.lab.sweep.storage import storage_at
 
-        from holdfast.lab.sweep.board import Board
-        from holdfast.lab.sweep.drive import Drive
-        from holdfast.lab.sweep.storage import storage_at
-    except ImportError as error:
-        raise OptionError(
-            f'a sweep needs {error.name}, not installed here: pip install "torch-holdfast[sweep]"'
-        ) from error
     folder = Path(output)
     check_findings(space, folder)
-    told = one_at_a_time(on_event)
+    pool, told = pool_of(jobs, output=folder, device=device, data_dir=space.data_dir), one_at_a_time(on_event)
 
     def tell(event: Mapping[str, Any]) -> None:
         if event["event"] == "start" and not event["resumed"]:
@@ -73,7 +70,7 @@ def sweep(
     with (
         storage_at(storage, folder=folder) as opened,
         ThreadPoolExecutor(jobs) as threads,  # which end when the pool has
-        pool_of(jobs, output=folder, device=device, data_dir=space.data_dir) as do,
+        pool as do,
     ):
         boards = [Board(space, method, storage=opened) for method in space.methods]
         drive = Drive(space, boards, do, tell)

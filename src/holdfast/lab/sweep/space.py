@@ -9,8 +9,9 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import product
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
+from holdfast.choices import check_choices
 from holdfast.errors import OptionError
 from holdfast.lab.config import RunConfig, configure, foreign_option, settings_of
 
@@ -66,6 +67,7 @@ class Space:
         data_dir: where data by name are; see `holdfast.lab.load_data`.
 
     Raises:
+        UnknownNameError: the sampler is none.
         OptionError: an empty or unusable choice.
     """
 
@@ -83,8 +85,7 @@ class Space:
     data_dir: str | os.PathLike[str] | None = None
 
     def __post_init__(self) -> None:
-        if self.sampler not in get_args(Sampler):
-            raise OptionError(f"sweep: sampler is {self.sampler!r}; expected {' or '.join(get_args(Sampler))}.")
+        check_choices(self)
         for name in ("methods", "seeds"):
             if not getattr(self, name):
                 raise OptionError(f"sweep: no {name}. Give one or more.")
