@@ -105,8 +105,7 @@ def test_a_model_is_measured_on_what_it_writes_itself(
     asked += ("--calibrate", "--calibrate-budget", 0.002)
     with monkeypatch.context() as patched:
         patched.setattr("holdfast.cli.importance.measure_importance", lambda *_, **__: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            run(*asked)
+        assert run(*asked) == 1
     assert [file.name for file in keep.iterdir()] == [".holdfast-dreams.safetensors"]
     capsys.readouterr()
     assert run(*asked) == 0

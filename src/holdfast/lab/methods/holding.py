@@ -34,7 +34,6 @@ class KeeperLearner(Learner):
         keeper: that holds the weights, such as `EWC`.
         estimator: of their importance.
         budget: nats that the keeper keeps to, for which an importance in another unit is calibrated; None: none.
-        name: of the method, for messages.
 
     Attributes:
         keeper: as given.
@@ -49,10 +48,9 @@ class KeeperLearner(Learner):
         keeper: Keeper,
         estimator: Estimator,
         budget: float | None = None,
-        name: str = "",
     ) -> None:
         super().__init__(model, setting)
-        self.name, self.keeper, self.estimator, self._budget = name, keeper, estimator, budget
+        self.keeper, self.estimator, self._budget = keeper, estimator, budget
         self._penalty: Callable[[], Tensor] | None = None
         if isinstance(keeper, EWC) and keeper.pull == "penalty":
             self._penalty = keeper.penalty

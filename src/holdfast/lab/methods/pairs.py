@@ -53,7 +53,7 @@ class HeldMethod:
         else:
             estimator = FunctionEstimator(model, partial(self.importance, options=options))
         budget = getattr(options, "budget", None)
-        return KeeperLearner(model, setting, keeper=keeper, estimator=estimator, budget=budget, name=self.name)
+        return KeeperLearner(model, setting, keeper=keeper, estimator=estimator, budget=budget)
 
 
 def check_strength(name: str, options: Mapping[str, Any]) -> None:
