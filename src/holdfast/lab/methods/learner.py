@@ -16,6 +16,7 @@ from holdfast.lab.streams import Examples, Stream
 from holdfast.lab.training import Losses, task_loss
 from holdfast.likelihoods import Categorical, Likelihood
 from holdfast.likelihoods.masks import Mask, Scenario
+from holdfast.steps.hooks import StepHooks
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,13 @@ class Learner:
     def __init__(self, model: nn.Module, setting: Setting) -> None:
         self.model, self.setting = model, setting
         self.likelihood: Likelihood | None = None
+        self._hooks: StepHooks | None = None
+
+    def hook(self, optimizer: Optimizer, **hooks: Callable[[Optimizer], None]) -> None:
+        """Have functions called at this optimizer's steps, in place of those at any other's; see `StepHooks`."""
+        if self._hooks is not None:
+            self._hooks.remove()
+        self._hooks = StepHooks(optimizer, **hooks)
 
     def attach(self, optimizer: Optimizer) -> None:
         """Act on this optimizer's steps from now on, in place of any other's."""
