@@ -6,7 +6,6 @@ Each class stands under `HoldfastError` and under the built-in that matches it, 
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 
 
@@ -68,8 +67,8 @@ class UnknownNameError(OptionError):
     def __init__(self, what: str, name: str, known: Iterable[str]) -> None:
         """Say what was asked for (`what`, such as "method"), and offer the nearest of `known`."""
         choices = sorted(known)
-        near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        near = nearest(name, choices)
+        hint = f" Did you mean {near!r}?" if near else ""
         super().__init__(f"unknown {what} {name!r}.{hint} Known: {', '.join(choices)}.")
 
 
@@ -115,3 +114,30 @@ class FailedRunsError(HoldfastError, RuntimeError):
             for why, names in reasons.items()
         ]
         super().__init__(f"{len(failures)} of {of} runs failed; the others are finished. {' '.join(told)}")
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that was likely meant: one that begins so, or is a few slips of the keyboard away; else None.
+
+    A slip is a letter too many, too few, another one, or two that changed places; one is allowed for every three
+    letters, and one in shorter names.
+    """
+
+    def slips(other: str) -> int:
+        return 1 if len(name) > 2 and other.startswith(name) else _slips(name, other)
+
+    found = min(known, key=lambda other: (slips(other), len(other)), default=None)
+    return found if found is not None and slips(found) <= max(1, len(name) // 3) and slips(found) < len(name) else None
+
+
+def _slips(one: str, other: str) -> int:
+    """The distance of optimal string alignment."""
+    rows = [list(range(len(other) + 1))]
+    for i, letter in enumerate(one, start=1):
+        row = [i]
+        for j, wanted in enumerate(other, start=1):
+            row.append(min(rows[-1][j] + 1, row[-1] + 1, rows[-1][j - 1] + (letter != wanted)))
+            if i > 1 and j > 1 and letter == other[j - 2] and one[i - 2] == wanted:
+                row[-1] = min(row[-1], rows[-2][j - 2] + 1)
+        rows.append(row)
+    return rows[-1][-1]

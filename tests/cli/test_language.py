@@ -105,8 +105,7 @@ def test_a_model_is_measured_on_what_it_writes_itself(
     asked += ("--calibrate", "--calibrate-budget", 0.002)
     with monkeypatch.context() as patched:
         patched.setattr("holdfast.cli.importance.measure_importance", lambda *_, **__: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            run(*asked)
+        assert run(*asked) == 1
     assert [file.name for file in keep.iterdir()] == [".holdfast-dreams.safetensors"]
     capsys.readouterr()
     assert run(*asked) == 0
@@ -268,7 +267,7 @@ def test_a_forecast_that_did_not_hold_is_shouted(place: Path, tmp_path: Path, ca
         (("importance", "{model}", "{pairs}", "-o", "{out}", "--label", "mark"), "no column 'mark'"),
         (
             ("importance", "{model}", "{pairs}", "-o", "{out}", "--calibrate", "--calibrate-budget", "0"),
-            "--calibrate-budget is 0.0; expected nats a target above 0",
+            "--calibrate-budget is 0.0; expected a number above 0",
         ),
         (("finetune", "{model}", "{intents}"), "finetune: what is to be kept? Give --keep DIR"),
         (

@@ -8,7 +8,7 @@ from holdfast.cli.options import RunOptions, option_names
 from holdfast.cli.settings import explained, run_record
 from holdfast.lab.config import REGISTRIES, RunSettings
 from holdfast.lab.generation import GenerationConfig
-from holdfast.lab.registry import NoOptions
+from holdfast.lab.options import NoOptions
 
 RECORDS = list(dict.fromkeys(e.options for r in REGISTRIES for e in r.values() if e.options is not NoOptions))
 

@@ -57,7 +57,7 @@ def test_a_method_that_a_sweep_gave_up_is_told(runs: Path, capsys: pytest.Captur
 
 def test_a_plugin_that_is_not_there_is_told(runs: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["report", str(runs), "--plugin", "nowhere_at_all"]) == 2
-    assert "plugin nowhere_at_all: ModuleNotFoundError" in capsys.readouterr().err
+    assert "plugin 'nowhere_at_all' cannot be imported: ModuleNotFoundError" in capsys.readouterr().err
     assert not (runs / "report").exists()
 
 

@@ -56,7 +56,7 @@ def test_a_method_whose_every_setting_was_given_up_says_so(tmp_path, capsys):
         (["--methods", "ewc-fischer"], "unknown method 'ewc-fischer'. Did you mean 'ewc-fisher'?"),
         (["--methods", "none", "--lr", "0.1"], "sweep: unknown option --lr. Did you mean --lrs?"),
         (["--methods", "none", "--lrs", "zero"], "sweep: --lrs is 'zero'; expected a number"),
-        (["--methods", "none", "--sampler", "grit"], "sweep: sampler is 'grit'; expected grid or tpe."),
+        (["--methods", "none", "--sampler", "grit"], "unknown sampler 'grit'. Did you mean 'grid'? Known: grid, tpe."),
         (["--methods", "none", "--sampler", "tpe"], "sweep: trials belong to sampler tpe"),
         (["--methods", "none", "--jobs", "0"], "jobs is 0; expected the number of processes"),
         (["--methods", "none", "--storage", "nowhere"], "storage 'nowhere' cannot be used"),

@@ -280,7 +280,7 @@ class TestErrors:
             ({"mas_batched": 1}, "mas_batched is 1; expected yes or no."),
             ({"accumulate": 3}, "accumulate is 3; expected a text."),
             ({"accumulate": "summ"}, "accumulate is 'summ'; expected sum, mean, max, per_task or decayed:GAMMA."),
-            ({"net": 3}, "unknown net '3'. Known: attention, convolution, mlp."),
+            ({"net": 3}, "net is 3; expected a name. Register it, or give 'module:name'."),
             ({"fresh_optimizer": "yes"}, "fresh_optimizer is 'yes'; expected yes or no."),
         ],
     )

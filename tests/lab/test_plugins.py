@@ -29,8 +29,10 @@ def test_a_module_of_the_working_folder_is_imported_once(tmp_path, monkeypatch):
 def test_a_module_that_cannot_be_imported_is_named(tmp_path, monkeypatch):
     (tmp_path / "broken_plugin.py").write_text("1 / 0\n")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(OptionError, match=r"plugin broken_plugin: ZeroDivisionError: division by zero"):
+    with pytest.raises(
+        OptionError, match=r"plugin 'broken_plugin' .*: broken_plugin\.py, line 1 raised ZeroDivisionError: d"
+    ):
         load_plugins(["broken_plugin"])
-    with pytest.raises(OptionError, match="plugin no_such_plugin: ModuleNotFoundError"):
+    with pytest.raises(OptionError, match="plugin 'no_such_plugin' cannot be imported: ModuleNotFoundError"):
         load_plugins(["no_such_plugin"])
     assert not {"broken_plugin", "no_such_plugin"} & set(named_plugins())

@@ -3,7 +3,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from tests.files.folders import listing
 from tests.lab.tiny import tiny
 
@@ -51,6 +53,13 @@ def test_what_an_own_loop_found_is_found_again(tmp_path: Path):
     }
 
 
+def test_arrays_and_tensors_are_tables(tmp_path: Path):
+    one = lab.record(stream="s", method="m", accuracy=np.asarray(MATRIX), output=tmp_path)
+    two = lab.record(stream="s", method="m", accuracy=[torch.tensor(row) for row in MATRIX], output=tmp_path)
+    assert one == two
+    assert lab.find_results(tmp_path)[0].accuracy_matrix == [pytest.approx(row) for row in MATRIX]
+
+
 def test_what_is_left_out(tmp_path: Path):
     lab.record(stream="s", method="m", accuracy=MATRIX, output=tmp_path)
     (found,) = lab.find_results([tmp_path])
@@ -90,14 +99,21 @@ def test_names_that_no_file_system_takes(tmp_path: Path):
 @pytest.mark.parametrize(
     ("told", "message"),
     [
-        ({"accuracy": [[90.0]]}, "record: accuracies are shares; expected numbers from 0 to 1."),
-        ({"accuracy": [[float("nan")]]}, "record: accuracies are shares; expected numbers from 0 to 1."),
+        ({"accuracy": [[90.0]]}, r"record: accuracy\[0\]\[0\] is 90.0, expected a number from 0 to 1"),
+        ({"accuracy": [[float("nan")]]}, r"record: accuracy\[0\]\[0\] is nan, expected a number from 0 to 1"),
+        ({"accuracy": 0.9}, "record: accuracy is 0.9, expected a list."),
+        ({"seed": -1}, "record: seed is -1, expected a whole number from 0 to 2.14748e"),
+        ({"seconds": "long"}, "record: seconds is 'long', expected a number from 0 to"),
+        ({"num_parameters": 1.5}, "record: num_parameters is 1.5, expected a whole number"),
+        ({"settings": 3}, "record: settings is 3, expected an object."),
+        ({"settings": {"lr": float("inf")}}, "record: settings are no JSON values by name"),
+        ({"settings": {"seed": 3}}, "record: settings hold 'seed', which is an argument. Leave it out of them."),
         ({"accuracy": []}, r"record: accuracy has rows of \[\]; expected a square, a row and a column a task."),
         ({"accuracy": [[0.1], [0.2, 0.3]]}, r"record: accuracy has rows of \[1, 2\]; expected a square"),
         ({"validation": [[0.1]]}, "record: "),
         ({"baseline": [0.1]}, "forward_transfer: found a baseline of 1 tasks, expected 3, one a task."),
-        ({"stream": " "}, "record: stream is ' '; expected a name."),
-        ({"method": "../.."}, r"record: method is '../..'; expected a name."),
+        ({"stream": " "}, "record: stream is ' ', expected a name."),
+        ({"method": "../.."}, r"record: method is '../..', expected a name."),
         ({"scenario": "klass"}, "unknown scenario 'klass'. Did you mean 'class'"),
     ],
 )

@@ -19,20 +19,10 @@ from holdfast.files.typed import Within
 from holdfast.importance import uniform
 from holdfast.lab import ClosedTask, Estimator, Learner, register_importance, register_mechanism, run
 from holdfast.lab.config import RunConfig, RunSettings, configure
+from holdfast.lab.importing import source_of
 from holdfast.lab.methods import IMPORTANCES, MECHANISMS, METHODS
-from holdfast.lab.registry import (
-    RESERVED,
-    Entry,
-    NoOptions,
-    OneOf,
-    Registry,
-    all_options,
-    check_settings,
-    chosen,
-    combined,
-    own_settings,
-    source_of,
-)
+from holdfast.lab.options import NoOptions, OneOf, combined
+from holdfast.lab.registry import RESERVED, Entry, Registry, all_options, check_settings, chosen, own_settings
 from holdfast.retention import EWC
 
 COLOURS: Registry[Entry] = Registry("colour", Entry)
@@ -123,6 +113,10 @@ class TestNames:
 
         with pytest.raises(OptionError, match="mine: options is <class 'int'>; expected a frozen dataclass."):
             Entry(name="mine", make=blue, options=int)
+        with pytest.raises(OptionError, match="mine: a int; expected a function or a class."):
+            Entry(name="mine", make=3)  # type: ignore[arg-type]
+        with pytest.raises(OptionError, match="mine: place is 'top'; expected ceiling or floor, or none."):
+            Entry(name="mine", make=blue, place="top")
         with pytest.raises(OptionError, match="mine: the options first, third have no default; expected one each."):
             Entry(name="mine", make=blue, options=Open)
 
@@ -152,7 +146,7 @@ class TestModuleAndAttribute:
                 "colour 'my_colours:blue' cannot be imported: AttributeError: .* Expected module:name.",
             ),
             ("no_such_module:blue", "colour 'no_such_module:blue' cannot be imported: ModuleNotFoundError: No module"),
-            ("my_colours:number", "colour my_colours:number: a int; expected a function or a class."),
+            ("my_colours:number", "my_colours:number: a int; expected a function or a class."),
             (":blue", "colour ':blue' cannot be imported: ValueError"),
         ],
     )

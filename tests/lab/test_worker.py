@@ -63,7 +63,7 @@ def test_the_plugins_of_this_process_are_loaded_and_what_they_print_is_no_output
 
 def test_the_error_of_a_worker_is_shown_as_it_is(plugin):
     plugin("missing", "import no_such_thing")
-    told = "plugin missing: ModuleNotFoundError: No module named 'no_such_thing'"
+    told = "plugin 'missing' .*: missing.py, line 4 raised ModuleNotFoundError: No module named 'no_such_thing'"
     with pytest.raises(FailedRunsError, match=told) as caught:
         run_all(CONFIGS, output="runs", jobs=2)
     assert "memory" not in str(caught.value)

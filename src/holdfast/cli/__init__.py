@@ -15,8 +15,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: what stands behind the program's name; None: what was typed.
 
     Returns:
-        The exit status: 0; 2 after bad input, said in one line on the standard error; 130 when interrupted; 1 where
-        another of several processes is gone.
+        The exit status: 0; 1 where runs failed, or code of yours that a command called, or another of several
+        processes is gone; 2 after bad input; 130 when interrupted. What went wrong is said in one line on the standard
+        error.
     """
     try:
         import rich  # noqa: F401

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 from textwrap import shorten
@@ -52,7 +53,7 @@ def advise_command(options: AdviseOptions) -> None:
     _show(found, console_for())
     check_files([path], is_ours=_is_advice)
     make_folder(path.parent)
-    write_json(path, found.to_dict())
+    write_json(path, asdict(found))
     say(console_for(), f"\nwritten to {path}")
 
 

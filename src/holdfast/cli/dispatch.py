@@ -16,9 +16,8 @@ from holdfast.cli.language_options import (
     FinetuneOptions,
     ImportanceOptions,
 )
-from holdfast.cli.options import AdviseOptions, DemoOptions, ReproduceOptions, RunOptions, SweepOptions
+from holdfast.cli.options import AdviseOptions, DemoOptions, ReportOptions, ReproduceOptions, RunOptions, SweepOptions
 from holdfast.cli.parsing import parse, show_help
-from holdfast.cli.report_options import ReportOptions
 from holdfast.cli.together import run_beside, run_together
 from holdfast.errors import OptionError, UnknownNameError
 from holdfast.language.launched import Launch, launch_of

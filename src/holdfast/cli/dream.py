@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from holdfast.cli.console import console_for, own_device, say, warnings_told
-from holdfast.cli.language_options import DreamOptions, check_options
+from holdfast.cli.language_options import DreamOptions
 from holdfast.errors import OptionError
 from holdfast.files import check_output
 from holdfast.lab.running import usable_device
@@ -19,7 +19,6 @@ from holdfast.language.processes import ALONE, Processes
 
 def dream_command(options: DreamOptions, *, processes: Processes = ALONE) -> None:
     """Let a model write, and keep what it wrote with its answers."""
-    check_options(options, command="dream")
     if options.output is None:
         raise OptionError("dream: where to? Give -o DIR.")
     path = Path(options.output)

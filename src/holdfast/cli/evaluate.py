@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from holdfast.cli.console import console_for, own_device, say, warnings_told
-from holdfast.cli.language_options import EvaluateOptions, check_options, columns_of
+from holdfast.cli.language_options import EvaluateOptions, columns_of
 from holdfast.cli.progress import Stages
 from holdfast.lab.running import usable_device
 from holdfast.language.batches import batches, digest_of, examples
@@ -17,7 +17,6 @@ from holdfast.language.ticks import counted
 
 def evaluate_command(options: EvaluateOptions, *, processes: Processes = ALONE) -> None:
     """Measure a skill, and show it."""
-    check_options(options, command="evaluate")
     device = usable_device(own_device(options.device))
     source = Source(options.data, columns_of(options), options.split)
     console = console_for()

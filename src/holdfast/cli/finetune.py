@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 
 from holdfast.cli.console import console_for, own_device, say, warnings_told
-from holdfast.cli.language_options import FinetuneOptions, check_options, columns_of
+from holdfast.cli.language_options import FinetuneOptions, columns_of
 from holdfast.cli.progress import Stages
 from holdfast.cli.tables import new_table
 from holdfast.errors import OptionError
@@ -26,7 +26,6 @@ from holdfast.language.rows import Columns, Source
 
 def finetune_command(options: FinetuneOptions, *, processes: Processes = ALONE) -> None:
     """Fine-tune a model without losing what an importance holds, and show what was kept and learned."""
-    check_options(options, command="finetune")
     holding = HoldOptions(**_given(HoldOptions, options))
     holding = replace(holding, method="ewc") if options.method == "auto" else holding
     _check_combination(options, list(map(flag, holding.given)))

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 from holdfast.cli.console import console_for, own_device, say, warnings_told
-from holdfast.cli.language_options import ImportanceOptions, check_options, columns_of
+from holdfast.cli.language_options import ImportanceOptions, columns_of
 from holdfast.cli.progress import Stages
 from holdfast.errors import OptionError
 from holdfast.files import check_output
@@ -57,7 +57,6 @@ class _Shown:
 
 def importance_command(options: ImportanceOptions, *, processes: Processes = ALONE) -> None:
     """Measure what a model's skill rests on, and write it down; of several processes the first writes."""
-    check_options(options, command="importance")
     _check_combination(options)
     console = console_for(quiet=options.quiet)
     path = Path(str(options.output))
@@ -129,11 +128,6 @@ def importance_command(options: ImportanceOptions, *, processes: Processes = ALO
 def _check_combination(options: ImportanceOptions) -> None:
     if options.output is None:
         raise OptionError("importance: where to? Give -o DIR.")
-    if options.calibrate and not options.calibrate_budget > 0:
-        raise OptionError(
-            f"importance: --calibrate-budget is {options.calibrate_budget}; expected nats a target above 0, such as "
-            "0.05."
-        )
     if options.data is None and options.own is None:
         raise OptionError(
             "importance: measured on what? Give DATA, or --self N for texts that a causal model writes itself."

@@ -5,14 +5,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
-from tyro.conf import Positional, arg
+from tyro.conf import arg
 
 from holdfast.cli.options import Device, Quiet
-from holdfast.cli.values import option
-from holdfast.errors import OptionError, UnknownNameError
+from holdfast.cli.values import Positive, option, positional, switch
+from holdfast.files.typed import Within
 from holdfast.language.finetuning import HoldMethod
 from holdfast.language.measuring import Kind
 from holdfast.language.models import LanguageTask
@@ -22,26 +23,16 @@ from holdfast.memory import AnchorForm, ImportanceForm
 Dtype = Literal["float32", "bfloat16"]
 Talk = Literal["auto", "yes", "no"]
 FinetuneMethod = Literal["auto", HoldMethod]
-_LanguageModel = Annotated[
-    Positional[str],
-    arg(
-        metavar="MODEL",
-        help="folder of a transformers model, an installed package that carries one, or its name on the hub",
-        help_behavior_hint="",
-    ),
-]
-_Data = Annotated[
-    Positional[str],
-    arg(
-        metavar="DATA",
-        help="file of text, JSON, CSV or Parquet, a folder of such files, or a data set's name in the datasets library",
-        help_behavior_hint="",
-    ),
-]
-_DataOrSelf = Annotated[
-    Positional[str | None],
-    arg(metavar="[DATA]", help="as of finetune; left out with --self", help_behavior_hint=""),
-]
+_Count = Annotated[int, Within(1, math.inf)]
+_LanguageModel = positional(
+    str, "MODEL", "folder of a transformers model, an installed package that carries one, or its name on the hub"
+)
+_Data = positional(
+    str,
+    "DATA",
+    "file of text, JSON, CSV or Parquet, a folder of such files, or a data set's name in the datasets library",
+)
+_DataOrSelf = positional(str | None, "[DATA]", "as of finetune; left out with --self")
 _Task = option("task", LanguageTask, "left out: what the model was made for; of an encoder what the data look like")
 _Text = option("text", tuple[str, ...], "column of the text, or the two columns of a pair (left out: the usual names)")
 _Label = option("label", str, "column of the label (left out: the usual names)")
@@ -52,21 +43,9 @@ _Head = option(
     "name of the classifier's head (left out: the one that learned last; of finetune the one that has the labels, or "
     "a new one)",
 )
-_Length = option("length", int, "tokens of an example at most, and of a block of a causal model (default: 128)")
+_Tokens = Annotated[int, Within(2, math.inf)]  # a block of one token has nothing to foresee
+_Length = option("length", _Tokens, "tokens of an example at most, and of a block of a causal model (default: 128)")
 _Dtype = option("dtype", Dtype, "number format of the weights (default: float32)")
-
-
-_LEAST = {
-    "length": 2,
-    "examples": 1,
-    "count": 1,
-    "batch_size": 1,
-    "steps": 1,
-    "accumulate": 1,
-    "save_every": 1,
-    "pull_every": 1,
-}
-"""The smallest value of each option that counts something; a block of one token has nothing to foresee."""
 
 
 @dataclass(frozen=True)
@@ -95,21 +74,17 @@ class ImportanceOptions(_OnData):
     kind: option("kind", Kind, "sampled, exact and empirical are kinds of Fisher information (default: sampled)") = (
         "sampled"
     )
-    examples: option("examples", int, "number of examples, drawn at random from all (left out: all)") = None
-    tolerance: option("tolerance", float, "stop when the relative error is below this, such as 0.1") = None
-    calibrate: Annotated[
-        bool,
-        arg(
-            help="learn a made-up task, and see how many nats a unit of any kind is worth along such a path",
-            help_behavior_hint="",
-        ),
-    ] = False
+    examples: option("examples", _Count, "number of examples, drawn at random from all (left out: all)") = None
+    tolerance: option("tolerance", Positive, "stop when the relative error is below this, such as 0.1") = None
+    calibrate: switch("learn a made-up task, and see how many nats a unit of any kind is worth along such a path") = (
+        False
+    )
     calibrate_budget: option(
         "calibrate_budget",
-        float,
+        Positive,
         "nats a target, as those of budget; the made-up task is learned under it (default: 0.05)",
     ) = 0.05
-    batch_size: option("batch_size", int, "examples at once; halved where memory is short (default: 8)") = 8
+    batch_size: option("batch_size", _Count, "examples at once; halved where memory is short (default: 8)") = 8
     dtype: _Dtype = "float32"
     seed: option("seed", int, "seed of the examples and labels that are drawn (default: 0)") = 0
     device: Device = "cpu"
@@ -122,11 +97,11 @@ class DreamOptions:
 
     model: _LanguageModel
     output: Annotated[option("output", str, "folder to write"), arg(aliases=("-o",))] = None
-    count: option("count", int, "number of dreams (default: 1600)") = 1600
-    length: option("length", int, "tokens of a text, of a conversation at most (default: 128)") = 128
+    count: option("count", _Count, "number of dreams (default: 1600)") = 1600
+    length: option("length", _Tokens, "tokens of a text, of a conversation at most (default: 128)") = 128
     chat: option("chat", Talk, "conversations, question and answer; auto: of a model with a chat template") = "auto"
     temperatures: option("temperatures", tuple[float, ...], "in turn (default: 1.0, the model's own)") = (1.0,)
-    batch_size: option("batch_size", int, "dreams of a batch, in which they are rehearsed (default: 8)") = 8
+    batch_size: option("batch_size", _Count, "dreams of a batch, in which they are rehearsed (default: 8)") = 8
     dtype: _Dtype = "float32"
     seed: option("seed", int, "seed of what is drawn (default: 0)") = 0
     device: Device = "cpu"
@@ -144,7 +119,9 @@ class FinetuneOptions(_OnData):
         "what is learned again beside the new data: self, what a causal model dreams first; new, its old answers to "
         "the new data; a folder that holdfast dream wrote; or old data, in any of the forms of DATA",
     ) = None
-    share: option("share", float, "of the batches that are rehearsed (default: 0.1)") = None
+    share: option("share", Annotated[float, Within(1e-12, 1)], "of the batches that are rehearsed (default: 0.1)") = (
+        None
+    )
     method: option(
         "method",
         FinetuneMethod,
@@ -166,9 +143,9 @@ class FinetuneOptions(_OnData):
     anchors: option(
         "anchors", str, "safetensors of MODEL's own weights, read in place of anchors in memory; ewc alone"
     ) = None
-    pull_every: option("pull_every", int, "steps from one pull to the next (default: 1); ewc with a strength alone") = (
-        None
-    )
+    pull_every: option(
+        "pull_every", _Count, "steps from one pull to the next (default: 1); ewc with a strength alone"
+    ) = None
     offload: option("offload", Literal["cpu"], "keep importance and anchors in the computer's memory") = None
     output: Annotated[
         option("output", str, "folder of the fine-tuned model (default: runs/finetuned)"), arg(aliases=("-o",))
@@ -180,18 +157,14 @@ class FinetuneOptions(_OnData):
     old_label: option("old_label", str, "column of the label in old data") = None
     old_split: option("old_split", str, "split of old data (default: train)") = "train"
     test_data: option("test_data", str, "data for the new skill (left out: every tenth example of DATA)") = None
-    compare: Annotated[
-        bool, arg(help="fine-tune plainly too, show it beside, and keep it in OUTPUT/plain", help_behavior_hint="")
-    ] = False
-    epochs: option("epochs", float, "passes over the data (default: 1)") = 1.0
-    steps: option("steps", int, "number of optimizer steps, in place of epochs") = None
+    compare: switch("fine-tune plainly too, show it beside, and keep it in OUTPUT/plain") = False
+    epochs: option("epochs", Positive, "passes over the data (default: 1)") = 1.0
+    steps: option("steps", _Count, "number of optimizer steps, in place of epochs") = None
     lr: option("lr", float, "learning rate; ten times as much for a new head (default: 5e-5)") = 5e-5
-    batch_size: option("batch_size", int, "examples a batch (default: 16)") = 16
-    accumulate: option("accumulate", int, "batches that make one step together (default: 1)") = 1
-    save_every: option("save_every", int, "steps between checkpoints, from which the same command goes on") = None
-    checkpointing: Annotated[
-        bool, arg(help="compute activations again in the backward pass, for less memory", help_behavior_hint="")
-    ] = False
+    batch_size: option("batch_size", _Count, "examples a batch (default: 16)") = 16
+    accumulate: option("accumulate", _Count, "batches that make one step together (default: 1)") = 1
+    save_every: option("save_every", _Count, "steps between checkpoints, from which the same command goes on") = None
+    checkpointing: switch("compute activations again in the backward pass, for less memory") = False
     dtype: _Dtype = "float32"
     seed: option("seed", int, "seed of the order of the data, of dropout and of a new head (default: 0)") = 0
     device: Device = "cpu"
@@ -202,41 +175,8 @@ class FinetuneOptions(_OnData):
 class EvaluateOptions(_OnData):
     """Perplexity, accuracy or rank correlation of similarities of a language model on data."""
 
-    batch_size: option("batch_size", int, "examples at once (default: 32)") = 32
+    batch_size: option("batch_size", _Count, "examples at once (default: 32)") = 32
     device: Device = "cpu"
-
-
-def check_options(
-    options: ImportanceOptions | DreamOptions | FinetuneOptions | EvaluateOptions, *, command: str
-) -> None:
-    """Raise `UnknownNameError` where a closed choice is none of its values, `OptionError` for a number too small."""
-    choices = {
-        "kind": Kind,
-        "method": FinetuneMethod,
-        "task": LanguageTask,
-        "dtype": Dtype,
-        "chat": Talk,
-        "importance_dtype": ImportanceForm,
-        "anchor_dtype": AnchorForm,
-        "offload": Literal["cpu"],
-    }
-    for name, kind in choices.items():
-        value = getattr(options, name, None)
-        if value is not None and value not in get_args(kind):
-            raise UnknownNameError(name, value, get_args(kind))
-    for name, least in _LEAST.items():
-        value = getattr(options, name, None)
-        if value is not None and value < least:
-            raise OptionError(
-                f"{command}: --{name.replace('_', '-')} is {value}; expected a whole number from {least}."
-            )
-    for name in ("epochs", "tolerance"):
-        value = getattr(options, name, None)
-        if value is not None and not value > 0:
-            raise OptionError(f"{command}: --{name} is {value}; expected a number above 0.")
-    share = getattr(options, "share", None)
-    if share is not None and not 0 < share <= 1:
-        raise OptionError(f"{command}: --share is {share}; expected a number above 0 and at most 1, such as 0.1.")
 
 
 def columns_of(options: ImportanceOptions | FinetuneOptions | EvaluateOptions) -> Columns:

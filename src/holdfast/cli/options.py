@@ -6,35 +6,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Annotated
 
-from tyro.conf import Positional, arg
-
-from holdfast.cli.values import option
+from holdfast.cli.values import option, positional, switch
 from holdfast.lab.sweep.space import Sampler
 from holdfast.lab.training import OptimizerName
 
 Output = option("output", str, "parent of the run folders (default: runs)")
 _Seed = option("seed", int, "of everything that is drawn at random (default: 0)")
 Device = option("device", str, "as torch names it, such as cpu or cuda (default: cpu)")
-Quiet = Annotated[bool, arg(help="tell only errors, and where the results are", help_behavior_hint="")]
-_Stream = Annotated[
-    Positional[str],
-    arg(
-        metavar="STREAM",
-        help="its name; `list` shows all streams and methods",
-        help_behavior_hint="",
-    ),
-]
-_Model = Annotated[
-    Positional[str],
-    arg(
-        metavar="MODEL",
-        help="mlp, convolution or attention; module:function that returns (model, batches); or the folder of a "
-        "transformers causal language model",
-        help_behavior_hint="",
-    ),
-]
+Quiet = switch("tell only errors, and where the results are")
+_Model = positional(
+    str,
+    "MODEL",
+    "mlp, convolution or attention; module:function that returns (model, batches); or the folder of a transformers "
+    "causal language model",
+)
 Plugin = option("plugin", tuple[str, ...], "modules that register methods, nets, streams of yours; see docs/plugins.md")
 DataDir = option(
     "data_dir", str, "folder with mnist/*.gz; left out: HOLDFAST_DATA, then the cache, downloaded into once"
@@ -55,16 +41,14 @@ class DemoOptions:
 class RunOptions:
     """Learn a stream of tasks with one method; when interrupted, the same command goes on where it was."""
 
-    stream: _Stream
+    stream: positional(str, "STREAM", "its name; `list` shows all streams and methods")
     method: option("method", str, "name of the method") = None
     output: Output = "runs"
     seed: _Seed = 0
     device: Device = "cpu"
     data_dir: DataDir = None
     plugin: Plugin = ()
-    tensorboard: Annotated[
-        bool, arg(help="write event files for TensorBoard into the run's folder, too", help_behavior_hint="")
-    ] = False
+    tensorboard: switch("write event files for TensorBoard into the run's folder, too") = False
     quiet: Quiet = False
 
 
@@ -72,7 +56,7 @@ class RunOptions:
 class SweepOptions:
     """Find each method's best strength (and optimizer, and learning rate) on validation data; killed, it goes on."""
 
-    stream: Annotated[Positional[str], arg(metavar="STREAM", help="its name", help_behavior_hint="")]
+    stream: positional(str, "STREAM", "its name")
     methods: option("methods", tuple[str, ...], "names of methods, each with a best setting of its own") = ()
     strengths: option("strengths", tuple[float, ...], "of methods that hold weights (default: the protocol's)") = ()
     optimizers: option("optimizers", tuple[str, ...], "names (default: the protocol's)") = ()
@@ -80,7 +64,7 @@ class SweepOptions:
     seeds: option("seeds", tuple[int, ...], "what each setting is judged over (default: 0 1 2)") = (0, 1, 2)
     sampler: option("sampler", Sampler, "all combinations, or Optuna's TPE between the bounds (default: grid)") = "grid"
     trials: option("trials", int, "how many settings of each method tpe tries") = None
-    refine: Annotated[bool, arg(help="go on next to the best strength, by half decades", help_behavior_hint="")] = False
+    refine: switch("go on next to the best strength, by half decades") = False
     prune: option("prune", bool, "give up hopeless settings in mid-run (default: yes)") = True
     storage: option("storage", str, "address of a database that machines share (default: sweep.db in output)") = None
     plugin: Plugin = ()
@@ -92,10 +76,23 @@ class SweepOptions:
 
 
 @dataclass(frozen=True)
+class ReportOptions:
+    """One page, pictures (PNG, SVG) and tables (CSV, Parquet) of all finished runs at or below some folders."""
+
+    folders: positional(tuple[str, ...], "DIR ...", "folders that hold runs, or results by themselves")
+    where: option("where", tuple[str, ...], "of the runs those that match, such as method=ewc-* seed=0") = ()
+    trials: switch("with the runs of sweeps that were not chosen") = False
+    quick: switch("with the runs of recipes' --quick versions") = False
+    output: option("output", str, "folder of the report (left out: report in the first DIR)") = None
+    plugin: Plugin = ()
+    quiet: Quiet = False
+
+
+@dataclass(frozen=True)
 class ReproduceOptions:
     """Tell how a published experiment is done; it takes a clone of the repository."""
 
-    names: Annotated[Positional[tuple[str, ...]], arg(metavar="NAME ...", help="its name", help_behavior_hint="")] = ()
+    names: positional(tuple[str, ...], "NAME ...", "its name") = ()
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +14,7 @@ from tyro.conf import subcommand
 
 from holdfast.cli.options import option_names
 from holdfast.cli.values import RejectedValueError
-from holdfast.errors import OptionError
+from holdfast.errors import OptionError, UnknownNameError, nearest
 
 _CONFIG = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
 
@@ -56,6 +55,8 @@ def parse(
                 record, prog=f"{program} {command}", args=list(argv), config=_CONFIG, return_unknown_args=True
             )
     except RejectedValueError as error:
+        if isinstance(error.__cause__, UnknownNameError):
+            raise error.__cause__ from None
         raise OptionError(f"{command}: {error}") from error
     except SystemExit as exit:
         if not exit.code:
@@ -87,8 +88,8 @@ def _refuse(unknown: Sequence[str], record: type, command: str, program: str) ->
     for text in unknown:
         if text.startswith("-"):
             name = text.partition("=")[0]
-            near = difflib.get_close_matches(name, option_names(record), n=1, cutoff=0.6)
-            hint = f" Did you mean {near[0]}?" if near else ""
+            near = nearest(name.lstrip("-"), [own.lstrip("-") for own in option_names(record)])
+            hint = f" Did you mean --{near}?" if near else ""
             raise OptionError(f"{command}: unknown option {name}.{hint} See {program} {command} --help.")
         raise OptionError(f"{command}: unexpected {text!r}. See {program} {command} --help.")
 

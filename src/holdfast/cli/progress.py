@@ -6,8 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -25,26 +24,30 @@ class _Lines:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._bar = _progress(console) if console.is_terminal and not console.quiet else None
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[told]}"),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal or console.quiet,
+        )
         self._told = time.monotonic()
 
     def __enter__(self) -> Self:
         """Start them."""
-        if self._bar is not None:
-            self._bar.start()
+        self._bar.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Take them away."""
-        if self._bar is not None:
-            self._bar.stop()
+        self._bar.stop()
 
     @property
     def _is_silent(self) -> bool:
         """Whether there is no terminal and nothing was told for long."""
-        return self._bar is None and time.monotonic() - self._told > SILENT_SECONDS
+        return self._bar.disable and time.monotonic() - self._told > SILENT_SECONDS
 
     def _say(self, text: str) -> None:
         self._told = time.monotonic()
@@ -85,8 +88,7 @@ class EventDisplay(_Lines):
         self._num_tasks, self._average = event["num_tasks"], None
         if event["resumed"]:
             self._say(f"{self._label}: goes on where it was")
-        if self._bar is not None:
-            self._line = self._bar.add_task(self._label, total=self._num_tasks, told="")
+        self._line = self._bar.add_task(self._label, total=self._num_tasks, told="")
 
     def _epoch(self, event: Mapping[str, Any]) -> None:
         told = f"task {event['task'] + 1}/{self._num_tasks}  "
@@ -109,14 +111,14 @@ class EventDisplay(_Lines):
             )
 
     def _done(self, event: Mapping[str, Any]) -> None:
-        if self._bar is not None and self._line is not None:
+        if self._line is not None:
             self._bar.remove_task(self._line)
             self._line = None
         if self._brief:
             self._say(f"{self._label:<13} {event['average_accuracy']:6.1%}  {event['seconds']:5.1f} s")
 
     def _move(self, completed: float, told: str) -> None:
-        if self._bar is not None and self._line is not None:
+        if self._line is not None:
             self._bar.update(self._line, completed=completed, told=told)
 
 
@@ -135,7 +137,7 @@ class SweepWatcher(_Lines):
                 self._trial(event)
             case "start":
                 self._num_tasks[event["run"]] = event["num_tasks"]
-                if self._bar is not None and event["run"] not in self._lines:
+                if event["run"] not in self._lines:
                     self._lines[event["run"]] = self._bar.add_task(event["run"], total=event["num_tasks"], told="")
             case "epoch":
                 self._epoch(event)
@@ -143,7 +145,7 @@ class SweepWatcher(_Lines):
                 self._remove(event["run"])
 
     def _remove(self, run: str) -> None:
-        if self._bar is not None and run in self._lines:
+        if run in self._lines:
             self._bar.remove_task(self._lines.pop(run))
 
     def _trial(self, event: Mapping[str, Any]) -> None:
@@ -154,10 +156,10 @@ class SweepWatcher(_Lines):
 
     def _epoch(self, event: Mapping[str, Any]) -> None:
         told = f"task {event['task'] + 1}/{self._num_tasks[event['run']]}  epoch {event['epoch']}/{event['epochs']}"
-        if self._bar is not None and event["run"] in self._lines:
+        if event["run"] in self._lines:
             completed = event["task"] + event["epoch"] / event["epochs"]
             self._bar.update(self._lines[event["run"]], completed=completed, told=told)
-        elif self._is_silent:
+        if self._is_silent:
             self._say(f"{event['run']}: {told}")
 
 
@@ -172,15 +174,13 @@ class Stages(_Lines):
     def __call__(self, work: str, done: int, total: int | None) -> None:
         """Show how far it is: a moving line in a terminal, elsewhere a line when nothing was told for long."""
         told = f"{done:,}" if total is None else f"{done:,}/{total:,}"
-        if self._bar is not None:
-            if work != self._work:
-                if self._line is not None:
-                    self._bar.remove_task(self._line)
-                self._line = self._bar.add_task(work, total=total, told="")
-            self._bar.update(cast(TaskID, self._line), completed=done, told=told)
-        elif self._is_silent:
+        if self._line is None or work != self._work:
+            if self._line is not None:
+                self._bar.remove_task(self._line)
+            self._line, self._work = self._bar.add_task(work, total=total, told=""), work
+        self._bar.update(self._line, completed=done, told=told)
+        if self._is_silent:
             self._say(f"{work}: {told}")
-        self._work = work
 
     def say(self, *parts: str | tuple[str, str]) -> None:
         """Print one line above."""
@@ -210,14 +210,3 @@ def event_callback(console: Console, label: str, *, event_files: Path | None = N
                 each(event)
 
         yield on_event
-
-
-def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        TextColumn("{task.fields[told]}"),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-    )

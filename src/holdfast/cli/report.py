@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from holdfast.cli.console import console_for, say
-from holdfast.cli.report_options import ReportOptions
+from holdfast.cli.options import ReportOptions
 from holdfast.cli.tables import rows_table
 from holdfast.errors import OptionError
 from holdfast.lab.plugins import load_plugins

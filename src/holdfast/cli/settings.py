@@ -15,8 +15,9 @@ from holdfast.errors import OptionError
 from holdfast.lab.config import REGISTRIES, RunSettings, default_settings, foreign_option, known_options
 from holdfast.lab.generation import GENERATION_STREAMS, GenerationConfig
 from holdfast.lab.methods import GENERATORS, METHODS
+from holdfast.lab.options import default_of
 from holdfast.lab.plugins import load_plugins
-from holdfast.lab.registry import all_options, default_of
+from holdfast.lab.registry import all_options
 from holdfast.lab.streams import STREAMS
 from holdfast.lab.training import NETS
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 from holdfast.cli.console import console_for, say, warnings_told
 from holdfast.cli.idle import unit_note
 from holdfast.cli.options import SweepOptions
@@ -32,38 +34,19 @@ def sweep_command(options: SweepOptions) -> None:
     if not options.methods:
         raise OptionError(f"sweep {options.stream}: which methods? Give --methods, of: {', '.join(METHODS)}.")
     console = console_for(quiet=options.quiet)
-    space = Space(
-        stream=options.stream,
-        methods=options.methods,
-        strengths=options.strengths,
-        optimizers=options.optimizers,
-        lrs=options.lrs,
-        seeds=options.seeds,
-        settings=settings(options),
-        sampler=options.sampler,
-        trials=options.trials,
-        refine=options.refine,
-        prune=options.prune,
-    )
-    say(
-        console,
-        (f"{options.stream}, {', '.join(method_label(method) for method in options.methods)}", "bold"),
-        f": {planned(space)}, over {len(options.seeds)} seeds  ",
-        (options.output, "dim"),
-    )
-    for method in options.methods if not options.strengths else ():
-        for line in unit_note(space.config(method, space.grid(method)[0], seed=options.seeds[0]), space.settings):
-            say(console, ("warning: ", "yellow"), f"{method}: {line}")
-    with warnings_told(console), SweepWatcher(console) as display:
-        found = sweep(
-            space,
-            output=options.output,
-            storage=options.storage,
-            jobs=options.jobs,
-            device=options.device,
-            data_dir=options.data_dir,
-            on_event=display,
-        )
+    given = {own.name: getattr(options, own.name) for own in fields(Space) if own.name != "settings"}
+    with warnings_told(console):
+        space = Space(settings=settings(options), **given)
+        told = f": {planned(space)}, over {len(space.seeds)} seeds  "
+        labels = ", ".join(method_label(method) for method in space.methods)
+        say(console, (f"{space.stream}, {labels}", "bold"), told, (options.output, "dim"))
+        for method in space.methods if not space.strengths else ():
+            config = space.config(method, space.grid(method)[0], seed=space.seeds[0])
+            for line in unit_note(config, space.settings):
+                say(console, ("warning: ", "yellow"), f"{method}: {line}")
+        where = {"output": options.output, "storage": options.storage, "jobs": options.jobs, "device": options.device}
+        with SweepWatcher(console) as display:
+            found = sweep(space, **where, on_event=display)
     console.print()
     console.print(findings_table(found))
     say(console, "Settings are chosen on validation data; test data decide nothing.\n")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from rich import box
 from rich.table import Table
 from rich.text import Text
@@ -35,9 +37,6 @@ def matrix_table(result: RunResult, *, title: str = "test accuracy %") -> Table:
 
 def summary_table(result: RunResult) -> Table:
     """The figures of one run."""
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="dim")
-    table.add_column()
     told = {
         "average accuracy": f"{result.final_accuracy:.1%} on test data, {result.validation_accuracy[-1]:.1%} on "
         "validation data",
@@ -48,25 +47,29 @@ def summary_table(result: RunResult) -> Table:
         f"{result.seconds_importance:.1f} s measuring importances",
         "keeper": result.keeper,
     }
-    for name, text in told.items():
-        if text:
-            table.add_row(name, Text(text))
-    return table
+    return _told_in_rows({name: text for name, text in told.items() if text})
 
 
 def generation_table(result: RunResult) -> Table:
     """The figures of one run that learned to draw."""
+    accuracies, found = result.average_accuracy, result.generation
+    shown = [t for t in (4, len(accuracies) - 1) if t < len(accuracies)]
+    told = {f"A{t + 1}": f"{accuracies[t]:.2%} of the images asked for are what was asked for" for t in shown}
+    told |= {
+        "reverse accuracy": f"{found['reverse_accuracy']:.2%} on real images, by a classifier of drawn ones",
+        "Fréchet distance": f"{found['frechet_distance'][-1]:.2f} over the judge's features",
+        "the judge": f"{found['judge_accuracy']:.2%} on real test images",
+        "time": f"{result.seconds:.1f} s: {result.seconds_training:.1f} s training",
+    }
+    return _told_in_rows(told)
+
+
+def _told_in_rows(told: Mapping[str, str]) -> Table:
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="dim")
     table.add_column()
-    accuracies, found = result.average_accuracy, result.generation
-    shown = [t for t in (4, len(accuracies) - 1) if t < len(accuracies)]
-    for t in dict.fromkeys(shown):
-        table.add_row(f"A{t + 1}", f"{accuracies[t]:.2%} of the images asked for are what was asked for")
-    table.add_row("reverse accuracy", f"{found['reverse_accuracy']:.2%} on real images, by a classifier of drawn ones")
-    table.add_row("Fréchet distance", f"{found['frechet_distance'][-1]:.2f} over the judge's features")
-    table.add_row("the judge", f"{found['judge_accuracy']:.2%} on real test images")
-    table.add_row("time", f"{result.seconds:.1f} s: {result.seconds_training:.1f} s training")
+    for name, text in told.items():
+        table.add_row(name, Text(text))
     return table
 
 
@@ -116,17 +119,14 @@ def names_tables() -> list[Table]:
         streams.add_row(name, str(spec.num_tasks or "all"), spec.scenario, spec.summary)
     for name, spec in GENERATION_STREAMS.items():
         streams.add_row(name, "10", "class", spec.description)
-    methods = new_table("methods")
-    methods.add_column("METHOD")
-    methods.add_column("")
-    for name, method in METHODS.items():
-        methods.add_row(name, method.summary)
-    drawing = new_table("methods of generation")
-    drawing.add_column("METHOD")
-    drawing.add_column("")
-    for name, method in GENERATION_METHODS.items():
-        drawing.add_row(name, method.summary)
-    return [streams, methods, drawing]
+    tables = [streams]
+    for title, known in (("methods", METHODS), ("methods of generation", GENERATION_METHODS)):
+        tables.append(new_table(title))
+        for column in ("METHOD", ""):
+            tables[-1].add_column(column)
+        for name, method in known.items():
+            tables[-1].add_row(name, method.summary)
+    return tables
 
 
 def new_table(title: str) -> Table:

@@ -42,8 +42,8 @@ def typed(
 
     Args:
         content: JSON values by name.
-        hints: name -> str, int, float, list[...], dict[str, ...], Any, one of them or None, or a number `Annotated`
-            with its range.
+        hints: name -> str, bool, int, float, list[...], dict[str, ...], Any, one of them or None, or a number
+            `Annotated` with its range; a value of another type is taken as it is.
         optional: names that may be missing.
 
     Returns:
@@ -76,6 +76,8 @@ def _typed(where: str, value: Any, hint: Any, mistakes: list[str]) -> Any:
     kind = get_origin(hint) or hint
     if kind in (int, float):
         return _number(where, value, kind, within or _ANY[kind], mistakes)
+    if kind not in _NAMES:  # of a `Literal` or a tuple the owner of the record checks the value
+        return value
     if not isinstance(value, kind):
         mistakes.append(f"{where} is {reprlib.repr(value)}, expected {_NAMES[kind]}")
         return value
@@ -86,7 +88,7 @@ def _typed(where: str, value: Any, hint: Any, mistakes: list[str]) -> Any:
             _text(f"a name in {where}", name, mistakes)
         inner = get_args(hint)[1]
         return {name: _typed(f"{where}[{name!r:.40}]", part, inner, mistakes) for name, part in value.items()}
-    return _text(where, value, mistakes)
+    return _text(where, value, mistakes) if kind is str else value
 
 
 def _number(where: str, value: Any, kind: type, within: Within, mistakes: list[str]) -> Any:
@@ -94,7 +96,7 @@ def _number(where: str, value: Any, kind: type, within: Within, mistakes: list[s
     if right and within.low <= value <= within.high:
         return kind(value)
     what = "a whole number" if kind is int else "a number"
-    low, high = (0 if abs(end) < 1e-6 else end for end in (within.low, within.high))
+    low, high = (0 if -1e-6 < end < 0 else end for end in (within.low, within.high))
     mistakes.append(f"{where} is {reprlib.repr(value)}, expected {what} from {low:.6g} to {high:.6g}")
     return value
 
@@ -127,4 +129,4 @@ def _anything(where: str, value: Any, mistakes: list[str], *, depth: int) -> Any
     return value
 
 
-_NAMES = {str: "a text", list: "a list", dict: "an object"}
+_NAMES = {str: "a text", bool: "yes or no", list: "a list", dict: "an object"}

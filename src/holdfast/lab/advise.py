@@ -6,7 +6,7 @@ import copy
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,13 +18,13 @@ from holdfast.importance import measure, probes_of
 from holdfast.importance.choosing import Choice, choose
 from holdfast.lab.methods import IMPORTANCES, METHODS, Learner, Moment, Setting, build_learner, method_named
 from holdfast.lab.methods.registry import MethodEntry
+from holdfast.lab.methods.states import checked_state
 from holdfast.lab.registry import all_options
 from holdfast.lab.streams import Examples
 from holdfast.lab.training import Losses, OptimizerName, build_optimizer
 from holdfast.likelihoods.batches import batch_size, model_inputs
 from holdfast.likelihoods.likelihood import Categorical, Likelihood, PerExample, resolve_likelihood
 from holdfast.likelihoods.shift import decided
-from holdfast.probes import Probes
 from holdfast.replay import Buffer
 
 
@@ -138,10 +138,6 @@ class Advice:
     costs: tuple[MethodCost, ...]
     measure: MeasureCost | None
 
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
-        return {**asdict(self), "costs": [asdict(cost) for cost in self.costs]}
-
 
 def advise(
     workload: Workload,
@@ -189,7 +185,7 @@ def advise(
     for method in chosen:
         if on_method is not None:
             on_method(method.name)
-        cost, beside = _cost(method, workload, plain, optimizer, settings, rounds, num_examples)
+        cost, beside = _cost(method, plain, settings, rounds=rounds, num_examples=num_examples)
         costs.append(cost)
         seconds += beside
     trainable = [p for p in workload.model.parameters() if p.requires_grad]
@@ -217,7 +213,7 @@ def _measured(workload: Workload, device: torch.device, num_examples: int) -> Me
     try:
         choice = choose(model, batches[0], loss=loss)
         probes = probes_of(model, batches, loss=loss)
-        seconds = _seconds(lambda: _measure(model, batches, probes, loss), device)
+        seconds = _seconds(lambda: measure(model, batches, probes=probes, loss=loss), device)
     except HoldfastError:
         return None
     weights = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -233,7 +229,7 @@ class _Trained:
         self.workload = workload
         self.learner: Learner = build_learner(method, copy.deepcopy(workload.model), workload.setting, settings)
         self.device = next(self.learner.model.parameters()).device
-        self._optimizer_name: OptimizerName = optimizer
+        self.optimizer_name: OptimizerName = optimizer
         pairs = workload.examples is not None  # their loss is the learner's
         likelihood = resolve_likelihood(workload.loss, where="advise")
         self._likelihood = likelihood if pairs else decided(likelihood, self.learner.model, workload.batches[0])
@@ -245,7 +241,7 @@ class _Trained:
     def open(self, task: int) -> None:
         """Begin a task, on the same batches and with a new optimizer."""
         self._task = task
-        self.optimizer: Optimizer = build_optimizer(self._optimizer_name, self.learner.model.parameters(), lr=1e-6)
+        self.optimizer: Optimizer = build_optimizer(self.optimizer_name, self.learner.model.parameters(), lr=1e-6)
         self.learner.attach(self.optimizer)
         self.learner.open_task(task, self.workload.examples or Examples(torch.empty(0), torch.empty(0)))
 
@@ -271,7 +267,8 @@ class _Trained:
     def held_bytes(self) -> int:
         """What the method keeps; of a buffer, when it is full."""
         buffer = getattr(self.learner, "buffer", None)
-        held = _bytes(self.learner.state()[0].values())
+        tensors, _ = checked_state(self.learner.state(), whose=type(self.learner).__name__)
+        held = _bytes(tensors.values())
         return held * buffer.capacity // len(buffer) if isinstance(buffer, Buffer) and len(buffer) else held
 
     def _loss(self, batch: Any) -> Losses:
@@ -282,19 +279,14 @@ class _Trained:
 
 
 def _cost(
-    method: MethodEntry,
-    workload: Workload,
-    plain: _Trained,
-    optimizer: OptimizerName,
-    settings: Mapping[str, Any],
-    rounds: int,
-    num_examples: int,
+    method: MethodEntry, plain: _Trained, settings: Mapping[str, Any], *, rounds: int, num_examples: int
 ) -> tuple[MethodCost, list[float]]:
     """The cost of a method, and the seconds that plain training took beside it."""
+    workload = plain.workload
     if workload.examples is None and method.batches:
         return MethodCost(method.name, lacking="it needs batches of (inputs, class targets)"), []
     try:
-        trained = _Trained(method, workload, optimizer, settings)
+        trained = _Trained(method, workload, plain.optimizer_name, settings)
         trained.steps()
         trained.close()  # the first time is not the usual one: memory is asked for, the model is looked into
         trained.open(1)
@@ -316,10 +308,6 @@ def _cost(
     return MethodCost(method.name, held, ratio, closing * scale, peak), beside
 
 
-def _measure(model: nn.Module, batches: Sequence[Any], probes: Probes, loss: Any) -> None:
-    measure(model, batches, probes=probes, loss=loss)
-
-
 def _looks_at_examples(method: MethodEntry, settings: Mapping[str, Any]) -> bool:
     """Whether a task is closed by a pass over examples."""
     measured = method.importance in IMPORTANCES and IMPORTANCES[method.importance].on_examples
@@ -335,7 +323,7 @@ def _columns(workload: Workload, device: torch.device) -> Tensor | None:
     return table
 
 
-def _seconds(call: Callable[[], None], device: torch.device) -> float:
+def _seconds(call: Callable[[], object], device: torch.device) -> float:
     """Of the processor where one thread does the work, else on the wall."""
     on_gpu = device.type == "cuda"
     now = time.process_time if torch.get_num_threads() == 1 and not on_gpu else time.perf_counter

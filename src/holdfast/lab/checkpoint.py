@@ -11,7 +11,9 @@ from torch.optim import Optimizer
 from holdfast.errors import FileFormatError
 from holdfast.files import read_state, write_state
 from holdfast.files.optimizers import load_optimizer_state, optimizer_state
+from holdfast.lab.foreign import is_foreign
 from holdfast.lab.methods import Learner
+from holdfast.lab.methods.states import checked_state
 from holdfast.tensors import prefixed, under
 
 
@@ -49,11 +51,12 @@ def save(path: Path, progress: RunProgress, *, model: nn.Module, optimizer: Opti
 
     Raises:
         OutputError: it cannot be written; the one before is then kept.
+        OptionError: the learner's state is in no form that can be written.
     """
     of_optimizer, told = optimizer_state(optimizer)
-    held, notes = learner.state()
+    held, notes = checked_state(learner.state(), whose=type(learner).__name__)
     tensors = prefixed("model", model.state_dict()) | prefixed("optimizer", of_optimizer) | prefixed("learner", held)
-    content = {"progress": asdict(progress), **told, "learner": notes}
+    content = {"progress": asdict(progress), **told, "learner": dict(notes)}
     write_state(path, tensors, content)
 
 
@@ -70,5 +73,7 @@ def load(path: Path, *, model: nn.Module, optimizer: Optimizer, learner: Learner
         learner.load_state(under("learner", tensors), notes["learner"])
         return RunProgress(**notes["progress"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        if is_foreign(error):  # of a method that does not take what it gave
+            raise
         why = " ".join(str(error).split())  # torch says it in several lines
         raise FileFormatError(f"{path} does not fit this run ({why}). Delete it to start the run again.") from error

@@ -15,9 +15,11 @@ from holdfast.errors import OptionError, UnknownNameError
 from holdfast.files.typed import Within
 from holdfast.lab.methods import METHODS
 from holdfast.lab.methods.dgr import GENERATORS
+from holdfast.lab.methods.pairs import check_strength
 from holdfast.lab.methods.registry import MethodEntry
+from holdfast.lab.options import OneOf, checked, default_of
 from holdfast.lab.protocols import defaults_of
-from holdfast.lab.registry import Entry, OneOf, Registry, all_options, checked, chosen, default_of, naming
+from holdfast.lab.registry import Entry, Registry, all_options, chosen
 from holdfast.lab.streams import STREAMS, StreamEntry, fingerprint, load_data
 from holdfast.lab.training import NETS, OptimizerName, Schedule
 from holdfast.likelihoods.masks import Mask, Scenario
@@ -102,26 +104,12 @@ class RunConfig(RunSettings):
             if name not in options:
                 raise foreign_option(name, self.stream, self.net, [self.method], {*common, *options})
         object.__setattr__(self, "options", MappingProxyType(options))
-        holds = METHODS.named(options.get("hold") or self.method).holds_weights
-        if holds and "strength" in options:
-            self._check_strength(options)
+        if METHODS.named(options.get("hold") or self.method).holds_weights:
+            check_strength(self.method, options)
 
     @property
     def _entries(self) -> tuple[StreamEntry, Entry, MethodEntry]:
         return STREAMS.named(self.stream), NETS.named(self.net), METHODS.named(self.method)
-
-    def _check_strength(self, options: Mapping[str, Any]) -> None:
-        budget = options.get("budget")
-        if options["strength"] is None and budget is None:
-            either = "a strength or a budget, one of them" if "budget" in options else "a strength"
-            raise OptionError(
-                f"method {self.method!r} needs {either}; found none. Give one; `holdfast sweep` finds strengths."
-            )
-        if options["strength"] is not None and budget is not None:
-            raise OptionError(
-                f"method {self.method!r} needs a strength or a budget, one of them; found strength "
-                f"{options['strength']!r} and budget {budget!r}."
-            )
 
     def __getattr__(self, name: str) -> Any:
         """An option of the stream, the net or the method; None of one that they have not."""
@@ -183,17 +171,10 @@ class RunConfig(RunSettings):
             OptionError: an unknown setting, or a value out of its range.
         """
         common = {own.name for own in fields(RunSettings)} | {"fingerprint"}
-        given = {name: content[name] for name in content if name in common}
-        rest = {name: content[name] for name in content if name not in common}
-        entries = [
-            registry.named(given.get(name, default_of(RunSettings, name)))
-            for name, registry in naming(RunSettings).items()
-        ]
-        own: dict[str, type] = {}
-        for entry in entries:
-            own |= all_options(entry, rest)
-        elsewhere = known_options() - set(own)
-        return cls(**given, options={name: value for name, value in rest.items() if name not in elsewhere})
+        elsewhere = known_options() - settings_of(content["stream"], content["method"], content)
+        given = {name: value for name, value in content.items() if name in common}
+        options = {name: value for name, value in content.items() if name not in common | elsewhere}
+        return cls(**given, options=options)
 
     def changed(self, **settings: Any) -> RunConfig:
         """The same run with other settings.
@@ -231,9 +212,9 @@ REGISTRIES: tuple[Registry[Any], ...] = (METHODS, NETS, STREAMS, GENERATORS)
 """Of everything whose options may be settings of a run."""
 
 
-def known_options() -> set[str]:
+def known_options(registries: Iterable[Registry[Any]] = REGISTRIES) -> set[str]:
     """Every option that some registered entry has."""
-    return {name for registry in REGISTRIES for entry in registry.values() for name in _names(entry.options)}
+    return {own.name for registry in registries for entry in registry.values() for own in fields(entry.options)}
 
 
 def foreign_option(name: str, stream: str, net: str, methods: Sequence[str], known: Iterable[str] = ()) -> OptionError:
@@ -246,16 +227,13 @@ def foreign_option(name: str, stream: str, net: str, methods: Sequence[str], kno
         methods: likewise.
         known: the settings that it has, of which the nearest is offered.
     """
-    owners = [entry.name for registry in REGISTRIES for entry in registry.values() if name in _names(entry.options)]
+    entries = [entry for registry in REGISTRIES for entry in registry.values()]
+    owners = [entry.name for entry in entries if name in {own.name for own in fields(entry.options)}]
     if not owners:
         return UnknownNameError("setting", name, known)
     told = ", ".join(owners[:6]) + (" and others" if len(owners) > 6 else "")
     here = ", ".join(methods) or "no method"
     return OptionError(f"{name} has no effect with stream {stream}, net {net} and {here}; it belongs to {told}.")
-
-
-def _names(record: type) -> set[str]:
-    return {own.name for own in fields(record)}
 
 
 def folder_name(text: str) -> str:
@@ -297,6 +275,7 @@ def configure(
     merged = default_settings(stream, method, given) | given
     if "data" in given:
         merged["fingerprint"] = fingerprint(load_data(given["data"], data_dir=data_dir))
+        merged["data"] = os.fspath(given["data"])
     found = RunConfig.from_dict({**merged, "stream": stream, "method": method})
     found.check_has(given)
     return found

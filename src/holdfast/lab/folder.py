@@ -130,8 +130,12 @@ class RunFolder:
             raise OutputError(f"cannot write {self._events}: {error}. Run the same command again to resume.") from error
 
 
+TRIAL = "trial"
+"""The purpose of a run of a sweep whose setting is not chosen."""
+
+
 def note_purpose(folder: Path, purpose: str) -> None:
-    """Note in the `config.json` of a run's folder what the run was done for, such as "quick".
+    """Note in the `config.json` of a run's folder what the run was done for, such as "quick"; empty: for itself.
 
     Reports leave such runs out unless they are asked for; see `holdfast.lab.results`.
 
@@ -141,6 +145,16 @@ def note_purpose(folder: Path, purpose: str) -> None:
     """
     path = folder / "config.json"
     write_json(path, {**read_json(path), "purpose": purpose})
+
+
+def purpose_of(folder: Path) -> str:
+    """What the run of a folder was done for; empty: for itself, or there is no run.
+
+    Raises:
+        FileFormatError: its `config.json` is damaged.
+    """
+    path = folder / "config.json"
+    return str(read_json(path).get("purpose", "")) if path.is_file() else ""
 
 
 def versions() -> dict[str, str]:

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from holdfast.files import read_json
+from holdfast.errors import OptionError
+from holdfast.lab.folder import TRIAL, purpose_of
 from holdfast.lab.packages import check_installed
-from holdfast.lab.result import RunResult, find_runs
+from holdfast.lab.result import Folders, RunResult, find_runs
 from holdfast.lab.trials import Trials, trials_in
 
 DataFrame = Any
@@ -43,7 +44,7 @@ IDENTITY = ("stream", "scenario", "method", "seed", "num_tasks")
 ABOUT = ("purpose", "keeper", "versions", "folder")
 
 
-def results(folders: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> DataFrame:
+def results(folders: Folders) -> DataFrame:
     """Every finished run at or below a folder, or several, as a table with one row per run.
 
     Args:
@@ -59,11 +60,10 @@ def results(folders: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) 
 
     Raises:
         FileFormatError: a folder is missing, holds no finished run, or holds a damaged file.
-        OptionError: pandas is not installed.
+        OptionError: no folder is given, what is given is no path, or pandas is not installed.
     """
     check_installed("pandas", what="results are made a table", extra="report")
-    listed = [folders] if isinstance(folders, str | os.PathLike) else list(folders)
-    found = find_runs(listed)
+    found = find_runs(folders)
     return runs_table([result for _, result in found], paths=[path for path, _ in found])
 
 
@@ -76,7 +76,12 @@ def task_accuracies(runs: DataFrame) -> DataFrame:
     Returns:
         The columns of `runs` without its arrays, and `after_task` and `on_task`, which count from 1, and
         `task_accuracy`, a fraction.
+
+    Raises:
+        OptionError: what is given is no such table.
     """
+    if not hasattr(runs, "columns") or not set(ARRAYS) <= set(runs.columns):
+        raise OptionError("task_accuracies: no table of runs; expected what holdfast.lab.results(folder) gives.")
     sizes = [len(matrix) for matrix in runs["accuracy_matrix"]]
     long = runs.drop(columns=list(ARRAYS)).loc[runs.index.repeat([size**2 for size in sizes])]
     tasks = [np.indices((size, size)).reshape(2, -1) + 1 for size in sizes]
@@ -123,7 +128,6 @@ _KNOWN = {*IDENTITY, *FIGURES, *DRAWING, *ARRAYS, *ABOUT, *ADDED}
 
 
 def _row(result: RunResult, path: Path | None) -> dict[str, Any]:
-    written = {} if path is None else _written(path.parent / "config.json")
     settings = {name: value for name, value in result.config.items() if name not in IDENTITY}
     drawn = {name: value for name, value in result.generation.items() if name in DRAWING}
     if "frechet_distance" in drawn:
@@ -141,16 +145,11 @@ def _row(result: RunResult, path: Path | None) -> dict[str, Any]:
         **figures,
         **drawn,
         **{name: np.array(getattr(result, name)) for name in ARRAYS},
-        "purpose": str(written.get("purpose", "")),
+        "purpose": "" if path is None else purpose_of(path.parent),
         "keeper": result.keeper,
         "versions": ", ".join(f"{name} {version}" for name, version in sorted(result.versions.items())),
         "folder": None if path is None else str(path.parent),
     }
-
-
-def _written(path: Path) -> Mapping[str, Any]:
-    """What stands in a run's `config.json`, beside results that stand in a run's folder."""
-    return read_json(path) if path.is_file() else {}
 
 
 def _flat(settings: Mapping[str, Any], *, above: str = "") -> Iterator[tuple[str, Any]]:
@@ -186,4 +185,4 @@ def _mark_trials(table: DataFrame) -> None:
     known: dict[str, list[Trials]] = {folder: trials_in(Path(folder)) for folder in set(above) - {""}}
     for place, (folder, row) in enumerate(zip(above, table.to_dict("records"), strict=True)):
         if any(trials.rejected(row) for trials in known.get(folder, ())):
-            table.loc[place, "purpose"] = "trial"
+            table.loc[place, "purpose"] = TRIAL

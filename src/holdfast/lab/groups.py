@@ -7,13 +7,12 @@ from dataclasses import fields
 from pathlib import PurePath
 from typing import Any
 
-from holdfast.lab.config import RunSettings
+from holdfast.lab.config import RunSettings, known_options
 from holdfast.lab.escaping import one_line
 from holdfast.lab.frame import DataFrame, is_missing, runs_table, settings_in
 from holdfast.lab.generation import GENERATION_METHODS
 from holdfast.lab.generation.config import GenerationConfig
 from holdfast.lab.methods import GENERATORS, METHODS
-from holdfast.lab.registry import Registry
 from holdfast.lab.result import RunResult
 from holdfast.lab.streams import STREAMS
 from holdfast.lab.training import NETS
@@ -150,18 +149,11 @@ def method_order(method: str) -> tuple[int, str]:
 
 def _is_methods_own(runs: DataFrame, name: str) -> bool:
     """Whether a setting is a method's own: of its options or its training, or one unknown that no other method has."""
-    if name in {*_options_of(METHODS, GENERATORS), *_TRAINING}:
+    if name in {*known_options((METHODS, GENERATORS)), *_TRAINING}:
         return True
-    known = {"fingerprint", *_names_of(RunSettings), *_names_of(GenerationConfig), *_options_of(NETS, STREAMS)}
+    common = {own.name for record in (RunSettings, GenerationConfig) for own in fields(record)}
+    known = {"fingerprint"} | common | known_options((NETS, STREAMS))
     return name not in known and runs.loc[runs[name].notna(), "method"].nunique() < 2
-
-
-def _options_of(*registries: Registry[Any]) -> set[str]:
-    return {name for registry in registries for entry in registry.values() for name in _names_of(entry.options)}
-
-
-def _names_of(record: type) -> list[str]:
-    return [entry.name for entry in fields(record)]
 
 
 def _told_apart(runs: DataFrame, names: Sequence[str], *, first: str) -> tuple[list[int], list[str]]:

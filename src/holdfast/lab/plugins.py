@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Iterable
 from functools import cache
-from importlib import import_module
 from importlib.metadata import entry_points
 
-from holdfast.errors import HoldfastError, OptionError
+from holdfast.lab.importing import imported
 
 ENTRY_POINTS = "holdfast.plugins"
 """The group of entry points by which an installed package names its module."""
@@ -29,7 +26,7 @@ def load_plugins(modules: Iterable[str] = ()) -> None:
     _installed()
     for name in modules:
         if name not in _named:
-            _imported(name, told=f"plugin {name}")
+            imported(name, what="plugin")
             _named[name] = None
 
 
@@ -41,19 +38,4 @@ def named_plugins() -> tuple[str, ...]:
 @cache
 def _installed() -> None:
     for entry in entry_points(group=ENTRY_POINTS):
-        _imported(entry.value.partition(":")[0], told=f"plugin {entry.name} of {entry.dist and entry.dist.name}")
-
-
-def _imported(name: str, *, told: str) -> None:
-    here = os.getcwd()
-    sys.path.append(here)
-    try:
-        import_module(name)
-    except HoldfastError:
-        raise
-    except Exception as error:
-        raise OptionError(
-            f"{told}: {type(error).__name__}: {error}. Expected the name of a module that can be imported, without .py."
-        ) from error
-    finally:
-        sys.path.remove(here)
+        imported(entry.value.partition(":")[0], what=f"plugin {entry.name} of {entry.dist and entry.dist.name},")

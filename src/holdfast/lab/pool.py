@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ import torch
 from holdfast.errors import OptionError
 from holdfast.lab.config import RunConfig
 from holdfast.lab.running import EventCallback
-from holdfast.lab.worker import Done, Performer, Worker, WorkerDiedError, leave_interrupts
+from holdfast.lab.worker import Done, Perform, Worker, WorkerDiedError, leave_interrupts, perform
 
 MOST_DEATHS = 3
 """A run whose worker has died so often is given up: it is likely the cause."""
@@ -52,14 +53,14 @@ def pool_of(
     """
     if jobs < 1:
         raise OptionError(f"jobs is {jobs}; expected the number of processes, at least 1.")
-    perform = Performer(output=output, device=device, data_dir=data_dir)
-    return _alone(perform) if jobs == 1 else _Workers(jobs, perform)
+    own = partial(perform, output=output, device=device, data_dir=data_dir)
+    return _alone(own) if jobs == 1 else _workers(jobs, own)
 
 
 @contextmanager
-def _alone(perform: Performer) -> Iterator[Pool]:
+def _alone(own: Perform) -> Iterator[Pool]:
     with one_thread():
-        yield lambda configs, on_event: ((config, perform(config, on_event)) for config in configs)
+        yield lambda configs, on_event: ((config, own(config, on_event)) for config in configs)
 
 
 @contextmanager
@@ -85,24 +86,36 @@ def one_at_a_time(on_event: EventCallback | None) -> EventCallback:
     return tell
 
 
-class _Workers:
-    """Threads that wait for processes.
+@contextmanager
+def _workers(jobs: int, own: Perform) -> Iterator[Pool]:
+    """Threads, each with a process of its own that it waits for.
 
     Not `ProcessPoolExecutor`: it gives up every run at hand where one process dies, and does not say which did.
     """
+    lock, local, workers = threading.Lock(), threading.local(), list[Worker]()
+    ended = False
 
-    def __init__(self, jobs: int, perform: Performer) -> None:
-        self._perform = perform
-        self._threads = ThreadPoolExecutor(jobs, initializer=leave_interrupts)
-        self._lock = threading.Lock()
-        self._workers: list[Worker] = []
-        self._ended = False
+    def worker() -> Worker:
+        with lock:
+            if ended:
+                raise CancelledError
+            if not getattr(local, "worker", None):
+                local.worker = Worker(own)
+                workers.append(local.worker)
+            return local.worker
 
-    def __enter__(self) -> Pool:
-        return self._do
+    def done(config: RunConfig, on_event: EventCallback) -> Done:
+        why = ""
+        for _ in range(MOST_DEATHS):
+            try:
+                return worker()(config, on_event)
+            except WorkerDiedError as error:
+                why, local.worker = str(error), None
+        times = f"{MOST_DEATHS} time{'s' * (MOST_DEATHS > 1)}"
+        return Done(error=f"its worker process died {times}, the last time with {why}", kind=WorkerDiedError.__name__)
 
-    def _do(self, configs: Iterable[RunConfig], on_event: EventCallback) -> Ends:
-        futures = {self._threads.submit(self._done, config, on_event): config for config in configs}
+    def do(configs: Iterable[RunConfig], on_event: EventCallback) -> Ends:
+        futures = {threads.submit(done, config, on_event): config for config in configs}
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
@@ -110,30 +123,12 @@ class _Workers:
             for future in futures:
                 future.cancel()
 
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._ended = True
-        for worker in self._workers:
-            worker.end()
-        self._threads.shutdown(cancel_futures=True)
-
-    def _done(self, config: RunConfig, on_event: EventCallback) -> Done:
-        why = ""
-        for _ in range(MOST_DEATHS):
-            try:
-                return self._worker()(config, on_event)
-            except WorkerDiedError as error:
-                why = str(error)
-        times = f"{MOST_DEATHS} time{'s' * (MOST_DEATHS > 1)}"
-        return Done(error=f"its worker process died {times}, the last time with {why}", kind=WorkerDiedError.__name__)
-
-    def _worker(self) -> Worker:
-        with self._lock:
-            if self._ended:
-                raise CancelledError
-            worker = next((worker for worker in self._workers if worker.is_free), None)
-            if worker is None:
-                worker = Worker(self._perform)
-                self._workers.append(worker)
-            worker.is_free = False
-            return worker
+    threads = ThreadPoolExecutor(jobs, initializer=leave_interrupts)
+    try:
+        yield do
+    finally:
+        with lock:
+            ended = True
+        for each in workers:
+            each.end()
+        threads.shutdown(cancel_futures=True)

@@ -7,14 +7,32 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict, get_type_hints
 
 from holdfast.choices import check_choice
 from holdfast.errors import OptionError
+from holdfast.files.typed import Amount, Count, Fraction, Within, listed_mistakes, typed
 from holdfast.lab.config import folder_name, settings_hash
 from holdfast.lab.folder import RunFolder, versions
 from holdfast.lab.result import RunResult, misshapen, summarise
 from holdfast.likelihoods.masks import Scenario
+
+_NAMES = ("stream", "method")
+
+
+class _Given(TypedDict):
+    """What is to be recorded, and of what type."""
+
+    stream: str
+    method: str
+    seed: Annotated[int, Within(0, 2**31 - 1)]
+    accuracy: list[list[Fraction]]
+    validation: list[list[Fraction]]
+    baseline: list[Fraction] | None
+    settings: dict[str, Any]
+    seconds: Amount
+    num_parameters: Count | None
+    held_bytes: Count | None
 
 
 class _Recorded:
@@ -69,30 +87,30 @@ def record(
         OutputError: the folder cannot be written, or is somebody else's.
     """
     check_choice("scenario", scenario, ("task", "domain", "class"))
-    for what, name in (("stream", stream), ("method", method)):
-        if not re.search(r"\w", name):
-            raise OptionError(f"record: {what} is {name!r}; expected a name.")
-    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**31:
-        raise OptionError(f"record: seed is {seed!r}; expected a whole number from 0 to 2147483647.")
+    given = {"stream": stream, "method": method, "seed": seed, "accuracy": _listed(accuracy)}
+    given |= {"validation": _listed(accuracy if validation is None else validation), "baseline": _listed(baseline)}
+    given |= {"settings": dict(settings) if isinstance(settings, Mapping) else {} if settings is None else settings}
+    given |= {"seconds": seconds, "num_parameters": num_parameters, "held_bytes": held_bytes}
+    values, mistakes = typed(given, get_type_hints(_Given, include_extras=True))
+    mistakes += [
+        f"{name} is {given[name]!r}, expected a name" for name in _NAMES if not re.search(r"\w", str(given[name]))
+    ]
+    if mistakes:
+        raise OptionError(f"record: {listed_mistakes(mistakes)}.")
     told = {"stream": stream, "method": method, "seed": seed, "scenario": scenario}
-    if taken := sorted(told.keys() & dict(settings or {}).keys()):
+    if taken := sorted(told.keys() & values["settings"].keys()):
         raise OptionError(f"record: settings hold {taken[0]!r}, which is an argument. Leave it out of them.")
-    told |= dict(settings or {})
+    told |= values["settings"]
     try:
         json.dumps(told, allow_nan=False, sort_keys=True)
     except (TypeError, ValueError) as error:
         raise OptionError(f"record: settings are no JSON values by name: {error}.") from error
-    try:
-        matrix = [list(map(float, row)) for row in accuracy]
-    except (TypeError, ValueError) as error:
-        raise OptionError(f"record: accuracy is no table of numbers: {error}. Give a row a task.") from error
-    if not all(0 <= value <= 1 for row in matrix for value in row):
-        raise OptionError("record: accuracies are shares; expected numbers from 0 to 1.")
+    matrix = values["accuracy"]
     if not matrix or any(len(row) != len(matrix) for row in matrix):
         lengths = [len(row) for row in matrix]
         raise OptionError(f"record: accuracy has rows of {lengths}; expected a square, a row and a column a task.")
-    seen = [list(map(float, row))[: t + 1] for t, row in enumerate(matrix if validation is None else validation)]
-    summary = summarise(matrix, seen, list(baseline or [0.0] * len(matrix)))
+    seen = [row[: t + 1] for t, row in enumerate(values["validation"])]
+    summary = summarise(matrix, seen, values["baseline"] or [0.0] * len(matrix))
     if mistakes := misshapen(summary):
         raise OptionError(f"record: {mistakes[0]}.")
     name = "-".join((folder_name(stream), folder_name(method), str(seed), settings_hash(told, {})))
@@ -103,8 +121,8 @@ def record(
         method=method,
         seed=seed,
         **summary,
-        seconds=seconds,
-        seconds_training=seconds,
+        seconds=values["seconds"],
+        seconds_training=values["seconds"],
         config=told,
         versions=versions(),
         num_parameters=num_parameters,
@@ -113,3 +131,10 @@ def record(
     folder.open()
     result.save(folder.result)
     return folder.path
+
+
+def _listed(value: Any) -> Any:
+    """Arrays, tensors and sequences as lists."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return [_listed(part) for part in value] if isinstance(value, list | tuple) else value

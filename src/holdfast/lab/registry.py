@@ -1,81 +1,36 @@
 """What is chosen by its name, and the options that belong to the choice.
 
 An entry is a function or a class with a frozen dataclass of options: its fields are the flags of the command line, what
-is checked, what the help says and what a run's record holds. An option may itself name an entry of a registry
-(`Annotated[str, OneOf(NETS)]`), whose options then belong to the choice, too.
+is checked, what the help says and what a run's record holds.
 """
 
 from __future__ import annotations
 
-import ast
-import hashlib
-import inspect
-import os
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass, make_dataclass
-from functools import cache
-from importlib import import_module
-from pathlib import Path
-from types import MappingProxyType, UnionType
-from typing import Annotated, Any, Generic, TypeVar, Union, get_args, get_origin, get_type_hints
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from types import MappingProxyType
+from typing import Any, Generic, TypeVar
 
-from holdfast.choices import check_choices
-from holdfast.errors import HoldfastError, OptionError, UnknownNameError
-from holdfast.files.typed import Within
+from holdfast.errors import OptionError, UnknownNameError
+from holdfast.lab.importing import check_takes, imported
+from holdfast.lab.options import NoOptions, checked, default_of, naming
 
 Made = TypeVar("Made")
 
 
 RESERVED = frozenset(
     (
-        "stream",
-        "method",
-        "seed",
-        "data",
-        "scenario",
-        "num_tasks",
-        "net",
-        "optimizer",
-        "lr",
-        "weight_decay",
-        "schedule",
-        "fresh_optimizer",
-        "epochs",
-        "iterations",
-        "batch_size",
-        "clip",
-        "mask",
-        "importance_data",
-        "importance_examples",
-        "fingerprint",
-        "options",
-        "methods",
-        "strengths",
-        "optimizers",
-        "lrs",
-        "seeds",
-        "sampler",
-        "trials",
-        "refine",
-        "prune",
-        "storage",
-        "jobs",
-        "output",
-        "device",
-        "data_dir",
-        "plugin",
-        "tensorboard",
-        "quiet",
-        "help",
+        *("stream", "method", "seed", "data", "scenario", "num_tasks", "net", "optimizer", "lr", "weight_decay"),
+        *("schedule", "fresh_optimizer", "epochs", "iterations", "batch_size", "clip", "mask", "importance_data"),
+        *("importance_examples", "fingerprint", "options", "methods", "strengths", "optimizers", "lrs", "seeds"),
+        *("sampler", "trials", "refine", "prune", "storage", "jobs", "output", "device", "data_dir", "plugin"),
+        *("tensorboard", "quiet", "help"),
     )
 )
 """Names that options may not have: settings of every run, and flags of the commands that take them."""
 
 
-@dataclass(frozen=True)
-class NoOptions:
-    """Nothing is left open."""
+_PLACES = ("ceiling", "", "floor")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +57,10 @@ class Entry:
     style: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if not callable(self.make):
+            raise OptionError(f"{self.name}: a {type(self.make).__name__}; expected a function or a class.")
+        if self.place not in _PLACES:
+            raise OptionError(f"{self.name}: place is {self.place!r}; expected ceiling or floor, or none.")
         if not is_dataclass(self.options):
             raise OptionError(f"{self.name}: options is {self.options!r}; expected a frozen dataclass.")
         bare = [own.name for own in fields(self.options) if own.default is MISSING]
@@ -126,9 +85,6 @@ class Entry:
     def modules(self) -> frozenset[str]:
         """In which it is written."""
         return frozenset(getattr(self.make, "modules", None) or (getattr(self.make, "__module__", ""),))
-
-
-_PLACES = ("ceiling", "", "floor")
 
 
 class Registry(Mapping[str, Made], Generic[Made]):
@@ -172,7 +128,8 @@ class Registry(Mapping[str, Made], Generic[Made]):
             UnknownNameError: there is no such name; the message offers the nearest.
             OptionError: it cannot be imported.
         """
-        name = str(name)
+        if not isinstance(name, str):
+            raise OptionError(f"{self.kind} is {name!r:.80}; expected a name. Register it, or give 'module:name'.")
         if name not in self._found and ":" in name:
             self.add(self._foreign(name))
         if name not in self._found:
@@ -181,8 +138,6 @@ class Registry(Mapping[str, Made], Generic[Made]):
 
     def _foreign(self, name: str) -> Any:
         make = imported(name, what=self.kind)
-        if not callable(make):
-            raise OptionError(f"{self.kind} {name}: a {type(make).__name__}; expected a function or a class.")
         return self._entry(name=name, make=make, options=getattr(make, "Options", NoOptions))
 
     def __getitem__(self, name: str) -> Made:
@@ -201,16 +156,7 @@ class Registry(Mapping[str, Made], Generic[Made]):
         """Whether it is the same one."""
         return self is other
 
-    def __hash__(self) -> int:
-        """Of this one."""
-        return id(self)
-
-
-@dataclass(frozen=True)
-class OneOf:
-    """Marks an option that names an entry, in an `Annotated` type."""
-
-    registry: Registry[Any]
+    __hash__ = object.__hash__  # pyright: ignore[reportAssignmentType]  # by which an option's type is looked up
 
 
 @dataclass(frozen=True)
@@ -279,149 +225,4 @@ def all_options(entry: Any, settings: Mapping[str, Any]) -> dict[str, type]:
             found |= {
                 own: kind for own, kind in all_options(registry.named(text), settings).items() if own not in found
             }
-    return found
-
-
-def default_of(record: type, name: str) -> Any:
-    """Of a field of a dataclass."""
-    return next(own.default for own in fields(record) if own.name == name)
-
-
-@cache
-def naming(record: type) -> Mapping[str, Registry[Any]]:
-    """The fields of a dataclass that name entries, and of which registry."""
-    return {
-        name: each.registry for name, (_, marks) in _hints(record).items() for each in marks if isinstance(each, OneOf)
-    }
-
-
-def checked(record: type, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings as a dataclass's fields take them: numbers in their range, whole ones made floats where due.
-
-    Raises:
-        OptionError: a value is out of its range.
-    """
-    found = dict(settings)
-    for name, value in settings.items():
-        kind, marks = _hints(record)[name]
-        within = next((each for each in marks if isinstance(each, Within)), None)
-        optional = type(None) in get_args(kind)
-        bare = next((part for part in get_args(kind) if part is not type(None)), kind) if optional else kind
-        if (value is None and optional) or bare not in (int, float, bool, str):
-            continue
-        found[name] = _value(name, value, bare, within)
-    check_choices(record(**found))
-    return found
-
-
-def _value(name: str, value: Any, kind: type, within: Within | None) -> Any:
-    if kind in (bool, str):
-        if not isinstance(value, kind):
-            raise OptionError(f"{name} is {value!r}; expected {'yes or no' if kind is bool else 'a text'}.")
-        return value
-    low, high = (within.low, within.high) if within else (-float("inf"), float("inf"))
-    right = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
-    if not (right and low <= value <= high):
-        number = "whole number" if kind is int else "number"
-        raise OptionError(f"{name} is {value!r}; expected a {number} from {low:g} to {high:g}.")
-    return kind(value)  # 15 and 15.0 are one setting
-
-
-@cache
-def _hints(record: type) -> Mapping[str, tuple[Any, tuple[Any, ...]]]:
-    """Field -> its type, and what stands beside it in an `Annotated`, also of one that may be None."""
-    found = {}
-    for name, hint in get_type_hints(record, include_extras=True).items():
-        kind, marks = _bare(hint)
-        if get_origin(kind) in (Union, UnionType):
-            inner = [_bare(part) for part in get_args(kind)]
-            marks += tuple(mark for _, own in inner for mark in own)
-            kind = Union[tuple(part for part, _ in inner)]  # noqa: UP007  made at run time
-        found[name] = (kind, marks)
-    return found
-
-
-def _bare(hint: Any) -> tuple[Any, tuple[Any, ...]]:
-    return (hint.__origin__, hint.__metadata__) if get_origin(hint) is Annotated else (hint, ())
-
-
-def combined(name: str, *records: type) -> type:
-    """One dataclass with the fields of several.
-
-    Raises:
-        OptionError: two of them have a field of the same name.
-    """
-    seen: dict[str, type] = {}
-    for record in records:
-        for own in fields(record):
-            if seen.setdefault(own.name, record) is not record:
-                raise OptionError(f"{name}: both {seen[own.name].__name__} and {record.__name__} have {own.name!r}.")
-    bases = tuple(record for record in records if record is not NoOptions)
-    if len(bases) < 2:
-        return bases[0] if bases else NoOptions
-    return make_dataclass(name, [], bases=bases, frozen=True, kw_only=True)
-
-
-def check_takes(make: Callable[..., Any], given: Sequence[Any], *, what: str) -> None:
-    """Raise `OptionError` unless a function or class can be called with these arguments."""
-    try:
-        inspect.signature(make).bind(*given)
-    except TypeError as error:
-        kinds = ", ".join(type(each).__name__ for each in given) or "nothing"
-        raise OptionError(f"{what}: {error}; expected one that is called with ({kinds}).") from error
-    except ValueError:  # it tells no signature
-        return
-
-
-def imported(text: str, *, what: str) -> Any:
-    """What "module:attribute" names; a module of the working folder is found, too.
-
-    Raises:
-        OptionError: it cannot be imported.
-    """
-    module, _, attribute = text.partition(":")
-    here = os.getcwd()
-    sys.path.append(here)
-    try:
-        found: Any = import_module(module)
-        for part in attribute.split("."):
-            found = getattr(found, part)
-        return found
-    except HoldfastError:
-        raise
-    except Exception as error:
-        raise OptionError(
-            f"{what} {text!r} cannot be imported: {type(error).__name__}: {error}. Expected module:name, of a module "
-            "that can be imported here."
-        ) from error
-    finally:
-        sys.path.remove(here)
-
-
-def source_of(module: str) -> str:
-    """Sixteen hexadecimal digits that stand for the source of a module; empty where it has no file.
-
-    Of a package that is all of its files, of a single file that and those beside it that it imports.
-    """
-    path = getattr(sys.modules.get(module), "__file__", None)
-    if path is None or not Path(path).is_file():
-        return ""
-    depth = module.count(".")
-    files = sorted(Path(path).parents[depth - 1].rglob("*.py")) if depth else sorted(_with_imports(Path(path), set()))
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(f"{file.name}\n".encode() + file.read_bytes())
-    return digest.hexdigest()[:16]
-
-
-def _with_imports(path: Path, found: set[Path]) -> set[Path]:
-    """A file, and those beside it that it imports, and so on."""
-    found.add(path)
-    for node in ast.walk(ast.parse(path.read_bytes())):
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
-            for name in names:
-                beside = path.parent / f"{name.partition('.')[0]}.py"
-                if beside.is_file() and beside not in found:
-                    _with_imports(beside, found)
     return found

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, TypedDict, get_type_hints
 
-from holdfast.errors import FileFormatError
+from holdfast.errors import FileFormatError, OptionError
 from holdfast.files import read_sealed, write_sealed
 from holdfast.files.typed import Amount, Change, Count, Fraction, Within, listed_mistakes, typed
 from holdfast.lab import metrics
+
+RESULT = "result.json"
+"""The name of its file in a run's folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,13 +87,16 @@ class RunResult:
             FileFormatError: the file is missing, damaged or edited, lacks a field, or a field has another type, range
                 or shape.
         """
-        remedy = "Delete it and run the same command again, which finishes from its checkpoint."
+        remedy = "Give a result.json, or a folder that holds runs."
+        if path.name == RESULT:
+            remedy = "Delete it and run the same command again, which finishes from its checkpoint."
         hints = get_type_hints(cls, include_extras=True)
         optional = {entry.name for entry in fields(cls) if not _is_required(entry)}
         try:
             content = read_sealed(path)
         except FileFormatError as error:
-            raise FileFormatError(f"{path} is no complete result ({error}). {remedy}") from error
+            what = f"complete result ({error})" if path.name == RESULT else "result of a run"
+            raise FileFormatError(f"{path} is no {what}. {remedy}") from error
         values, mistakes = typed(content, hints, optional=optional)
         mistakes = mistakes or misshapen(values)
         if mistakes:
@@ -167,12 +173,16 @@ def summarise(
     }
 
 
-def find_results(folders: Sequence[str | os.PathLike[str]]) -> list[RunResult]:
+Folders = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
+"""A folder that holds runs, or several; a file is taken as a result itself, whatever its name."""
+
+
+def find_results(folders: Folders) -> list[RunResult]:
     """Every finished run at or below the given folders, sorted by stream, method and seed; see `find_runs`."""
     return [result for _, result in find_runs(folders)]
 
 
-def find_runs(folders: Sequence[str | os.PathLike[str]]) -> list[tuple[Path, RunResult]]:
+def find_runs(folders: Folders) -> list[tuple[Path, RunResult]]:
     """Every finished run at or below the given folders and the file it was read from, by stream, method and seed.
 
     Args:
@@ -180,18 +190,27 @@ def find_runs(folders: Sequence[str | os.PathLike[str]]) -> list[tuple[Path, Run
 
     Raises:
         FileFormatError: a folder is missing, holds no finished run, or holds a damaged result.
+        OptionError: no folder is given, or what is given is no path.
     """
-    found = []
-    for folder in map(Path, folders):
+    found, given = [], paths_of(folders)
+    for folder in given:
         if not folder.exists():
             raise FileFormatError(f"{folder}: no such folder; expected one that holds runs, such as runs/.")
         if not (folder.is_file() or folder.is_dir()):
             raise FileFormatError(f"{folder} is no folder and no file; expected a folder that holds runs, or a result.")
-        paths = [folder] if folder.is_file() else sorted(folder.rglob("result.json"))
+        paths = [folder] if folder.is_file() else sorted(folder.rglob(RESULT))
         found += [(path, RunResult.load(path)) for path in paths]
     if not found:
-        listed = ", ".join(map(str, folders))
-        raise FileFormatError(
-            f"no finished run below {listed}: there is no result.json. Finish one with `holdfast run`."
-        )
+        listed = ", ".join(map(str, given))
+        raise FileFormatError(f"no finished run below {listed}: there is no {RESULT}. Finish one with `holdfast run`.")
     return sorted(found, key=lambda run: (run[1].stream, run[1].method, run[1].seed))
+
+
+def paths_of(folders: Folders) -> list[Path]:
+    """One path or several as a list; raises `OptionError` where there is none, or something else."""
+    given = list(folders) if isinstance(folders, Iterable) and not isinstance(folders, str) else [folders]
+    wrong = [each for each in given if not isinstance(each, str | os.PathLike) or not os.fspath(each)]
+    if wrong or not given:
+        told = repr(wrong[0]) if wrong else "none are given"
+        raise OptionError(f"results: {told}; expected folders that hold runs, such as runs/, or their result.json.")
+    return [Path(each) for each in given]  # type: ignore[arg-type]

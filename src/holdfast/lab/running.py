@@ -19,16 +19,16 @@ from holdfast.lab.checkpoint import RunProgress
 from holdfast.lab.config import RunConfig
 from holdfast.lab.engine import EventCallback, RunEngine
 from holdfast.lab.folder import RunFolder
+from holdfast.lab.foreign import in_a_line, is_foreign
+from holdfast.lab.importing import source_of
 from holdfast.lab.methods import Moment, Setting, build_learner, method_named
-from holdfast.lab.registry import own_settings, source_of
+from holdfast.lab.registry import own_settings
 from holdfast.lab.result import RunResult
 from holdfast.lab.streams import STREAMS, Examples, build_stream, fingerprint, load_data
 from holdfast.lab.streams.stream import Stream, Task
 from holdfast.lab.training import NETS, accuracy, build_net, build_optimizer, learning_rate, num_epochs, train_epoch
 from holdfast.likelihoods import Gaussian
-from holdfast.likelihoods.masks import Mask, Scenario, active_classes
-
-_MASKS: dict[Scenario, Mask] = {"task": "task", "domain": "all", "class": "seen"}
+from holdfast.likelihoods.masks import Mask, active_classes
 
 CHECKPOINT_SECONDS = 5.0
 """Between tasks a checkpoint is written after every epoch that ends so long after the last one."""
@@ -67,6 +67,10 @@ def run(
         DataFileError: the data are missing or damaged.
         NotFiniteError: training diverged.
     """
+    if not isinstance(config, RunConfig):
+        raise OptionError(
+            f"run: {config!r:.80}; expected a RunConfig, as holdfast.lab.configure(stream, method) makes it."
+        )
     folder = RunFolder(Path(output) / config.name, config)
     if folder.result.exists():
         folder.check_provenance(provenance(config, data_dir=data_dir))
@@ -123,7 +127,6 @@ class ActiveRun(RunEngine[RunProgress]):
             on_event=on_event,
             provenance=told,
         )
-        self.mask: Mask = config.mask or _MASKS[self.stream.scenario]
         net = build_net(
             config.net,
             self.stream.input_shape,
@@ -132,25 +135,20 @@ class ActiveRun(RunEngine[RunProgress]):
             **own_settings(NETS.named(config.net), config.options),
         )
         _check_net(config.net, net, self.stream)
-        setting = Setting(
-            task_classes=tuple(map(tuple, self.stream.task_classes)),
-            mask=self.mask,
-            scenario=self.stream.scenario,
-            input_shape=self.stream.input_shape,
-            past=lambda k: self.tasks[k].train(self.stream[k]),
-            seed=config.seed,
-        )
+        setting = Setting.of(self.stream, mask=config.mask, past=self._train, seed=config.seed)
+        self.mask: Mask = setting.mask
         self.learner = build_learner(self.method, net.to(self.device), setting, config.options)
         self.model: nn.Module = self.learner.model
         self.optimizer = self._new_optimizer()
-        self.tasks = [_Kept(task, self.device) for task in self.stream]
-        if self.tasks[0].test.targets.is_floating_point():
+        kept = [(task.validation.to(self.device), task.test.to(self.device)) for task in self.stream]
+        self.validation, self.test = zip(*kept)  # training examples are built again when they are needed
+        if self.test[0].targets.is_floating_point():
             self._check_regression()
             self.learner.likelihood = Gaussian()
 
     def baseline(self) -> list[float]:
         """Of the untrained network."""
-        return [self._accuracy(kept.test, j, j) for j, kept in enumerate(self.tasks)]
+        return [self._accuracy(examples, j, j) for j, examples in enumerate(self.test)]
 
     def read_checkpoint(self) -> RunProgress:
         """Of model, optimizer and learner."""
@@ -206,16 +204,16 @@ class ActiveRun(RunEngine[RunProgress]):
 
     def _close(self, t: int) -> None:
         """Measure what task t needs, test on all tasks, and write a checkpoint."""
-        progress, kept = self.progress, self.tasks[t]
+        progress = self.progress
         began = time.perf_counter()
         progress.keeper = self.learner.report()
-        examples = kept.validation if self.config.importance_data == "validation" else kept.train(self.stream[t])
+        examples = self.validation[t] if self.config.importance_data == "validation" else self._train(t)
         if self.config.importance_examples is not None:
             examples = examples.take(self.config.importance_examples)
         self.learner.close_task(examples, classes=active_classes(self.mask, self.stream.task_classes, t), task=t)
         seconds = time.perf_counter() - began
-        test = [self._accuracy(other.test, t, j) for j, other in enumerate(self.tasks)]
-        validation = [self._accuracy(self.tasks[j].validation, t, j) for j in range(t + 1)]
+        test = [self._accuracy(examples, t, j) for j, examples in enumerate(self.test)]
+        validation = [self._accuracy(examples, t, j) for j, examples in enumerate(self.validation[: t + 1])]
         self.closed(test, validation, seconds=seconds)
         if self.config.fresh_optimizer:
             self.optimizer = self._new_optimizer()
@@ -235,11 +233,15 @@ class ActiveRun(RunEngine[RunProgress]):
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
 
+    def _train(self, t: int) -> Examples:
+        """The training examples of task t."""
+        return self.stream[t].train.to(self.device)
+
     def _training_examples(self, t: int) -> Examples:
         """What task t is trained on."""
         if not self.learner.needs_past_data:
-            return self.tasks[t].train(self.stream[t])
-        parts = [self.tasks[k].train(self.stream[k]) for k in range(t + 1)]
+            return self._train(t)
+        parts = [self._train(k) for k in range(t + 1)]
         return Examples(torch.cat([part.inputs for part in parts]), torch.cat([part.targets for part in parts]))
 
     def _columns(self, t: int) -> Tensor | None:
@@ -270,31 +272,14 @@ class ActiveRun(RunEngine[RunProgress]):
         with self.learner.evaluating(j):
             return accuracy(self.model, examples, classes=classes)
 
-    def _held_bytes(self) -> int:
-        """Of what the method keeps beside model and optimizer, with the data of earlier tasks where it needs them."""
-        held = sum(tensor.nbytes for tensor in self.learner.state()[0].values())
-        if self.learner.needs_past_data:
-            earlier = (self.tasks[k].train(self.stream[k]) for k in range(len(self.stream) - 1))
-            held += sum(examples.inputs.nbytes + examples.targets.nbytes for examples in earlier)
-        return held
-
     def found(self) -> dict[str, Any]:
-        """What it takes in memory."""
+        """What it takes in memory beside model and optimizer, with the data of earlier tasks where they are needed."""
+        held = list(self.learner.state()[0].values())
+        if self.learner.needs_past_data:
+            earlier = map(self._train, range(len(self.stream) - 1))
+            held += [tensor for examples in earlier for tensor in (examples.inputs, examples.targets)]
         num_parameters = sum(weight.numel() for weight in self.model.parameters())
-        return {"num_parameters": num_parameters, "held_bytes": self._held_bytes()}
-
-
-class _Kept:
-    """What is kept of a task: the examples that every later evaluation needs, not those it is trained on."""
-
-    def __init__(self, task: Task, device: torch.device) -> None:
-        self._device = device
-        self.validation = task.validation.to(device)
-        self.test = task.test.to(device)
-
-    def train(self, task: Task) -> Examples:
-        """Its training examples, built again when they are needed."""
-        return task.train.to(self._device)
+        return {"num_parameters": num_parameters, "held_bytes": sum(tensor.nbytes for tensor in held)}
 
 
 @torch.no_grad()
@@ -307,8 +292,10 @@ def _check_net(name: str, net: nn.Module, stream: Stream) -> None:
         with torch.random.fork_rng(devices=[]):
             outputs = net.eval()(inputs)
     except Exception as error:
+        if is_foreign(error):
+            raise
         raise OptionError(
-            f"net {name}: inputs of shape {list(inputs.shape)}, {inputs.dtype}, end in {type(error).__name__}: {error}"
+            f"net {name}: with inputs of shape {list(inputs.shape)}, {inputs.dtype}, {in_a_line(error)}"
         ) from error
     finally:
         net.train()

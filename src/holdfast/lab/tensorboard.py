@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
-from holdfast.errors import OptionError, OutputError
+from holdfast.errors import OutputError
+from holdfast.lab.packages import check_installed
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter
 
 
-class TensorBoard:
+class TensorBoard(AbstractContextManager["TensorBoard"]):
     """Writes the events of one run as TensorBoard's event files. A context manager; hand it to `run` as `on_event`.
 
     Against the number of epochs of all tasks, or of iterations where images are generated: `loss/train`. Against the
@@ -31,24 +32,12 @@ class TensorBoard:
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        try:
-            import torch.utils.tensorboard  # noqa: F401
-        except ImportError as error:
-            raise OptionError(
-                "event files are written with tensorboard, which is not installed. Install it with: "
-                'pip install "torch-holdfast[tensorboard]"'
-            ) from error
+        check_installed("tensorboard", what="event files are written", extra="tensorboard")
         self._folder = Path(folder)
         self._writer: SummaryWriter | None = None
         self._resumed = False
 
-    def __enter__(self) -> Self:
-        """Nothing is written before the first event."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Close the file."""
         if self._writer is not None:
             self._writer.close()

@@ -8,7 +8,6 @@ import os
 import signal
 import sys
 import threading
-import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -21,9 +20,10 @@ import torch
 
 from holdfast.errors import HoldfastError
 from holdfast.lab.config import RunConfig
+from holdfast.lab.foreign import foreign_trace, in_a_line
 from holdfast.lab.plugins import load_plugins, named_plugins
 from holdfast.lab.result import RunResult
-from holdfast.lab.running import EventCallback, data_of, run
+from holdfast.lab.running import EventCallback, run
 
 PATIENCE = 1.0
 """Seconds between two looks at whether a process that says nothing is alive: one of its own may hold its pipe open."""
@@ -51,48 +51,39 @@ class Done:
 
     @classmethod
     def failed(cls, error: Exception) -> Done:
-        """With the message of an error, and of a foreign one the class before it."""
-        kind = type(error).__name__
-        return cls(error=str(error) if isinstance(error, HoldfastError) else f"{kind}: {error}", kind=kind)
+        """With what an error says; of one that is none of holdfast's its trace goes to the standard error."""
+        if not isinstance(error, HoldfastError) and sys.stderr is not None:
+            sys.stderr.write(foreign_trace(error))
+        return cls(error=in_a_line(error), kind=type(error).__name__)
 
 
-@dataclass
-class Performer:
-    """Does a run in this process, and holds on to the images that it was made of.
+Perform = Callable[[RunConfig, EventCallback], Done]
+"""Does a run; each event has the name of the run's folder under "run". An error of the callback ends it, resumable."""
 
-    Attributes:
-        output: parent of the run folders.
-        device: as torch names it.
-        data_dir: where MNIST is.
+
+def perform(config: RunConfig, on_event: EventCallback, **where: Any) -> Done:
+    """Do a run in this process.
+
+    Args:
+        config: of the run.
+        on_event: see `Perform`.
+        where: output, device and data_dir, as `run` takes them.
     """
+    raised: list[Exception] = []
 
-    output: str | os.PathLike[str]
-    device: str = "cpu"
-    data_dir: str | os.PathLike[str] | None = None
-    _images: object = None
-
-    def __call__(self, config: RunConfig, on_event: EventCallback) -> Done:
-        """Do it; each event has the name of the run's folder under "run". An error of `on_event` ends it, resumable."""
-        if not os.path.exists(os.path.join(self.output, config.name, "result.json")):
-            self._images = data_of(config, data_dir=self.data_dir)
-
-        raised: list[Exception] = []
-
-        def told(event: Mapping[str, Any]) -> None:
-            try:
-                on_event({**event, "run": config.name})
-            except Exception as error:
-                raised.append(error)
-                raise
-
+    def told(event: Mapping[str, Any]) -> None:
         try:
-            return Done(run(config, output=self.output, device=self.device, data_dir=self.data_dir, on_event=told))
+            on_event({**event, "run": config.name})
         except Exception as error:
-            if error in raised:
-                raise
-            if not isinstance(error, HoldfastError):  # of somebody else's code, who wants to see where
-                traceback.print_exc()
-            return Done.failed(error)
+            raised.append(error)
+            raise
+
+    try:
+        return Done(run(config, on_event=told, **where))
+    except Exception as error:
+        if error in raised:
+            raise
+        return Done.failed(error)
 
 
 class Worker:
@@ -101,20 +92,16 @@ class Worker:
     It loads the plug-ins of this process. What it prints appears on this process' standard error, its warnings are
     given here, and Ctrl-C is left to this process.
 
-    Attributes:
-        is_free: whether it waits for a run.
-
     Args:
         perform: what does a run there.
     """
 
-    def __init__(self, perform: Performer) -> None:
+    def __init__(self, perform: Perform) -> None:
         self._connection, theirs = _SPAWN.Pipe()
         self._process = _SPAWN.Process(target=_serve, args=(theirs, perform, named_plugins()))
         with _started_safely():
             self._process.start()
         theirs.close()
-        self.is_free = True
 
     def __call__(self, config: RunConfig, on_event: EventCallback) -> Done:
         """Have a run done; `on_event` is called in this thread, and the run goes on when it returns.
@@ -141,7 +128,6 @@ class Worker:
                     with suppress(OSError, ValueError, AttributeError):  # standard error is closed, or there is none
                         sys.stderr.write(told)
                 case "done":
-                    self.is_free = True
                     if error is not None:
                         raise error
                     return told
@@ -228,7 +214,7 @@ class _Printed(io.TextIOBase):
         return len(text)
 
 
-def _serve(connection: Connection, perform: Performer, plugins: tuple[str, ...]) -> None:
+def _serve(connection: Connection, perform: Perform, plugins: tuple[str, ...]) -> None:
     """The work of the process: does the runs that it is sent, until this process' parent ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -255,8 +241,6 @@ def _serve(connection: Connection, perform: Performer, plugins: tuple[str, ...])
         except _StoppedError:
             done = None
         except Exception as error:
-            if not isinstance(error, HoldfastError):
-                traceback.print_exc()
             done = Done.failed(error)
         tell("done", done)
 

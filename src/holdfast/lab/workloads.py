@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,15 @@ from torch import Tensor, nn
 
 from holdfast.errors import OptionError
 from holdfast.lab.advise import Workload
+from holdfast.lab.importing import imported
 from holdfast.lab.methods import Setting
-from holdfast.lab.registry import imported, own_settings
+from holdfast.lab.packages import check_installed
+from holdfast.lab.registry import own_settings
 from holdfast.lab.streams import build_stream
 from holdfast.lab.training import NETS, build_net
 from holdfast.likelihoods.batches import batch_to
 from holdfast.likelihoods.likelihood import resolve_likelihood
-from holdfast.likelihoods.masks import Mask, active_classes
-
-_MASKS: Mapping[str, Mask] = {"task": "task", "domain": "all", "class": "seen"}
+from holdfast.likelihoods.masks import active_classes
 
 
 def workload_name(model: str, *, stream: str) -> str:
@@ -90,11 +90,8 @@ def _net(
         name, stream.input_shape, stream.num_classes, **own_settings(NETS.named(name), {"hidden": tuple(hidden)})
     ).to(device)
     batches = stream[0].train.take(batch_size * num_batches).to(device).batches(batch_size)
-    mask = _MASKS[stream.scenario]
-    setting = Setting(
-        tuple(map(tuple, stream.task_classes)), mask=mask, scenario=stream.scenario, input_shape=stream.input_shape
-    )
-    classes = active_classes(mask, stream.task_classes, 0)
+    setting = Setting.of(stream)
+    classes = active_classes(setting.mask, stream.task_classes, 0)
     return Workload(workload_name(name, stream=stream_name), net, list(batches), setting, classes)
 
 
@@ -125,13 +122,9 @@ def _one_head(batches: Sequence[Any]) -> Setting:
 def _language_model(
     folder: str, batch_size: int, num_batches: int, length: int, device: str | torch.device
 ) -> Workload:
-    try:
-        from transformers import AutoModelForCausalLM
-    except ImportError as error:
-        raise OptionError(
-            f"advise: {folder} is a folder, which is read with transformers, and that is not installed. "
-            'Install it with: pip install "torch-holdfast[transformers]"'
-        ) from error
+    check_installed("transformers", what=f"advise: {folder} is a folder, which is read", extra="transformers")
+    from transformers import AutoModelForCausalLM
+
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(folder)
     except (OSError, ValueError) as error:

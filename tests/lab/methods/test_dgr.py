@@ -187,7 +187,7 @@ class TestHolding:
             ({"hold": "frozen"}, "dgr: hold is 'frozen'; expected a method that holds weights: ewc-fisher, "),
             (
                 {"hold": "ewc-fisher"},
-                "ewc-fisher needs a strength or a budget, one of them; found strength N",
+                "'ewc-fisher' needs a strength or a budget, one of them; found none. Give one",
             ),
             ({"hold_generator": "ewc"}, "dgr: hold_generator='ewc' needs generator_strength; found None. Give one."),
         ],

@@ -13,8 +13,8 @@ from holdfast.curvature import Decayed
 from holdfast.errors import OptionError
 from holdfast.lab.config import configure
 from holdfast.lab.methods import METHODS, Learner, Moment, Setting, build_learner, method_named
-from holdfast.lab.methods.estimators import PathEstimator
-from holdfast.lab.methods.holding import accumulation
+from holdfast.lab.methods.importances import PathEstimator
+from holdfast.lab.methods.mechanisms import accumulation
 from holdfast.lab.methods.registry import MethodEntry
 from holdfast.lab.streams.examples import Examples
 from holdfast.lab.training import build_optimizer, mlp, train_epoch
@@ -385,18 +385,18 @@ class TestOptions:
     def test_who_cannot_keep_a_budget_says_so_at_once(self):
         with pytest.raises(OptionError, match="budget has no effect with .* and wva-fisher; it belongs to ewc-fisher"):
             configure("permuted-digits", "wva-fisher", budget=0.1)
-        with pytest.raises(OptionError, match="ewc-mas: pull_every is 5, and a budget is kept at each step. Leave it"):
+        with pytest.raises(OptionError, match="ewc: pull_every is 5, and a budget is kept at each step. Leave it"):
             build(method_named("ewc-mas"), net(), {"budget": 0.1, "pull_every": 5})
         build(method_named("ewc-mas"), net(), {"strength": 0.1, "pull_every": 5})
 
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"pull": "gradient"}, "ewc-kfac: pull is 'gradient'; with Kronecker factors it is implicit or penalty"),
+            ({"pull": "gradient"}, "ewc: pull is 'gradient'; with Kronecker factors it is implicit or penalty"),
             ({"fisher": "batched"}, "unknown fisher 'batched'. Known: empirical, exact, sampled."),
             (
                 {"accumulate": "max"},
-                "ewc-kfac: accumulate is 'max', a rule that Kronecker factors do not have. Use sum",
+                "ewc: accumulate is 'max', a rule that Kronecker factors do not have. Use sum",
             ),
         ],
     )
@@ -405,7 +405,7 @@ class TestOptions:
             build(method_named("ewc-kfac"), net(), dict(strength=1.0, **options))
 
     def test_wva_needs_a_strength(self):
-        with pytest.raises(OptionError, match="wva-si needs a strength; found None. Give one."):
+        with pytest.raises(OptionError, match="'wva-si' needs a strength; found none. Give one"):
             build(method_named("wva-si"), net(), {})
 
 

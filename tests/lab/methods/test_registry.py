@@ -4,7 +4,7 @@ import pytest
 
 from holdfast.errors import OptionError, UnknownNameError
 from holdfast.lab.methods import METHODS, method_named
-from holdfast.lab.registry import NoOptions
+from holdfast.lab.options import NoOptions
 
 
 def test_every_method_that_was_promised_has_its_name():

@@ -92,6 +92,13 @@ class TestNpz:
         np.savez(tmp_path / "row.npz", x=rng.normal(size=(24, 5)), y=rng.normal(size=24))
         assert load_data(str(tmp_path / "row.npz")).train.targets.shape[1:] == (1,)
 
+    def test_rows_of_a_single_one_are_likely_classes(self):
+        rows = np.eye(3, dtype=np.float32)[np.arange(24) % 3]
+        with pytest.warns(UserWarning, match=r"data rows: each row .* likely classes; .* Give targets\.argmax\(1\)"):
+            assert as_task((np.zeros((24, 2)), rows), name="rows").is_regression
+        assert as_task((np.zeros((24, 2)), rows.argmax(1)), name="rows").classes == (0, 1, 2)
+        assert as_task((np.zeros((24, 2)), rows[:, :1]), name="rows").is_regression
+
     @pytest.mark.parametrize(
         ("arrays", "error", "message"),
         [
@@ -112,6 +119,7 @@ class TestNpz:
                 OptionError,
                 r"inputs of shapes \[\[1\], \[2\]\]; expected one shape in all parts.",
             ),
+            ({"x": [[1.0]] * 24, "y": [7] * 24}, OptionError, "one class alone, 7; expected two or more, to be told"),
         ],
     )
     def test_what_cannot_be_learned(self, tmp_path: Path, arrays: dict, error: type[HoldfastError], message: str):
@@ -172,6 +180,12 @@ class TestImageFolder:
             for index, image in enumerate(pictures(8)):
                 Image.fromarray(image[..., 0]).save(tmp_path / name / f"{index}.png")
         assert load_data(str(tmp_path)).train.inputs.shape[1:] == (1, 5, 5)
+
+    def test_a_folder_without_pictures_makes_no_class_and_is_named(self, tmp_path: Path):
+        (write_images(tmp_path / "insects") / "wasp").mkdir()
+        (tmp_path / "insects" / ".cache").mkdir()
+        with pytest.warns(UserWarning, match=r"no pictures in wasp, of which no class is made\. Put PNG or JPEG files"):
+            assert load_data(str(tmp_path / "insects")).classes == (0, 1)
 
     def test_what_cannot_be_read(self, tmp_path: Path):
         write_images(tmp_path / "sizes")
@@ -285,8 +299,11 @@ class TestFunctions:
 
 def test_data_by_a_name_of_ones_own(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(DATA, "_found", {**vars(DATA)["_found"]})
-    register_data("mine", summary="made up")(lambda data_dir: (pictures(), labels()))
+    asked = []
+    register_data("mine", summary="made up")(lambda data_dir: asked.append(data_dir) or (pictures(), labels()))
     assert load_data("mine").name == "mine"
+    assert load_data("mine", data_dir="there").name == "mine"
+    assert asked == [None, "there"]
     assert len(build_stream("split", data="mine")) == 2
 
 

@@ -13,11 +13,15 @@ from pathlib import Path
 
 import optuna
 import pytest
+from tests.lab.idx_files import fake_files, write
 from tests.lab.tiny import Killed
 from tests.programs import read_until, workers_of
 
 from holdfast.errors import FailedRunsError, OptionError, OutputError
+from holdfast.lab import results, run
+from holdfast.lab.folder import purpose_of
 from holdfast.lab.result import RunResult
+from holdfast.lab.streams import fingerprint, load_data
 from holdfast.lab.sweep import Space, SweepChoice, sweep
 from holdfast.lab.sweep.storage import storage_at
 
@@ -115,6 +119,35 @@ class TestWhatIsFound:
         again = sweep(SPACE, output=undisturbed.json.parent, on_event=told.append)
         assert not told
         assert again.all == undisturbed.all
+
+
+class TestTrials:
+    """Reports leave out what a sweep did not choose, also where it never came to its end."""
+
+    SPACE = replace(SPACE, methods=("none",), seeds=(0,))
+
+    def test_those_of_a_sweep_that_was_killed(self, tmp_path):
+        def interrupt(event) -> None:
+            if event["event"] == "trial":
+                raise Killed
+
+        run(self.SPACE.config("none", SweepChoice("sgd", 0.3), seed=1), output=tmp_path)  # by hand
+        with pytest.raises(Killed):
+            sweep(self.SPACE, output=tmp_path, on_event=interrupt)
+        assert not (tmp_path / "sweep-permuted-digits.json").exists()
+        assert list(results(tmp_path)["purpose"]) == ["trial", ""]
+        found = sweep(self.SPACE, output=tmp_path)
+        table = results(tmp_path)
+        assert [folder.name for folder in map(Path, table.loc[table["purpose"] == "", "folder"])] == [
+            found.best[0].runs[0],
+            self.SPACE.config("none", SweepChoice("sgd", 0.3), seed=1).name,
+        ]
+
+    def test_a_run_that_was_there_before_stays_what_it_was(self, tmp_path):
+        for lr in self.SPACE.lrs:
+            run(self.SPACE.config("none", SweepChoice("sgd", lr), seed=0), output=tmp_path)
+        found = sweep(self.SPACE, output=tmp_path)
+        assert [purpose_of(tmp_path / name) for finding in found.all for name in finding.runs] == ["", ""]
 
 
 class TestKilled:
@@ -225,6 +258,19 @@ class TestGivenUp:
         assert len(sweep(space, output=tmp_path).all) == 2
 
 
+def test_data_by_name_are_those_of_the_folder_that_is_given(tmp_path, monkeypatch):
+    monkeypatch.delenv("HOLDFAST_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "nothing"))
+    monkeypatch.setattr(sys.modules["holdfast.lab.streams.mnist"], "MIRRORS", ())
+    folder = write(tmp_path / "data", fake_files(120, 20))
+    small = {**SMALL, "epochs": 1, "data": "mnist"}
+    space = replace(SPACE, stream="permuted", methods=("none",), lrs=(0.1,), settings=small, data_dir=folder)
+    config = space.config("none", space.grid("none")[0], seed=0)
+    assert config.fingerprint == fingerprint(load_data("mnist", data_dir=folder))
+    assert len(sweep(space, output=tmp_path / "runs").all) == 1
+    assert not (tmp_path / "nothing").exists()
+
+
 def test_refined_around_the_best(tmp_path):
     space = replace(SPACE, methods=("ewc-fisher", "none"), lrs=(0.3,), refine=True, seeds=(0,))
     found = sweep(space, output=tmp_path)
@@ -284,15 +330,15 @@ def test_a_place_that_cannot_be_written(tmp_path):
     with pytest.raises(OutputError, match=r"cannot write .*sweep-permuted-digits.json: .*file: that is no folder\."):
         sweep(SPACE, output=tmp_path / "file")
     with (
-        pytest.raises(OutputError, match=r"cannot write the folder .*file: .*\. Choose another --output\."),
+        pytest.raises(OutputError, match=r"cannot write .*file: .*\. Choose a place that can be written\."),
         storage_at("sqlite:///:memory:", folder=tmp_path / "file"),
     ):
         pass
 
 
-@pytest.mark.parametrize("name", ["holdfast.lab.sweep.board", "scipy"])
+@pytest.mark.parametrize("name", ["optuna", "scipy"])
 def test_without_its_packages(tmp_path, monkeypatch, name):
     monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(OptionError, match=rf'a sweep needs {name}, .*: pip install "torch-holdfast\[sweep\]"'):
+    with pytest.raises(OptionError, match=rf'a sweep is done with {name}, .*: pip install "torch-holdfast\[sweep\]"'):
         sweep(SPACE, output=tmp_path)
     assert not list(tmp_path.iterdir())

@@ -1,9 +1,9 @@
 """Ways to learn task after task: each registers itself, from the ceiling to the floor."""
 
-from holdfast.lab.methods import past_data, dgr, er, der, agem, lwf, holding, imm, sfa, hat, frozen  # noqa: F401, I001
+from holdfast.lab.methods import past_data, dgr, er, der, agem, lwf, mechanisms, imm, sfa, hat, frozen  # noqa: F401, I001
 from holdfast.lab.methods.build import build_learner
-from holdfast.lab.methods.estimators import ClosedTask, Estimator
-from holdfast.lab.methods.holding import register_importance, register_mechanism
+from holdfast.lab.methods.estimator import ClosedTask, Estimator
+from holdfast.lab.methods.pairs import register_importance, register_mechanism
 from holdfast.lab.methods.learner import Learner, Moment, Setting
 from holdfast.lab.methods.registry import IMPORTANCES, MECHANISMS, METHODS, method_named, register_method
 from holdfast.lab.methods.dgr import GENERATORS, register_generator

@@ -13,7 +13,6 @@ from holdfast.lab.methods.buffered import BufferLearner, BufferOptions
 from holdfast.lab.methods.learner import Setting
 from holdfast.lab.methods.registry import COLOURS, register_method
 from holdfast.lab.training import Losses, task_loss
-from holdfast.steps.hooks import StepHooks
 from holdfast.tensors import trainable_parameters
 
 
@@ -58,14 +57,11 @@ class AveragedGem(BufferLearner):
 
     def __init__(self, model: nn.Module, setting: Setting, options: BufferOptions) -> None:
         super().__init__(model, setting, options)
-        self._hooks: StepHooks | None = None
         self._reference: dict[str, Tensor] = {}
 
     def attach(self, optimizer: Optimizer) -> None:
         """Project the gradients that this optimizer is about to use."""
-        if self._hooks is not None:
-            self._hooks.remove()
-        self._hooks = StepHooks(optimizer, gradients=self._project)
+        self.hook(optimizer, gradients=self._project)
 
     def loss(self, inputs: Tensor, targets: Tensor, columns: Tensor | None) -> Losses:
         """The task's mean loss; the gradient on past examples is kept for the step."""

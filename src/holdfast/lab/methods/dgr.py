@@ -17,7 +17,8 @@ from holdfast.importance import fisher
 from holdfast.lab.methods.distillation import DistillationOptions
 from holdfast.lab.methods.learner import Learner, Setting
 from holdfast.lab.methods.registry import COLOURS, METHODS, register_method
-from holdfast.lab.registry import Entry, OneOf, Registry
+from holdfast.lab.options import OneOf
+from holdfast.lab.registry import Entry, Registry
 from holdfast.lab.streams import Examples
 from holdfast.lab.training import Losses
 from holdfast.likelihoods.masks import active_classes

@@ -19,7 +19,6 @@ from holdfast.lab.methods.learner import Learner, Moment, Setting
 from holdfast.lab.methods.registry import COLOURS, register_method
 from holdfast.lab.streams import Examples
 from holdfast.lab.training import Losses, task_loss
-from holdfast.steps.hooks import StepHooks
 
 _MOST_EXPONENT = 50.0
 _LARGEST_EMBEDDING = 6.0
@@ -82,13 +81,10 @@ class HardAttention(Learner):
         self._scale, self._sparsity = options.hat_scale, options.hat_sparsity
         self._taken = [torch.zeros_like(e) for e in self.gated.own(0)]
         self._optimizer: Optimizer | None = None
-        self._hooks: StepHooks | None = None
 
     def attach(self, optimizer: Optimizer) -> None:
         """Condition the gradients that this optimizer is about to use."""
-        if self._hooks is not None:
-            self._hooks.remove()
-        self._hooks = StepHooks(optimizer, gradients=self._condition, after=self._bound)
+        self.hook(optimizer, gradients=self._condition, after=self._bound)
         self._optimizer = optimizer
 
     def open_task(self, task: int, examples: Examples) -> None:

@@ -15,13 +15,14 @@ from holdfast.curvature import Decayed
 from holdfast.files.typed import Within
 from holdfast.importance import uniform
 from holdfast.lab.methods.columns import importance_of_columns
-from holdfast.lab.methods.estimators import ClosedTask, FisherOptions, measured_fisher
+from holdfast.lab.methods.estimator import ClosedTask
+from holdfast.lab.methods.importances import FisherOptions, measured_fisher
 from holdfast.lab.methods.learner import Learner, Setting
 from holdfast.lab.methods.registry import COLOURS, register_method
 from holdfast.lab.streams import Examples
 from holdfast.records import Importance
 from holdfast.retention import EWC
-from holdfast.tensors import trainable_parameters
+from holdfast.tensors import prefixed, trainable_parameters, under
 
 
 def merged_mode(mean: Tensor, precision: Tensor, weights: Tensor, own: Tensor) -> Tensor:
@@ -121,17 +122,13 @@ class MomentMatching(Learner):
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The merged weights, their precision, and the pull of l2-transfer."""
         held, notes = self._keeper.state()
-        parts = {"mean": self._mean, "precision": self._precision, "keeper": held}
-        return {f"{part}/{name}": tensor for part, own in parts.items() for name, tensor in own.items()}, notes
+        merged = prefixed("mean", self._mean) | prefixed("precision", self._precision)
+        return merged | prefixed("keeper", held), notes
 
     def load_state(self, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
         """Go on from what `state` gave."""
-        parts: dict[str, dict[str, Tensor]] = {"mean": {}, "precision": {}, "keeper": {}}
-        for key, tensor in tensors.items():
-            part, _, name = key.partition("/")
-            parts[part][name] = tensor
-        self._mean, self._precision = parts["mean"], parts["precision"]
-        self._keeper.load_state(parts["keeper"], notes)
+        self._mean, self._precision = under("mean", tensors), under("precision", tensors)
+        self._keeper.load_state(under("keeper", tensors), notes)
 
     def _fisher(self, examples: Examples, classes: tuple[int, ...] | None, task: int) -> Importance:
         seed = self.setting.seed + 1000 * task

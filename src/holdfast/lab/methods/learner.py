@@ -12,10 +12,11 @@ from torch.optim import Optimizer
 
 from holdfast.choices import check_choices
 from holdfast.lab.registry import Selection
-from holdfast.lab.streams import Examples
+from holdfast.lab.streams import Examples, Stream
 from holdfast.lab.training import Losses, task_loss
 from holdfast.likelihoods import Categorical, Likelihood
 from holdfast.likelihoods.masks import Mask, Scenario
+from holdfast.steps.hooks import StepHooks
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,13 @@ class Setting:
 
     def __post_init__(self) -> None:
         check_choices(self)
+
+    @classmethod
+    def of(cls, stream: Stream, *, mask: Mask | None = None, **more: Any) -> Setting:
+        """That of a stream; the mask is the scenario's own where none is given, and `more` are other attributes."""
+        own: dict[Scenario, Mask] = {"task": "task", "domain": "all", "class": "seen"}
+        classes = tuple(map(tuple, stream.task_classes))
+        return cls(classes, mask or own[stream.scenario], stream.scenario, stream.input_shape, **more)
 
     @property
     def num_tasks(self) -> int:
@@ -91,6 +99,13 @@ class Learner:
     def __init__(self, model: nn.Module, setting: Setting) -> None:
         self.model, self.setting = model, setting
         self.likelihood: Likelihood | None = None
+        self._hooks: StepHooks | None = None
+
+    def hook(self, optimizer: Optimizer, **hooks: Callable[[Optimizer], None]) -> None:
+        """Have functions called at this optimizer's steps, in place of those at any other's; see `StepHooks`."""
+        if self._hooks is not None:
+            self._hooks.remove()
+        self._hooks = StepHooks(optimizer, **hooks)
 
     def attach(self, optimizer: Optimizer) -> None:
         """Act on this optimizer's steps from now on, in place of any other's."""

@@ -16,7 +16,6 @@ from holdfast.lab.methods.learner import Learner, Moment, Setting
 from holdfast.lab.methods.registry import COLOURS, register_method
 from holdfast.lab.streams import Examples
 from holdfast.likelihoods.masks import active_classes
-from holdfast.steps.hooks import StepHooks
 from holdfast.tensors import trainable_parameters
 
 
@@ -61,13 +60,10 @@ class SequentialAveraging(Learner):
         self._anchors: dict[str, Tensor] = {}
         self._num_closed = 0
         self._due = False
-        self._hooks: StepHooks | None = None
 
     def attach(self, optimizer: Optimizer) -> None:
         """Average after this optimizer's steps."""
-        if self._hooks is not None:
-            self._hooks.remove()
-        self._hooks = StepHooks(optimizer, after=self._average)
+        self.hook(optimizer, after=self._average)
 
     def before_step(self, moment: Moment) -> None:
         """Whether this step is followed by an averaging."""

@@ -19,6 +19,7 @@ from holdfast.lab.report.markdown import markdown_page
 from holdfast.lab.report.page import html_page
 from holdfast.lab.report.pictures import write_pictures
 from holdfast.lab.report.sections import Section, sections_of
+from holdfast.lab.result import Folders, paths_of
 
 PAGE, MARKDOWN = "report.html", "report.md"
 
@@ -50,7 +51,7 @@ class WrittenReport:
 
 
 def report(
-    folders: Sequence[str | os.PathLike[str]],
+    folders: Folders,
     output: str | os.PathLike[str] | None = None,
     *,
     where: Sequence[str] = (),
@@ -76,13 +77,15 @@ def report(
 
     Raises:
         FileFormatError: a folder is missing, holds no finished run, or a damaged one.
-        OptionError: a package that reports need is not installed, a condition has no sense, or no run is left.
+        OptionError: no folder is given, a package that reports need is not installed, a condition has no sense, or no
+            run is left.
         OutputError: `output` may not be written, see `holdfast.files.check_output`, or the runs are in it.
     """
     check_packages()
-    target = default_output(folders) if output is None else Path(output)
-    check_output(target, reading=folders, names=(PAGE, MARKDOWN))
-    runs = filtered(results(folders), where)
+    given = paths_of(folders)
+    target = default_output(given) if output is None else Path(output)
+    check_output(target, reading=given, names=(PAGE, MARKDOWN))
+    runs = filtered(results(given), where)
     shown = runs[runs["purpose"].isin(["", *["quick"] * quick, *["trial"] * trials])]
     left_out = _left_out(runs[~runs.index.isin(shown.index)])
     if shown.empty:

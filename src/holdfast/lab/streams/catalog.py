@@ -118,22 +118,24 @@ def split_stream(plan: StreamPlan, options: SplitOptions) -> Stream:
     return split(plan.data, options.classes_per_task, num_tasks=plan.num_tasks, scenario=plan.scenario, name=plan.name)
 
 
-_KINDS: tuple[tuple[str, Any, str, dict[str, Any]], ...] = (
-    (
-        "permuted",
-        permuted_stream,
-        "the pixels in another order in each task",
-        {"options": PermutedOptions, "num_tasks": 5},
-    ),
-    ("rotated", rotated_stream, "turned by 0 to 90 degrees", {"num_tasks": 5}),
-    ("split", split_stream, "two classes a task", {"options": SplitOptions, "scenario": "task"}),
-)
-for _data, _told, _more in (("digits", "embedded 8x8 digits", {}), ("mnist", "MNIST", {"num_tasks": 10})):
-    for _kind, _make, _how, _traits in _KINDS:
-        _own = _traits if _kind == "split" else _traits | _more
-        register_stream(f"{_kind}-{_data}", summary=f"{_told}, {_how}", data=_data, **_own)(_make)
-for _kind, _make, _how, _traits in _KINDS:
-    register_stream(_kind, summary=f"data of your own (--data), {_how}", **_traits)(_make)
+for _end, _data, _told, _num_tasks in (
+    ("-digits", "digits", "embedded 8x8 digits", 5),
+    ("-mnist", "mnist", "MNIST", 10),
+    ("", "", "data of your own (--data)", 5),
+):
+    register_stream(
+        f"permuted{_end}",
+        summary=f"{_told}, the pixels in another order in each task",
+        data=_data,
+        num_tasks=_num_tasks,
+        options=PermutedOptions,
+    )(permuted_stream)
+    register_stream(f"rotated{_end}", summary=f"{_told}, turned by 0 to 90 degrees", data=_data, num_tasks=_num_tasks)(
+        rotated_stream
+    )
+    register_stream(
+        f"split{_end}", summary=f"{_told}, two classes a task", data=_data, scenario="task", options=SplitOptions
+    )(split_stream)
 
 
 def build_stream(

@@ -5,21 +5,24 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary, WeakValueDictionary
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from holdfast.errors import DataFileError, OptionError
-from holdfast.lab.registry import Entry, Registry, check_takes, imported
+from holdfast.lab.importing import check_takes, imported
+from holdfast.lab.registry import Entry, Registry
 from holdfast.lab.streams.digits import digits
 from holdfast.lab.streams.examples import Examples
-from holdfast.lab.streams.idx import read_idx
-from holdfast.lab.streams.mnist import FILES, mnist
+from holdfast.lab.streams.files import INPUTS, PARTS, TARGETS, read_data
+from holdfast.lab.streams.mnist import mnist
 from holdfast.lab.streams.stream import Task
 
 DATA: Registry[Entry] = Registry("data set", Entry)
@@ -30,19 +33,11 @@ register_data = DATA.register
 register_data("digits", summary="1,797 embedded digits of 8x8 pixels")(lambda data_dir: digits())
 register_data("mnist", summary="MNIST, downloaded once unless --data-dir has it")(mnist)
 
-_PARTS = {"train": "train", "training": "train", "val": "validation", "valid": "validation"}
-_PARTS |= {"validation": "validation", "test": "test", "testing": "test"}
-_INPUTS = ("x", "images", "image", "img", "inputs", "input", "pixel_values", "data", "features")
-_TARGETS = ("y", "labels", "label", "targets", "target", "fine_label")
-_IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"}
 _TEST_SHARE, _VALIDATION_SHARE = 6, 12
 
-_loaded: WeakValueDictionary[tuple[str, str], Task] = WeakValueDictionary()
-_recent: list[Task] = []
 
-
-def load_data(source: str, *, data_dir: str | os.PathLike[str] | None = None) -> Task:
-    """The data of a name, a path or a function, read once while someone holds them.
+def load_data(source: str | os.PathLike[str], *, data_dir: str | os.PathLike[str] | None = None) -> Task:
+    """The data of a name, a path or a function; those that were read last are kept in memory.
 
     Args:
         source: a name of `DATA`; a `.npz` file, a folder with IDX files as MNIST has them, a folder of images with a
@@ -54,28 +49,37 @@ def load_data(source: str, *, data_dir: str | os.PathLike[str] | None = None) ->
         DataFileError: it is no name and no path, or cannot be read.
         OptionError: it holds nothing that can be learned.
     """
-    place = str(data_dir or os.environ.get("HOLDFAST_DATA") or "") if source == "mnist" else ""
-    path = Path(source)
-    if source not in DATA and path.exists():
-        place = str(path.stat().st_mtime_ns)  # a file that is written anew is read anew
-    key = (source if source in DATA else str(path.absolute()) if path.exists() else source, place)
-    task = _loaded.get(key)
-    if task is None:
-        if source in DATA:
-            found, name = DATA[source](data_dir), source
-        elif path.exists():
-            found, name = _read(path), path.stem
-        elif ":" in source:
-            found, name = _called(source), source.partition(":")[2]
-        else:
-            raise DataFileError(
-                f"data {source!r}: no such file or folder, and no name of data ({', '.join(DATA)}). Give a path, a "
-                "name or module:function."
-            )
-        task = as_task(found, name=name)
-        _loaded[key] = task
-        _recent[:] = [task]  # a run that is configured is soon done
-    return task
+    if not isinstance(source, str | os.PathLike):
+        raise OptionError(
+            f"data: a {type(source).__name__}; expected a name, a path or module:function, which may return arrays."
+        )
+    source = os.fspath(source)
+    if source in DATA:
+        place = data_dir or (os.environ.get("HOLDFAST_DATA") if source == "mnist" else None)
+        return _named(source, None if place is None else os.fspath(place), id(DATA[source]))
+    if (path := Path(source)).exists():
+        return _read(path.absolute(), path.stat().st_mtime_ns)  # a file that is written anew is read anew
+    if ":" not in source:
+        raise DataFileError(
+            f"data {source!r}: no such file or folder, and no name of data ({', '.join(DATA)}). Give a path, a "
+            "name or module:function."
+        )
+    return _made(source)
+
+
+@lru_cache(maxsize=1)
+def _named(name: str, data_dir: str | None, entry: int) -> Task:
+    return as_task(DATA[name](data_dir), name=name)
+
+
+@lru_cache(maxsize=1)
+def _read(path: Path, written: int) -> Task:
+    return as_task(read_data(path), name=path.stem)
+
+
+@lru_cache(maxsize=1)
+def _made(source: str) -> Task:
+    return as_task(_called(source), name=source.partition(":")[2])
 
 
 def as_task(found: Any, *, name: str) -> Task:
@@ -117,6 +121,14 @@ def as_task(found: Any, *, name: str) -> Task:
         raise OptionError(
             f"data {name}: inputs of shapes {sorted(map(list, shapes))}; expected one shape in all parts."
         )
+    if labels is None and _is_one_hot(examples["train"].targets):
+        warnings.warn(
+            f"data {name}: each row of its targets is a single 1 among zeros, so they are likely classes; they are "
+            "learned as numbers. Give targets.argmax(1) to have classes.",
+            stacklevel=2,
+        )
+    if labels is not None and len(labels) < 2:
+        raise OptionError(f"data {name}: one class alone, {labels[0]}; expected two or more, to be told apart.")
     for part, share in (("test", _TEST_SHARE), ("validation", _VALIDATION_SHARE)):
         if part not in examples:
             examples["train"], examples[part] = _held_out(examples["train"], share)
@@ -157,7 +169,7 @@ def _called(source: str) -> Any:
 
 def _parts(found: Any) -> dict[str, Any]:
     if isinstance(found, Mapping):
-        known = {part: found[key] for key in found if (part := _PARTS.get(str(key)))}
+        known = {part: found[key] for key in found if (part := PARTS.get(str(key)))}
         return known or {"train": found}
     if isinstance(found, tuple | list) and 2 <= len(found) <= 3 and not _is_array(found[0]):
         return dict(zip(("train", "test") if len(found) == 2 else ("train", "validation", "test"), found))
@@ -182,7 +194,7 @@ def _arrays(found: Any, name: str) -> tuple[np.ndarray, np.ndarray]:
 
 def _of_items(items: Sequence[Any], name: str) -> tuple[np.ndarray, np.ndarray]:
     if isinstance(items[0], Mapping):
-        own, wanted = (_column(items[0], known, name) for known in (_INPUTS, _TARGETS))
+        own, wanted = (_column(items[0], known, name) for known in (INPUTS, TARGETS))
         items = [(item[own], item[wanted]) for item in items]
     if not all(isinstance(item, Sequence) and len(item) >= 2 for item in items):
         raise OptionError(f"data {name}: its items are {type(items[0]).__name__}; expected (input, target).")
@@ -228,8 +240,15 @@ def _examples(inputs: np.ndarray, targets: np.ndarray, labels: np.ndarray | None
             raise OptionError(f"data {name}: a target is not finite. Clean the data.")
         return Examples(x, y)
     if targets.ndim != 1:
-        raise OptionError(f"data {name}: targets of shape {list(targets.shape)}; expected one class an example.")
+        raise OptionError(
+            f"data {name}: targets of shape {list(targets.shape)}; expected one class an example, such as "
+            "targets.argmax(1) of rows of a single 1."
+        )
     return Examples(x, torch.from_numpy(np.searchsorted(labels, targets)))
+
+
+def _is_one_hot(targets: Tensor) -> bool:
+    return targets.shape[1] > 1 and bool(((targets == 0) | (targets == 1)).all() and (targets.sum(1) == 1).all())
 
 
 def _held_out(examples: Examples, share: int) -> tuple[Examples, Examples]:
@@ -243,102 +262,3 @@ def _held_out(examples: Examples, share: int) -> tuple[Examples, Examples]:
         )
     kept, held = order[count:].sort().values, order[:count].sort().values
     return tuple(Examples(examples.inputs[rows], examples.targets[rows]) for rows in (kept, held))  # type: ignore[return-value]
-
-
-def _read(path: Path) -> Any:
-    """What a file or a folder holds."""
-    if path.is_file() and path.suffix == ".npz":
-        return _npz(path)
-    if path.is_dir():
-        names = {each.name for each in path.iterdir()}
-        if {"dataset_info.json", "dataset_dict.json"} & names:
-            return _hugging_face(path)
-        if any(name.removesuffix(".gz") in names or name in names for name in FILES):
-            return mnist(path) if _is_mnist(path) else _idx(path)
-        if any(each.is_dir() for each in path.iterdir()):
-            return _image_folder(path)
-    raise DataFileError(
-        f"{path}: no data; expected a .npz file, a folder with IDX files, a folder of images with a folder a class, or "
-        "a folder that `datasets` saved."
-    )
-
-
-def _npz(path: Path) -> dict[str, Any]:
-    """By part: x_train and y_train, train_images and train_labels, or x and y alone."""
-    try:
-        with np.load(path, allow_pickle=False) as content:
-            arrays = {name: content[name] for name in content.files}
-    except (OSError, ValueError, EOFError) as error:
-        raise DataFileError(f"{path}: no .npz of plain arrays. Write it with numpy.savez.") from error
-    found: dict[str, dict[str, np.ndarray]] = {}
-    for name, array in arrays.items():
-        words = name.lower().split("_")
-        part = next((_PARTS[word] for word in words if word in _PARTS), "train")
-        kind = "_".join(word for word in words if word not in _PARTS)
-        role = "inputs" if kind in _INPUTS else "targets" if kind in _TARGETS else None
-        if role is not None:
-            found.setdefault(part, {})[role] = array
-    whole = {part: (own["inputs"], own["targets"]) for part, own in found.items() if len(own) == 2}
-    if "train" not in whole:
-        raise DataFileError(
-            f"{path}: arrays {', '.join(arrays) or 'none'}; expected x_train and y_train, and x_test and y_test, or x "
-            "and y alone."
-        )
-    return whole
-
-
-def _is_mnist(path: Path) -> bool:
-    images = next(each for each in path.iterdir() if each.name.startswith("t10k-images"))
-    return read_idx(images).shape[1:] == (28, 28)
-
-
-def _idx(path: Path) -> dict[str, Any]:
-    found = []
-    for name in FILES:
-        own = path / name
-        found.append(read_idx(own if own.exists() else own.with_suffix("")).numpy())
-    return {"train": (found[0], found[1]), "test": (found[2], found[3])}
-
-
-def _image_folder(path: Path) -> dict[str, Any]:
-    folders = [each for each in sorted(path.iterdir()) if each.is_dir()]
-    parts = {_PARTS[each.name]: each for each in folders if each.name in _PARTS}
-    return {part: _images(folder) for part, folder in (parts or {"train": path}).items()}
-
-
-def _images(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Every picture below a folder, and the name of the folder in it that it stands in."""
-    try:
-        from PIL import Image, UnidentifiedImageError
-    except ImportError as error:
-        raise OptionError(
-            f'data {folder}: pictures are read with pillow: pip install "torch-holdfast[images]"'
-        ) from error
-    images, labels = [], []
-    for path in sorted(folder.glob("*/**/*")):
-        if path.suffix.lower() in _IMAGES:
-            try:
-                with Image.open(path) as image:
-                    images.append(np.asarray(image if image.mode == "L" else image.convert("RGB")))
-            except (OSError, UnidentifiedImageError) as error:
-                raise DataFileError(
-                    f"{path}: no picture that can be read: {error}. Replace it or remove it."
-                ) from error
-            labels.append(path.relative_to(folder).parts[0])
-    if not images:
-        raise DataFileError(
-            f"{folder}: no pictures in folders of it; expected a folder a class, with PNG or JPEG files."
-        )
-    shapes = {image.shape for image in images}
-    if len(shapes) > 1:
-        told = ", ".join("x".join(map(str, shape)) for shape in sorted(shapes)[:3])
-        raise DataFileError(f"{folder}: pictures of sizes {told}; expected one. Resize them first.")
-    return np.stack(images), np.asarray(labels)
-
-
-def _hugging_face(path: Path) -> Any:
-    try:
-        from datasets import load_from_disk
-    except ImportError as error:
-        raise OptionError(f"data {path}: read with datasets: pip install datasets") from error
-    return load_from_disk(str(path))

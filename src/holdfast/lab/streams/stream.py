@@ -69,7 +69,13 @@ class Stream(Sequence[Task]):
 
     @classmethod
     def of(cls, name: str, tasks: Sequence[Task], *, scenario: Scenario = "domain") -> Stream:
-        """The stream of tasks that are there already; output columns are those that they name."""
+        """The stream of tasks that are there already; output columns are those that they name.
+
+        Raises:
+            OptionError: there are none.
+        """
+        if not tasks:
+            raise OptionError(f"stream {name}: no tasks; expected one or more.")
         classes = tuple(task.classes for task in tasks)
         width = 1 + max(column for own in classes for column in own)
         return cls(name, scenario, width, tuple(tasks[0].train.inputs.shape[1:]), classes, lambda k: tasks[k])

@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +62,10 @@ class SweepFindings:
 
     @property
     def best(self) -> list[Finding]:
-        """The setting of highest mean validation accuracy of each method."""
-        return best_of(self.all)
+        """The setting of highest mean validation accuracy of each method, in the order of tables."""
+        whole = [finding for finding in self.all if finding.state == "complete"]
+        own = groupby(sorted(whole, key=lambda each: method_order(each.method)), key=lambda each: each.method)
+        return [max(found, key=lambda each: Estimate.of(each.validation).mean) for _, found in own]
 
     @property
     def given_up(self) -> list[Finding]:
@@ -71,19 +74,9 @@ class SweepFindings:
         return list({finding.method: finding for finding in self.all if finding.method not in done}.values())
 
 
-def best_of(found: Sequence[Finding]) -> list[Finding]:
-    """The setting of highest mean validation accuracy of each method, in the order of tables."""
-    whole = [finding for finding in found if finding.state == "complete"]
-    methods = sorted({finding.method for finding in whole}, key=method_order)
-    return [
-        max((f for f in whole if f.method == method), key=lambda f: Estimate.of(f.validation).mean)
-        for method in methods
-    ]
-
-
 def check_findings(space: Space, output: Path) -> None:
     """Raise `OutputError` where somebody else's files have the names of those that `write_findings` writes."""
-    check_files([_stem(space, output).with_suffix(suffix) for suffix in (".json", ".csv")], is_ours=_is_findings)
+    check_files(_paths(space, output), is_ours=_is_findings)
 
 
 def _is_findings(path: Path) -> bool:
@@ -93,8 +86,8 @@ def _is_findings(path: Path) -> bool:
         return file.readline().decode(errors="replace").rstrip("\n") == ",".join(_COLUMNS)
 
 
-def _stem(space: Space, output: Path) -> Path:
-    return output / f"sweep-{space.stream}"
+def _paths(space: Space, output: Path) -> tuple[Path, Path]:
+    return output / f"sweep-{space.stream}.json", output / f"sweep-{space.stream}.csv"
 
 
 def write_findings(found: Sequence[Finding], *, space: Space, output: Path) -> SweepFindings:
@@ -103,20 +96,18 @@ def write_findings(found: Sequence[Finding], *, space: Space, output: Path) -> S
     Raises:
         OutputError: files that holdfast did not write have these names, or they cannot be written.
     """
-    ordered = tuple(sorted(found, key=_order))
-    best = best_of(ordered)
+    findings = SweepFindings(space, tuple(sorted(found, key=_order)), *_paths(space, output))
     check_findings(space, output)
-    stem = _stem(space, output)
+    best = findings.best
     content = {
         "stream": space.stream,
         "seeds": list(space.seeds),
         "settings": dict(space.settings),
         "best": [_content(finding, chosen=True) for finding in best],
-        "all": [_content(finding, chosen=finding in best) for finding in ordered],
+        "all": [_content(finding, chosen=finding in best) for finding in findings.all],
     }
-    findings = SweepFindings(space, ordered, stem.with_suffix(".json"), stem.with_suffix(".csv"))
     write_json(findings.json, content)
-    write_text(findings.csv, _csv(ordered, best))
+    write_text(findings.csv, _csv(findings.all, best))
     return findings
 
 
@@ -159,17 +150,7 @@ def _columns(name: str, values: Sequence[float]) -> dict[str, Any]:
     return {name: estimate.mean, f"{name}_half_width": estimate.half_width}
 
 
-_COLUMNS: tuple[str, ...] = (
-    "method",
-    "optimizer",
-    "lr",
-    "strength",
-    "state",
-    "why",
-    "seeds",
-    "best",
-    "validation",
-    "validation_half_width",
-    "test",
-    "test_half_width",
+_COLUMNS = (
+    *("method", "optimizer", "lr", "strength", "state", "why", "seeds", "best"),
+    *("validation", "validation_half_width", "test", "test_half_width"),
 )

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import product
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
+from holdfast.choices import check_choices
 from holdfast.errors import OptionError
 from holdfast.lab.config import RunConfig, configure, foreign_option, settings_of
 
@@ -62,8 +64,10 @@ class Space:
         refine: go on next to the best strength of a grid, by half decades and less, until that gains less than the
             noise.
         prune: give up a setting that is hopeless in the middle of a run.
+        data_dir: where data by name are; see `holdfast.lab.load_data`.
 
     Raises:
+        UnknownNameError: the sampler is none.
         OptionError: an empty or unusable choice.
     """
 
@@ -78,10 +82,10 @@ class Space:
     trials: int | None = None
     refine: bool = False
     prune: bool = True
+    data_dir: str | os.PathLike[str] | None = None
 
     def __post_init__(self) -> None:
-        if self.sampler not in get_args(Sampler):
-            raise OptionError(f"sweep: sampler is {self.sampler!r}; expected {' or '.join(get_args(Sampler))}.")
+        check_choices(self)
         for name in ("methods", "seeds"):
             if not getattr(self, name):
                 raise OptionError(f"sweep: no {name}. Give one or more.")
@@ -118,7 +122,7 @@ class Space:
         if "strength" in settings_of(self.stream, method, self.settings):
             strengths = self.strengths
         first = {"strength": strengths[0]} if strengths else {}
-        usual = configure(self.stream, method, **{**self._own(method), **first})
+        usual = self._configured(method, first)
         strengths = strengths or (usual.strength,)
         optimizers, lrs = self.optimizers or (usual.optimizer,), self.lrs or (usual.lr,)
         return [SweepChoice(*values) for values in product(optimizers, map(float, lrs), strengths)]
@@ -129,7 +133,10 @@ class Space:
 
     def config(self, method: str, choice: SweepChoice, *, seed: int) -> RunConfig:
         """One run."""
-        return configure(self.stream, method, seed=seed, **{**self._own(method), **choice.settings})
+        return self._configured(method, {**choice.settings, "seed": seed})
+
+    def _configured(self, method: str, own: Mapping[str, Any]) -> RunConfig:
+        return configure(self.stream, method, data_dir=self.data_dir, **{**self._own(method), **own})
 
     def _own(self, method: str) -> dict[str, Any]:
         """Those of the settings that the method's runs have."""

@@ -13,8 +13,9 @@ import optuna
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
-from holdfast.errors import OptionError, OutputError
+from holdfast.errors import OptionError
 from holdfast.files import check_files
+from holdfast.lab.canvas import make_folder
 
 DATABASE = "sweep.db"
 """The name of the storage that no address was given for."""
@@ -39,10 +40,7 @@ def storage_at(url: str | None, *, folder: Path) -> Iterator[optuna.storages.RDB
     """
     if url is None:
         check_files([folder / DATABASE], is_ours=_is_study)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot write the folder {folder}: {error}. Choose another --output.") from error
+    make_folder(folder)
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     storage = None

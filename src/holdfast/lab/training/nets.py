@@ -62,8 +62,13 @@ class PerceptronOptions:
     slope: Annotated[float, Within(0, 1)] = 0.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "hidden", tuple(self.hidden))
-        if not self.hidden or not all(isinstance(units, int) and units > 0 for units in self.hidden):
+        if isinstance(self.hidden, list):
+            object.__setattr__(self, "hidden", tuple(self.hidden))
+        if (
+            not isinstance(self.hidden, tuple)
+            or not self.hidden
+            or not all(isinstance(units, int) and units > 0 for units in self.hidden)
+        ):
             raise OptionError(
                 f"hidden is {self.hidden!r}; expected the units of each hidden layer, such as (300, 150)."
             )

@@ -14,74 +14,11 @@ from holdfast.files.typed import Within
 from holdfast.importance import fisher, kfac, mas, signal, taylor
 from holdfast.importance.path import SynapticIntelligence
 from holdfast.lab.methods.columns import importance_of_columns
-from holdfast.lab.streams import Examples
-from holdfast.likelihoods import Likelihood
+from holdfast.lab.methods.estimator import ClosedTask, Estimator
+from holdfast.lab.methods.pairs import register_importance
+from holdfast.lab.methods.registry import COLOURS
 from holdfast.records import Importance
 from holdfast.tensors import prefixed, under
-
-
-@dataclass(frozen=True)
-class ClosedTask:
-    """A task that has been learned.
-
-    Attributes:
-        examples: to measure on.
-        classes: output columns that took part in its loss; None: all.
-        loss: its likelihood, among these columns.
-        number: from 0.
-        seed: for what is drawn at random, another for each task.
-    """
-
-    examples: Examples
-    classes: tuple[int, ...] | None
-    loss: Likelihood
-    number: int
-    seed: int
-
-
-class Estimator:
-    """Says what matters for a task as it is closed; one that looks on in training overrides more than `importance`.
-
-    Args:
-        model: whose weights.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-
-    def attach(self, optimizer: Optimizer) -> None:
-        """Look on at this optimizer's steps from now on."""
-
-    def after_step(self, loss: Callable[[], Tensor]) -> None:
-        """Look back on an optimizer step; `loss` is that of its batch, taken anew."""
-
-    def importance(self, task: ClosedTask) -> AnyImportance:
-        """Of every weight, for a task."""
-        raise NotImplementedError
-
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """What training on needs: tensors by name, and JSON notes."""
-        return {}, {}
-
-    def load_state(self, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
-        """Go on from what `state` gave."""
-
-
-class FunctionEstimator(Estimator):
-    """A function of the model and the closed task.
-
-    Args:
-        model: whose weights.
-        measure: the function.
-    """
-
-    def __init__(self, model: nn.Module, measure: Callable[[nn.Module, ClosedTask], AnyImportance]) -> None:
-        super().__init__(model)
-        self._measure = measure
-
-    def importance(self, task: ClosedTask) -> AnyImportance:
-        """What the function says."""
-        return self._measure(self.model, task)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,26 +34,13 @@ class FisherOptions:
     )
 
 
+@register_importance(
+    "fisher", label="Fisher", source="Fisher information", options=FisherOptions, style={"color": COLOURS["fisher"]}
+)
 def measured_fisher(model: nn.Module, task: ClosedTask, options: FisherOptions) -> Importance:
     """The diagonal Fisher information; "batched" in batches of 128, as in van de Ven's comparison (2502.11756)."""
     data = task.examples.batches(128) if options.fisher == "batched" else task.examples
     return fisher(model, data, kind=options.fisher, loss=task.loss, seed=task.seed)
-
-
-@dataclass(frozen=True, kw_only=True)
-class KfacOptions:
-    """Of Kronecker factors.
-
-    Attributes:
-        fisher: kind of Fisher: "exact", "sampled" or "empirical".
-    """
-
-    fisher: Literal["exact", "sampled", "empirical"] = "exact"
-
-
-def measured_kfac(model: nn.Module, task: ClosedTask, options: KfacOptions) -> AnyImportance:
-    """The Kronecker-factored Fisher information."""
-    return kfac(model, task.examples, kind=options.fisher, loss=task.loss, seed=task.seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,31 +56,13 @@ class MasOptions:
     mas_batched: bool = field(default=False, metadata={"unit": bool})
 
 
+@register_importance(
+    "mas", label="MAS", source="memory aware synapses", options=MasOptions, style={"color": COLOURS["mas"]}
+)
 def measured_mas(model: nn.Module, task: ClosedTask, options: MasOptions) -> AnyImportance:
     """Memory aware synapses."""
     output, batched = options.mas_output, options.mas_batched
     return mas(model, task.examples, output=output, classes=task.classes, batched=batched)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SignalOptions:
-    """Of the total absolute signal.
-
-    Attributes:
-        signal_bias: importance of biases: mean absolute "output" of the layer, or "activation".
-    """
-
-    signal_bias: Literal["output", "activation"] = field(default="output", metadata={"unit": str})
-
-
-def measured_signal(model: nn.Module, task: ClosedTask, options: SignalOptions) -> AnyImportance:
-    """The total absolute signal through each connection."""
-    return importance_of_columns(signal(model, task.examples, bias=options.signal_bias), task.classes)
-
-
-def measured_taylor(model: nn.Module, task: ClosedTask) -> AnyImportance:
-    """The first-order Taylor importance."""
-    return taylor(model, task.examples, loss=task.loss)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,6 +81,14 @@ class PathOptions:
     si_gradient: Literal["before", "after"] = "before"
 
 
+@register_importance(
+    "si",
+    label="SI",
+    source="the path integral of synaptic intelligence",
+    options=PathOptions,
+    on_examples=False,
+    style={"color": COLOURS["si"]},
+)
 class PathEstimator(Estimator):
     """Synaptic intelligence: the path integral of the loss over training.
 
@@ -212,3 +126,58 @@ class PathEstimator(Estimator):
     def load_state(self, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
         """Go on from what `state` gave."""
         self.path.load_state_dict({"num_steps": notes["path"], "tensors": under("path", tensors)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class SignalOptions:
+    """Of the total absolute signal.
+
+    Attributes:
+        signal_bias: importance of biases: mean absolute "output" of the layer, or "activation".
+    """
+
+    signal_bias: Literal["output", "activation"] = field(default="output", metadata={"unit": str})
+
+
+@register_importance(
+    "signal",
+    label="signal",
+    source="the total absolute signal through a connection",
+    options=SignalOptions,
+    style={"color": COLOURS["signal"]},
+)
+def measured_signal(model: nn.Module, task: ClosedTask, options: SignalOptions) -> AnyImportance:
+    """The total absolute signal through each connection."""
+    return importance_of_columns(signal(model, task.examples, bias=options.signal_bias), task.classes)
+
+
+@register_importance(
+    "taylor", label="Taylor", source="the first-order Taylor importance", style={"color": COLOURS["taylor"]}
+)
+def measured_taylor(model: nn.Module, task: ClosedTask) -> AnyImportance:
+    """The first-order Taylor importance."""
+    return taylor(model, task.examples, loss=task.loss)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KfacOptions:
+    """Of Kronecker factors.
+
+    Attributes:
+        fisher: kind of Fisher: "exact", "sampled" or "empirical".
+    """
+
+    fisher: Literal["exact", "sampled", "empirical"] = "exact"
+
+
+@register_importance(
+    "kfac",
+    label="K-FAC",
+    source="Kronecker-factored Fisher information",
+    options=KfacOptions,
+    factored=True,
+    style={"color": COLOURS["kfac"]},
+)
+def measured_kfac(model: nn.Module, task: ClosedTask, options: KfacOptions) -> AnyImportance:
+    """The Kronecker-factored Fisher information."""
+    return kfac(model, task.examples, kind=options.fisher, loss=task.loss, seed=task.seed)
