@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch; programs started by a test inherit it
@@ -47,6 +48,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("browser"):
                 item.add_marker(pytest.mark.skip(reason="no Chromium; on Debian: apt-get install chromium"))
+
+
+def pytest_collection_finish() -> None:
+    """The modules of all tests, some millions of objects, stay until the end: no collection of garbage visits them."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
