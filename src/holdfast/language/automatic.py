@@ -12,7 +12,7 @@ from holdfast.language.checkpoints import MEASURED
 from holdfast.language.finetuning import HoldOptions, flag
 from holdfast.language.models import LanguageModel, LanguageTask
 from holdfast.language.past import Past, RehearsalOptions
-from holdfast.retention.ewc import BUDGET
+from holdfast.retention.elastic import BUDGET
 
 
 @dataclass(frozen=True)
