@@ -22,10 +22,17 @@ if not torch.cuda.is_available():
     )  # before triton, which torch._dynamo imports: CUDA kernels on the CPU
 
 
+def _seed(number: int) -> None:
+    """As `torch.manual_seed`, which without a device writes down the whole stack, three times, to be seeded later."""
+    torch.default_generator.manual_seed(number)
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed_all(number)
+
+
 class _TorchGenerator:
     """torch's global generator as hypothesis wants to see one: it seeds it before each example."""
 
-    seed = staticmethod(torch.manual_seed)
+    seed = staticmethod(_seed)
     getstate = staticmethod(torch.get_rng_state)
     setstate = staticmethod(torch.set_rng_state)
 
@@ -58,7 +65,7 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
-    torch.manual_seed(0)
+    _seed(0)
 
 
 @pytest.fixture(autouse=True)
