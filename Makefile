@@ -30,10 +30,12 @@ demo: ## forget and remember five tasks of handwritten digits, in a minute (ARGS
 demo: $(STAMP)
 	$(BIN)/holdfast demo $(ARGS)
 
-# One thread to a test process: two processes of two threads each would fight for two cores.
+# One thread to a test process: two processes of two threads each would fight for two cores. Each begins with one half
+# of the tests, file after file, and takes over half of what the other has left when it is done: what the tests of a file
+# share is made once.
 test: ## the tests that are quick and need no network (ARGS="-k ewc", ARGS="-m slow", ...)
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 lint: ## ruff, pyright, and the contracts of the layers
 lint: $(STAMP)

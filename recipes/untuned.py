@@ -14,7 +14,7 @@ from holdfast.lab.streams.catalog import build_stream
 from holdfast.lab.streams.stream import Task
 from holdfast.lab.tables import Estimate
 from holdfast.lab.training import OptimizerName, build_net
-from holdfast.retention.ewc import BUDGET
+from holdfast.retention.elastic import BUDGET
 from recipes.findings import Recipe, RecipeFindings, percent
 from recipes.lessons import Holding, LessonSetting, Way, learn
 from recipes.lines import Size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch; programs started by a test inherit it
@@ -21,10 +22,17 @@ if not torch.cuda.is_available():
     )  # before triton, which torch._dynamo imports: CUDA kernels on the CPU
 
 
+def _seed(number: int) -> None:
+    """As `torch.manual_seed`, which without a device writes down the whole stack, three times, to be seeded later."""
+    torch.default_generator.manual_seed(number)
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed_all(number)
+
+
 class _TorchGenerator:
     """torch's global generator as hypothesis wants to see one: it seeds it before each example."""
 
-    seed = staticmethod(torch.manual_seed)
+    seed = staticmethod(_seed)
     getstate = staticmethod(torch.get_rng_state)
     setstate = staticmethod(torch.set_rng_state)
 
@@ -49,9 +57,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="no Chromium; on Debian: apt-get install chromium"))
 
 
+def pytest_collection_finish() -> None:
+    """The modules of all tests, some millions of objects, stay until the end: no collection of garbage visits them."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
-    torch.manual_seed(0)
+    _seed(0)
 
 
 @pytest.fixture(autouse=True)

@@ -29,5 +29,6 @@ def kept() -> Iterator[None]:
         registry._found.update(found)
     plugins._named.clear()
     plugins._named.update(named)
-    for module in [module for module in sys.modules if module.partition(".")[0] in OF_TESTS]:
-        del sys.modules[module]
+    if any(module in sys.modules for module in OF_TESTS):  # a package is there where a module of it is
+        for module in [module for module in sys.modules if module.partition(".")[0] in OF_TESTS]:
+            del sys.modules[module]

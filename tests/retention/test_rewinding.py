@@ -10,8 +10,8 @@ from torch import nn
 
 import holdfast as hf
 from holdfast.errors import ParameterMismatchError
-from holdfast.retention.keeper import as_importance
 from holdfast.retention.rewinding import mean_curvature, new_task, rewound, sought
+from holdfast.retention.task import as_importance
 
 
 def task(classes: int = 3) -> list[tuple[torch.Tensor, torch.Tensor]]:

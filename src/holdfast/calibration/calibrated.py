@@ -22,7 +22,7 @@ from holdfast.likelihoods.likelihood import Categorical, Likelihood, num_targets
 from holdfast.likelihoods.similarity import Similarity
 from holdfast.probes import Probes
 from holdfast.retention import EWC
-from holdfast.retention.ewc import BUDGET
+from holdfast.retention.elastic import BUDGET
 from holdfast.tensors import trainable_parameters, unwrap
 
 STEPS = 200

@@ -20,10 +20,11 @@ from holdfast.errors import OptionError
 from holdfast.integrations.peft_layers import base_weights, lora_adapters, on_adapters
 from holdfast.probes import Probes
 from holdfast.retention import EWC
-from holdfast.retention.ewc import Elastic
-from holdfast.retention.keeper import Keeper, as_importance
+from holdfast.retention.elastic import Elastic
+from holdfast.retention.keeper import Keeper
 from holdfast.retention.mechanism import Mechanism
 from holdfast.retention.options import KeeperOptions
+from holdfast.retention.task import as_importance
 from holdfast.steps import UserMetric
 from holdfast.tensors import TensorMap
 

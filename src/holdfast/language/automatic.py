@@ -13,7 +13,7 @@ from holdfast.language.finetuning import HoldOptions, flag
 from holdfast.language.models import LanguageModel, LanguageTask
 from holdfast.language.past import Past, RehearsalOptions
 from holdfast.language.processes import ALONE, Processes
-from holdfast.retention.ewc import BUDGET
+from holdfast.retention.elastic import BUDGET
 
 
 @dataclass(frozen=True)

@@ -4,44 +4,31 @@ from __future__ import annotations
 
 import copy
 import logging
-import math
 import os
-import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Literal, Self
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
-from holdfast.curvature import Accumulate, Measured, Weighting, shapes_of
-from holdfast.errors import OptionError, StateError
-from holdfast.memory import AnchorForm, Forms, ImportanceForm, Retained
-from holdfast.memory.stored import num_positive
-from holdfast.probes import Probes
-from holdfast.records import Importance, ImportanceInfo, check_names, check_tensors
+from holdfast.curvature import Accumulate, Weighting
+from holdfast.memory import AnchorForm, Forms, ImportanceForm
 from holdfast.replicas import Replicas
 from holdfast.retention.attachments import Attachments
-from holdfast.retention.checks import weights_elsewhere
-from holdfast.retention.closing import Rewound, go_back, new_task_cost
 from holdfast.retention.holdings import Holdings
-from holdfast.retention.mechanism import Mechanism, as_budget, check_choices, check_mechanism, check_option
+from holdfast.retention.lessons import Lessons
+from holdfast.retention.mechanism import Mechanism, check_choices, check_mechanism, check_option
 from holdfast.retention.options import KeeperOptions, NewParameters, check_rule_of
-from holdfast.retention.persistence import Persistent
-from holdfast.retention.plan import check_covered, check_held_shapes, check_same_curvature
-from holdfast.retention.replicas import check_replicas
-from holdfast.retention.report import Report, counted, rise_unit
-from holdfast.retention.rewinding import new_task
-from holdfast.retention.rise import layers_rise, weights_rise
-from holdfast.retention.skills import Skill, Skills
+from holdfast.retention.report import Report, counted, protected_share, rise_unit
+from holdfast.retention.skills import Skills
 from holdfast.retention.statistics import HeldStatistics, Statistics
-from holdfast.tensors import TensorMap, all_parameters, check_real, copied, sum_of, trainable_parameters, unwrap
+from holdfast.tensors import TensorMap, check_real, copied, trainable_parameters, unwrap
 
 logger = logging.getLogger("holdfast")
 
 
-class Keeper(Persistent):
+class Keeper(Lessons):
     """Holds what a model has learned while its optimizer learns on, by a mechanism. `EWC` and `WVA` are keepers.
 
     Args:
@@ -148,15 +135,6 @@ class Keeper(Persistent):
         return self.mechanism.name
 
     @property
-    def held(self) -> Retained:
-        """What is held of the tasks retained so far; replaced, never changed in place."""
-        return self._holdings.held
-
-    @held.setter
-    def held(self, value: Retained) -> None:
-        self._holdings.held = value
-
-    @property
     def anchors(self) -> str | None:
         """The checkpoint that `retain` is to find today's weights in; None for anchors in memory."""
         return self._holdings.checkpoint
@@ -164,11 +142,6 @@ class Keeper(Persistent):
     @anchors.setter
     def anchors(self, path: str | os.PathLike[str] | None) -> None:
         self._holdings.set_checkpoint(path, self.accumulate)
-
-    @property
-    def skills(self) -> tuple[Skill, ...]:
-        """The tasks that were retained with probes, and what they have lost; see `holdfast.retention.skills`."""
-        return tuple(self._skills.all)
 
     @property
     def group(self) -> Any:
@@ -224,246 +197,17 @@ class Keeper(Persistent):
         self._attachments.remove()
         return self
 
-    @torch.no_grad()
-    def retain(
-        self,
-        importance: Mapping[str, Tensor] | Measured,
-        *,
-        probes: Probes | None = None,
-        budget: float | None = None,
-        anchors: TensorMap | None = None,
-    ) -> Self:
-        """Close a task: merge its importance into what is held, and move the anchors to today's weights.
-
-        A new lesson begins for every skill that has probes: its rise is measured, and its budget holds from here.
-        With `anchors` the task was closed at those weights, here or in another copy of the model: its rise counts from
-        there, and no lesson of the other skills ends. Under accumulate="per_task" each task keeps its own, joined
-        exactly where a diagonal holds them and nearly under Kronecker factors; under the other rules the newest hold
-        for all.
-
-        Args:
-            importance: an `Importance`, a plain mapping from name to tensor >= 0 of the parameter's shape, or for
-                mechanisms that hold whole layers a `FactoredImportance`.
-            probes: of this task, for what it loses to be measured (`probes_of`); None for those that the importance
-                brings along, if any. Where several processes train the model (`group`) a rise is the mean over them:
-                with probes each of them retains, steps and closes.
-            budget: of this task alone, in nats per target; None for the keeper's.
-            anchors: name -> the weights at which the task was closed, such as a `state_dict()`; None for today's.
-
-        Returns:
-            The keeper itself.
-
-        Raises:
-            NotFiniteError: an entry is NaN, infinite or negative, or a weight to be an anchor is NaN or infinite.
-            UnsupportedLayerError: a trainable parameter is not of real numbers.
-            ParameterMismatchError: names or shapes that do not match the model, parameters without importance under
-                `new_parameters="error"`, or anchors by reference that are not today's weights.
-            FileFormatError: anchors by reference, and their checkpoint is missing, truncated or no safetensors file.
-            OptionError: a budget without probes over an importance whose unit is not nats; a budget for this task
-                where the keeper has a strength; Kronecker factors where they have no meaning, or for a parameter that
-                is held by a diagonal; no mapping to dense tensors of real numbers; probes that are none; anchors given
-                to a mechanism that has none, or beside a checkpoint to find them in.
-            StateError: the model takes probes no more; the processes that train replicas of the model hold different
-                importances (`check_replicas`).
-
-        Nothing is changed when it raises. Cost: a copy of importance and, with anchors, of the weights, in the forms
-        they are held in and made a few megabytes at a time; for Kronecker factors two eigendecompositions a layer.
-        """
-        where = f"{self.name}.retain"
-        self._attachments.compare()
-        parameters = trainable_parameters(self.model)
-        check_real(parameters, where=where)
-        given = as_importance(importance, where=where)
-        check_replicas(given, self.model, where=where)
-        in_layers = shapes_of(given.layers)
-        rests = {name for name in in_layers if name in all_parameters(self.model) and name not in parameters}
-        covers = {**given.diagonal, **{name: zero for name, zero in in_layers.items() if name not in rests}}
-        check_names(covers, self.model, where=where)
-        check_held_shapes(self.held, self.model, where=where)
-        elsewhere = None if anchors is None else self._elsewhere(anchors, covers, where=where)
-        accepted = self.mechanism.accepted(given, where=where)
-        probes = getattr(importance, "probes", None) if probes is None else probes
-        steering = self.mechanism.steering(accepted)
-        skills = self._skills.with_skill(
-            probes, budget, of_keeper=self.mechanism.budget, steering=steering, closed_here=elsewhere is None
-        )
-        if self.mechanism.budget is not None and not skills.are_bounded:
-            accepted = self.mechanism.forecast(accepted, where=where)
-        check_same_curvature(covers, shapes_of(accepted.layers), self.held, where=where)
-        covered = Retained(importance={**self.held.covered, **covers}, num_tasks=self.held.num_tasks)
-        check_covered(list(parameters), covered, new_parameters=self.new_parameters, where=where)
-        self._holdings.follow_shards()
-        self._holdings.close(accepted, at=elsewhere, rule=self.accumulate, weighting=self.weighting)
-        self._statistics.retain()
-        self._attachments.count_from([])
-        self.mechanism.retained(self.held)
-        self._begin(skills)
-        self._attachments.watch()
-        return self
-
-    def close(
-        self,
-        data: Iterable[Any] | None = None,
-        *,
-        importance: Mapping[str, Tensor] | Measured | None = None,
-        loss: Any = None,
-        max_loss: float = math.inf,
-    ) -> Rewound | None:
-        """End a lesson: measure what every skill has lost in it, and `rewind` where a budget is exceeded.
-
-        Call it before evaluating, and before measuring the importance of what was learned, with the optimizers still
-        attached. Where pulls come at every few steps, it first makes up for the steps since the last one. Without
-        probes that is all.
-
-        Args:
-            data: see `rewind`; so are the others.
-            importance: of the new task.
-            loss: of the new task.
-            max_loss: the most that the new task may lose.
-
-        Returns:
-            What going back did; None where every budget was kept.
-
-        Raises:
-            NotFiniteError, StateError: as `Probes.rise`.
-        """
-        self._attachments.compare()
-        self._attachments.finish()
-        self._attachments.watch()
-        skills = self._skills
-        worst, skills.is_closed = skills.measure(), True
-        if worst <= 1:
-            return None
-        if self.mechanism.anchored:
-            return self.rewind(importance=importance, data=data, loss=loss, max_loss=max_loss)
-        warnings.warn(
-            f"{self.name}.close: the budget is exceeded: {skills.told()}; without anchors there is no way back. Train "
-            "for fewer steps or at a lower learning rate, or hold with EWC.",
-            stacklevel=2,
-        )
-        return None
-
-    def rewind(
-        self,
-        budget: float | None = None,
-        *,
-        importance: Mapping[str, Tensor] | Measured | None = None,
-        data: Iterable[Any] | None = None,
-        loss: Any = None,
-        max_loss: float = math.inf,
-    ) -> Rewound:
-        """Go back along the curvature toward the anchors, as little as keeps every skill within its budget.
-
-        Also for weights that were trained elsewhere without a keeper: load them into the model, and rewind. How far is
-        found by measuring on the probes of the skills, or without these by the forecast (`predicted_rise`).
-
-        Args:
-            budget: nats per target for every skill, since its lesson began; None for their own.
-            importance: of the new task, measured at the weights as they are, such as `hf.kfac(model, new_data)`. With
-                it the way back spares what the new task rests on, and costs it a fraction: under tight budgets the
-                difference between both skills and one. What it says of weights that are not held is not used.
-            data: batches of the new task. With them several ways back are tried, linear averaging among them, and the
-                one at which the new task loses least is kept; without them there is one
-                (`holdfast.retention.rewinding`).
-            loss: of the new task, as for `fisher`.
-            max_loss: nats per target that the new task may lose; where it would lose more, the trained weights stay,
-                with a warning. Needs `data`.
-
-        Returns:
-            What going back did.
-
-        Raises:
-            OptionError: the mechanism has no anchors; there is no budget, or one that is no number above 0;
-                `max_loss` without `data`; neither probes nor importances in nats.
-            StateError: no task is retained.
-            ParameterMismatchError: the importance lacks weights that are held, or is zero.
-            NotFiniteError: as `Probes.rise`.
-
-        Cost: about 15 forward passes over the probes; with `data` five times as many, six over the data, and a copy of
-        these in memory; with Kronecker factors in `importance` two eigendecompositions a layer.
-        """
-        where = f"{self.name}.rewind"
-        budget = None if budget is None else as_budget(budget, where=where)
-        if not self.mechanism.anchored:
-            raise OptionError(f"{where}: {self.name} keeps no anchors to go back to. Hold with EWC.")
-        if not self.held.num_tasks:
-            raise StateError(f"{where}: no task is retained yet, so there is nothing to go back to.")
-        if max_loss < math.inf and data is None:
-            raise OptionError(f"{where}: max_loss={max_loss!r} needs data=, batches of the new task.")
-        given = self.mechanism.budget if budget is None else budget
-        if given is None and not self._skills.are_bounded:
-            raise OptionError(f"{where}: this keeper has no budget. Say one: rewind(0.05), in nats per target.")
-        rises, budgets = self._skills.increments, [skill.budget if budget is None else budget for skill in self.skills]
-        if not budgets:
-            if self.held.nats_per_unit is None:
-                raise OptionError(
-                    f"{where}: a budget is in nats, and without probes the rise is forecast in the importances' unit, "
-                    "whose factor to nats is not known. Retain with probes=, or calibrate it with hf.calibrated."
-                )
-            begun = self.held.nats_per_unit * (self.held.start + self.held.constant)
-            rises, budgets = lambda: [self.predicted_rise() - begun], [given]
-        self._attachments.compare()
-        weights = all_parameters(self.model)
-        new = None
-        if importance is not None:
-            new = new_task(as_importance(importance, where=where), self.held, weights, where=where)
-        cost = None if data is None else new_task_cost(self.model, data, loss, replicas=self._replicas, where=where)
-        found = go_back(weights, self.held, rises=rises, budgets=budgets, cost=cost, max_loss=max_loss, new=new)
-        self._holdings.settle()
-        self._attachments.watch()
-        if not found.kept:
-            warnings.warn(f"{where}: {found.why}", stacklevel=2)
-        return found
-
-    @torch.no_grad()
-    def predicted_rise(self, reference: TensorMap | None = None) -> float:
-        """How much the old tasks' loss has risen by the quadratic model: 1/2 sum Omega (theta - anchor)^2, >= 0.
-
-        Args:
-            reference: name -> weights in place of the anchors, such as a copied `state_dict()` of the end of the old
-                task; needed where the mechanism has no anchors.
-
-        Returns:
-            Nats per target within a factor, where all importances were calibrated along the ways that training goes
-            (`calibrated`). Else what the quadratic model foresees, in nats by definition alone, as Fisher information
-            is (`ImportanceInfo.nats_per_unit`), or in the importances' own unit; along the ways that training goes the
-            real rise is larger, 5 to 35 times with Kronecker factors and 10 to 1,500 times with a diagonal.
-
-        Raises:
-            OptionError: no reference, and no anchors.
-            ParameterMismatchError: names or shapes of `reference` do not match the model.
-
-        Cost: one pass over the weights.
-        """
-        held, weights, where = self.held, all_parameters(self.model), f"{self.name}.predicted_rise"
-        there, constant = held.anchors, held.constant
-        if reference is not None:
-            there = weights_elsewhere(reference, held.covered, self.model, where=where, what="weights of reference=")
-            constant = 0.0
-        elif not self.mechanism.anchored:
-            raise OptionError(f"{where}: {self.name} keeps no anchors. Pass reference=, the weights of the old task.")
-        rise = weights_rise(weights, held.importance, there, sum_of=self._holdings.sum_of)
-        rise += layers_rise(weights, held.layers, there) + constant
-        return rise * (1.0 if held.nats_per_unit is None else held.nats_per_unit)
-
     def report(self) -> Report:
         """Is it on, and does it work? Pull and pinned share are of the last measured steps (`log_every`)."""
         self._attachments.compare()
         parameters = trainable_parameters(self.model)
-        in_layers, layers = shapes_of(self.held.layers), [layer.diagonal() for layer in self.held.layers.values()]
-        weights = sum(parameter.numel() for name, parameter in parameters.items() if name not in in_layers)
-        weights += sum(layer.numel() for layer in layers)
-        protected = self._holdings.sum_of(
-            num_positive(value) for name, value in self.held.importance.items() if name in parameters
-        )
-        protected += sum_of((layer > 0).sum() for layer in layers)
         pinned, pull_ratio = self._attachments.ratios
         return Report(
             mechanism=self.name,
             num_tasks=self.held.num_tasks,
             num_steps=sum(self._attachments.steps),
             strength=self.mechanism.acting_strength,
-            protected=protected / weights if weights else 0.0,
+            protected=protected_share(self.held, parameters, sum_of_shards=self._holdings.sum_of),
             pinned=pinned,
             pull_ratio=pull_ratio,
             predicted_rise=self.predicted_rise() if self.mechanism.anchored else None,
@@ -491,17 +235,6 @@ class Keeper(Persistent):
         vars(twin).update({name: copy.deepcopy(vars(self)[name], memo) for name in of_subclass})
         return twin
 
-    def _elsewhere(self, anchors: TensorMap, covers: Iterable[str], *, where: str) -> dict[str, Tensor]:
-        if not self.mechanism.anchored:
-            raise OptionError(f"{where}: {self.name} keeps no anchors. Leave anchors= out, or hold with EWC.")
-        if self.anchors is not None:
-            raise OptionError(
-                f"{where}: anchors= are given, and the keeper is to find today's weights in {self.anchors!r}. Build it "
-                "without anchors=."
-            )
-        names = [*covers, *self.held.covered]
-        return weights_elsewhere(anchors, names, self.model, where=where, what="weights of anchors=")
-
     def _remarks(self, parameters: TensorMap) -> Iterator[str]:
         covered = self.held.covered
         if free := [name for name in parameters if name not in covered]:
@@ -509,11 +242,6 @@ class Keeper(Persistent):
         if loose := self._statistics.loose:
             yield f"{counted(len(loose), 'running statistic')} not held, such as {loose[0]!r}"
         yield from self._skills.remarks()
-
-    def _begin(self, skills: Skills) -> None:
-        self._skills = skills
-        if skills.are_bounded and self.mechanism.budget is not None:
-            self.mechanism.steer(skills.controller.strength)
 
     def _after_step(self) -> None:
         strength = self._skills.after_step(period=self.mechanism.period)
@@ -523,11 +251,3 @@ class Keeper(Persistent):
     def _log(self) -> None:
         if logger.isEnabledFor(logging.INFO):
             logger.info("%s", self.report())
-
-
-def as_importance(importance: Any, *, where: str) -> Measured:
-    """As it is; of a plain mapping an `Importance` of unknown unit."""
-    if hasattr(importance, "layers") and hasattr(importance, "info"):
-        return importance
-    check_tensors(importance, where=where, error=OptionError)
-    return Importance(dict(importance), ImportanceInfo(kind="custom", num_examples=0))

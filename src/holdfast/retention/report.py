@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from torch import Tensor
+
+from holdfast.curvature import shapes_of
 from holdfast.memory import Retained
+from holdfast.memory.stored import num_positive
+from holdfast.tensors import TensorMap, sum_of
 
 BY_MODEL = "by the quadratic model"
 """What a rise is said to be foreseen by where nobody has measured what that is worth along training's ways."""
@@ -20,6 +26,24 @@ def rise_unit(held: Retained) -> str:
     if held.scatter is not None:
         return "nats"
     return "importance units" if held.nats_per_unit is None else BY_MODEL
+
+
+def protected_share(
+    held: Retained, parameters: TensorMap, *, sum_of_shards: Callable[[Iterable[Tensor]], float]
+) -> float:
+    """The share of a model's trainable weights with an importance above zero, 0..1.
+
+    Args:
+        held: of all tasks so far.
+        parameters: the trainable ones, by name.
+        sum_of_shards: adds up what is held one by one over all processes, where each holds its own shards.
+    """
+    in_layers, layers = shapes_of(held.layers), [layer.diagonal() for layer in held.layers.values()]
+    weights = sum(parameter.numel() for name, parameter in parameters.items() if name not in in_layers)
+    weights += sum(layer.numel() for layer in layers)
+    protected = sum_of_shards(num_positive(value) for name, value in held.importance.items() if name in parameters)
+    protected += sum_of((layer > 0).sum() for layer in layers)
+    return protected / weights if weights else 0.0
 
 
 @dataclass(frozen=True)

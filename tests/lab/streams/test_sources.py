@@ -363,7 +363,7 @@ class TestProvenance:
 
     @pytest.mark.parametrize("killed", [False, True])
     def test_other_data_under_the_same_name_are_refused(self, tmp_path: Path, folders: tuple[Path, Path], killed: bool):
-        config = tiny("none", stream="split-mnist", epochs=1, iterations=None)
+        config = tiny("none", stream="split-mnist", iterations=5)
         (tmp_path / "runs").mkdir()
         first, second = folders
         if killed:
@@ -386,7 +386,7 @@ class TestProvenance:
         assert written["plugins"] == {}
 
     def test_a_folder_of_an_earlier_version_is_read(self, tmp_path: Path, folders: tuple[Path, Path]):
-        config = tiny("none", stream="split-mnist", epochs=1)
+        config = tiny("none", stream="split-mnist", iterations=5)
         found = run(config, output=tmp_path, data_dir=folders[0])
         path = tmp_path / config.name / "config.json"
         content = json.loads(path.read_text())
