@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import batchnorm, holding, importance, loop, rehearsal, resting, rhythm, step, sweep
+from benchmarks import batchnorm, holding, importance, loop, rehearsal, resting, rhythm, sharded, step, sweep
 from benchmarks.tables import check_tables, content_of, keep, markdown
 from benchmarks.workloads import WORKLOADS
 
@@ -29,6 +29,7 @@ BENCHMARKS = {
     "rhythm": rhythm,
     "rehearsal": rehearsal,
     "batchnorm": batchnorm,
+    "sharded": sharded,
     "sweep": sweep,
 }
 RESULTS = Path(__file__).parents[1] / "docs" / "results" / "benchmarks"
