@@ -123,7 +123,8 @@ def _one(rank: int, count: int, folder: str, width: int, layers: int, queue: Any
             model = Texts(width, layers)
         for layer in model.layers:
             fully_shard(layer, mesh=mesh)
-        fully_shard(model, mesh=mesh).to_empty(device="cpu")
+        fully_shard(model, mesh=mesh)
+        model.to_empty(device="cpu")
         for parameter in model.parameters():
             with torch.no_grad():
                 own = local(parameter)
