@@ -131,4 +131,4 @@ def _workers(jobs: int, own: Perform) -> Iterator[Pool]:
             ended = True
         for each in workers:
             each.end()
-        threads.shutdown(cancel_futures=True)
+        threads.shutdown()  # what still waits ends by itself, so that whoever waits for it is woken
