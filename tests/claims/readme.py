@@ -131,6 +131,27 @@ def _dreams() -> Iterator[str]:
     avoided = told([1 - rise(ours) / rise(plain) for ours, plain in pairs])
     paid = told([learned(ours) / learned(plain) for ours, plain in pairs])
     yield f"avoids {avoided}% of plain's rise in nats at {paid}% of plain's perplexity of Python"
+    plain = min(_tuning("plain"), key=lambda found: found[2])
+    best = {
+        name: min((found for found in _tuning(name) if found[2] <= 1.01 * plain[2]), key=lambda found: found[1])
+        for name in ("replay-10", "dreams", "dreams-kfac")
+    }
+    yield (
+        f"On validation data replay of 10% real English, at the best of its weights, forgets {best['replay-10'][1]:.2f} "
+        f"nats a token, dreams in every tenth batch {best['dreams'][1]:.2f}, dreams with Kronecker factors "
+        f"{best['dreams-kfac'][1]:.2f}, and plain {plain[1]:.2f}"
+    )
+
+
+def _tuning(name: str) -> list[tuple[float | None, float, float]]:
+    """(value, nats forgotten, perplexity of Python) of each setting of the GPT's method, on validation data."""
+    found = []
+    for trial in runs("elephants/gpt-dreams/trials/*.json"):
+        if trial["trial"]["tuning"] and trial["trial"]["method"] == name:
+            before, after = (trial[when] for when in ("before", "after"))
+            lost = after["old"]["validation"]["loss"] - before["old"]["validation"]["loss"]
+            found.append((trial["trial"]["value"], lost, after["new"]["validation"]["value"]))
+    return found
 
 
 def _methods() -> Iterator[str]:
