@@ -137,8 +137,8 @@ def _dreams() -> Iterator[str]:
         for name in ("replay-10", "dreams", "dreams-kfac")
     }
     yield (
-        f"On validation data replay of 10% real English, at the best of its weights, forgets {best['replay-10'][1]:.2f} "
-        f"nats a token, dreams in every tenth batch {best['dreams'][1]:.2f}, dreams with Kronecker factors "
+        "On validation data replay of 10% real English, at the best of its weights, forgets "
+        f"{best['replay-10'][1]:.2f} nats a token, dreams in every tenth batch {best['dreams'][1]:.2f}, dreams with Kronecker factors "
         f"{best['dreams-kfac'][1]:.2f}, and plain {plain[1]:.2f}"
     )
 
