@@ -136,10 +136,11 @@ def _dreams() -> Iterator[str]:
         name: min((found for found in _tuning(name) if found[2] <= 1.01 * plain[2]), key=lambda found: found[1])
         for name in ("replay-10", "dreams", "dreams-kfac")
     }
+    forgotten = {name: f"{found[1]:.2f}" for name, found in {**best, "plain": plain}.items()}
     yield (
         "On validation data replay of 10% real English, at the best of its weights, forgets "
-        f"{best['replay-10'][1]:.2f} nats a token, dreams in every tenth batch {best['dreams'][1]:.2f}, dreams with Kronecker factors "
-        f"{best['dreams-kfac'][1]:.2f}, and plain {plain[1]:.2f}"
+        f"{forgotten['replay-10']} nats a token, dreams in every tenth batch {forgotten['dreams']}, dreams with Kronecker "
+        f"factors {forgotten['dreams-kfac']}, and plain {forgotten['plain']}"
     )
 
 
