@@ -139,8 +139,8 @@ def _dreams() -> Iterator[str]:
     forgotten = {name: f"{found[1]:.2f}" for name, found in {**best, "plain": plain}.items()}
     yield (
         "On validation data replay of 10% real English, at the best of its weights, forgets "
-        f"{forgotten['replay-10']} nats a token, dreams in every tenth batch {forgotten['dreams']}, dreams with Kronecker "
-        f"factors {forgotten['dreams-kfac']}, and plain {forgotten['plain']}"
+        f"{forgotten['replay-10']} nats a token, dreams in every tenth batch {forgotten['dreams']}, dreams with "
+        f"Kronecker factors {forgotten['dreams-kfac']}, and plain {forgotten['plain']}"
     )
 
 
