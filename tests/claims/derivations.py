@@ -24,7 +24,7 @@ from tests.claims.files import (
     span,
     told,
 )
-from tests.claims.numbers import REPLAY, STATISTICS, STRENGTH
+from tests.claims.numbers import INTEGRATIONS, REPLAY, STATISTICS, STRENGTH
 
 
 def _strengths() -> Iterator[str]:
@@ -186,7 +186,14 @@ def _drawn() -> Iterator[str]:
         yield f"| {label} | {drawn_right(found, 5)} | {drawn_right(found, 10)} |"
 
 
+def _sharded() -> Iterator[str]:
+    title = content("benchmarks/sharded.json")["parts"]["gpt"]["title"]
+    share = 100 * rows("sharded", "gpt", "processes")["4"]["of one's"]
+    yield f"Of {title[0].lower()}{title[1:]} each of four processes takes at most {math.ceil(share)}% of what one takes"
+
+
 SAID: Mapping[str, Sequence[Callable[[], Iterator[str]]]] = {
+    INTEGRATIONS: (_sharded,),
     STRENGTH: (_strengths, _back, _forecasts, _resting, _rarely, _rhythm),
     REPLAY: (_replay, _controls, _drawn),
     STATISTICS: (_batchnorm, _statistics),

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 README, STRENGTH, REPLAY, STATISTICS = "README.md", "docs/strength.md", "docs/replay.md", "docs/statistics.md"
+INTEGRATIONS = "docs/integrations.md"
 KFAC, GENERATION = "docs/results/kfac/README.md", "docs/results/generation/README.md"
 PAGES = (
     README,
@@ -16,7 +17,7 @@ PAGES = (
     REPLAY,
     STATISTICS,
     "docs/own.md",
-    "docs/integrations.md",
+    INTEGRATIONS,
     "docs/results/README.md",
     KFAC,
     GENERATION,
