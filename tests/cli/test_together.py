@@ -86,7 +86,7 @@ def commands(place: Path, output: Path) -> dict[str, list[str]]:
     own = {
         "sampled": ["importance", causal, prose, "--examples", 150, *shared],
         "factors": ["importance", causal, prose, "--kind", "kfac", "--examples", 70, *shared],
-        "enough": ["importance", causal, prose, "--tolerance", 0.095, *shared],
+        "enough": ["importance", causal, prose, "--tolerance", 0.1, *shared],
         "dreams": ["dream", causal, "--count", 40, *shared],
         "held": ["finetune", causal, prose, "--keep", output / "sampled", "--strength", 1, *STEPS, *shared],
         "intents": ["finetune", encoder, place / "intents.jsonl", "--rehearse", "new", "--share", 0.5, *SIX],

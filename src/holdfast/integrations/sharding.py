@@ -25,6 +25,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from holdfast.curvature.factored import AnyImportance
 from holdfast.errors import OptionError, ParameterMismatchError, StateError
+from holdfast.moments.sharded import kept_whole
 from holdfast.records import ImportanceInfo
 from holdfast.retention.replicas import digest, form_of, gathered, importance_with, tensors_of
 from holdfast.tensors import is_sharded
@@ -54,7 +55,8 @@ def whole_weights(model: nn.Module) -> Iterator[nn.Module]:
                 kept.append((hooks, dict(hooks)))
                 for key in [key for key, hook in hooks.items() if _is_of_fsdp(hook)]:
                     del hooks[key]
-        yield model
+        with kept_whole(model):
+            yield model
     finally:
         for hooks, before in kept:
             hooks.clear()
