@@ -11,7 +11,7 @@ from typing import Any
 
 from holdfast.choices import check_choice
 from holdfast.errors import OptionError
-from holdfast.lab.config import folder_name, settings_hash
+from holdfast.lab.configured import folder_name, settings_hash
 from holdfast.lab.folder import RunFolder, versions
 from holdfast.lab.result import RunResult, misshapen, summarise
 from holdfast.likelihoods.masks import Scenario

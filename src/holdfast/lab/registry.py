@@ -18,7 +18,7 @@ from functools import cache
 from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType, UnionType
-from typing import Annotated, Any, Generic, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Generic, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from holdfast.choices import check_choices
 from holdfast.errors import HoldfastError, OptionError, UnknownNameError
@@ -27,29 +27,11 @@ from holdfast.files.typed import Within
 Made = TypeVar("Made")
 
 
-RESERVED = frozenset(
+FLAGS = frozenset(
     (
         "stream",
         "method",
         "seed",
-        "data",
-        "scenario",
-        "num_tasks",
-        "net",
-        "optimizer",
-        "lr",
-        "weight_decay",
-        "schedule",
-        "fresh_optimizer",
-        "epochs",
-        "iterations",
-        "batch_size",
-        "clip",
-        "mask",
-        "importance_data",
-        "importance_examples",
-        "fingerprint",
-        "options",
         "methods",
         "strengths",
         "optimizers",
@@ -68,6 +50,30 @@ RESERVED = frozenset(
         "tensorboard",
         "quiet",
         "help",
+    )
+)
+"""Flags of the commands that take options, whatever is run."""
+
+RESERVED = FLAGS | frozenset(
+    (
+        "data",
+        "scenario",
+        "num_tasks",
+        "net",
+        "optimizer",
+        "lr",
+        "weight_decay",
+        "schedule",
+        "fresh_optimizer",
+        "epochs",
+        "iterations",
+        "batch_size",
+        "clip",
+        "mask",
+        "importance_data",
+        "importance_examples",
+        "fingerprint",
+        "options",
     )
 )
 """Names that options may not have: settings of every run, and flags of the commands that take them."""
@@ -91,6 +97,7 @@ class Entry:
         place: "ceiling" and "floor" stand first and last wherever entries are listed.
         style: of its lines in pictures: "color" as matplotlib takes it, "linestyle", "marker"; what is left out is
             chosen.
+        reserved: of the class: names that its options may not have.
     """
 
     name: str
@@ -100,6 +107,7 @@ class Entry:
     options: type = NoOptions
     place: str = ""
     style: Mapping[str, Any] = field(default_factory=dict)
+    reserved: ClassVar[frozenset[str]] = RESERVED
 
     def __post_init__(self) -> None:
         if not is_dataclass(self.options):
@@ -107,7 +115,7 @@ class Entry:
         bare = [own.name for own in fields(self.options) if own.default is MISSING]
         if bare:
             raise OptionError(f"{self.name}: the options {', '.join(bare)} have no default; expected one each.")
-        taken = [own.name for own in fields(self.options) if own.name in RESERVED]
+        taken = [own.name for own in fields(self.options) if own.name in self.reserved]
         if taken:
             raise OptionError(f"{self.name}: an option is called {taken[0]}, as every run's is. Choose another name.")
         object.__setattr__(self, "label", self.label or self.name)
@@ -285,6 +293,11 @@ def all_options(entry: Any, settings: Mapping[str, Any]) -> dict[str, type]:
 def default_of(record: type, name: str) -> Any:
     """Of a field of a dataclass."""
     return next(own.default for own in fields(record) if own.name == name)
+
+
+def names_of(record: type) -> set[str]:
+    """The fields of a dataclass."""
+    return {own.name for own in fields(record)}
 
 
 @cache

@@ -79,5 +79,5 @@ def test_committed_results_are_read():
     assert sorted(path.stem for path in RUNS.glob("*.json")) == sorted(COMMITTED)
     for name, digits in COMMITTED.items():
         told = RunResult.load(RUNS / f"{name}.json").config
-        config = GenerationConfig(**told)
+        config = GenerationConfig.from_dict(told)
         assert config.name == f"{told['stream']}-{told['method']}-{told['seed']}-{digits}"

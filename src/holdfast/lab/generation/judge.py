@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -16,22 +17,31 @@ from holdfast.lab.streams import Examples, Task
 from holdfast.lab.training import accuracy
 
 EPOCHS = {"digits": 30, "mnist": 4}
+"""Of a judge, by the name of its images."""
+
+_OTHERS = 10
 _VERSION = 1
 
 
-def judge_net(side: int, num_classes: int, *, seed: int) -> nn.Sequential:
+def num_epochs(images: Task) -> int:
+    """Passes over images, real or drawn in their place, that make a judge of them."""
+    return EPOCHS.get(images.name, _OTHERS)
+
+
+def judge_net(shape: Sequence[int], num_classes: int, *, seed: int) -> nn.Sequential:
     """Two 3x3 convolutions (32 and 64 channels), each with a pooling, a hidden layer of 128, and the classes."""
+    channels, height, width = shape
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return nn.Sequential(
-            nn.Conv2d(1, 32, 3, padding=1),
+            nn.Conv2d(channels, 32, 3, padding=1),
             nn.ReLU(),
             nn.MaxPool2d(2),
             nn.Conv2d(32, 64, 3, padding=1),
             nn.ReLU(),
             nn.MaxPool2d(2),
             nn.Flatten(),
-            nn.Linear(64 * (side // 4) ** 2, 128),
+            nn.Linear(64 * (height // 4) * (width // 4), 128),
             nn.ReLU(),
             nn.Linear(128, num_classes),
         )
@@ -45,7 +55,7 @@ def features(judge: nn.Sequential, images: Tensor) -> Tensor:
 def train_judge(examples: Examples, *, epochs: int, num_classes: int, seed: int = 0, lr: float = 2e-3) -> nn.Sequential:
     """A judge trained on examples by Adam with a cosine rate and batches of 64; on their device."""
     device = examples.inputs.device
-    net = judge_net(examples.inputs.shape[-1], num_classes, seed=seed).to(device).train()
+    net = judge_net(examples.inputs.shape[1:], num_classes, seed=seed).to(device).train()
     optimizer = Adam(net.parameters(), lr=lr, fused=True)
     total = epochs * math.ceil(len(examples) / 64)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total)
@@ -67,9 +77,9 @@ def judge_of(images: Task, *, device: torch.device, folder: Path) -> tuple[nn.Se
         OutputError: it cannot be written.
     """
     path = folder / f"{images.name}-{_VERSION}.safetensors"
-    net = judge_net(images.train.inputs.shape[-1], len(images.classes), seed=0)
+    net = judge_net(images.train.inputs.shape[1:], len(images.classes), seed=0)
     if not path.exists():
-        trained = train_judge(images.train.to(device), epochs=EPOCHS[images.name], num_classes=len(images.classes))
+        trained = train_judge(images.train.to(device), epochs=num_epochs(images), num_classes=len(images.classes))
         found = accuracy(trained, images.test.to(device))
         write_state(path, trained.state_dict(), {"accuracy": found})
     tensors, notes = read_state(path)

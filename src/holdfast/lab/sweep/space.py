@@ -11,7 +11,8 @@ from itertools import product
 from typing import Any, Literal, get_args
 
 from holdfast.errors import OptionError
-from holdfast.lab.config import RunConfig, configure, foreign_option, settings_of
+from holdfast.lab.config import RunConfig, configure
+from holdfast.lab.configured import foreign_option, owners
 
 Sampler = Literal["grid", "tpe"]
 
@@ -107,7 +108,8 @@ class Space:
         own = {name for method in self.methods for name in self._own(method)}
         for name in self.settings:
             if name not in own:
-                raise foreign_option(name, self.stream, str(self.settings.get("net", "mlp")), self.methods, own)
+                here = {"stream": self.stream, "net": str(self.settings.get("net", "mlp"))}
+                raise foreign_option(name, owners(name, RunConfig.registries), here, self.methods, own)
         for method in self.methods:
             for choice in self.grid(method):
                 self.config(method, choice, seed=self.seeds[0])  # raises on what no run can be made of
@@ -115,7 +117,7 @@ class Space:
     def grid(self, method: str) -> list[SweepChoice]:
         """All combinations for one method."""
         strengths: Sequence[float | None] = ()
-        if "strength" in settings_of(self.stream, method, self.settings):
+        if "strength" in RunConfig.settings_of(self.stream, method, self.settings):
             strengths = self.strengths
         first = {"strength": strengths[0]} if strengths else {}
         usual = configure(self.stream, method, **{**self._own(method), **first})
@@ -133,7 +135,7 @@ class Space:
 
     def _own(self, method: str) -> dict[str, Any]:
         """Those of the settings that the method's runs have."""
-        has = settings_of(self.stream, method, self.settings)
+        has = RunConfig.settings_of(self.stream, method, self.settings)
         return {name: value for name, value in self.settings.items() if name in has}
 
     def study_name(self, method: str) -> str:
