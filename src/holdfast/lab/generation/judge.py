@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim import Adam
+from torch.optim import Adam, Optimizer
 
 from holdfast.errors import FileFormatError
 from holdfast.files import read_state, write_state
 from holdfast.lab.streams import Examples, Task
 from holdfast.lab.training import accuracy
+from holdfast.steps.descent import descend
 
 EPOCHS = {"digits": 30, "mnist": 4}
 """Of a judge, by the name of its images."""
@@ -61,12 +62,19 @@ def train_judge(examples: Examples, *, epochs: int, num_classes: int, seed: int 
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total)
     random = torch.Generator().manual_seed(seed)
     for _ in range(epochs):
-        for inputs, targets in examples.batches(64, generator=random):
-            optimizer.zero_grad()
-            F.cross_entropy(net(inputs), targets).backward()
-            optimizer.step()
-            schedule.step()
+        learn_classes(net, optimizer, examples.batches(64, generator=random), after_step=lambda _: schedule.step())
     return net.eval()
+
+
+def learn_classes(
+    net: nn.Module,
+    optimizer: Optimizer,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    *,
+    after_step: Callable[[object], None] | None = None,
+) -> None:
+    """One step on each batch of images and their classes."""
+    descend(optimizer, batches, lambda batch: (F.cross_entropy(net(batch[0]), batch[1]), None), after_step=after_step)
 
 
 def judge_of(images: Task, *, device: torch.device, folder: Path) -> tuple[nn.Sequential, float]:

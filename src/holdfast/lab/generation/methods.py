@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.optim import Adam, Optimizer
 
 from holdfast.errors import OptionError
 from holdfast.files.typed import Within
 from holdfast.importance import fisher
-from holdfast.lab.generation.judge import judge_net
+from holdfast.lab.generation.judge import judge_net, learn_classes
 from holdfast.lab.generation.registry import GENERATION_METHODS, DrawingPlan, register_generation_method
 from holdfast.lab.registry import chosen
 from holdfast.replay import MemoryReplayGAN, Scholar, frozen, replay_heads
@@ -185,9 +184,7 @@ class Scholarly(Drawing):
             classes = torch.cat([classes[:keep], replay.classes])
         distance = super().fit(images, classes)
         part = torch.randperm(len(images))[: self._batch].to(images.device)
-        self._optimizer.zero_grad()
-        F.cross_entropy(self.solver(images[part]), classes[part]).backward()
-        self._optimizer.step()
+        learn_classes(self.solver, self._optimizer, [(images[part], classes[part])])
         return distance
 
     def close_task(self, task: int) -> None:
