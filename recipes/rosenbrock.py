@@ -17,6 +17,7 @@ from holdfast.files import check_output, new_folder, write_json
 from holdfast.lab.canvas import check_matplotlib
 from holdfast.records import Importance, ImportanceInfo
 from holdfast.retention import EWC
+from holdfast.steps.descent import descend
 from recipes.rosenbrock_picture import Path2D, Point, draw
 
 STEEPNESS = 10.0
@@ -158,11 +159,7 @@ def _descend(model: Plane, task: Any, *, steps: int, lr: float, keeper: EWC | No
     if keeper is not None:
         keeper.attach(optimizer)
     points = [_at(model)]
-    for _ in range(steps):
-        optimizer.zero_grad()
-        task(model()).backward()
-        optimizer.step()
-        points.append(_at(model))
+    descend(optimizer, range(steps), lambda _: (task(model()), None), after_step=lambda _: points.append(_at(model)))
     if not all(math.isfinite(value) for value in points[-1]):
         raise NotFiniteError(f"rosenbrock: the weights are {points[-1]} after {steps} steps. Lower lr, which is {lr}.")
     return points

@@ -9,7 +9,7 @@ from holdfast.cli.console import console_for, say, warnings_told
 from holdfast.cli.tables import new_table
 from holdfast.errors import DataFileError, OptionError
 from holdfast.lab.canvas import check_matplotlib
-from holdfast.lab.running import usable_device
+from holdfast.lab.devices import usable_device
 from recipes.elephants.page import TITLES, check_page, conclusions, rows, write_page
 from recipes.elephants.story import carry_out
 from recipes.options import ElephantsOptions

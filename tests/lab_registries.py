@@ -13,11 +13,11 @@ OF_TESTS = ("holdfast_example", "mine_of_tests", "my_methods")
 @contextmanager
 def kept() -> Iterator[None]:
     """The registries as they were, where the laboratory is imported at all."""
-    if "holdfast.lab.config" not in sys.modules:
+    if "holdfast.lab.kinds" not in sys.modules:
         yield
         return
     from holdfast.lab import plugins
-    from holdfast.lab.config import REGISTRIES
+    from holdfast.lab.kinds import REGISTRIES
     from holdfast.lab.methods import IMPORTANCES, MECHANISMS
     from holdfast.lab.streams.sources import DATA
 

@@ -18,9 +18,9 @@ import holdfast as hf
 from holdfast.choices import check_choice, check_choices, choices_of
 from holdfast.errors import HoldfastError, OptionError, UnknownNameError
 from holdfast.lab import advise as advising
-from holdfast.lab.config import REGISTRIES, RunConfig
+from holdfast.lab.config import RunConfig
 from holdfast.lab.generation import GenerationConfig
-from holdfast.lab.generation.config import GenerationStream
+from holdfast.lab.kinds import REGISTRIES
 from holdfast.lab.methods import METHODS, Learner, Setting, build_learner
 from holdfast.lab.recording import record
 from holdfast.lab.registry import all_options, chosen
@@ -95,8 +95,7 @@ USES: dict[Any, Callable[..., Any]] = {
     hf.mas: lambda **given: hf.mas(net(), batches(), **given),
     hf.signal: lambda **given: hf.signal(net(), batches(), **given),
     RunConfig: lambda **given: RunConfig(stream="split-digits", method="none", options={}, **given),
-    GenerationConfig: lambda **given: GenerationConfig(stream="digits-generation", method="none", **given),
-    GenerationStream: lambda **given: GenerationStream("", **{"images": "digits", "defaults": {}, **given}),
+    GenerationConfig: lambda **given: GenerationConfig(stream="digits-generation", method="none", options={}, **given),
     Size: lambda **given: Size("small", settings={}, **given),
     CitedFigure: lambda **given: CitedFigure(0.9, **given),
     Space: lambda **given: Space(stream="split-digits", methods=("none",), **given),
@@ -159,12 +158,11 @@ def public_choosers() -> dict[tuple[str, str], Any]:
 
 
 CHOOSERS = public_choosers()
-MORE = {(taker.__name__, part): taker for taker in (GenerationStream,) for part in choices_of(taker)}
-MORE[("advise", "optimizer")] = advising.advise
+MORE = {("advise", "optimizer"): advising.advise}
 
 
 OPTIONS = [
-    (registry.kind, entry.name, name)
+    (registry, entry.name, name)
     for registry in REGISTRIES
     for entry in registry.values()
     for name in choices_of(entry.options)
@@ -189,9 +187,8 @@ def test_no_public_chooser_takes_an_unknown_name(name, part):
     assert any(word in str(caught.value) for word in ("Known: ", "expected "))
 
 
-@pytest.mark.parametrize(("kind", "entry", "name"), OPTIONS, ids=lambda part: part)
-def test_no_option_of_an_entry_takes_an_unknown_name(kind, entry, name):
-    registry = next(each for each in REGISTRIES if each.kind == kind)
+@pytest.mark.parametrize(("registry", "entry", "name"), OPTIONS, ids=lambda part: getattr(part, "kind", part))
+def test_no_option_of_an_entry_takes_an_unknown_name(registry, entry, name):
     with pytest.raises(UnknownNameError, match=f"unknown {name} '{BAD}'"):
         chosen(registry[entry], {name: BAD})
 

@@ -6,14 +6,15 @@ import pytest
 
 from holdfast.cli.options import RunOptions, option_names
 from holdfast.cli.settings import explained, run_record
-from holdfast.lab.config import REGISTRIES, RunSettings
-from holdfast.lab.generation import GenerationConfig
+from holdfast.lab.config import RunSettings
+from holdfast.lab.generation.config import GenerationSettings
+from holdfast.lab.kinds import REGISTRIES
 from holdfast.lab.options import NoOptions
 
 RECORDS = list(dict.fromkeys(e.options for r in REGISTRIES for e in r.values() if e.options is not NoOptions))
 
 
-@pytest.mark.parametrize("record", [RunSettings, GenerationConfig, *RECORDS], ids=lambda record: record.__name__)
+@pytest.mark.parametrize("record", [RunSettings, GenerationSettings, *RECORDS], ids=lambda record: record.__name__)
 def test_every_setting_is_explained(record: type):
     told = explained(record)
     assert set(told) == {own.name for own in fields(record)}
@@ -25,13 +26,13 @@ def test_what_is_said_of_settings():
     assert told["lr"] == "learning rate"
     assert told["importance_examples"] == "on so many of them; left out: all"
     assert told["seed"].endswith("sampled labels")  # the second line of two
-    assert explained(GenerationConfig)["penalty"] == "weight of the gradient penalty"
+    assert explained(GenerationSettings)["penalty"] == "weight of the gradient penalty"
 
 
 def test_no_setting_is_an_option_of_the_command_too():
     """Such as --output, which a run has whatever its method."""
     own = {field.name for field in fields(RunOptions)} - {"stream", "method", "seed"}
-    assert not own & {field.name for record in (RunSettings, GenerationConfig, *RECORDS) for field in fields(record)}
+    assert not own & {field.name for record in (RunSettings, GenerationSettings, *RECORDS) for field in fields(record)}
 
 
 def test_names_as_they_are_typed():

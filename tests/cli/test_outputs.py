@@ -88,7 +88,7 @@ COMMANDS = {
         ),
         Command(
             "generation",
-            "holdfast.lab.generation.run.digits",
+            "holdfast.lab.streams.catalog.load_data",
             DRAWN.name,
             lambda _, out: [
                 *("run", "digits-generation", "--method", "none", "--num-tasks", "2", "--iterations", "2"),

@@ -8,7 +8,8 @@ from dataclasses import fields
 import pytest
 
 from holdfast.errors import OptionError, UnknownNameError
-from holdfast.lab.config import RunConfig, RunSettings, configure, folder_name, known_options
+from holdfast.lab.config import RunConfig, RunSettings, configure
+from holdfast.lab.configured import folder_name
 from holdfast.lab.methods import METHODS
 from holdfast.lab.protocols import defaults_of
 from holdfast.lab.registry import all_options
@@ -127,7 +128,7 @@ class TestConfigure:
         assert configure("permuted-digits", "ewc-kfac", budget=0.1).pull_every == 1
 
 
-_ALL = {own.name for own in fields(RunSettings)} | known_options()
+_ALL = {own.name for own in fields(RunSettings)} | RunConfig.known_options()
 
 
 class TestNames:

@@ -20,7 +20,7 @@ import torch
 from tests.lab.tiny import NUM_EVENTS, TASKS, Killed, assert_same, events, killed_at, outcome, tiny
 
 from holdfast.errors import FileFormatError, NotFiniteError, OptionError, OutputError, RunMismatchError
-from holdfast.lab import checkpoint, engine, running
+from holdfast.lab import checkpoint, configured, engine, running
 from holdfast.lab.config import RunConfig
 from holdfast.lab.methods import METHODS
 from holdfast.lab.methods.holding import KeeperLearner
@@ -191,7 +191,7 @@ class TestRun:
                 # task 0 is the images themselves, which the stream makes the others of
                 alive.append({k for k, refs in built.items() if k and any(ref() is not None for ref in refs)})
 
-        monkeypatch.setattr(running, "build_stream", spied)
+        monkeypatch.setattr(configured, "build_stream", spied)
         run(tiny("none", num_tasks=4, epochs=1), output=tmp_path, on_event=on_event)
         assert alive == [set(), set(), {1}, {1}, {2}, {2}, {3}, {3}]
 

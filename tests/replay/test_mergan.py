@@ -58,10 +58,10 @@ def test_alignment_is_to_the_generator_as_it_was_at_the_end_of_the_task():
     learn(learner, (0,))
     kept = learner.gan.sample(3, classes=torch.zeros(3, dtype=torch.int64), generator=torch.Generator().manual_seed(0))
     learn(learner, (1,))
-    previous = learner._previous
+    previous = learner.previous
     learner.open_task((2,))
     learner.fit(*patterns(40, classes=(2,)))
-    assert learner._previous is previous
+    assert learner.previous is previous
     assert learner.past == (0, 1)
     assert kept.shape == (3, 1, 8, 8)
 
@@ -78,11 +78,11 @@ def test_optimizers_are_new_at_each_task():
 def test_a_collapsed_generator_is_not_kept():
     learner = memory()
     learn(learner, (0,))
-    previous = learner._previous
+    previous = learner.previous
     learner.open_task((1,))
     with torch.no_grad():
         learner.gan.generator.convolutions[-1].weight.zero_()
     with pytest.raises(CollapseError, match="MeRGAN, classes 1: the generator has collapsed"):
         learner.close_task()
-    assert learner._previous is previous
+    assert learner.previous is previous
     assert learner.past == (0,)

@@ -8,7 +8,7 @@ from itertools import cycle, islice
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from holdfast.calibration.factor import AnImportance, Lesson, lessons_factor
@@ -23,6 +23,7 @@ from holdfast.likelihoods.similarity import Similarity
 from holdfast.probes import Probes
 from holdfast.retention import EWC
 from holdfast.retention.elastic import BUDGET
+from holdfast.steps.descent import descend
 from holdfast.tensors import trainable_parameters, unwrap
 
 STEPS = 200
@@ -150,13 +151,14 @@ class _Lesson:
         optimizer = self._optimizer(parameters)
         keeper.attach(optimizer)
         model.train()
-        for content in islice(cycle(made_up(self._batches, seed=seed)), self._steps):
+
+        def loss(content: Any) -> tuple[Tensor, None]:
             batch = batch_to(content, parameters[0].device)
             args, kwargs = model_inputs(batch)
-            optimizer.zero_grad()
             losses = self._likelihood.nll(model(*args, **kwargs), batch)
-            (losses.sum() / max(1, num_targets(self._likelihood, batch))).backward()
-            optimizer.step()
+            return losses.sum() / max(1, num_targets(self._likelihood, batch)), None
+
+        descend(optimizer, islice(cycle(made_up(self._batches, seed=seed)), self._steps), loss)
 
 
 def _adam(parameters: list[nn.Parameter]) -> Optimizer:

@@ -17,9 +17,9 @@ from holdfast.cli.tables import new_table
 from holdfast.files import check_files, holds, write_json
 from holdfast.lab.advise import Advice, advise
 from holdfast.lab.canvas import make_folder
+from holdfast.lab.devices import usable_device
 from holdfast.lab.groups import method_label
 from holdfast.lab.methods import method_named
-from holdfast.lab.running import usable_device
 from holdfast.lab.workloads import workload, workload_name
 
 

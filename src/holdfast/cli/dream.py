@@ -10,7 +10,7 @@ from holdfast.cli.console import console_for, own_device, say, warnings_told
 from holdfast.cli.language_options import DreamOptions
 from holdfast.errors import OptionError
 from holdfast.files import check_output
-from holdfast.lab.running import usable_device
+from holdfast.lab.devices import usable_device
 from holdfast.language import CONFIG
 from holdfast.language.dreamt import WRITING, dream_into
 from holdfast.language.models import load_model

@@ -5,7 +5,7 @@ from __future__ import annotations
 from holdfast.cli.console import console_for, own_device, say, warnings_told
 from holdfast.cli.language_options import EvaluateOptions, columns_of
 from holdfast.cli.progress import Stages
-from holdfast.lab.running import usable_device
+from holdfast.lab.devices import usable_device
 from holdfast.language.batches import batches, digest_of, examples
 from holdfast.language.choosing import choose_task, number_of, number_read, plan
 from holdfast.language.models import load_model

@@ -15,7 +15,7 @@ from holdfast.cli.language_options import FinetuneOptions, columns_of
 from holdfast.cli.progress import Stages
 from holdfast.cli.tables import new_table
 from holdfast.errors import OptionError
-from holdfast.lab.running import usable_device
+from holdfast.lab.devices import usable_device
 from holdfast.language.finetuning import FineTuneSettings, HoldOptions, flag
 from holdfast.language.keeping import keep_and_learn
 from holdfast.language.kept import SkillChange, forecast_verdict

@@ -16,7 +16,7 @@ from holdfast.cli.language_options import ImportanceOptions, columns_of
 from holdfast.cli.progress import Stages
 from holdfast.errors import OptionError
 from holdfast.files import check_output
-from holdfast.lab.running import usable_device
+from holdfast.lab.devices import usable_device
 from holdfast.language import Dreams
 from holdfast.language.batches import Example, drawn, examples
 from holdfast.language.calibration import NUM_EXAMPLES, calibrate

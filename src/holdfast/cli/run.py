@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,56 @@ from holdfast.cli.settings import settings
 from holdfast.cli.tables import generation_table, matrix_table, names_tables, summary_table
 from holdfast.errors import OptionError
 from holdfast.lab.canvas import check_matplotlib
-from holdfast.lab.config import configure
-from holdfast.lab.generation import GENERATION_METHODS, GENERATION_STREAMS, configure_generation, run_generation
+from holdfast.lab.config import RunConfig
+from holdfast.lab.configured import Configured
+from holdfast.lab.escaping import one_line
+from holdfast.lab.generation import GenerationConfig, run_generation
 from holdfast.lab.generation.pictures import draw_samples
-from holdfast.lab.groups import group_results, method_label
-from holdfast.lab.methods import METHODS
+from holdfast.lab.groups import group_results
+from holdfast.lab.kinds import kind_of, named_by
 from holdfast.lab.plots import accuracy_curves, accuracy_matrices
 from holdfast.lab.result import RunResult
 from holdfast.lab.running import run
+
+
+@dataclass(frozen=True)
+class _Manner:
+    """How a kind of runs is done and shown.
+
+    Attributes:
+        run: does it.
+        notes: lines on settings that are to no use, of those that were typed.
+        title: of the accuracies.
+        figures: a table of them.
+        draw: the pictures, in the run's folder.
+    """
+
+    run: Callable[..., RunResult]
+    notes: Callable[[Any, Mapping[str, Any]], list[str]]
+    title: str
+    figures: Callable[[RunResult], Table]
+    draw: Callable[[RunResult, Path, str], list[Path]]
+
+
+def _notes(config: RunConfig, given: Mapping[str, Any]) -> list[str]:
+    return [*idle_settings(config, given), *unit_note(config, given), *hopeless_note(config)]
+
+
+def _draw_accuracies(result: RunResult, folder: Path, title: str) -> list[Path]:
+    groups, plots = group_results([result]), folder / "plots"
+    return [accuracy_curves(groups, plots / "accuracy.png"), accuracy_matrices(groups, plots / "matrix.png")]
+
+
+def _draw_samples(result: RunResult, folder: Path, title: str) -> list[Path]:
+    return draw_samples(folder, title=title)
+
+
+_MANNERS: Mapping[type[Configured], _Manner] = {
+    RunConfig: _Manner(run, _notes, "test accuracy %", summary_table, _draw_accuracies),
+    GenerationConfig: _Manner(
+        run_generation, lambda config, given: [], "drawn as asked, %", generation_table, _draw_samples
+    ),
+}
 
 
 def run_command(options: RunOptions) -> None:
@@ -34,62 +77,33 @@ def run_command(options: RunOptions) -> None:
         if options.stream == "list":
             for table in names_tables():
                 console_for().print(table)
-            return
-        draws = options.stream in GENERATION_STREAMS
-        if options.method is None:
-            known = ", ".join(GENERATION_METHODS if draws else METHODS)
-            raise OptionError(f"run {options.stream}: which method? Give --method, one of: {known}.")
-        (_run_that_draws if draws else _run)(options, options.method, console)
+        else:
+            _run(options, console)
 
 
-def _run(options: RunOptions, method: str, console: Console) -> None:
+def _run(options: RunOptions, console: Console) -> None:
+    """Do the run, show what it found, and draw its pictures."""
+    kind = kind_of(options.stream)
+    methods, shown = named_by(kind, "method"), _MANNERS[kind]
+    if options.method is None:
+        raise OptionError(f"run {options.stream}: which method? Give --method, one of: {', '.join(methods)}.")
     given = settings(options)
-    config = configure(options.stream, method, seed=options.seed, data_dir=options.data_dir, **given)
-    for line in [*idle_settings(config, given), *unit_note(config, given), *hopeless_note(config)]:
+    config = kind.configured(options.stream, options.method, seed=options.seed, data_dir=options.data_dir, **given)
+    for line in shown.notes(config, given):
         say(console, ("warning: ", "yellow"), line)
-
-    def pictures(result: RunResult, folder: Path) -> Iterator[Path]:
-        groups = group_results([result])
-        yield accuracy_curves(groups, folder / "plots" / "accuracy.png")
-        yield accuracy_matrices(groups, folder / "plots" / "matrix.png")
-
-    _done(options, config, run, console, tables=(matrix_table, summary_table), pictures=pictures)
-
-
-def _run_that_draws(options: RunOptions, method: str, console: Console) -> None:
-    config = configure_generation(options.stream, method, seed=options.seed, **settings(options))
-    title = f"{options.stream}, {method_label(method)}"
-    tables = (lambda result: matrix_table(result, title="drawn as asked, %"), generation_table)
-    _done(
-        options,
-        config,
-        run_generation,
-        console,
-        tables=tables,
-        pictures=lambda _, folder: draw_samples(folder, title=title),
-    )
-
-
-def _done(
-    options: RunOptions,
-    config: Any,
-    do: Callable[..., RunResult],
-    console: Console,
-    *,
-    tables: Iterable[Callable[[RunResult], Table]],
-    pictures: Callable[[RunResult, Path], Iterable[Path]],
-) -> None:
-    """Do a run, show what it found, draw it, and say where everything is; no run depends on matplotlib."""
-    label, folder = method_label(config.method), Path(options.output) / config.name
+    label = one_line(methods.named(options.method).label)
+    folder = Path(options.output) / config.name
     finished = (folder / "result.json").exists()
     say(console, (f"{options.stream}, {label}", "bold"), f", seed {options.seed}  ", (str(folder), "dim"))
     with event_callback(console, label, event_files=folder if options.tensorboard else None) as on_event:
-        result = do(config, output=options.output, device=options.device, data_dir=options.data_dir, on_event=on_event)
+        result = shown.run(
+            config, output=options.output, device=options.device, data_dir=options.data_dir, on_event=on_event
+        )
     if finished:
         console.print("This run was finished before: read back, not trained again.")
     console.print()
-    for table in tables:
-        console.print(table(result))
+    console.print(matrix_table(result, title=shown.title))
+    console.print(shown.figures(result))
     console.print()
     told = console_for()
     say(told, f"results:  {folder / 'result.json'}")
@@ -98,4 +112,5 @@ def _done(
     except OptionError as error:
         say(told, f"pictures: none; {error}")
         return
-    say(told, "pictures: " + "\n          ".join(map(str, pictures(result, folder))))
+    pictures = shown.draw(result, folder, f"{options.stream}, {label}")
+    say(told, "pictures: " + "\n          ".join(map(str, pictures)))

@@ -12,14 +12,13 @@ from docstring_parser import parse
 from holdfast.cli.options import RunOptions, SweepOptions
 from holdfast.cli.values import option
 from holdfast.errors import OptionError
-from holdfast.lab.config import REGISTRIES, RunSettings, default_settings, foreign_option, known_options
-from holdfast.lab.generation import GENERATION_STREAMS, GenerationConfig
+from holdfast.lab.config import RunConfig
+from holdfast.lab.configured import Configured, foreign_option
+from holdfast.lab.kinds import KINDS, REGISTRIES, having, kind_of, named_by
 from holdfast.lab.methods import GENERATORS, METHODS
-from holdfast.lab.options import default_of
+from holdfast.lab.options import default_of, names_of, naming
 from holdfast.lab.plugins import load_plugins
 from holdfast.lab.registry import all_options
-from holdfast.lab.streams import STREAMS
-from holdfast.lab.training import NETS
 
 SWEPT = ("strength", "budget", "optimizer", "lr")
 """The settings that `holdfast sweep` chooses itself."""
@@ -41,22 +40,19 @@ def run_record(base: type, argv: Sequence[str]) -> type:
             "Name a stream and a method for their options, as in: holdfast run split-mnist --method ewc-fisher --help"
         )
         return _extended(base, {}, more=told)
-    if stream in GENERATION_STREAMS:
-        told = GENERATION_STREAMS[stream].defaults
-        return _extended(base, {"drawing": _record(_of(GenerationConfig, _NAMED), told, told="Of drawing.")})
-    return _settings_record(base, stream, [] if method is None else [method], typed, without=_NAMED)
+    return _settings_record(base, kind_of(stream), stream, [] if method is None else [method], typed, without=_NAMED)
 
 
 def sweep_record(base: type, argv: Sequence[str]) -> type:
     """The options of `holdfast sweep`: with those of any of the methods that are typed."""
     typed = _typed(argv)
-    return _settings_record(
-        base, typed.pop("stream", None), typed.pop("methods", []), typed, without=(*_NAMED, *SWEPT), with_defaults=False
-    )
+    stream, methods = typed.pop("stream", None), typed.pop("methods", [])
+    return _settings_record(base, RunConfig, stream, methods, typed, without=(*_NAMED, *SWEPT), with_defaults=False)
 
 
 def _settings_record(
     base: type,
+    kind: type[Configured],
     stream: str | None,
     methods: Sequence[str],
     typed: Mapping[str, Any],
@@ -65,19 +61,20 @@ def _settings_record(
     with_defaults: bool = True,
 ) -> type:
     groups: dict[str, tuple[dict[str, type], str]] = {
-        "training": (_of(RunSettings, without), "Left out: as the stream's protocol has it.")
+        "training": (_of(kind.record, without), "Left out: as the stream's protocol has it.")
     }
     if stream is not None and stream != "list":
-        entry = STREAMS.named(stream)
+        entry = named_by(kind, "stream").named(stream)
         groups["tasks"] = (all_options(entry, typed), f"Of stream {stream}.")
-    net = NETS.named(typed.get("net") or default_of(RunSettings, "net"))
-    groups["network"] = (all_options(net, typed), f"Of net {net.name}.")
+    for name, net in _nets(kind, typed).items():
+        groups["network"] = (all_options(named_by(kind, name).named(net), typed), f"Of net {net}.")
     if methods:
-        own = {name: record for method in methods for name, record in all_options(METHODS.named(method), typed).items()}
+        entries = [named_by(kind, "method").named(method) for method in methods]
+        own = {name: record for entry in entries for name, record in all_options(entry, typed).items()}
         groups["mechanism"] = (own, f"Of {', '.join(methods)}.")
-    usual = {}
-    if with_defaults and stream is not None and stream in STREAMS and methods:
-        usual = default_settings(stream, methods[0], typed)
+    usual = None
+    if with_defaults and stream in named_by(kind, "stream") and methods:
+        usual = kind.usual(str(stream), methods[0], typed)
     records, seen = {}, set(without)
     for title, (own, told) in groups.items():
         rest = {name: record for name, record in own.items() if name not in seen}
@@ -101,18 +98,16 @@ def misplaced(flag: str, argv: Sequence[str]) -> OptionError | None:
     name = flag.lstrip("-").replace("-", "_")
     typed = _typed(argv)
     stream = typed.get("stream")
-    everywhere = {own.name for own in fields(RunSettings)}
-    drawing = {own.name for own in fields(GenerationConfig)}
-    if stream is None or name not in known_options() | everywhere | drawing:
+    kind, belongs_to = kind_of(stream), having(name)
+    if stream is None or not belongs_to or name in names_of(kind.record):  # which a sweep chooses
         return None
-    if stream in GENERATION_STREAMS:
-        return OptionError(f"{name} has no effect with stream {stream}, which learns to draw.")
-    if name in everywhere:  # a sweep chooses it
-        return None
-    if name not in known_options():
-        return OptionError(f"{name} has no effect with stream {stream}; it belongs to {', '.join(GENERATION_STREAMS)}.")
     methods = [typed["method"]] if "method" in typed else typed.get("methods", [])
-    return foreign_option(name, stream, typed.get("net") or default_of(RunSettings, "net"), methods)
+    return foreign_option(name, belongs_to, {"stream": stream, **_nets(kind, typed)}, methods)
+
+
+def _nets(kind: type[Configured], typed: Mapping[str, Any]) -> dict[str, str]:
+    """The network that was typed or is the default, of a kind of runs that has a choice of it."""
+    return {"net": typed.get("net") or default_of(kind.record, "net")} if "net" in naming(kind.record) else {}
 
 
 def explained(record: type) -> dict[str, str]:
@@ -129,15 +124,15 @@ def _of(record: type, without: Iterable[str]) -> dict[str, type]:
     return {own.name: record for own in fields(record) if own.name not in without}
 
 
-def _record(own: Mapping[str, type], usual: Mapping[str, Any], *, told: str) -> type:
-    """A dataclass of flags; None is what was not typed."""
+def _record(own: Mapping[str, type], usual: Mapping[str, Any] | None, *, told: str) -> type:
+    """A dataclass of flags; None is what was not typed. Where it is known what is usual, their defaults are told."""
     entries = []
     for name, record in own.items():
-        default = usual.get(name, default_of(record, name))
+        default = (usual or {}).get(name, default_of(record, name))
         shown = " ".join(map(str, default)) if isinstance(default, tuple | list) else default
         shown = {True: "yes", False: "no"}.get(shown, shown) if isinstance(shown, bool) else shown
         told_of = explained(record).get(name, "")
-        if shown is not None and usual:
+        if shown is not None and usual is not None:
             told_of += f" (default: {shown})"
         entries.append((name, option(name, get_type_hints(record)[name], told_of), field(default=None)))
     return make_dataclass("Settings", entries, frozen=True, namespace={"__doc__": told})
@@ -158,8 +153,7 @@ def _typed(argv: Sequence[str]) -> dict[str, Any]:
     texts = [text.replace("_", "-") if text.startswith("--") else text for text in argv]
     load_plugins(_parser(()).parse_known_args(texts)[0].plugin or ())
     records = [
-        RunSettings,
-        GenerationConfig,
+        *(kind.record for kind in KINDS),
         *(entry.options for registry in REGISTRIES for entry in registry.values()),
     ]
     found = vars(_parser(records).parse_known_intermixed_args(texts)[0])

@@ -9,10 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from holdfast.lab.frame import DataFrame
-from holdfast.lab.generation import GENERATION_METHODS, GENERATION_STREAMS
-from holdfast.lab.methods import METHODS
+from holdfast.lab.kinds import KINDS, named_by
 from holdfast.lab.result import RunResult
-from holdfast.lab.streams import STREAMS
 from holdfast.lab.sweep.findings import SweepFindings
 from holdfast.lab.tables import COLUMNS, Estimate, best_label, title_of
 
@@ -20,7 +18,7 @@ MOST_TASKS = 12
 """With more tasks than this a row of the accuracy matrix no longer fits a terminal."""
 
 
-def matrix_table(result: RunResult, *, title: str = "test accuracy %") -> Table:
+def matrix_table(result: RunResult, *, title: str) -> Table:
     """The accuracy on every task learned so far, after every task, and their average."""
     count = len(result.accuracy_matrix)
     shown = range(count) if count <= MOST_TASKS else ()
@@ -115,18 +113,17 @@ def names_tables() -> list[Table]:
     streams = new_table("streams")
     for title in ("STREAM", "tasks", "scenario", ""):
         streams.add_column(title, justify="right" if title == "tasks" else "left")
-    for name, spec in STREAMS.items():
-        streams.add_row(name, str(spec.num_tasks or "all"), spec.scenario, spec.summary)
-    for name, spec in GENERATION_STREAMS.items():
-        streams.add_row(name, "10", "class", spec.description)
-    tables = [streams]
-    for title, known in (("methods", METHODS), ("methods of generation", GENERATION_METHODS)):
-        tables.append(new_table(title))
-        for column in ("METHOD", ""):
-            tables[-1].add_column(column)
-        for name, method in known.items():
-            tables[-1].add_row(name, method.summary)
-    return tables
+    found = [streams]
+    for kind in KINDS:
+        for name, spec in named_by(kind, "stream").items():
+            streams.add_row(name, str(spec.num_tasks or "all"), spec.scenario, spec.summary)
+        methods = named_by(kind, "method")
+        found.append(new_table(methods.kind.replace("method", "methods")))
+        found[-1].add_column("METHOD")
+        found[-1].add_column("")
+        for name, method in methods.items():
+            found[-1].add_row(name, method.summary)
+    return found
 
 
 def new_table(title: str) -> Table:

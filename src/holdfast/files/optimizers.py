@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -31,6 +31,23 @@ def load_optimizer_state(optimizer: Optimizer, tensors: Mapping[str, Tensor], no
         state.setdefault(int(index), {})[name] = tensor
     groups = [{**group, **_tuples(group)} for group in notes["groups"]]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def optimizer_states(optimizers: Sequence[Optimizer]) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """Those of several, for a checkpoint: the tensors of each under "optimizer0", "optimizer1", ..., and its notes."""
+    states = [optimizer_state(optimizer) for optimizer in optimizers]
+    tensors = {f"optimizer{i}/{name}": value for i, (found, _) in enumerate(states) for name, value in found.items()}
+    return tensors, [told for _, told in states]
+
+
+def load_optimizer_states(
+    optimizers: Sequence[Optimizer], tensors: Mapping[str, Tensor], notes: Sequence[Mapping[str, Any]]
+) -> None:
+    """Go on from what `optimizer_states` gave; other tensors are passed over."""
+    for index, (optimizer, told) in enumerate(zip(optimizers, notes)):
+        start = f"optimizer{index}/"
+        own = {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
+        load_optimizer_state(optimizer, own, told)
 
 
 def _tuples(group: Mapping[str, Any]) -> dict[str, Any]:

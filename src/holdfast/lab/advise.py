@@ -26,6 +26,7 @@ from holdfast.likelihoods.batches import batch_size, model_inputs
 from holdfast.likelihoods.likelihood import Categorical, Likelihood, PerExample, resolve_likelihood
 from holdfast.likelihoods.shift import decided
 from holdfast.replay import Buffer
+from holdfast.steps.descent import descend
 
 
 @dataclass(frozen=True)
@@ -249,14 +250,18 @@ class _Trained:
         """One optimizer step a batch."""
         count = len(self.workload.batches)
         self.learner.model.train()
-        for step, batch in enumerate(self.workload.batches):
-            self.learner.before_step(Moment(step, count, step, count))
-            self.optimizer.zero_grad()
-            own, added = self._loss(batch)
-            (own if added is None else own + added).backward()
-            self.optimizer.step()
+
+        def after_step(batch: Any) -> None:
             if self.workload.examples is not None:
                 self.learner.after_step(batch[0], batch[1], self._columns)
+
+        descend(
+            self.optimizer,
+            self.workload.batches,
+            self._loss,
+            before_step=lambda step: self.learner.before_step(Moment(step, count, step, count)),
+            after_step=after_step,
+        )
 
     def close(self) -> None:
         """Close the task on the batches."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -67,11 +69,18 @@ def load(path: Path, *, model: nn.Module, optimizer: Optimizer, learner: Learner
         FileFormatError: the file is damaged, or does not match them.
     """
     tensors, notes = read_state(path)
-    try:
+    with fitting(path):
         load_optimizer_state(optimizer, under("optimizer", tensors), notes)
         model.load_state_dict(under("model", tensors))
         learner.load_state(under("learner", tensors), notes["learner"])
         return RunProgress(**notes["progress"])
+
+
+@contextmanager
+def fitting(path: Path) -> Iterator[None]:
+    """Raise `FileFormatError` where what a checkpoint holds does not fit what it is loaded into."""
+    try:
+        yield
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         if is_foreign(error):  # of a method that does not take what it gave
             raise

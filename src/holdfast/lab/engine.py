@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import numpy as np
+
+from holdfast.files.exclusive import locked
 from holdfast.lab.checkpoint import RunProgress
+from holdfast.lab.configured import Configured
+from holdfast.lab.devices import usable_device
 from holdfast.lab.folder import RunFolder, versions
+from holdfast.lab.provenance import provenance
 from holdfast.lab.result import RunResult, summarise
 
 EventCallback = Callable[[Mapping[str, Any]], None]
@@ -20,29 +28,30 @@ class RunEngine(ABC, Generic[Progress]):
     """The state of a run, and the steps that take it to its end; what is learned, and how, a subclass says.
 
     Args:
-        config: every setting; has a stream, a method and a seed.
+        config: every setting.
         folder: where it stands.
         progress: of a run that has not begun.
-        num_tasks: how many tasks there are.
-        scenario: what is to be told at test time.
+        device: as torch names it.
+        data_dir: where MNIST is.
         on_event: called with each event.
-        provenance: see `RunFolder.open`.
     """
 
     def __init__(
         self,
-        config: Any,
+        config: Configured,
         folder: RunFolder,
         *,
         progress: Progress,
-        num_tasks: int,
-        scenario: str,
+        device: str,
+        data_dir: str | os.PathLike[str] | None,
         on_event: EventCallback | None,
-        provenance: Mapping[str, Any] | None = None,
     ) -> None:
         self.config, self.folder, self.on_event = config, folder, on_event
         self.progress: Progress = progress
-        self._num_tasks, self._scenario, self._provenance = num_tasks, scenario, provenance
+        self.device = usable_device(device)
+        self._provenance = provenance(config, data_dir=data_dir)
+        folder.check_provenance(self._provenance)
+        self.stream = config.build_stream(data_dir=data_dir)
         self._clock = self._saved = time.perf_counter()
 
     @abstractmethod
@@ -73,10 +82,10 @@ class RunEngine(ABC, Generic[Progress]):
             self.progress = self.read_checkpoint()
         self.folder.truncate(self.progress.num_events)
         self._clock = self._saved = time.perf_counter()
-        self.tell({"event": "start", "num_tasks": self._num_tasks, "resumed": resumed})
+        self.tell({"event": "start", "num_tasks": len(self.stream), "resumed": resumed})
         if not resumed:
             self.progress.baseline = self.baseline()
-        while self.progress.task < self._num_tasks:
+        while self.progress.task < len(self.stream):
             self.learn(self.progress.task)
         return self._result()
 
@@ -134,7 +143,7 @@ class RunEngine(ABC, Generic[Progress]):
         seconds = self.seconds()
         result = RunResult(
             stream=config.stream,
-            scenario=self._scenario,
+            scenario=self.stream.scenario,
             method=config.method,
             seed=config.seed,
             **summarise(progress.test, progress.validation, progress.baseline),
@@ -149,3 +158,44 @@ class RunEngine(ABC, Generic[Progress]):
         self.tell({"event": "done", "average_accuracy": result.final_accuracy, "seconds": seconds})
         result.save(self.folder.result)
         return result
+
+
+def carry_out(
+    begun: Callable[..., RunEngine[Any]],
+    config: Configured,
+    *,
+    output: str | os.PathLike[str],
+    device: str,
+    data_dir: str | os.PathLike[str] | None,
+    on_event: EventCallback | None,
+) -> RunResult:
+    """Do a run in the folder `output`/`config.name`, or go on with it, or read it back where it is finished.
+
+    One that another process is at work on is waited for.
+
+    Args:
+        begun: the engine; called with the configuration, the folder, and what follows but `output`.
+        config: every setting.
+        output: parent of the run's folder.
+        device: as torch names it.
+        data_dir: where MNIST is.
+        on_event: called with each event, and with "busy" where another process is at work on this run.
+    """
+    folder = RunFolder(Path(output) / config.name, config)
+    if folder.result.exists():
+        folder.check_provenance(provenance(config, data_dir=data_dir))
+        return RunResult.load(folder.result)
+    made = begun(config, folder, device=device, data_dir=data_dir, on_event=on_event)
+
+    def waiting() -> None:
+        if on_event is not None:
+            on_event({"event": "busy"})
+
+    with locked(folder.lock, waiting=waiting):
+        return RunResult.load(folder.result) if folder.result.exists() else made.finish()
+
+
+def seed_of(*purpose: int) -> int:
+    """A seed for each use of randomness in a run, independent of that of any other use."""
+    sequence = np.random.SeedSequence((len(purpose), *purpose))  # the length: a sequence is padded with zeros
+    return int(sequence.generate_state(1, np.uint64)[0] >> 1)

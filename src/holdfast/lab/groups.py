@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
 from pathlib import PurePath
 from typing import Any
 
-from holdfast.lab.config import RunSettings, known_options
+from holdfast.lab.config import RunSettings
 from holdfast.lab.escaping import one_line
 from holdfast.lab.frame import DataFrame, is_missing, runs_table, settings_in
-from holdfast.lab.generation import GENERATION_METHODS
-from holdfast.lab.generation.config import GenerationConfig
+from holdfast.lab.generation import GENERATION_METHODS, GENERATION_STREAMS
+from holdfast.lab.generation.config import GenerationSettings
 from holdfast.lab.methods import GENERATORS, METHODS
+from holdfast.lab.options import names_of
+from holdfast.lab.registry import Registry
 from holdfast.lab.result import RunResult
 from holdfast.lab.streams import STREAMS
 from holdfast.lab.training import NETS
@@ -25,7 +26,7 @@ _EITHER = ("strength", "budget")
 # how a method learns: what it may have chosen for itself, and still be compared with others
 _TRAINING = (
     *("optimizer", "lr", "weight_decay", "schedule", "fresh_optimizer", "clip"),
-    *("importance_data", "importance_examples", "alignment"),
+    *("importance_data", "importance_examples"),
 )
 
 
@@ -149,11 +150,15 @@ def method_order(method: str) -> tuple[int, str]:
 
 def _is_methods_own(runs: DataFrame, name: str) -> bool:
     """Whether a setting is a method's own: of its options or its training, or one unknown that no other method has."""
-    if name in {*known_options((METHODS, GENERATORS)), *_TRAINING}:
+    if name in {*_options_of(METHODS, GENERATORS, GENERATION_METHODS), *_TRAINING}:
         return True
-    common = {own.name for record in (RunSettings, GenerationConfig) for own in fields(record)}
-    known = {"fingerprint"} | common | known_options((NETS, STREAMS))
+    common = {*names_of(RunSettings), *names_of(GenerationSettings)}
+    known = {"fingerprint", *common, *_options_of(NETS, STREAMS, GENERATION_STREAMS)}
     return name not in known and runs.loc[runs[name].notna(), "method"].nunique() < 2
+
+
+def _options_of(*registries: Registry[Any]) -> set[str]:
+    return {name for registry in registries for entry in registry.values() for name in names_of(entry.options)}
 
 
 def _told_apart(runs: DataFrame, names: Sequence[str], *, first: str) -> tuple[list[int], list[str]]:

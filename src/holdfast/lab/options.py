@@ -33,6 +33,11 @@ def default_of(record: type, name: str) -> Any:
     return next(own.default for own in fields(record) if own.name == name)
 
 
+def names_of(record: type) -> set[str]:
+    """The fields of a dataclass."""
+    return {own.name for own in fields(record)}
+
+
 @cache
 def naming(record: type) -> Mapping[str, Any]:
     """The fields of a dataclass that name entries, and of which registry; also those that may be None."""

@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypedDict, get_type_hints
 from holdfast.choices import check_choice
 from holdfast.errors import OptionError
 from holdfast.files.typed import Amount, Count, Fraction, Within, listed_mistakes, typed
-from holdfast.lab.config import folder_name, settings_hash
+from holdfast.lab.configured import folder_name, settings_hash
 from holdfast.lab.folder import RunFolder, versions
 from holdfast.lab.result import RunResult, misshapen, summarise
 from holdfast.likelihoods.masks import Scenario

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from types import MappingProxyType
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from holdfast.errors import OptionError, UnknownNameError
 from holdfast.lab.importing import check_takes, imported
@@ -18,13 +18,20 @@ from holdfast.lab.options import NoOptions, checked, default_of, naming
 Made = TypeVar("Made")
 
 
-RESERVED = frozenset(
+FLAGS = frozenset(
     (
-        *("stream", "method", "seed", "data", "scenario", "num_tasks", "net", "optimizer", "lr", "weight_decay"),
-        *("schedule", "fresh_optimizer", "epochs", "iterations", "batch_size", "clip", "mask", "importance_data"),
-        *("importance_examples", "fingerprint", "options", "methods", "strengths", "optimizers", "lrs", "seeds"),
-        *("sampler", "trials", "refine", "prune", "storage", "jobs", "output", "device", "data_dir", "plugin"),
-        *("tensorboard", "quiet", "help"),
+        *("stream", "method", "seed", "methods", "strengths", "optimizers", "lrs", "seeds", "sampler", "trials"),
+        *("refine", "prune", "storage", "jobs", "output", "device", "data_dir", "plugin", "tensorboard", "quiet"),
+        "help",
+    )
+)
+"""Flags of the commands that take options, whatever is run."""
+
+RESERVED = FLAGS | frozenset(
+    (
+        *("data", "scenario", "num_tasks", "net", "optimizer", "lr", "weight_decay", "schedule", "fresh_optimizer"),
+        *("epochs", "iterations", "batch_size", "clip", "mask", "importance_data", "importance_examples"),
+        *("fingerprint", "options"),
     )
 )
 """Names that options may not have: settings of every run, and flags of the commands that take them."""
@@ -46,6 +53,7 @@ class Entry:
         place: "ceiling" and "floor" stand first and last wherever entries are listed.
         style: of its lines in pictures: "color" as matplotlib takes it, "linestyle", "marker"; what is left out is
             chosen.
+        reserved: of the class: names that its options may not have.
     """
 
     name: str
@@ -55,6 +63,7 @@ class Entry:
     options: type = NoOptions
     place: str = ""
     style: Mapping[str, Any] = field(default_factory=dict)
+    reserved: ClassVar[frozenset[str]] = RESERVED
 
     def __post_init__(self) -> None:
         if not callable(self.make):
@@ -66,7 +75,7 @@ class Entry:
         bare = [own.name for own in fields(self.options) if own.default is MISSING]
         if bare:
             raise OptionError(f"{self.name}: the options {', '.join(bare)} have no default; expected one each.")
-        taken = [own.name for own in fields(self.options) if own.name in RESERVED]
+        taken = [own.name for own in fields(self.options) if own.name in self.reserved]
         if taken:
             raise OptionError(f"{self.name}: an option is called {taken[0]}, as every run's is. Choose another name.")
         object.__setattr__(self, "label", self.label or self.name)

@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import os
 import time
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from holdfast.errors import OptionError
-from holdfast.files.exclusive import locked
 from holdfast.lab import checkpoint
 from holdfast.lab.checkpoint import RunProgress
 from holdfast.lab.config import RunConfig
-from holdfast.lab.engine import EventCallback, RunEngine
+from holdfast.lab.engine import EventCallback, RunEngine, carry_out, seed_of
 from holdfast.lab.folder import RunFolder
 from holdfast.lab.foreign import in_a_line, is_foreign
-from holdfast.lab.importing import source_of
 from holdfast.lab.methods import Moment, Setting, build_learner, method_named
 from holdfast.lab.registry import own_settings
 from holdfast.lab.result import RunResult
-from holdfast.lab.streams import STREAMS, Examples, build_stream, fingerprint, load_data
-from holdfast.lab.streams.stream import Stream, Task
+from holdfast.lab.streams import Examples
+from holdfast.lab.streams.stream import Stream
 from holdfast.lab.training import NETS, accuracy, build_net, build_optimizer, learning_rate, num_epochs, train_epoch
 from holdfast.likelihoods import Gaussian
 from holdfast.likelihoods.masks import Mask, active_classes
@@ -71,18 +67,7 @@ def run(
         raise OptionError(
             f"run: {config!r:.80}; expected a RunConfig, as holdfast.lab.configure(stream, method) makes it."
         )
-    folder = RunFolder(Path(output) / config.name, config)
-    if folder.result.exists():
-        folder.check_provenance(provenance(config, data_dir=data_dir))
-        return RunResult.load(folder.result)
-    made = ActiveRun(config, folder, device=device, data_dir=data_dir, on_event=on_event)
-
-    def waiting() -> None:
-        if on_event is not None:
-            on_event({"event": "busy"})
-
-    with locked(folder.lock, waiting=waiting):
-        return RunResult.load(folder.result) if folder.result.exists() else made.finish()
+    return carry_out(ActiveRun, config, output=output, device=device, data_dir=data_dir, on_event=on_event)
 
 
 class ActiveRun(RunEngine[RunProgress]):
@@ -105,28 +90,9 @@ class ActiveRun(RunEngine[RunProgress]):
         data_dir: str | os.PathLike[str] | None,
         on_event: EventCallback | None,
     ) -> None:
-        self.device = usable_device(device)
+        super().__init__(config, folder, progress=RunProgress(), device=device, data_dir=data_dir, on_event=on_event)
+        self.config: RunConfig = config
         self.method = method_named(config.method)
-        told = provenance(config, data_dir=data_dir)
-        folder.check_provenance(told)
-        self.stream = build_stream(
-            config.stream,
-            num_tasks=config.num_tasks,
-            seed=config.seed,
-            scenario=config.scenario,
-            data=config.data,
-            data_dir=data_dir,
-            **own_settings(STREAMS.named(config.stream), config.options),
-        )
-        super().__init__(
-            config,
-            folder,
-            progress=RunProgress(),
-            num_tasks=len(self.stream),
-            scenario=self.stream.scenario,
-            on_event=on_event,
-            provenance=told,
-        )
         net = build_net(
             config.net,
             self.stream.input_shape,
@@ -302,46 +268,3 @@ def _check_net(name: str, net: nn.Module, stream: Stream) -> None:
     if not isinstance(outputs, Tensor) or outputs.shape != (len(inputs), stream.num_classes):
         told = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         raise OptionError(f"net {name}: its outputs are {told}; expected [{len(inputs)}, {stream.num_classes}].")
-
-
-def data_of(config: RunConfig, *, data_dir: str | os.PathLike[str] | None = None) -> Task | None:
-    """What the tasks of a run are made of; None where its stream makes its own."""
-    source = config.data or STREAMS.named(config.stream).data
-    return load_data(source, data_dir=data_dir) if source else None
-
-
-def provenance(config: RunConfig, *, data_dir: str | os.PathLike[str] | None = None) -> dict[str, Any]:
-    """What a run's figures depend on beside its settings: the data in hand, and code of others.
-
-    Returns:
-        "data": their fingerprint; not where they would have to be downloaded. "plugins": module -> digits that stand
-        for its source, of what was chosen and is not holdfast's.
-    """
-    known = config.data or data_dir or os.environ.get("HOLDFAST_DATA") or STREAMS.named(config.stream).data != "mnist"
-    data = data_of(config, data_dir=data_dir) if known else None
-    found: dict[str, Any] = {} if data is None else {"data": fingerprint(data)}
-    others = {module for module in config.modules() if module.partition(".")[0] != "holdfast"}
-    found["plugins"] = {module: source_of(module) for module in sorted(others)}
-    return found
-
-
-def usable_device(name: str) -> torch.device:
-    """The device of that name.
-
-    Raises:
-        OptionError: it cannot be used.
-    """
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise OptionError(
-            f"device {name!r} cannot be used: {str(error).splitlines()[0]}. Use cpu, or cuda where one is."
-        ) from error
-    return device
-
-
-def seed_of(*purpose: int) -> int:
-    """A seed for each use of randomness in a run, independent of that of any other use."""
-    sequence = np.random.SeedSequence((len(purpose), *purpose))  # the length: a sequence is padded with zeros
-    return int(sequence.generate_state(1, np.uint64)[0] >> 1)

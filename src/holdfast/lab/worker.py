@@ -20,10 +20,11 @@ import torch
 
 from holdfast.errors import HoldfastError
 from holdfast.lab.config import RunConfig
+from holdfast.lab.engine import EventCallback
 from holdfast.lab.foreign import foreign_trace, in_a_line
 from holdfast.lab.plugins import load_plugins, named_plugins
 from holdfast.lab.result import RunResult
-from holdfast.lab.running import EventCallback, run
+from holdfast.lab.running import run
 
 PATIENCE = 1.0
 """Seconds between two looks at whether a process that says nothing is alive: one of its own may hold its pipe open."""

@@ -37,6 +37,7 @@ class MemoryReplayGAN:
     Attributes:
         optimizers: of the task at hand, new at its start; a keeper may be attached to the first, the generator's.
         past: the classes of finished tasks.
+        previous: the frozen generator of those; None in the first task.
 
     Source: Wu et al. 2018 (arXiv 1809.02058). Departures: the batch is dealt out to new and past classes where the
     authors' program adds past classes to it, and replayed images take part in the gradient penalty.
@@ -47,7 +48,7 @@ class MemoryReplayGAN:
         self.optimizers: Sequence[Optimizer] = ()
         self.classes: tuple[int, ...] = ()
         self.past: tuple[int, ...] = ()
-        self._previous: WGAN | None = None
+        self.previous: WGAN | None = None
 
     def open_task(self, classes: Sequence[int]) -> None:
         """Begin a task with new optimizers.
@@ -65,46 +66,49 @@ class MemoryReplayGAN:
             The critic's estimate of the Wasserstein distance; a scalar.
         """
         align = None
-        if self._previous is not None:
+        if self.previous is not None:
             if self.retraining:
                 images, classes = self._with_past(images, classes)
             if self.alignment is not None:
-                align = Alignment(self._previous, self.past, self.alignment)
+                align = Alignment(self.previous, self.past, self.alignment)
         return self.gan.fit(images, classes, optimizers=self.optimizers, alignment=align)
 
-    def close_task(self) -> None:
+    def close_task(self, *, where: str = "MeRGAN") -> None:
         """Freeze what the generator can draw now.
+
+        Args:
+            where: who asks, for the message.
 
         Raises:
             NotFiniteError, CollapseError: it has diverged or collapsed; see `check_alive`.
         """
         known = (*self.past, *self.classes)
-        check_alive(self.gan, classes=self.classes, where=f"MeRGAN, classes {', '.join(map(str, self.classes))}")
+        check_alive(self.gan, classes=self.classes, where=f"{where}, classes {', '.join(map(str, self.classes))}")
         self.past, self.classes = known, ()
-        self._previous = frozen(self.gan)
+        self.previous = frozen(self.gan)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Of both generators and their critics, for a checkpoint; the optimizers' states are the caller's."""
         tensors = prefixed("gan", self.gan.state_dict())
-        if self._previous is not None:
-            tensors |= prefixed("previous", self._previous.state_dict())
+        if self.previous is not None:
+            tensors |= prefixed("previous", self.previous.state_dict())
         return tensors, {"classes": self.classes, "past": self.past}
 
     def load_state(self, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
         """Go on from what `state` gave, in a task with new optimizers, whose states are then to be loaded."""
         self.past = tuple(notes["past"])
         if self.past:
-            self._previous = frozen(self.gan)
-            self._previous.load_state_dict(under("previous", tensors))
+            self.previous = frozen(self.gan)
+            self.previous.load_state_dict(under("previous", tensors))
         self.gan.load_state_dict(under("gan", tensors))
         self.open_task(notes["classes"])
 
     def _with_past(self, images: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
         """The batch with replayed images in the place of its end, each class having the same share."""
-        assert self._previous is not None
+        assert self.previous is not None
         keep = num_new(len(images), new=len(self.classes), past=len(self.past))
         asked = drawn_classes(len(images) - keep, self.past, device=images.device, generator=None)
-        replayed = self._previous.sample(len(asked), classes=asked)
+        replayed = self.previous.sample(len(asked), classes=asked)
         return torch.cat([images[:keep], replayed]), torch.cat([classes[:keep], asked])
 
 

@@ -1,14 +1,11 @@
-from dataclasses import fields, replace
+import copy
+from dataclasses import fields
 
 import pytest
 
 from holdfast.errors import OptionError, UnknownNameError
-from holdfast.lab.generation.config import (
-    GENERATION_METHODS,
-    GENERATION_STREAMS,
-    GenerationConfig,
-    configure_generation,
-)
+from holdfast.lab.generation.config import GenerationConfig, GenerationSettings, configure_generation
+from holdfast.lab.generation.registry import GENERATION_METHODS, GENERATION_STREAMS
 
 
 @pytest.mark.parametrize("stream", GENERATION_STREAMS)
@@ -25,7 +22,6 @@ def test_the_protocol_of_mnist_is_the_published_one():
 
 
 def test_every_setting_counts():
-    config = configure_generation("digits-generation", "none")
     others = {
         "num_tasks": 3,
         "precision": "bfloat16",
@@ -33,12 +29,30 @@ def test_every_setting_counts():
         "stream": "mnist-generation",
         "method": "joint",
     }
-    for entry in fields(GenerationConfig):
-        value = getattr(config, entry.name)
-        changed = replace(
-            config, **{entry.name: others.get(entry.name, 2 * value + 1 if entry.name not in others else 0)}
-        )
-        assert changed.name != config.name
+    for method in ("none", "mergan-ra", "ewc-fisher"):
+        config = configure_generation("digits-generation", method)
+        for name, value in config.to_dict().items():
+            changed = {**config.to_dict(), name: others[name] if name in others else 2 * value + 1}
+            assert GenerationConfig.from_dict(changed).name != config.name
+
+
+@pytest.mark.parametrize(
+    ("method", "own"),
+    [
+        ("none", set()),
+        ("mergan-jtr", set()),
+        ("dgr", set()),
+        ("mergan-ra", {"alignment"}),
+        ("mergan-jtr-ra", {"alignment"}),
+        ("ewc-fisher", {"strength", "importance_examples"}),
+    ],
+)
+def test_a_run_has_the_settings_of_its_method_alone(method, own):
+    config = configure_generation("mnist-generation", method)
+    assert set(config.to_dict()) == {entry.name for entry in fields(GenerationSettings)} | own
+    assert config.alignment == (0.03 if "alignment" in own else None)
+    assert GenerationConfig.from_dict({**config.to_dict(), "alignment": 0.03, "strength": 1e3}) == config
+    assert copy.deepcopy(config) == config
 
 
 @pytest.mark.parametrize(
@@ -46,16 +60,24 @@ def test_every_setting_counts():
     [
         ({"iterations": 0}, "iterations is 0; expected a whole number from 1 to 1e"),
         ({"lr": "fast"}, "lr is 'fast'; expected a number from 0 to"),
-        ({"num_tasks": 11}, "num_tasks is 11; expected a whole number from 1 to 10"),
+        ({"num_tasks": 0}, "num_tasks is 0; expected a whole number from 1 to 1000"),
         ({"precision": "half"}, "unknown precision 'half'"),
-        ({"hidden": (3,)}, "unknown setting of generation 'hidden'"),
-        ({"alignment": 1.0}, "alignment has no effect with method none; it belongs to mergan-jtr-ra, mergan-ra."),
-        ({"strength": 1.0}, "strength has no effect with method none; it belongs to ewc-fisher."),
+        ({"hidden": (3,)}, "unknown setting 'hidden'"),
+        (
+            {"alignment": 1.0},
+            "alignment has no effect with stream digits-generation and none; it belongs to mergan-jtr-ra, mergan-ra.",
+        ),
+        ({"strength": 1.0}, "strength has no effect with stream digits-generation and none; it belongs to ewc-fisher."),
     ],
 )
 def test_what_has_no_meaning_is_refused(settings, message):
     with pytest.raises(OptionError, match=message):
         configure_generation("digits-generation", "none", **settings)
+
+
+def test_more_classes_than_there_are():
+    with pytest.raises(OptionError, match="num_tasks=11, expected 1 to 10"):
+        configure_generation("digits-generation", "none", num_tasks=11).build_stream()
 
 
 def test_unknown_names():

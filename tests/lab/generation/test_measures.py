@@ -35,7 +35,7 @@ class TestFrechet:
 
     def test_of_images(self):
         images = digits().test.inputs
-        judge = judge_net(8, 10, seed=0)
+        judge = judge_net((1, 8, 8), 10, seed=0)
         same = frechet_distance_of(judge, images, images)
         other = frechet_distance_of(judge, images, torch.rand_like(images))
         assert same == pytest.approx(0, abs=1e-6)

@@ -68,9 +68,9 @@ class TestRun:
     def test_the_folder_of_another_configuration_is_refused(self, tmp_path):
         config = small()
         run_generation(config, output=tmp_path)
-        (tmp_path / config.name).rename(tmp_path / replace(config, iterations=7).name)
+        (tmp_path / config.name).rename(tmp_path / config.changed(iterations=7).name)
         with pytest.raises(RunMismatchError, match="iterations 6 there, 7 here"):
-            run_generation(replace(config, iterations=7), output=tmp_path)
+            run_generation(config.changed(iterations=7), output=tmp_path)
 
     def test_a_damaged_checkpoint(self, tmp_path, monkeypatch):
         always(monkeypatch)

@@ -11,19 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from holdfast.errors import CollapseError, FileFormatError, NotFiniteError
+from holdfast.errors import CollapseError, NotFiniteError
 from holdfast.files import read_state, write_state
-from holdfast.files.optimizers import load_optimizer_state, optimizer_state
-from holdfast.lab.checkpoint import RunProgress
-from holdfast.lab.engine import EventCallback, RunEngine
+from holdfast.files.optimizers import load_optimizer_states, optimizer_states
+from holdfast.lab.checkpoint import RunProgress, fitting
+from holdfast.lab.engine import EventCallback, RunEngine, carry_out, seed_of
 from holdfast.lab.folder import RunFolder
-from holdfast.lab.generation.config import GENERATION_METHODS, GENERATION_STREAMS, GenerationConfig
-from holdfast.lab.generation.judge import EPOCHS, judge_of
-from holdfast.lab.generation.learners import build_drawing
+from holdfast.lab.generation.config import GenerationConfig
+from holdfast.lab.generation.judge import judge_of, num_epochs
 from holdfast.lab.generation.measures import asked_accuracy, frechet_distance_of, real_of, reverse_accuracy
+from holdfast.lab.generation.methods import build_drawing
+from holdfast.lab.generation.registry import GENERATION_METHODS, DrawingPlan
 from holdfast.lab.result import RunResult
-from holdfast.lab.running import seed_of, usable_device
-from holdfast.lab.streams import Examples, Task, digits, mnist, split
+from holdfast.lab.streams import Examples, load_data
 from holdfast.replay import check_alive
 from holdfast.tensors import prefixed, under
 
@@ -86,10 +86,7 @@ def run_generation(
         OptionError: a device that cannot be used.
         OutputError, RunMismatchError, FileFormatError, DataFileError: as for `holdfast.lab.running.run`.
     """
-    folder = RunFolder(Path(output) / config.name, config)
-    if folder.result.exists():
-        return RunResult.load(folder.result)
-    return _Run(config, folder, device=device, data_dir=data_dir, on_event=on_event).finish()
+    return carry_out(ActiveGeneration, config, output=output, device=device, data_dir=data_dir, on_event=on_event)
 
 
 def samples_path(folder: Path) -> Path:
@@ -97,8 +94,8 @@ def samples_path(folder: Path) -> Path:
     return folder / "samples.safetensors"
 
 
-class _Run(RunEngine[GenerationProgress]):
-    """Classes learned to be drawn with a method."""
+class ActiveGeneration(RunEngine[GenerationProgress]):
+    """Classes learned to be drawn with a method; the arguments are those of `RunEngine`."""
 
     def __init__(
         self,
@@ -109,22 +106,16 @@ class _Run(RunEngine[GenerationProgress]):
         data_dir: str | os.PathLike[str] | None,
         on_event: EventCallback | None,
     ) -> None:
-        self.device = usable_device(device)
-        images = digits() if GENERATION_STREAMS[config.stream].images == "digits" else mnist(data_dir)
-        self.images: Task = images
-        self.stream = split(images, 1, num_tasks=config.num_tasks, scenario="class", name=config.stream)
-        self.classes = tuple(classes[0] for classes in self.stream.task_classes)
-        self.test = images.test.to(self.device)
-        self.drawing = build_drawing(config, self.stream.input_shape, len(images.classes), device=self.device)
-        self.shown: list[Tensor] = []
         super().__init__(
-            config,
-            folder,
-            progress=GenerationProgress(),
-            num_tasks=len(self.stream),
-            scenario="class",
-            on_event=on_event,
+            config, folder, progress=GenerationProgress(), device=device, data_dir=data_dir, on_event=on_event
         )
+        self.config: GenerationConfig = config
+        self.images = load_data(config.source, data_dir=data_dir)
+        self.classes = tuple(classes[0] for classes in self.stream.task_classes)
+        self.test = self.images.test.to(self.device)
+        plan = DrawingPlan(config, config.seed, self.stream.input_shape, len(self.images.classes), self.device)
+        self.drawing = build_drawing(config.method, plan, config.options)
+        self.shown: list[Tensor] = []
 
     def finish(self) -> RunResult:
         """Learn what is left to learn, once there is a judge."""
@@ -197,7 +188,7 @@ class _Run(RunEngine[GenerationProgress]):
         self.save()
 
     def _reverse(self, drawn: Tensor) -> float:
-        epochs, num_classes = EPOCHS[self.images.name], len(self.images.classes)
+        epochs, num_classes = num_epochs(self.images), len(self.images.classes)
         test = real_of(self.test, self.classes)
         return reverse_accuracy(drawn, test, epochs=epochs, num_classes=num_classes, seed=self.config.seed)
 
@@ -206,7 +197,7 @@ class _Run(RunEngine[GenerationProgress]):
         return self.drawing.draw(self.config.images, self.classes, seed=seed_of(self.config.seed, 2, part))
 
     def _training_examples(self, t: int) -> Examples:
-        first = 0 if GENERATION_METHODS[self.config.method].past_data else t
+        first = 0 if GENERATION_METHODS.named(self.config.method).past_data else t
         return real_of(self.images.train, self.classes[first : t + 1]).to(self.device)
 
     def write_checkpoint(self) -> None:
@@ -219,12 +210,8 @@ class _Run(RunEngine[GenerationProgress]):
             where = f"{self.config.name}, task {self.progress.task + 1}"
             check_alive(self.drawing.gan, classes=(self.progress.task,), where=where)
         tensors, notes = self.drawing.state()
-        tensors = prefixed("drawing", tensors)
-        told = []
-        for index, optimizer in enumerate(self.drawing.all_optimizers):
-            found, note = optimizer_state(optimizer)
-            tensors |= prefixed(f"optimizer{index}", found)
-            told.append(note)
+        found, told = optimizer_states(self.drawing.all_optimizers)
+        tensors = prefixed("drawing", tensors) | found
         if self.shown:
             tensors["shown"] = torch.stack(self.shown)
         content = {"progress": asdict(self.progress), "drawing": notes, "optimizers": told}
@@ -233,16 +220,11 @@ class _Run(RunEngine[GenerationProgress]):
     def read_checkpoint(self) -> GenerationProgress:
         """Put everything where it was."""
         tensors, notes = read_state(self.folder.checkpoint)
-        try:
+        with fitting(self.folder.checkpoint):
             self.drawing.load_state(under("drawing", tensors), notes["drawing"])
-            for index, (optimizer, told) in enumerate(zip(self.drawing.all_optimizers, notes["optimizers"])):
-                load_optimizer_state(optimizer, under(f"optimizer{index}", tensors), told)
+            load_optimizer_states(self.drawing.all_optimizers, tensors, notes["optimizers"])
             self.shown = list(tensors["shown"]) if "shown" in tensors else []
             return GenerationProgress(**notes["progress"])
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            why = " ".join(str(error).split())
-            path = self.folder.checkpoint
-            raise FileFormatError(f"{path} does not fit this run ({why}). Delete it to start the run again.") from error
 
     def found(self) -> dict[str, Any]:
         """What generation alone has."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from holdfast.errors import OptionError
-from holdfast.files.optimizers import load_optimizer_state, optimizer_state
+from holdfast.files.optimizers import load_optimizer_states, optimizer_states
 from holdfast.files.typed import Within
 from holdfast.importance import fisher
 from holdfast.lab.methods.distillation import DistillationOptions
@@ -242,12 +242,8 @@ class DGR(Learner):
         held, notes["holding"] = self.holding.state()
         tensors = prefixed("holding", held)
         if self.generator is not None:
-            tensors |= prefixed("generator", self.generator.state_dict())
-            states = [optimizer_state(optimizer) for optimizer in self.optimizers]
-            for index, (found, _) in enumerate(states):
-                tensors |= prefixed(f"optimizer{index}", found)
-            notes["optimizers"] = [told for _, told in states]
-            tensors["fitted"] = self._fitted
+            found, notes["optimizers"] = optimizer_states(self.optimizers)
+            tensors |= {**prefixed("generator", self.generator.state_dict()), **found, "fitted": self._fitted}
         if self.scholar is not None:
             tensors |= prefixed("old-solver", self.scholar.solver.state_dict())
             if self.scholar.generator is not None:
@@ -271,8 +267,7 @@ class DGR(Learner):
             self.keeper.load_state(under("keeper", tensors), notes["keeper"])
         if self.generator is not None:
             self.generator.load_state_dict(under("generator", tensors))
-            for index, (optimizer, told) in enumerate(zip(self.optimizers, notes["optimizers"])):
-                load_optimizer_state(optimizer, under(f"optimizer{index}", tensors), told)
+            load_optimizer_states(self.optimizers, tensors, notes["optimizers"])
             self._fitted = tensors["fitted"]
 
     @property

@@ -146,18 +146,20 @@ def build_stream(
     scenario: Scenario | None = None,
     data: str | None = None,
     data_dir: str | os.PathLike[str] | None = None,
+    catalog: Registry[StreamEntry] = STREAMS,
     **settings: Any,
 ) -> Stream:
     """The stream of a name.
 
     Args:
-        name: one of `STREAMS`, or "module:function" of a `StreamPlan`.
+        name: one of the catalog, or "module:function" of a `StreamPlan`.
         num_tasks: default the catalog's: 5, or 10 of permuted and rotated MNIST; of split images all that their classes
             make, which is also the most.
         seed: of the permutations; rotated and split streams have nothing random.
         scenario: default the catalog's: "domain" for permuted and rotated, "task" for split images.
         data: that its tasks are made of, as `load_data` takes it; None: the stream's own.
         data_dir: where MNIST is; see `mnist`. The digits are embedded.
+        catalog: the streams that have a name.
         settings: values of its options.
 
     Raises:
@@ -165,7 +167,7 @@ def build_stream(
         OptionError: an option is out of its range, or has no meaning for this stream; or what was made is no `Stream`.
         DataFileError, OutputError: the data cannot be read.
     """
-    entry = STREAMS.named(name)
+    entry = catalog.named(name)
     check_settings(entry, settings, kind="stream")
     if data is not None and entry.data:
         raise OptionError(f"stream {name}: its data are {entry.data}, and data={data!r} is given. Leave one out.")

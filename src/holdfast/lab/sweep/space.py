@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 from holdfast.choices import check_choices
 from holdfast.errors import OptionError
-from holdfast.lab.config import RunConfig, configure, foreign_option, settings_of
+from holdfast.lab.config import RunConfig, configure
+from holdfast.lab.configured import foreign_option, owners
 
 Sampler = Literal["grid", "tpe"]
 
@@ -111,7 +112,8 @@ class Space:
         own = {name for method in self.methods for name in self._own(method)}
         for name in self.settings:
             if name not in own:
-                raise foreign_option(name, self.stream, str(self.settings.get("net", "mlp")), self.methods, own)
+                here = {"stream": self.stream, "net": str(self.settings.get("net", "mlp"))}
+                raise foreign_option(name, owners(name, RunConfig.registries), here, self.methods, own)
         for method in self.methods:
             for choice in self.grid(method):
                 self.config(method, choice, seed=self.seeds[0])  # raises on what no run can be made of
@@ -119,7 +121,7 @@ class Space:
     def grid(self, method: str) -> list[SweepChoice]:
         """All combinations for one method."""
         strengths: Sequence[float | None] = ()
-        if "strength" in settings_of(self.stream, method, self.settings):
+        if "strength" in RunConfig.settings_of(self.stream, method, self.settings):
             strengths = self.strengths
         first = {"strength": strengths[0]} if strengths else {}
         usual = self._configured(method, first)
@@ -140,7 +142,7 @@ class Space:
 
     def _own(self, method: str) -> dict[str, Any]:
         """Those of the settings that the method's runs have."""
-        has = settings_of(self.stream, method, self.settings)
+        has = RunConfig.settings_of(self.stream, method, self.settings)
         return {name: value for name, value in self.settings.items() if name in has}
 
     def study_name(self, method: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import islice
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ from torch.optim import Optimizer
 from holdfast.errors import EmptyDataError, NotFiniteError, OptionError
 from holdfast.lab.streams import Examples
 from holdfast.likelihoods.masks import predict
+from holdfast.steps.descent import descend
 
 BeforeStep = Callable[[int], None]
 
@@ -91,26 +93,25 @@ def train_epoch(
         raise EmptyDataError("train_epoch: the task has no training examples. Check the stream's split.")
     torch.manual_seed(seed)
     model.train()
-    losses = []
-    batches = examples.batches(batch_size, generator=torch.Generator().manual_seed(seed))
-    for step, (inputs, targets) in zip(range(num_steps or len(examples)), batches, strict=False):
-        if before_step is not None:
-            before_step(step)
-        optimizer.zero_grad()
-        found = (task_loss(model, inputs, targets, columns), None) if loss is None else loss(inputs, targets, columns)
+
+    def losses_of(batch: tuple[Tensor, Tensor]) -> Losses:
+        found = (task_loss(model, *batch, columns), None) if loss is None else loss(*batch, columns)
         if not isinstance(found, tuple) or len(found) != 2:
             raise OptionError(
                 f"train_epoch: the method's loss is a {type(found).__name__}; expected two, that of the task and what "
                 "is added to it, or None."
             )
-        own, added = found
-        losses.append(own.detach())
-        (own if added is None else own + added).backward()
-        if clip is not None:
-            nn.utils.clip_grad_norm_(model.parameters(), clip)
-        optimizer.step()
-        if after_step is not None:
-            after_step(inputs, targets, columns)
+        return found
+
+    batches = examples.batches(batch_size, generator=torch.Generator().manual_seed(seed))
+    losses = descend(
+        optimizer,
+        islice(batches, num_steps or len(examples)),
+        losses_of,
+        clip=clip,
+        before_step=before_step,
+        after_step=None if after_step is None else lambda batch: after_step(*batch, columns),
+    )
     mean = float(torch.stack(losses).mean())
     if not math.isfinite(mean):
         rate = max(group["lr"] for group in optimizer.param_groups)
