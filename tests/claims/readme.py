@@ -131,6 +131,10 @@ def _dreams() -> Iterator[str]:
     avoided = told([1 - rise(ours) / rise(plain) for ours, plain in pairs])
     paid = told([learned(ours) / learned(plain) for ours, plain in pairs])
     yield f"avoids {avoided}% of plain's rise in nats at {paid}% of plain's perplexity of Python"
+    replayed = list(zip(trials["replay-10"], trials["plain"], strict=True))
+    avoided = told([1 - rise(real) / rise(plain) for real, plain in replayed])
+    paid = told([learned(real) / learned(plain) for real, plain in replayed])
+    yield f"Replay of 10% real English avoids {avoided}% at {paid}%"
     plain = min(_tuning("plain"), key=lambda found: found[2])
     best = {
         name: min((found for found in _tuning(name) if found[2] <= 1.01 * plain[2]), key=lambda found: found[1])
