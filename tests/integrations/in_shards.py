@@ -89,6 +89,38 @@ class Chosen(nn.Module):
         return self.head(self.norm(self.conv(x)).relu().mean((2, 3)))
 
 
+class Twice(nn.Module):
+    """A group of layers that every forward pass goes through two times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inputs, self.outputs = nn.Linear(5, 6), nn.Linear(6, 3)
+        self.block = nn.Sequential(nn.Linear(6, 9), nn.SiLU(), nn.Linear(9, 6))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.inputs(x)
+        for _ in range(2):
+            h = h + self.block(h)
+        return self.outputs(h)
+
+
+class Attending(nn.Module):
+    """A frozen layer, a transposed convolution, packed attention, and a bare parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(2, 9, 3, padding=1).requires_grad_(False)
+        self.wider, self.attention = (
+            nn.ConvTranspose1d(9, 5, 2, stride=2),
+            nn.MultiheadAttention(5, 1, batch_first=True),
+        )
+        self.scale, self.head = nn.Parameter(torch.randn(5)), nn.Linear(5, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.wider(self.conv(x.flatten(2)).relu()).transpose(1, 2)
+        return self.head((self.attention(h, h, h)[0] * self.scale).amax(1))
+
+
 def texts(rows: slice) -> list[Any]:
     ids = torch.randint(61, (COUNT, 9), generator=torch.Generator().manual_seed(5))
     mask = torch.ones_like(ids)
@@ -159,6 +191,8 @@ CASES = {
     "copies of shards": LLAMA(several=True),
     "exact": Measurement(tower, _points, hf.fisher, lambda model: (model[2][0], model[2])),
     "exact, uneven": Measurement(tower, _points, hf.fisher, lambda model: (model[2][0], model[2]), uneven=True),
+    "twice": Measurement(Twice, _points, hf.fisher, lambda model: (model.block,), uneven=True),
+    "attention": Measurement(Attending, _images, hf.fisher),
     "strange": Measurement(Strange, _points, inner=lambda model: (model.pair,)),
     "experts": Measurement(Experts, _points),
     "images": Measurement(Chosen, _images, hf.fisher, lambda model: (model.conv,)),
@@ -187,7 +221,8 @@ def sharded(case: Measurement, world: int) -> nn.Module:
         mesh = init_device_mesh("cpu", (world,))
     for module in case.inner(model):
         fully_shard(module, mesh=mesh, **case.options)
-    return fully_shard(model, mesh=mesh, **case.options)
+    fully_shard(model, mesh=mesh, **case.options)
+    return model
 
 
 def state_of(model: nn.Module) -> list[Any]:
