@@ -4,10 +4,12 @@ import csv
 import json
 import os
 import signal
+import sqlite3
 import statistics
 import subprocess
 import sys
 import time
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -342,3 +344,43 @@ def test_without_its_packages(tmp_path, monkeypatch, name):
     with pytest.raises(OptionError, match=rf'a sweep is done with {name}, .*: pip install "torch-holdfast\[sweep\]"'):
         sweep(SPACE, output=tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+KILLED_WRITER = """
+import os, signal, sqlite3, sys
+database = sqlite3.connect(sys.argv[1])
+database.execute("PRAGMA cache_size = 1")  # what is not written yet goes into the file all the same
+database.execute("BEGIN IMMEDIATE")
+for _ in range(2000):
+    database.execute(f"INSERT INTO {sys.argv[2]} VALUES ('{'9' * 500}')")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def killed_writer(database: Path, table: str) -> None:
+    """Leave a database as a process leaves it that was killed as it wrote to it: beside its journal."""
+    subprocess.run([sys.executable, "-c", KILLED_WRITER, str(database), table], check=False)
+    assert Path(f"{database}-journal").stat().st_size
+
+
+class TestJournals:
+    def test_of_a_sweep_that_was_killed_as_it_wrote(self, tmp_path):
+        with storage_at(None, folder=tmp_path) as storage:
+            optuna.create_study(study_name="kept", storage=storage)
+        with closing(sqlite3.connect(tmp_path / "sweep.db")) as database, database:
+            database.execute("CREATE TABLE filled (value TEXT)")
+        killed_writer(tmp_path / "sweep.db", "filled")
+        with storage_at(None, folder=tmp_path) as storage:
+            assert optuna.get_all_study_names(storage) == ["kept"]
+        with closing(sqlite3.connect(tmp_path / "sweep.db")) as database:
+            assert database.execute("SELECT count(*) FROM filled").fetchone() == (0,)
+
+    def test_of_somebody_else_stays_as_it_is(self, tmp_path):
+        path = tmp_path / "sweep.db"
+        with closing(sqlite3.connect(path)) as database, database:
+            database.execute("CREATE TABLE books (value TEXT)")
+        killed_writer(path, "books")
+        content = {each: each.read_bytes() for each in tmp_path.iterdir()}
+        with pytest.raises(OutputError, match=r"sweep\.db stands there already"), storage_at(None, folder=tmp_path):
+            pass
+        assert {each: each.read_bytes() for each in tmp_path.iterdir()} == content

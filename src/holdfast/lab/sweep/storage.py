@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 import time
 import warnings
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import optuna
 from sqlalchemy.engine import make_url
@@ -57,15 +59,29 @@ def storage_at(url: str | None, *, folder: Path) -> Iterator[optuna.storages.RDB
 
 
 def _is_study(path: Path) -> bool:
-    """Whether a file is a database that Optuna made, or that it is about to fill."""
+    """Whether a file is a database that Optuna made, or that it is about to fill; it is not written to.
+
+    Of a process that was killed as it wrote, SQLite keeps a journal, and takes back what was half written when somebody
+    opens the database next; since nobody may write to what may be another's, that is done in a copy.
+    """
     if path.stat().st_size == 0:
         return True
     try:
-        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=60)) as database:
-            tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        tables = _tables(path)
     except sqlite3.Error:
-        return False
+        try:
+            with TemporaryDirectory() as folder:
+                for each in (path, Path(f"{path}-journal")):
+                    shutil.copyfile(each, Path(folder, each.name))
+                tables = _tables(Path(folder, path.name), mode="rw")
+        except (sqlite3.Error, OSError):
+            return False
     return not tables or "studies" in tables
+
+
+def _tables(path: Path, mode: str = "ro") -> set[str]:
+    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", uri=True, timeout=60)) as database:
+        return {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
 
 
 def _opened(url: str) -> optuna.storages.RDBStorage:
