@@ -186,4 +186,4 @@ def _lessons(tasks: Sequence[Task], way: Way) -> list[Examples]:
     trains = [task.train for task in tasks]
     if way.holding != "joint":
         return trains
-    return [Examples(torch.cat([train.inputs for train in trains]), torch.cat([train.targets for train in trains]))]
+    return [Examples.joined(trains)]

@@ -24,11 +24,11 @@ from holdfast.lab.kinds import REGISTRIES
 from holdfast.lab.methods import METHODS, Learner, Setting, build_learner
 from holdfast.lab.recording import record
 from holdfast.lab.registry import all_options, chosen
-from holdfast.lab.streams import Stream, StreamEntry, StreamPlan, catalog, permuted, split
+from holdfast.lab.streams import PictureSettings, Stream, StreamEntry, StreamPlan, catalog, permuted, sequence, split
 from holdfast.lab.streams.digits import digits
 from holdfast.lab.streams.permuted import rotated
 from holdfast.lab.sweep import Space
-from holdfast.lab.training import build_net, build_optimizer, learning_rate
+from holdfast.lab.training import augmented, build_net, build_optimizer, learning_rate
 from holdfast.likelihoods import masks
 from holdfast.memory import Forms, Retained
 from holdfast.memory import retain as remember
@@ -117,6 +117,9 @@ USES: dict[Any, Callable[..., Any]] = {
     permuted: lambda scenario: permuted(digits(), 2, seed=0, scenario=scenario),
     rotated: lambda scenario: rotated(digits(), 2, scenario=scenario),
     split: lambda scenario: split(digits(), scenario=scenario),
+    sequence: lambda scenario: sequence([digits(), digits()], scenario=scenario),
+    PictureSettings: PictureSettings,
+    augmented: lambda names: augmented(names, (3, 8, 8)),
     build_net: lambda name: build_net(name, (1, 8, 8), 10, hidden=(4,)),
     build_optimizer: lambda name: build_optimizer(name, net().parameters(), lr=0.1),
     learning_rate: lambda schedule: learning_rate(schedule, 0.1, step=0, num_steps=2),

@@ -14,6 +14,7 @@ from holdfast.lab.methods import METHODS
 from holdfast.lab.protocols import defaults_of
 from holdfast.lab.registry import all_options
 from holdfast.lab.streams.catalog import STREAMS
+from holdfast.lab.training import NETS
 
 OTHERS = {
     "seed": 1,
@@ -21,7 +22,17 @@ OTHERS = {
     "num_tasks": 3,
     "fraction": 0.5,
     "classes_per_task": 5,
+    "side": 16,
+    "colors": "gray",
+    "unreadable": "skip",
+    "augment": ("flip",),
     "net": "attention",
+    "batch_norm": True,
+    "width": 8,
+    "stage_blocks": 2,
+    "patch": 2,
+    "hidden_width": 64,
+    "depth": 2,
     "hidden": (3,),
     "slope": 0.0,
     "optimizer": "adam",
@@ -142,7 +153,8 @@ class TestNames:
     def test_every_setting_counts(self, name):
         stream, method = host(name)
         besides = {"budget": {"budget": 0.25}, "hold": {"hold": "ewc-mas", "strength": 1.0}}.get(name, {})
-        config = configure(stream, method, **besides)
+        net = next((each for each, entry in NETS.items() if name in all_options(entry, {})), None)
+        config = configure(stream, method, net=net, **besides)
         assert config.changed(**{name: OTHERS[name]}).hash != config.hash
 
     def test_a_setting_at_its_default_does_not_count_so_that_new_settings_leave_old_names(self):

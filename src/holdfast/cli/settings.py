@@ -23,6 +23,7 @@ from holdfast.lab.registry import all_options
 SWEPT = ("strength", "budget", "optimizer", "lr")
 """The settings that `holdfast sweep` chooses itself."""
 
+_PICTURES = ("side", "colors", "unreadable", "augment")
 _NAMED = ("stream", "method", "seed")
 _DECIDING = ("stream", "method", "methods", "net", "data", "generator", "hold")
 
@@ -61,8 +62,10 @@ def _settings_record(
     with_defaults: bool = True,
 ) -> type:
     groups: dict[str, tuple[dict[str, type], str]] = {
-        "training": (_of(kind.record, without), "Left out: as the stream's protocol has it.")
+        "training": (_of(kind.record, (*without, *_PICTURES)), "Left out: as the stream's protocol has it.")
     }
+    if pictures := {name: record for name, record in _of(kind.record, without).items() if name in _PICTURES}:
+        groups["pictures"] = (pictures, "Of data that are pictures.")
     if stream is not None and stream != "list":
         entry = named_by(kind, "stream").named(stream)
         groups["tasks"] = (all_options(entry, typed), f"Of stream {stream}.")

@@ -12,23 +12,27 @@ from holdfast.files.typed import Within
 from holdfast.lab.configured import CommonSettings, Configured
 from holdfast.lab.methods import GENERATORS, METHODS
 from holdfast.lab.methods.pairs import check_strength
-from holdfast.lab.options import OneOf
+from holdfast.lab.options import OneOf, names_of
 from holdfast.lab.protocols import defaults_of
 from holdfast.lab.registry import Registry
-from holdfast.lab.streams import STREAMS
-from holdfast.lab.training import NETS, OptimizerName, Schedule
+from holdfast.lab.streams import STREAMS, PictureSettings
+from holdfast.lab.training import NETS, Augmentation, OptimizerName, Schedule, known_augmentations
 from holdfast.likelihoods.masks import Mask, Scenario
+
+_PICTURES = names_of(PictureSettings) | {"augment"}
 
 BUDGET = 0.05
 """Nats, of methods that can keep a budget, where neither you nor the protocol has a strength."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunSettings(CommonSettings):
-    """What every run is to be told, whatever its stream, network and method, beside `CommonSettings`.
+class RunSettings(PictureSettings, CommonSettings):
+    """What every run is to be told, whatever its stream, network and method; see `PictureSettings`, too.
 
     Attributes:
         data: what the stream's tasks are made of, where it has no data of its own: a name, a path or module:function.
+        augment: pictures are seen otherwise in each epoch: "crop" moves them by up to an eighth of their side, "flip"
+            mirrors half of them.
         scenario: what is to be told at test time: "task", "domain" or "class"; None: the stream's own.
         num_tasks: how many tasks; None: the stream's own number.
         net: name of the network, or module:function of (input_shape, outputs).
@@ -51,6 +55,7 @@ class RunSettings(CommonSettings):
     data: str | None = None
     scenario: Scenario | None = None
     num_tasks: Annotated[int, Within(1, 1000)] | None = None
+    augment: tuple[Augmentation, ...] = ()
     net: Annotated[str, OneOf(NETS)] = "mlp"
     optimizer: OptimizerName = "sgd"
     lr: Annotated[float, Within(0, 1e6)] = 0.1
@@ -82,6 +87,7 @@ class RunConfig(Configured, RunSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        object.__setattr__(self, "augment", known_augmentations(self.augment))
         if METHODS.named(self.options.get("hold") or self.method).holds_weights:
             check_strength(self.method, self.options)
 
@@ -111,8 +117,10 @@ class RunConfig(Configured, RunSettings):
         return super().defaults() | {"fingerprint": ""}
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values; see `Configured`."""
-        return super().to_dict() | ({"fingerprint": self.fingerprint} if self.fingerprint else {})
+        """As JSON values, those of pictures where they are not the usual ones; see `Configured`."""
+        found = super().to_dict() | ({"fingerprint": self.fingerprint} if self.fingerprint else {})
+        usual = self.defaults()
+        return {name: value for name, value in found.items() if name not in _PICTURES or value != usual[name]}
 
 
 def configure(

@@ -14,7 +14,7 @@ from holdfast.errors import OptionError, UnknownNameError
 from holdfast.files.typed import Within
 from holdfast.lab.options import checked, default_of, names_of, naming
 from holdfast.lab.registry import Entry, Registry, all_options, chosen, own_settings
-from holdfast.lab.streams import Stream, build_stream, fingerprint, load_data
+from holdfast.lab.streams import PictureSettings, Stream, build_stream, fingerprint, given_data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,8 +116,10 @@ class Configured(CommonSettings):
         given = {name: value for name, value in settings.items() if value is not None}
         merged = cls.usual(stream, method, given) | given
         if "data" in given:
-            merged["fingerprint"] = fingerprint(load_data(given["data"], data_dir=data_dir))
-            merged["data"] = os.fspath(given["data"])
+            source = os.fspath(given["data"])
+            entry = cls.named({**merged, "stream": stream, "method": method})["stream"]
+            sets = given_data(entry, source, data_dir=data_dir, pictures=_pictures(merged))
+            merged |= {"data": source, "fingerprint": fingerprint(*sets)}
         found = cls.from_dict({**merged, "stream": stream, "method": method})
         found.check_has(given)
         return found
@@ -141,7 +143,13 @@ class Configured(CommonSettings):
         """
         plan = {name: getattr(self, name) for name in ("num_tasks", "seed", "scenario", "data") if name in self._own}
         own = own_settings(self.entries["stream"], self.options)
-        return build_stream(self.stream, catalog=naming(self.record)["stream"], data_dir=data_dir, **plan, **own)
+        given = {"data_dir": data_dir, "pictures": self.pictures}
+        return build_stream(self.stream, catalog=naming(self.record)["stream"], **given, **plan, **own)
+
+    @property
+    def pictures(self) -> PictureSettings:
+        """How pictures are read."""
+        return _pictures({name: getattr(self, name) for name in names_of(PictureSettings) & self._own})
 
     @property
     def _own(self) -> set[str]:
@@ -281,6 +289,11 @@ def settings_hash(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> s
     if told.get("fingerprint"):
         told.pop("data", None)
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _pictures(settings: Mapping[str, Any]) -> PictureSettings:
+    own = {name: value for name, value in settings.items() if name in names_of(PictureSettings)}
+    return PictureSettings(**checked(PictureSettings, own))
 
 
 def _jsonable(value: Any) -> Any:

@@ -31,7 +31,7 @@ RESERVED = FLAGS | frozenset(
     (
         *("data", "scenario", "num_tasks", "net", "optimizer", "lr", "weight_decay", "schedule", "fresh_optimizer"),
         *("epochs", "iterations", "batch_size", "clip", "mask", "importance_data", "importance_examples"),
-        *("fingerprint", "options"),
+        *("fingerprint", "options", "side", "colors", "unreadable", "augment"),
     )
 )
 """Names that options may not have: settings of every run, and flags of the commands that take them."""

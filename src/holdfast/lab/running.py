@@ -22,7 +22,16 @@ from holdfast.lab.registry import own_settings
 from holdfast.lab.result import RunResult
 from holdfast.lab.streams import Examples
 from holdfast.lab.streams.stream import Stream
-from holdfast.lab.training import NETS, accuracy, build_net, build_optimizer, learning_rate, num_epochs, train_epoch
+from holdfast.lab.training import (
+    NETS,
+    accuracy,
+    augmented,
+    build_net,
+    build_optimizer,
+    learning_rate,
+    num_epochs,
+    train_epoch,
+)
 from holdfast.likelihoods import Gaussian
 from holdfast.likelihoods.masks import Mask, active_classes
 
@@ -105,6 +114,7 @@ class ActiveRun(RunEngine[RunProgress]):
         self.mask: Mask = setting.mask
         self.learner = build_learner(self.method, net.to(self.device), setting, config.options)
         self.model: nn.Module = self.learner.model
+        self._augment = augmented(config.augment, self.stream.input_shape)
         self.optimizer = self._new_optimizer()
         kept = [(task.validation.to(self.device), task.test.to(self.device)) for task in self.stream]
         self.validation, self.test = zip(*kept)  # training examples are built again when they are needed
@@ -157,6 +167,7 @@ class ActiveRun(RunEngine[RunProgress]):
                 loss=self.learner.loss,
                 after_step=self.learner.after_step,
                 clip=config.clip,
+                augment=self._augment,
                 steadier=self.learner.steadier,
             )
             seconds = time.perf_counter() - began
@@ -208,7 +219,7 @@ class ActiveRun(RunEngine[RunProgress]):
         if not self.learner.needs_past_data:
             return self._train(t)
         parts = [self._train(k) for k in range(t + 1)]
-        return Examples(torch.cat([part.inputs for part in parts]), torch.cat([part.targets for part in parts]))
+        return Examples.joined(parts)
 
     def _columns(self, t: int) -> Tensor | None:
         """Row c: the columns in the loss of an example of class c; for earlier ones too where the loss meets them."""
@@ -240,18 +251,17 @@ class ActiveRun(RunEngine[RunProgress]):
 
     def found(self) -> dict[str, Any]:
         """What it takes in memory beside model and optimizer, with the data of earlier tasks where they are needed."""
-        held = list(self.learner.state()[0].values())
+        held = sum(tensor.nbytes for tensor in self.learner.state()[0].values())
         if self.learner.needs_past_data:
-            earlier = map(self._train, range(len(self.stream) - 1))
-            held += [tensor for examples in earlier for tensor in (examples.inputs, examples.targets)]
+            held += sum(self._train(t).nbytes for t in range(len(self.stream) - 1))
         num_parameters = sum(weight.numel() for weight in self.model.parameters())
-        return {"num_parameters": num_parameters, "held_bytes": sum(tensor.nbytes for tensor in held)}
+        return {"num_parameters": num_parameters, "held_bytes": held}
 
 
 @torch.no_grad()
 def _check_net(name: str, net: nn.Module, stream: Stream) -> None:
     """Raise `OptionError` unless a network gives an output column for each of the stream's."""
-    inputs = stream[0].train.inputs[:2]
+    inputs = stream[0].train.take(2).inputs
     if not any(True for _ in net.parameters()):
         raise OptionError(f"net {name}: it has no parameters; expected some to train.")
     try:

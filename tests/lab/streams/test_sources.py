@@ -190,11 +190,16 @@ class TestImageFolder:
     def test_what_cannot_be_read(self, tmp_path: Path):
         write_images(tmp_path / "sizes")
         Image.fromarray(pictures(1, side=6)[0]).save(tmp_path / "sizes" / "ant" / "large.png")
-        with pytest.raises(DataFileError, match="pictures of sizes 5x5x3, 6x6x3; expected one. Resize them first."):
+        with pytest.raises(
+            DataFileError,
+            match=r"several sizes: ant/01.png has 5x5 .* and ant/large.png has 6x6 .*; expected one. Make",
+        ):
             load_data(str(tmp_path / "sizes"))
         write_images(tmp_path / "broken")
         (tmp_path / "broken" / "ant" / "x.png").write_text("no picture")
-        with pytest.raises(DataFileError, match="x.png: no picture that can be read: .* Replace it or remove it."):
+        with pytest.raises(
+            DataFileError, match="x.png: no picture that can be read: .* Replace it or remove it, or leave"
+        ):
             load_data(str(tmp_path / "broken"))
         (tmp_path / "empty" / "ant").mkdir(parents=True)
         with pytest.raises(DataFileError, match="no pictures in folders of it; expected a folder a class"):

@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from holdfast.lab.training import build_net, mlp
+from holdfast.errors import OptionError
+from holdfast.lab.training import NETS, ResNet, VisionTransformer, build_net, mlp
 
 
 def linears(net: nn.Sequential) -> list[nn.Linear]:
@@ -68,3 +69,59 @@ def test_every_net_by_name_is_decided_by_its_seed_alone(name, side):
 def test_attention_mixes_the_rows_and_knows_their_order():
     net, images = build_net("attention", (8, 8), 4), torch.rand(1, 8, 8)
     assert not torch.allclose(net(images), net(images.flip(1)), atol=1e-4)
+
+
+def num_weights(net: nn.Module) -> int:
+    return sum(weight.numel() for weight in net.parameters())
+
+
+def test_a_resnet_20_has_the_layers_of_its_paper():
+    net = ResNet(10)
+    convolutions = [
+        module for module in net.modules() if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3)
+    ]
+    assert len(convolutions) == 19
+    assert [convolutions[at].out_channels for at in (0, 6, 7, 12, 13, 18)] == [16, 16, 32, 32, 64, 64]
+    short = sum(weight.numel() for block in net.blocks for weight in block.short.parameters())
+    assert num_weights(net) - short == 269_722  # as He et al. have it, 0.27 million
+    pictures = torch.rand(2, 3, 32, 32)
+    assert net(pictures).shape == (2, 10)
+    assert torch.equal(net.eval()(pictures), net.head(net.features(pictures)))
+    assert net.features(pictures).shape == (2, 64)
+    assert net.norm(net.stem(pictures)).shape[-1] == 32
+    assert num_weights(build_net("resnet", (1, 8, 8), 7, width=4, stage_blocks=1)) < 10_000
+
+
+def test_a_vision_transformer_sees_where_its_patches_are():
+    net = VisionTransformer(32, 10).eval()
+    assert 2e6 < num_weights(net) < 4e6
+    pictures = torch.rand(2, 3, 32, 32)
+    assert net(pictures).shape == (2, 10)
+    moved = pictures.roll(4, dims=-1)  # a patch to the right
+    assert not torch.allclose(net(pictures), net(moved), atol=1e-4)
+    with torch.no_grad():
+        net.positions.zero_()
+    assert torch.allclose(net(pictures), net(moved), atol=1e-4)
+    for name in ("vit", "resnet"):
+        with pytest.raises(OptionError, match=rf"net {name}: inputs of shape \[1024\]; expected square pictures \[C"):
+            build_net(name, (1024,), 10)
+    with pytest.raises(OptionError, match="net vit: patch=5; expected a divisor of the pictures' side, 32"):
+        build_net("vit", (3, 32, 32), 10, patch=5)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_every_net_learns_pictures_with_colors(name):
+    net = build_net(name, (3, 16, 16), 4, seed=0).train()
+    optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
+    generator = torch.Generator().manual_seed(0)
+    targets = torch.arange(16) % 4
+    pictures = torch.rand(4, 3, 16, 16, generator=generator)[targets]
+    pictures = pictures + 0.1 * torch.rand(16, 3, 16, 16, generator=generator)
+    losses = []
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(net(pictures), targets)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]

@@ -55,8 +55,8 @@ def features(judge: nn.Sequential, images: Tensor) -> Tensor:
 
 def train_judge(examples: Examples, *, epochs: int, num_classes: int, seed: int = 0, lr: float = 2e-3) -> nn.Sequential:
     """A judge trained on examples by Adam with a cosine rate and batches of 64; on their device."""
-    device = examples.inputs.device
-    net = judge_net(examples.inputs.shape[1:], num_classes, seed=seed).to(device).train()
+    device = examples.stored.device
+    net = judge_net(examples.input_shape, num_classes, seed=seed).to(device).train()
     optimizer = Adam(net.parameters(), lr=lr, fused=True)
     total = epochs * math.ceil(len(examples) / 64)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total)
@@ -85,7 +85,7 @@ def judge_of(images: Task, *, device: torch.device, folder: Path) -> tuple[nn.Se
         OutputError: it cannot be written.
     """
     path = folder / f"{images.name}-{_VERSION}.safetensors"
-    net = judge_net(images.train.inputs.shape[1:], len(images.classes), seed=0)
+    net = judge_net(images.train.input_shape, len(images.classes), seed=0)
     if not path.exists():
         trained = train_judge(images.train.to(device), epochs=num_epochs(images), num_classes=len(images.classes))
         found = accuracy(trained, images.test.to(device))

@@ -74,4 +74,4 @@ def frechet_distance(mean1: Tensor, covariance1: Tensor, mean2: Tensor, covarian
 def real_of(examples: Examples, classes: Sequence[int]) -> Examples:
     """The examples of some classes."""
     chosen = torch.isin(examples.targets, torch.tensor(classes, device=examples.targets.device))
-    return Examples(examples.inputs[chosen], examples.targets[chosen])
+    return examples.select(chosen.nonzero().squeeze(1))

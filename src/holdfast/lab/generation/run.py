@@ -137,7 +137,7 @@ class ActiveGeneration(RunEngine[GenerationProgress]):
         while progress.epoch < config.iterations:
             torch.manual_seed(seed_of(config.seed, 1, t, progress.epoch))
             chosen = torch.randint(len(train), (config.critic_steps * config.batch_size,)).to(self.device)
-            distance = self.drawing.fit(train.inputs[chosen], train.targets[chosen])
+            distance = self.drawing.fit(train.at(chosen), train.targets[chosen])
             progress.epoch += 1
             if progress.epoch % every == 0 or progress.epoch == config.iterations:
                 began = self._report(t, distance, began)

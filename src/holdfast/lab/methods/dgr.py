@@ -309,7 +309,7 @@ class DGR(Learner):
             self._past = [self.setting.past(k) for k in range(self._task)]
         counts = torch.randint(len(self._past), (n,)).bincount(minlength=len(self._past)).tolist()
         drawn = [
-            each.inputs[torch.randint(len(each), (count,)).to(self._device)] for each, count in zip(self._past, counts)
+            each.at(torch.randint(len(each), (count,)).to(self._device)) for each, count in zip(self._past, counts)
         ]
         return torch.cat(drawn)
 

@@ -11,7 +11,9 @@ from holdfast.errors import OptionError
 from holdfast.files.typed import Within
 from holdfast.lab.registry import Entry, Registry, check_settings, chosen
 from holdfast.lab.streams.permuted import permuted, rotated
-from holdfast.lab.streams.sources import load_data
+from holdfast.lab.streams.pictures import PictureSettings
+from holdfast.lab.streams.sequence import sequence
+from holdfast.lab.streams.sources import AS_THEY_ARE, load_data
 from holdfast.lab.streams.split import split
 from holdfast.lab.streams.stream import Stream, Task
 from holdfast.likelihoods.masks import Scenario
@@ -27,6 +29,7 @@ class StreamPlan:
         scenario: what is to be told at test time.
         seed: for what is drawn at random.
         given: the data that tasks are made of; None: the stream has its own.
+        sets: all data that are given, where a stream takes several.
     """
 
     name: str
@@ -34,6 +37,7 @@ class StreamPlan:
     scenario: Scenario
     seed: int
     given: Task | None = None
+    sets: tuple[Task, ...] = ()
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -56,11 +60,13 @@ class StreamEntry(Entry):
 
     Attributes:
         data: name of the data that its tasks are made of; empty: those that are given, or its own.
+        several: whether the data that are given may be several, with commas between them.
         num_tasks: how many unless asked otherwise; None: as many as there can be, such as all classes make.
         scenario: unless asked otherwise.
     """
 
     data: str = ""
+    several: bool = False
     num_tasks: int | None = None
     scenario: Scenario = "domain"
 
@@ -118,6 +124,16 @@ def split_stream(plan: StreamPlan, options: SplitOptions) -> Stream:
     return split(plan.data, options.classes_per_task, num_tasks=plan.num_tasks, scenario=plan.scenario, name=plan.name)
 
 
+@register_stream(
+    "sequence", summary="data sets of your own one after the other (--data A,B,C)", several=True, scenario="task"
+)
+def sequence_stream(plan: StreamPlan) -> Stream:
+    """A data set a task."""
+    if not plan.sets:
+        raise OptionError(f"stream {plan.name}: of which data? Give --data A,B: names, paths or module:function.")
+    return sequence(plan.sets, num_tasks=plan.num_tasks, scenario=plan.scenario, name=plan.name)
+
+
 for _end, _data, _told, _num_tasks in (
     ("-digits", "digits", "embedded 8x8 digits", 5),
     ("-mnist", "mnist", "MNIST", 10),
@@ -138,6 +154,22 @@ for _end, _data, _told, _num_tasks in (
     )(split_stream)
 
 
+def given_data(
+    entry: StreamEntry,
+    source: str,
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
+    pictures: PictureSettings = AS_THEY_ARE,
+) -> tuple[Task, ...]:
+    """The data that a stream is made of: of `source`, or of each of several with commas between them.
+
+    Raises:
+        OptionError, DataFileError: as `load_data`.
+    """
+    sources = [each.strip() for each in source.split(",")] if entry.several else [source]
+    return tuple(load_data(each, data_dir=data_dir, pictures=pictures) for each in sources)
+
+
 def build_stream(
     name: str,
     *,
@@ -146,6 +178,7 @@ def build_stream(
     scenario: Scenario | None = None,
     data: str | None = None,
     data_dir: str | os.PathLike[str] | None = None,
+    pictures: PictureSettings = AS_THEY_ARE,
     catalog: Registry[StreamEntry] = STREAMS,
     **settings: Any,
 ) -> Stream:
@@ -159,6 +192,7 @@ def build_stream(
         scenario: default the catalog's: "domain" for permuted and rotated, "task" for split images.
         data: that its tasks are made of, as `load_data` takes it; None: the stream's own.
         data_dir: where MNIST is; see `mnist`. The digits are embedded.
+        pictures: how those of `data` are read.
         catalog: the streams that have a name.
         settings: values of its options.
 
@@ -172,12 +206,14 @@ def build_stream(
     if data is not None and entry.data:
         raise OptionError(f"stream {name}: its data are {entry.data}, and data={data!r} is given. Leave one out.")
     source = data or entry.data
+    sets = given_data(entry, source, data_dir=data_dir, pictures=pictures) if source else ()
     plan = StreamPlan(
         name,
         entry.num_tasks if num_tasks is None else num_tasks,
         entry.scenario if scenario is None else scenario,
         seed,
-        load_data(source, data_dir=data_dir) if source else None,
+        sets[0] if sets else None,
+        sets,
     )
     stream = chosen(entry, settings)(plan)
     if not isinstance(stream, Stream):

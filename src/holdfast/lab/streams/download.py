@@ -1,4 +1,4 @@
-"""Files downloaded once, checked, and put in place whole or not at all."""
+"""Files that are kept once they were made: downloaded and checked, put in place whole or not at all."""
 
 from __future__ import annotations
 
@@ -19,6 +19,11 @@ _SECONDS = 30.0
 _CHUNK = 1 << 16
 
 
+def cache_folder() -> Path:
+    """Where what can be made anew is kept: `$XDG_CACHE_HOME/holdfast`, default `~/.cache/holdfast`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "holdfast"
+
+
 def download(path: Path, *, mirrors: Sequence[str], sha256: Collection[str]) -> None:
     """Fetch `path.name` from the first mirror that has it intact, and put it at `path`.
 
@@ -34,7 +39,7 @@ def download(path: Path, *, mirrors: Sequence[str], sha256: Collection[str]) -> 
         OutputError: the file cannot be written.
     """
     failures = []
-    with _placed(path) as file:
+    with placed(path) as file:
         for mirror in mirrors:
             url = mirror + path.name
             try:
@@ -52,8 +57,12 @@ def download(path: Path, *, mirrors: Sequence[str], sha256: Collection[str]) -> 
 
 
 @contextmanager
-def _placed(path: Path) -> Iterator[BinaryIO]:
-    """A temporary file beside `path`, renamed to it when the block ends without an exception."""
+def placed(path: Path) -> Iterator[BinaryIO]:
+    """A temporary file beside `path`, renamed to it when the block ends without an exception.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
     temporary = path.with_name(f".holdfast-{path.name}.{os.getpid()}.new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from holdfast.errors import DataFileError
 from holdfast.lab.packages import check_installed
 from holdfast.lab.streams.idx import read_idx
 from holdfast.lab.streams.mnist import FILES, mnist
+from holdfast.lab.streams.pictures import PictureSettings, read_pictures
 
 PARTS = {"train": "train", "training": "train", "val": "validation", "valid": "validation"}
 PARTS |= {"validation": "validation", "test": "test", "testing": "test"}
@@ -21,11 +21,9 @@ INPUTS = ("x", "images", "image", "img", "inputs", "input", "pixel_values", "dat
 TARGETS = ("y", "labels", "label", "targets", "target", "fine_label")
 """How inputs and targets are called."""
 
-_IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"}
 
-
-def read_data(path: Path) -> Any:
-    """What a file or a folder holds, in a form that `as_task` takes.
+def read_data(path: Path, pictures: PictureSettings) -> Any:
+    """What a file or a folder holds, in a form that `as_task` takes; `pictures` is how a folder of them is read.
 
     Raises:
         DataFileError: it cannot be read, or holds none of the known forms.
@@ -40,7 +38,7 @@ def read_data(path: Path) -> Any:
         if any(name.removesuffix(".gz") in names or name in names for name in FILES):
             return _idx(path)
         if any(each.is_dir() for each in path.iterdir()):
-            return _image_folder(path)
+            return _image_folder(path, pictures)
     raise DataFileError(
         f"{path}: no data; expected a .npz file, a folder with IDX files, a folder of images with a folder a class, or "
         "a folder that `datasets` saved."
@@ -80,44 +78,10 @@ def _idx(path: Path) -> Any:
     return {"train": (images, labels), "test": (test_images, test_labels)}
 
 
-def _image_folder(path: Path) -> dict[str, Any]:
+def _image_folder(path: Path, pictures: PictureSettings) -> dict[str, Any]:
     folders = [each for each in sorted(path.iterdir()) if each.is_dir()]
     parts = {PARTS[each.name]: each for each in folders if each.name in PARTS}
-    return {part: _images(folder) for part, folder in (parts or {"train": path}).items()}
-
-
-def _images(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Every picture below a folder, and the name of the folder in it that it stands in."""
-    check_installed("PIL", what=f"data {folder}: pictures are read", extra="images")
-    from PIL import Image, UnidentifiedImageError
-
-    images, labels = [], []
-    for path in sorted(folder.glob("*/**/*")):
-        if path.suffix.lower() in _IMAGES:
-            try:
-                with Image.open(path) as image:
-                    images.append(np.asarray(image if image.mode == "L" else image.convert("RGB")))
-            except (OSError, UnidentifiedImageError) as error:
-                raise DataFileError(
-                    f"{path}: no picture that can be read: {error}. Replace it or remove it."
-                ) from error
-            labels.append(path.relative_to(folder).parts[0])
-    empty = {each.name for each in folder.iterdir() if each.is_dir() and each.name[0] not in "._"} - set(labels)
-    if images and empty:
-        warnings.warn(
-            f"data {folder}: no pictures in {', '.join(sorted(empty))}, of which no class is made. Put PNG or JPEG "
-            "files there, or remove it.",
-            stacklevel=2,
-        )
-    if not images:
-        raise DataFileError(
-            f"{folder}: no pictures in folders of it; expected a folder a class, with PNG or JPEG files."
-        )
-    shapes = {image.shape for image in images}
-    if len(shapes) > 1:
-        told = ", ".join("x".join(map(str, shape)) for shape in sorted(shapes)[:3])
-        raise DataFileError(f"{folder}: pictures of sizes {told}; expected one. Resize them first.")
-    return np.stack(images), np.asarray(labels)
+    return {part: read_pictures(folder, pictures) for part, folder in (parts or {"train": path}).items()}
 
 
 def _hugging_face(path: Path) -> Any:

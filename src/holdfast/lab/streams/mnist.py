@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from holdfast.errors import DataFileError
-from holdfast.lab.streams.download import download
+from holdfast.lab.streams.download import cache_folder, download
 from holdfast.lab.streams.examples import Examples
 from holdfast.lab.streams.idx import read_idx
 from holdfast.lab.streams.stream import Task
@@ -49,14 +49,14 @@ def mnist(data_dir: str | os.PathLike[str] | None = None) -> Task:
     train_images, train_labels, test_images, test_labels = _paths(data_dir)
     training = _examples(train_images, train_labels)
     kept = len(training) - len(training) // 12
-    validation = Examples(training.inputs[kept:], training.targets[kept:])
+    validation = Examples(training.stored[kept:], training.targets[kept:])
     return Task("mnist", training.take(kept), validation, _examples(test_images, test_labels), tuple(range(10)))
 
 
 def _paths(data_dir: str | os.PathLike[str] | None) -> list[Path]:
     given = data_dir or os.environ.get("HOLDFAST_DATA")
     if not given:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "holdfast" / "mnist"
+        folder = cache_folder() / "mnist"
         for name, sha256 in FILES.items():
             if not (folder / name).exists():
                 download(folder / name, mirrors=MIRRORS, sha256=sha256)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from holdfast.errors import OptionError
-from holdfast.lab.streams.examples import Examples
 from holdfast.lab.streams.stream import Stream, Task, check_num_tasks
 from holdfast.likelihoods.masks import Scenario
 
@@ -38,13 +38,15 @@ def permuted(
         OptionError: `num_tasks` or `fraction` is out of its range.
         UnknownNameError: there is no such scenario.
 
-    Cost: a task is one gather of columns. Source: Goodfellow et al. 2013, arXiv 1312.6211; Kirkpatrick et al. 2017.
+    Cost: a task is one gather of columns; of bytes one for each batch.
+
+    Source: Goodfellow et al. 2013, arXiv 1312.6211; Kirkpatrick et al. 2017.
     """
     check_num_tasks(num_tasks, where="permuted")
     if not 0 < fraction <= 1:
         raise OptionError(f"permuted: fraction={fraction}, expected a share of the pixels above 0 and up to 1.")
     generator = torch.Generator().manual_seed(seed)
-    orders = [_order(images.train.inputs[0].numel(), fraction, generator) for _ in range(num_tasks - 1)]
+    orders = [_order(math.prod(images.train.input_shape), fraction, generator) for _ in range(num_tasks - 1)]
 
     def view(inputs: Tensor, k: int) -> Tensor:
         if k == 0:
@@ -76,10 +78,12 @@ def rotated(
         OptionError: `num_tasks` is out of its range, or the inputs are no images.
         UnknownNameError: there is no such scenario.
 
-    Cost: a task is one `grid_sample`. Source: Lopez-Paz & Ranzato 2017, arXiv 1706.08840, there with random angles.
+    Cost: a task is one `grid_sample`; of bytes one for each batch.
+
+    Source: Lopez-Paz & Ranzato 2017, arXiv 1706.08840, there with random angles.
     """
     check_num_tasks(num_tasks, where="rotated")
-    shape = list(images.train.inputs.shape[1:])
+    shape = list(images.train.input_shape)
     if len(shape) != 3:
         raise OptionError(f"rotated: found inputs of shape {shape}, expected images [C, H, W].")
     angles = [max_angle * k / max(num_tasks - 1, 1) for k in range(num_tasks)]
@@ -121,9 +125,9 @@ def _views(
 
     def build(k: int) -> Task:
         return images.map(
-            lambda examples: Examples(view(examples.inputs, k), examples.targets + first[k]),
+            lambda examples: examples.through(partial(view, k=k), targets=examples.targets + first[k]),
             name=names[k],
             classes=classes[k],
         )
 
-    return Stream(name, scenario, first[-1] + width, tuple(images.train.inputs.shape[1:]), classes, build)
+    return Stream(name, scenario, first[-1] + width, images.train.input_shape, classes, build)

@@ -23,6 +23,7 @@ from holdfast.lab.streams.digits import digits
 from holdfast.lab.streams.examples import Examples
 from holdfast.lab.streams.files import INPUTS, PARTS, TARGETS, read_data
 from holdfast.lab.streams.mnist import mnist
+from holdfast.lab.streams.pictures import PictureSettings, fitted
 from holdfast.lab.streams.stream import Task
 
 DATA: Registry[Entry] = Registry("data set", Entry)
@@ -35,8 +36,15 @@ register_data("mnist", summary="MNIST, downloaded once unless --data-dir has it"
 
 _TEST_SHARE, _VALIDATION_SHARE = 6, 12
 
+AS_THEY_ARE = PictureSettings()
 
-def load_data(source: str | os.PathLike[str], *, data_dir: str | os.PathLike[str] | None = None) -> Task:
+
+def load_data(
+    source: str | os.PathLike[str],
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
+    pictures: PictureSettings = AS_THEY_ARE,
+) -> Task:
     """The data of a name, a path or a function; those that were read last are kept in memory.
 
     Args:
@@ -44,6 +52,7 @@ def load_data(source: str | os.PathLike[str], *, data_dir: str | os.PathLike[str
             folder a class, perhaps below train, validation and test, or a folder that `datasets` saved; or
             "module:function", called without arguments, that gives what `as_task` takes.
         data_dir: where MNIST is; see `mnist`.
+        pictures: how pictures are read, and what is made of them.
 
     Raises:
         DataFileError: it is no name and no path, or cannot be read.
@@ -56,30 +65,30 @@ def load_data(source: str | os.PathLike[str], *, data_dir: str | os.PathLike[str
     source = os.fspath(source)
     if source in DATA:
         place = data_dir or (os.environ.get("HOLDFAST_DATA") if source == "mnist" else None)
-        return _named(source, None if place is None else os.fspath(place), id(DATA[source]))
+        return _named(source, None if place is None else os.fspath(place), id(DATA[source]), pictures)
     if (path := Path(source)).exists():
-        return _read(path.absolute(), path.stat().st_mtime_ns)  # a file that is written anew is read anew
+        return _read(path.absolute(), path.stat().st_mtime_ns, pictures)  # a file that is written anew is read anew
     if ":" not in source:
         raise DataFileError(
             f"data {source!r}: no such file or folder, and no name of data ({', '.join(DATA)}). Give a path, a "
             "name or module:function."
         )
-    return _made(source)
+    return _made(source, pictures)
 
 
-@lru_cache(maxsize=1)
-def _named(name: str, data_dir: str | None, entry: int) -> Task:
-    return as_task(DATA[name](data_dir), name=name)
+@lru_cache(maxsize=4)
+def _named(name: str, data_dir: str | None, entry: int, pictures: PictureSettings) -> Task:
+    return fitted(as_task(DATA[name](data_dir), name=name), pictures)
 
 
-@lru_cache(maxsize=1)
-def _read(path: Path, written: int) -> Task:
-    return as_task(read_data(path), name=path.stem)
+@lru_cache(maxsize=4)
+def _read(path: Path, written: int, pictures: PictureSettings) -> Task:
+    return fitted(as_task(read_data(path, pictures), name=path.stem), pictures)
 
 
-@lru_cache(maxsize=1)
-def _made(source: str) -> Task:
-    return as_task(_called(source), name=source.partition(":")[2])
+@lru_cache(maxsize=4)
+def _made(source: str, pictures: PictureSettings) -> Task:
+    return fitted(as_task(_called(source), name=source.partition(":")[2]), pictures)
 
 
 def as_task(found: Any, *, name: str) -> Task:
@@ -95,8 +104,8 @@ def as_task(found: Any, *, name: str) -> Task:
         name: for people.
 
     Returns:
-        Inputs float32 [N, ...], bytes over 255; targets int64 [N] from 0 up, of whatever labels in their order, or
-        float32 [N, C] of a regression.
+        Inputs float32 [N, ...], or bytes, of which 255 stands for 1; targets int64 [N] from 0 up, of whatever labels
+        in their order, or float32 [N, C] of a regression.
 
     Raises:
         OptionError: it has none of these forms, or parts that do not fit together.
@@ -116,7 +125,7 @@ def as_task(found: Any, *, name: str) -> Task:
             if new := sorted(set(np.unique(targets).tolist()) - set(labels.tolist())):
                 raise OptionError(f"data {name}: classes {new} of {part} are not among those to train on.")
     examples = {part: _examples(*arrays, labels, f"{name}, {part}") for part, arrays in parts.items()}
-    shapes = {tuple(part.inputs.shape[1:]) for part in examples.values()}
+    shapes = {tuple(part.stored.shape[1:]) for part in examples.values()}
     if len(shapes) > 1:
         raise OptionError(
             f"data {name}: inputs of shapes {sorted(map(list, shapes))}; expected one shape in all parts."
@@ -139,14 +148,20 @@ def as_task(found: Any, *, name: str) -> Task:
 _fingerprints: WeakKeyDictionary[Task, str] = WeakKeyDictionary()
 
 
-def fingerprint(task: Task) -> str:
-    """Sixteen hexadecimal digits that stand for all its examples, in their order."""
+def fingerprint(*tasks: Task) -> str:
+    """Sixteen hexadecimal digits that stand for all examples of data, in their order."""
+    if len(tasks) > 1:
+        return hashlib.sha256(" ".join(map(fingerprint, tasks)).encode()).hexdigest()[:16]
+    (task,) = tasks
     if task not in _fingerprints:
         digest = hashlib.sha256()
         for part in (task.train, task.validation, task.test):
-            for tensor in (part.inputs, part.targets):
-                digest.update(f"{tensor.dtype} {list(tensor.shape)}".encode())
-                digest.update(tensor.contiguous().numpy().data)
+            dtype = torch.float32 if part.stored.dtype == torch.uint8 else part.stored.dtype
+            digest.update(f"{dtype} {[len(part), *part.stored.shape[1:]]}".encode())
+            for inputs, _ in part.batches(4096):  # as numbers, whatever they are stored as
+                digest.update(inputs.contiguous().numpy().data)
+            digest.update(f"{part.targets.dtype} {list(part.targets.shape)}".encode())
+            digest.update(part.targets.contiguous().numpy().data)
         _fingerprints[task] = digest.hexdigest()[:16]
     return _fingerprints[task]
 
@@ -222,7 +237,6 @@ def _array(found: Any) -> np.ndarray:
 def _examples(inputs: np.ndarray, targets: np.ndarray, labels: np.ndarray | None, name: str) -> Examples:
     """As a network takes them: images with their channels first."""
     if inputs.dtype == np.uint8:
-        inputs = inputs.astype(np.float32) / 255
         if inputs.ndim == 4 and inputs.shape[-1] in (1, 3, 4) and inputs.shape[1] not in (1, 3, 4):
             inputs = np.moveaxis(inputs, -1, 1)
         elif inputs.ndim == 3:
@@ -231,8 +245,9 @@ def _examples(inputs: np.ndarray, targets: np.ndarray, labels: np.ndarray | None
         raise OptionError(f"data {name}: inputs of shape {list(inputs.shape)}; expected [N, ...], a row an example.")
     if not (np.issubdtype(inputs.dtype, np.number) or inputs.dtype == np.bool_) or np.iscomplexobj(inputs):
         raise OptionError(f"data {name}: inputs of type {inputs.dtype}; expected numbers.")
-    x = torch.from_numpy(np.ascontiguousarray(inputs, dtype=np.float32))
-    if not bool(x.isfinite().all()):
+    is_bytes = inputs.dtype == np.uint8
+    x = torch.from_numpy(_writable(np.ascontiguousarray(inputs, dtype=np.uint8 if is_bytes else np.float32)))
+    if not is_bytes and not bool(x.isfinite().all()):
         raise OptionError(f"data {name}: an input is not finite. Clean the data.")
     if labels is None:
         y = torch.from_numpy(np.ascontiguousarray(targets, dtype=np.float32)).reshape(len(targets), -1)
@@ -245,6 +260,11 @@ def _examples(inputs: np.ndarray, targets: np.ndarray, labels: np.ndarray | None
             "targets.argmax(1) of rows of a single 1."
         )
     return Examples(x, torch.from_numpy(np.searchsorted(labels, targets)))
+
+
+def _writable(array: np.ndarray) -> np.ndarray:
+    """Itself, or a copy of what may not be written to, which torch warns of."""
+    return array if array.flags.writeable else array.copy()
 
 
 def _is_one_hot(targets: Tensor) -> bool:
@@ -260,5 +280,4 @@ def _held_out(examples: Examples, share: int) -> tuple[Examples, Examples]:
             f"data: {len(examples)} examples to train on; expected at least {share}, to hold some out. Give more, or "
             "parts for validation and test."
         )
-    kept, held = order[count:].sort().values, order[:count].sort().values
-    return tuple(Examples(examples.inputs[rows], examples.targets[rows]) for rows in (kept, held))  # type: ignore[return-value]
+    return examples.select(order[count:].sort().values), examples.select(order[:count].sort().values)

@@ -29,7 +29,7 @@ def split(
         OptionError: `classes_per_task` does not divide C, or `num_tasks` is out of its range.
         UnknownNameError: there is no such scenario.
 
-    Cost: a task is one copy of its examples. Source: Zenke et al. 2017, arXiv 1703.04200; the scenarios: 1904.07734.
+    Cost: a task is the numbers of its examples. Source: Zenke et al. 2017, arXiv 1703.04200; the scenarios: 1904.07734.
     """
     if images.is_regression:
         raise OptionError(f"split: the targets of {images.name} are numbers; expected classes. Use permuted.")
@@ -47,10 +47,9 @@ def split(
 
         def part(examples: Examples) -> Examples:
             chosen = ((examples.targets >= group.start) & (examples.targets < group.stop)).nonzero().squeeze(1)
-            targets = examples.targets.index_select(0, chosen)
-            return Examples(examples.inputs.index_select(0, chosen), targets - group.start if shared else targets)
+            return examples.select(chosen, targets=examples.targets[chosen] - group.start if shared else None)
 
         return images.map(part, name=f"classes {', '.join(map(str, group))}", classes=classes[k])
 
-    input_shape = tuple(images.train.inputs.shape[1:])
+    input_shape = images.train.input_shape
     return Stream(name or f"split-{images.name}", scenario, n if shared else total, input_shape, classes, build)

@@ -78,7 +78,7 @@ class Stream(Sequence[Task]):
             raise OptionError(f"stream {name}: no tasks; expected one or more.")
         classes = tuple(task.classes for task in tasks)
         width = 1 + max(column for own in classes for column in own)
-        return cls(name, scenario, width, tuple(tasks[0].train.inputs.shape[1:]), classes, lambda k: tasks[k])
+        return cls(name, scenario, width, tasks[0].train.input_shape, classes, lambda k: tasks[k])
 
     def __len__(self) -> int:
         """The number of tasks."""

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from holdfast.errors import EmptyDataError, NotFiniteError, OptionError
 from holdfast.lab.streams import Examples
+from holdfast.lab.training.augment import Augment
 from holdfast.likelihoods.masks import predict
 from holdfast.steps.descent import descend
 
@@ -62,6 +63,7 @@ def train_epoch(
     after_step: AfterStep | None = None,
     loss: Loss | None = None,
     clip: float | None = None,
+    augment: Augment | None = None,
     steadier: str = "",
 ) -> float:
     """Pass once over the examples in an order that `seed` decides, one optimizer step a batch.
@@ -80,6 +82,7 @@ def train_epoch(
         after_step: called with the batch of the step, after it.
         loss: takes the place of `task_loss` on the model; its second value is added before the backward pass.
         clip: gradients are scaled down to this norm over all parameters; None: they are not.
+        augment: what becomes of the inputs of each batch, by a source of chance that `seed` decides.
         steadier: what else than a lower learning rate helps where training diverges; see `divergence`.
 
     Returns:
@@ -103,7 +106,10 @@ def train_epoch(
             )
         return found
 
-    batches = examples.batches(batch_size, generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    batches = examples.batches(batch_size, generator=generator)  # which draws their order now
+    if augment is not None:
+        batches = ((augment(inputs, generator), targets) for inputs, targets in batches)
     losses = descend(
         optimizer,
         islice(batches, num_steps or len(examples)),

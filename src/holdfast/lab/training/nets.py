@@ -80,27 +80,52 @@ def build_mlp(input_shape: tuple[int, ...], outputs: int, options: PerceptronOpt
     return mlp(prod(input_shape), options.hidden, outputs, slope=options.slope, seed=torch.initial_seed())
 
 
-@register_net("convolution", label="ConvNet", summary="two convolutions and a hidden layer")
-def build_convolution(input_shape: tuple[int, ...], outputs: int) -> nn.Module:
+@dataclass(frozen=True, kw_only=True)
+class ConvolutionOptions:
+    """Of a convolutional network.
+
+    Attributes:
+        batch_norm: whether each convolution is followed by one.
+    """
+
+    batch_norm: bool = False
+
+
+@register_net("convolution", label="ConvNet", summary="two convolutions and a hidden layer", options=ConvolutionOptions)
+def build_convolution(input_shape: tuple[int, ...], outputs: int, options: ConvolutionOptions) -> nn.Module:
     """A small convolutional network."""
-    channels, side = _image(input_shape, "convolution")
-    return convolution_net(side, outputs, channels=channels)
+    channels, side = picture_shape(input_shape, "convolution")
+    return convolution_net(side, outputs, channels=channels, batch_norm=options.batch_norm)
 
 
 @register_net("attention", label="attention", summary="two transformer blocks over the rows of an image")
 def build_attention(input_shape: tuple[int, ...], outputs: int) -> nn.Module:
     """A small transformer."""
-    channels, side = _image(input_shape, "attention")
+    channels, side = picture_shape(input_shape, "attention")
     return AttentionNet(side, outputs, channels=channels)
 
 
-def _image(shape: tuple[int, ...], net: str) -> tuple[int, int]:
+def picture_shape(shape: tuple[int, ...], net: str) -> tuple[int, int]:
     """Channels and side of square images, which may be given as a row of gray pixels."""
     channels = shape[0] if len(shape) == 3 else 1
     side = isqrt(prod(shape) // channels)
     if channels * side * side != prod(shape) or (len(shape) > 1 and shape[-1] != side):
         raise OptionError(f"net {net}: the inputs are of shape {list(shape)}; expected square images. Use net mlp.")
     return channels, side
+
+
+def square_pictures(shape: tuple[int, ...], net: str) -> tuple[int, int]:
+    """Channels and side.
+
+    Raises:
+        OptionError: the inputs are something else.
+    """
+    if len(shape) != 3 or shape[1] != shape[2]:
+        raise OptionError(
+            f"net {net}: inputs of shape {list(shape)}; expected square pictures [C, H, H]. Make them so by --side, or "
+            "use net mlp."
+        )
+    return shape[0], shape[1]
 
 
 def convolution_net(side: int, outputs: int, *, channels: int = 1, batch_norm: bool = False) -> nn.Sequential:
@@ -158,7 +183,7 @@ class AttentionNet(nn.Module):
         self.side, self.channels, self.vocabulary = side, channels, vocabulary
         self.embed = nn.Embedding(vocabulary, width) if vocabulary else nn.Linear(channels * side, width)
         self.positions = nn.Parameter(0.02 * torch.randn(side, width))
-        self.blocks = nn.ModuleList(_Block(width, heads) for _ in range(num_blocks))
+        self.blocks = nn.ModuleList(TransformerBlock(width, heads) for _ in range(num_blocks))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, outputs)
 
@@ -177,7 +202,14 @@ class AttentionNet(nn.Module):
         return images.reshape(-1, self.channels, self.side, self.side).transpose(1, 2).flatten(2)
 
 
-class _Block(nn.Module):
+class TransformerBlock(nn.Module):
+    """Pre-norm attention, then an MLP twice as wide.
+
+    Args:
+        width: of the hidden states, a multiple of `heads`.
+        heads: of the attention.
+    """
+
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
@@ -186,6 +218,7 @@ class _Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
 
     def forward(self, hidden: Tensor) -> Tensor:
+        """[B, positions, width] -> the same shape."""
         query, key, value = self.qkv(self.norm1(hidden)).unflatten(-1, (3, self.heads, -1)).unbind(-3)
         mixed = F.scaled_dot_product_attention(*(part.transpose(1, 2) for part in (query, key, value)))
         hidden = hidden + self.out(mixed.transpose(1, 2).flatten(2))
