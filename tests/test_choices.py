@@ -199,7 +199,7 @@ def test_no_option_of_an_entry_takes_an_unknown_name(registry, entry, name):
 def test_every_method_of_the_table_has_a_learner():
     setting = Setting(((0, 1),), input_shape=(1, 8, 8))
     for method in METHODS.values():
-        own = replace(setting, scenario="task", mask="task") if method.name == "hat" else setting
+        own = replace(setting, scenario="task", mask="task") if method.told else setting
         model = nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.ReLU(), nn.Linear(4, 2))
         strength = {"strength": 1.0} if "strength" in all_options(method, {}) else {}
         assert isinstance(build_learner(method, model, own, strength), Learner)

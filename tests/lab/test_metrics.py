@@ -149,3 +149,14 @@ def test_an_interval_needs_a_value():
 def test_a_level_is_a_share(level):
     with pytest.raises(OptionError, match=f"confidence_interval: level={level}, expected a share above 0 and below 1"):
         metrics.confidence_interval([1.0, 2.0], level)
+
+
+def test_the_forgetting_ratio_is_0_of_joint_training_and_minus_1_of_chance():
+    joint, chance = [0.9, 0.8], [0.5, 0.2]
+    assert metrics.forgetting_ratio(joint, joint=joint, chance=chance) == 0.0
+    assert metrics.forgetting_ratio(chance, joint=joint, chance=chance) == -1.0
+    assert metrics.forgetting_ratio([0.7, 0.8], joint=joint, chance=chance) == pytest.approx(-0.25)
+    with pytest.raises(OptionError, match="expected as many, one a task"):
+        metrics.forgetting_ratio([0.7], joint=joint, chance=chance)
+    with pytest.raises(OptionError, match="joint training is no better than chance"):
+        metrics.forgetting_ratio([0.7, 0.8], joint=chance, chance=chance)

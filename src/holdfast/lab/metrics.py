@@ -92,6 +92,31 @@ def learning_accuracy(matrix: Matrix) -> float:
     return float(np.diagonal(_square(matrix)).mean())
 
 
+def forgetting_ratio(accuracies: Sequence[float], *, joint: Sequence[float], chance: Sequence[float]) -> float:
+    """How far a method is behind joint training: 0 as good, -1 no better than chance.
+
+        mean over tasks of (A - A_chance) / (A_joint - A_chance) - 1
+
+    Args:
+        accuracies: on each task after the last, [T].
+        joint: of a network trained on the data of all tasks at once, likewise.
+        chance: of an untrained one, or of a stratified guess.
+
+    Raises:
+        OptionError: the lengths differ, or joint training is no better than chance.
+
+    Source: Serra et al. 2018, arXiv 1801.01423, equation 6.
+    """
+    a, best, worst = (np.asarray(values, dtype=np.float64) for values in (accuracies, joint, chance))
+    if not a.shape == best.shape == worst.shape or a.ndim != 1 or not len(a):
+        raise OptionError(
+            f"forgetting_ratio: found {a.shape}, {best.shape} and {worst.shape} accuracies; expected as many, one a task."
+        )
+    if (best <= worst).any():
+        raise OptionError("forgetting_ratio: joint training is no better than chance on a task. Train it for longer.")
+    return float(((a - worst) / (best - worst) - 1).mean())
+
+
 def confidence_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
     """Mean and half width of the interval mean +- t * s / sqrt(n), Student's t with n - 1 degrees of freedom.
 

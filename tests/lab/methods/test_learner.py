@@ -35,7 +35,7 @@ def net() -> nn.Sequential:
 
 
 def build(method: MethodEntry, model: nn.Module, options: dict[str, Any]) -> Any:
-    told = {"scenario": "task", "mask": "task"} if method.name == "hat" else {}
+    told = {"scenario": "task", "mask": "task"} if method.told else {}
     setting = Setting(task_classes=((0, 1, 2, 3),) * 3, input_shape=(6,), seed=options.pop("seed", 0), **told)
     return build_learner(method, model, setting, options)
 
@@ -102,7 +102,8 @@ class TestLiveness:
         assert same(weights, learn(method, optimizer=optimizer, lr=lr)[1])
         assert not same(weights, learn("none", optimizer=optimizer, lr=lr)[1])
         first, plain = (learn(name, optimizer=optimizer, lr=lr, num_tasks=1)[1] for name in (method, "none"))
-        assert same(first, plain) == (method != "hat")  # which gates the first task too
+        # which change the first task, too
+        assert same(first, plain) == (method not in ("hat", "packnet", "pathnet"))
 
     def test_plain_training_is_itself(self):
         assert same(learn("none")[1], learn("none")[1])
@@ -141,6 +142,9 @@ class TestLiveness:
             ("hat", {"hat_scale": 50.0}),
             ("hat", {"hat_sparsity": 0.0}),
             ("hat", {"seed": 1}),
+            ("packnet", {"pack_prune": 0.9}),
+            ("packnet", {"pack_retrain": 0.5}),
+            ("lfl", {"lfl_weight": 1.0}),
             ("sfa", {"sfa_share": 0.3}),
             ("sfa", {"sfa_period": 1.0}),
         ],
@@ -328,6 +332,10 @@ class TestState:
             ("imm", {"imm": "mean"}),
             ("imm", {"imm": "mode", "l2_transfer": 0.1}),
             ("hat", {}),
+            ("progressive", {}),
+            ("packnet", {}),
+            ("pathnet", {}),
+            ("lfl", {}),
             ("sfa", {"sfa_period": 0.5}),
         ],
     )

@@ -35,7 +35,7 @@ class Gated(nn.Module):
 
     def __init__(self, net: nn.Module, num_tasks: int, *, seed: int) -> None:
         super().__init__()
-        self.net = _chain(net)
+        self.net = chain_of(net, method="hat")
         self.task, self.scale = 0, 1.0
         generator = torch.Generator().manual_seed(seed)
         device = next(net.parameters()).device
@@ -99,7 +99,12 @@ def free(net: Gated, taken: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
     return found
 
 
-def _chain(net: nn.Module) -> nn.Sequential:
+def chain_of(net: nn.Module, *, method: str) -> nn.Sequential:
+    """The network, which is a chain of Linear and Conv2d layers and layers without weights.
+
+    Raises:
+        OptionError: it is not.
+    """
     known = (*_PLAIN, nn.Linear, nn.Conv2d)
     if isinstance(net, nn.Sequential):
         strange = {type(module).__name__ for module in net if not isinstance(module, known)}
@@ -108,8 +113,8 @@ def _chain(net: nn.Module) -> nn.Sequential:
         strange = {type(net).__name__}
     if strange:
         raise OptionError(
-            f"hat: the network has {', '.join(sorted(strange))}; gates are known for an nn.Sequential of Linear and "
-            "Conv2d layers with ReLU, pooling or dropout between them. Choose net mlp or convolution."
+            f"{method}: the network has {', '.join(sorted(strange))}; expected an nn.Sequential of Linear and Conv2d "
+            "layers with ReLU, pooling or dropout between them. Choose net mlp or convolution."
         )
     assert isinstance(net, nn.Sequential)
     return net

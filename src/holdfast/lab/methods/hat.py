@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from holdfast.errors import OptionError
 from holdfast.files.typed import Within
 from holdfast.lab.methods.gates import Gated, free
+from holdfast.lab.methods.isolated import check_told
 from holdfast.lab.methods.learner import Learner, Moment, Setting
 from holdfast.lab.methods.registry import COLOURS, register_method
 from holdfast.lab.streams import Examples
@@ -44,6 +44,7 @@ class GateOptions:
     options=GateOptions,
     style={"color": COLOURS["gates"], "linestyle": "-", "marker": "p"},
     classes_only=True,
+    told=True,
 )
 class HardAttention(Learner):
     """Gates a = sigmoid(s e) on the hidden units, with an embedding e of every task; see `holdfast.lab.methods.gates`.
@@ -71,11 +72,7 @@ class HardAttention(Learner):
     """
 
     def __init__(self, model: nn.Module, setting: Setting, options: GateOptions) -> None:
-        if (setting.scenario, setting.mask) != ("task", "task"):
-            raise OptionError(
-                f"hat: the scenario is {setting.scenario!r} and the mask {setting.mask!r}; it must know the task at "
-                "test time, and have a head for each. Set scenario task, with its own mask."
-            )
+        check_told(setting, method="hat")
         self.gated = Gated(model, setting.num_tasks, seed=setting.seed)
         super().__init__(self.gated, setting)
         self._scale, self._sparsity = options.hat_scale, options.hat_sparsity

@@ -16,12 +16,14 @@ class MethodEntry(Entry):
         importance: by which it holds them; likewise.
         batches: whether it looks at the batches of its tasks, which must then be (inputs, class targets).
         classes_only: whether it can learn classes alone, and no numbers.
+        told: whether it must be told which task it is, at test time too.
     """
 
     mechanism: str = ""
     importance: str = ""
     batches: bool = True
     classes_only: bool = False
+    told: bool = False
 
     @property
     def holds_weights(self) -> bool:
@@ -73,6 +75,7 @@ COLOURS = {
     "teacher": "#00788a",
     "average": "#4a5a78",
     "gates": "#5f6b00",
+    "isolation": "#8a4b2d",
 }
 """Of what methods go by. Those of the importances are the hues of Okabe and Ito, which people who see no red or green
 can tell apart too, darkened until text in them reads well on white."""
