@@ -9,28 +9,25 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 from holdfast.files.typed import Within
-from holdfast.lab.configured import CommonSettings, Configured
+from holdfast.lab.configured import Configured, GivenSettings
 from holdfast.lab.methods import GENERATORS, METHODS
 from holdfast.lab.methods.pairs import check_strength
-from holdfast.lab.options import OneOf, names_of
+from holdfast.lab.options import OneOf
 from holdfast.lab.protocols import defaults_of
 from holdfast.lab.registry import Registry
-from holdfast.lab.streams import STREAMS, PictureSettings
+from holdfast.lab.streams import STREAMS
 from holdfast.lab.training import NETS, Augmentation, OptimizerName, Schedule, known_augmentations
 from holdfast.likelihoods.masks import Mask, Scenario
-
-_PICTURES = names_of(PictureSettings) | {"augment"}
 
 BUDGET = 0.05
 """Nats, of methods that can keep a budget, where neither you nor the protocol has a strength."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunSettings(PictureSettings, CommonSettings):
-    """What every run is to be told, whatever its stream, network and method; see `PictureSettings`, too.
+class RunSettings(GivenSettings):
+    """What every run is to be told, whatever its stream, network and method; see `GivenSettings`, too.
 
     Attributes:
-        data: what the stream's tasks are made of, where it has no data of its own: a name, a path or module:function.
         augment: pictures are seen otherwise in each epoch: "crop" moves them by up to an eighth of their side, "flip"
             mirrors half of them.
         scenario: what is to be told at test time: "task", "domain" or "class"; None: the stream's own.
@@ -52,7 +49,6 @@ class RunSettings(PictureSettings, CommonSettings):
 
     stream: Annotated[str, OneOf(STREAMS)]
     method: Annotated[str, OneOf(METHODS)]
-    data: str | None = None
     scenario: Scenario | None = None
     num_tasks: Annotated[int, Within(1, 1000)] | None = None
     augment: tuple[Augmentation, ...] = ()
@@ -73,13 +69,8 @@ class RunSettings(PictureSettings, CommonSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(Configured, RunSettings):
-    """One run: a stream, a method, a seed, and every setting. Make one with `configure`; see `Configured`.
+    """One run: a stream, a method, a seed, and every setting. Make one with `configure`; see `Configured`."""
 
-    Attributes, beside those of `RunSettings`:
-        fingerprint: of the data, where they are given and not the stream's own.
-    """
-
-    fingerprint: str = ""
     record: ClassVar[type] = RunSettings
     registries: ClassVar[tuple[Registry[Any], ...]] = (METHODS, NETS, STREAMS, GENERATORS)
 
@@ -106,21 +97,6 @@ class RunConfig(Configured, RunSettings):
         if "budget" in given or found.get("strength") is None:  # a budget is kept at each step
             found |= {"strength": None, "budget": BUDGET, "pull_every": 1}
         return found
-
-    @property
-    def source(self) -> str:
-        """Of the data that the stream's tasks are made of; empty where it makes its own."""
-        return self.data or super().source
-
-    def defaults(self) -> dict[str, Any]:
-        """Setting -> its default as a JSON value, for every one that this run has."""
-        return super().defaults() | {"fingerprint": ""}
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values, those of pictures where they are not the usual ones; see `Configured`."""
-        found = super().to_dict() | ({"fingerprint": self.fingerprint} if self.fingerprint else {})
-        usual = self.defaults()
-        return {name: value for name, value in found.items() if name not in _PICTURES or value != usual[name]}
 
 
 def configure(

@@ -33,7 +33,22 @@ class CommonSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Configured(CommonSettings):
+class GivenSettings(PictureSettings, CommonSettings):
+    """What runs are told whose data may be yours; see `PictureSettings`, too.
+
+    Attributes:
+        data: what the stream's tasks are made of, where it has no data of its own: a name, a path or module:function.
+    """
+
+    data: str | None = None
+
+
+QUIET = names_of(PictureSettings) | {"augment"}
+"""Settings that are not told where they are the usual ones."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Configured(GivenSettings):
     """One run: its settings, checked, and the name of its folder. A subclass says which settings there are.
 
     An option of what is named (the stream, the method, ...) is read as an attribute of that name, too:
@@ -43,7 +58,10 @@ class Configured(CommonSettings):
         options: those of what is named, and of what their options name, by option.
         record: of the class: the dataclass of the settings.
         registries: likewise: of everything whose options may be settings of such a run.
+        fingerprint: of the data, where they are given and not the stream's own.
     """
+
+    fingerprint: str = ""
 
     options: Mapping[str, Any]
     record: ClassVar[type]
@@ -132,7 +150,7 @@ class Configured(CommonSettings):
     @property
     def source(self) -> str:
         """Of the data that the stream's tasks are made of; empty where it makes its own."""
-        return self.entries["stream"].data
+        return self.data or self.entries["stream"].data
 
     def build_stream(self, *, data_dir: str | os.PathLike[str] | None = None) -> Stream:
         """The stream that is learned; `data_dir` is where MNIST is.
@@ -192,10 +210,10 @@ class Configured(CommonSettings):
         found = {own.name: own.default for own in fields(self.record) if own.default is not MISSING}
         for entry in self.entries.values():
             found |= {name: default_of(record, name) for name, record in all_options(entry, self.options).items()}
-        return {name: _jsonable(value) for name, value in found.items()}
+        return {name: _jsonable(value) for name, value in {**found, "fingerprint": ""}.items()}
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values, in one level; what is not there is not the run's.
+        """As JSON values, in one level; what is not there is not the run's, or of `QUIET` the usual.
 
         In the order of pages: the method's options, then what all runs have, the stream's and the net's options in it.
         """
@@ -205,7 +223,10 @@ class Configured(CommonSettings):
             found[setting.name] = getattr(self, setting.name)
             after = {"num_tasks": own["stream"], "net": own.get("net", ())}.get(setting.name, ())
             found |= {name: self.options[name] for name in after}
-        return {name: _jsonable(value) for name, value in found.items()}
+        if self.fingerprint:
+            found["fingerprint"] = self.fingerprint
+        usual, told = self.defaults(), {name: _jsonable(value) for name, value in found.items()}
+        return {name: value for name, value in told.items() if name not in QUIET or value != usual[name]}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Self:

@@ -110,7 +110,7 @@ def forgetting_ratio(accuracies: Sequence[float], *, joint: Sequence[float], cha
     a, best, worst = (np.asarray(values, dtype=np.float64) for values in (accuracies, joint, chance))
     if not a.shape == best.shape == worst.shape or a.ndim != 1 or not len(a):
         raise OptionError(
-            f"forgetting_ratio: found {a.shape}, {best.shape} and {worst.shape} accuracies; expected as many, one a task."
+            f"forgetting_ratio: found {a.shape}, {best.shape}, {worst.shape} accuracies; expected as many, one a task."
         )
     if (best <= worst).any():
         raise OptionError("forgetting_ratio: joint training is no better than chance on a task. Train it for longer.")

@@ -67,7 +67,7 @@ COMMITTED = {
 }
 
 
-@pytest.mark.parametrize("stream", GENERATION_STREAMS)
+@pytest.mark.parametrize("stream", [name for name, stream in GENERATION_STREAMS.items() if stream.data])
 @pytest.mark.parametrize("method", GENERATION_METHODS)
 def test_a_run_is_found_in_the_folder_that_earlier_versions_gave_it(stream, method):
     usual, other = HASHES[stream, method]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
-from holdfast.lab.configured import CommonSettings, Configured, settings_hash
+from holdfast.lab.configured import Configured, GivenSettings, settings_hash
 from holdfast.lab.generation.methods import GENERATION_METHODS
 from holdfast.lab.generation.registry import GENERATION_STREAMS, DrawingSettings
 from holdfast.lab.options import OneOf
@@ -14,8 +15,8 @@ from holdfast.lab.registry import Registry
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerationSettings(DrawingSettings, CommonSettings):
-    """What every generation run is to be told, whatever its stream and method; see `DrawingSettings`."""
+class GenerationSettings(DrawingSettings, GivenSettings):
+    """What every generation run is to be told, whatever its stream and method; see the bases, too."""
 
     stream: Annotated[str, OneOf(GENERATION_STREAMS)]
     method: Annotated[str, OneOf(GENERATION_METHODS)]
@@ -45,12 +46,15 @@ class GenerationConfig(Configured, GenerationSettings):
         return settings_hash({**self.protocol(self.stream, self.method), **self.to_dict()}, self.defaults())
 
 
-def configure_generation(stream: str, method: str, **settings: Any) -> GenerationConfig:
+def configure_generation(
+    stream: str, method: str, *, data_dir: str | os.PathLike[str] | None = None, **settings: Any
+) -> GenerationConfig:
     """A generation run's configuration: the protocol of the stream, and yours above it.
 
     Args:
         stream: name of the stream.
         method: name of the method.
+        data_dir: where data by name are; see `holdfast.lab.load_data`.
         settings: those of `GenerationSettings`, and options of the stream and the method; None leaves the protocol's
             value.
 
@@ -58,4 +62,4 @@ def configure_generation(stream: str, method: str, **settings: Any) -> Generatio
         UnknownNameError: an unknown stream, method or setting; the message offers the nearest.
         OptionError: a value out of its range, or a setting that belongs to something else.
     """
-    return GenerationConfig.configured(stream, method, **settings)
+    return GenerationConfig.configured(stream, method, data_dir=data_dir, **settings)

@@ -77,14 +77,16 @@ def learn_classes(
     descend(optimizer, batches, lambda batch: (F.cross_entropy(net(batch[0]), batch[1]), None), after_step=after_step)
 
 
-def judge_of(images: Task, *, device: torch.device, folder: Path) -> tuple[nn.Sequential, float]:
-    """The judge of a set of images, and its test accuracy; trained at most once for a folder.
+def judge_of(
+    images: Task, *, device: torch.device, folder: Path, name: str | None = None
+) -> tuple[nn.Sequential, float]:
+    """The judge of a set of images, and its test accuracy; trained at most once for a folder and a name.
 
     Raises:
         FileFormatError: its file is damaged.
         OutputError: it cannot be written.
     """
-    path = folder / f"{images.name}-{_VERSION}.safetensors"
+    path = folder / f"{name or images.name}-{_VERSION}.safetensors"
     net = judge_net(images.train.input_shape, len(images.classes), seed=0)
     if not path.exists():
         trained = train_judge(images.train.to(device), epochs=num_epochs(images), num_classes=len(images.classes))

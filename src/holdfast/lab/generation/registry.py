@@ -8,8 +8,8 @@ from typing import Annotated, Any, ClassVar
 
 import torch
 
-from holdfast.errors import OptionError
 from holdfast.files.typed import Within
+from holdfast.lab.configured import GivenSettings
 from holdfast.lab.options import names_of
 from holdfast.lab.registry import FLAGS, Entry, Registry
 from holdfast.lab.streams import Stream, StreamEntry, StreamPlan
@@ -95,7 +95,9 @@ class DrawingEntry(Entry):
     """
 
     past_data: bool = False
-    reserved: ClassVar[frozenset[str]] = FLAGS | names_of(DrawingSettings)
+    reserved: ClassVar[frozenset[str]] = (
+        FLAGS | names_of(DrawingSettings) | names_of(GivenSettings) | {"fingerprint", "options"}
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,11 +110,6 @@ class DrawnEntry(StreamEntry):
 
     protocol: Mapping[str, Any] = field(default_factory=dict)
     reserved: ClassVar[frozenset[str]] = DrawingEntry.reserved
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.data:
-            raise OptionError(f"{self.name}: of which data? Expected data=, a name, for a judge learns them too.")
 
 
 GENERATION_METHODS: Registry[DrawingEntry] = Registry("method of generation", DrawingEntry)
@@ -127,6 +124,7 @@ register_generation_stream = GENERATION_STREAMS.register
 _DIGITS = {"iterations": 200, "lr": 1e-3, "latent": 16, "width": 16, "images": 300, "alignment": 0.3}
 
 
+@register_generation_stream("generation", summary="data of your own (--data) to draw, a class a task", scenario="class")
 @register_generation_stream("mnist-generation", summary="MNIST to draw, a class a task", data="mnist", scenario="class")
 @register_generation_stream(
     "digits-generation",

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from holdfast.errors import CollapseError, NotFiniteError
+from holdfast.errors import CollapseError, NotFiniteError, OptionError
 from holdfast.files import read_state, write_state
 from holdfast.files.optimizers import load_optimizer_states, optimizer_states
 from holdfast.lab.checkpoint import RunProgress, fitting
@@ -22,8 +22,9 @@ from holdfast.lab.generation.judge import judge_of, num_epochs
 from holdfast.lab.generation.measures import asked_accuracy, frechet_distance_of, real_of, reverse_accuracy
 from holdfast.lab.generation.methods import build_drawing
 from holdfast.lab.generation.registry import GENERATION_METHODS, DrawingPlan
+from holdfast.lab.provenance import data_of
 from holdfast.lab.result import RunResult
-from holdfast.lab.streams import Examples, load_data
+from holdfast.lab.streams import Examples
 from holdfast.replay import check_alive
 from holdfast.tensors import prefixed, under
 
@@ -110,16 +111,25 @@ class ActiveGeneration(RunEngine[GenerationProgress]):
             config, folder, progress=GenerationProgress(), device=device, data_dir=data_dir, on_event=on_event
         )
         self.config: GenerationConfig = config
-        self.images = load_data(config.source, data_dir=data_dir)
+        (self.images,) = data_of(config, data_dir=data_dir)
         self.classes = tuple(classes[0] for classes in self.stream.task_classes)
         self.test = self.images.test.to(self.device)
+        few = (self.test.targets.bincount(minlength=len(self.images.classes)) < 2).nonzero().flatten().tolist()
+        if few:
+            raise OptionError(
+                f"{config.stream}: {len(self.test)} test images, of classes {few} fewer than two; drawn ones are compared "
+                "with them. Give more data."
+            )
         plan = DrawingPlan(config, config.seed, self.stream.input_shape, len(self.images.classes), self.device)
         self.drawing = build_drawing(config.method, plan, config.options)
         self.shown: list[Tensor] = []
 
     def finish(self) -> RunResult:
         """Learn what is left to learn, once there is a judge."""
-        self.judge, self.judged = judge_of(self.images, device=self.device, folder=self.folder.path.parent / "judges")
+        name = "-".join(filter(None, (self.images.name, self.config.fingerprint)))
+        self.judge, self.judged = judge_of(
+            self.images, name=name, device=self.device, folder=self.folder.path.parent / "judges"
+        )
         return super().finish()
 
     def baseline(self) -> list[float]:
