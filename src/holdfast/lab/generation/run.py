@@ -117,8 +117,8 @@ class ActiveGeneration(RunEngine[GenerationProgress]):
         few = (self.test.targets.bincount(minlength=len(self.images.classes)) < 2).nonzero().flatten().tolist()
         if few:
             raise OptionError(
-                f"{config.stream}: {len(self.test)} test images, of classes {few} fewer than two; drawn ones are compared "
-                "with them. Give more data."
+                f"{config.stream}: {len(self.test)} test images, of classes {few} fewer than two; drawn ones are "
+                "compared with them. Give more data."
             )
         plan = DrawingPlan(config, config.seed, self.stream.input_shape, len(self.images.classes), self.device)
         self.drawing = build_drawing(config.method, plan, config.options)
