@@ -1,6 +1,6 @@
 """Ways to learn task after task: each registers itself, from the ceiling to the floor."""
 
-from holdfast.lab.methods import past_data, dgr, er, der, agem, lwf, mechanisms, imm, sfa, hat, frozen  # noqa: F401, I001
+from holdfast.lab.methods import past_data, dgr, er, der, agem, lwf, mechanisms, imm, sfa, hat, analytic, frozen  # noqa: F401, I001
 from holdfast.lab.methods.build import build_learner
 from holdfast.lab.methods.estimator import ClosedTask, Estimator
 from holdfast.lab.methods.pairs import register_importance, register_mechanism

@@ -73,6 +73,7 @@ COLOURS = {
     "teacher": "#00788a",
     "average": "#4a5a78",
     "gates": "#5f6b00",
+    "sums": "#8a3d00",
 }
 """Of what methods go by. Those of the importances are the hues of Okabe and Ito, which people who see no red or green
 can tell apart too, darkened until text in them reads well on white."""
