@@ -191,6 +191,18 @@ class TestWhatItGives:
         same(head, joint(options), rtol=1e-12)
         assert sum(copied.counts.values()) == 400
 
+    @pytest.mark.parametrize("default", [torch.float16, torch.float64], ids=str)
+    @EVERY_KIND
+    def test_the_default_dtype_does_not_matter(self, options, default):
+        features, labels = examples()
+        expected = hf.AnalyticHead(**options).fit(features.float(), labels)(features.float())
+        torch.set_default_dtype(default)
+        try:
+            found = hf.AnalyticHead(**options).fit(features.float(), labels)(features.float())
+        finally:
+            torch.set_default_dtype(torch.float32)
+        assert torch.equal(found, expected)
+
     def test_state_and_back(self):
         head = joint({"projection": 40, "seed": 3})
         twin = hf.AnalyticHead.from_state(*head.state(), where="here")
@@ -328,3 +340,16 @@ class TestWhatItRefuses:
         dead = hf.AnalyticHead().fit(torch.zeros(4, 9), torch.arange(4))
         with pytest.raises(StateError, match="all features are zero. Look at the backbone"):
             dead(torch.rand(1, 9))
+
+
+@pytest.mark.gpu
+@EVERY_KIND
+def test_on_a_device(options):
+    features, labels = examples()
+    head = hf.AnalyticHead(**options, device="cuda").fit(features, labels)
+    same(head, joint(options), rtol=1e-9)
+    assert head(features.float().cuda()).device.type == "cuda"
+    assert hf.AnalyticHead(**options).merge(head).device.type == "cpu"
+    same(head.to("cpu"), joint(options), rtol=1e-9)
+    again = {} if options["kind"] == "means" else {"features": of_class(10).cuda()}
+    same(joint(options).to("cuda").forget(10, **again), joint(options).forget(10, **again))

@@ -118,6 +118,15 @@ def test_a_penalty_that_is_chosen_and_the_same_given_are_one_head():
     assert torch.allclose(chosen(phi), given_it(phi), atol=1e-12)
 
 
+def test_with_fewer_examples_than_features_small_penalties_are_no_rounding():
+    """GCV then has a limit at zero, of terms that float64 would lose beside |Y|^2."""
+    phi, labels = drawn(12, 40, 3)
+    kernel = phi @ phi.T  # where all examples are fitted, the residual is lambda K^-1 Y, and N - tr H is lambda tr K^-1
+    inverse = torch.linalg.inv(kernel)
+    limit = 12 * (inverse @ one_hot(labels)).square().sum() / inverse.trace() ** 2
+    assert torch.allclose(gcv(phi, labels, 1e-9, 1e-7), limit.expand(2), rtol=1e-5)
+
+
 def test_features_without_scatter_do_not_hinder_it():
     """A constant column, a column of zeros and one twice: G is singular, and cross-validation sees its rank."""
     phi, labels = drawn(60, 4, 3)

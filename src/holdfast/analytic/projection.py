@@ -32,6 +32,7 @@ class RandomProjection:
 
     def __init__(self, width: int, size: int, *, seed: int) -> None:
         self.width, self.size, self.seed = width, size, seed
+        self._moved: Tensor | None = None
 
     @cached_property
     def W(self) -> Tensor:
@@ -53,7 +54,9 @@ class RandomProjection:
 
         Cost: B d M multiplications.
         """
-        return (features @ self.W.to(features.device)).relu()
+        if self._moved is None or self._moved.device != features.device:
+            self._moved = self.W.to(features.device)
+        return (features @ self._moved).relu()
 
 
 def _near_normal(words: np.ndarray) -> np.ndarray:

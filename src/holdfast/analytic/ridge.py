@@ -107,8 +107,10 @@ def cross_validation(spectrum: Spectrum, ridge: Tensor) -> Tensor:
     N, g = spectrum.num_examples, spectrum.g
     fitted = spectrum.P.square().sum(1) / g
     left = ridge[:, None] / (g + ridge[:, None])
-    misfit = (N - fitted.sum()).clamp(min=0) + (fitted * left.square()).sum(1)
-    free = max(N - len(g), 0) + left.sum(1)
+    spare = max(N - len(g), 0)
+    unfitted = (N - fitted.sum()).clamp(min=0) if spare else 0.0  # else it is zero, and would be rounding alone
+    misfit = unfitted + (fitted * left.square()).sum(1)
+    free = spare + left.sum(1)
     return N * misfit / free.square()
 
 

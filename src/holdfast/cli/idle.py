@@ -44,7 +44,7 @@ def hopeless_note(config: RunConfig) -> list[str]:
     return [
         f"{config.method} hardly helps in the class scenario: a task has no examples of older classes, so that every "
         "step pushes their outputs down, whichever weights are held; expect about the accuracy of the newest task "
-        "alone. Joint training, or replay, can tell the classes apart."
+        "alone. Joint training, replay, or a head that is solved (slda, ranpac) can tell the classes apart."
     ]
 
 

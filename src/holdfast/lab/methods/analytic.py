@@ -73,8 +73,8 @@ class Answering(nn.Module):
         if not self.analytic.classes:
             return self.net(inputs)
         features = given_to(self._own_head[0], self.net, inputs)
-        found = torch.full((len(features), self.num_columns), -torch.inf, device=features.device)
-        found = found.to(wide_dtype(features))
+        shape, dtype = (len(features), self.num_columns), wide_dtype(features)
+        found = torch.full(shape, -torch.inf, dtype=dtype, device=features.device)
         found[:, list(self.analytic.classes)] = self.analytic.scores(features)
         return found
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from holdfast.analytic.features import head_of
 from holdfast.lab.methods.learner import Learner, Setting
 from holdfast.lab.methods.registry import COLOURS, register_method
 from holdfast.lab.streams import Examples
@@ -28,7 +29,7 @@ class Frozen(Learner):
 
     def __init__(self, model: nn.Module, setting: Setting) -> None:
         super().__init__(model, setting)
-        self._head = [module for module in model.modules() if list(module.parameters(recurse=False))][-1]
+        self._head = head_of(model)
         self._frozen = False
 
     def open_task(self, task: int, examples: Examples) -> None:
