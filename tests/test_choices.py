@@ -81,6 +81,7 @@ def batches() -> list[tuple[torch.Tensor, torch.Tensor]]:
 
 
 USES: dict[Any, Callable[..., Any]] = {
+    hf.AnalyticHead: hf.AnalyticHead,
     hf.ImportanceInfo: lambda **given: hf.ImportanceInfo("made-up", 1, **given),
     hf.EWC: lambda **given: hf.EWC(net(), **given),
     hf.WVA: lambda **given: hf.WVA(net(), strength=1.0, **given),

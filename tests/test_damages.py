@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from tests.damages import Kind, check, check_beside
 from torch import nn
 
-from holdfast import EWC, WVA, Importance, fisher, kfac, mas
+from holdfast import EWC, WVA, AnalyticHead, Importance, fisher, kfac, mas
 from holdfast.curvature.factored import load_importance
 from holdfast.files import (
     new_folder,
@@ -97,7 +97,20 @@ def load_by_reference(path):
     return dict(held.importance), anchors
 
 
+def head(path, kind="ridge", **options):
+    inputs, targets = data()[0]
+    AnalyticHead(kind, **options).fit(inputs, targets).save(path)
+
+
+def load_head(path):
+    """Its sums and what it says of itself, but for what a solution is made by."""
+    found = AnalyticHead.load(path)
+    return found.state(), found(data()[0][0])
+
+
 KINDS = [
+    Kind("head", lambda path: head(path, projection=12), load_head),
+    Kind("head-apart", lambda path: head(path, "slda", keep_class_sums=True), load_head),
     Kind("importance", lambda path: fisher(net(), data()).save(path), lambda path: _values(load_importance(path))),
     Kind("shards", in_shards, lambda path: _values(load_importance(path))),
     Kind("factors", lambda path: kfac(net(), data()).save(path), lambda path: _values(load_importance(path))),
@@ -135,6 +148,7 @@ def _loaded(path):
 
 
 BESIDE = {
+    "head": (head, lambda path: head(path, projection=4), load_head),
     "importance": (lambda path: fisher(net(), data()).save(path), lambda path: mas(net(), data()).save(path), _loaded),
     "or-factors": (lambda path: fisher(net(), data()).save(path), lambda path: kfac(net(), data()).save(path), _loaded),
     "shards": (in_shards, lambda path: mas(net(), data()).save(path), _loaded),

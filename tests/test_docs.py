@@ -67,6 +67,24 @@ def test_results_in_a_notebook(tmp_path: Path):
     assert set(runs.columns) - set(told) >= {"stream", "method", "lr", "hidden", "strength"}
 
 
+def test_new_classes_without_old_data(tmp_path: Path):
+    with contextlib.chdir(tmp_path), contextlib.redirect_stdout(io.StringIO()) as printed:
+        names = run("classes.md")
+        loaded = hf.AnalyticHead.load("head")
+    at_the_end, classes = printed.getvalue().splitlines()
+    assert float(at_the_end) == pytest.approx(0.98, abs=0.01)
+    assert classes == "(0, 1, 2, 3, 4, 5, 6, 7, 8)"
+    head, tasks, accuracy = names["head"], names["tasks"], names["accuracy"]
+    assert accuracy(names["merged"], tasks[:4]) > 0.97
+    never = hf.AnalyticHead(projection=500)
+    for features, labels in itertools.chain(*(hf.features_of(names["model"], task.train) for task in tasks)):
+        if bool((labels != 9).any()):
+            never.fit(features[labels != 9], labels[labels != 9])
+    ((features, _),) = list(hf.features_of(names["model"], tasks[0].test))[:1]
+    assert torch.allclose(loaded(features), never(features), atol=1e-6)
+    assert head.nbytes == 8 * (500 * 500 + 500 * 10 + 10)
+
+
 @pytest.fixture(scope="module")
 def own(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder, printed = tmp_path_factory.mktemp("own"), io.StringIO()

@@ -8,11 +8,13 @@
     keeper.retain(hf.measure(model, data, probes=held_out))         # hold what was learned; train on
 
 Estimators: `measure`, which chooses, `fisher`, `kfac`, `mas`, `signal`, `taylor`, `SynapticIntelligence`, `uniform`;
-`calibrated` finds what their forecast is worth in nats where training goes.
+`calibrated` finds what their forecast is worth in nats where training goes. `AnalyticHead` learns new classes from sums
+of features alone.
 Streams of tasks, networks, methods and whole experiments are in `holdfast.lab`, ready language models in
 `holdfast.language`.
 """
 
+from holdfast.analytic import AnalyticHead, features_of
 from holdfast.calibration import calibrated
 from holdfast.curvature import Curvature, Decayed, FactoredImportance, KroneckerFactors
 from holdfast.errors import HoldfastError
@@ -38,6 +40,7 @@ from holdfast.version import __version__
 __all__ = [
     "EWC",
     "WVA",
+    "AnalyticHead",
     "Bernoulli",
     "Categorical",
     "Curvature",
@@ -60,6 +63,7 @@ __all__ = [
     "SynapticIntelligence",
     "__version__",
     "calibrated",
+    "features_of",
     "fisher",
     "kfac",
     "mas",

@@ -98,3 +98,10 @@ def drawing(stream: str, method: str) -> list[Any]:
 
 def drawn_right(found: Sequence[Any], tasks: int) -> str:
     return told([run["average_accuracy"][tasks - 1] for run in found])
+
+
+def classes(method: str, **options: Any) -> list[Any]:
+    """Runs of split MNIST, class after class, of a method with these options, the others as they are by default."""
+    usual = {"adapt": False, "projection": 1000}
+    own = runs(f"classes/runs/split-mnist-{method}-[0-9]-*.json")
+    return [run for run in own if all(run["config"].get(k, v) == (usual | options)[k] for k, v in usual.items())]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from tests.claims.files import WORDS, content, drawing, drawn_right, kept, rows, runs, span, told
-from tests.claims.numbers import GENERATION, KFAC
+from tests.claims.files import WORDS, classes, content, drawing, drawn_right, kept, rows, runs, span, told
+from tests.claims.numbers import CLASSES, GENERATION, KFAC
 
 
 def _quality(found: Sequence[Any]) -> str:
@@ -82,7 +82,26 @@ def _kfac_costs() -> Iterator[str]:
     yield f"n = 1, 4, 10: {every['1']:.4f}, {every['4']:.4f}, {every['10']:.4f}"
 
 
+def _classes() -> Iterator[str]:
+    yield f"| joint training | {kept('scenarios', 'joint, class')} | |"
+    yield f"| plain training | {kept('scenarios', 'plain, class')} | |"
+    lines = {
+        "`ranpac`, 2,000 random features": classes("ranpac", projection=2000),
+        "`ranpac --adapt`": classes("ranpac", adapt=True),
+        "`ranpac`, 1,000 random features": classes("ranpac"),
+        "`slda --adapt`": classes("slda", adapt=True),
+        "`slda`": classes("slda"),
+        "`class-means`": classes("class-means"),
+    }
+    for label, found in lines.items():
+        assert len(found) == 3
+        held = {run["held_bytes"] / 1e6 for run in found}
+        assert len(held) == 1
+        yield f"| {label} | {told([run['average_accuracy'][-1] for run in found])} | {held.pop():.2g} |"
+
+
 SAID: Mapping[str, Sequence[Callable[[], Iterator[str]]]] = {
+    CLASSES: (_classes,),
     KFAC: (_kfac, _kfac_costs),
     GENERATION: (_generation, _generation_digits),
 }

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 README, STRENGTH, REPLAY, STATISTICS = "README.md", "docs/strength.md", "docs/replay.md", "docs/statistics.md"
-INTEGRATIONS = "docs/integrations.md"
+INTEGRATIONS, CLASSES = "docs/integrations.md", "docs/classes.md"
 KFAC, GENERATION = "docs/results/kfac/README.md", "docs/results/generation/README.md"
 PAGES = (
     README,
@@ -18,6 +18,7 @@ PAGES = (
     STATISTICS,
     "docs/own.md",
     INTEGRATIONS,
+    CLASSES,
     "docs/results/README.md",
     KFAC,
     GENERATION,

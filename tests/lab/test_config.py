@@ -89,6 +89,10 @@ OTHERS = {
     "hat_sparsity": 0.25,
     "sfa_share": 0.75,
     "sfa_period": 0.125,
+    "adapt": True,
+    "shrinkage": 0.25,
+    "projection": 50,
+    "ridge": 2.5,
 }
 """A value of every setting that no protocol has."""
 

@@ -11,6 +11,12 @@ from holdfast.lab.methods import method_named
 from holdfast.lab.protocols import defaults_of
 from holdfast.lab.streams import STREAMS
 
+_OF_TRAINING = (
+    *("optimizer", "lr", "weight_decay", "schedule", "fresh_optimizer", "epochs", "iterations", "batch_size", "clip"),
+    "mask",
+)
+"""Settings that only a method that trains has a use for."""
+
 
 def idle_settings(config: RunConfig, given: Iterable[str]) -> list[str]:
     """A line for each setting of `given` that another one leaves without effect."""
@@ -21,6 +27,12 @@ def idle_settings(config: RunConfig, given: Iterable[str]) -> list[str]:
         lines.append("--si-gradient has no effect beside --si-variant kutalev, which has its own.")
     if config.imm == "mean" and "fisher" in given:
         lines.append("--fisher has no effect beside --imm mean, which measures none.")
+    if config.adapt is False:
+        idle = [name for name in _OF_TRAINING if name in given]
+        lines += [
+            f"{_flags([name])} has no effect with {config.method}, which trains nothing; or give --adapt."
+            for name in idle
+        ]
     return lines
 
 
@@ -32,7 +44,7 @@ def hopeless_note(config: RunConfig) -> list[str]:
     return [
         f"{config.method} hardly helps in the class scenario: a task has no examples of older classes, so that every "
         "step pushes their outputs down, whichever weights are held; expect about the accuracy of the newest task "
-        "alone. Joint training, or replay, can tell the classes apart."
+        "alone. Joint training, replay, or a head that is solved (slda, ranpac) can tell the classes apart."
     ]
 
 

@@ -247,7 +247,9 @@ class _Trained:
         self.learner.open_task(task, self.workload.examples or Examples(torch.empty(0), torch.empty(0)))
 
     def steps(self) -> None:
-        """One optimizer step a batch."""
+        """One optimizer step a batch; none where the method takes none in this task."""
+        if not self.learner.trains(self._task):
+            return
         count = len(self.workload.batches)
         self.learner.model.train()
 
@@ -267,6 +269,8 @@ class _Trained:
         """Close the task on the batches."""
         workload = self.workload
         data: Any = workload.examples or list(workload.batches)
+        if workload.examples is not None:
+            self.learner.after_training(self._task, workload.examples)
         self.learner.close_task(data, classes=workload.classes, task=self._task)
 
     def held_bytes(self) -> int:
@@ -309,12 +313,14 @@ def _cost(
         taken.append(_seconds(trained.steps, trained.device))
     peak = torch.cuda.max_memory_allocated(trained.device) if trained.device.type == "cuda" else None
     ratio = statistics.median(one / other for one, other in zip(taken, beside))
-    scale = num_examples / workload.num_examples if _looks_at_examples(method, settings) else 1.0
+    scale = num_examples / workload.num_examples if _looks_at_examples(method, settings, trained.learner) else 1.0
     return MethodCost(method.name, held, ratio, closing * scale, peak), beside
 
 
-def _looks_at_examples(method: MethodEntry, settings: Mapping[str, Any]) -> bool:
+def _looks_at_examples(method: MethodEntry, settings: Mapping[str, Any], learner: Learner) -> bool:
     """Whether a task is closed by a pass over examples."""
+    if type(learner).after_training is not Learner.after_training:
+        return True
     measured = method.importance in IMPORTANCES and IMPORTANCES[method.importance].on_examples
     return measured or (method.name == "imm" and settings.get("imm") == "mode")
 

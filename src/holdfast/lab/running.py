@@ -141,6 +141,7 @@ class ActiveRun(RunEngine[RunProgress]):
         config, progress = self.config, self.progress
         train = self._training_examples(t)
         epochs = num_epochs(len(train), config.batch_size, epochs=config.epochs, iterations=config.iterations)
+        epochs = epochs if self.learner.trains(t) else 0
         steps_an_epoch = -(-len(train) // config.batch_size)
         num_steps = config.iterations or epochs * steps_an_epoch
         columns = self._columns(t)
@@ -177,6 +178,9 @@ class ActiveRun(RunEngine[RunProgress]):
             self.tell({"event": "epoch", **epoch})
             if progress.epoch < epochs:
                 self.save(at_least=CHECKPOINT_SECONDS)
+        began = time.perf_counter()
+        self.learner.after_training(t, train)
+        progress.seconds_training += time.perf_counter() - began
         self._close(t)
 
     def _close(self, t: int) -> None:

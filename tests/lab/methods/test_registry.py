@@ -27,6 +27,9 @@ def test_every_method_that_was_promised_has_its_name():
         "packnet",
         "pathnet",
         "lfl",
+        "class-means",
+        "slda",
+        "ranpac",
         "l2",
         "frozen",
         "none",
@@ -64,6 +67,7 @@ def test_what_a_method_leaves_open_is_its_own():
         "signal_bias",
     }
     assert [own.name for own in fields(METHODS["lwf"].options)] == ["temperature"]
+    assert [own.name for own in fields(METHODS["ranpac"].options)] == ["adapt", "projection", "ridge"]
     assert METHODS["none"].options is NoOptions
 
 
@@ -80,7 +84,7 @@ def test_from_the_ceiling_to_the_floor():
 def test_an_unknown_name_is_answered_with_the_nearest():
     with pytest.raises(
         UnknownNameError,
-        match=r"unknown method 'ewc-fischer'. Did you mean 'ewc-fisher'\? Known: agem, cumulative, der, dgr, ",
+        match=r"unknown method 'ewc-fischer'. Did you mean 'ewc-fisher'\? Known: agem, class-means, cumulative, der, ",
     ):
         method_named("ewc-fischer")
     assert issubclass(UnknownNameError, OptionError)

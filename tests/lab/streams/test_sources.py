@@ -346,10 +346,10 @@ class TestRuns:
     def test_a_regression(self, tmp_path: Path):
         source = f"{__name__}:regression"
         small = {"data": source, "num_tasks": 2, "epochs": 1, "hidden": (4,)}
-        for method in ("none", "ewc-fisher", "lwf"):
-            if method == "lwf":
+        for method in ("none", "ewc-fisher", "lwf", "slda"):
+            if method in ("lwf", "slda"):
                 with pytest.raises(
-                    OptionError, match="permuted, lwf: the targets are numbers; expected scenario domai"
+                    OptionError, match=f"permuted, {method}: the targets are numbers; expected scenario domai"
                 ):
                     run(configure("permuted", method, **small), output=tmp_path)
                 continue

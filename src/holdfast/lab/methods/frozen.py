@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from holdfast.lab.methods.isolated import head_of
+from holdfast.analytic.features import head_of
 from holdfast.lab.methods.learner import Learner, Setting
 from holdfast.lab.methods.registry import COLOURS, register_method
 from holdfast.lab.streams import Examples

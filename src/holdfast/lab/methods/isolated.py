@@ -20,11 +20,6 @@ def check_told(setting: Setting, *, method: str) -> None:
         )
 
 
-def head_of(model: nn.Module) -> nn.Module:
-    """The last layer: the last module, in order of definition, that has parameters of its own."""
-    return [module for module in model.modules() if list(module.parameters(recurse=False))][-1]
-
-
 class OtherRows:
     """The rows of a last layer that are not of the task at hand: an optimizer's decay and momentum leave them alone.
 

@@ -77,8 +77,9 @@ class Moment:
 class Learner:
     """The moments of a run in which a method may act. Here nothing is done in any of them: plain fine-tuning.
 
-    The order is: `attach` to each new optimizer; `open_task`; `before_step`, `loss` and `after_step` at every step;
-    `close_task`; `evaluating` around every measurement. What must survive a kill goes through `state` and `load_state`.
+    The order is: `attach` to each new optimizer; `open_task`; where it `trains`, `before_step`, `loss` and `after_step`
+    at every step; `after_training`; `close_task`; `evaluating` around every measurement. What must survive a kill goes
+    through `state` and `load_state`.
     A method that draws at random draws from torch's global state, which every epoch seeds: so a run that goes on draws
     the same.
 
@@ -118,6 +119,10 @@ class Learner:
             examples: what it will be trained on.
         """
 
+    def trains(self, task: int) -> bool:
+        """Whether a task is learned by optimizer steps; where not, by `after_training` alone."""
+        return True
+
     def before_step(self, moment: Moment) -> None:
         """Get ready for an optimizer step, before its loss."""
 
@@ -127,6 +132,14 @@ class Learner:
 
     def after_step(self, inputs: Tensor, targets: Tensor, columns: Tensor | None) -> None:
         """Look back on an optimizer step, at the batch it was taken on."""
+
+    def after_training(self, task: int, examples: Examples) -> None:
+        """Look at what a task was trained on, after its last step and before it is closed.
+
+        Args:
+            task: its number, from 0.
+            examples: as `open_task` was given them.
+        """
 
     def close_task(self, examples: Examples, *, classes: tuple[int, ...] | None, task: int) -> None:
         """Keep what must be kept of a task, after its last step.

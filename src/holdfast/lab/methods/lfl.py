@@ -11,8 +11,8 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
+from holdfast.analytic.features import head_of
 from holdfast.files.typed import Within
-from holdfast.lab.methods.isolated import head_of
 from holdfast.lab.methods.learner import Learner, Setting
 from holdfast.lab.methods.registry import COLOURS, register_method
 from holdfast.lab.streams import Examples

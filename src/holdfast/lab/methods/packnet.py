@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
+from holdfast.analytic.features import head_of
 from holdfast.files.typed import Within
-from holdfast.lab.methods.isolated import check_told, head_of
+from holdfast.lab.methods.isolated import check_told
 from holdfast.lab.methods.learner import Learner, Moment, Setting
 from holdfast.lab.methods.registry import COLOURS, register_method
 from holdfast.lab.streams import Examples

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from holdfast.analytic.features import head_of
 from holdfast.errors import OptionError
 from holdfast.files.typed import Within
 from holdfast.lab.methods.gates import chain_of
-from holdfast.lab.methods.isolated import OtherRows, check_told, head_of
+from holdfast.lab.methods.isolated import OtherRows, check_told
 from holdfast.lab.methods.learner import Learner, Moment, Setting
 from holdfast.lab.methods.registry import COLOURS, register_method
 from holdfast.lab.streams import Examples

@@ -75,7 +75,8 @@ COLOURS = {
     "teacher": "#00788a",
     "average": "#4a5a78",
     "gates": "#5f6b00",
-    "isolation": "#8a4b2d",
+    "isolation": "#9c5a6e",
+    "sums": "#8a3d00",
 }
 """Of what methods go by. Those of the importances are the hues of Okabe and Ito, which people who see no red or green
 can tell apart too, darkened until text in them reads well on white."""
