@@ -88,7 +88,7 @@ def test_what_others_put_into_the_folder_stays_and_a_folder_of_others_is_refused
         ({"projection": 11}, r"s is float64 \[3, 12\], expected float64 \[3, 11\]; G is float64 \[12, 12\], expected"),
         ({"width": 5}, "seed 5 gives the projection"),
         ({"width": None}, "the classes are not in order, each once, with a width"),
-        ({"width": -1}, "width is -1, expected a whole number from 0"),
+        ({"width": -1}, "width is -1, expected a whole number from 1"),
         ({"classes": [0, 7]}, r"n is int64 \[3\], expected int64 \[2\]"),
         ({"classes": [0, 7, 7]}, "the classes are not in order, each once"),
         ({"classes": [7, 0, 14]}, "the classes are not in order"),

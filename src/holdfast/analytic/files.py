@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import fields
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from holdfast.analytic.options import HeadOptions
 from holdfast.analytic.sums import ClassSums
 from holdfast.errors import FileFormatError, OptionError
 from holdfast.files import Saved, new_folder, read_folder, write_description, write_tensors, write_text
-from holdfast.files.typed import Count, listed_mistakes, typed
+from holdfast.files.typed import Count, Within, listed_mistakes, typed
 from holdfast.version import __version__
 
 CONFIG = "head_config.json"
@@ -22,6 +22,7 @@ CONFIG = "head_config.json"
 
 _STEM = "head"
 _NUMBER: Any = Count
+_WIDTH: Any = Annotated[int, Within(1, 10**7)]
 _NOTES: Mapping[str, Any] = {
     "kind": str,
     "projection": _NUMBER | None,
@@ -29,7 +30,7 @@ _NOTES: Mapping[str, Any] = {
     "ridge": Any,
     "shrinkage": float,
     "keep_class_sums": bool,
-    "width": _NUMBER | None,
+    "width": _WIDTH | None,
     "classes": list[int],
     "projection_sha256": str | None,
 }

@@ -56,16 +56,18 @@ class AnalyticHead:
         ridge: lambda > 0, the penalty on squared weights beside the sum of squared errors over examples; "gcv": chosen
             by generalised cross-validation.
         shrinkage: epsilon in 0..1, the part of the covariance that is replaced by a multiple of the identity.
-        keep_class_sums: second moments are kept for each class, so that `forget` needs no features.
+        keep_class_sums: second moments are kept for each class, so that `forget` needs no features; "means", which has
+            none, never needs them.
         device: of the sums; it must have float64, as CPU and CUDA do.
 
     Raises:
         UnknownNameError: there is no such kind.
         OptionError: a value is out of its range, or belongs to another kind.
 
-    Cost: memory 8 (M^2 + M C) bytes for C classes, with `keep_class_sums` 8 (C M^2 + M C), of "means" 8 M C; the
-    projection 8 d M on top, in memory alone. B (M^2 + d M) multiplications to fit B examples, B (M C + d M) to score
-    them, and about 9 M^3 (given a ridge, or "slda": M^3 / 3) to solve, once, when scores are first asked for.
+    Cost: memory 8 (M^2 + M C) bytes for C classes, with `keep_class_sums` 8 (C M^2 + M C), of "means" 8 M C, and up to
+    three times as much while a batch is added; the projection 8 d M on top, in memory alone. B (M^2 + d M)
+    multiplications to fit B examples, B (M C + d M) to score them, and about 9 M^3 (given a ridge, or "slda": M^3 / 3)
+    to solve, once, when scores are first asked for.
     """
 
     def __init__(
@@ -158,9 +160,11 @@ class AnalyticHead:
         self._check_features(features, where=where)
         labels = _checked_labels(labels, len(features), where=where)
         self._set_width(features.shape[1])
+        added = ClassSums(self.options.second)
         for part, own in zip(features.detach().split(_ROWS), labels.split(_ROWS)):
             if len(part):
-                self._sums.add(self._phi(part), own.to(self._device))
+                added.add(self._phi(part), own.to(self._device))
+        self._sums.merge(added, device=self._device)
         self._solution = None
         return self
 
