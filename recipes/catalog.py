@@ -10,6 +10,7 @@ from recipes.attenuation import attenuation, increments
 from recipes.curve import curve
 from recipes.findings import Recipe
 from recipes.full_size import full_size
+from recipes.isolation import isolation
 from recipes.lines import FULL, Size
 from recipes.nets import nets
 from recipes.promise import promise, promise_texts
@@ -33,6 +34,7 @@ RECIPES: dict[str, Callable[[Size], Recipe]] = {
     "which-fisher": which_fisher,
     "scenarios": scenarios,
     "full-size": full_size,
+    "isolation": isolation,
     "dgr": dgr,
     "dgr-controls": controls,
     "promise": promise,

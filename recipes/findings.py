@@ -69,6 +69,10 @@ class Answer:
         """Mean and interval over the seeds that did not diverge."""
         return Estimate.of([value(result) for result in self.results])
 
+    def by_seed_results(self) -> dict[int, RunResult]:
+        """The runs that did not diverge, by seed."""
+        return {result.seed: result for result in self.results}
+
     def by_seed(self, value: Value) -> dict[int, float]:
         """The value of each seed that did not diverge."""
         return {result.seed: value(result) for result in self.results}

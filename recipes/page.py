@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from holdfast.lab.config import RunConfig
 from holdfast.lab.groups import differing, setting_text
 from recipes.findings import Answer, Recipe, RecipeFindings, final
 from recipes.verdict import LEGEND, PROGRAM_NOTE
@@ -53,7 +54,12 @@ def conclusion(findings: RecipeFindings) -> str:
 
 def table(findings: RecipeFindings) -> str:
     """A Markdown table, a row an answer."""
-    titles, *rows = cells(findings)
+    return markdown(cells(findings))
+
+
+def markdown(lines: Sequence[Sequence[str]]) -> str:
+    """A table of texts, the first row its titles."""
+    titles, *rows = lines
     sides = [":--" if title in TEXTS else "--:" for title in titles]
     return "\n".join(
         ["| " + " | ".join(titles) + " |", "|" + "|".join(sides) + "|"]
@@ -67,7 +73,7 @@ def cells(findings: RecipeFindings) -> list[list[str]]:
     ends = [_end(answer) for answer in findings.answers]
     titles = ["method", "settings", "accuracy %", *references]
     titles += ["validation %", "learning %", "seeds"] + ["verdict"] * any(ends)
-    told = _settings(findings.answers)
+    told = settings_of(findings.answers)
     rows = []
     for answer, settings, end in zip(findings.answers, told, ends, strict=True):
         reference = answer.line.reference
@@ -99,7 +105,7 @@ def _end(answer: Answer) -> str:
     return answer.verdict or ""
 
 
-def _settings(answers: Sequence[Answer]) -> list[str]:
+def settings_of(answers: Sequence[Answer]) -> list[str]:
     """What was chosen: strength and learning rate, and of the settings that differ those that are not usual."""
     known = [answer.config.to_dict() for answer in answers if answer.config is not None]
     names = [name for name in differing(known) if name not in ("stream", "method", "seed", "scenario")]
@@ -124,8 +130,10 @@ def _made(findings: RecipeFindings, *, command: str, date: str, versions: Mappin
     tuned = [line for line in findings.recipe.lines if len(line.candidates) > 1]
     chosen = ""
     if tuned:
+        names = {name for line in tuned for name in _tuned(line.candidates)}
+        what = "strengths" if names == {"strength"} else "settings"
         chosen = (
-            f"Chosen on validation data: the strengths of {'; '.join(line.label for line in tuned)}. Candidates: "
+            f"Chosen on validation data: the {what} of {'; '.join(line.label for line in tuned)}. Candidates: "
             f"{'; '.join(_candidates(line.candidates) for line in tuned)}. "
         )
         same = [line.label for line in tuned if set(line.trial_seeds) & set(line.seeds)]
@@ -134,5 +142,13 @@ def _made(findings: RecipeFindings, *, command: str, date: str, versions: Mappin
     return f"{chosen}{runs}Made by `{command}` on {date}, with {told}. Every run: [results.json](results.json)."
 
 
-def _candidates(configs: Sequence[object]) -> str:
-    return ", ".join(f"{getattr(config, 'strength', None):g}" for config in configs)
+def _tuned(configs: Sequence[RunConfig]) -> list[str]:
+    return differing([config.to_dict() for config in configs])
+
+
+def _candidates(configs: Sequence[RunConfig]) -> str:
+    if _tuned(configs) == ["strength"]:
+        return ", ".join(f"{config.strength:g}" for config in configs)
+    return " and ".join(
+        f"{name} {', '.join(f'{getattr(config, name):g}' for config in configs)}" for name in _tuned(configs)
+    )
