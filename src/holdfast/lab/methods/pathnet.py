@@ -30,7 +30,7 @@ _FURTHEST = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class PathOptions:
+class PathNetOptions:
     """Of PathNet.
 
     Attributes:
@@ -120,7 +120,7 @@ def _resized(layer: nn.Linear | nn.Conv2d, before: int, after: int) -> nn.Module
     "pathnet",
     label="PathNet",
     summary="lets paths through layers of modules compete, and keeps the winner's, whose task it must be told",
-    options=PathOptions,
+    options=PathNetOptions,
     style={"color": COLOURS["isolation"], "linestyle": ":", "marker": "X"},
     classes_only=True,
     told=True,
@@ -143,7 +143,7 @@ class PathNet(Learner):
     is one, of which a task has the rows of its classes; the last quarter of the steps.
     """
 
-    def __init__(self, model: nn.Module, setting: Setting, options: PathOptions) -> None:
+    def __init__(self, model: nn.Module, setting: Setting, options: PathNetOptions) -> None:
         check_told(setting, method="pathnet")
         self.net = Paths(model, options.path_modules, seed=setting.seed)
         super().__init__(self.net, setting)

@@ -49,7 +49,7 @@ class Lateral(nn.Module):
         return self.out(torch.relu(self.into(scaled)))
 
 
-class Columns(nn.Module):
+class ProgressiveColumns(nn.Module):
     """A chain of layers for each task, every layer but the first with what the earlier columns have at its place.
 
     Args:
@@ -116,7 +116,7 @@ class Progressive(Learner):
 
     def __init__(self, model: nn.Module, setting: Setting) -> None:
         check_told(setting, method="progressive")
-        self.net = Columns(model, setting.num_tasks, seed=setting.seed)
+        self.net = ProgressiveColumns(model, setting.num_tasks, seed=setting.seed)
         super().__init__(self.net, setting)
 
     def open_task(self, task: int, examples: Examples) -> None:
