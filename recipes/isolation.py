@@ -85,11 +85,11 @@ def isolation(size: Size) -> Recipe:
         conclude=_conclude,
         draw=_draw,
         table=_table,
-        notes="Tasks are learned in 500 steps of 128. All methods have the same two hidden layers of 400 units; those of "
-        "PathNet are of modules, progressive ones have such a network for every task. The forgetting ratio is that of Serra et "
-        "al. 2018: 0 as good as joint training, -1 no better than an untrained network. Held is what a method keeps "
-        "beside the network and the optimizer; progressive networks and PathNet keep it as weights. What these papers "
-        "print is of other data and networks (CIFAR-100, eight data sets, Atari): there is none to stand beside these.",
+        notes="Tasks are learned in 500 steps of 128. All methods have the same two hidden layers of 400 units; those "
+        "of PathNet are of modules, progressive networks have these for every task. The forgetting ratio is that of "
+        "Serra et al. 2018: 0 as good as joint training, -1 no better than an untrained network. Held is what a method "
+        "keeps beside the network and the optimizer; progressive networks and PathNet keep it as weights. What these "
+        "papers print is of other data and networks (CIFAR-100, eight data sets, Atari): none stands beside these.",
     )
 
 

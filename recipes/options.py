@@ -59,7 +59,7 @@ class ElephantsOptions:
     rival_seeds: option(
         "rival_seeds",
         tuple[int, ...],
-        "likewise, of all but plain, replay-10, dreams, dreams-kfac and dreams-budget (left out: the same)",
+        "likewise, of the rivals of plain, replay, dreams and budgets (left out: the same)",
     ) = None
     methods: option("methods", tuple[str, ...], "left out: all") = None
     output: Output = "runs"

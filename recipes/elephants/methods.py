@@ -174,6 +174,13 @@ STORY_METHODS: dict[str, StoryMethod] = {
             holds="ewc",
         ),
         StoryMethod(
+            "budget",
+            "EWC, a budget, Kronecker factors",
+            _values(0.01, 0.02, 0.05, 0.1),
+            what="nats",
+            holds="budget",
+        ),
+        StoryMethod(
             "wva",
             "WVA, Fisher",
             _values(1e5, 3e5, 1e6, 3e6),
@@ -369,7 +376,7 @@ def _learn_adapters(
 HOLDING = tuple(name for name, method in STORY_METHODS.items() if method.holds in ("ewc", "wva", "budget"))
 """The methods that hold what an importance says."""
 
-CENTRAL = ("plain", "replay-10", "replay-20", "dreams", "dreams-kfac", "dreams-budget")
+CENTRAL = ("plain", "replay-10", "replay-20", "dreams", "dreams-kfac", "dreams-budget", "budget")
 """The methods that the stories are about; the others may be reported under fewer seeds."""
 
 

@@ -119,6 +119,38 @@ def _gpt() -> Iterator[str]:
     yield f"avoids {told(avoided, digits=0)}%, and pays {told(paid, digits=0)}% in Python's"
 
 
+def _budget() -> Iterator[str]:
+    trials = _trials("encoder-budget")
+
+    def lost(trial: Any, part: str = "test") -> float:
+        return trial["before"]["old"][part]["value"] - trial["after"]["old"][part]["value"]
+
+    def learned(trial: Any, part: str = "test") -> float:
+        return trial["after"]["new"][part]["value"]
+
+    pairs = list(zip(trials["budget"], trials["plain"], strict=True))
+    share = told([lost(ours) / lost(plain) for ours, plain in pairs])
+    gain = told([learned(ours) / learned(plain) for ours, plain in pairs])
+    yield f"which loses {told([lost(plain) for plain in trials['plain']], 1, 3)}"
+    yield f"loses {share}% of that at {gain}% of its accuracy"
+    tuned = [trial for trial in runs("elephants/encoder-budget/trials/*.json") if trial["trial"]["tuning"]]
+    of = {
+        name: [trial for trial in tuned if trial["trial"]["method"] == name]
+        for name in ("plain", "replay-10", "budget")
+    }
+    best = max(of["plain"], key=lambda trial: learned(trial, "validation"))
+    enough = 0.98 * learned(best, "validation")
+    least = {
+        name: min(lost(trial, "validation") for trial in own if learned(trial, "validation") >= enough)
+        for name, own in of.items()
+        if name != "plain"
+    }
+    yield (
+        f"replay of 10% old pairs loses {least['replay-10']:.3f}, plain {lost(best, 'validation'):.3f}, "
+        f"the budget {least['budget']:.3f}"
+    )
+
+
 def _dreams() -> Iterator[str]:
     trials = _trials("gpt-dreams")
 
@@ -219,6 +251,19 @@ def _classes() -> Iterator[str]:
 
 
 SAID: Mapping[str, Sequence[Callable[[], Iterator[str]]]] = {
-    README: (_untuned, _promise, _texts, _rewind, _encoder, _gpt, _dreams, _methods, _scenarios, _classes, _tuned)
+    README: (
+        _untuned,
+        _promise,
+        _texts,
+        _rewind,
+        _encoder,
+        _budget,
+        _gpt,
+        _dreams,
+        _methods,
+        _scenarios,
+        _classes,
+        _tuned,
+    )
 }
 """Page -> what writes its texts."""
