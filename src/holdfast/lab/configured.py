@@ -135,7 +135,7 @@ class Configured(GivenSettings):
         merged = cls.usual(stream, method, given) | given
         if "data" in given:
             source = os.fspath(given["data"])
-            entry = cls.named({**merged, "stream": stream, "method": method})["stream"]
+            entry: Any = cls.named({**merged, "stream": stream, "method": method})["stream"]
             sets = given_data(entry, source, data_dir=data_dir, pictures=_pictures(merged))
             merged |= {"data": source, "fingerprint": fingerprint(*sets)}
         found = cls.from_dict({**merged, "stream": stream, "method": method})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -125,7 +124,7 @@ def _views(
 
     def build(k: int) -> Task:
         return images.map(
-            lambda examples: examples.through(partial(view, k=k), targets=examples.targets + first[k]),
+            lambda examples: examples.through(lambda inputs: view(inputs, k), targets=examples.targets + first[k]),
             name=names[k],
             classes=classes[k],
         )

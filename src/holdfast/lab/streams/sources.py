@@ -150,9 +150,9 @@ _fingerprints: WeakKeyDictionary[Task, str] = WeakKeyDictionary()
 
 def fingerprint(*tasks: Task) -> str:
     """Sixteen hexadecimal digits that stand for all examples of data, in their order."""
-    if len(tasks) > 1:
+    if len(tasks) != 1:
         return hashlib.sha256(" ".join(map(fingerprint, tasks)).encode()).hexdigest()[:16]
-    (task,) = tasks
+    task = tasks[0]
     if task not in _fingerprints:
         digest = hashlib.sha256()
         for part in (task.train, task.validation, task.test):
