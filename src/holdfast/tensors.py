@@ -215,6 +215,51 @@ class Shards:
             how = torch.distributed.ReduceOp.SUM if how is None else how
             torch.distributed.all_reduce(tensor, how, group=self.mesh.get_group(dim))
 
+    @property
+    def size(self) -> int:
+        """How many processes there are."""
+        return int(self.mesh.size())
+
+    @property
+    def rank(self) -> int:
+        """Which of them this process is, counted along the last axis of the mesh first."""
+        return int((self.mesh.mesh.flatten() == torch.distributed.get_rank()).nonzero().item())
+
+    def add_up_at(self, rank: int, tensor: Tensor) -> None:
+        """Make the tensor of one process the sum of those that all have, who must all ask for it.
+
+        What the others have behind it has no meaning.
+
+        Cost: a reduction; no process receives more than it gives.
+        """
+        for dim, group, source in reversed(list(self._ways_to(rank))):
+            if self._is_beside(rank, dim):
+                torch.distributed.reduce(tensor, source, group=group)
+
+    def give_out(self, rank: int, tensor: Tensor) -> None:
+        """Copy the tensor of one process into those of the others; all must ask for it, with tensors of one shape."""
+        for dim, group, source in self._ways_to(rank):
+            if self._is_beside(rank, dim):
+                torch.distributed.broadcast(tensor, source, group=group)
+
+    def _ways_to(self, rank: int) -> Iterator[tuple[int, Any, int]]:
+        """Along each axis of the mesh: the group that this process is in, and the one there beside `rank`."""
+        for dim, place in enumerate(self._place(rank)):
+            group = self.mesh.get_group(dim)
+            yield dim, group, torch.distributed.get_global_rank(group, place)
+
+    def _is_beside(self, rank: int, dim: int) -> bool:
+        """Whether this process and `rank` have the same places along all axes after this one."""
+        return self._place(self.rank)[dim + 1 :] == self._place(rank)[dim + 1 :]
+
+    def _place(self, rank: int) -> tuple[int, ...]:
+        """Along each axis of the mesh."""
+        found: list[int] = []
+        for length in reversed(self.mesh.mesh.shape):
+            rank, place = divmod(rank, length)
+            found.append(place)
+        return tuple(reversed(found))
+
     def _reduced(self, values: Sequence[float], how: Any) -> list[float]:
         found = torch.tensor(values, dtype=torch.float64, device=self.mesh.device_type)
         self.add_up(found, how)
