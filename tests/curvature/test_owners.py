@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.curvature import AdapterCurvature, KroneckerCurvature, KroneckerFactors
-from holdfast.curvature.owners import apart, cost_of, elsewhere, owners
+from holdfast.curvature.owners import apart, cost_of, in_order, owners
 
 COSTS = st.dictionaries(st.text(min_size=1, max_size=3), st.floats(0.1, 1e12), max_size=12)
 
@@ -50,10 +50,16 @@ def test_a_layer_costs_the_same_measured_and_held():
 
 
 def test_what_is_elsewhere_has_names_and_no_numbers():
-    layers = {"a": factors(3, 4), "b": factors(2, 5)}
-    own, rest = apart(layers, {"a": 0, "b": 1}, 0)
+    layers = {"b": factors(3, 4), "a": factors(2, 5), "c": factors(2, 2)}
+    own, rest = apart(layers, {"b": 1, "a": 0, "c": 1}, 0)
     assert own == {"a": layers["a"]}
-    assert rest["b"].owner == 1
+    assert [each.owner for each in rest.values()] == [1, 1]
     assert rest["b"].layer.inputs.is_meta
-    assert rest["b"].shapes("b") == {"b": (2, 5)}
-    assert cost_of(elsewhere(layers["b"], 1).layer) == cost_of(layers["b"])
+    assert rest["b"].shapes("b") == {"b": (3, 4)}
+    assert cost_of(rest["b"].layer) == cost_of(layers["b"])
+
+
+@given(st.lists(st.integers(0, 2), max_size=8), st.integers(0, 2))
+def test_all_processes_list_the_layers_in_one_order(where, rank):
+    layers = {str(number): factors(1, 1) for number in reversed(range(len(where)))}
+    assert in_order(*apart(layers, dict(zip(layers, where)), rank)) == list(layers)

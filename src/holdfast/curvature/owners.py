@@ -8,9 +8,9 @@ holding agree on it, and any number of processes may read what another number sa
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from holdfast.curvature.protocol import Group
 
@@ -23,10 +23,12 @@ class LayerElsewhere(Generic[_L]):
 
     Attributes:
         owner: the rank of that process in the mesh, counted along its last axis first.
+        place: of the layer among all, from 0, so that every process lists them in one order (`in_order`).
         layer: the same layer on the device "meta": names, shapes, dtypes and form of it, and no numbers.
     """
 
     owner: int
+    place: int
     layer: _L
 
     def shapes(self, name: str) -> dict[str, tuple[int, ...]]:
@@ -74,12 +76,19 @@ def cost_of(layer: Group) -> float:
 def apart(
     layers: Mapping[str, _L], where: Mapping[str, int], rank: int
 ) -> tuple[dict[str, _L], dict[str, LayerElsewhere[_L]]]:
-    """Of whole layers those that process `rank` owns, and what it knows of the others."""
+    """Of layers that are whole in every process those that process `rank` owns, and what it knows of the others."""
     own = {name: layer for name, layer in layers.items() if where[name] == rank}
-    rest = {name: elsewhere(layer, where[name]) for name, layer in layers.items() if where[name] != rank}
+    rest = {
+        name: LayerElsewhere(where[name], place, layer.to("meta"))
+        for place, (name, layer) in enumerate(layers.items())
+        if where[name] != rank
+    }
     return own, rest
 
 
-def elsewhere(layer: _L, owner: int) -> LayerElsewhere[_L]:
-    """What other processes know of a layer of this owner."""
-    return LayerElsewhere(owner, layer.to("meta"))
+def in_order(own: Iterable[str], rest: Mapping[str, LayerElsewhere[Any]]) -> list[str]:
+    """The names of all layers, those of this process and those elsewhere, in the same order in every process."""
+    names = list(own)
+    for name in sorted(rest, key=lambda name: rest[name].place):
+        names.insert(rest[name].place, name)
+    return names
