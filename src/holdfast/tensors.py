@@ -197,6 +197,11 @@ class Shards:
         return self._reduced([value], torch.distributed.ReduceOp.MAX)[0]
 
     @property
+    def first(self) -> int:
+        """Which of them is the process that writes for all."""
+        return int((self.mesh.mesh.flatten() == 0).nonzero().item())
+
+    @property
     def is_first(self) -> bool:
         """Whether this is the process that writes for all."""
         return torch.distributed.get_rank() == 0
@@ -241,6 +246,16 @@ class Shards:
         for dim, group, source in self._ways_to(rank):
             if self._is_beside(rank, dim):
                 torch.distributed.broadcast(tensor, source, group=group)
+
+    def hand_over(self, tensor: Tensor, source: int, to: int) -> None:
+        """Copy the tensor of process `source` into that of process `to`; of the others none need ask for it."""
+        ranks = self.mesh.mesh.flatten().tolist()
+        if source == to or self.rank not in (source, to):
+            return
+        if self.rank == source:
+            torch.distributed.send(tensor.contiguous(), ranks[to])
+        else:
+            torch.distributed.recv(tensor, ranks[source])
 
     def _ways_to(self, rank: int) -> Iterator[tuple[int, Any, int]]:
         """Along each axis of the mesh: the group that this process is in, and the one there beside `rank`."""
