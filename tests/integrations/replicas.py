@@ -1,4 +1,4 @@
-"""What each of two replicas does, started by torchrun: `python replicas.py FOLDER`. The test does the same in one.
+"""What each of two replicas does: `python -m tests.integrations.replicas FOLDER`. The test does the same in one.
 
 One process stands for two by the mean of the losses on their shares, which is what DistributedDataParallel trains on.
 """
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
+from tests import many
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -270,10 +271,7 @@ def error_of(call: Callable[[], Any]) -> str:
     return ""
 
 
-def main(folder: Path) -> None:
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo")
-    rank = distributed.get_rank()
+def main(folder: Path, rank: int) -> None:
     found: dict[str, Tensor] = {}
     told: dict[str, Any] = {}
     for name, settings in WAYS.items():
@@ -322,8 +320,8 @@ def main(folder: Path) -> None:
     distributed.barrier()
     save_file(found, folder / f"found-{rank}.safetensors")
     write_json(folder / f"told-{rank}.json", told)
-    distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    with many.member() as (own, _):
+        main(Path(sys.argv[1]), own)

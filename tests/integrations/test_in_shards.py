@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.integrations import in_shards
-from tests.integrations.test_sharding import OneProcess
+from tests import many
+from tests.integrations import in_shards, spread
 from torch import distributed
 
 import holdfast as hf
@@ -27,9 +25,7 @@ SLOWLY = {"strange", "experts"}
 def two(tmp_path_factory):
     """What two processes found: the folder, tensors by case and name, and what they told."""
     folder = tmp_path_factory.mktemp("shards")
-    program = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run([*program, in_shards.__file__, str(folder)], capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-4000:]
+    many.run_together(in_shards, folder)
     return folder, load_file(folder / "found.safetensors"), json.loads((folder / "told.json").read_text())
 
 
@@ -39,8 +35,8 @@ def of(found, case: str) -> dict[str, torch.Tensor]:
 
 @pytest.fixture
 def alone(tmp_path):
-    yield OneProcess(tmp_path).model
-    distributed.destroy_process_group()
+    with many.group_of_one(tmp_path):
+        yield spread.spread_over(spread.network(), 1)
 
 
 def check(own, expected: hf.Importance, *, rough: bool) -> None:
@@ -68,7 +64,7 @@ def test_one_process_measures_its_only_shard(name, alone):
     case = in_shards.CASES[name]
     data = case.data(slice(0, in_shards.COUNT))
     found = case.estimator(in_shards.sharded(case, 1), data)
-    check(in_shards.whole(found.items()), case.estimator(in_shards.built(case), data), rough=case.rough)
+    check(many.whole(found.items()), case.estimator(in_shards.built(case), data), rough=case.rough)
 
 
 @pytest.mark.slow

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests import many
 from tests.integrations import replicas
 from torch import distributed
 
@@ -28,9 +27,7 @@ pytestmark = pytest.mark.slow
 def two(tmp_path_factory):
     """What each of two processes found, and what it was told."""
     folder = tmp_path_factory.mktemp("two")
-    program = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run([*program, replicas.__file__, str(folder)], capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-3000:]
+    many.run_together(replicas, folder)
     found = [load_file(folder / f"found-{rank}.safetensors") for rank in range(2)]
     return found, [json.loads((folder / f"told-{rank}.json").read_text()) for rank in range(2)]
 
@@ -141,27 +138,19 @@ def test_a_process_that_retains_alone_is_told_how(two):
 
 
 def test_one_process_joins_with_itself(tmp_path):
-    store = distributed.FileStore(str(tmp_path / "store"), 1)
-    distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    try:
+    with many.group_of_one(tmp_path):
         own = replicas.MEASURED["kfac"][1](replicas.built("mlp"), [replicas.batch(0)])
         joined = over_processes(own)
         assert joined.info == own.info
         same(tensors_of(joined), tensors_of(own))
-    finally:
-        distributed.destroy_process_group()
 
 
 def test_a_trainer_tells_its_keeper_that_others_train_too(tmp_path):
     keeper = hf.EWC(replicas.built("mlp"))
     train_together(keeper, num_processes=1)
     assert keeper.group is None
-    store = distributed.FileStore(str(tmp_path / "store"), 1)
-    distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    try:
+    with many.group_of_one(tmp_path):
         train_together(keeper, num_processes=2)
         assert keeper.group is distributed.group.WORLD
         assert copy.deepcopy(keeper).group is distributed.group.WORLD
-    finally:
-        distributed.destroy_process_group()
     assert keeper.group is None
