@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from holdfast.tensors import is_sharded
+from holdfast.tensors import is_sharded, unwrap
 
 
 class Replicas:
@@ -75,6 +78,34 @@ class Replicas:
                 parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
                 parameter.grad /= count
                 torch.distributed.all_reduce(parameter.grad, group=group)
+
+
+_whole: WeakSet[nn.Module] = WeakSet()
+
+
+@contextmanager
+def kept_whole(model: nn.Module) -> Iterator[None]:
+    """Inside, the weights of a model stay whole: they are there at the wish of who uses it."""
+    bare = unwrap(model)
+    _whole.add(bare)
+    try:
+        yield
+    finally:
+        _whole.discard(bare)
+
+
+def rest(model: nn.Module) -> None:
+    """Let the weights of all groups of a sharded model go, as between training steps, unless they are `kept_whole`.
+
+    A forward pass without a backward pass leaves those of the outermost group in every process.
+    """
+    if "torch.distributed.fsdp" not in sys.modules or unwrap(model) in _whole:  # the import takes seconds
+        return
+    from torch.distributed.fsdp import FSDPModule
+
+    for module in unwrap(model).modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def wrapper_of(model: nn.Module) -> DistributedDataParallel | None:

@@ -133,13 +133,6 @@ def test_what_needs_whole_weights_says_so(alone):
     with pytest.raises(OptionError, match='the model is sharded, and pull="penalty" needs whole weights'):
         keeper.attach(optimizer)
     hf.EWC(alone, strength=1.0).attach(optimizer)  # what it says to do
-    factors = hf.KroneckerFactors(torch.eye(4), torch.eye(5), shape=(5, 3), bias="0.bias")
-    rest = {name: value for name, value in importance_of(alone).items() if not name.startswith("0.")}
-    factored = hf.FactoredImportance({"0.weight": factors}, rest, hf.ImportanceInfo("kfac-exact", 1))
-    keeper = hf.EWC(alone, strength=1.0)
-    with pytest.raises(OptionError, match="sharded, and this importance is of whole layers"):
-        keeper.retain(factored)
-    keeper.retain(factored.to_diagonal())
     keeper = hf.EWC(alone, strength=1.0, anchors="somewhere")
     with pytest.raises(OptionError, match="anchors='somewhere' are whole on disk"):
         keeper.attach(optimizer)

@@ -25,8 +25,8 @@ from torch.distributed.fsdp import FSDPModule
 
 from holdfast.curvature.factored import AnyImportance
 from holdfast.errors import OptionError, ParameterMismatchError, StateError
-from holdfast.moments.sharded import kept_whole
 from holdfast.records import ImportanceInfo
+from holdfast.replicas import kept_whole
 from holdfast.retention.replicas import digest, form_of, gathered, importance_with, tensors_of
 from holdfast.tensors import is_sharded
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.errors import OptionError, StateError
+from holdfast.replicas import rest
 from holdfast.tensors import Shards, shards_of, trainable_parameters, unwrap
 
 Item = TypeVar("Item")
@@ -50,10 +50,7 @@ class Company:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        if "torch.distributed.fsdp" in sys.modules:  # else nothing is sharded, and the import takes seconds
-            from holdfast.moments.sharded import rest
-
-            rest(model)  # a forward pass without a backward pass may have left whole weights behind
+        rest(model)  # a forward pass without a backward pass may have left whole weights behind
         self._model, self._parameters = model, trainable_parameters(model)
         self.shards: Shards | None = shards_of(self._parameters)
 
@@ -144,8 +141,6 @@ class Company:
     def rest(self) -> None:
         """Let all weights go, as they are between training steps; for after a forward pass without a backward pass."""
         if self.shards is not None:
-            from holdfast.moments.sharded import rest
-
             rest(self._model)
 
     def in_step(self, items: Iterable[Item]) -> Iterator[tuple[Item, bool]]:
