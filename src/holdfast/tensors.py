@@ -62,6 +62,12 @@ def unwrap(model: nn.Module) -> nn.Module:
             return model
 
 
+def class_of(module: nn.Module) -> type[nn.Module]:
+    """The class of a module as it was before `fully_shard`, which gives each that it takes a class of its own."""
+    bases = type(module).__bases__
+    return bases[1] if len(bases) == 2 and bases[0].__name__ == "FSDPModule" else type(module)
+
+
 def canonical_name(name: str) -> str:
     """A parameter's name without the pieces that `torch.compile`, FSDP or checkpoint wrappers put in.
 

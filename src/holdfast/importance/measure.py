@@ -22,7 +22,7 @@ from holdfast.moments.calls import Call
 from holdfast.moments.company import Company
 from holdfast.moments.coupling import check_independent, reads_entries
 from holdfast.records import Importance, ImportanceInfo
-from holdfast.tensors import check_real, trainable_parameters, unwrap
+from holdfast.tensors import check_real, class_of, trainable_parameters, unwrap
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ class DataPass:
             num_targets=self.num_targets,
             loss=loss,
             unit=unit,
-            model=type(unwrap(self._model)).__name__,
+            model=class_of(unwrap(self._model)).__name__,
             nats_per_unit=nats_per_unit,
             details={**(details or {}), **decided},
         )
