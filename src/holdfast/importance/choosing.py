@@ -26,6 +26,7 @@ from holdfast.moments.matrices import Layer, is_wide, layers_of
 from holdfast.probes import Probes
 from holdfast.probes.evaluating import evaluating
 from holdfast.records import Importance
+from holdfast.replicas import Meeting
 from holdfast.tensors import trainable_parameters
 
 Form = Literal["auto", "kronecker", "diagonal"]
@@ -174,11 +175,13 @@ def measure(
     check_count("seed", seed, where=where, least=0)
     check_share("damping", damping, where=where, example=DAMPING)
     check_is_many(data, where)
+    meeting = Meeting(model, where=where)
     if probes is not None and not isinstance(probes, Probes):  # first, for errors in them to come before the long work
-        probes = probes_of(model, probes, loss=loss, num_examples=num_probes)
+        given_probes = probes
+        probes = meeting.together(lambda: probes_of(model, given_probes, loss=loss, num_examples=num_probes))
     tail = _Tail(data, most)
-    first, batches = first_of(tail)
-    chosen = choose(model, first, loss=loss, form=form, labels=labels)
+    first, batches = meeting.together(lambda: first_of(tail))
+    chosen = meeting.together(lambda: choose(model, first, loss=loss, form=form, labels=labels))
     given: dict[str, Any] = {"loss": loss, "num_examples": num_examples, "seed": seed, "progress": progress}
     if chosen.form == "kronecker":
         of_factors: dict[str, Any] = {"top_k": chosen.top_k, "share_inputs": chosen.share_inputs}
@@ -192,7 +195,7 @@ def measure(
             "trained on them, what it loses looks smaller than it is. Pass probes=, batches that it has not seen.",
             stacklevel=2,
         )
-        probes = probes_of(model, tail.examples(), loss=loss, num_examples=num_probes)
+        probes = meeting.together(lambda: probes_of(model, tail.examples(), loss=loss, num_examples=num_probes))
     return importance.with_probes(probes)
 
 

@@ -133,7 +133,7 @@ def fisher(
     details = {"num_draws": num_draws, "seed": seed} if kind == "sampled" else {}
     details |= {} if top_k is None else {"top_k": top_k, "seed": seed}
     details |= {} if per == "sequence" else {"per": per}
-    with measuring(model):
+    with measuring(model), data_pass.meeting:
         if kind == "batched":
             values = _squared_batch_gradients(model, data_pass, measured)
         else:
@@ -206,4 +206,5 @@ def _squared_batch_gradients(model: nn.Module, data_pass: DataPass, loss: Measur
         for name, value in found.items():
             totals[name] += value.square()
         num_batches += 1
+    num_batches = data_pass.add_up(totals, num_batches)
     return {name: total / num_batches for name, total in totals.items()}

@@ -175,7 +175,7 @@ def kfac(
         )
     Company(model).check_alone(where)
     data_pass = DataPass(model, data, where=where, num_examples=num_examples, progress=progress, loss=measured)
-    with measuring(model):
+    with measuring(model), data_pass.meeting:
         rule: SharingRule | None = None if factors == "auto" else factors
         sums = KroneckerSums(
             model, where=where, chunk_bytes=chunk_bytes, rule=rule, max_size=max_size, block_size=block_size
@@ -188,6 +188,7 @@ def kfac(
             loss=measured.name,
             unit="nats/weight^2",
             nats_per_unit=1.0,
+            join=False,
             details={
                 "factors": factors,
                 **_matched(sums, factors),
@@ -199,7 +200,7 @@ def kfac(
         layers = _reading(_means(sums, model, data_pass.num_targets), sums.reads, share_inputs=share_inputs)
         if damping:
             layers = {name: layers.pop(name).damped(damping) for name in list(layers)}
-        return FactoredImportance(layers, diagonal, diagonal.info)
+        return data_pass.joined(FactoredImportance(layers, diagonal, diagonal.info))
 
 
 def _added(

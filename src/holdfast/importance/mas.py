@@ -112,7 +112,7 @@ def mas(
         f = f.softmax(dim=-1) if output == "softmax" else f
         return f.reshape(len(f), -1).square().sum(dim=1).unsqueeze(0)
 
-    with measuring(model):
+    with measuring(model), data_pass.meeting:
         if local:
             totals = local_sums(model, data_pass, others=others, chunk_bytes=chunk_bytes)
         elif batched:
@@ -120,6 +120,7 @@ def mas(
             for batch in data_pass:
                 for name, value in gradient(model, batch.call, scores).items():
                     totals[name] += value
+            data_pass.add_up(totals)
         else:
             sums = MomentSums(model, phi="abs", where=where, chunk_bytes=chunk_bytes)
             add_all(sums, data_pass, lambda outputs, _: scores(outputs))
