@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from tests import many
 from tests.integrations import in_shards
-from tests.integrations.in_shards import COUNT, LLAMA, Measurement, share, sharded, state_of
+from tests.integrations.in_shards import COUNT, LLAMA, Measurement, sharded, share, state_of
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
 import holdfast as hf

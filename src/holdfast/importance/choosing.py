@@ -27,6 +27,7 @@ from holdfast.moments.matrices import Layer, is_wide, layers_of
 from holdfast.probes import Probes
 from holdfast.probes.evaluating import evaluating
 from holdfast.records import Importance
+from holdfast.replicas import Meeting
 from holdfast.tensors import trainable_parameters
 
 Form = Literal["auto", "kronecker", "diagonal"]
@@ -164,6 +165,8 @@ def measure(
         OptionError: `form="kronecker"` where no layer can have factors.
         and what `fisher`, `kfac` and `probes_of` raise.
 
+    A model under `fully_shard` is measured by all processes, each on its share of the data, with probes of that share.
+
     Cost: that of `kfac` or `fisher`, and that of `probes_of`.
     """
     where = "measure"
@@ -175,14 +178,16 @@ def measure(
     check_count("seed", seed, where=where, least=0)
     check_share("damping", damping, where=where, example=DAMPING)
     check_is_many(data, where)
+    meeting = Meeting(model, where=where)
     if probes is not None and not isinstance(probes, Probes):  # first, for errors in them to come before the long work
-        probes = probes_of(model, probes, loss=loss, num_examples=num_probes)
+        given_probes = probes
+        probes = meeting.together(lambda: probes_of(model, given_probes, loss=loss, num_examples=num_probes))
     tail, company = _Tail(data, most), Company(model)
     with company.failing_together():
-        first, batches = first_of(tail)
+        first, batches = meeting.together(lambda: first_of(tail))
         if first is None and not company.is_alone:
             raise EmptyDataError(f"{where}: the data of this process held no example. Give each of them a share of it.")
-    chosen = choose(model, first, loss=loss, form=form, labels=labels)
+    chosen = meeting.together(lambda: choose(model, first, loss=loss, form=form, labels=labels))
     given: dict[str, Any] = {"loss": loss, "num_examples": num_examples, "seed": seed, "progress": progress}
     if chosen.form == "kronecker":
         of_factors: dict[str, Any] = {"top_k": chosen.top_k, "share_inputs": chosen.share_inputs}
@@ -196,7 +201,7 @@ def measure(
             "trained on them, what it loses looks smaller than it is. Pass probes=, batches that it has not seen.",
             stacklevel=2,
         )
-        probes = probes_of(model, tail.examples(), loss=loss, num_examples=num_probes)
+        probes = meeting.together(lambda: probes_of(model, tail.examples(), loss=loss, num_examples=num_probes))
     return importance.with_probes(probes)
 
 

@@ -134,7 +134,7 @@ def fisher(
     details = {"num_draws": num_draws, "seed": seed} if kind == "sampled" else {}
     details |= {} if top_k is None else {"top_k": top_k, "seed": seed}
     details |= {} if per == "sequence" else {"per": per}
-    with measuring(model):
+    with measuring(model), data_pass.meeting:
         if kind == "batched":
             values = _squared_batch_gradients(model, data_pass, measured, where=where)
         else:
@@ -209,6 +209,7 @@ def _squared_batch_gradients(
             totals[name] += value.square()
         num_batches += 1
     data_pass.join()
+    num_batches = data_pass.add_up(totals, num_batches)
     return {name: placed(total / num_batches, parameters[name]) for name, total in totals.items()}
 
 

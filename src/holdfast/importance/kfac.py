@@ -114,6 +114,9 @@ def kfac(
         progress: show a progress bar.
         chunk_bytes: memory for the patches of convolutions, and for per-example gradients where these are needed.
 
+    A model under `fully_shard` is measured by all processes, each on its share of the data. Each layer's factors go to
+    the process that owns it (`holdfast.curvature.owners`), and no process has all.
+
     Returns:
         Factors by the name of each layer's weight, and the diagonal of the rest, in nats per target and weight squared:
         the mean loss over targets rises by about 1/2 d^T F d nats. Its diagonal estimates that of `fisher`, and is it
@@ -139,7 +142,9 @@ def kfac(
     which positions are whose, and all examples one at a time where that cannot be seen. Models with other parameters
     are passed through once more, for these. Memory n^2 + m^2 a layer; beside it twice that of a training pass of the
     same batch at most, on the networks of `benchmarks/kfac_memory.py`. A batch whose patches would take more than its
-    activations goes through in pieces, unless the loss is a function.
+    activations goes through in pieces, unless the loss is a function. Of a sharded model each process has the factors
+    of its own layers, and `chunk_bytes` more and one factor that it has yet to give; n^2 + m^2 numbers a layer are
+    reduced whenever these are full.
 
     Source: Martens & Grosse 2015 (arXiv 1503.05671); convolutions: Grosse & Martens 2016 (arXiv 1602.01407); "expand"
     and "reduce": Eschenhagen et al. 2023 (arXiv 2311.00636); the moments of "matched": Ren & Goldfarb 2021 (arXiv
@@ -180,7 +185,7 @@ def kfac(
         loss=measured,
         check=Company(model).is_alone,
     )
-    with measuring(model):
+    with measuring(model), data_pass.meeting:
         rule: SharingRule | None = None if factors == "auto" else factors
         sums = KroneckerSums(
             model, where=where, chunk_bytes=chunk_bytes, rule=rule, max_size=max_size, block_size=block_size
@@ -193,6 +198,7 @@ def kfac(
             loss=measured.name,
             unit="nats/weight^2",
             nats_per_unit=1.0,
+            join=False,
             details={
                 "factors": factors,
                 **_matched(sums, factors),
@@ -201,9 +207,10 @@ def kfac(
                 **({} if top_k is None else {"top_k": top_k, "seed": seed}),
             },
         )
-        return factored_importance(
+        found = factored_importance(
             sums, diagonal, num_targets=data_pass.num_targets, share_inputs=share_inputs, damping=damping
         )
+        return data_pass.joined(found)
 
 
 def _added(

@@ -112,7 +112,7 @@ def mas(
         f = f.softmax(dim=-1) if output == "softmax" else f
         return f.reshape(len(f), -1).square().sum(dim=1).unsqueeze(0)
 
-    with measuring(model):
+    with measuring(model), data_pass.meeting:
         if local:
             totals = local_sums(model, data_pass, others=others, chunk_bytes=chunk_bytes)
         elif batched:
@@ -141,4 +141,5 @@ def _batched_sums(model: nn.Module, data_pass: DataPass, scores: Scores) -> dict
         for name, value in gradient(model, batch.call, own).items():
             totals[name] += value
     data_pass.join()
+    data_pass.add_up(totals)
     return {name: placed(total, parameters[name]) for name, total in totals.items()}

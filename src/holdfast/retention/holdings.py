@@ -25,6 +25,7 @@ from holdfast.tensors import (
     Shards,
     TensorMap,
     all_parameters,
+    bounds_of,
     local,
     shard,
     shards_of,
@@ -129,8 +130,7 @@ class Holdings:
             sum_of = self.shards and self.sum_of
             check_anchors({**to_hold, **in_layers}, where=f"{self._where}.retain", sum_of=sum_of)
             if self.checkpoint is not None:
-                tied = tied_names(self._model)
-                on_disk = anchors_on_disk(self.checkpoint, to_hold, names=tied, where=f"{self._where}.retain")
+                on_disk = self._found_on_disk({name: parameters[name] for name in to_hold})
         held = retain(
             self._placed(self.held, devices),
             {name: shard(value, parameters[name]).to(devices[name]) for name, value in diagonal.items()},
@@ -168,7 +168,9 @@ class Holdings:
         check_statistics(statistics, self._model, where=where)
         shards = shards_of(trainable_parameters(self._model))
         beside = self._beside(self._in_form(held) if in_form and shards is None else held, parameters, shards=shards)
-        return Taken(beside, {part: _each(shard, extra.get(part, {}), parameters) for part in self._extra()}, shards)
+        return Taken(
+            beside, {part: _each(_in_shards, extra.get(part, {}), parameters) for part in self._extra()}, shards
+        )
 
     def take(self, taken: Taken) -> None:
         """Hold what `checked` gave."""
@@ -187,8 +189,8 @@ class Holdings:
         if self.shards is None:
             return self.held, self._extra()
         parameters = all_parameters(self._model)
-        extra = {part: _each(whole_on_first, own, parameters) for part, own in self._extra().items()}
-        return _weights_each(whole_on_first, self.held, parameters), extra
+        extra = {part: _each(_on_first, own, parameters) for part, own in self._extra().items()}
+        return _weights_each(_on_first, self.held, parameters), extra
 
     def follow_shards(self) -> None:
         """Shard what is held as the model is now, which may have been whole when it was retained.
@@ -210,7 +212,7 @@ class Holdings:
         self.held = self._beside(self.held, parameters, shards=shards)
         self.shards = shards
         for own in self._extra().values():
-            own.update(_each(shard, own, parameters))
+            own.update(_each(_in_shards, own, parameters))
 
     def sum_of(self, values: Iterable[Tensor]) -> float:
         """The sum of terms that stand for this process's weights, over all processes where the model is sharded."""
@@ -249,18 +251,23 @@ class Holdings:
     def _check_sharded(self, held: Retained) -> None:
         if held.layers:
             raise OptionError(no_layers_in_shards(self._where))
-        if self.checkpoint is not None:
-            raise OptionError(
-                f"{self._where}: the model is sharded, and anchors={self.checkpoint!r} are whole on disk. Leave that "
-                "out: in memory every process has the anchors of its own shards alone."
-            )
         self._mechanism_check(held)
+
+    def _found_on_disk(self, weights: TensorMap) -> dict[str, Reference]:
+        """The anchors in the checkpoint, of a sharded model this process's part of each; all processes ask for them."""
+        path, names, where = self.checkpoint, tied_names(self._model), f"{self._where}.retain"
+        assert path is not None
+
+        def find() -> dict[str, Reference]:
+            return anchors_on_disk(path, weights, names=names, where=where)
+
+        return find() if self.shards is None else self.shards.together(find, where=where)
 
     def _beside(self, held: Retained, parameters: TensorMap, *, shards: Shards | None) -> Retained:
         """What is held whole, beside the parameters: on their devices, and sharded as they are."""
         if shards is not None:
             self._check_sharded(held)
-            held = self._in_form(_weights_each(shard, held, parameters))
+            held = self._in_form(_weights_each(_in_shards, held, parameters))
         return self._placed(held, {name: parameter.device for name, parameter in parameters.items()})
 
     def _placed(self, held: Retained, devices: Mapping[str, torch.device]) -> Retained:
@@ -273,8 +280,25 @@ class Holdings:
         return replace(held, importance=importance, anchors=anchors, layers=layers)
 
 
-Act = Callable[[Tensor, Tensor], Tensor]
-"""What is done with the entries of a parameter, and the parameter."""
+Act = Callable[[AnyTensor, Tensor], AnyTensor]
+"""What is done with what is held of a parameter, and the parameter."""
+
+
+def _in_shards(held: AnyTensor, parameter: Tensor) -> AnyTensor:
+    """Of what is held whole this process's part; anchors on disk stay there."""
+    if isinstance(held, Reference):
+        return held.part(bounds_of(parameter))
+    return shard(_as_tensor(held, parameter), parameter)
+
+
+def _on_first(held: AnyTensor, parameter: Tensor) -> AnyTensor:
+    """What is held in parts, whole in the first process; anchors on disk are there as they are."""
+    return held if isinstance(held, Reference) else whole_on_first(_as_tensor(held, parameter), parameter)
+
+
+def _as_tensor(held: AnyTensor, parameter: Tensor) -> Tensor:
+    device = parameter.device
+    return held.to(device) if isinstance(held, Tensor) else read(held, dtype=torch.float32, device=device)
 
 
 def _weights_each(act: Act, held: Retained, parameters: TensorMap) -> Retained:
@@ -283,12 +307,5 @@ def _weights_each(act: Act, held: Retained, parameters: TensorMap) -> Retained:
 
 
 def _each(act: Act, entries: AnyTensorMap, parameters: TensorMap) -> dict[str, Any]:
-    """`act(tensor, parameter)`, on the parameter's device where there is one."""
-
-    def beside(value: AnyTensor, device: torch.device) -> Tensor:
-        return value.to(device) if isinstance(value, Tensor) else read(value, dtype=torch.float32, device=device)
-
-    return {
-        name: act(beside(value, parameters[name].device), parameters[name]) if name in parameters else value
-        for name, value in entries.items()
-    }
+    """`act(entries, parameter)` of each that has a parameter."""
+    return {name: act(value, parameters[name]) if name in parameters else value for name, value in entries.items()}
