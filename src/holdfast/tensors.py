@@ -12,9 +12,9 @@ from __future__ import annotations
 import copy
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from holdfast.errors import ParameterMismatchError, StateError, UnsupportedLayerError
 
 TensorMap = Mapping[str, Tensor]
+
+Found = TypeVar("Found")
 
 _WRAPPER_PIECES = re.compile(r"(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
@@ -60,6 +62,12 @@ def unwrap(model: nn.Module) -> nn.Module:
             model = compiled
         else:
             return model
+
+
+def class_of(module: nn.Module) -> type[nn.Module]:
+    """The class of a module as it was before `fully_shard`, which gives each that it takes a class of its own."""
+    bases = type(module).__bases__
+    return bases[1] if len(bases) == 2 and bases[0].__name__ == "FSDPModule" else type(module)
 
 
 def canonical_name(name: str) -> str:
@@ -158,6 +166,17 @@ def placed(piece: Tensor, parameter: Tensor) -> Tensor:
     )
 
 
+def bounds_of(parameter: Tensor) -> tuple[slice, ...]:
+    """Which entries of a parameter this process has, along each of its axes."""
+    like: Any = parameter
+    if not is_sharded(parameter):
+        return tuple(slice(0, length) for length in parameter.shape)
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    lengths, starts = compute_local_shape_and_global_offset(like.shape, like.device_mesh, like.placements)
+    return tuple(slice(start, start + length) for start, length in zip(starts, lengths, strict=True))
+
+
 def reduced_to_shards(tensor: Tensor, parameter: Tensor) -> Tensor:
     """This process's shard of the sum of all processes' tensors of the parameter's shape; each must ask for it.
 
@@ -209,6 +228,25 @@ class Shards:
     def wait(self) -> None:
         """Wait until all processes have come here."""
         self.largest(0.0)
+
+    def together(self, act: Callable[[], Found], *, where: str) -> Found:
+        """What `act` finds here, if it finds something in all processes, which must all ask for it.
+
+        Args:
+            act: asks nothing of the other processes.
+            where: for the message.
+
+        Raises:
+            StateError: it raised in another process alone; its own error where it raised in this one.
+        """
+        try:
+            found = act()
+        except BaseException:
+            self.largest(1.0)
+            raise
+        if self.largest(0.0):
+            raise StateError(f"{where}: another process of the sharded model was refused, and says why.")
+        return found
 
     def totals(self, values: Sequence[float]) -> list[float]:
         """The sums of each of these numbers over all processes, which must all ask for them, in float64."""

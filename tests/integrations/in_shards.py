@@ -171,7 +171,7 @@ def _images(rows: slice) -> list[Any]:
     return points(rows, 2, 4, 4)
 
 
-def _checkpointed(model: Any) -> None:
+def checkpointed(model: Any) -> None:
     model.gradient_checkpointing_enable({"use_reentrant": False})
     model.train()
 
@@ -185,7 +185,7 @@ CASES = {
     "taylor": LLAMA(hf.taylor),
     "signal": LLAMA(partial(hf.signal, others="zero")),
     "by token": LLAMA(partial(hf.fisher, kind="sampled", per="token")),
-    "checkpoints": LLAMA(prepare=_checkpointed),
+    "checkpoints": LLAMA(prepare=checkpointed),
     "bfloat16": LLAMA(options={"mp_policy": MixedPrecisionPolicy(torch.bfloat16, torch.float32)}, rough=True),
     "not resharded": LLAMA(options={"reshard_after_forward": False}),
     "copies of shards": LLAMA(several=True),

@@ -66,6 +66,7 @@ class Holding:
     probes: bool = False
     back: float | None = None
     measured: bool = False
+    there: bool = False
     copies: int = 1
     loose: float = 2e-4
     rounding: float = 1e-5
@@ -97,6 +98,7 @@ CASES = {
     "llama sgd": LLAMA(partial(EWC, strength=3.0), SGD, net=in_shards.llama, loose=2e-3, rounding=1e-3),
     "llama adamw": LLAMA(partial(EWC, strength=3.0)),
     "llama every 4": LLAMA(partial(EWC, strength=3.0, every=4), measured=True),
+    "llama, measured there": LLAMA(partial(EWC, strength=3.0), there=True, loose=2e-3, rounding=1e-3),
     "llama probes": LLAMA(partial(EWC, budget=0.01, probe_every=8), probes=True, loose=5e-3),
 }
 OF_COPIES = {
@@ -159,10 +161,11 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, data: list[Any], s
 
 def retained(keeper: hf.EWC, name: str, seed: int, rank: int, world: int) -> None:
     case = {**CASES, **OF_COPIES}[name]
-    importance = importance_of(name, seed)
+    own = share(case.data(seed), rank, world)
+    importance = hf.kfac(keeper.model, own, kind="empirical") if case.there else importance_of(name, seed)
     if case.measured:
         importance = as_measured(importance, keeper.model)
-    probes = hf.probes_of(keeper.model, share(case.data(seed), rank, world), num_examples=None) if case.probes else None
+    probes = hf.probes_of(keeper.model, own, num_examples=None) if case.probes else None
     keeper.retain(importance, probes=probes)
 
 

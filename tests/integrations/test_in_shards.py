@@ -12,7 +12,6 @@ from tests.integrations import in_shards, spread
 from torch import distributed
 
 import holdfast as hf
-from holdfast.errors import OptionError
 
 if not distributed.is_available():
     pytest.skip("torch was built without distributed", allow_module_level=True)
@@ -90,21 +89,6 @@ def test_what_is_held_so_keeps_as_in_one_process(name, two):
     model = in_shards.kept(name, in_shards.built(in_shards.CASES["exact"]), 0, 1)
     for key, value in of(found, f"kept {name}").items():
         torch.testing.assert_close(value, dict(model.named_parameters())[key], rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("where", "measured"),
-    [
-        ("kfac", lambda model, data: hf.kfac(model, data)),
-        ("mas(local=True)", lambda model, data: hf.mas(model, data, local=True)),
-        ("mas(batched=True)", lambda model, data: hf.mas(model, data, batched=True)),
-        ('fisher(kind="batched")', lambda model, data: hf.fisher(model, data, kind="batched")),
-    ],
-)
-def test_what_needs_whole_weights_says_so(alone, where, measured):
-    with pytest.raises(OptionError) as caught:
-        measured(alone, [(torch.randn(4, 3), torch.randint(3, (4,)))])
-    assert str(caught.value).startswith(f"{where}: the model is sharded, and this needs whole weights. Measure inside")
 
 
 def test_examples_that_mix_are_refused(alone):

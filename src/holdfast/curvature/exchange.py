@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, reduce
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,15 +20,13 @@ from holdfast.curvature.cuts import Cut, axis_of, cut_of
 from holdfast.curvature.form import LayerForm
 from holdfast.curvature.owners import LayerElsewhere, cost_of, owners
 from holdfast.errors import StateError
-from holdfast.tensors import Shards, TensorMap, sum_of
+from holdfast.tensors import Found, Shards, TensorMap, sum_of
 
 ByParameter = Sequence[Tensor | float]
 """Something of each parameter of a layer, in order: a tensor of its shape or of its shard's, or one number."""
 
 Ask = Callable[[str], Sequence[ByParameter] | None]
 """What of a layer, by its name, its owner is to see; of the shards of this process. None leaves the layer out."""
-
-_T = TypeVar("_T")
 
 
 class Exchange:
@@ -152,17 +150,9 @@ class Exchange:
         """Whether one of the processes says so."""
         return answer if self.shards is None else self.shards.largest(float(answer)) > 0
 
-    def together(self, act: Callable[[], _T], *, where: str) -> _T:
+    def together(self, act: Callable[[], Found], *, where: str) -> Found:
         """What `act` gives, which asks nothing of the others; where it raises in one process all of them raise."""
-        if self.shards is None:
-            return act()
-        found, failure = [], None
-        try:
-            found = [act()]
-        except Exception as error:  # of which the others must know
-            failure = error
-        self._check(failure, failed=self.any(failure is not None), where=where)
-        return found[0]
+        return act() if self.shards is None else self.shards.together(act, where=where)
 
     # --- rounds
 

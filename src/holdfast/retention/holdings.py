@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from holdfast.curvature import Accumulate, Measured, Weighting, shapes_of
 from holdfast.curvature.exchange import ALONE, Exchange
 from holdfast.curvature.sharing import shared
-from holdfast.errors import OptionError, StateError
+from holdfast.errors import StateError
 from holdfast.memory import Forms, Retained, retain
 from holdfast.memory.codes import IMPORTANCE_ERROR
 from holdfast.memory.reference import Reference, anchors_on_disk
@@ -28,6 +28,7 @@ from holdfast.tensors import (
     Shards,
     TensorMap,
     all_parameters,
+    bounds_of,
     local,
     shard,
     shards_of,
@@ -138,8 +139,7 @@ class Holdings:
             sum_of = self.shards and self.sum_of
             check_anchors({**to_hold, **in_layers}, where=where, sum_of=sum_of)
             if self.checkpoint is not None:
-                tied = tied_names(self._model)
-                on_disk = anchors_on_disk(self.checkpoint, to_hold, names=tied, where=where)
+                on_disk = self._found_on_disk({name: parameters[name] for name in to_hold})
         held = retain(
             self._placed(before, devices),
             {name: shard(value, parameters[name]).to(devices[name]) for name, value in diagonal.items()},
@@ -199,9 +199,9 @@ class Holdings:
             return self.held, self._extra()
         rest(self._model)
         parameters = all_parameters(self._model)
-        extra = {part: _each(whole_on_first, own, parameters) for part, own in self._extra().items() if part != "pulls"}
+        extra = {part: _each(_on_first, own, parameters) for part, own in self._extra().items() if part != "pulls"}
         layers, pulls = all_on_first(self.held, self.pulls, parameters, self.exchange)
-        held = replace(_weights_each(whole_on_first, self.held, parameters), layers=layers, elsewhere={})
+        held = replace(_weights_each(_on_first, self.held, parameters), layers=layers, elsewhere={})
         return held, {"pulls": pulls, **extra}
 
     def follow_shards(self) -> None:
@@ -249,7 +249,7 @@ class Holdings:
 
     def _extra_beside(self, extra: Mapping[str, TensorMap], parameters: TensorMap, held: Retained) -> Extra:
         """What was saved beside what is held, whole, as this process has it: shards, and the pulls of its layers."""
-        found = {part: _each(shard, extra.get(part, {}), parameters) for part in self._extra() if part != "pulls"}
+        found = {part: _each(_in_shards, extra.get(part, {}), parameters) for part in self._extra() if part != "pulls"}
         pulls = {name: value for name, value in extra.get("pulls", {}).items() if name not in held.elsewhere}
         return {"pulls": {name: value.to(parameters[name].device) for name, value in pulls.items()}, **found}
 
@@ -270,19 +270,24 @@ class Holdings:
         return replace(held, importance=importance, anchors=anchors, largest=largest, layers=layers)
 
     def _check_sharded(self, held: Retained) -> None:
-        if self.checkpoint is not None:
-            raise OptionError(
-                f"{self._where}: the model is sharded, and anchors={self.checkpoint!r} are whole on disk. Leave that "
-                "out: in memory every process has the anchors of its own shards alone."
-            )
         self._mechanism_check(held)
+
+    def _found_on_disk(self, weights: TensorMap) -> dict[str, Reference]:
+        """The anchors in the checkpoint, of a sharded model this process's part of each; all processes ask for them."""
+        path, names, where = self.checkpoint, tied_names(self._model), f"{self._where}.retain"
+        assert path is not None
+
+        def find() -> dict[str, Reference]:
+            return anchors_on_disk(path, weights, names=names, where=where)
+
+        return find() if self.shards is None else self.shards.together(find, where=where)
 
     def _beside(self, held: Retained, parameters: TensorMap, *, shards: Shards | None) -> Retained:
         """What is held whole, beside the parameters: on their devices, and sharded as they are."""
         if shards is not None:
             self._check_sharded(held)
             own = with_own_layers(held, Exchange(shards, parameters))
-            held = self._in_form(_weights_each(shard, own, parameters))
+            held = self._in_form(_weights_each(_in_shards, own, parameters))
         return self._placed(held, {name: parameter.device for name, parameter in parameters.items()})
 
     def _placed(self, held: Retained, devices: Mapping[str, torch.device]) -> Retained:
@@ -295,8 +300,25 @@ class Holdings:
         return replace(held, importance=importance, anchors=anchors, layers=layers)
 
 
-Act = Callable[[Tensor, Tensor], Tensor]
-"""What is done with the entries of a parameter, and the parameter."""
+Act = Callable[[AnyTensor, Tensor], AnyTensor]
+"""What is done with what is held of a parameter, and the parameter."""
+
+
+def _in_shards(held: AnyTensor, parameter: Tensor) -> AnyTensor:
+    """Of what is held whole this process's part; anchors on disk stay there."""
+    if isinstance(held, Reference):
+        return held.part(bounds_of(parameter))
+    return shard(_as_tensor(held, parameter), parameter)
+
+
+def _on_first(held: AnyTensor, parameter: Tensor) -> AnyTensor:
+    """What is held in parts, whole in the first process; anchors on disk are there as they are."""
+    return held if isinstance(held, Reference) else whole_on_first(_as_tensor(held, parameter), parameter)
+
+
+def _as_tensor(held: AnyTensor, parameter: Tensor) -> Tensor:
+    device = parameter.device
+    return held.to(device) if isinstance(held, Tensor) else read(held, dtype=torch.float32, device=device)
 
 
 def _weights_each(act: Act, held: Retained, parameters: TensorMap) -> Retained:
@@ -305,12 +327,5 @@ def _weights_each(act: Act, held: Retained, parameters: TensorMap) -> Retained:
 
 
 def _each(act: Act, entries: AnyTensorMap, parameters: TensorMap) -> dict[str, Any]:
-    """`act(tensor, parameter)`, on the parameter's device where there is one."""
-
-    def beside(value: AnyTensor, device: torch.device) -> Tensor:
-        return value.to(device) if isinstance(value, Tensor) else read(value, dtype=torch.float32, device=device)
-
-    return {
-        name: act(beside(value, parameters[name].device), parameters[name]) if name in parameters else value
-        for name, value in entries.items()
-    }
+    """`act(entries, parameter)` of each that has a parameter."""
+    return {name: act(value, parameters[name]) if name in parameters else value for name, value in entries.items()}
