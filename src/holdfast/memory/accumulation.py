@@ -158,7 +158,9 @@ def retain(
     means = {name: anchor for name, anchor in held.anchors.items() if isinstance(anchor, Tensor)}
     now = {**means, **weights} if weights else {}
     others = _joined_elsewhere(held, layers or {}, elsewhere or {}, rule, share=share, forms=forms or Forms())
-    in_layers = shapes_of({**{name: layer for name, (layer, _) in joint.items()}, **others})
+    in_layers = shapes_of(  # in one order in every process
+        {name: joint[name][0] if name in joint else others[name] for name in in_order(joint, others)}
+    )
     of_layers = {name: now[name].detach().clone() for name in in_layers if name in now}
     costs, rises = exchange.sum_of(merger.sums.costs), exchange.sum_of(merger.sums.rises)
     if rule == "per_task":
