@@ -57,7 +57,7 @@ def share(data: list[Any], rank: int, world: int) -> list[Any]:
 class Holding:
     """A model, how it is held, and trained."""
 
-    keeper: Callable[..., hf.EWC]
+    keeper: Callable[..., Any]
     optimizer: Callable[..., torch.optim.Optimizer] = ADAMW
     net: Callable[[], nn.Module] = spread.network
     data: Callable[..., list[Any]] = points
@@ -95,6 +95,7 @@ CASES = {
     "probes": Holding(partial(EWC, budget=0.01, probe_every=8), probes=True, loose=5e-3),
     "rewound": Holding(partial(EWC, strength=0.01), probes=True, back=0.01, loose=5e-3),
     "measured on shards": Holding(partial(EWC, strength=3.0), probes=True, back=0.001, measured=True, loose=5e-3),
+    "wva": Holding(partial(hf.WVA, strength=20.0, log_every=10), measured=True),
     "llama sgd": LLAMA(partial(EWC, strength=3.0), SGD, net=in_shards.llama, loose=2e-3, rounding=1e-3),
     "llama adamw": LLAMA(partial(EWC, strength=3.0)),
     "llama every 4": LLAMA(partial(EWC, strength=3.0, every=4), measured=True),
