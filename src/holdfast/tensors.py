@@ -12,9 +12,9 @@ from __future__ import annotations
 import copy
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from holdfast.errors import ParameterMismatchError, StateError, UnsupportedLayerError
 
 TensorMap = Mapping[str, Tensor]
+
+Found = TypeVar("Found")
 
 _WRAPPER_PIECES = re.compile(r"(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
@@ -60,6 +62,12 @@ def unwrap(model: nn.Module) -> nn.Module:
             model = compiled
         else:
             return model
+
+
+def class_of(module: nn.Module) -> type[nn.Module]:
+    """The class of a module as it was before `fully_shard`, which gives each that it takes a class of its own."""
+    bases = type(module).__bases__
+    return bases[1] if len(bases) == 2 and bases[0].__name__ == "FSDPModule" else type(module)
 
 
 def canonical_name(name: str) -> str:
@@ -158,6 +166,17 @@ def placed(piece: Tensor, parameter: Tensor) -> Tensor:
     )
 
 
+def bounds_of(parameter: Tensor) -> tuple[slice, ...]:
+    """Which entries of a parameter this process has, along each of its axes."""
+    like: Any = parameter
+    if not is_sharded(parameter):
+        return tuple(slice(0, length) for length in parameter.shape)
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    lengths, starts = compute_local_shape_and_global_offset(like.shape, like.device_mesh, like.placements)
+    return tuple(slice(start, start + length) for start, length in zip(starts, lengths, strict=True))
+
+
 def reduced_to_shards(tensor: Tensor, parameter: Tensor) -> Tensor:
     """This process's shard of the sum of all processes' tensors of the parameter's shape; each must ask for it.
 
@@ -197,6 +216,11 @@ class Shards:
         return self._reduced([value], torch.distributed.ReduceOp.MAX)[0]
 
     @property
+    def first(self) -> int:
+        """Which of them is the process that writes for all."""
+        return int((self.mesh.mesh.flatten() == 0).nonzero().item())
+
+    @property
     def is_first(self) -> bool:
         """Whether this is the process that writes for all."""
         return torch.distributed.get_rank() == 0
@@ -204,6 +228,25 @@ class Shards:
     def wait(self) -> None:
         """Wait until all processes have come here."""
         self.largest(0.0)
+
+    def together(self, act: Callable[[], Found], *, where: str) -> Found:
+        """What `act` finds here, if it finds something in all processes, which must all ask for it.
+
+        Args:
+            act: asks nothing of the other processes.
+            where: for the message.
+
+        Raises:
+            StateError: it raised in another process alone; its own error where it raised in this one.
+        """
+        try:
+            found = act()
+        except BaseException:
+            self.largest(1.0)
+            raise
+        if self.largest(0.0):
+            raise StateError(f"{where}: another process of the sharded model was refused, and says why.")
+        return found
 
     def totals(self, values: Sequence[float]) -> list[float]:
         """The sums of each of these numbers over all processes, which must all ask for them, in float64."""
@@ -214,6 +257,61 @@ class Shards:
         for dim in range(self.mesh.ndim):
             how = torch.distributed.ReduceOp.SUM if how is None else how
             torch.distributed.all_reduce(tensor, how, group=self.mesh.get_group(dim))
+
+    @property
+    def size(self) -> int:
+        """How many processes there are."""
+        return int(self.mesh.size())
+
+    @property
+    def rank(self) -> int:
+        """Which of them this process is, counted along the last axis of the mesh first."""
+        return int((self.mesh.mesh.flatten() == torch.distributed.get_rank()).nonzero().item())
+
+    def add_up_at(self, rank: int, tensor: Tensor) -> None:
+        """Make the tensor of one process the sum of those that all have, who must all ask for it.
+
+        What the others have behind it has no meaning.
+
+        Cost: a reduction; no process receives more than it gives.
+        """
+        for dim, group, source in reversed(list(self._ways_to(rank))):
+            if self._is_beside(rank, dim):
+                torch.distributed.reduce(tensor, source, group=group)
+
+    def give_out(self, rank: int, tensor: Tensor) -> None:
+        """Copy the tensor of one process into those of the others; all must ask for it, with tensors of one shape."""
+        for dim, group, source in self._ways_to(rank):
+            if self._is_beside(rank, dim):
+                torch.distributed.broadcast(tensor, source, group=group)
+
+    def hand_over(self, tensor: Tensor, source: int, to: int) -> None:
+        """Copy the tensor of process `source` into that of process `to`; of the others none need ask for it."""
+        ranks = self.mesh.mesh.flatten().tolist()
+        if source == to or self.rank not in (source, to):
+            return
+        if self.rank == source:
+            torch.distributed.send(tensor.contiguous(), ranks[to])
+        else:
+            torch.distributed.recv(tensor, ranks[source])
+
+    def _ways_to(self, rank: int) -> Iterator[tuple[int, Any, int]]:
+        """Along each axis of the mesh: the group that this process is in, and the one there beside `rank`."""
+        for dim, place in enumerate(self._place(rank)):
+            group = self.mesh.get_group(dim)
+            yield dim, group, torch.distributed.get_global_rank(group, place)
+
+    def _is_beside(self, rank: int, dim: int) -> bool:
+        """Whether this process and `rank` have the same places along all axes after this one."""
+        return self._place(self.rank)[dim + 1 :] == self._place(rank)[dim + 1 :]
+
+    def _place(self, rank: int) -> tuple[int, ...]:
+        """Along each axis of the mesh."""
+        found: list[int] = []
+        for length in reversed(self.mesh.mesh.shape):
+            rank, place = divmod(rank, length)
+            found.append(place)
+        return tuple(reversed(found))
 
     def _reduced(self, values: Sequence[float], how: Any) -> list[float]:
         found = torch.tensor(values, dtype=torch.float64, device=self.mesh.device_type)

@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests import many
 from tests.cli import together
 from tests.language import tiny
 
@@ -47,22 +47,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def started(folder: Path, count: int = 2, *command: str) -> list[subprocess.Popen[str]]:
-    """Processes as torchrun starts them, which a test may kill one by one."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
-    program = command or (sys.executable, together.__file__, str(folder))
-    told = {"WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "LOCAL_WORLD_SIZE": count}
-    return [
-        subprocess.Popen(
-            program,
-            env={**os.environ, **{k: str(v) for k, v in told.items()}, "RANK": str(n), "LOCAL_RANK": str(n)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for n in range(count)
-    ]
+    """The commands of a folder, or one, in so many processes."""
+    return many.started(count, *(command or (sys.executable, together.__file__, str(folder))))
 
 
 def ended(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str, list[str]]]:

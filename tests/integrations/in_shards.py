@@ -1,4 +1,4 @@
-"""What each of two processes measures on a sharded model: `python in_shards.py FOLDER`. The test does it in one."""
+"""What each of two processes measures on a sharded model: `python -m tests.integrations.in_shards FOLDER`."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from tests import many
 from torch import distributed, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy
 
 import holdfast as hf
 from holdfast.errors import EmptyDataError, StateError
@@ -171,7 +171,7 @@ def _images(rows: slice) -> list[Any]:
     return points(rows, 2, 4, 4)
 
 
-def _checkpointed(model: Any) -> None:
+def checkpointed(model: Any) -> None:
     model.gradient_checkpointing_enable({"use_reentrant": False})
     model.train()
 
@@ -185,7 +185,7 @@ CASES = {
     "taylor": LLAMA(hf.taylor),
     "signal": LLAMA(partial(hf.signal, others="zero")),
     "by token": LLAMA(partial(hf.fisher, kind="sampled", per="token")),
-    "checkpoints": LLAMA(prepare=_checkpointed),
+    "checkpoints": LLAMA(prepare=checkpointed),
     "bfloat16": LLAMA(options={"mp_policy": MixedPrecisionPolicy(torch.bfloat16, torch.float32)}, rough=True),
     "not resharded": LLAMA(options={"reshard_after_forward": False}),
     "copies of shards": LLAMA(several=True),
@@ -215,14 +215,7 @@ def share(case: Measurement, rank: int, world: int) -> list[Any]:
 def sharded(case: Measurement, world: int) -> nn.Module:
     model = built(case)
     case.prepare(model)
-    if case.several:
-        mesh = init_device_mesh("cpu", (world, 1), mesh_dim_names=("copies", "shards"))
-    else:
-        mesh = init_device_mesh("cpu", (world,))
-    for module in case.inner(model):
-        fully_shard(module, mesh=mesh, **case.options)
-    fully_shard(model, mesh=mesh, **case.options)
-    return model
+    return many.spread_over(model, case.inner(model), *((world, 1) if case.several else (world,)), **case.options)
 
 
 def state_of(model: nn.Module) -> list[Any]:
@@ -252,17 +245,7 @@ def kept(name: str, model: nn.Module, rank: int, world: int, *, steps: int = 40)
     return model
 
 
-def whole(tensors: Any) -> dict[str, torch.Tensor]:
-    return {
-        name: (value.detach().full_tensor() if hasattr(value, "full_tensor") else value.detach()).contiguous()
-        for name, value in tensors
-    }
-
-
-def main(folder: Path) -> None:
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo")
-    rank, world = distributed.get_rank(), distributed.get_world_size()
+def main(folder: Path, rank: int, world: int) -> None:
     found: dict[str, torch.Tensor] = {}
     told: dict[str, Any] = {}
     for name, case in CASES.items():
@@ -275,7 +258,7 @@ def main(folder: Path) -> None:
             warnings.simplefilter("always")
             importance = case.estimator(model, share(case, rank, world))
         assert state_of(model) == before, name
-        found |= {f"{name}/{key}": value for key, value in whole(importance.items()).items()}
+        found |= {f"{name}/{key}": value for key, value in many.whole(importance.items()).items()}
         info = importance.info
         told[name] = [info.num_examples, info.num_targets, [str(each.message)[:60] for each in warned]]
         if name == "uneven":
@@ -292,12 +275,12 @@ def main(folder: Path) -> None:
     told |= {key: value for each in gathered for key, value in each.items()}
     for name in KEEPERS:
         model = kept(name, sharded(CASES["exact"], world), rank, world)
-        found |= {f"kept {name}/{key}": value for key, value in whole(model.named_parameters()).items()}
+        found |= {f"kept {name}/{key}": value for key, value in many.whole(model.named_parameters()).items()}
     if rank == 0:
         save_file(found, folder / "found.safetensors")
         write_json(folder / "told.json", told)
-    distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    with many.member() as (own, count):
+        main(Path(sys.argv[1]), own, count)

@@ -1,4 +1,4 @@
-"""What each of two replicas does, started by torchrun: `python replicas.py FOLDER`. The test does the same in one.
+"""What each of two replicas does: `python -m tests.integrations.replicas FOLDER`. The test does the same in one.
 
 One process stands for two by the mean of the losses on their shares, which is what DistributedDataParallel trains on.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from datetime import timedelta
 from functools import partial
@@ -17,13 +17,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
+from tests import many
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import holdfast as hf
+from holdfast.curvature.joining import tensors_of
 from holdfast.files import write_json
 from holdfast.integrations.sharding import over_processes
-from holdfast.retention.replicas import tensors_of
 
 NUM_STEPS = 6
 
@@ -102,6 +103,34 @@ MEASURED = {
     "kfac, several targets": ("mlp", partial(hf.kfac, loss=Several())),
     "kfac, attention, several targets": ("attention", partial(hf.kfac, loss=Several())),
 }
+
+
+WRAPPED = {
+    "fisher": ("convolution", hf.fisher),
+    "fisher, sampled": ("mlp", partial(hf.fisher, kind="sampled", num_draws=2)),
+    "fisher, batched": ("mlp", partial(hf.fisher, kind="batched")),
+    "fisher, several targets": ("convolution", partial(hf.fisher, loss=Several())),
+    "mas": ("mlp", hf.mas),
+    "mas, batched": ("mlp", partial(hf.mas, batched=True)),
+    "mas, local": ("mlp", partial(hf.mas, local=True)),
+    "taylor": ("attention", hf.taylor),
+    "signal": ("mlp", hf.signal),
+    "kfac, sampled": ("mlp", partial(hf.kfac, kind="sampled")),
+    "kfac, attention": ("attention", hf.kfac),
+    "measure": ("mlp", partial(hf.measure, probes=[(torch.ones(2, 3, 3), torch.tensor([0, 1]))])),
+}
+"""Measured on the wrapped model, where every process gives its share."""
+
+
+def shares(ranks: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+    """The batches of these processes, one process after the other."""
+    return [share(number, rank) for rank in ranks for number in range(2)]
+
+
+def halting() -> Iterator[tuple[Tensor, Tensor]]:
+    """Data that end in an error."""
+    yield batch(0)
+    raise ValueError("no more data")
 
 
 def built(name: str) -> nn.Module:
@@ -208,7 +237,7 @@ def closed_lesson(rank: int, *, wrapped: str = "before") -> tuple[dict[str, Tens
     if wrapped == "after":
         assert keeper.group is None
         keeper.group = distributed.group.WORLD
-    keeper.retain(over_processes(hf.fisher(model, [share(0, rank)])), probes=probes)
+    keeper.retain(hf.fisher(model, [share(0, rank)]), probes=probes)
     for step in range(40):
         if step == 12:
             keeper.detach()  # so that there is something to take back
@@ -265,15 +294,12 @@ def rehearsed(ranks: list[int], *, dropout: float = 0.0, group: Any = None) -> t
 def error_of(call: Callable[[], Any]) -> str:
     try:
         call()
-    except hf.HoldfastError as error:
+    except (hf.HoldfastError, ValueError) as error:
         return f"{type(error).__name__}: {error}"
     return ""
 
 
-def main(folder: Path) -> None:
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo")
-    rank = distributed.get_rank()
+def main(folder: Path, rank: int) -> None:
     found: dict[str, Tensor] = {}
     told: dict[str, Any] = {}
     for name, settings in WAYS.items():
@@ -292,7 +318,7 @@ def main(folder: Path) -> None:
     told["rehearsed, alone"] = None if rank else rehearsed([0, 1])[1]
     for name, (kind, estimator) in MEASURED.items():
         model = DistributedDataParallel(built(kind))
-        own = estimator(model, [batch(0), batch(1)][: 2 - rank])
+        own = estimator(model.module, [batch(0), batch(1)][: 2 - rank])
         keeper = hf.EWC(model, strength=1.0)
         told[f"{name}, not joined"] = error_of(lambda keeper=keeper, own=own: keeper.retain(own))
         told[f"{name}, held before"] = keeper.held.num_tasks
@@ -300,9 +326,28 @@ def main(folder: Path) -> None:
         keeper.retain(joined)
         told[f"{name}, joined"] = [keeper.held.num_tasks, joined.info.num_examples]
         found |= {f"{name}/joined/{key}": value.contiguous() for key, value in tensors_of(joined).items()}
+    for name, (kind, estimator) in WRAPPED.items():
+        model = DistributedDataParallel(built(kind))
+        own = estimator(model, shares([rank]))
+        found |= {f"{name}/wrapped/{key}": value.contiguous() for key, value in tensors_of(own).items()}
+        told[f"{name}, wrapped"] = [own.info.num_examples, own.info.num_targets, own.info.details["processes"]]
     model = DistributedDataParallel(built("mlp"))
+    hf.EWC(model, strength=1.0).retain(own := hf.fisher(model, [share(0, rank)]))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        told["joined again"] = [over_processes(own) is own, str(caught[0].message) if caught else ""]
+    told["all data"] = hf.fisher(model, [batch(0)]).info.num_examples
+    told["all data differ by"] = max(
+        float((value - hf.fisher(model.module, [batch(0)])[key]).abs().max())
+        for key, value in hf.fisher(model, [batch(0)]).items()
+    )
+    told["halted"] = error_of(lambda: hf.fisher(model, halting() if rank else [batch(0)]))
+    told["no data"] = error_of(lambda: hf.kfac(model, [] if rank else [batch(0)]))
+    told["halted, measure"] = error_of(lambda: hf.measure(model, [batch(0)], probes=halting() if rank else [batch(1)]))
+    calibrated = hf.calibrated(model, hf.mas(model, [share(0, rank)]), [share(0, rank)], steps=5, lessons=1, rounds=1)
+    told["calibrated"] = [calibrated.info.nats_per_unit, calibrated.info.scatter]
     compiled: Any = torch.compile(model)
-    own = hf.fisher(model, [share(0, rank)])
+    own = hf.fisher(model.module, [share(0, rank)])
     told["compiled"] = error_of(lambda: hf.WVA(compiled, strength=1.0).retain(own))
     told["bare"] = error_of(lambda: hf.EWC(built("mlp"), strength=1.0).retain(own))
     lessons = {"calibration": "made-up lessons", "calibrated_at": 0.05, "scatter": 2.0 - rank / 2}
@@ -310,20 +355,21 @@ def main(folder: Path) -> None:
     joined = over_processes(some)
     told["nats"] = [some.info.nats_per_unit, joined.info.nats_per_unit, joined.info.scatter]
     told["si"] = error_of(lambda: over_processes(own.with_info(kind="si")))
-    told["mas-batched"] = error_of(lambda: over_processes(hf.mas(model, [share(0, rank)], batched=True)))
+    told["mas-batched"] = error_of(lambda: over_processes(hf.mas(model.module, [share(0, rank)], batched=True)))
     told["no examples"] = error_of(lambda: over_processes(own.with_info(num_examples=0)))
-    other = hf.kfac(model, [share(0, rank)]) if rank else own
+    other = hf.kfac(model.module, [share(0, rank)]) if rank else own
     told["other kinds"] = error_of(lambda: over_processes(other))
     short = distributed.new_group(timeout=timedelta(seconds=2))
     model = DistributedDataParallel(built("mlp"), process_group=short)
     if rank == 0:
         told["alone"] = error_of(lambda: hf.EWC(model, strength=1.0).retain(own))
+        told["alone, measuring"] = error_of(lambda: hf.fisher(model, [batch(0)]))
         told["alone, bare"] = error_of(lambda: hf.EWC(model.module, strength=1.0).retain(own))
     distributed.barrier()
     save_file(found, folder / f"found-{rank}.safetensors")
     write_json(folder / f"told-{rank}.json", told)
-    distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    with many.member() as (own, _):
+        main(Path(sys.argv[1]), own)

@@ -1,4 +1,4 @@
-"""What each of two processes does, started by torchrun: `python spread.py FOLDER`. The test does the same in one."""
+"""What each of two processes does: `python -m tests.integrations.spread FOLDER`. The test does the same in one."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import distributed, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from tests import many
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import holdfast as hf
@@ -84,27 +83,15 @@ def figures(keeper) -> dict[str, Any]:
 
 
 def spread_over(model: nn.Sequential, world: int) -> nn.Sequential:
-    mesh = init_device_mesh("cpu", (world,))
-    for layer in model:
-        if isinstance(layer, nn.Linear):
-            fully_shard(layer, mesh=mesh)
-    return fully_shard(model, mesh=mesh)
+    many.spread_over(model, [layer for layer in model if isinstance(layer, nn.Linear)], world)
+    return model
 
 
 def whole(model: nn.Module) -> dict[str, torch.Tensor]:
-    found = {}
-    for name, parameter in model.named_parameters():
-        tensor = parameter.detach()
-        found[name.removeprefix("module.")] = (
-            tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor.clone()
-        ).contiguous()
-    return found
+    return many.whole(model.named_parameters())
 
 
-def main(folder: Path) -> None:
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo")
-    rank, world = distributed.get_rank(), distributed.get_world_size()
+def main(folder: Path, rank: int, world: int) -> None:
     weights: dict[str, torch.Tensor] = {}
     told: dict[str, Any] = {}
 
@@ -149,8 +136,8 @@ def main(folder: Path) -> None:
     if rank == 0:
         save_file(weights, folder / "weights.safetensors")
         write_json(folder / "told.json", told)
-    distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    with many.member() as (own, count):
+        main(Path(sys.argv[1]), own, count)

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.integrations import in_shards
-from tests.integrations.test_sharding import OneProcess
+from tests import many
+from tests.integrations import in_shards, spread
 from torch import distributed
 
 import holdfast as hf
-from holdfast.errors import OptionError
 
 if not distributed.is_available():
     pytest.skip("torch was built without distributed", allow_module_level=True)
@@ -27,9 +24,7 @@ SLOWLY = {"strange", "experts"}
 def two(tmp_path_factory):
     """What two processes found: the folder, tensors by case and name, and what they told."""
     folder = tmp_path_factory.mktemp("shards")
-    program = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run([*program, in_shards.__file__, str(folder)], capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-4000:]
+    many.run_together(in_shards, folder)
     return folder, load_file(folder / "found.safetensors"), json.loads((folder / "told.json").read_text())
 
 
@@ -39,8 +34,8 @@ def of(found, case: str) -> dict[str, torch.Tensor]:
 
 @pytest.fixture
 def alone(tmp_path):
-    yield OneProcess(tmp_path).model
-    distributed.destroy_process_group()
+    with many.group_of_one(tmp_path):
+        yield spread.spread_over(spread.network(), 1)
 
 
 def check(own, expected: hf.Importance, *, rough: bool) -> None:
@@ -68,7 +63,7 @@ def test_one_process_measures_its_only_shard(name, alone):
     case = in_shards.CASES[name]
     data = case.data(slice(0, in_shards.COUNT))
     found = case.estimator(in_shards.sharded(case, 1), data)
-    check(in_shards.whole(found.items()), case.estimator(in_shards.built(case), data), rough=case.rough)
+    check(many.whole(found.items()), case.estimator(in_shards.built(case), data), rough=case.rough)
 
 
 @pytest.mark.slow
@@ -94,21 +89,6 @@ def test_what_is_held_so_keeps_as_in_one_process(name, two):
     model = in_shards.kept(name, in_shards.built(in_shards.CASES["exact"]), 0, 1)
     for key, value in of(found, f"kept {name}").items():
         torch.testing.assert_close(value, dict(model.named_parameters())[key], rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("where", "measured"),
-    [
-        ("kfac", lambda model, data: hf.kfac(model, data)),
-        ("mas(local=True)", lambda model, data: hf.mas(model, data, local=True)),
-        ("mas(batched=True)", lambda model, data: hf.mas(model, data, batched=True)),
-        ('fisher(kind="batched")', lambda model, data: hf.fisher(model, data, kind="batched")),
-    ],
-)
-def test_what_needs_whole_weights_says_so(alone, where, measured):
-    with pytest.raises(OptionError) as caught:
-        measured(alone, [(torch.randn(4, 3), torch.randint(3, (4,)))])
-    assert str(caught.value).startswith(f"{where}: the model is sharded, and this needs whole weights. Measure inside")
 
 
 def test_examples_that_mix_are_refused(alone):

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import copy
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests import many
 from tests.integrations import replicas
 from torch import distributed
 
 import holdfast as hf
+from holdfast.curvature.joining import tensors_of
 from holdfast.integrations.figures import train_together
 from holdfast.integrations.sharding import over_processes
-from holdfast.retention.replicas import tensors_of
 
 if not distributed.is_available():
     pytest.skip("torch was built without distributed", allow_module_level=True)
@@ -28,9 +27,7 @@ pytestmark = pytest.mark.slow
 def two(tmp_path_factory):
     """What each of two processes found, and what it was told."""
     folder = tmp_path_factory.mktemp("two")
-    program = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run([*program, replicas.__file__, str(folder)], capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-3000:]
+    many.run_together(replicas, folder)
     found = [load_file(folder / f"found-{rank}.safetensors") for rank in range(2)]
     return found, [json.loads((folder / f"told-{rank}.json").read_text()) for rank in range(2)]
 
@@ -60,7 +57,10 @@ def test_synaptic_intelligence_is_that_of_the_joint_batch_on_every_replica(name,
 def test_importances_of_shares_are_refused_until_they_are_joined(name, two):
     found, told = two
     for mine in told:
-        assert mine[f"{name}, not joined"].startswith("StateError: EWC.retain: the importances differ between the 2 p")
+        refused = mine[f"{name}, not joined"]
+        assert refused.startswith("StateError: EWC.retain: the importances differ between the processes in ")
+        assert " tensors: '" in refused
+        assert "\n" not in refused
         assert "holdfast.integrations.sharding.over_processes(importance)" in mine[f"{name}, not joined"]
         assert mine[f"{name}, held before"] == 0
         assert mine[f"{name}, joined"] == [1, 24]
@@ -71,9 +71,48 @@ def test_importances_of_shares_are_refused_until_they_are_joined(name, two):
         same(under(each, f"{name}/joined/"), expected)
 
 
+@pytest.mark.parametrize("name", replicas.WRAPPED)
+def test_what_is_measured_on_replicas_is_of_all_data(name, two):
+    found, told = two
+    kind, estimator = replicas.WRAPPED[name]
+    together = replicas.shares([0, 1]) if "batched" in name else [replicas.batch(0), replicas.batch(1)]
+    expected = estimator(replicas.built(kind), together)
+    for each, notes in zip(found, told, strict=True):
+        same(under(each, f"{name}/wrapped/"), tensors_of(expected))
+        assert notes[f"{name}, wrapped"] == [expected.info.num_examples, expected.info.num_targets, 2]
+
+
+def test_what_is_joined_is_not_joined_again(two):
+    for told in two[1]:
+        same, warned = told["joined again"]
+        assert same
+        assert warned.startswith("over_processes: this 'fisher-exact' importance is of all processes' data already")
+
+
+def test_who_has_all_data_in_every_process_gets_the_same_mean(two):
+    for told in two[1]:
+        assert told["all data"] == 16
+        assert told["all data differ by"] < 1e-6
+
+
+def test_an_error_in_one_process_ends_all(two):
+    first, second = two[1]
+    assert second["halted"] == second["halted, measure"] == "ValueError: no more data"
+    assert second["no data"].startswith("EmptyDataError: kfac: the data held no example")
+    for name, where in (("halted", "fisher"), ("no data", "kfac"), ("halted, measure", "measure")):
+        assert first[name] == f"StateError: {where}: another process ended in an error, which it tells."
+
+
+def test_what_replicas_calibrate_is_alike(two):
+    first, second = (told["calibrated"] for told in two[1])
+    assert first == second
+    assert first[0] > 0
+
+
 def test_a_compiled_replica_is_compared_and_a_bare_model_is_not(two):
     for told in two[1]:
-        assert told["compiled"].startswith("StateError: WVA.retain: the importances differ between the 2 processes")
+        assert told["compiled"].startswith("StateError: WVA.retain: the importances differ between the processes in")
+        assert "in 4 of 4 tensors: '1.bias', '1.weight', '3.bias', '3.weight'. Replicas" in told["compiled"]
         assert told["bare"] == ""
 
 
@@ -128,7 +167,9 @@ def test_a_rehearsal_of_one_process_waits_for_no_other(two):
 def test_what_cannot_be_joined_is_told_in_all_processes(two):
     for told in two[1]:
         assert told["si"].startswith("OptionError: over_processes: 'si' is no mean over targets, and needs none")
-        assert told["mas-batched"].startswith("OptionError: over_processes: 'mas-batched' is of each process's data at")
+        assert told["mas-batched"].startswith(
+            "OptionError: over_processes: 'mas-batched' is an absolute value of each pro"
+        )
         assert told["no examples"].startswith("OptionError: over_processes: num_examples of this importance (fisher-")
         assert told["other kinds"].startswith("ParameterMismatchError: over_processes: kind, unit, calibration, names")
 
@@ -138,30 +179,23 @@ def test_a_process_that_retains_alone_is_told_how(two):
     assert first["alone"].startswith("StateError: EWC.retain: not all processes of the DistributedDataParallel model")
     assert "the bare model, model.module" in first["alone"]
     assert first["alone, bare"] == ""
+    assert first["alone, measuring"].startswith("StateError: fisher: not all 2 processes of the DistributedDataParalle")
 
 
 def test_one_process_joins_with_itself(tmp_path):
-    store = distributed.FileStore(str(tmp_path / "store"), 1)
-    distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    try:
+    with many.group_of_one(tmp_path):
         own = replicas.MEASURED["kfac"][1](replicas.built("mlp"), [replicas.batch(0)])
         joined = over_processes(own)
         assert joined.info == own.info
         same(tensors_of(joined), tensors_of(own))
-    finally:
-        distributed.destroy_process_group()
 
 
 def test_a_trainer_tells_its_keeper_that_others_train_too(tmp_path):
     keeper = hf.EWC(replicas.built("mlp"))
     train_together(keeper, num_processes=1)
     assert keeper.group is None
-    store = distributed.FileStore(str(tmp_path / "store"), 1)
-    distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    try:
+    with many.group_of_one(tmp_path):
         train_together(keeper, num_processes=2)
         assert keeper.group is distributed.group.WORLD
         assert copy.deepcopy(keeper).group is distributed.group.WORLD
-    finally:
-        distributed.destroy_process_group()
     assert keeper.group is None

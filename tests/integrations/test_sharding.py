@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests import many
 from tests.integrations import spread
 from torch import distributed, nn
 
@@ -30,9 +28,7 @@ def two(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
     model = spread.network()
     spread.MECHANISMS["ewc"](model).retain(hf.fisher(model, spread.batches(2, seed=0))).save(folder / "one")
-    program = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run([*program, spread.__file__, str(folder)], capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-3000:]
+    many.run_together(spread, folder)
     return folder, load_file(folder / "weights.safetensors"), json.loads((folder / "told.json").read_text())
 
 
@@ -119,20 +115,11 @@ def test_joining_needs_processes():
         over_processes(hf.fisher(model, spread.batches(1, seed=0)))
 
 
-class OneProcess:
-    """A process group of this process alone, and a model spread over it."""
-
-    def __init__(self, folder: Path) -> None:
-        distributed.init_process_group(
-            "gloo", store=distributed.FileStore(str(folder / "store"), 1), rank=0, world_size=1
-        )
-        self.model = spread.spread_over(spread.network(), 1)
-
-
 @pytest.fixture
 def alone(tmp_path):
-    yield OneProcess(tmp_path).model
-    distributed.destroy_process_group()
+    """A model that is spread over this process alone."""
+    with many.group_of_one(tmp_path):
+        yield spread.spread_over(spread.network(), 1)
 
 
 def importance_of(model: nn.Module) -> hf.Importance:
@@ -146,13 +133,6 @@ def test_what_needs_whole_weights_says_so(alone):
     with pytest.raises(OptionError, match='the model is sharded, and pull="penalty" needs whole weights'):
         keeper.attach(optimizer)
     hf.EWC(alone, strength=1.0).attach(optimizer)  # what it says to do
-    factors = hf.KroneckerFactors(torch.eye(4), torch.eye(5), shape=(5, 3), bias="0.bias")
-    rest = {name: value for name, value in importance_of(alone).items() if not name.startswith("0.")}
-    factored = hf.FactoredImportance({"0.weight": factors}, rest, hf.ImportanceInfo("kfac-exact", 1))
-    keeper = hf.EWC(alone, strength=1.0)
-    with pytest.raises(OptionError, match="sharded, and this importance is of whole layers"):
-        keeper.retain(factored)
-    keeper.retain(factored.to_diagonal())
     keeper = hf.EWC(alone, strength=1.0, anchors="somewhere")
     with pytest.raises(OptionError, match="anchors='somewhere' are whole on disk"):
         keeper.attach(optimizer)

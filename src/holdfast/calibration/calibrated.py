@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import partial
 from itertools import cycle, islice
 from typing import Any
 
@@ -11,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
-from holdfast.calibration.factor import AnImportance, Lesson, lessons_factor
+from holdfast.calibration.factor import AnImportance, Factor, Lesson, lessons_factor
 from holdfast.calibration.made_up import made_up
 from holdfast.errors import EmptyDataError, OptionError
 from holdfast.importance import probes_of
@@ -21,6 +23,7 @@ from holdfast.likelihoods.forms import check_is_many
 from holdfast.likelihoods.likelihood import Categorical, Likelihood, num_targets, resolve_likelihood
 from holdfast.likelihoods.similarity import Similarity
 from holdfast.probes import Probes
+from holdfast.replicas import Meeting
 from holdfast.retention import EWC
 from holdfast.retention.elastic import BUDGET
 from holdfast.steps.descent import descend
@@ -79,7 +82,9 @@ def calibrated(
         The same values. `info.nats_per_unit` is the factor, `info.calibration` "made-up lessons",
         `info.calibrated_at` the budget, and `info.scatter` the factor within which each lesson's rise was as foreseen.
         As it was, with a warning, where no lesson raised the old loss; with a warning, too, where a lesson of the last
-        round raised it by more than 1.5 budgets.
+        round raised it by more than 1.5 budgets. Of a model wrapped in `DistributedDataParallel` every process learns
+        lessons of its share of the data by itself, and `nats_per_unit` is the mean of what they find, `scatter` the
+        largest.
 
     Raises:
         OptionError: a count or a budget out of its range; options of a lesson beside a lesson of your own; a loss that
@@ -106,15 +111,11 @@ def calibrated(
     if lesson is None:
         likelihood = _likelihood(loss, probes, where=where)
         lesson = _Lesson(learned, likelihood, optimizer or _adam, steps, seed)
-    found = lessons_factor(
-        model,
-        importance,
-        rise=lambda: taken.rise(model),
-        lesson=lesson,
-        budget=budget,
-        lessons=lessons,
-        rounds=rounds,
-    )
+    meeting = Meeting(model, where=where)
+    own = model if meeting.is_alone else unwrap(model)  # what replicas learn here each learns by itself
+    measured = partial(lessons_factor, own, importance, lesson=lesson, budget=budget, lessons=lessons, rounds=rounds)
+    found = meeting.together(lambda: measured(rise=lambda: taken.rise(own)))
+    found = found if meeting.is_alone else _of_all(found, meeting)
     if found.nats_per_unit is None:
         warnings.warn(
             f"{where}: no lesson raised the old loss, so that the importance stays as it was. Give more steps, an "
@@ -128,6 +129,14 @@ def calibrated(
             stacklevel=2,
         )
     return found.applied_to(importance)
+
+
+def _of_all(found: Factor, meeting: Meeting) -> Factor:
+    """The mean of the factors that replicas found, each on its share of the data, with the largest scatter and rise."""
+    count, nats = meeting.total([float(found.nats_per_unit is not None), found.nats_per_unit or 0.0])
+    scatter, largest, rounds = (meeting.largest(value) for value in (found.scatter, found.largest, found.rounds))
+    mean = nats / count if count else None
+    return replace(found, nats_per_unit=mean, scatter=scatter, largest=largest, rounds=int(rounds))
 
 
 class _Lesson:

@@ -5,24 +5,27 @@ from __future__ import annotations
 import copy
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from holdfast.curvature import blocks
+from holdfast.curvature.checks import check_fit, checked
 from holdfast.curvature.form import read_form
 from holdfast.curvature.kronecker import KroneckerFactors
+from holdfast.curvature.owners import LayerElsewhere, in_order
 from holdfast.curvature.protocol import shapes_of
 from holdfast.curvature.sharing import shared
-from holdfast.errors import FileFormatError, NotFiniteError, ParameterMismatchError
+from holdfast.curvature.together import write_together
+from holdfast.errors import FileFormatError, ParameterMismatchError
 from holdfast.files import Saved, new_folder, read_folder, write_description, write_tensors, write_text
 from holdfast.records import IMPORTANCE_CONFIG, Importance, ImportanceInfo, check_names
-
-_ROUNDING = 1e-5
-"""How far a factor may be from symmetric and positive, relative to its norm: the rounding of float32 sums."""
+from holdfast.tensors import Shards, local, whole_on_first
 
 
 class FactoredImportance(Mapping[str, KroneckerFactors]):
@@ -32,15 +35,20 @@ class FactoredImportance(Mapping[str, KroneckerFactors]):
     A sum of Kronecker products is not one: `a + b` holds the product (sum_k Tr(G_k) A_k) (x) (sum_k Tr(A_k) G_k) over
     the total trace, which has the sum's partial traces. `EWC.retain` merges better than that: retain each by itself.
 
+    Measured on a model that `fully_shard` spread over processes, each layer is with one of them, its owner: the mapping
+    is of this process's layers, and `elsewhere` of the others, of which it has no numbers.
+
     Args:
         factors: name of a weight -> its layer's factors; cast to float32 and made exactly symmetric. Layers that read
             the same input and have equal A hold one tensor.
         diagonal: name -> tensor >= 0 of the parameter's shape, for parameters in no factored layer.
         info: how it was made.
+        elsewhere: name of a weight -> what is known of a layer that another process has.
+        shards: those processes; None where it is this one's alone.
 
     Attributes:
-        diagonal: the `Importance` of the other parameters.
-        info: as given.
+        diagonal: the `Importance` of the other parameters, DTensors where the model is spread.
+        info, elsewhere, shards: as given.
 
     Raises:
         NotFiniteError: a factor is not finite, or has negative eigenvalues beyond rounding; every one is named.
@@ -51,14 +59,21 @@ class FactoredImportance(Mapping[str, KroneckerFactors]):
     """`Probes` of the same task, which `retain` takes along; no file of an importance has them."""
 
     def __init__(
-        self, factors: Mapping[str, KroneckerFactors], diagonal: Mapping[str, Tensor], info: ImportanceInfo
+        self,
+        factors: Mapping[str, KroneckerFactors],
+        diagonal: Mapping[str, Tensor],
+        info: ImportanceInfo,
+        *,
+        elsewhere: Mapping[str, LayerElsewhere[KroneckerFactors]] | None = None,
+        shards: Shards | None = None,
     ) -> None:
-        self.info = info
+        self.info, self.elsewhere, self.shards = info, dict(elsewhere or {}), shards
         where = f"FactoredImportance({info.kind})"
         self.diagonal = Importance(diagonal, info)
-        _check_shapes(factors, where)
-        self._factors = shared(_checked(factors, where))
-        twice = sorted(set(self.parameter_names()) & set(self.diagonal))
+        check_fit(factors, where)
+        self._factors = shared(checked(factors, where))
+        counts = Counter([*shapes_of(self._factors), *shapes_of(self.elsewhere), *self.diagonal])
+        twice = sorted(name for name, count in counts.items() if count > 1)
         if twice:
             raise ParameterMismatchError(
                 f"{where}: {', '.join(map(repr, twice))} in a factored layer and in the diagonal too. Leave it in one."
@@ -77,6 +92,8 @@ class FactoredImportance(Mapping[str, KroneckerFactors]):
         weights = sum(math.prod(f.matrix_shape) for f in self.values())
         rest = sum(value.numel() for value in self.diagonal.values())
         sizes = f"{len(self)} layers of {weights:,} weights, diagonal for {rest:,}, {self.info.num_examples} examples"
+        if self.elsewhere:
+            sizes += f", {len(self.elsewhere)} layers elsewhere"
         return f"FactoredImportance({self.info.kind}, {sizes})"
 
     @property
@@ -87,14 +104,28 @@ class FactoredImportance(Mapping[str, KroneckerFactors]):
     @property
     def covers(self) -> Mapping[str, Tensor]:
         """A tensor of its shape for every parameter that it says something of; those in layers take no memory."""
-        return {**shapes_of(self), **self.diagonal}
+        return {**shapes_of(self._all()), **self.diagonal}
 
     def parameter_names(self) -> list[str]:
-        """Names of the parameters in factored layers."""
-        return list(shapes_of(self))
+        """Names of the parameters in factored layers, whichever process has them."""
+        return list(shapes_of(self._all()))
+
+    def _all(self) -> dict[str, Any]:
+        """All layers in their order, those elsewhere by what is known of them."""
+        return {name: self.get(name, self.elsewhere.get(name)) for name in in_order(self, self.elsewhere)}
 
     def __add__(self, other: FactoredImportance) -> FactoredImportance:
-        """Layer by layer, see above; layers and parameters in only one of the two keep their value."""
+        """Layer by layer, see above; layers and parameters in only one of the two keep their value.
+
+        Raises:
+            ParameterMismatchError: shapes differ, or the processes that have a layer.
+        """
+        apart = sorted((self.keys() & other.elsewhere.keys()) | (other.keys() & self.elsewhere.keys()))
+        if apart:
+            raise ParameterMismatchError(
+                f"FactoredImportance: cannot add: {', '.join(map(repr, apart))} of the two are with different "
+                "processes. Retain each by itself, which is also better, or add what is loaded from their folders."
+            )
         wrong = [
             name for name in self if name in other and _block(self[name]) != _block(other[name])
         ]  # the diagonals check themselves
@@ -109,18 +140,26 @@ class FactoredImportance(Mapping[str, KroneckerFactors]):
             )
         diagonal = self.diagonal + other.diagonal
         in_both = {name: _joined(self[name], other[name]) for name in self if name in other}
-        return FactoredImportance({**self, **other, **in_both}, diagonal, diagonal.info)
+        layers = {**self, **other, **in_both}
+        known = {**self._all(), **other._all()}
+        places = {name: place for place, name in enumerate(known)}
+        layers = {name: layers[name] for name in known if name in layers}
+        elsewhere = {
+            name: replace(each, place=places[name]) for name, each in {**self.elsewhere, **other.elsewhere}.items()
+        }
+        shards = self.shards or other.shards
+        return FactoredImportance(layers, diagonal, diagonal.info, elsewhere=elsewhere, shards=shards)
 
     def __mul__(self, factor: float) -> FactoredImportance:
         diagonal = self.diagonal * factor
         scaled = {name: f.scaled(factor) for name, f in self.items()}
-        return FactoredImportance(scaled, diagonal, diagonal.info).with_probes(self.probes)
+        return self._like(scaled, diagonal, diagonal.info)
 
     __rmul__ = __mul__
 
     def with_info(self, **changes: Any) -> FactoredImportance:
         """The same, its `info` changed in these fields."""
-        return FactoredImportance(self, self.diagonal, replace(self.info, **changes)).with_probes(self.probes)
+        return self._like(self, self.diagonal, replace(self.info, **changes))
 
     def with_probes(self, probes: Any) -> FactoredImportance:
         """The same, with `Probes` of the task to be retained along with it (`probes_of`); a sum has none."""
@@ -130,11 +169,20 @@ class FactoredImportance(Mapping[str, KroneckerFactors]):
 
     def to(self, device: torch.device | str) -> FactoredImportance:
         """The same on another device; probes stay where they are."""
-        moved = {name: f.to(device) for name, f in self.items()}
-        return FactoredImportance(moved, self.diagonal.to(device), self.info).with_probes(self.probes)
+        return self._like({name: f.to(device) for name, f in self.items()}, self.diagonal.to(device), self.info)
+
+    def _like(
+        self, layers: Mapping[str, KroneckerFactors], diagonal: Mapping[str, Tensor], info: ImportanceInfo
+    ) -> FactoredImportance:
+        """Of these, with what is elsewhere and the probes of this."""
+        found = FactoredImportance(layers, diagonal, info, elsewhere=self.elsewhere, shards=self.shards)
+        return found.with_probes(self.probes)
 
     def to_diagonal(self) -> Importance:
-        """The diagonal of A (x) G, for every weight, with the diagonal of the rest: what `WVA` and a budget need."""
+        """The diagonal of A (x) G, for every weight, with the diagonal of the rest: what `WVA` and a budget need.
+
+        Of layers that are elsewhere there is none: each process has that of its own, whole.
+        """
         values: dict[str, Tensor] = {}
         for name, f in self.items():
             table = torch.outer(blocks.diagonal(f.outputs), blocks.diagonal(f.inputs)).clamp(min=0)
@@ -148,15 +196,20 @@ class FactoredImportance(Mapping[str, KroneckerFactors]):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the folder `path`: `factors.safetensors`, `importance.safetensors` (the diagonal), config, `README.md`.
 
+        Of a sharded model every process calls it, and the first one writes what all of them have: the folder is that of
+        one process, and loads whole. Layers are sent to it one by one; it has room for the diagonal, not for all
+        factors, which lie on its disk meanwhile.
+
         Raises:
             OutputError: if it cannot be written, or holds what holdfast did not write; it is then unchanged.
         """
-        tensors, described = factors_to_tensors(self)
-        with new_folder(path) as folder:
-            write_tensors(folder, "factors", tensors)
-            write_tensors(folder, "importance", self.diagonal)
-            write_description(folder / IMPORTANCE_CONFIG, {**asdict(self.info), "factors": described})
-            write_text(folder / "README.md", _card(self))
+        if self.shards is None:
+            with new_folder(path) as folder:
+                _write(folder, self, self.diagonal, self.info)
+            return
+        diagonal = {name: whole_on_first(local(value), value) for name, value in self.diagonal.items()}
+        write = lambda folder, layers: _write(folder, layers, diagonal, self.info)  # noqa: E731
+        write_together(path, self, self.elsewhere, self.shards, write)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, model: nn.Module | None = None) -> FactoredImportance:
@@ -208,74 +261,6 @@ def load_importance(path: str | os.PathLike[str], *, model: nn.Module | None = N
     return found
 
 
-def _check_shapes(factors: Mapping[str, KroneckerFactors], where: str) -> None:
-    wrong = []
-    for name, f in factors.items():
-        out, inputs = f.matrix_shape
-        if not (blocks.fits(f.inputs.shape, inputs) and blocks.fits(f.outputs.shape, out)):
-            wrong.append(
-                f"{name!r}, a weight of {tuple(f.shape)} {'without' if f.bias is None else 'with'} bias, has factors "
-                f"{tuple(f.inputs.shape)} and {tuple(f.outputs.shape)}, expected {(inputs, inputs)} and {(out, out)}, "
-                "or as many columns as the largest of equal diagonal blocks has"
-            )
-    if wrong:
-        raise ParameterMismatchError(f"{where}: {'; '.join(wrong)}.")
-
-
-def _checked(factors: Mapping[str, KroneckerFactors], where: str) -> dict[str, KroneckerFactors]:
-    """The same in float32 and exactly symmetric."""
-    found, bad = {}, []
-    for name, f in factors.items():
-        parts = {part: matrix.detach().to(torch.float32) for part, matrix in f.tensors().items()}
-        symmetric = {part: _symmetric(matrix) for part, matrix in parts.items()}
-        faults = {part: _first_fault(matrix, symmetric[part]) for part, matrix in parts.items()}
-        bad += [f"{part} of {name!r} ({fault})" for part, fault in faults.items() if fault]
-        found[name] = replace(f, **symmetric)
-    if bad:
-        raise NotFiniteError(
-            f"{where}: factors must be finite, symmetric and without negative eigenvalues; found {', '.join(bad)}. "
-            "Look for NaN in the model's weights or the data, or an overflow under half precision."
-        )
-    return found
-
-
-def _symmetric(matrix: Tensor) -> Tensor:
-    if all(torch.equal(block, block.T) for block in blocks.blocks_of(matrix)):
-        return matrix
-    return blocks.blockwise(lambda block: (block + block.T) / 2, matrix)
-
-
-def _first_fault(matrix: Tensor, symmetric: Tensor) -> str | None:
-    pairs = zip(blocks.blocks_of(matrix), blocks.blocks_of(symmetric))
-    return next((fault for pair in pairs if (fault := _fault(*pair))), None)
-
-
-def _fault(matrix: Tensor, symmetric: Tensor) -> str | None:
-    norm = _norm(matrix)
-    if not math.isfinite(norm):
-        return "an entry is not finite"
-    if norm == 0:
-        return None
-    if matrix.data_ptr() != symmetric.data_ptr() and float((matrix - symmetric).norm()) > _ROUNDING / 2 * norm:
-        return "not symmetric"
-    for dtype in dict.fromkeys((torch.float32, _widest(matrix))):  # what the quicker finds positive is positive
-        shifted = (symmetric.to(dtype) / norm).T  # whose columns lie in memory one after the other, as LAPACK has them
-        shifted.diagonal().add_(_ROUNDING)
-        info = torch.zeros((), dtype=torch.int32, device=matrix.device)
-        if not int(torch.linalg.cholesky_ex(shifted, out=(shifted, info)).info):  # in place: factors are large
-            return None
-    return "a negative eigenvalue"
-
-
-def _norm(matrix: Tensor) -> float:
-    """In float64 by rows, for a copy of all of it would take twice its memory."""
-    return math.hypot(*(float(rows.norm(dtype=_widest(matrix))) for rows in matrix.split(256)))
-
-
-def _widest(matrix: Tensor) -> torch.dtype:
-    return torch.float32 if matrix.device.type == "mps" else torch.float64
-
-
 def _block(f: KroneckerFactors) -> dict[str, Any]:
     """What its parameters are; which other layers read its input may change."""
     return {**f.form, "reads": None}
@@ -317,13 +302,22 @@ def factors_from(layers: Any, tensors: Mapping[str, Tensor], *, where: str) -> d
     return factors
 
 
-def _card(importance: FactoredImportance) -> str:
-    info = importance.info
+def _write(
+    folder: Path, layers: Mapping[str, KroneckerFactors], diagonal: Mapping[str, Tensor], info: ImportanceInfo
+) -> None:
+    tensors, described = factors_to_tensors(layers)
+    write_tensors(folder, "factors", tensors)
+    write_tensors(folder, "importance", diagonal)
+    write_description(folder / IMPORTANCE_CONFIG, {**asdict(info), "factors": described})
+    write_text(folder / "README.md", _card(layers, diagonal, info))
+
+
+def _card(layers: Mapping[str, KroneckerFactors], diagonal: Iterable[str], info: ImportanceInfo) -> str:
     rows = "\n".join(
         f"| {name} | {tuple(f.shape)} | {tuple(f.inputs.shape)} | {tuple(f.outputs.shape)} | {f.trace():.4g} |"
-        for name, f in importance.items()
+        for name, f in layers.items()
     )
-    rest = ", ".join(importance.diagonal) or "none"
+    rest = ", ".join(diagonal) or "none"
     return f"""# Importance of the layers of {info.model or "a model"}
 
 Kronecker-factored curvature, measured with holdfast {info.library_version}.

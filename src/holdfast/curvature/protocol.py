@@ -25,17 +25,21 @@ Line = tuple[Tensor, Tensor, float]
 """Coordinates of a displacement along directions, the curvature along each, and one metric for all of them."""
 
 
-class Group(Protocol):
-    """Parameters that matter together."""
-
-    has_directions: ClassVar[bool]
-    """Whether K has directions of its own, across its parameters: a budget projects along them, and an optimizer has
-    to move all of the parameters or none."""
+class Shaped(Protocol):
+    """Parameters that matter together, or what is known of them: their shapes."""
 
     @abstractmethod
     def shapes(self, name: str) -> dict[str, tuple[int, ...]]:
         """Name -> shape of its parameters, in order; `name` is the first one's."""
         ...
+
+
+class Group(Shaped, Protocol):
+    """Parameters that matter together."""
+
+    has_directions: ClassVar[bool]
+    """Whether K has directions of its own, across its parameters: a budget projects along them, and an optimizer has
+    to move all of the parameters or none."""
 
     @abstractmethod
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Any:
@@ -195,7 +199,7 @@ def missing_in(cls: type, protocol: type) -> list[str]:
     return sorted(members - own)
 
 
-def shapes_of(layers: Mapping[str, Group]) -> dict[str, Tensor]:
+def shapes_of(layers: Mapping[str, Shaped]) -> dict[str, Tensor]:
     """Name -> a zero of the parameter's shape that takes no memory, for every parameter in a layer."""
     zero = torch.zeros((), dtype=torch.float32)
     return {n: zero.expand(shape) for name, layer in layers.items() for n, shape in layer.shapes(name).items()}

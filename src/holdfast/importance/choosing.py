@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from holdfast.choices import check_choice, check_count, check_share
 from holdfast.curvature.blocks import block_width
 from holdfast.curvature.factored import FactoredImportance
-from holdfast.errors import OptionError
+from holdfast.errors import EmptyDataError, OptionError
 from holdfast.importance.fisher import fisher
 from holdfast.importance.kfac import KfacKind, kfac
 from holdfast.importance.probing import MOST, probes_of
@@ -22,10 +22,12 @@ from holdfast.likelihoods.batches import batch_copied, batch_size, batch_to, mod
 from holdfast.likelihoods.forms import check_is_many, check_taken
 from holdfast.likelihoods.likelihood import Categorical, Likelihood, PerExample, resolve_likelihood
 from holdfast.likelihoods.outputs import logits_of
+from holdfast.moments.company import Company
 from holdfast.moments.matrices import Layer, is_wide, layers_of
 from holdfast.probes import Probes
 from holdfast.probes.evaluating import evaluating
 from holdfast.records import Importance
+from holdfast.replicas import Meeting
 from holdfast.tensors import trainable_parameters
 
 Form = Literal["auto", "kronecker", "diagonal"]
@@ -163,6 +165,8 @@ def measure(
         OptionError: `form="kronecker"` where no layer can have factors.
         and what `fisher`, `kfac` and `probes_of` raise.
 
+    A model under `fully_shard` is measured by all processes, each on its share of the data, with probes of that share.
+
     Cost: that of `kfac` or `fisher`, and that of `probes_of`.
     """
     where = "measure"
@@ -174,11 +178,16 @@ def measure(
     check_count("seed", seed, where=where, least=0)
     check_share("damping", damping, where=where, example=DAMPING)
     check_is_many(data, where)
+    meeting = Meeting(model, where=where)
     if probes is not None and not isinstance(probes, Probes):  # first, for errors in them to come before the long work
-        probes = probes_of(model, probes, loss=loss, num_examples=num_probes)
-    tail = _Tail(data, most)
-    first, batches = first_of(tail)
-    chosen = choose(model, first, loss=loss, form=form, labels=labels)
+        given_probes = probes
+        probes = meeting.together(lambda: probes_of(model, given_probes, loss=loss, num_examples=num_probes))
+    tail, company = _Tail(data, most), Company(model)
+    with company.failing_together():
+        first, batches = meeting.together(lambda: first_of(tail))
+        if first is None and not company.is_alone:
+            raise EmptyDataError(f"{where}: the data of this process held no example. Give each of them a share of it.")
+    chosen = meeting.together(lambda: choose(model, first, loss=loss, form=form, labels=labels))
     given: dict[str, Any] = {"loss": loss, "num_examples": num_examples, "seed": seed, "progress": progress}
     if chosen.form == "kronecker":
         of_factors: dict[str, Any] = {"top_k": chosen.top_k, "share_inputs": chosen.share_inputs}
@@ -192,7 +201,7 @@ def measure(
             "trained on them, what it loses looks smaller than it is. Pass probes=, batches that it has not seen.",
             stacklevel=2,
         )
-        probes = probes_of(model, tail.examples(), loss=loss, num_examples=num_probes)
+        probes = meeting.together(lambda: probes_of(model, tail.examples(), loss=loss, num_examples=num_probes))
     return importance.with_probes(probes)
 
 
@@ -241,7 +250,9 @@ def _labels(model: nn.Module, batch: Any, loss: Any, *, where: str) -> tuple[Kfa
         size = min(2, batch_size(batch))  # one alone is too few for some models, which are refused later and better
         few = batch_to(slice_batch(batch, 0, size, lists=True), next(bare.parameters()).device)
         args, kwargs = model_inputs(few)
-        num_outputs = logits_of(bare(*args, **kwargs)).numel() // size
+        company = Company(model)
+        num_outputs = company.most(logits_of(bare(*args, **kwargs)).numel() // size)
+        company.rest()
     classes = getattr(likelihood, "classes", None)
     num_labels = min(num_outputs, len(classes or ()) or num_outputs)
     outputs = f"{num_labels:,} outputs of an example"

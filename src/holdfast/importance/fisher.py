@@ -18,11 +18,13 @@ from holdfast.likelihoods.draws import Draws
 from holdfast.likelihoods.likelihood import Categorical, Likelihood, check_per_example, resolve_likelihood
 from holdfast.moments.calls import tensors_in
 from holdfast.moments.company import Company
-from holdfast.moments.gradients import gradient, zeros
+from holdfast.moments.gradients import Scores, gradient, zeros
 from holdfast.moments.per_example import CHUNK_BYTES
 from holdfast.moments.state import measuring
+from holdfast.moments.study import check_apart
 from holdfast.moments.sums import MomentSums, Per
 from holdfast.records import Importance
+from holdfast.tensors import placed, trainable_parameters
 
 FisherKind = Literal["exact", "sampled", "empirical", "batched"]
 
@@ -56,7 +58,8 @@ def fisher(
 
     All but `batched` square the gradient of each example before the mean, and do not depend on how the data are
     batched. `batched` is smaller by about the batch size B (by exactly B in expectation where gradients have zero
-    mean), and is here only for comparison with programs that compute it.
+    mean), and is here only for comparison with programs that compute it. Of a sharded model a batch is what all
+    processes have in a step, as in training.
 
     Args:
         model: any module. Left exactly as it was: mode, gradients, buffers, hooks, random state.
@@ -118,8 +121,6 @@ def fisher(
     check_top_k(top_k, kind=kind, likelihood=likelihood, where=where)
     if per == "token" and kind == "batched":
         warnings.warn(f'{where}: per="token" has no effect with kind="batched".', stacklevel=2)
-    if kind == "batched":
-        Company(model).check_alone('fisher(kind="batched")')
     measured = MeasuredLoss(likelihood, model, where=where)
     data_pass = DataPass(
         model,
@@ -128,14 +129,14 @@ def fisher(
         num_examples=num_examples,
         progress=progress,
         loss=measured,
-        check=kind == "batched",
+        check=False,
     )
     details = {"num_draws": num_draws, "seed": seed} if kind == "sampled" else {}
     details |= {} if top_k is None else {"top_k": top_k, "seed": seed}
     details |= {} if per == "sequence" else {"per": per}
-    with measuring(model):
+    with measuring(model), data_pass.meeting:
         if kind == "batched":
-            values = _squared_batch_gradients(model, data_pass, measured)
+            values = _squared_batch_gradients(model, data_pass, measured, where=where)
         else:
             rows = FisherScores(measured, kind, num_draws, top_k, seed)
             sums = MomentSums(model, phi="square", where=where, chunk_bytes=chunk_bytes, per=per)
@@ -194,16 +195,29 @@ def per_example_nll(likelihood: Likelihood, outputs: Any, batch: Batch) -> Tenso
     return check_per_example(likelihood.nll(outputs, batch.content), batch.call.size, "loss")
 
 
-def _squared_batch_gradients(model: nn.Module, data_pass: DataPass, loss: MeasuredLoss) -> dict[str, Tensor]:
+def _squared_batch_gradients(
+    model: nn.Module, data_pass: DataPass, loss: MeasuredLoss, *, where: str
+) -> dict[str, Tensor]:
+    parameters, company = trainable_parameters(model), Company(model)
     totals, num_batches = zeros(model), 0
-    for batch in data_pass:
-        count = max(1, loss.num_targets(batch.content))
-        found = gradient(
-            model,
-            batch.call,
-            lambda outputs, batch=batch, count=count: per_example_nll(loss, outputs, batch) / count,
-        )
+    for batch, counts in company.in_step(data_pass):
+        if num_batches == 0:
+            check_apart(model, batch.call, where=where, company=company)
+        count = max(1, company.total(loss.num_targets(batch.content) if counts else 0))
+        found = gradient(model, batch.call, _mean_nll(loss, batch, count if counts else None))
         for name, value in found.items():
             totals[name] += value.square()
         num_batches += 1
-    return {name: total / num_batches for name, total in totals.items()}
+    data_pass.join()
+    num_batches = data_pass.add_up(totals, num_batches)
+    return {name: placed(total / num_batches, parameters[name]) for name, total in totals.items()}
+
+
+def _mean_nll(loss: MeasuredLoss, batch: Batch, count: int | None) -> Scores:
+    """Outputs -> [B], whose sum is a batch's part of the mean over so many targets; none of it without a count."""
+
+    def scores(outputs: Any) -> Tensor:
+        found = per_example_nll(loss, outputs, batch)
+        return found * 0 if count is None else found / count
+
+    return scores

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
 from holdfast.choices import check_choice, check_count, check_share
-from holdfast.curvature.blocks import trace
-from holdfast.curvature.factored import FactoredImportance, KroneckerFactors
+from holdfast.curvature.factored import FactoredImportance
 from holdfast.errors import OptionError
 from holdfast.importance.alone import alone
+from holdfast.importance.factor_means import factored_importance
 from holdfast.importance.fisher import FisherScores, check_top_k
 from holdfast.importance.gathering import gathered_batches, pieces
 from holdfast.importance.loss import MeasuredLoss
@@ -116,6 +114,9 @@ def kfac(
         progress: show a progress bar.
         chunk_bytes: memory for the patches of convolutions, and for per-example gradients where these are needed.
 
+    A model under `fully_shard` is measured by all processes, each on its share of the data. Each layer's factors go to
+    the process that owns it (`holdfast.curvature.owners`), and no process has all.
+
     Returns:
         Factors by the name of each layer's weight, and the diagonal of the rest, in nats per target and weight squared:
         the mean loss over targets rises by about 1/2 d^T F d nats. Its diagonal estimates that of `fisher`, and is it
@@ -141,7 +142,9 @@ def kfac(
     which positions are whose, and all examples one at a time where that cannot be seen. Models with other parameters
     are passed through once more, for these. Memory n^2 + m^2 a layer; beside it twice that of a training pass of the
     same batch at most, on the networks of `benchmarks/kfac_memory.py`. A batch whose patches would take more than its
-    activations goes through in pieces, unless the loss is a function.
+    activations goes through in pieces, unless the loss is a function. Of a sharded model each process has the factors
+    of its own layers, and `chunk_bytes` more and one factor that it has yet to give; n^2 + m^2 numbers a layer are
+    reduced whenever these are full.
 
     Source: Martens & Grosse 2015 (arXiv 1503.05671); convolutions: Grosse & Martens 2016 (arXiv 1602.01407); "expand"
     and "reduce": Eschenhagen et al. 2023 (arXiv 2311.00636); the moments of "matched": Ren & Goldfarb 2021 (arXiv
@@ -173,9 +176,16 @@ def kfac(
             f'{where}: num_draws={num_draws} has no effect with kind="{kind}"; it belongs to kind="sampled".',
             stacklevel=2,
         )
-    Company(model).check_alone(where)
-    data_pass = DataPass(model, data, where=where, num_examples=num_examples, progress=progress, loss=measured)
-    with measuring(model):
+    data_pass = DataPass(
+        model,
+        data,
+        where=where,
+        num_examples=num_examples,
+        progress=progress,
+        loss=measured,
+        check=Company(model).is_alone,
+    )
+    with measuring(model), data_pass.meeting:
         rule: SharingRule | None = None if factors == "auto" else factors
         sums = KroneckerSums(
             model, where=where, chunk_bytes=chunk_bytes, rule=rule, max_size=max_size, block_size=block_size
@@ -188,6 +198,7 @@ def kfac(
             loss=measured.name,
             unit="nats/weight^2",
             nats_per_unit=1.0,
+            join=False,
             details={
                 "factors": factors,
                 **_matched(sums, factors),
@@ -196,10 +207,10 @@ def kfac(
                 **({} if top_k is None else {"top_k": top_k, "seed": seed}),
             },
         )
-        layers = _reading(_means(sums, model, data_pass.num_targets), sums.reads, share_inputs=share_inputs)
-        if damping:
-            layers = {name: layers.pop(name).damped(damping) for name in list(layers)}
-        return FactoredImportance(layers, diagonal, diagonal.info)
+        found = factored_importance(
+            sums, diagonal, num_targets=data_pass.num_targets, share_inputs=share_inputs, damping=damping
+        )
+        return data_pass.joined(found)
 
 
 def _added(
@@ -215,60 +226,30 @@ def _added(
     """Add all of the data, and give the sums of what has no factors; nothing of the data is held behind it."""
     rest: MomentSums | None = None
     batches = gathered_batches(data_pass, lambda: sums.room if loss.is_own else 0)
-    for batch in (piece for whole in batches for piece in _pieces(whole, sums, loss)):
-        sums.add(batch.call, lambda outputs, batch=batch: rows(outputs, batch), alone=alone(rows, batch))
+    for batch, counts in _pieces(sums.company.in_step(batches), sums, loss):
+        own = alone(rows, batch)
+        sums.add(batch.call, lambda outputs, batch=batch: rows(outputs, batch), alone=own, counts=counts)
         with _frozen(model, [name for layer in sums.layers for name in layer.names(layer.weight)]):
             if rest is None:
                 _warn_of(sums, model)
                 rest = MomentSums(model, phi="square", where="kfac", chunk_bytes=chunk_bytes)
             if rest.totals:
                 scores = lambda outputs, batch=batch: again(outputs, batch)  # noqa: E731
-                rest.add(batch.call, scores, alone=alone(again, batch))
+                rest.add(batch.call, scores, alone=alone(again, batch), counts=counts)
     assert rest is not None
+    sums.finish()
+    data_pass.join()
     return rest
 
 
-def _pieces(batch: Batch, sums: KroneckerSums, loss: MeasuredLoss) -> Iterator[Batch]:
-    """What goes through the model at once; a function of the caller's sees whole batches."""
-    return pieces(batch, sums.at_once(batch.call) if loss.is_own else batch.call.size)
-
-
-def _means(sums: KroneckerSums, model: nn.Module, num_targets: int) -> dict[str, KroneckerFactors]:
-    """Factors whose products are means over targets: of "matched" ones A is that mean, of the others G.
-
-    They take the memory of the sums.
-    """
-    layers, parameters = {}, trainable_parameters(model)
-    for layer in sums.layers:
-        out, width = layer.matrix_shape
-        zeros = parameters[layer.weight].new_zeros
-        inputs, outputs = (
-            found.pop(layer.weight).taken() if layer.weight in found else zeros(size, sums.width(size))
-            for found, size in ((sums.inputs, width), (sums.outputs, out))
-        )
-        if sums.rules.get(layer.weight) == "matched":
-            whole = trace(outputs)
-            inputs, outputs = inputs.div_(num_targets), outputs.div_(whole.where(whole > 0, 1.0))
-        else:
-            inputs, outputs = inputs.div_(sums.num_examples), outputs.div_(num_targets)
-        layers[layer.weight] = KroneckerFactors(inputs, outputs, **layer.form)
-    return layers
-
-
-def _reading(
-    layers: Mapping[str, KroneckerFactors], reads: Mapping[str, str], *, share_inputs: bool
-) -> dict[str, KroneckerFactors]:
-    """The same, each with what it reads where another layer reads that too and has the same A, or is to share it."""
-    heads = {
-        weight: head
-        for weight, head in reads.items()
-        if share_inputs or layers[weight].inputs.equal(layers[head].inputs)
-    }
-    alike = Counter(heads.values())
-    return {
-        weight: replace(f, reads=heads[weight]) if alike[heads.get(weight, "")] > 1 else f
-        for weight, f in layers.items()
-    }
+def _pieces(
+    batches: Iterable[tuple[Batch, bool]], sums: KroneckerSums, loss: MeasuredLoss
+) -> Iterator[tuple[Batch, bool]]:
+    """What goes through the model at once, and whether it counts; a function of the caller's sees whole batches."""
+    for batch, counts in batches:
+        found = list(pieces(batch, sums.at_once(batch.call) if loss.is_own else batch.call.size))
+        for number in range(sums.company.most(len(found))):
+            yield found[min(number, len(found) - 1)], counts and number < len(found)
 
 
 def _matched(sums: KroneckerSums, factors: FactorRule) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -14,10 +15,12 @@ from holdfast.importance.gathering import gathered_batches
 from holdfast.importance.layerwise import Others, check_watchable, watched_forward
 from holdfast.importance.measure import DataPass
 from holdfast.moments.calls import Call
-from holdfast.moments.gradients import zeros
+from holdfast.moments.company import Company
 from holdfast.moments.layers import LayerUse
 from holdfast.moments.places import Places
+from holdfast.moments.totals import Totals
 from holdfast.moments.watching import Watching
+from holdfast.tensors import placed, trainable_parameters
 
 
 def local_sums(model: nn.Module, data_pass: DataPass, *, others: Others, chunk_bytes: int) -> dict[str, Tensor]:
@@ -29,10 +32,13 @@ def local_sums(model: nn.Module, data_pass: DataPass, *, others: Others, chunk_b
     """
     check_count("chunk_bytes", chunk_bytes, where="mas(local=True)")
     check_watchable(model, where="mas(local=True)")
-    totals, graph, places = zeros(model), False, Places(model, where="mas")
-    for batch in gathered_batches(data_pass, lambda: places.room(chunk_bytes)):
+    company = Company(model)
+    totals, graph, places = Totals(model, company), False, Places(model, where="mas")
+    batches = gathered_batches(data_pass, lambda: places.room(chunk_bytes))
+    for batch, counts in company.in_step(batches):
         size, first = batch.call.size, data_pass.seen == batch.call.size
         run = partial(watched_forward, model, activations=True, others=others, where="mas(local=True)", graph=graph)
+        run = partial(run, company=company)
 
         def forward(call: Call, watching: Watching | None = None) -> tuple[list[LayerUse], bool]:
             uses: list[LayerUse] = []
@@ -41,28 +47,57 @@ def local_sums(model: nn.Module, data_pass: DataPass, *, others: Others, chunk_b
 
         (uses, graph), known = places.run(batch.call, partial(forward, batch.call))
         if known:
-            for use in uses:
-                _add(totals, size if size > 1 else None, chunk_bytes, use)
+            _add_all(totals, uses if counts else (), size if size > 1 else None, chunk_bytes, company)
             continue
-        for b in range(size):  # alone all rows of a layer are the example's own
-            for use in forward(batch.call.examples(b, b + 1))[0]:
-                _add(totals, None, chunk_bytes, use)
-    return totals
+        for each in range(company.most(size)):  # alone all rows of a layer are the example's own
+            b = min(each, size - 1)
+            uses = forward(batch.call.examples(b, b + 1))[0]
+            _add_all(totals, uses if counts and each == b else (), None, chunk_bytes, company)
+    data_pass.join()
+    parameters = trainable_parameters(model)
+    return {name: placed(value, parameters[name]) for name, value in totals.kept.items()}
 
 
-def _add(totals: dict[str, Tensor], size: int | None, chunk_bytes: int, use: LayerUse) -> None:
-    """Add one use of a layer by B = size examples, or, without a size, by a single one, whose rows these all are."""
+def _add_all(totals: Totals, uses: Sequence[LayerUse], size: int | None, chunk_bytes: int, company: Company) -> None:
+    """Add what every use of a layer brings; of a sharded model weight by weight, in the order that all processes have.
+
+    So none has more than one weight's sums whole, and those of the biases.
+    """
+    if company.is_alone:
+        for use in uses:
+            _add(totals, size, chunk_bytes, use)
+        return
+    by_name: dict[str, list[LayerUse]] = {}
+    with company.failing_together():
+        for use in uses:
+            _check(size, use)
+            by_name.setdefault(use.weight or use.bias or "", []).append(use)
+    weights = company.union(use.weight for use in uses if use.weight is not None)
+    for name in totals:
+        for use in by_name.get(name, ()):
+            _add(totals, size, chunk_bytes, use)
+        totals.give([name] if name in weights else [])
+    totals.give_rest()
+
+
+def _check(size: int | None, use: LayerUse) -> None:
+    """Raise `UnsupportedLayerError` unless the first axis of a layer's input holds the examples."""
     if size is not None and len(use.input) != size:
         raise UnsupportedLayerError(
             f"mas(local=True): the layer of {use.weight or use.bias!r} has an input of shape {list(use.input.shape)} "
             f"for {size} examples, expected the examples on its first axis. Use mas(local=False)."
         )
+
+
+def _add(totals: Totals, size: int | None, chunk_bytes: int, use: LayerUse) -> None:
+    """Add one use of a layer by B = size examples, or, without a size, by a single one, whose rows these all are."""
+    _check(size, use)
     if not len(use.input):
         return
     g = _output_gradient(use)
     by_unit = g.movedim(use.channel_axis, -1).reshape(size or 1, -1, g.shape[use.channel_axis])  # [B, positions, out]
     if use.bias is not None:
-        totals[use.bias] += by_unit.sum(dim=1).abs().sum(dim=0)
+        totals[use.bias].add_(by_unit.sum(dim=1).abs().sum(dim=0))
     if use.weight is None:
         return
     total = totals[use.weight]
@@ -94,10 +129,11 @@ def _output_gradient(use: LayerUse) -> Tensor:
 
 
 def _kernel_gradients(use: LayerUse, x: Tensor, g: Tensor) -> Tensor:
-    """[B, *kernel]: the weight gradient of each example."""
+    """[B, *kernel]: the weight gradient of each example, whatever the kernel, which `fully_shard` has taken away."""
+    kernel = torch.zeros_like(use.kernel)
 
     def one(x: Tensor, g: Tensor) -> Tensor:
-        _, pull, *_ = vjp(lambda kernel: use.apply(x.unsqueeze(0), kernel), use.kernel)
+        _, pull, *_ = vjp(lambda kernel: use.apply(x.unsqueeze(0), kernel), kernel)
         return pull(g.unsqueeze(0))[0]
 
     with torch.no_grad():

@@ -16,11 +16,13 @@ from holdfast.importance.measure import DataPass
 from holdfast.importance.summing import add_all
 from holdfast.likelihoods.outputs import logits_of
 from holdfast.moments.company import Company
-from holdfast.moments.gradients import gradient, zeros
+from holdfast.moments.gradients import Scores, gradient, zeros
 from holdfast.moments.per_example import CHUNK_BYTES
 from holdfast.moments.state import measuring
+from holdfast.moments.study import check_apart
 from holdfast.moments.sums import MomentSums
 from holdfast.records import Importance
+from holdfast.tensors import placed, trainable_parameters
 
 MasOutput = Literal["logits", "softmax"]
 
@@ -94,15 +96,13 @@ def mas(
         )
     if not local and others != "error":
         warnings.warn("mas: others has no effect without local=True: all parameters are measured.", stacklevel=2)
-    if local or batched:
-        Company(model).check_alone("mas(local=True)" if local else "mas(batched=True)")
     data_pass = DataPass(
         model,
         data,
         where=where,
         num_examples=num_examples,
         progress=progress,
-        check=batched,
+        check=False,
     )
 
     def scores(outputs: Any) -> Tensor:
@@ -112,14 +112,11 @@ def mas(
         f = f.softmax(dim=-1) if output == "softmax" else f
         return f.reshape(len(f), -1).square().sum(dim=1).unsqueeze(0)
 
-    with measuring(model):
+    with measuring(model), data_pass.meeting:
         if local:
             totals = local_sums(model, data_pass, others=others, chunk_bytes=chunk_bytes)
         elif batched:
-            totals = zeros(model)
-            for batch in data_pass:
-                for name, value in gradient(model, batch.call, scores).items():
-                    totals[name] += value
+            totals = _batched_sums(model, data_pass, scores)
         else:
             sums = MomentSums(model, phi="abs", where=where, chunk_bytes=chunk_bytes)
             add_all(sums, data_pass, lambda outputs, _: scores(outputs))
@@ -130,3 +127,19 @@ def mas(
             unit="output^2/weight",
             details={"others": others} if local else {"output": output},
         )
+
+
+def _batched_sums(model: nn.Module, data_pass: DataPass, scores: Scores) -> dict[str, Tensor]:
+    """Name -> the gradient of the sum of all scores, laid out as the parameter is."""
+    parameters, company = trainable_parameters(model), Company(model)
+    totals, met = zeros(model), False
+    for batch, counts in company.in_step(data_pass):
+        if not met:
+            check_apart(model, batch.call, where="mas", company=company)
+        met = True
+        own = scores if counts else lambda outputs: scores(outputs) * 0
+        for name, value in gradient(model, batch.call, own).items():
+            totals[name] += value
+    data_pass.join()
+    data_pass.add_up(totals)
+    return {name: placed(total, parameters[name]) for name, total in totals.items()}

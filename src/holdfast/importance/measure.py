@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 from tqdm import tqdm
 
 from holdfast.choices import check_count
+from holdfast.curvature.joining import PROCESSES, Joined, joined
 from holdfast.errors import EmptyDataError, OptionError
 from holdfast.importance.loss import MeasuredLoss
 from holdfast.likelihoods.batches import batch_size, batch_to, model_inputs, slice_batch
@@ -22,7 +23,8 @@ from holdfast.moments.calls import Call
 from holdfast.moments.company import Company
 from holdfast.moments.coupling import check_independent, reads_entries
 from holdfast.records import Importance, ImportanceInfo
-from holdfast.tensors import check_real, trainable_parameters, unwrap
+from holdfast.replicas import Meeting
+from holdfast.tensors import check_real, class_of, trainable_parameters, unwrap
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ class DataPass:
         check: whether to check the examples.
 
     Attributes:
+        meeting: the processes that measure replicas of the model, each its share of the data; within it an error of one
+            ends all.
         seen: examples so far.
         num_targets: targets so far, as the loss counts them; without one as many as examples.
     """
@@ -87,6 +91,7 @@ class DataPass:
         self._loss, self._check = loss, check
         self._lists: bool | None = None
         self._share = Company(model)
+        self.meeting, self._is_added_up = Meeting(model, where=where), False
         self.seen = self.num_targets = 0
 
     def __iter__(self) -> Iterator[Batch]:
@@ -106,7 +111,8 @@ class DataPass:
             self.num_targets += size if self._loss is None else self._loss.num_targets(content)
             content = batch_to(content, device)
             args, kwargs = model_inputs(content)
-            share, first = self._share.size, self._share.size * self.seen + self._share.rank
+            share = self._share.size * self.meeting.size  # of which one is 1, and its rank 0
+            first = share * self.seen + self._share.rank + self.meeting.rank
             numbers = range(first, first + share * size, share)
             batch = Batch(content, Call(args, kwargs, size, lists), numbers)
             if self.seen == 0 and self._check:
@@ -130,6 +136,20 @@ class DataPass:
         """Count the examples and targets of all processes that measured together; all of them come here."""
         self.seen, self.num_targets = self._share.total(self.seen), self._share.total(self.num_targets)
 
+    def add_up(self, totals: Mapping[str, Tensor], count: int = 0) -> int:
+        """Make sums those over the data of all replicas, in place, and the counts too; `count` over all is returned."""
+        seen, targets, counted = self.meeting.total([self.seen, self.num_targets, count])
+        self.seen, self.num_targets, self._is_added_up = int(seen), int(targets), True
+        self.meeting.add_up(totals.values())
+        return int(counted)
+
+    def joined(self, own: Joined) -> Joined:
+        """The importance on the data of all replicas, of which `own` is on this one's; itself where there are none."""
+        if self.meeting.is_alone:
+            return own
+        self.meeting.check()
+        return joined(own, group=self.meeting.group, where=self._where)
+
     def _cuts_lists(self, content: Any, call: Call, device: torch.device) -> bool:
         """Whether lists of as many entries as there are examples are the examples'; decided on two or more of these."""
         if self._lists is not None or all(isinstance(value, Tensor) for value in (*call.args, *call.kwargs.values())):
@@ -150,8 +170,11 @@ class DataPass:
         loss: str | None = None,
         nats_per_unit: float | None = None,
         details: Mapping[str, str | int | float | bool | None] | None = None,
+        join: bool = True,
     ) -> Importance:
-        """The values, means over `num_targets`, with the record of how they were made.
+        """The values, means over `num_targets`, with the record of how they were made; of replicas on all their data.
+
+        With `join=False` of this process's data alone, for what is `joined` later.
 
         Raises:
             NotFiniteError: a value is NaN or infinite.
@@ -163,11 +186,15 @@ class DataPass:
             num_targets=self.num_targets,
             loss=loss,
             unit=unit,
-            model=type(unwrap(self._model)).__name__,
+            model=class_of(unwrap(self._model)).__name__,
             nats_per_unit=nats_per_unit,
             details={**(details or {}), **decided},
         )
-        return Importance(values, info)
+        if not self._is_added_up:
+            found = Importance(values, info)
+            return self.joined(found) if join else found
+        of_all = {} if self.meeting.is_alone else {PROCESSES: self.meeting.size}
+        return Importance(values, replace(info, details={**info.details, **of_all}))
 
 
 def _check_has_shapes(model: nn.Module, where: str) -> None:

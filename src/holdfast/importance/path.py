@@ -14,7 +14,7 @@ from holdfast.errors import FileFormatError, OptionError, ParameterMismatchError
 from holdfast.moments.state import measuring
 from holdfast.records import Importance, ImportanceInfo
 from holdfast.steps import BackwardGradients, StepHooks, bare_optimizer
-from holdfast.tensors import TensorMap, check_real, copied, is_sharded, trainable_parameters, unwrap
+from holdfast.tensors import TensorMap, check_real, copied, local, placed, shard, trainable_parameters, unwrap
 
 Variant = Literal["zenke", "kutalev"]
 Gradient = Literal["before", "after"]
@@ -44,7 +44,7 @@ class SynapticIntelligence:
         scaler: the `GradScaler` of mixed-precision training, whose scale is taken out of the gradients.
 
     Raises:
-        OptionError: an option out of its range or without effect, or a model that `fully_shard` has spread.
+        OptionError: an option out of its range or without effect.
         UnknownNameError: no such variant or gradient.
         UnsupportedLayerError: a parameter is not of real numbers.
 
@@ -54,7 +54,8 @@ class SynapticIntelligence:
 
     Cost: no passes over data ("kutalev": one forward and backward pass a step); four copies of the weights; three
     passes over the weights a step. A step made by `penalty()` in the loss counts as the task's; use another pull. Under
-    `DistributedDataParallel` no communication: every process finds the same.
+    `DistributedDataParallel` and `fully_shard` no communication: every replica finds the same, and each process that
+    has shards of the model holds the paths of these alone.
 
     Source: Zenke, Poole & Ganguli 2017 (arXiv 1703.04200); their penalty is c sum omega (theta - anchor)^2, so that our
     strength is 2 c. Departure: their program clamps the total over all tasks at zero, we clamp each task's sum. Variant
@@ -86,7 +87,7 @@ class SynapticIntelligence:
         self.damping = damping
         self.variant = variant
         self.gradient: Gradient | None = (gradient or "before") if variant == "zenke" else None
-        self._watchable()
+        check_real(trainable_parameters(model), where="SynapticIntelligence")
         self._scaler = scaler
         self._hooks: list[StepHooks] = []
         self._kept: list[BackwardGradients] = []
@@ -97,9 +98,9 @@ class SynapticIntelligence:
         """Watch this optimizer's steps from now on; the loop does not change. Several may be attached.
 
         Raises:
-            StateError: it is attached to this optimizer already.
+            StateError: it is attached to this optimizer already, or the path began before the model was sharded.
             ParameterMismatchError: the optimizer trains none of the model's parameters.
-            OptionError: the model is spread by `fully_shard`.
+            UnsupportedLayerError: a parameter is not of real numbers.
         """
         bare = bare_optimizer(optimizer)
         if any(hooks.optimizer is bare for hooks in self._hooks):
@@ -162,10 +163,12 @@ class SynapticIntelligence:
                 `with_info(num_targets=...)` where they are others.
 
         Returns:
-            float32 >= 0, in the unit of the training loss per weight^2 (of a mean over targets nats per target).
+            float32 >= 0, in the unit of the training loss per weight^2 (of a mean over targets nats per target). Of a
+            model under `fully_shard` DTensors that lie beside the parameters.
 
         Raises:
-            StateError: no step was watched, or the last one still needs `after_step`.
+            StateError: no step was watched, the last one still needs `after_step`, or the path began before the model
+                was sharded.
         """
         if self._num_steps == 0:
             raise StateError(
@@ -180,10 +183,11 @@ class SynapticIntelligence:
         values = {}
         for name, parameter in parameters.items():
             if (start := self._start.get(name)) is None:
-                values[name] = torch.zeros_like(parameter, dtype=torch.float32)
+                values[name] = placed(torch.zeros_like(local(parameter), dtype=torch.float32), parameter)
                 continue
-            displacement = (parameter.detach() - start).float()
-            values[name] = self._path[name].float().clamp_min(0) / (displacement.square() + self.damping)
+            displacement = (local(parameter.detach()) - start).float()
+            found = self._path[name].float().clamp_min(0) / (displacement.square() + self.damping)
+            values[name] = placed(found, parameter)
         info = ImportanceInfo(
             kind="si",
             num_examples=num_examples,
@@ -201,13 +205,22 @@ class SynapticIntelligence:
         return Importance(values, info)
 
     def state_dict(self) -> dict[str, Any]:
-        """The path so far: {"variant": str, "num_steps": int, "tensors": {"start/NAME": tensor, ...}}."""
+        """The path so far: {"variant": str, "num_steps": int, "tensors": {"start/NAME": tensor, ...}}.
+
+        Of a model under `fully_shard` the tensors are DTensors, as its own state's are, which
+        `torch.distributed.checkpoint` writes and reads in any number of processes (`holdfast.integrations.sharding`).
+        """
+        parameters = self._watchable()
         groups = {"start": self._start, "path": self._path, "last": self._last, "used": self._used}
-        tensors = {f"{group}/{name}": tensor for group, named in groups.items() for name, tensor in named.items()}
+        tensors = {
+            f"{group}/{name}": placed(tensor, parameters[name]) if name in parameters else tensor
+            for group, named in groups.items()
+            for name, tensor in named.items()
+        }
         return {"variant": self.variant, "num_steps": self._num_steps, "tensors": tensors}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on with a path that `state_dict` gave.
+        """Go on with a path that `state_dict` gave: whole tensors, or DTensors sharded as the model is.
 
         Raises:
             FileFormatError: a name or shape that does not match the model, another variant's state, or none at all.
@@ -230,7 +243,7 @@ class SynapticIntelligence:
             group, _, name = key.partition("/")
             if group not in groups or name not in parameters or parameters[name].shape != tensor.shape:
                 raise FileFormatError(f"SynapticIntelligence: the state's {key!r} does not match the model.")
-            groups[group][name] = tensor.to(parameters[name].device).clone()
+            groups[group][name] = shard(tensor, parameters[name]).to(parameters[name].device, copy=True)
         self._start, self._path, self._last, self._used = groups.values()
         self._num_steps = num_steps
 
@@ -266,11 +279,11 @@ class SynapticIntelligence:
             self._begin(name, parameter)
             gradient = kept.take(name)
             if gradient is None and parameter.grad is not None:
-                gradient = parameter.grad.detach().clone()
+                gradient = local(parameter.grad.detach()).clone()
             own = self.gradient == "before" or gradient is None
             self._credit(name, parameter, self._used.get(name) if own else gradient)
             if gradient is not None:
-                self._last[name], self._used[name] = parameter.detach().clone(), gradient
+                self._last[name], self._used[name] = _now(parameter), gradient
 
     @torch.no_grad()
     def _note(self, watched: Mapping[str, nn.Parameter]) -> None:
@@ -278,18 +291,18 @@ class SynapticIntelligence:
         self._check_credited(watched)
         for name, parameter in watched.items():
             self._begin(name, parameter)
-            self._last[name] = parameter.detach().clone()
+            self._last[name] = _now(parameter)
 
     def _begin(self, name: str, parameter: nn.Parameter) -> None:
         if name not in self._start:
-            self._start[name] = parameter.detach().clone()
-            self._path.setdefault(name, torch.zeros_like(parameter, dtype=torch.float32))
+            self._start[name] = _now(parameter)
+            self._path.setdefault(name, torch.zeros_like(self._start[name], dtype=torch.float32))
 
     @torch.no_grad()
     def _credit(self, name: str, parameter: nn.Parameter, gradient: Tensor | None) -> None:
         """Subtract g * increment since the last step began, once."""
         if gradient is not None and name in self._last:
-            increment = parameter.detach() - self._last.pop(name)
+            increment = local(parameter.detach()) - self._last.pop(name)
             self._path[name].sub_(torch.where(increment == 0, 0.0, gradient * increment).float())
 
     def _check_credited(self, names: TensorMap) -> None:
@@ -304,11 +317,12 @@ class SynapticIntelligence:
         """The trainable parameters; raises for those whose path cannot be followed."""
         named = trainable_parameters(self.model)
         check_real(named, where="SynapticIntelligence")
-        if spread := [name for name, parameter in named.items() if is_sharded(parameter)]:
-            raise OptionError(
-                f"SynapticIntelligence: {len(spread)} of {len(named)} trainable parameters are sharded, such as "
-                f"{spread[0]!r}, and it follows whole weights. Train under DistributedDataParallel, or measure after "
-                "the task instead: hf.fisher inside holdfast.integrations.sharding.whole_weights(model)."
+        parts = {name: local(parameter).shape for name, parameter in named.items()}
+        if other := [name for name, start in self._start.items() if parts.get(name, start.shape) != start.shape]:
+            raise StateError(
+                f"SynapticIntelligence: the path began when the model was sharded in another way, in {len(other)} "
+                f"parameters such as {other[0]!r}. Shard the model before the path begins, or take importance() first, "
+                "or give state_dict() of before to load_state_dict() now."
             )
         return named
 
@@ -324,4 +338,9 @@ def _gradients_now(model: nn.Module, loss: Callable[[], Tensor]) -> dict[str, Te
             module.training = mode
         loss().backward()
         named = trainable_parameters(model)
-        return {name: parameter.grad for name, parameter in named.items() if parameter.grad is not None}
+        return {name: local(parameter.grad) for name, parameter in named.items() if parameter.grad is not None}
+
+
+def _now(parameter: Tensor) -> Tensor:
+    """A copy of the weights that this process has of a parameter."""
+    return local(parameter.detach()).clone()

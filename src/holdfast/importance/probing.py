@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -22,8 +23,10 @@ from holdfast.likelihoods.likelihood import (
     resolve_likelihood,
 )
 from holdfast.likelihoods.outputs import logits_of
+from holdfast.moments.company import Company
 from holdfast.probes import Probes
 from holdfast.probes.evaluating import evaluating
+from holdfast.probes.probes import Probe
 
 FEWEST, MANY_TARGETS, MOST = 128, 4096, 512
 """Examples that a rise is measured on by default: as many as hold so many targets, within these bounds. Few examples
@@ -58,6 +61,9 @@ def probes_of(
         NotFiniteError: an answer is NaN.
         OptionError: `num_examples` is less than 1, or "gaussian" finds no residual at all.
 
+    Of a sharded model all processes come here, each with its share of the data; each keeps so many examples of its own,
+    the variance of "gaussian" is that of all, and every later measurement is the mean of theirs.
+
     Cost: two forward passes over the probes, three for the name "gaussian". Copies of inputs and
     answers stay in memory.
     """
@@ -66,12 +72,17 @@ def probes_of(
     limit = MOST if num_examples == "auto" else num_examples
     check_count("num_examples", limit, where=where, none="all")
     check_is_many(data, where)
-    batches = list(first_examples(data, limit))
-    if not batches:
-        raise EmptyDataError(f"{where}: the data held no example. Pass an iterable of non-empty batches.")
-    check_taken(model, batches[0], where=where)
-    comparable = _comparable(loss, model, batches, where=where)
-    return Probes.taken(model, _enough(batches, comparable) if is_auto else batches, comparable)
+    company = Company(model)
+    with company.failing_together():
+        batches = list(first_examples(data, limit))
+        if not batches:
+            raise EmptyDataError(f"{where}: the data held no example. Pass an iterable of non-empty batches.")
+        check_taken(model, batches[0], where=where)
+    comparable = _comparable(loss, model, batches, where=where, company=company)
+    enough = _enough(batches, comparable) if is_auto else batches
+    if company.is_alone:
+        return Probes.taken(model, enough, comparable)
+    return _taken_together(model, list(enough), comparable, company)
 
 
 def first_examples(data: Iterable[Any], limit: int | None) -> Iterator[Any]:
@@ -99,23 +110,46 @@ def _enough(batches: Iterable[Any], loss: Comparable) -> Iterator[Any]:
         examples, targets = examples + batch_size(batch), targets + num_targets(loss, batch)
 
 
-def _comparable(loss: Any, model: nn.Module, batches: list[Any], *, where: str) -> Comparable:
+def _taken_together(model: nn.Module, batches: list[Any], loss: Comparable, company: Company) -> Probes:
+    """Probes of equally many batches in each process, of which those that only keep company do not count."""
+    own: list[Probe] = []
+    for batch, counts in company.in_step(batches):
+        with company.failing_together():
+            if counts and num_targets(loss, batch):
+                own.extend(Probes.taken(model, [batch], loss).batches)
+            else:
+                list(_outputs(model, [batch]))
+        company.rest()
+    with company.failing_together():
+        if not own:
+            Probes.taken(model, [], loss)  # which says that there is no target
+    more = company.most(len(own)) - len(own)
+    return Probes(loss, (*own, *[replace(own[-1], num_targets=0)] * more))
+
+
+def _comparable(loss: Any, model: nn.Module, batches: list[Any], *, where: str, company: Company) -> Comparable:
     likelihood = resolve_likelihood(loss, where=where)
     measured = MeasuredLoss(likelihood, model, where=where)
-    for batch, outputs in _outputs(model, batches):
+    for batch, outputs in _outputs(model, (batch for batch, _ in company.in_step(batches))):
         measured.decide(batch)
         likelihood = measured.decided(batch, outputs)
+    company.rest()
     if loss == "gaussian":
-        return Gaussian(variance=_residual_variance(model, batches, where=where))
+        return Gaussian(variance=_residual_variance(model, batches, where=where, company=company))
     if hasattr(likelihood, "divergence"):
         return likelihood  # pyright: ignore[reportReturnType]
     return AtTargets(likelihood)
 
 
-def _residual_variance(model: nn.Module, batches: list[Any], *, where: str) -> float:
-    asked = list(_outputs(model, batches))
-    halves = sum(float(Gaussian().nll(outputs, batch).sum(dtype=torch.float64)) for batch, outputs in asked)
-    found = 2 * halves / sum(logits_of(outputs).numel() for _, outputs in asked)
+def _residual_variance(model: nn.Module, batches: list[Any], *, where: str, company: Company) -> float:
+    counted = list(company.in_step(batches))
+    asked = list(zip(_outputs(model, (batch for batch, _ in counted)), (counts for _, counts in counted)))
+    company.rest()
+    pairs = [pair for pair, counts in asked if counts]
+    halves = sum(float(Gaussian().nll(outputs, batch).sum(dtype=torch.float64)) for batch, outputs in pairs)
+    numbers = sum(logits_of(outputs).numel() for _, outputs in pairs)
+    halves, numbers = (sum(of_all) for of_all in zip(*company.each([halves, numbers])))
+    found = 2 * halves / numbers
     if not found > 0:
         raise OptionError(
             f"{where}: the residuals of these examples have a variance of {found}, so that no error is worth a nat. "
@@ -124,7 +158,7 @@ def _residual_variance(model: nn.Module, batches: list[Any], *, where: str) -> f
     return found
 
 
-def _outputs(model: nn.Module, batches: list[Any]) -> Iterator[tuple[Any, Any]]:
+def _outputs(model: nn.Module, batches: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
     with evaluating(model) as bare:
         for content in batches:
             batch = batch_to(content, next(bare.parameters()).device)

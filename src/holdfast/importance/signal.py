@@ -82,7 +82,7 @@ def signal(
     company = Company(model)
     sums, places = SignalSums(model, bias), Places(model, any_order=True, where="signal")
     graph = False
-    with measuring(model):
+    with measuring(model), data_pass.meeting:
         for batch, counts in company.in_step(gathered_batches(data_pass, lambda: places.room(_TOGETHER_BYTES))):
             first = data_pass.seen == batch.call.size
             run = partial(watched_forward, model, activations=bias == "activation", others=others, where="signal")

@@ -68,7 +68,7 @@ def taylor(
     def scores(outputs: Any, batch: Batch) -> Tensor:
         return per_example_nll(measured, outputs, batch).unsqueeze(0)
 
-    with measuring(model):
+    with measuring(model), data_pass.meeting:
         sums = MomentSums(model, phi="abs", where="taylor", chunk_bytes=chunk_bytes)
         add_all(sums, data_pass, scores, join=measured.is_own)
         weights = trainable_parameters(model)

@@ -1,8 +1,8 @@
-"""Importances of models that `fully_shard` or `DistributedDataParallel` spread over processes.
+"""Models that `fully_shard` or `DistributedDataParallel` spread over processes: their importances, and checkpoints.
 
-`hf.fisher`, `mas`, `taylor` and `signal` measure a model under `fully_shard` as it is. For Kronecker factors every
-process measures on its own share of the data, on whole weights, and the results are joined; so is everything under
-`DistributedDataParallel`:
+The estimators measure such a model by themselves: each process gives its share of the data, and gets the importance on
+all of them, of Kronecker factors those of its own layers. For a program of one's own that needs whole weights every
+process measures on its own, and the results are joined:
 
     with whole_weights(model):
         importance = over_processes(hf.kfac(model, own_share_of_the_data))
@@ -14,23 +14,20 @@ step are taken over all of them. `keeper.save` and `load` speak of the whole mod
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
-from holdfast.curvature.factored import AnyImportance
-from holdfast.errors import OptionError, ParameterMismatchError, StateError
-from holdfast.moments.sharded import kept_whole
-from holdfast.records import ImportanceInfo
-from holdfast.retention.replicas import digest, form_of, gathered, importance_with, tensors_of
+from holdfast.curvature.factored import FactoredImportance
+from holdfast.curvature.joining import Joined, is_joined, joined, tensors_of
+from holdfast.errors import StateError
+from holdfast.replicas import kept_whole
 from holdfast.tensors import is_sharded
-
-Joined = TypeVar("Joined", bound=AnyImportance)
 
 
 @contextmanager
@@ -68,6 +65,10 @@ def whole_weights(model: nn.Module) -> Iterator[nn.Module]:
 def over_processes(importance: Joined, *, group: Any = None) -> Joined:
     """The importance on all processes' data together: the mean of theirs, weighted by their numbers of targets.
 
+    For what every process measured by itself: on a bare model, or on a sharded one inside `whole_weights`. What was
+    measured on the model wrapped in `DistributedDataParallel`, or on its shards, is of all data already, and comes back
+    as it is, with a warning.
+
     Exact for what is a mean over targets: Fisher importances (all but `kind="batched"`), MAS, signal and Taylor, and
     of `kfac` each factor, A and G, which are means each by itself: of matched factors G over the traces, of the others
     A over examples. `nats_per_unit`, where it was measured, becomes the mean of what the processes found, and `scatter`
@@ -78,8 +79,8 @@ def over_processes(importance: Joined, *, group: Any = None) -> Joined:
         group: a process group; None for all processes.
 
     Returns:
-        The same in every process; its `num_examples` and `num_targets` are those of all data. What was measured on
-        shards is of all data already, and comes back as it is.
+        The same in every process; its `num_examples` and `num_targets` are those of all data, and
+        `info.details["processes"]` says of how many processes they are.
 
     Raises:
         OptionError: an importance that is no mean over targets, or whose number of targets nobody knows.
@@ -90,69 +91,15 @@ def over_processes(importance: Joined, *, group: Any = None) -> Joined:
     """
     if not torch.distributed.is_initialized():
         raise StateError("over_processes: no process group. Run under torchrun and call init_process_group() first.")
-    info, tensors = importance.info, tensors_of(importance)
-    if any(map(is_sharded, tensors.values())):
+    in_shards = isinstance(importance, FactoredImportance) and importance.shards is not None
+    if is_joined(importance.info) or in_shards or any(map(is_sharded, tensors_of(importance).values())):
+        warnings.warn(
+            f"over_processes: this {importance.info.kind!r} importance is of all processes' data already, and stays as "
+            "it is. Leave the call out: what is measured on a wrapped or sharded model is joined by itself.",
+            stacklevel=2,
+        )
         return importance
-    if info.kind in _NO_MEANS:
-        raise OptionError(f"over_processes: {info.kind!r} {_NO_MEANS[info.kind]}")
-    joint = _of_all(info, tensors, group)
-    weights = _weights(importance, tensors)
-    joined = {name: value * weight for (name, value), weight in zip(tensors.items(), weights)}
-    torch.distributed.all_reduce(weights, group=group)
-    for value, total in zip(joined.values(), weights):
-        torch.distributed.all_reduce(value, group=group)
-        value.div_(total.where(total > 0, 1.0))
-    found: Any = importance_with(importance, joined, joint)
-    return found
-
-
-_NO_MEANS = {
-    "fisher-batched": "is a mean over batches, which differ between processes. Use another kind.",
-    "mas-batched": "is of each process's data at once, and no mean. Measure without batched=True.",
-    "si": "is no mean over targets, and needs none: SynapticIntelligence under DistributedDataParallel finds the same "
-    "in every process. Retain it as it is.",
-}
-
-
-def _weights(importance: AnyImportance, tensors: Mapping[str, Tensor]) -> Tensor:
-    """[len(tensors)] float64: over how many targets, examples or units of trace each of the tensors is a mean here."""
-    info = importance.info
-    weights: dict[str, Tensor | int] = dict.fromkeys(tensors, info.num_targets)
-    by_name = str(info.details.get("matched", "")).split(", ")
-    for name in importance.layers:
-        inputs, outputs = f"factors/{name}/inputs", f"factors/{name}/outputs"
-        if info.details.get("factors") == "matched" or name in by_name:
-            weights[outputs] = info.num_targets * tensors[inputs].trace()
-        else:
-            weights[inputs] = info.num_examples
-    device = next(iter(tensors.values())).device
-    return torch.tensor([float(weight) for weight in weights.values()], dtype=torch.float64, device=device)
-
-
-def _of_all(info: ImportanceInfo, tensors: Mapping[str, Tensor], group: Any) -> ImportanceInfo:
-    """With the examples, targets and mean nats per unit of all processes; raises unless they measured the same."""
-    nats = info.nats_per_unit
-    form = (info.kind, info.unit, nats is None, info.calibration, info.calibrated_at, info.scatter is None)
-    numbers = [info.num_examples, info.num_targets, 0.0 if nats is None else nats, info.scatter or 0.0]
-    own, numbers = digest((*form, form_of(tensors))), torch.tensor(numbers, dtype=torch.float64)
-    mine = torch.cat([torch.tensor([own]), numbers.view(torch.int64)]).to(next(iter(tensors.values())).device)
-    digests, *rows = gathered(mine, group)
-    examples, targets, factors, scatters = (row.view(torch.float64) for row in rows)
-    if (digests != digests[0]).any():
-        raise ParameterMismatchError(
-            "over_processes: kind, unit, calibration, names or shapes differ between processes; in this one "
-            f"{info.kind}, {info.unit}, {len(tensors)} tensors. In all of them, measure the same parameters with the "
-            "same options."
-        )
-    counts = {"num_examples": int(examples.sum()), "num_targets": int(targets.sum())}
-    if unknown := [name for name, count in counts.items() if not count]:
-        raise OptionError(
-            f"over_processes: {' and '.join(unknown)} of this importance ({info.kind}) is 0 in all processes, and it "
-            f"weights the mean. Say it of each: importance.with_info({', '.join(f'{name}=...' for name in unknown)})."
-        )
-    mean = None if nats is None else float(targets @ factors / counts["num_targets"])
-    scatter = None if info.scatter is None else float(scatters.max())
-    return replace(info, **counts, nats_per_unit=mean, scatter=scatter)
+    return joined(importance, group=group, where="over_processes")
 
 
 def _is_of_fsdp(hook: Any) -> bool:

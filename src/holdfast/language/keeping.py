@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from holdfast.curvature.joining import importance_digest
 from holdfast.errors import EmptyDataError, OptionError
 from holdfast.files import check_output, new_folder, write_json
 from holdfast.language.automatic import AutomaticChoice, choose, importance_of_past
@@ -38,7 +39,6 @@ from holdfast.language.skills import MeasuredSkill, evaluate
 from holdfast.language.ticks import OnProgress, counted
 from holdfast.replay import Rehearsal
 from holdfast.retention import EWC, WVA
-from holdfast.retention.replicas import importance_digest
 
 KEPT = "kept_and_learned.json"
 _NAMES = (KEPT, "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from holdfast.errors import BatchError
 from holdfast.likelihoods.batches import targets_of
 from holdfast.likelihoods.categorical import IGNORED, Categorical
-from holdfast.tensors import unwrap
+from holdfast.tensors import class_of, unwrap
 
 _CAUSAL = re.compile(r"ForCausal|(?<!XLNet)(?<!With)LMHeadModel|(GPT2|OpenAIGPT)DoubleHeadsModel")
 """Class names of Hugging Face's whose own loss shifts the labels. XLNet's, XLM's and Flaubert's does not."""
@@ -129,7 +129,7 @@ def num_other_labels(batch: Any) -> int:
 
 
 def _of_module(module: nn.Module) -> Shift | None:
-    names = [kind.__name__ for kind in type(module).__mro__]
+    names = [kind.__name__ for kind in class_of(module).__mro__]
     is_encoder_decoder = getattr(getattr(module, "config", None), "is_encoder_decoder", None)
     if is_encoder_decoder is True:
         return Shift(False, "model", f"{names[0]}: an encoder-decoder")

@@ -18,18 +18,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from holdfast.curvature import Accumulate, Curvature, MeasuredLayer, Weighting, shapes_of
+from holdfast.curvature.exchange import ALONE, Exchange
+from holdfast.curvature.owners import LayerElsewhere, in_order
 from holdfast.curvature.rules import check_rule, shares_of
 from holdfast.curvature.sharing import joined_layers, shared
 from holdfast.errors import OptionError
 from holdfast.memory.forms import Forms
 from holdfast.memory.merge import Closing, Merger, Sums
 from holdfast.memory.stored import AnyTensor, AnyTensorMap, shapes_of_any
-from holdfast.tensors import TensorMap, sum_of
+from holdfast.tensors import TensorMap
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,9 @@ class Retained:
         scatter: the factor within which real rises were as foreseen along made-up lessons, the largest of the tasks';
             None where one task's was not calibrated.
         largest: largest entry of `importance` as it is held.
-        layers: weight -> the curvature of its layer, for layers whose parameters are in no `importance`.
+        layers: weight -> the curvature of its layer, for layers whose parameters are in no `importance`; of a model
+            that is spread over processes those that this one owns.
+        elsewhere: weight -> what is known of the layers that other processes own.
     """
 
     importance: AnyTensorMap = field(default_factory=dict)
@@ -63,11 +68,18 @@ class Retained:
     scatter: float | None = None
     largest: float = 0.0
     layers: Mapping[str, Curvature] = field(default_factory=dict)
+    elsewhere: Mapping[str, LayerElsewhere[Any]] = field(default_factory=dict)
+
+    @property
+    def all_layers(self) -> dict[str, Curvature | LayerElsewhere[Any]]:
+        """Those of this process and those of others, in one order in every process."""
+        names = in_order(self.layers, self.elsewhere)
+        return {name: self.layers[name] if name in self.layers else self.elsewhere[name] for name in names}
 
     @property
     def covered(self) -> dict[str, Tensor]:
         """Name -> a tensor of the parameter's shape, for every parameter that is held, alone or in a layer."""
-        return {**shapes_of_any(self.importance), **shapes_of(self.layers)}
+        return {**shapes_of_any(self.importance), **shapes_of(self.all_layers)}
 
 
 def retain(
@@ -76,6 +88,7 @@ def retain(
     *,
     weights: TensorMap,
     layers: Mapping[str, MeasuredLayer] | None = None,
+    elsewhere: Mapping[str, LayerElsewhere[Any]] | None = None,
     rule: Accumulate = "sum",
     weighting: Weighting = "task",
     num_targets: int = 0,
@@ -83,7 +96,7 @@ def retain(
     scatter: float | None = None,
     forms: Forms | None = None,
     references: AnyTensorMap | None = None,
-    sum_of: Callable[[Iterable[Tensor]], float] = sum_of,
+    exchange: Exchange = ALONE,
 ) -> Retained:
     """What is held after one more task.
 
@@ -93,7 +106,9 @@ def retain(
             zero for this task.
         weights: the weights now, which become the anchors; empty for a mechanism without anchors. A weight held
             before and missing here keeps its anchor.
-        layers: the new task's, by weight; with anchors only.
+        layers: the new task's, by weight; with anchors only. Of a model that is spread over processes those that this
+            one owns, now and among those that are held.
+        elsewhere: what is known of the new task's layers that others own.
         rule: how importances join, see above.
         weighting: "task" counts every task the same; "examples" multiplies an importance by its number of targets
             over that of the first task: examples, but of sequences each label that counts.
@@ -102,7 +117,7 @@ def retain(
         scatter: of that factor, where it was calibrated.
         forms: that importances and anchors are held in; None for float32. Anchors of layers stay tensors.
         references: name -> anchor on disk, equal to the weight, for those that are not to be held in memory.
-        sum_of: adds up terms that stand for these weights; of all processes where these are one's shards of a model.
+        exchange: the processes whose shards of one model these weights are, and who own its layers.
 
     Returns:
         A new record that shares no memory with `importance` or `weights`.
@@ -125,7 +140,7 @@ def retain(
         raise OptionError(f'retain: weighting is {weighting!r}; expected "task" or "examples".')
     if rule == "per_task" and not weights:
         raise OptionError('retain: accumulate="per_task" joins anchors, and this mechanism has none. Use "sum".')
-    joint = _joined_layers(held, layers or {}, rule, share=share)
+    joint = exchange.together(lambda: _joined_layers(held, layers or {}, rule, share=share), where="retain")
     merger = Merger(rule, num_tasks=held.num_tasks, share=share, forms=forms or Forms())
     joined: dict[str, AnyTensor] = {}
     anchors: dict[str, AnyTensor] = {}
@@ -142,11 +157,16 @@ def retain(
             anchors[name] = anchor
     means = {name: anchor for name, anchor in held.anchors.items() if isinstance(anchor, Tensor)}
     now = {**means, **weights} if weights else {}
-    in_layers = shapes_of({name: layer for name, (layer, _) in joint.items()})
+    others = _joined_elsewhere(held, layers or {}, elsewhere or {}, rule, share=share, forms=forms or Forms())
+    in_layers = shapes_of(  # in one order in every process
+        {name: joint[name][0] if name in joint else others[name] for name in in_order(joint, others)}
+    )
     of_layers = {name: now[name].detach().clone() for name in in_layers if name in now}
-    costs, rises = sum_of(merger.sums.costs), sum_of(merger.sums.rises)
+    costs, rises = exchange.sum_of(merger.sums.costs), exchange.sum_of(merger.sums.rises)
     if rule == "per_task":
-        more_costs, more_rises = _collapse_layers(joint, held.layers, means=means, anchors=of_layers)
+        more_costs, more_rises = _collapse_layers(
+            joint, held, others, means=means, anchors=of_layers, exchange=exchange
+        )
         costs, rises = costs + more_costs, rises + more_rises
     return Retained(
         importance=joined,
@@ -155,12 +175,13 @@ def retain(
         start=rises,
         num_tasks=held.num_tasks + 1,
         first_targets=first_targets,
-        nats_per_unit=_factor(held, merger.sums, joint, nats_per_unit, sum_of=sum_of),
+        nats_per_unit=_factor(held, merger.sums, joint, nats_per_unit, sum_of=exchange.sum_of),
         scatter=_scatter(held, scatter),
         largest=max((float(value) for value in merger.sums.largest), default=0.0),
         layers=shared(
             {name: _in_form(layer, forms or Forms(), num_tasks=held.num_tasks) for name, (layer, _) in joint.items()}
         ),
+        elsewhere=others,
     )
 
 
@@ -182,8 +203,38 @@ def _joined_layers(held: Retained, new: Mapping[str, MeasuredLayer], rule: Accum
     return {**found, **joined_layers(new, held.layers, rule, num_tasks=held.num_tasks, share=share)}
 
 
+def _joined_elsewhere(
+    held: Retained,
+    new: Mapping[str, MeasuredLayer],
+    elsewhere: Mapping[str, LayerElsewhere[Any]],
+    rule: Accumulate,
+    *,
+    share: float,
+    forms: Forms,
+) -> dict[str, LayerElsewhere[Any]]:
+    """What is known of the layers that others own, as they are after this task: joined without numbers."""
+    newest = in_order(new, elsewhere)
+    names = [*(name for name in in_order(held.layers, held.elsewhere) if name not in newest), *newest]
+    found: dict[str, LayerElsewhere[Any]] = {}
+    for place, name in enumerate(names):
+        before, now = held.elsewhere.get(name), elsewhere.get(name)
+        if now is not None:
+            bare = None if before is None else before.layer
+            joint, _ = now.layer.joined(bare, rule, num_tasks=held.num_tasks, share=share)
+            found[name] = LayerElsewhere(now.owner, place, forms.layer_as(joint))
+        elif before is not None:
+            found[name] = LayerElsewhere(before.owner, place, before.layer)
+    return found
+
+
 def _collapse_layers(
-    joint: _Joint, held: Mapping[str, Curvature], *, means: TensorMap, anchors: dict[str, Tensor]
+    joint: _Joint,
+    held: Retained,
+    elsewhere: Mapping[str, LayerElsewhere[Any]],
+    *,
+    means: TensorMap,
+    anchors: dict[str, Tensor],
+    exchange: Exchange,
 ) -> tuple[float, float]:
     """Move the anchors of layers from theta to where those of all tasks balance, in place.
 
@@ -191,16 +242,24 @@ def _collapse_layers(
         What separate anchors cost for good, and the rise at theta, as for single weights.
     """
     costs, rises = [], []
-    for name, (layer, own) in joint.items():
-        if name in held:
-            names = list(layer.shapes(name))
-            theta, mean = ([tensors[n].float() for n in names] for tensors in (anchors, means))
-            part = torch.zeros_like(layer.spectrum) if own is None else own
-            moved, cost, rise = layer.collapsed(part, theta, mean)
-            costs.append(cost)
-            rises.append(rise)
-            anchors |= {n: value.to(anchors[n]) for n, value in zip(names, moved, strict=True)}
-    return sum_of(costs), sum_of(rises)
+    own, before = {name: layer for name, (layer, _) in joint.items()}, held.all_layers
+    layers = {name: layer for name, layer in {**own, **elsewhere}.items() if name in before}
+    names = {name: list(layer.shapes(name)) for name, layer in layers.items()}
+
+    def ask(name: str) -> list[list[Tensor]]:
+        return [[tensors[n].float() for n in names[name]] for tensors in (anchors, means)]
+
+    def collapsed(name: str, layer: Curvature, theta: list[Tensor], mean: list[Tensor]) -> list[Tensor]:
+        newest = joint[name][1]
+        part = torch.zeros_like(layer.spectrum) if newest is None else newest
+        moved, cost, rise = layer.collapsed(part, theta, mean)
+        costs.append(cost)
+        rises.append(rise)
+        return moved
+
+    for name, moved in exchange.each(layers, ask, collapsed):
+        anchors |= {n: value.to(anchors[n]) for n, value in zip(names[name], moved, strict=True)}
+    return exchange.sum_of(costs), exchange.sum_of(rises)
 
 
 def _scatter(held: Retained, scatter: float | None) -> float | None:

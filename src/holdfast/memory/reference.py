@@ -14,7 +14,7 @@ import json
 import math
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +27,7 @@ from holdfast.errors import FileFormatError, ParameterMismatchError
 from holdfast.files import opened, read_json
 from holdfast.files.typed import Count, listed_mistakes, typed
 from holdfast.memory.stored import PIECE, read
-from holdfast.tensors import TensorMap
+from holdfast.tensors import TensorMap, bounds_of, local
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _ENTRY = {"dtype": str, "shape": list[Count], "data_offsets": list[Count]}
@@ -119,7 +119,7 @@ class CheckpointFile:
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """A tensor of a checkpoint on disk, or a flat piece of it.
+    """A tensor of a checkpoint on disk, or of it one process's shard, or a flat piece of either.
 
     Attributes:
         file: the file that it is in.
@@ -127,6 +127,9 @@ class Reference:
         shape: of the entries.
         dtype: that they are stored in.
         start: the byte of the file at which they begin.
+        runs: of a shard that is not in one stretch of the file how many entries are, and how many there are from the
+            beginning of one stretch to that of the next; None for one stretch.
+        skipped: entries of the shard before these.
     """
 
     file: CheckpointFile
@@ -134,6 +137,8 @@ class Reference:
     shape: torch.Size
     dtype: torch.dtype
     start: int
+    runs: tuple[int, int] | None = None
+    skipped: int = 0
 
     @property
     def device(self) -> torch.device:
@@ -150,16 +155,47 @@ class Reference:
         total, width = self.shape.numel(), self.dtype.itemsize
         for first in range(0, total, size):
             shape = torch.Size([min(size, total - first)])
-            yield replace(self, shape=shape, start=self.start + first * width)
+            if self.runs is None:
+                yield replace(self, shape=shape, start=self.start + first * width)
+            else:
+                yield replace(self, shape=shape, skipped=self.skipped + first)
+
+    def part(self, bounds: Sequence[slice]) -> Reference:
+        """The entries of a whole tensor within these bounds along each axis, of which one alone is cut.
+
+        Cost: of reading it, one look at the file where the first axis is cut, else one for each entry along the axes
+        before.
+        """
+        lengths = [bound.stop - bound.start for bound in bounds]
+        cut = next((axis for axis, length in enumerate(self.shape) if lengths[axis] != length), None)
+        if cut is None:
+            return self
+        assert lengths[cut + 1 :] == list(self.shape[cut + 1 :])
+        inner = math.prod(self.shape[cut + 1 :])
+        start = self.start + bounds[cut].start * inner * self.dtype.itemsize
+        runs = None if math.prod(self.shape[:cut]) == 1 else (lengths[cut] * inner, self.shape[cut] * inner)
+        return replace(self, shape=torch.Size(lengths), start=start, runs=runs)
 
     def read(self, out: Tensor) -> Tensor:
         """The entries into `out`."""
         if out.is_cpu and out.dtype == self.dtype:
-            self.file.read_into(out.view(-1), start=self.start)
+            self._read_into(out.view(-1))
             return out
         raw = torch.empty(self.shape, dtype=self.dtype)
-        self.file.read_into(raw.view(-1), start=self.start)
+        self._read_into(raw.view(-1))
         return out.copy_(raw.view(out.shape))
+
+    def _read_into(self, out: Tensor) -> None:
+        if self.runs is None:
+            self.file.read_into(out, start=self.start)
+            return
+        (length, period), done = self.runs, 0
+        while done < len(out):
+            run, before = divmod(self.skipped + done, length)
+            count = min(length - before, len(out) - done)
+            start = self.start + (run * period + before) * self.dtype.itemsize
+            self.file.read_into(out[done : done + count], start=start)
+            done += count
 
     def to(self, device: torch.device) -> Reference:
         """Itself: there is nothing to move."""
@@ -201,15 +237,18 @@ def anchors_on_disk(
 
     Args:
         path: as for `checkpoint_files`.
-        weights: name -> the weight today.
+        weights: name -> the weight today; of a sharded model the DTensor, of which each process compares its own part.
         names: name -> all names that it goes by, more than one where weights are tied.
         where: for messages.
+
+    Returns:
+        Of each the anchor that this process needs.
 
     Raises:
         FileFormatError: as `checkpoint_files`.
         ParameterMismatchError: weights that are missing there, or of another shape or value; every one is listed.
 
-    Cost: one reading of these weights.
+    Cost: one reading of these weights, or of this process's part of them.
     """
     tensors: dict[str, Reference] = {}
     for file in checkpoint_files(path):
@@ -226,10 +265,10 @@ def anchors_on_disk(
             wrong.append(f"{name!r} is not in it")
         elif reference.shape != weight.shape:
             wrong.append(f"{name!r} is {tuple(reference.shape)} there, {tuple(weight.shape)} in the model")
-        elif num_other := _num_other(reference, weight):
-            wrong.append(f"{name!r} differs in {num_other} of {weight.numel()} entries")
+        elif num_other := _num_other(part := reference.part(bounds_of(weight)), local(weight.detach())):
+            wrong.append(f"{name!r} differs in {num_other} of {part.shape.numel()} entries")
         else:
-            anchors[name] = reference
+            anchors[name] = part
     if wrong:
         raise ParameterMismatchError(
             f"{where}: {Path(path)} does not hold today's weights: {'; '.join(wrong)}. Save them with safetensors, and "

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from holdfast.errors import OptionError, StateError
+from holdfast.errors import StateError
+from holdfast.replicas import rest
 from holdfast.tensors import Shards, shards_of, trainable_parameters, unwrap
 
 Item = TypeVar("Item")
@@ -50,10 +50,7 @@ class Company:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        if "torch.distributed.fsdp" in sys.modules:  # else nothing is sharded, and the import takes seconds
-            from holdfast.moments.sharded import rest
-
-            rest(model)  # a forward pass without a backward pass may have left whole weights behind
+        rest(model)  # a forward pass without a backward pass may have left whole weights behind
         self._model, self._parameters = model, trainable_parameters(model)
         self.shards: Shards | None = shards_of(self._parameters)
 
@@ -65,14 +62,12 @@ class Company:
     @property
     def size(self) -> int:
         """How many processes there are."""
-        return 1 if self.shards is None else self.shards.mesh.size()
+        return 1 if self.shards is None else self.shards.size
 
     @property
     def rank(self) -> int:
         """Which of them this process is."""
-        if self.shards is None:
-            return 0
-        return int((self.shards.mesh.mesh.flatten() == torch.distributed.get_rank()).nonzero().item())
+        return 0 if self.shards is None else self.shards.rank
 
     def any(self, answer: bool) -> bool:
         """Whether one of the processes says so."""
@@ -91,14 +86,38 @@ class Company:
         if self.shards is not None:
             self.shards.add_up(tensor)
 
-    def check_alone(self, where: str) -> None:
-        """Raise `OptionError` where the model is sharded."""
-        if not self.is_alone:
-            raise OptionError(
-                f"{where}: the model is sharded, and this needs whole weights. Measure inside "
-                "holdfast.integrations.sharding.whole_weights(model), and join what the processes found by "
-                "over_processes, or use fisher, mas, taylor or signal, which need nothing of it."
-            )
+    def agree(self, failure: Exception | None) -> None:
+        """Raise where a process has failed: its own error in that process, in the others one that says so.
+
+        Raises:
+            StateError: another process failed.
+        """
+        failed = self.any(failure is not None)
+        if failure is not None:
+            raise failure
+        if failed:
+            raise StateError("measuring: another process ended in an error, which it tells.")
+
+    @contextmanager
+    def failing_together(self) -> Iterator[None]:
+        """What raises in here, where no process waits for another, raises in all of them (`agree`)."""
+        failure = None
+        try:
+            yield
+        except Exception as error:
+            if self.is_alone:
+                raise
+            failure = error
+        self.agree(failure)
+
+    def each(self, numbers: Sequence[float]) -> list[list[float]]:
+        """The numbers of every process, equally many of each."""
+        if self.shards is None:
+            return [list(numbers)]
+        table = [0.0] * (self.size * len(numbers))
+        table[self.rank * len(numbers) : (self.rank + 1) * len(numbers)] = numbers
+        found = self.shards.totals(table) if table else []
+        return [found[start : start + len(numbers)] for start in range(0, len(found), max(1, len(numbers)))]
 
     def union(self, names: Iterable[str]) -> frozenset[str]:
         """The names of parameters that one of them has."""
@@ -146,8 +165,6 @@ class Company:
     def rest(self) -> None:
         """Let all weights go, as they are between training steps; for after a forward pass without a backward pass."""
         if self.shards is not None:
-            from holdfast.moments.sharded import rest
-
             rest(self._model)
 
     def in_step(self, items: Iterable[Item]) -> Iterator[tuple[Item, bool]]:

@@ -136,7 +136,8 @@ class LayerRecorder(TorchFunctionMode):
             return func(*args, **kwargs)
         if self._activations and func in ACTIVATIONS and args and id(args[0]) in self._pending:
             _, use = self._pending.pop(id(args[0]))
-            use.activation = lambda z: func(z.clone(), *args[1:], **kwargs)
+            more = [value.detach().clone() if isinstance(value, Tensor) else value for value in args[1:]]
+            use.activation = lambda z: func(z.clone(), *more, **kwargs)
             with torch._C.DisableTorchFunction():
                 self._record(use)
         result = func(*args, **kwargs)

@@ -13,7 +13,7 @@ from holdfast.curvature.form import LayerForm
 from holdfast.moments.gradients import accumulator_dtype
 from holdfast.moments.layers import rows_of
 from holdfast.moments.layout import Layout
-from holdfast.tensors import trainable_parameters, unwrap
+from holdfast.tensors import class_of, trainable_parameters, unwrap
 
 ConvolutionLayer = nn.Conv1d | nn.Conv2d | nn.Conv3d
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -42,7 +42,8 @@ def layers_of(model: nn.Module) -> list[Layer]:
             homes[id(parameter)] = homes.get(id(parameter), 0) + 1
     layers = []
     for module in unwrap(model).modules():
-        plain = type(module) is nn.Linear or (type(module) in _CONVOLUTIONS and getattr(module, "groups", 0) == 1)
+        kind = class_of(module)
+        plain = kind is nn.Linear or (kind in _CONVOLUTIONS and getattr(module, "groups", 0) == 1)
         own = dict(module._parameters.items())  # no dict in a scripted module
         weight, bias = own.get("weight"), own.get("bias")
         if weight is None or id(weight) not in names or not (plain or _is_transposed(module)):
@@ -122,7 +123,8 @@ def patches(x: Tensor, module: ConvolutionLayer) -> Tensor:
 
 def _is_transposed(module: nn.Module) -> bool:
     """Whether it is the `Conv1D` of transformers, which the GPT-2 family has in place of `nn.Linear`."""
-    return f"{type(module).__module__}.{type(module).__qualname__}" == "transformers.pytorch_utils.Conv1D"
+    kind = class_of(module)
+    return f"{kind.__module__}.{kind.__qualname__}" == "transformers.pytorch_utils.Conv1D"
 
 
 def _pieces(layer: Layer, x: Tensor, chunk_bytes: int) -> Iterator[Tensor]:

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
-from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -32,27 +31,6 @@ def dtypes_of(model: nn.Module) -> frozenset[torch.dtype]:
             found |= {parameter.dtype for parameter in module.parameters() if not is_sharded(parameter)}
             module.reshard()
     return frozenset(found)
-
-
-_whole: WeakSet[nn.Module] = WeakSet()
-
-
-@contextmanager
-def kept_whole(model: nn.Module) -> Iterator[None]:
-    """Inside, the weights of a model stay whole: they are there at the wish of who uses it."""
-    bare = unwrap(model)
-    _whole.add(bare)
-    try:
-        yield
-    finally:
-        _whole.discard(bare)
-
-
-def rest(model: nn.Module) -> None:
-    """Let the weights of all groups go, as they are between training steps, unless they are `kept_whole`."""
-    for module in () if unwrap(model) in _whole else unwrap(model).modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()
 
 
 @contextmanager

@@ -15,7 +15,8 @@ from torch.utils._pytree import tree_leaves
 from holdfast.moments.arrangement import CHOICES, HIDDEN, worked_along
 from holdfast.moments.calls import Call
 from holdfast.moments.company import Company
-from holdfast.moments.coupling import floats_in, is_each_alone
+from holdfast.moments.coupling import check_independent, coupled, floats_in, is_each_alone
+from holdfast.moments.gradients import tolerance
 from holdfast.moments.intercept import Interception, Key, Tracked
 from holdfast.moments.layout import RAGGED, Layout, equal_but_for_rounding, find_layout
 from holdfast.moments.operations import Operation
@@ -125,6 +126,27 @@ def study(
         hidden=any(recorder.hidden.found for recorder in (together, *(alone for alone, _ in recorded))),
         bytes_per_example=num_bytes // few.size,
     )
+
+
+def check_apart(model: nn.Module, call: Call, *, where: str, company: Company) -> None:
+    """As `check_independent`, by all processes that measure together.
+
+    Raises:
+        CoupledExamplesError: the outputs for an example depend on the others, or on chance; in all of them.
+
+    Cost: five forward passes of at most three examples.
+    """
+    if company.is_alone:
+        check_independent(model, call, where=where)
+        return
+    few, rtol, seen = few_examples(call, company), tolerance(model, company), []
+    for some in (few, few, *(few.examples(b, b + 1) for b in range(few.size))):
+        seen.append(floats_in(some(unwrap(model))))
+        company.rest()
+    together, again, *alone = seen
+    repeats = all(equal_but_for_rounding(a, b, rtol) for a, b in zip(together, again))
+    if company.any(not repeats or not is_each_alone(together, alone, rtol=rtol)):
+        raise coupled(model, where=where)
 
 
 LayoutRecord = dict[Key, list[tuple[Tensor, Tensor, bool]]]

@@ -19,6 +19,10 @@ class SymmetricSum:
         like: a tensor of its dtype and on its device.
         width: b < n for the diagonal blocks of the sum alone, as `holdfast.curvature.blocks` has them; None: all of it.
 
+    Attributes:
+        width: b.
+        upper: what was added so far, [n, b], of which what lies right of the diagonal counts.
+
     Cost of [n, n]: r n^2 / 2 multiplications for a product of r rows and a large n, half of the plain product's, and an
     eighth more; memory n^2, as products are added in place. Of [n, b]: n b in place of n^2.
     """
@@ -26,14 +30,15 @@ class SymmetricSum:
     def __init__(self, size: int, *, like: Tensor, width: int | None = None) -> None:
         width = size if width is None else width
         self.width = width
-        self._upper = like.new_zeros(size, width)
+        self.upper = like.new_zeros(size, width)
         self._spans = spans(size, width)
         self._step = max(_BLOCK, -(-width // 8))
 
     def add(self, left: Tensor, right: Tensor, *, factor: float = 1.0) -> None:
-        """Add factor * L^T R of two tensors [r, n], in their dtype also under autocast."""
+        """Add factor * L^T R of two tensors [r, n], in the dtype of the sum also under autocast."""
+        left, right = left.to(self.upper.dtype), right.to(self.upper.dtype)
         with torch.autocast(left.device.type, enabled=False):
-            for upper, rows in zip(blocks_of(self._upper), self._spans):
+            for upper, rows in zip(blocks_of(self.upper), self._spans):
                 L, R = left[:, rows], right[:, rows]
                 for start in range(0, len(upper), self._step):
                     end = start + self._step
@@ -41,8 +46,8 @@ class SymmetricSum:
 
     def taken(self) -> Tensor:
         """[n, n], or [n, b], exactly symmetric; the sum itself, to which nothing can be added any more."""
-        found = self._upper
-        del self._upper
+        found = self.upper
+        del self.upper
         for whole in blocks_of(found):
             for start in range(0, len(whole), self._step):
                 end = start + self._step

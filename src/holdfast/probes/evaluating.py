@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import nn
 
+from holdfast.replicas import rest
 from holdfast.tensors import unwrap
 
 
@@ -16,8 +17,8 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     """The bare model in evaluation mode, without gradients and outside autocast.
 
     A model that draws at random in evaluation mode draws the same each time, so that its answers can be compared. Given
-    back at the end, also after an error: every module's training flag, the buffers (objects and values), and the
-    random state of the CPU and of the model's CUDA devices.
+    back at the end, also after an error: every module's training flag, the buffers (objects and values), the random
+    state of the CPU and of the model's CUDA devices, and the weights of a sharded model to their shards.
 
     Cost: a copy of the buffers.
     """
@@ -39,6 +40,7 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
         try:
             yield bare.eval()
         finally:
+            rest(bare)
             for module, training in flags:
                 module.training = training
             for module, found in buffers:

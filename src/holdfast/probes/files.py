@@ -68,10 +68,10 @@ def probes_from_state(tensors: Mapping[str, Tensor], notes: Any, *, where: str) 
                     parts[part][name] = tensor
             inputs, answers = _content(batch["tree"], parts["inputs"]), parts["answers"]
             num_targets = int(batch["num_targets"])
-            if not answers or num_targets < 1:
+            if not answers or num_targets < 0:
                 raise ValueError(batch)
             found.append(Probe(inputs, answers, num_targets))
-        if not found:
+        if not any(probe.num_targets for probe in found):
             raise ValueError(notes)
         return Probes(_loss_from_json(notes["loss"]), tuple(found))
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -24,7 +24,8 @@ class Probe:
     Attributes:
         batch: as the data gave it, first axis the examples.
         answers: what the network said of it when its task was closed, likewise.
-        num_targets: of all its examples.
+        num_targets: of all its examples; 0 for a batch that only keeps other processes company, whose weights come and
+            go with this one's, and that counts for nothing.
     """
 
     batch: Any
@@ -113,7 +114,7 @@ class Probes:
     @property
     def num_examples(self) -> int:
         """Of all probes."""
-        return sum(batch_size(probe.batch) for probe in self.batches)
+        return sum(batch_size(probe.batch) for probe in self.batches if probe.num_targets)
 
     @property
     def num_targets(self) -> int:
@@ -144,7 +145,8 @@ class Probes:
                 try:
                     batch, outputs = _asked(bare, probe.batch)
                     answers = batch_to(probe.answers, next(bare.parameters()).device)
-                    total += self.loss.divergence(outputs, answers, batch).sum().double().cpu()
+                    found = self.loss.divergence(outputs, answers, batch).sum().double().cpu()
+                    total += found if probe.num_targets else 0.0
                 except (torch.OutOfMemoryError, StateError):
                     raise
                 except (RuntimeError, TypeError, ValueError, LookupError) as error:

@@ -158,7 +158,7 @@ class Attachment:
             number,
             since,
             self._memory,
-            holdings.sum_of,
+            holdings.exchange,
             meter,
             holdings.pulls,
             self._plan,

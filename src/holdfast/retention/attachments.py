@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from holdfast.errors import ParameterMismatchError, StateError
+from holdfast.replicas import rest
 from holdfast.retention.attachment import Attachment
 from holdfast.retention.holdings import Holdings
 from holdfast.retention.mechanism import Mechanism
@@ -209,7 +210,8 @@ class Attachments:
             self._statistics.begin()
 
     def compare(self) -> None:
-        """Report weights that have moved since the last held step, and not by one."""
+        """Report weights that have moved since the last held step, and not by one; of a sharded model in its shards."""
+        rest(self._model)
         self._unheld.compare()
 
     def _stepped(self, attachment: Attachment) -> None:

@@ -7,10 +7,11 @@ strength, so that only mu is to be found.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
+from holdfast.curvature.exchange import ByParameter
 from holdfast.curvature.protocol import Group
 from holdfast.errors import OptionError
 from holdfast.retention import force
@@ -39,12 +40,16 @@ def multiplier_of(
     held, largest = step.held, step.held.largest
     resting = step.resting()
     unmoved = weights_rise(resting, held.importance, held.anchors, sum_of=step.sum_of)
-    unmoved += layers_rise(resting, held.layers, held.anchors)
+    unmoved += layers_rise(resting, held, held.anchors, exchange=step.exchange)
     limit = max(0.0, budget + held.start - unmoved)
-    layers = [
-        part.curvature.line(part.values(), part.anchors, part.metrics(step.optimizer, metric, where=where))
-        for part in step.layers()
-    ]
+    parts = {part.name: part for part in step.layers()}
+
+    def ask(name: str) -> Sequence[ByParameter]:
+        part = parts[name]
+        return part.values(), part.anchors, part.metrics(step.optimizer, metric, where=where)
+
+    asked = step.exchange.gathered({name: part.curvature for name, part in parts.items()}, ask)
+    layers = [layer.line(values, anchors, metrics) for _, layer, (values, anchors, metrics) in asked]
 
     def rise(multiplier: float) -> tuple[float, float]:
         blocks = step.blocks(metric=True, user_metric=metric, changes=False)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from holdfast.curvature.exchange import ALONE, Exchange
 from holdfast.likelihoods.likelihood import AtTargets, resolve_likelihood
 from holdfast.memory import Retained
 from holdfast.probes import Probes
@@ -101,6 +102,7 @@ def go_back(
     cost: Callable[[], float] | None,
     max_loss: float,
     new: NewTask | None = None,
+    exchange: Exchange = ALONE,
 ) -> Rewound:
     """Move weights back until every rise is within its budget, as little as that needs.
 
@@ -112,6 +114,7 @@ def go_back(
         cost: measures what the new task has lost since training ended; None where its data are not at hand.
         max_loss: the most that it may lose, in nats per target.
         new: the curvature of the new task; None where it is not known.
+        exchange: the processes that hold a sharded model together.
 
     Where no way keeps every budget the weights end where the worst rise over its budget is least. They are left
     as they were where a measurement raises.
@@ -120,7 +123,7 @@ def go_back(
     before, bounds = tuple(rises()), tuple(budgets)
     if worst(before, bounds) <= 1:
         return Rewound(before, before, before, bounds, 0.0, 0.0, None if cost is None else 0.0, kept=True)
-    mean = mean_curvature(held, weights, new) or 1.0  # the unit of K, so that any is searched alike
+    mean = mean_curvature(held, weights, new, exchange=exchange) or 1.0  # the unit of K, so that any is searched alike
     anchored = min(1e18 / mean, 1e30)
     tried = [(worst(before, bounds), 0.0, 0.0, before)]
 
@@ -128,7 +131,7 @@ def go_back(
         averaging = delta == math.inf
         strength = 0.0 if averaging else min(multiplier, anchored)
         rest = 1 / (1 + multiplier * mean * (1.0 if averaging else delta))
-        moved = rewound(ends, held, strength=strength, rest=rest, new=new) if multiplier else {}
+        moved = rewound(ends, held, strength=strength, rest=rest, new=new, exchange=exchange) if multiplier else {}
         for name, value in {**ends, **moved}.items():
             local(weights[name].detach()).copy_(value)
 

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from holdfast.curvature import Measured
+from holdfast.curvature import Curvature, Measured
+from holdfast.curvature.exchange import ByParameter
 from holdfast.errors import OptionError
 from holdfast.memory import Retained
 from holdfast.retention import force
@@ -31,7 +32,6 @@ from holdfast.retention.options import (
     unsteady_warning,
 )
 from holdfast.retention.parts import Block
-from holdfast.retention.plan import LayerPart
 from holdfast.retention.rhythm import rhythm
 from holdfast.retention.route import Route
 from holdfast.retention.step import Step
@@ -126,8 +126,8 @@ class Elastic(Mechanism):
             return
         for block in step.blocks(metric=True, user_metric=self.metric, increments=step.is_measured):
             self._pull(step, block, strength)
-        for part in step.layers() if strength > 0 else ():
-            self._pull_layer(step, part, strength)
+        if strength > 0:
+            self._pull_layers(step, strength)
 
     def _pull(self, step: Step, block: Block, strength: float) -> None:
         largest = step.held.largest
@@ -139,20 +139,33 @@ class Elastic(Mechanism):
         shares = force.pull_shares(block.importance, strength, metric=block.metric(), largest=largest)
         step.measure(moved, torch._foreach_sub(block.weights, before), shares, block.importance)
 
-    def _pull_layer(self, step: Step, part: LayerPart, strength: float) -> None:
-        metrics: Sequence[float | Tensor] = part.metrics(step.optimizer, self.metric, where=self.name)
-        if all(not isinstance(m, Tensor) and m == math.inf for m in metrics):  # learning rates of zero: nothing moves
-            return
-        values, held, before = part.values(), part.curvature, step.pulls.get(part.name)
-        if self.projects:
-            metrics, before = [held.line(values, part.anchors, metrics)[2]] * len(metrics), None
-        pulls, share, after = held.pull(values, part.anchors, strength, metrics=metrics, before=before)
-        if after is not None:
-            step.pulls[part.name] = after
-        if step.is_measured:
-            pinned = ([share], [held.spectrum]) if share.numel() else ([], [])
-            step.measure(step.moved(part), pulls, *pinned)
-        part.add(pulls)
+    def _pull_layers(self, step: Step, strength: float) -> None:
+        """Each layer is pulled where its curvature is, and the pull added to its parameters where these are."""
+        parts = {part.name: part for part in step.layers()}
+
+        def ask(name: str) -> Sequence[ByParameter] | None:
+            metrics = parts[name].metrics(step.optimizer, self.metric, where=self.name)
+            if all(not isinstance(m, Tensor) and m == math.inf for m in metrics):  # learning rates of zero
+                return None
+            return parts[name].values(), parts[name].anchors, metrics
+
+        def pull(
+            name: str, held: Curvature, values: list[Tensor], anchors: list[Tensor], metrics: Sequence[float | Tensor]
+        ) -> list[Tensor]:
+            before = step.pulls.get(name)
+            if self.projects:
+                metrics, before = [held.line(values, anchors, metrics)[2]] * len(metrics), None
+            pulls, share, after = held.pull(values, anchors, strength, metrics=metrics, before=before)
+            if after is not None:
+                step.pulls[name] = after
+            if share.numel():
+                step.measure([], [], [share], [held.spectrum])
+            return pulls
+
+        for name, pulls in step.exchange.each({name: part.curvature for name, part in parts.items()}, ask, pull):
+            if step.is_measured:
+                step.measure(step.moved(parts[name]), pulls, [], [])
+            parts[name].add(pulls)
 
     def _check_was_added(self, step: Step) -> None:
         if step.memory.get("penalties", 0) == self.num_penalties:
@@ -254,7 +267,7 @@ class Elastic(Mechanism):
 
     def _follow(self, held: Retained) -> None:
         if self.every == "auto":
-            self._rhythm = rhythm(held.layers)
+            self._rhythm = rhythm(held.all_layers)
 
     @property
     def acting_strength(self) -> float | None:

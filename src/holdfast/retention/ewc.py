@@ -77,7 +77,8 @@ class EWC(Keeper):
     step within the ellipsoid costs three passes, and finding the multiplier of one that leaves it about two evaluations
     of ten passes. A layer held by Kronecker factors, n inputs and m outputs, has n^2 + m^2 + m n numbers in memory
     beside its anchor, all in full, and a step costs 4 m n (m + n) operations under SGD and 10 m n (m + n) under Adam,
-    which takes m n numbers more: 6 and 15 plain steps of an MLP 784-300-150-10 at batch 100.
+    which takes m n numbers more: 6 and 15 plain steps of an MLP 784-300-150-10 at batch 100. In a
+    model that `fully_shard` spread over processes one of them holds each layer, and is sent its shards for a pull.
 
     Source: Kirkpatrick et al. 2017 (PNAS 114), with the anchors of "sum" as in Huszar's note (2018) and online
     EWC's decay after Schwarz et al. 2018. The implicit pull, the optimizer's metric and the budget are our own.

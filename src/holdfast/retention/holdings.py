@@ -11,24 +11,27 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.curvature import Accumulate, Measured, Weighting, shapes_of
+from holdfast.curvature.exchange import ALONE, Exchange
 from holdfast.curvature.sharing import shared
-from holdfast.errors import OptionError, StateError
+from holdfast.errors import StateError
 from holdfast.memory import Forms, Retained, retain
 from holdfast.memory.codes import IMPORTANCE_ERROR
 from holdfast.memory.reference import Reference, anchors_on_disk
 from holdfast.memory.stored import AnyTensor, AnyTensorMap, read, shapes_of_any
 from holdfast.records import check_names
+from holdfast.replicas import rest
 from holdfast.retention.checks import check_anchors, check_extra, check_retained
-from holdfast.retention.options import check_on_disk, no_layers_in_shards
+from holdfast.retention.options import check_on_disk
+from holdfast.retention.owned import all_on_first, layers_to_hold, with_own_layers
 from holdfast.retention.statistics import check_statistics
 from holdfast.tensors import (
     Shards,
     TensorMap,
     all_parameters,
+    bounds_of,
     local,
     shard,
     shards_of,
-    sum_of,
     tied_names,
     trainable_parameters,
     whole_on_first,
@@ -67,7 +70,7 @@ class Holdings:
         forms: as given.
         checkpoint: where the anchors of the next task are to be found on disk; None for anchors in memory.
         held: of the tasks retained so far; replaced, never changed in place.
-        pulls: of the last step, by a factored layer's weight: where the next one starts.
+        pulls: of the last step, by the weight of a factored layer that this process owns: where the next one starts.
         residuals: by weight of half precision: `holdfast.retention.rounding`.
         moving, resting: by buffer, the statistics held that are known to move, and all others.
         shards: how the model is sharded; None where it is whole.
@@ -91,6 +94,14 @@ class Holdings:
         self.moving: dict[str, Tensor] = {}
         self.resting: dict[str, Tensor] = {}
         self.shards: Shards | None = None
+        self._exchange = ALONE
+
+    @property
+    def exchange(self) -> Exchange:
+        """The processes that hold the model together."""
+        if self._exchange.shards != self.shards:
+            self._exchange = Exchange(self.shards, all_parameters(self._model))
+        return self._exchange
 
     def set_checkpoint(self, path: str | os.PathLike[str] | None, rule: Accumulate) -> None:
         """Look for the next anchors there.
@@ -112,12 +123,11 @@ class Holdings:
             weighting: of the tasks.
 
         Raises:
-            OptionError: layers, where the model is sharded.
+            OptionError: layers that cannot be held in the model's shards.
             NotFiniteError, ParameterMismatchError, FileFormatError: of weights that cannot be anchors.
         """
-        diagonal, layers = importance.diagonal, importance.layers
-        if layers and self.shards is not None:
-            raise OptionError(no_layers_in_shards(self._where))
+        diagonal, where = importance.diagonal, f"{self._where}.retain"
+        before, layers, others = layers_to_hold(importance, self.held, self.exchange)
         parameters = all_parameters(self._model)  # frozen ones have an anchor too, should they be unfrozen
         weights = {name: local(parameter.detach()) for name, parameter in parameters.items()}
         weights |= {name: weight.to(weights[name]) for name, weight in (at or {}).items()}
@@ -125,17 +135,17 @@ class Holdings:
         to_hold = {name: weights[name] for name in (*self.held.importance, *diagonal) if name in weights}
         on_disk: dict[str, Reference] = {}
         if self._anchored:
-            in_layers = {name: weights[name] for name in shapes_of(layers) if name in weights}
+            in_layers = {name: weights[name] for name in shapes_of({**layers, **others}) if name in weights}
             sum_of = self.shards and self.sum_of
-            check_anchors({**to_hold, **in_layers}, where=f"{self._where}.retain", sum_of=sum_of)
+            check_anchors({**to_hold, **in_layers}, where=where, sum_of=sum_of)
             if self.checkpoint is not None:
-                tied = tied_names(self._model)
-                on_disk = anchors_on_disk(self.checkpoint, to_hold, names=tied, where=f"{self._where}.retain")
+                on_disk = self._found_on_disk({name: parameters[name] for name in to_hold})
         held = retain(
-            self._placed(self.held, devices),
+            self._placed(before, devices),
             {name: shard(value, parameters[name]).to(devices[name]) for name, value in diagonal.items()},
             weights=weights if self._anchored else {},
             layers={name: layer.to(devices[name]) for name, layer in layers.items()},
+            elsewhere=others,
             rule=rule,
             weighting=weighting,
             num_targets=importance.info.num_targets,
@@ -143,7 +153,7 @@ class Holdings:
             scatter=importance.info.scatter,
             forms=self.forms,
             references=on_disk,
-            sum_of=self.sum_of,
+            exchange=self.exchange,
         )
         self.held = held if self.shards is None else replace(held, largest=self.shards.largest(held.largest))
         self.pulls.clear()
@@ -157,6 +167,7 @@ class Holdings:
             NotFiniteError, FileFormatError: as `check_retained` and `check_extra`.
             OptionError: what needs whole weights, where the model is sharded.
         """
+        rest(self._model)
         for named in (held.covered, shapes_of_any(held.anchors)):
             check_names(named, self._model, where=where)
         check_retained(held, anchored=self._anchored, where=where)
@@ -168,7 +179,7 @@ class Holdings:
         check_statistics(statistics, self._model, where=where)
         shards = shards_of(trainable_parameters(self._model))
         beside = self._beside(self._in_form(held) if in_form and shards is None else held, parameters, shards=shards)
-        return Taken(beside, {part: _each(shard, extra.get(part, {}), parameters) for part in self._extra()}, shards)
+        return Taken(beside, self._extra_beside(extra, parameters, beside), shards)
 
     def take(self, taken: Taken) -> None:
         """Hold what `checked` gave."""
@@ -186,9 +197,12 @@ class Holdings:
         """What is held, and the extra; of a sharded model gathered, for the first process alone."""
         if self.shards is None:
             return self.held, self._extra()
+        rest(self._model)
         parameters = all_parameters(self._model)
-        extra = {part: _each(whole_on_first, own, parameters) for part, own in self._extra().items()}
-        return _weights_each(whole_on_first, self.held, parameters), extra
+        extra = {part: _each(_on_first, own, parameters) for part, own in self._extra().items() if part != "pulls"}
+        layers, pulls = all_on_first(self.held, self.pulls, parameters, self.exchange)
+        held = replace(_weights_each(_on_first, self.held, parameters), layers=layers, elsewhere={})
+        return held, {"pulls": pulls, **extra}
 
     def follow_shards(self) -> None:
         """Shard what is held as the model is now, which may have been whole when it was retained.
@@ -198,6 +212,7 @@ class Holdings:
             StateError: the model was sharded, and is no more or in another way.
             OptionError: an option that needs whole weights.
         """
+        rest(self._model)
         shards = shards_of(trainable_parameters(self._model))
         if shards == self.shards:
             return
@@ -209,12 +224,14 @@ class Holdings:
         parameters = all_parameters(self._model)
         self.held = self._beside(self.held, parameters, shards=shards)
         self.shards = shards
-        for own in self._extra().values():
-            own.update(_each(shard, own, parameters))
+        extra = self._extra_beside(self._extra(), parameters, self.held)
+        for part, own in self._extra().items():
+            own.clear()
+            own.update(extra[part])
 
     def sum_of(self, values: Iterable[Tensor]) -> float:
         """The sum of terms that stand for this process's weights, over all processes where the model is sharded."""
-        return sum_of(values) if self.shards is None else self.shards.sum_of(values)
+        return self.exchange.sum_of(values)
 
     @property
     def writes(self) -> bool:
@@ -229,6 +246,12 @@ class Holdings:
     def _extra(self) -> Extra:
         statistics = {"moving_statistics": self.moving, "resting_statistics": self.resting}
         return {"pulls": self.pulls, "residuals": self.residuals, **statistics}
+
+    def _extra_beside(self, extra: Mapping[str, TensorMap], parameters: TensorMap, held: Retained) -> Extra:
+        """What was saved beside what is held, whole, as this process has it: shards, and the pulls of its layers."""
+        found = {part: _each(_in_shards, extra.get(part, {}), parameters) for part in self._extra() if part != "pulls"}
+        pulls = {name: value for name, value in extra.get("pulls", {}).items() if name not in held.elsewhere}
+        return {"pulls": {name: value.to(parameters[name].device) for name, value in pulls.items()}, **found}
 
     def _in_form(self, held: Retained) -> Retained:
         """The same, in the forms that were asked for; anchors on disk stay there if there is a checkpoint."""
@@ -247,20 +270,24 @@ class Holdings:
         return replace(held, importance=importance, anchors=anchors, largest=largest, layers=layers)
 
     def _check_sharded(self, held: Retained) -> None:
-        if held.layers:
-            raise OptionError(no_layers_in_shards(self._where))
-        if self.checkpoint is not None:
-            raise OptionError(
-                f"{self._where}: the model is sharded, and anchors={self.checkpoint!r} are whole on disk. Leave that "
-                "out: in memory every process has the anchors of its own shards alone."
-            )
         self._mechanism_check(held)
+
+    def _found_on_disk(self, weights: TensorMap) -> dict[str, Reference]:
+        """The anchors in the checkpoint, of a sharded model this process's part of each; all processes ask for them."""
+        path, names, where = self.checkpoint, tied_names(self._model), f"{self._where}.retain"
+        assert path is not None
+
+        def find() -> dict[str, Reference]:
+            return anchors_on_disk(path, weights, names=names, where=where)
+
+        return find() if self.shards is None else self.shards.together(find, where=where)
 
     def _beside(self, held: Retained, parameters: TensorMap, *, shards: Shards | None) -> Retained:
         """What is held whole, beside the parameters: on their devices, and sharded as they are."""
         if shards is not None:
             self._check_sharded(held)
-            held = self._in_form(_weights_each(shard, held, parameters))
+            own = with_own_layers(held, Exchange(shards, parameters))
+            held = self._in_form(_weights_each(_in_shards, own, parameters))
         return self._placed(held, {name: parameter.device for name, parameter in parameters.items()})
 
     def _placed(self, held: Retained, devices: Mapping[str, torch.device]) -> Retained:
@@ -273,8 +300,25 @@ class Holdings:
         return replace(held, importance=importance, anchors=anchors, layers=layers)
 
 
-Act = Callable[[Tensor, Tensor], Tensor]
-"""What is done with the entries of a parameter, and the parameter."""
+Act = Callable[[AnyTensor, Tensor], AnyTensor]
+"""What is done with what is held of a parameter, and the parameter."""
+
+
+def _in_shards(held: AnyTensor, parameter: Tensor) -> AnyTensor:
+    """Of what is held whole this process's part; anchors on disk stay there."""
+    if isinstance(held, Reference):
+        return held.part(bounds_of(parameter))
+    return shard(_as_tensor(held, parameter), parameter)
+
+
+def _on_first(held: AnyTensor, parameter: Tensor) -> AnyTensor:
+    """What is held in parts, whole in the first process; anchors on disk are there as they are."""
+    return held if isinstance(held, Reference) else whole_on_first(_as_tensor(held, parameter), parameter)
+
+
+def _as_tensor(held: AnyTensor, parameter: Tensor) -> Tensor:
+    device = parameter.device
+    return held.to(device) if isinstance(held, Tensor) else read(held, dtype=torch.float32, device=device)
 
 
 def _weights_each(act: Act, held: Retained, parameters: TensorMap) -> Retained:
@@ -283,12 +327,5 @@ def _weights_each(act: Act, held: Retained, parameters: TensorMap) -> Retained:
 
 
 def _each(act: Act, entries: AnyTensorMap, parameters: TensorMap) -> dict[str, Any]:
-    """`act(tensor, parameter)`, on the parameter's device where there is one."""
-
-    def beside(value: AnyTensor, device: torch.device) -> Tensor:
-        return value.to(device) if isinstance(value, Tensor) else read(value, dtype=torch.float32, device=device)
-
-    return {
-        name: act(beside(value, parameters[name].device), parameters[name]) if name in parameters else value
-        for name, value in entries.items()
-    }
+    """`act(entries, parameter)` of each that has a parameter."""
+    return {name: act(value, parameters[name]) if name in parameters else value for name, value in entries.items()}

@@ -14,11 +14,12 @@ from holdfast.curvature import Accumulate, Measured, Weighting
 from holdfast.errors import OptionError, StateError
 from holdfast.memory import Retained
 from holdfast.probes import Probes
-from holdfast.replicas import Replicas
+from holdfast.replicas import Replicas, rest
 from holdfast.retention.checks import weights_elsewhere
 from holdfast.retention.closing import Rewound, go_back, new_task_cost
 from holdfast.retention.mechanism import as_budget
 from holdfast.retention.options import NewParameters
+from holdfast.retention.owned import with_all_diagonals
 from holdfast.retention.persistence import Persistent
 from holdfast.retention.replicas import check_replicas
 from holdfast.retention.rewinding import new_task
@@ -115,7 +116,7 @@ class Lessons(Persistent):
             elsewhere = anchors_given(
                 anchors, names, self.model, mechanism=self.mechanism, checkpoint=checkpoint, where=where
             )
-        accepted = self.mechanism.accepted(given, where=where)
+        accepted = with_all_diagonals(self.mechanism.accepted(given, where=where), given, self.model, where=where)
         probes = getattr(importance, "probes", None) if probes is None else probes
         steering = self.mechanism.steering(accepted)
         skills = self._skills.with_skill(
@@ -238,9 +239,19 @@ class Lessons(Persistent):
         weights = all_parameters(self.model)
         new = None
         if importance is not None:
-            new = new_task(as_importance(importance, where=where), self.held, weights, where=where)
+            given_new = as_importance(importance, where=where)
+            new = new_task(given_new, self.held, weights, exchange=self._holdings.exchange, where=where)
         cost = None if data is None else new_task_cost(self.model, data, loss, replicas=self._replicas, where=where)
-        found = go_back(weights, self.held, rises=rises, budgets=budgets, cost=cost, max_loss=max_loss, new=new)
+        found = go_back(
+            weights,
+            self.held,
+            rises=rises,
+            budgets=budgets,
+            cost=cost,
+            max_loss=max_loss,
+            new=new,
+            exchange=self._holdings.exchange,
+        )
         self._holdings.settle()
         self._attachments.watch()
         if not found.kept:
@@ -267,6 +278,7 @@ class Lessons(Persistent):
 
         Cost: one pass over the weights.
         """
+        rest(self.model)
         held, weights, where = self.held, all_parameters(self.model), f"{self.mechanism.name}.predicted_rise"
         there, constant = held.anchors, held.constant
         if reference is not None:
@@ -277,7 +289,7 @@ class Lessons(Persistent):
                 f"{where}: {self.mechanism.name} keeps no anchors. Pass reference=, the weights of the old task."
             )
         rise = weights_rise(weights, held.importance, there, sum_of=self._holdings.sum_of)
-        rise += layers_rise(weights, held.layers, there) + constant
+        rise += layers_rise(weights, held, there, exchange=self._holdings.exchange) + constant
         return rise * (1.0 if held.nats_per_unit is None else held.nats_per_unit)
 
     def _begin(self, skills: Skills) -> None:

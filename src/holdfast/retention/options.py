@@ -67,11 +67,6 @@ def check_on_disk(path: str | os.PathLike[str], forms: Forms, accumulate: Accumu
         )
 
 
-def no_layers_in_shards(where: str) -> str:
-    """What to say of layers that are held as a whole where the model is sharded."""
-    return f"{where}: the model is sharded, and this importance is of whole layers. Retain importance.to_diagonal()."
-
-
 def in_nats(importance: Measured, *, where: str) -> Measured:
     """The importance in nats, as a budget needs it that nothing is measured for.
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from holdfast.curvature import Curvature, shapes_of
+from holdfast.curvature.owners import LayerElsewhere
 from holdfast.errors import OptionError, ParameterMismatchError, StateError
 from holdfast.memory import Forms, Retained
 from holdfast.memory.stored import AnyTensor, read
@@ -29,8 +30,9 @@ class LayerPart:
         name: of its first parameter.
         groups: of each parameter; None for one that the optimizer does not train.
         parameters: in order.
-        curvature: what is held of it, in the dtype that steps are computed in.
-        anchors: of each, likewise.
+        curvature: what is held of it, in the dtype that steps are computed in; or what is known of it, where another
+            process owns it.
+        anchors: of each, likewise; of sharded parameters this process's shards.
         residuals: of parameters of half precision, what rounding took from earlier pulls; None for others.
         moved: those that the last step moved.
     """
@@ -38,24 +40,29 @@ class LayerPart:
     name: str
     groups: list[Mapping[str, Any] | None]
     parameters: list[nn.Parameter]
-    curvature: Curvature
+    curvature: Curvature | LayerElsewhere[Any]
     anchors: list[Tensor]
     residuals: list[Tensor | None]
     moved: set[nn.Parameter] = field(default_factory=set)
 
+    @property
+    def weights(self) -> list[Tensor]:
+        """The live weights, outside autograd; of sharded ones this process's shards."""
+        return [local(parameter.detach()) for parameter in self.parameters]
+
     def values(self) -> list[Tensor]:
         """The weights with what rounding took from them; new tensors in the dtype that steps are computed in."""
-        pairs = zip(self.parameters, self.residuals, self.anchors, strict=True)
-        return [p.detach().to(a.dtype, copy=True) if r is None else with_residual(p.detach(), r) for p, r, a in pairs]
+        columns = zip(self.weights, self.residuals, self.anchors, strict=True)
+        return [w.to(a.dtype, copy=True) if r is None else with_residual(w, r) for w, r, a in columns]
 
     def add(self, changes: Sequence[Tensor]) -> None:
         """Add to the weights what a pull found."""
-        columns = zip(self.parameters, self.residuals, self.values(), changes, strict=True)
-        for parameter, residual, value, change in columns:
+        columns = zip(self.weights, self.residuals, self.values(), changes, strict=True)
+        for weight, residual, value, change in columns:
             if residual is None:
-                parameter.detach().copy_(value.add_(change))
+                weight.copy_(value.add_(change))
             else:
-                round_(parameter.detach(), residual, value.add_(change))
+                round_(weight, residual, value.add_(change))
 
     def metrics(self, optimizer: Optimizer, user_metric: UserMetric | None, *, where: str) -> list[float | Tensor]:
         """The metric of the step just taken, for each parameter: a number, infinite where it rested, or a tensor.
@@ -87,8 +94,13 @@ class LayerPart:
         self._check_together([p in self.moved for p in self.parameters], where=where)
         return bool(self.moved)
 
+    @property
+    def has_directions(self) -> bool:
+        """Whether all of its parameters move, or none (`Group`)."""
+        return _has_directions(self.curvature)
+
     def _check_together(self, moves: Sequence[bool], *, where: str) -> None:
-        if self.curvature.has_directions and any(moves) and not all(moves):
+        if self.has_directions and any(moves) and not all(moves):
             raise StateError(apart_message(self.curvature.shapes(self.name), moves, where=where))
 
 
@@ -214,26 +226,30 @@ class Plan:
         return placed
 
     def _find_layers(self, optimizer: Optimizer, held: Retained) -> list[LayerPart]:
-        if not held.layers:
+        if not held.all_layers:
             return []
         parameters = all_parameters(self.model)
         groups = {id(p): group for group in optimizer.param_groups for p in group["params"] if p.requires_grad}
         layers = []
-        for name, layer in held.layers.items():
+        for name, layer in held.all_layers.items():
             names = list(layer.shapes(name))
             found = [parameters[n] for n in names if n in parameters]
             trained: list[Mapping[str, Any] | None] = [groups.get(id(p)) for p in found]
             if not any(group is not None for group in trained):
                 continue
-            if len(found) < len(names) or (layer.has_directions and None in trained):
+            if len(found) < len(names) or (_has_directions(layer) and None in trained):
                 moves = [n in parameters and id(parameters[n]) in groups for n in names]
                 raise StateError(apart_message(names, moves, where=self._where))
             weight, dtype = found[0], wide_dtype(found[0])
             anchors = [read(held.anchors[n], dtype=dtype, device=weight.device) for n in names]
-            moved = layer.to(weight.device, dtype)
+            moved = layer if isinstance(layer, LayerElsewhere) else layer.to(weight.device, dtype)
             residuals = [self._residual(n, p) for n, p in zip(names, found, strict=True)]
             layers.append(LayerPart(name, trained, found, moved, anchors, residuals))
         return layers
+
+
+def _has_directions(layer: Curvature | LayerElsewhere[Any]) -> bool:
+    return layer.layer.has_directions if isinstance(layer, LayerElsewhere) else layer.has_directions
 
 
 def _place(parameter: Tensor) -> int:
@@ -266,7 +282,7 @@ def check_same_curvature(new: Iterable[str], layered: Iterable[str], held: Retai
         held: what is held of the tasks before.
         where: for the message.
     """
-    before, now = set(shapes_of(held.layers)), set(layered)
+    before, now = set(shapes_of(held.all_layers)), set(layered)
     mixed = sorted((before & set(new)) - now) + sorted(now & set(held.importance))
     if mixed:
         raise OptionError(

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from holdfast.curvature.factored import AnyImportance, importance_of
-from holdfast.curvature.files import layers_to_tensors
+from holdfast.curvature.joining import digest, form_of, gathered, sum_of_bits, tensors_of
 from holdfast.curvature.protocol import Measured
 from holdfast.errors import StateError
-from holdfast.records import ImportanceInfo
 from holdfast.replicas import wrapper_of
-from holdfast.tensors import prefixed, sum_of, under
+from holdfast.tensors import Shards, is_sharded, shards_of, trainable_parameters
+
+_NAMED = 8
+"""So many of the tensors that differ are named."""
 
 
 def check_replicas(importance: Measured, model: nn.Module, *, where: str) -> None:
-    """Raise where the processes that train replicas of `model` are about to hold different importances.
+    """Raise where the processes that train one model are about to hold different importances.
 
-    They are compared where the model was given wrapped in `DistributedDataParallel`, over its process group: all of its
-    processes run the same loop, and each must call this. Nothing is compared where the model was given bare, nor where
-    `fully_shard` has spread it, since every process then takes its part of one whole.
+    They are compared where the model was given wrapped in `DistributedDataParallel`, over its process group, and where
+    `fully_shard` has spread it: what is measured on its shards between the processes that have copies of the same
+    shard, and the diagonal of what each process has whole between all of them. All of these processes run the same
+    loop, and each must call this. Nothing is compared where the model was given bare.
 
     Args:
         importance: that this process is to hold.
@@ -34,68 +34,73 @@ def check_replicas(importance: Measured, model: nn.Module, *, where: str) -> Non
     Raises:
         StateError: the importances are not the same to the bit, or not all processes called; in all that did.
 
-    Cost: one pass over the importance, and an all-gather of two numbers.
+    Cost: one pass over the importance, and an all-gather of a number for each of its tensors.
     """
-    wrapper = wrapper_of(model)
-    if wrapper is None:
-        return
-    tensors = tensors_of(importance)
-    total = torch.tensor([sum_of(value.sum() for value in tensors.values())], dtype=torch.float64)
-    mine = torch.cat([torch.tensor([importance_digest(importance)]), total.view(torch.int64)])
+    wrapper, shards = wrapper_of(model), shards_of(trainable_parameters(model))
     try:
-        digests, totals = gathered(mine.to(next(wrapper.parameters()).device), wrapper.process_group)
+        if wrapper is not None:
+            compared = _Compared(tensors_of(importance), importance, next(wrapper.parameters()).device)
+            told = compared.told([wrapper.process_group])
+        elif shards is not None:
+            compared = _Compared({**importance.diagonal}, importance, torch.device(shards.mesh.device_type))
+            told = compared.told([shards.mesh.get_group(dim) for dim in range(shards.mesh.ndim)], shards)
+        else:
+            return
     except RuntimeError as error:
         raise StateError(
-            f"{where}: not all processes of the DistributedDataParallel model came here, to compare what they hold. "
-            "Call it in every process, or give a keeper that one process alone needs the bare model, model.module."
+            f"{where}: not all processes of the {'sharded' if wrapper is None else 'DistributedDataParallel'} model "
+            "came here, to compare what they hold. Call it in every process, or give a keeper that one process alone "
+            "needs the bare model, model.module."
         ) from error
-    if (digests != digests[0]).any():
+    if told:
         raise StateError(
-            f"{where}: the importances differ between the {len(digests)} processes: their entries add up to "
-            f"{', '.join(f'{value:.6g}' for value in totals.view(torch.float64).tolist())}. Replicas that hold "
-            "different importances drift apart. Join what each measured on its own share of the data: "
+            f"{where}: the importances differ between the processes in {told}. Replicas that hold different "
+            "importances drift apart. Measure on the model that all of them train, wrapped or sharded, which joins "
+            "what they find, or join what each measured on its own share of the data: "
             "holdfast.integrations.sharding.over_processes(importance)."
         )
 
 
-def tensors_of(importance: Measured) -> dict[str, Tensor]:
-    """Everything that an importance consists of, in the order of names; of layers "factors/WEIGHT/inputs" and so on."""
-    return dict(sorted({**prefixed("factors", layers_to_tensors(importance.layers)), **importance.diagonal}.items()))
+class _Compared:
+    """Tensors by name, and the factor to nats, which are to be the same in several processes."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], importance: Measured, device: torch.device) -> None:
+        self._tensors, self._nats, self._device = tensors, importance.info.nats_per_unit, device
+
+    def told(self, groups: Sequence[Any], shards: Shards | None = None) -> str:
+        """In what the processes differ, in words; empty for nothing.
+
+        Args:
+            groups: process groups, along each axis of the mesh where the model is sharded.
+            shards: of a sharded model.
+        """
+        forms = float(any(map(self._forms_differ, groups)))
+        if forms if shards is None else shards.largest(forms):
+            return "names or shapes"  # and there may not be as many tensors to compare
+        differing = torch.zeros(1 + len(self._tensors), dtype=torch.int32, device=self._device)
+        for dim, group in enumerate(groups):
+            differing |= self._differing(group, dim).to(differing)
+        if shards is not None:
+            shards.add_up(differing, torch.distributed.ReduceOp.MAX)
+        nats, *rest = differing.tolist()
+        names = [name for name, differs in zip(self._tensors, rest, strict=True) if differs]
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        named = f"{len(names)} of {len(rest)} tensors: {', '.join(map(repr, names[:_NAMED]))}{more}"
+        return "; ".join([*([named] if names else []), *(["nats_per_unit"] if nats else [])])
+
+    def _forms_differ(self, group: Any) -> bool:
+        own = torch.tensor([digest(form_of(self._tensors))], device=self._device)
+        forms = gathered(own, group)
+        return bool((forms != forms[:, :1]).any())
+
+    def _differing(self, group: Any, dim: int) -> Tensor:
+        """[1 + tensors] whether the factor to nats differs in this group, and each tensor."""
+        digests = [0 if _is_cut(value, dim) else sum_of_bits(value) for value in self._tensors.values()]
+        rows = gathered(torch.tensor([digest(self._nats), *digests], device=self._device), group)
+        return (rows != rows[:, :1]).any(dim=1)
 
 
-def importance_digest(importance: Measured) -> int:
-    """A number of 63 bits that stands for the names, shapes and values of an importance.
-
-    Cost: one pass over it.
-    """
-    tensors = tensors_of(importance)
-    bits = {name: int(_bits(value).sum(dtype=torch.int64)) for name, value in tensors.items()}
-    return digest((form_of(tensors), bits))
-
-
-def importance_with(importance: AnyImportance, tensors: Mapping[str, Tensor], info: ImportanceInfo) -> AnyImportance:
-    """Of the form of `importance`, from tensors as `tensors_of` names them."""
-    layers = {name: replace(layer, **under(f"factors/{name}", tensors)) for name, layer in importance.layers.items()}
-    return importance_of(layers, {name: tensors[name] for name in importance.diagonal}, info)
-
-
-def form_of(tensors: Mapping[str, Tensor]) -> list[tuple[str, tuple[int, ...]]]:
-    """Names and shapes."""
-    return [(name, tuple(value.shape)) for name, value in tensors.items()]
-
-
-def gathered(numbers: Tensor, group: Any) -> Tensor:
-    """Of a vector of each process its numbers side by side, on the CPU: [numbers, processes]."""
-    found = [torch.empty_like(numbers) for _ in range(torch.distributed.get_world_size(group))]
-    torch.distributed.all_gather(found, numbers, group=group)
-    return torch.stack(found, dim=1).cpu()
-
-
-def digest(value: Any) -> int:
-    """A number of 63 bits that stands for what has this `repr`."""
-    return int.from_bytes(hashlib.sha256(repr(value).encode()).digest()[:8], "big") >> 1
-
-
-def _bits(value: Tensor) -> Tensor:
-    """As whole numbers, whose sum does not depend on the order in which a device adds."""
-    return value.detach().contiguous().view(torch.int32)
+def _is_cut(value: Tensor, dim: int) -> bool:
+    """Whether the processes along this axis of the mesh have different parts of a tensor."""
+    sharded: Any = value
+    return is_sharded(value) and sharded.placements[dim].is_shard()

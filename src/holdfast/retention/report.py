@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from holdfast.curvature import shapes_of
 from holdfast.memory import Retained
 from holdfast.memory.stored import num_positive
-from holdfast.tensors import TensorMap, sum_of
+from holdfast.tensors import TensorMap
 
 BY_MODEL = "by the quadratic model"
 """What a rise is said to be foreseen by where nobody has measured what that is worth along training's ways."""
@@ -36,13 +37,13 @@ def protected_share(
     Args:
         held: of all tasks so far.
         parameters: the trainable ones, by name.
-        sum_of_shards: adds up what is held one by one over all processes, where each holds its own shards.
+        sum_of_shards: adds up what is held over all processes, where each holds its own shards and layers.
     """
-    in_layers, layers = shapes_of(held.layers), [layer.diagonal() for layer in held.layers.values()]
+    in_layers, layers = shapes_of(held.all_layers), [layer.diagonal() for layer in held.layers.values()]
     weights = sum(parameter.numel() for name, parameter in parameters.items() if name not in in_layers)
-    weights += sum(layer.numel() for layer in layers)
+    weights += int(sum_of_shards(torch.tensor(layer.numel()) for layer in layers)) if in_layers else 0
     protected = sum_of_shards(num_positive(value) for name, value in held.importance.items() if name in parameters)
-    protected += sum_of((layer > 0).sum() for layer in layers)
+    protected += sum_of_shards((layer > 0).sum() for layer in layers) if in_layers else 0.0
     return protected / weights if weights else 0.0
 
 

@@ -20,11 +20,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from holdfast.curvature import Measured, RelativeCurvature, relative
+from holdfast.curvature import Curvature, Measured, RelativeCurvature, relative
+from holdfast.curvature.exchange import ALONE, Exchange
 from holdfast.errors import ParameterMismatchError
 from holdfast.memory import Retained
 from holdfast.memory.stored import read, side_by_side
-from holdfast.tensors import TensorMap, local, shard, sum_of, wide_dtype
+from holdfast.retention.owned import diagonal_beside, factors_at_owners
+from holdfast.tensors import TensorMap, local, wide_dtype
 
 _DAMPING = 0.1
 """Share of each factor's mean eigenvalue that is added to M along every direction; to single weights their mean."""
@@ -39,8 +41,8 @@ class NewTask:
 
     Attributes:
         weights: of each weight that is held alone, > 0, of its shape.
-        layers: of layers that are held as a whole: what is held in the metric M, or where there are no factors on both
-            sides one number > 0 for the layer.
+        layers: of layers that are held as a whole, and owned by this process: what is held in the metric M, or where
+            there are no factors on both sides one number > 0 for the layer.
     """
 
     weights: TensorMap = field(default_factory=dict)
@@ -48,46 +50,50 @@ class NewTask:
 
 
 @torch.no_grad()
-def new_task(importance: Measured, held: Retained, weights: TensorMap, *, where: str) -> NewTask:
-    """M, damped, from an importance of the new task.
+def new_task(
+    importance: Measured, held: Retained, weights: TensorMap, *, where: str, exchange: Exchange = ALONE
+) -> NewTask:
+    """M, damped, from an importance of the new task; of a sharded model in shards, and of each process's own layers.
 
     Raises:
         ParameterMismatchError: the importance lacks weights that are held, has them in other shapes, or is zero.
 
     Cost: for layers with Kronecker factors two eigendecompositions each; their memory twice over.
     """
-    covered = {name: value for name, value in held.covered.items() if name in weights}
-    diagonal = importance.to_diagonal()
-    wrong = [
-        name
-        for name in covered
-        if name not in diagonal or diagonal[name].shape not in (weights[name].shape, local(weights[name]).shape)
-    ]
+    sizes = {name: weights[name].numel() for name in held.covered if name in weights}
+    factors = factors_at_owners(importance, held, exchange)
+    diagonal = diagonal_beside(importance, weights, exchange)
+    wrong = [name for name in sizes if name not in diagonal or diagonal[name].shape != local(weights[name]).shape]
     if wrong:
         raise ParameterMismatchError(
             f"{where}: the importance of the new task has no entry of the right shape for {', '.join(map(repr, wrong))}"
             ". Measure it on this model, on data of the new task, with all parameters that are held trainable."
         )
-    means = {name: float(diagonal[name].float().mean()) for name in covered}
-    least = _LEAST * sum(mean * covered[name].numel() for name, mean in means.items())
-    least /= max(1, sum(value.numel() for value in covered.values()))
+    means = exchange.means({name: diagonal[name].float() for name in sizes})
+    least = _LEAST * sum(mean * sizes[name] for name, mean in means.items())
+    least /= max(1, sum(sizes.values()))
     if not least > 0:
         raise ParameterMismatchError(f"{where}: the importance of the new task is zero. Measure it on its data.")
     own = {
-        name: shard(diagonal[name].to(weights[name].device, torch.float32), weights[name]) + max(means[name], least)
+        name: diagonal[name].to(weights[name].device, torch.float32) + max(means[name], least)
         for name in held.importance
-        if name in covered
+        if name in sizes
     }
-    layers: dict[str, RelativeCurvature | float] = {}
-    for name, layer in held.layers.items():
-        sizes = {n: covered[n].numel() for n in layer.shapes(name) if n in covered}
-        mean = sum(means[n] * size for n, size in sizes.items()) / max(1, sum(sizes.values()))
-        measured = importance.layers.get(name) if mean > least else None
-        layers[name] = relative(layer, measured, damping=_DAMPING) or max(mean, least)
+
+    def metric_of(name: str, layer: Curvature) -> RelativeCurvature | float:
+        names = [n for n in layer.shapes(name) if n in sizes]
+        mean = sum(means[n] * sizes[n] for n in names) / max(1, sum(sizes[n] for n in names))
+        return relative(layer, factors.get(name) if mean > least else None, damping=_DAMPING) or max(mean, least)
+
+    layers = exchange.together(
+        lambda: {name: metric_of(name, layer) for name, layer in held.layers.items()}, where=where
+    )
     return NewTask(own, layers)
 
 
-def mean_curvature(held: Retained, weights: TensorMap, new: NewTask | None = None) -> float:
+def mean_curvature(
+    held: Retained, weights: TensorMap, new: NewTask | None = None, *, exchange: Exchange = ALONE
+) -> float:
     """The mean of K over the weights that are held, along the directions of M; of its diagonal where M is 1."""
     new = NewTask() if new is None else new
     totals = []
@@ -98,21 +104,29 @@ def mean_curvature(held: Retained, weights: TensorMap, new: NewTask | None = Non
     for name, stored in held.importance.items():
         omega = read(stored, dtype=torch.float32, device=weights[name].device)
         totals.append((omega / local(new.weights[name]) if name in new.weights else omega).sum())
-    return sum_of(totals) / max(1, sum(value.numel() for value in held.covered.values()))
+    sizes = (weights[name].numel() if name in weights else value.numel() for name, value in held.covered.items())
+    return exchange.sum_of(totals) / max(1, sum(sizes))
 
 
 @torch.no_grad()
 def rewound(
-    weights: TensorMap, held: Retained, *, strength: float, rest: float, new: NewTask | None = None
+    weights: TensorMap,
+    held: Retained,
+    *,
+    strength: float,
+    rest: float,
+    new: NewTask | None = None,
+    exchange: Exchange = ALONE,
 ) -> dict[str, Tensor]:
     """The weights at d(mu), beside the parameters in their dtype; those that are not held are left out.
 
     Args:
-        weights: where training ended, by name.
+        weights: where training ended, by name; of a sharded model this process's shards.
         held: K and the anchors.
         strength: mu >= 0, in the unit of M over that of K.
         rest: (1 + mu delta)^-1, 0..1.
         new: M.
+        exchange: the processes that hold a sharded model together.
 
     Cost: one pass over the weights, and a pull of each layer.
     """
@@ -127,21 +141,27 @@ def rewound(
                 over = omega if metric is None else omega / metric[done : (done := done + part.numel())]
                 pieces.append((end + (part.float() - end) * rest / (1 + strength * over)).to(part.dtype))
             found[name] = torch.cat(pieces).view_as(weight)
-    for name, layer in held.layers.items():
-        names = list(layer.shapes(name))
-        if all(n in weights for n in names):
-            ends = [weights[n].detach().to(wide_dtype(weights[name])) for n in names]
-            anchors = [read(held.anchors[n], dtype=ends[0].dtype, device=ends[0].device) for n in names]
-            metric = new.layers.get(name, 1.0)
-            curvature = layer.to(ends[0].device, ends[0].dtype)
-            ways = [end - anchor for end, anchor in zip(ends, anchors, strict=True)]
-            if strength > 0 and isinstance(metric, RelativeCurvature):
-                ways = metric.nearer(ways, strength)
-            elif strength > 0:
-                pulls, _, _ = curvature.pull(ends, anchors, strength, metrics=[metric] * len(ends), before=None)
-                ways = [way + pull for way, pull in zip(ways, pulls, strict=True)]
-            for n, way, anchor in zip(names, ways, anchors, strict=True):
-                found[n] = (anchor + way * rest).to(weights[n].dtype)
+    names = {name: list(layer.shapes(name)) for name, layer in held.all_layers.items()}
+    layers = {name: layer for name, layer in held.all_layers.items() if all(n in weights for n in names[name])}
+
+    def ask(name: str) -> tuple[list[Tensor], list[Tensor]]:
+        dtype = wide_dtype(weights[name])
+        ends = [local(weights[n].detach()).to(dtype) for n in names[name]]
+        return ends, [read(held.anchors[n], dtype=dtype, device=end.device) for n, end in zip(names[name], ends)]
+
+    def left(name: str, layer: Curvature, ends: list[Tensor], anchors: list[Tensor]) -> list[Tensor]:
+        ways = [end - anchor for end, anchor in zip(ends, anchors, strict=True)]
+        metric, curvature = new.layers.get(name, 1.0), layer.to(ends[0].device, ends[0].dtype)
+        if strength > 0 and isinstance(metric, RelativeCurvature):
+            return metric.nearer(ways, strength)
+        if strength > 0:
+            pulls, _, _ = curvature.pull(ends, anchors, strength, metrics=[metric] * len(ends), before=None)
+            return [way + pull for way, pull in zip(ways, pulls, strict=True)]
+        return ways
+
+    for name, ways in exchange.each(layers, ask, left):
+        for n, way, anchor in zip(names[name], ways, ask(name)[1], strict=True):
+            found[n] = (anchor + way * rest).to(weights[n].dtype)
     return found
 
 

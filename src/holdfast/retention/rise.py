@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
 
 from holdfast.curvature import Curvature
+from holdfast.curvature.exchange import ALONE, Exchange
+from holdfast.memory import Retained
 from holdfast.memory.stored import AnyTensorMap, read, side_by_side
 from holdfast.tensors import TensorMap, local, sum_of, wide_dtype
 
@@ -30,10 +32,18 @@ def weights_rise(
 
 
 @torch.no_grad()
-def layers_rise(weights: TensorMap, layers: Mapping[str, Curvature], anchors: AnyTensorMap) -> float:
-    """Of the layers whose parameters are all among the weights; in their unit, >= 0."""
-    whole = {name: layer for name, layer in layers.items() if all(n in weights for n in layer.shapes(name))}
-    return sum_of(layer_rise(name, layer, weights, anchors) for name, layer in whole.items())
+def layers_rise(weights: TensorMap, held: Retained, anchors: AnyTensorMap, *, exchange: Exchange = ALONE) -> float:
+    """Of the layers whose parameters are all among the weights; in their unit, >= 0. Every process gets the same."""
+    names = {name: list(layer.shapes(name)) for name, layer in held.all_layers.items()}
+    whole = {name: layer for name, layer in held.all_layers.items() if all(n in weights for n in names[name])}
+
+    def ask(name: str) -> tuple[list[Tensor], list[Tensor]]:
+        dtype = wide_dtype(weights[name])
+        now = [local(weights[n].detach()).to(dtype) for n in names[name]]
+        return now, [read(anchors[n], dtype=dtype, device=value.device) for n, value in zip(names[name], now)]
+
+    asked = exchange.gathered(whole, ask)
+    return exchange.sum_of(layer.to(now[0].device, now[0].dtype).rise(now, there) for _, layer, (now, there) in asked)
 
 
 def layer_rise(name: str, layer: Curvature, weights: TensorMap, anchors: AnyTensorMap) -> Tensor:

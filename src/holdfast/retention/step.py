@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from holdfast.curvature.exchange import Exchange
 from holdfast.memory import Retained
 from holdfast.retention.meter import Meter
 from holdfast.retention.parts import Block, Part
@@ -30,7 +31,7 @@ class Step:
         number: of the optimizer's steps since the last task was closed, counted from 0.
         since: how many steps there are since `after` was last called, with this one.
         memory: the mechanism's own, for this optimizer; kept from step to step, not saved.
-        sum_of: adds up zero-dimensional tensors that stand for these weights, over all processes of a sharded model.
+        exchange: the processes that hold a sharded model together.
         meter: what is to be told of a measured step; None for the others.
         pulls: of the last step, by a layer's weight: where the next one starts.
     """
@@ -40,11 +41,15 @@ class Step:
     number: int
     since: int
     memory: dict[str, Any]
-    sum_of: Callable[[Iterable[Tensor]], float]
+    exchange: Exchange
     meter: Meter | None
     pulls: dict[str, Tensor]
     plan: Plan
     snapshots: dict[nn.Parameter, Tensor] = field(default_factory=dict)
+
+    def sum_of(self, values: Iterable[Tensor]) -> float:
+        """The sum of zero-dimensional tensors that stand for these weights, over all processes of a sharded model."""
+        return self.exchange.sum_of(values)
 
     @property
     def is_measured(self) -> bool:
@@ -110,7 +115,7 @@ class Step:
         return self.plan.parts(self.optimizer, self.held)
 
     def layers(self) -> Iterator[LayerPart]:
-        """The layers, held as a whole, that the step moves.
+        """The layers, held as a whole, that the step moves; of a sharded model those of all processes, in shards.
 
         Raises:
             StateError: the optimizer moves a part of a layer alone.
@@ -132,12 +137,12 @@ class Step:
         }
         if layers:
             moved = (p for layer in self.plan.layers(self.optimizer, self.held) for p in layer.parameters)
-            self.snapshots |= {parameter: parameter.detach().clone() for parameter in moved}
+            self.snapshots |= {parameter: local(parameter.detach()).clone() for parameter in moved}
 
     def moved(self, part: LayerPart) -> list[Tensor]:
         """What the optimizer's own step added to a layer's parameters, in a measured step, before any pull."""
-        columns = zip(part.parameters, part.anchors, strict=True)
-        return [p.detach().to(a.dtype) - self.snapshots[p].to(a.dtype) for p, a in columns]
+        columns = zip(part.parameters, part.weights, part.anchors, strict=True)
+        return [w.to(a.dtype) - self.snapshots[p].to(a.dtype) for p, w, a in columns]
 
     def _metrics(self, part: Part, user_metric: UserMetric | None) -> list[Metric]:
         return step_metrics(self.optimizer, part.group, part.parameters, user_metric=user_metric)

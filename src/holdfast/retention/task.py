@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from holdfast.curvature import Measured, shapes_of
+from holdfast.curvature.exchange import elsewhere_in
 from holdfast.errors import OptionError
 from holdfast.memory import Retained
 from holdfast.records import Importance, ImportanceInfo, check_names, check_tensors
@@ -31,7 +32,8 @@ def covered_by(given: Measured, model: nn.Module, *, held: Retained, where: str)
     Raises:
         ParameterMismatchError: names or shapes that the model does not have, or no longer has.
     """
-    parameters, everything, in_layers = trainable_parameters(model), all_parameters(model), shapes_of(given.layers)
+    parameters, everything = trainable_parameters(model), all_parameters(model)
+    in_layers = shapes_of({**given.layers, **elsewhere_in(given)})
     rests = {name for name in in_layers if name in everything and name not in parameters}
     covers = {**given.diagonal, **{name: zero for name, zero in in_layers.items() if name not in rests}}
     check_names(covers, model, where=where)
@@ -56,7 +58,8 @@ def check_joins(
         OptionError: a parameter is held in a layer for some tasks and by itself for others.
         ParameterMismatchError: a trainable parameter has no importance, and is not to be free.
     """
-    check_same_curvature(covers, shapes_of(accepted.layers), held, where=where)
+    in_layers = shapes_of({**accepted.layers, **elsewhere_in(accepted)})
+    check_same_curvature(covers, in_layers, held, where=where)
     together = Retained(importance={**held.covered, **covers}, num_tasks=held.num_tasks)
     check_covered(list(trainable_parameters(model)), together, new_parameters=new_parameters, where=where)
 

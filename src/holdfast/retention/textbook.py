@@ -10,7 +10,7 @@ from holdfast.memory import Retained
 from holdfast.memory.stored import side_by_side
 from holdfast.retention.rise import layer_rise
 from holdfast.retention.step import Step
-from holdfast.tensors import TensorMap
+from holdfast.tensors import TensorMap, local
 
 
 def add_to_gradients(step: Step, strength: float) -> None:
@@ -32,12 +32,19 @@ def add_to_gradients(step: Step, strength: float) -> None:
         step.measure(block.gradients, pulls, [], [])
         for gradient, pull in zip(block.gradients, pulls, strict=True):
             gradient.add_(pull)
-    for layer in step.layers():
-        pulls = [strength * pull for pull in layer.curvature.gradient(layer.values(), layer.anchors)]
-        for group, parameter, pull in zip(layer.groups, layer.parameters, pulls, strict=True):
+    layers = {layer.name: layer for layer in step.layers()}
+    gradients = step.exchange.each(
+        {name: layer.curvature for name, layer in layers.items()},
+        lambda name: (layers[name].values(), layers[name].anchors),
+        lambda _, held, values, anchors: held.gradient(values, anchors),
+    )
+    for name, forces in gradients:
+        pulls = [strength * force for force in forces]
+        for group, parameter, pull in zip(layers[name].groups, layers[name].parameters, pulls, strict=True):
             if group is not None and parameter.grad is not None:
-                step.measure([parameter.grad], [pull], [], [])
-                parameter.grad.add_(-pull if group.get("maximize") else pull)
+                gradient = local(parameter.grad)
+                step.measure([gradient], [pull], [], [])
+                gradient.add_(-pull if group.get("maximize") else pull)
 
 
 def penalty(held: Retained, parameters: TensorMap, strength: float) -> Tensor:

@@ -8,13 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from holdfast.tensors import local
+
 
 class BackwardGradients:
     """Keeps what every `backward()` leaves in `.grad`, until it is taken.
 
     It is read when the backward pass is over: after `DistributedDataParallel` has averaged it over processes, whether
     the model was wrapped before or after, and before the training loop can change it. Under `no_sync()` and other
-    accumulation the last pass before the step counts, whose `.grad` is the sum of all.
+    accumulation the last pass before the step counts, whose `.grad` is the sum of all. Of a model under `fully_shard`
+    it is this process's shard, as the backward pass has averaged it.
 
     Args:
         parameters: by name, of which gradients are kept.
@@ -56,7 +59,7 @@ class BackwardGradients:
         scale = 1.0 if self._scaler is None else 1.0 / float(self._scaler.get_scale())
         for name in names:
             if (gradient := self._parameters[name].grad) is not None:
-                self._kept[name] = gradient.detach() * scale
+                self._kept[name] = local(gradient.detach()) * scale
         self._reached = set()
 
 
