@@ -41,14 +41,14 @@ class Found:
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
-    many.run_together(factors_in_shards, folder)
+    many.run_together(factors_in_shards, folder, timeout=1800)
     return Found(folder, 2)
 
 
 @pytest.fixture(scope="module")
 def four(tmp_path_factory):
     folder = tmp_path_factory.mktemp("four")
-    many.run_together(factors_in_shards, folder, count=4)
+    many.run_together(factors_in_shards, folder, count=4, timeout=1800)
     return Found(folder, 4)
 
 

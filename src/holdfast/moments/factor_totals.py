@@ -60,7 +60,10 @@ class FactorTotals:
         """
         if self._company.is_alone:
             return
-        own = self.of(side).setdefault(weight, SymmetricSum(size, like=like, width=width))
+        sums = self.of(side)
+        if weight not in sums:
+            sums[weight] = SymmetricSum(size, like=like, width=width)
+        own = sums[weight]
         if (side, weight) not in self._pending:
             self._pending[side, weight] = own
             self._filled += own.upper.nbytes
