@@ -19,6 +19,7 @@ from holdfast.files import Saved, new_folder, read_folder, write_description, wr
 from holdfast.files.typed import Count, Within, listed_mistakes, typed
 from holdfast.tensors import (
     all_parameters,
+    is_sharded,
     local,
     shards_of,
     spearman,
@@ -320,9 +321,13 @@ def _described(value: object) -> str:
 
 
 def check_importance_values(values: Mapping[str, Tensor], *, where: str) -> None:
-    """Raise `NotFiniteError` naming every parameter with a NaN, infinite or negative entry."""
+    """Raise `NotFiniteError` naming every parameter with a NaN, infinite or negative entry.
+
+    Of sharded ones every process looks at its own shards, and all of them raise.
+    """
     bad = []
     for name, value in values.items():
+        value = local(value)
         if not value.numel():
             continue
         low, high = value.aminmax()  # a twentieth of the time of looking at each entry; NaN passes through
@@ -332,6 +337,9 @@ def check_importance_values(values: Mapping[str, Tensor], *, where: str) -> None
         if wrong.any():
             first = value[wrong].flatten()[0].item()
             bad.append(f"{name!r} ({int(wrong.sum())} of {value.numel()} entries, such as {first})")
+    sharded = shards_of({name: value for name, value in values.items() if is_sharded(value)})
+    if sharded is not None and sharded.largest(float(bool(bad))) and not bad:
+        bad = ["those of another process, which names them"]
     if bad:
         raise NotFiniteError(
             f"{where}: {_count(bad, 'parameter')} with entries that are not finite numbers >= 0: {', '.join(bad)}. "

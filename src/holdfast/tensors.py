@@ -279,12 +279,6 @@ class Shards:
             if self._is_beside(rank, dim):
                 torch.distributed.reduce(tensor, source, group=group)
 
-    def give_out(self, rank: int, tensor: Tensor) -> None:
-        """Copy the tensor of one process into those of the others; all must ask for it, with tensors of one shape."""
-        for dim, group, source in self._ways_to(rank):
-            if self._is_beside(rank, dim):
-                torch.distributed.broadcast(tensor, source, group=group)
-
     def hand_over(self, tensor: Tensor, source: int, to: int) -> None:
         """Copy the tensor of process `source` into that of process `to`; of the others none need ask for it."""
         ranks = self.mesh.mesh.flatten().tolist()

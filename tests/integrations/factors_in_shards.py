@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from tests import many
 from tests.integrations import in_shards
-from tests.integrations.in_shards import COUNT, LLAMA, Measurement, sharded, share, state_of
+from tests.integrations.in_shards import COUNT, LLAMA, Measurement, built, sharded, share, state_of
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
 import holdfast as hf
@@ -66,7 +66,7 @@ CASES = {
     "local, experts": Measurement(in_shards.Experts, _points, LOCAL),
     "mas of all": LLAMA(partial(hf.mas, batched=True), uneven=True),
 }
-OF_FOUR = {"sampled": CASES["sampled"], "images": CASES["images"]}
+OF_FOUR = {name: CASES[name] for name in ("sampled", "copies of shards", "images")}
 BATCHED = partial(hf.fisher, kind="batched")
 
 
@@ -88,14 +88,19 @@ def num_bytes(found: hf.FactoredImportance) -> int:
 
 def measured(case: Measurement, folder: Path, name: str, rank: int, world: int) -> dict[str, Any]:
     """Measure a case, leave this process's layers and the diagonal in the folder, and tell of the rest."""
-    model = sharded(case, world)
+    if case.several and world == 4:
+        model = built(case)
+        model = many.spread_over(model, case.inner(model), 2, 2)
+    else:
+        model = sharded(case, world)
     before = state_of(model)
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         found = case.estimator(model, share(case, rank, world))
     assert state_of(model) == before, name
     if isinstance(found, hf.FactoredImportance):
-        save_file(factors_to_tensors(found)[0], folder / f"{name}-{rank}.safetensors")
+        own = {key: value.clone() for key, value in factors_to_tensors(found)[0].items()}
+        save_file(own, folder / f"{name}-{rank}.safetensors")
         told = {"bytes": num_bytes(found), "forms": factors_to_tensors(found)[1], "names": found.parameter_names()}
         told["elsewhere"] = {layer: [each.owner, each.layer.form] for layer, each in found.elsewhere.items()}
     else:
@@ -130,6 +135,7 @@ def refusals(rank: int, folder: Path) -> dict[str, str]:
         "broken data": lambda model: hf.kfac(model, broken()),
         "broken data, local": lambda model: LOCAL(model, broken()),
         "not a number": lambda model: hf.kfac(model, nan, kind="empirical"),
+        "not a number, diagonal": lambda model: hf.fisher(model, nan, kind="empirical"),
         "no folder": lambda model: hf.kfac(model, own).save(folder / "saved" / "README.md"),
     }
     told = {}

@@ -41,14 +41,14 @@ class Found:
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
-    many.run_together(factors_in_shards, folder)
+    many.run_together(factors_in_shards, folder, timeout=1800)
     return Found(folder, 2)
 
 
 @pytest.fixture(scope="module")
 def four(tmp_path_factory):
     folder = tmp_path_factory.mktemp("four")
-    many.run_together(factors_in_shards, folder, count=4)
+    many.run_together(factors_in_shards, folder, count=4, timeout=1800)
     return Found(folder, 4)
 
 
@@ -145,11 +145,12 @@ def test_where_one_process_fails_all_end(two):
     other = "StateError: measuring: another process ended in an error, which it tells."
     of_data = "StateError: measuring: the data of another process ended in an error, which it tells."
     assert first["no data"] == first["broken data"] == first["broken data, local"] == of_data
-    assert first["no data, measure"] == first["not a number"] == other
+    assert first["no data, measure"] == first["not a number"] == first["not a number, diagonal"] == other
     assert second["no data"].startswith("EmptyDataError: kfac: the data held no example.")
     assert second["no data, measure"].startswith("EmptyDataError: measure: the data of this process held no example.")
     assert second["broken data"] == second["broken data, local"] == "KeyError: 'gone'"
     assert second["not a number"].startswith("NotFiniteError: kfac: the loss is not finite")
+    assert second["not a number, diagonal"].startswith("NotFiniteError: fisher: the loss is not finite")
     assert first["no folder"].startswith("OutputError: ")
     assert second["no folder"].endswith("the first process was refused, and its error says why.")
 

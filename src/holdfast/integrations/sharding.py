@@ -23,7 +23,6 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
-from holdfast.curvature.factored import FactoredImportance
 from holdfast.curvature.joining import Joined, is_joined, joined, tensors_of
 from holdfast.errors import StateError
 from holdfast.replicas import kept_whole
@@ -91,7 +90,7 @@ def over_processes(importance: Joined, *, group: Any = None) -> Joined:
     """
     if not torch.distributed.is_initialized():
         raise StateError("over_processes: no process group. Run under torchrun and call init_process_group() first.")
-    in_shards = isinstance(importance, FactoredImportance) and importance.shards is not None
+    in_shards = getattr(importance, "shards", None) is not None
     if is_joined(importance.info) or in_shards or any(map(is_sharded, tensors_of(importance).values())):
         warnings.warn(
             f"over_processes: this {importance.info.kind!r} importance is of all processes' data already, and stays as "

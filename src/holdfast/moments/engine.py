@@ -138,7 +138,8 @@ class Engine:
             if company.any(tuple(covering.signature) not in self._proofs):
                 raise RouteDeclinedError("how it uses its parameters changes from one call to the next")
         proof = self._proofs[tuple(covering.signature)]
-        at_outputs = OutputGradients(outputs, call.size, scores)
+        with company.failing_together():
+            at_outputs = OutputGradients(outputs, call.size, scores)
         collector.num_rows = at_outputs.num_rows
         found = tensors_in(outputs)
         ends = [(end, found[place]) for end, place in enumerate(at_outputs.used) if found[place].requires_grad]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, assert_never
 
 import torch
 
@@ -47,6 +47,8 @@ class FactorTotals:
                 return self.inputs
             case "outputs":
                 return self.outputs
+            case _:
+                assert_never(side)
 
     def take_part(self, side: Side, weight: str, size: int, *, like: torch.Tensor, width: int | None) -> None:
         """All processes come here for a layer when they have added what they have to one of its sums.
@@ -60,7 +62,10 @@ class FactorTotals:
         """
         if self._company.is_alone:
             return
-        own = self.of(side).setdefault(weight, SymmetricSum(size, like=like, width=width))
+        sums = self.of(side)
+        if weight not in sums:
+            sums[weight] = SymmetricSum(size, like=like, width=width)
+        own = sums[weight]
         if (side, weight) not in self._pending:
             self._pending[side, weight] = own
             self._filled += own.upper.nbytes

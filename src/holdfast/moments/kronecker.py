@@ -197,11 +197,10 @@ class KroneckerSums:
         each = rows.unbind()
         for k in range(num_rows):
             row, more = each[min(k, len(each) - 1)], k + 1 < num_rows
-            found = torch.autograd.grad(row.sum(), edges, allow_unused=True, retain_graph=more)
-            at_outputs = dict(zip(behind, found)) if counts and k < len(rows) else {}
+            at_outputs = dict(zip(behind, torch.autograd.grad(row.sum(), edges, allow_unused=True, retain_graph=more)))
             for layer in self.layers:
                 g = at_outputs.pop(layer.weight, None)
-                if g is not None and (g.is_nested or g.numel()):
+                if counts and k < len(each) and g is not None and (g.is_nested or g.numel()):
                     inputs = kept.get(layer.weight) or self._inputs(layer, behind[layer.weight], call.size)
                     self._add_gradients(layer, inputs, g, call.size)
                 self._take_part("outputs", layer)

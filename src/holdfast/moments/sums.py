@@ -134,7 +134,9 @@ class MomentSums:
                 self._engine = None
         if at_outputs is None:
             # with a graph, although none is needed: a forward pass may take gradients itself
-            at_outputs = OutputGradients(call(unwrap(self._model)), call.size, checked)
+            outputs = call(unwrap(self._model))
+            with self.company.failing_together():
+                at_outputs = OutputGradients(outputs, call.size, checked)
             self.missed = frozenset(self._totals)
         if self.missed and at_outputs.used:
             self._add_missed(call, at_outputs)
