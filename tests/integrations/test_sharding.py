@@ -133,21 +133,6 @@ def test_what_needs_whole_weights_says_so(alone):
     with pytest.raises(OptionError, match='the model is sharded, and pull="penalty" needs whole weights'):
         keeper.attach(optimizer)
     hf.EWC(alone, strength=1.0).attach(optimizer)  # what it says to do
-    keeper = hf.EWC(alone, strength=1.0, anchors="somewhere")
-    with pytest.raises(OptionError, match="anchors='somewhere' are whole on disk"):
-        keeper.attach(optimizer)
-
-
-def test_synaptic_intelligence_follows_whole_weights_alone(alone):
-    told = r"6 of 6 trainable parameters are sharded, such as '0.weight', and it follows whole weights"
-    with pytest.raises(OptionError, match=told):
-        hf.SynapticIntelligence(alone)
-    model = spread.network()
-    path = hf.SynapticIntelligence(model)
-    path.model = alone  # as where the model is sharded in place, after this
-    with pytest.raises(OptionError, match="measure after the task instead: hf.fisher inside"):
-        path.attach(spread.OPTIMIZERS["adam"](alone.parameters()))
-    assert importance_of(alone)  # what it says to do
 
 
 def test_tasks_are_not_retained_inside_whole_weights(alone):
