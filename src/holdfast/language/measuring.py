@@ -347,13 +347,13 @@ class _State:
     def add(self, found: AnyImportance) -> None:
         """Add the means over a part's targets."""
         factors, _ = factors_to_tensors(found.layers)
-        for name, f in found.layers.items():
-            traces = {"inputs": trace(f.outputs), "outputs": trace(f.inputs)}
-            factors |= {f"{name}/{part}": factors[f"{name}/{part}"] * each for part, each in traces.items()}
+        traces = {f"{name}/inputs": trace(f.outputs) for name, f in found.layers.items()}
+        traces |= {f"{name}/outputs": trace(f.inputs) for name, f in found.layers.items()}
         for totals, values in ((self.totals, found.diagonal), (self.factors, factors)):
             for name, value in values.items():
+                added = value * traces[name] if totals is self.factors else value
                 total = totals.setdefault(name, torch.zeros(value.shape, dtype=torch.float32))
-                total.add_(value.cpu(), alpha=found.info.num_targets)
+                total.add_(added.cpu(), alpha=found.info.num_targets)
 
     def join(self, processes: Processes, *, in_all: bool = False) -> None:
         """Make the first process's sums those of all; the others begin theirs anew, or where asked have them too."""
