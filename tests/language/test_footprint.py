@@ -298,6 +298,11 @@ def test_commands():
     assert plan is not None
     assert plan.spread == "shards"
     assert training_command(plan, large, "m") == ""
+    plan = cheapest_measuring(large)
+    assert plan is not None
+    told = measuring_command(plan, large, "m")
+    assert told.startswith("torchrun --nnodes 8 --nproc-per-node 8 -m holdfast importance m DATA -o KEEP --shard ")
+    assert "--calibrate" not in told
 
 
 def test_more_devices_until_it_fits():

@@ -209,15 +209,14 @@ def enough_devices(asked: Question, *, most: int = 4096) -> int | None:
 
 
 def measuring_command(plan: FittingPlan, asked: Question, model: str) -> str:
-    """The line that measures so; of shards nothing, for no command makes them."""
-    if plan.spread == "shards":
-        return ""
-    given = f"--calibrate --dtype {asked.dtype} --length {asked.length} --batch-size {plan.batch_size}"
-    return f"{_launched(plan, asked)} importance {model} DATA -o KEEP {given}{_device(asked)}"
+    """The line that measures so; a calibration, which trains, needs whole weights."""
+    extra = "--shard" if plan.spread == "shards" else "--calibrate"
+    given = f"{extra} --dtype {asked.dtype} --length {asked.length} --batch-size {plan.batch_size}"
+    return f"{_launched(asked)} importance {model} DATA -o KEEP {given}{_device(asked)}"
 
 
 def training_command(plan: FittingPlan, asked: Question, model: str) -> str:
-    """The line that fine-tunes so; of shards nothing, for no command makes them."""
+    """The line that fine-tunes so; empty for shards, which no command trains in."""
     if plan.spread == "shards":
         return ""
     options = [
@@ -228,7 +227,7 @@ def training_command(plan: FittingPlan, asked: Question, model: str) -> str:
         "--checkpointing" if plan.checkpointing else "",
     ]
     given = " ".join(option for option in options if option)
-    return f"{_launched(plan, asked)} finetune {model} NEW {given}{_device(asked)}"
+    return f"{_launched(asked)} finetune {model} NEW {given}{_device(asked)}"
 
 
 def _measured(asked: Question, kind: Kind, place: ModelPlace, size: int) -> Footprint:
@@ -258,7 +257,7 @@ def _halved(count: int) -> Iterator[int]:
     yield 1
 
 
-def _launched(plan: FittingPlan, asked: Question) -> str:
+def _launched(asked: Question) -> str:
     count = asked.num_devices
     if count == 1:
         return "holdfast"
