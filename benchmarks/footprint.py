@@ -131,15 +131,17 @@ def _peak(name: str, given: Mapping[str, Any]) -> float:
 
         def call(config: Mapping[str, Any], place: str) -> None:
             (Path(folder) / place).mkdir()
-            _do(case, config, Path(folder) / place)
+            perform(case, config, Path(folder) / place)
 
         return memory.peak(lambda: call(given, "large"), warmup=lambda: call(small, "small"))
 
 
-def _do(case: Case, given: Mapping[str, Any], folder: Path) -> None:
+def perform(case: Case, given: Mapping[str, Any], folder: Path, *, device: str | torch.device = "cpu") -> None:
+    """Measure, or train for two steps; checkpoints and files go to the folder."""
     torch.manual_seed(0)
     dtype = getattr(torch, case.place.dtype)
-    module = transformers_library().AutoModelForCausalLM.from_config(read_configuration(given), dtype=dtype)
+    with torch.device(device):
+        module = transformers_library().AutoModelForCausalLM.from_config(read_configuration(given), dtype=dtype)
     tokenizer = SimpleNamespace(pad_token_id=0)
     model = LanguageModel("random", folder, "causal-lm", module.eval(), module, tokenizer, "none")
     drawing = torch.Generator().manual_seed(0)
