@@ -25,7 +25,7 @@ from holdfast.language.planning import Question, cheapest_measuring, cheapest_tr
 from holdfast.language.sizes import Activations, Sizes, sizes_of
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
-SIZES = RESULTS / "benchmarks" / "sizes.json"
+SIZES = RESULTS / "scale" / "sizes.json"
 """The sizes of three models, from which the table of docs/scale.md is computed."""
 
 DEVICES = (1, 4, 8, 64)
