@@ -16,7 +16,20 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import batchnorm, holding, importance, loop, rehearsal, resting, rhythm, sharded, step, sweep
+from benchmarks import (
+    batchnorm,
+    footprint,
+    holding,
+    importance,
+    loop,
+    rehearsal,
+    resting,
+    rhythm,
+    scale,
+    sharded,
+    step,
+    sweep,
+)
 from benchmarks.tables import check_tables, content_of, keep, markdown
 from benchmarks.workloads import WORKLOADS
 
@@ -29,6 +42,8 @@ BENCHMARKS = {
     "rhythm": rhythm,
     "rehearsal": rehearsal,
     "batchnorm": batchnorm,
+    "footprint": footprint,
+    "scale": scale,
     "sharded": sharded,
     "sweep": sweep,
 }

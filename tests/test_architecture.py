@@ -253,7 +253,8 @@ def test_the_search_for_class_tests_finds_them(code: str, is_test: bool):
 
 
 FOREIGN = {  # private names of torch and the standard library that have no public way; no class of ours has them
-    "torch": {"_C", "_set_grad_enabled", "_are_functorch_transforms_active", "_current_graph_task_id", "_unsafe_view"},
+    "torch": {"_C", "_set_grad_enabled", "_are_functorch_transforms_active", "_current_graph_task_id", "_unsafe_view"}
+    | {"_local_scalar_dense", "_scaled_dot_product_flash_attention_for_cpu"},
     "torch.autograd": {"_current_level", "_execution_engine"},
     "OpOverload": {"_schema"},
     "Tensor": {"_is_view", "_backward_hooks", "_post_accumulate_grad_hooks"},

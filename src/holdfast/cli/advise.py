@@ -14,6 +14,7 @@ from rich.table import Table
 from holdfast.cli.console import console_for, say, warnings_told
 from holdfast.cli.options import AdviseOptions
 from holdfast.cli.tables import new_table
+from holdfast.errors import OptionError
 from holdfast.files import check_files, holds, write_json
 from holdfast.lab.advise import Advice, advise
 from holdfast.lab.canvas import make_folder
@@ -24,7 +25,15 @@ from holdfast.lab.workloads import workload, workload_name
 
 
 def advise_command(options: AdviseOptions) -> None:
-    """Measure, and show what was found."""
+    """Measure, or with --memory foresee, and show what was found."""
+    if options.memory is not None:
+        from holdfast.cli.foreseen import show_foreseen
+
+        show_foreseen(options)
+        return
+    if options.devices != 1 or options.dtype is not None:
+        given = "--devices" if options.devices != 1 else "--dtype"
+        raise OptionError(f"advise: {given} is of --memory, which is not given. Give it too, such as --memory 80GB.")
     console = console_for(quiet=options.quiet)
     names = None if options.methods is None else [method_named(name).name for name in options.methods]
     name = re.sub(r"[^\w.-]+", "-", workload_name(options.model, stream=options.stream))
@@ -34,9 +43,9 @@ def advise_command(options: AdviseOptions) -> None:
         options.model,
         stream=options.stream,
         hidden=options.hidden or (300, 150),
-        batch_size=options.batch_size,
+        batch_size=128 if options.batch_size is None else options.batch_size,
         num_batches=options.batches,
-        length=options.length,
+        length=128 if options.length is None else options.length,
         device=usable_device(options.device),
         data_dir=options.data_dir,
         loss=options.loss,

@@ -27,6 +27,7 @@ from holdfast.language.measuring import MEASURING, MeasuringProgress, measure_im
 from holdfast.language.models import LanguageModel, load_model
 from holdfast.language.processes import ALONE, Processes
 from holdfast.language.rows import Source
+from holdfast.language.sharding import shard_blocks
 from holdfast.probes import Probes
 
 
@@ -59,17 +60,20 @@ def importance_command(options: ImportanceOptions, *, processes: Processes = ALO
     """Measure what a model's skill rests on, and write it down; of several processes the first writes."""
     _check_combination(options)
     console = console_for(quiet=options.quiet)
+    _check_shards(options, processes)
     path = Path(str(options.output))
     reading = [options.model, *([] if options.data is None else [options.data])]
     check_output(path, reading=reading, names=importance_names(options.kind))
     device = usable_device(own_device(options.device))
     if options.data is not None:
-        shown = _of_data(options, options.data, device)
+        shown = _of_data(options, options.data, torch.device("cpu") if options.shard else device)
     else:
         shown = _of_dreams(options, path, console, device, processes)
     model = shown.model
     identity = {"model": model.revision, "task": model.task, "head": model.head, **shown.identity}
     processes.agree("importance", **identity)
+    if options.shard:
+        shard_blocks(model.module, device=device, processes=processes)
     for line in shown.told:
         say(console, line)
     checkpoint = path / MEASURING
@@ -139,6 +143,23 @@ def _check_combination(options: ImportanceOptions) -> None:
         raise OptionError(
             f"importance: --self beside {', '.join(beside)}: a causal model writes what it is measured on. Leave "
             "out the one or the other."
+        )
+
+
+def _check_shards(options: ImportanceOptions, processes: Processes) -> None:
+    """Raise `OptionError` where a model in shards would not be measured so."""
+    beside = {
+        "--calibrate": options.calibrate,
+        "--self": options.own is not None,
+        "--kind kfac": options.kind == "kfac",
+    }
+    given = [name for name, is_given in beside.items() if is_given]
+    if options.shard and given:
+        raise OptionError(f"importance: --shard beside {', '.join(given)}, which needs whole weights. Leave one out.")
+    if options.shard and processes.count == 1:
+        raise OptionError(
+            "importance: --shard spreads a model over several processes, and there is one. Start them with torchrun "
+            "--nproc-per-node N -m holdfast importance ..., or leave it out."
         )
 
 

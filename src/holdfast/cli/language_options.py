@@ -85,6 +85,7 @@ class ImportanceOptions(_OnData):
         "nats a target, as those of budget; the made-up task is learned under it (default: 0.05)",
     ) = 0.05
     batch_size: option("batch_size", _Count, "examples at once; halved where memory is short (default: 8)") = 8
+    shard: switch("spread the model over the processes that torchrun started, by fully_shard; a diagonal alone") = False
     dtype: _Dtype = "float32"
     seed: option("seed", int, "seed of the examples and labels that are drawn (default: 0)") = 0
     device: Device = "cpu"

@@ -4,10 +4,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass
+from typing import Annotated, Literal
 
 from holdfast.cli.values import option, positional, switch
+from holdfast.files.typed import Within
 from holdfast.lab.sweep.space import Sampler
 from holdfast.lab.training import OptimizerName
 
@@ -19,7 +22,8 @@ _Model = positional(
     str,
     "MODEL",
     "mlp, convolution or attention; module:function that returns (model, batches); or the folder of a transformers "
-    "causal language model",
+    "causal language model; with --memory such a folder with config.json alone, a name on the hub, or llama-1b, "
+    "llama-8b, llama-70b",
 )
 Plugin = option("plugin", tuple[str, ...], "modules that register methods, nets, streams of yours; see docs/plugins.md")
 DataDir = option(
@@ -97,16 +101,24 @@ class ReproduceOptions:
 
 @dataclass(frozen=True)
 class AdviseOptions:
-    """Memory and time that each method would take for a model, measured on a few batches of it."""
+    """Memory and time that each method would take for a model: measured on a few batches, or foreseen by --memory."""
 
     model: _Model
+    memory: option(
+        "memory",
+        str,
+        "of a device, such as 80GB: foresee from the configuration what a language model takes of it, and the cheapest "
+        "commands that fit; no weights are read",
+    ) = None
+    devices: option("devices", Annotated[int, Within(1, math.inf)], "how many, with --memory (default: 1)") = 1
+    dtype: option("dtype", Literal["float32", "bfloat16"], "of the weights, with --memory (default: bfloat16)") = None
     stream: option("stream", str, "of a net by name (default: permuted-mnist)") = "permuted-mnist"
     hidden: option("hidden", tuple[int, ...], "units of each hidden layer of an mlp (default: 300 150)") = None
     optimizer: option("optimizer", OptimizerName, "its state is part of the memory (default: adam)") = "adam"
     methods: option("methods", tuple[str, ...], "their names; left out: all") = None
-    batch_size: option("batch_size", int, "examples a batch (default: 128)") = 128
+    batch_size: option("batch_size", int, "examples a batch (default: 128; with --memory 16)") = None
     batches: option("batches", int, "measured on so many of them (default: 4)") = 4
-    length: option("length", int, "tokens of an example of a language model (default: 128)") = 128
+    length: option("length", int, "tokens of an example of a language model (default: 128; with --memory 1024)") = None
     loss: option("loss", str, "of module:function: categorical, gaussian or bernoulli (left out: as it returns)") = None
     examples: option("examples", int, "closing a task is told for so many of them (default: 10000)") = 10_000
     buffer_size: option("buffer_size", int, "how many examples er, der and agem keep (default: 500)") = None

@@ -141,7 +141,7 @@ def fisher(
             rows = FisherScores(measured, kind, num_draws, top_k, seed)
             sums = MomentSums(model, phi="square", where=where, chunk_bytes=chunk_bytes, per=per)
             add_all(sums, data_pass, rows, join=measured.is_own)
-            values = {name: total / data_pass.num_targets for name, total in sums.totals.items()}
+            values = {name: total.div_(data_pass.num_targets) for name, total in sums.totals.items()}
         return data_pass.importance(
             values,
             kind=f"fisher-{kind}",

@@ -122,7 +122,7 @@ def mas(
             add_all(sums, data_pass, lambda outputs, _: scores(outputs))
             totals = sums.totals
         return data_pass.importance(
-            {name: total.abs() / data_pass.seen for name, total in totals.items()},
+            {name: total.abs_().div_(data_pass.seen) for name, total in totals.items()},
             kind="mas-local" if local else "mas-batched" if batched else "mas",
             unit="output^2/weight",
             details={"others": others} if local else {"output": output},

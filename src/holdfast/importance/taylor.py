@@ -73,6 +73,7 @@ def taylor(
         add_all(sums, data_pass, scores, join=measured.is_own)
         weights = trainable_parameters(model)
         values = {
-            name: weights[name].detach().abs() * total / data_pass.num_targets for name, total in sums.totals.items()
+            name: total.mul_(weights[name].detach().abs()).div_(data_pass.num_targets)
+            for name, total in sums.totals.items()
         }
         return data_pass.importance(values, kind="taylor", loss=measured.name, unit="nats")

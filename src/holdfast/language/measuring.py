@@ -29,6 +29,7 @@ from holdfast.importance import fisher, kfac, mas, signal
 from holdfast.language.batches import Example, LanguageBatch, batches, digest_of, drawn
 from holdfast.language.models import LanguageModel
 from holdfast.language.processes import ALONE, Processes, Told
+from holdfast.language.sharding import class_name, gathered_importance, in_shards, own_examples
 from holdfast.language.skills import likelihood_of
 from holdfast.records import ImportanceInfo
 from holdfast.tensors import prefixed, under, unwrap
@@ -146,16 +147,19 @@ def measure_importance(
 
     Of several processes each reads the whole stream and measures one part of as many as there are processes. Parts and
     their seeds are those of one process, and so are labels, convergence and end; the sums are added in another order.
+    A model in shards (`shard_blocks`) is measured by all processes together, each part by each one's share of it; the
+    first adds the parts up.
 
     Args:
-        model: what is measured.
+        model: what is measured; in shards a diagonal by any kind but "kfac".
         data: makes the stream of examples anew.
         kind: "sampled", "exact" or "empirical" Fisher; "mas"; "signal", which leaves embeddings and norms at zero;
             "kfac", the sampled Fisher with Kronecker factors of its layers.
         num_examples: measure on so many, drawn without replacement; None: on all, in their order.
         tolerance: stop when the relative error is below this, after at least four parts; the examples are drawn, 65,536
             at most where `num_examples` does not say otherwise.
-        batch_size: examples that go through the model together; halved where memory does not do.
+        batch_size: examples that go through the model together; halved where memory does not do, but of a model in
+            shards, where it is the number in each process.
         seed: of the labels and the examples drawn.
         checkpoint: file to go on from; deleted by the caller when the result is safe.
         identity: what else must be the same to go on, as JSON values.
@@ -171,7 +175,7 @@ def measure_importance(
     Raises:
         EmptyDataError: no example.
         MemoryShortageError: not even one example alone fits.
-        OptionError: MAS of single sentences, whose embeddings all have length one.
+        OptionError: MAS of single sentences, whose embeddings all have length one; "kfac" of a model in shards.
         UnsupportedLayerError: "kfac" of a model in which no layer can have factors, such as an encoder of pairs.
         RunMismatchError: the checkpoint is of another measurement, or the processes read different data.
         FileFormatError: it is damaged, or no checkpoint of a measurement.
@@ -188,6 +192,10 @@ def measure_importance(
     if model.base is not model.module:
         model.module.requires_grad_(False)  # a head is not part of what is measured
         model.base.requires_grad_(True)
+    sharded = in_shards(model.module)
+    if sharded and kind == "kfac":
+        raise OptionError("importance: --kind kfac with --shard: factors need whole weights here. Leave out --shard.")
+    at_once = 1 if sharded else processes.count
     state = _begun(checkpoint, key, processes)
     limit = math.inf if num_examples is None else num_examples
     found_in = data() if count is None else drawn(data(), count, seed=seed)
@@ -195,11 +203,13 @@ def measure_importance(
     written = begun = time.monotonic()
     earlier, size = state.seconds, batch_size
     while state.seen < limit and not state.suffices(tolerance):
-        most = int(min(PART * processes.count, limit - state.seen))
+        most = int(min(PART * at_once, limit - state.seen))
         read = list(islice(stream, most))
         parts = [read[start : start + PART] for start in range(0, len(read), PART)]
         own, found = processes.rank, None
-        if own < len(parts):
+        if sharded and parts:
+            found = _measure_together(model, parts[0], kind, seed + state.part, batch_size, processes)
+        elif own < len(parts):
             found, size = _with_room(partial(_measure_part, model, parts[own], kind, seed + state.part + own), size)
             found = renamed(found, lambda name: name.removeprefix(model.prefix))
         is_due = checkpoint is not None and time.monotonic() - written >= checkpoint_seconds
@@ -347,13 +357,13 @@ class _State:
     def add(self, found: AnyImportance) -> None:
         """Add the means over a part's targets."""
         factors, _ = factors_to_tensors(found.layers)
-        for name, f in found.layers.items():
-            traces = {"inputs": trace(f.outputs), "outputs": trace(f.inputs)}
-            factors |= {f"{name}/{part}": factors[f"{name}/{part}"] * each for part, each in traces.items()}
+        traces = {f"{name}/inputs": trace(f.outputs) for name, f in found.layers.items()}
+        traces |= {f"{name}/outputs": trace(f.inputs) for name, f in found.layers.items()}
         for totals, values in ((self.totals, found.diagonal), (self.factors, factors)):
             for name, value in values.items():
+                added = value * traces[name] if totals is self.factors else value
                 total = totals.setdefault(name, torch.zeros(value.shape, dtype=torch.float32))
-                total.add_(value.cpu(), alpha=found.info.num_targets)
+                total.add_(added.cpu(), alpha=found.info.num_targets)
 
     def join(self, processes: Processes, *, in_all: bool = False) -> None:
         """Make the first process's sums those of all; the others begin theirs anew, or where asked have them too."""
@@ -414,6 +424,16 @@ def _measure_part(model: LanguageModel, part: list[Example], kind: Kind, seed: i
     return fisher(model.module, data, kind=kind, loss=likelihood_of(model.task), seed=seed)
 
 
+def _measure_together(
+    model: LanguageModel, part: list[Example], kind: Kind, seed: int, size: int, processes: Processes
+) -> AnyImportance | None:
+    """The same by all processes, over which the model is spread; in the first alone."""
+    own, times = own_examples(part, processes)
+    found = _measure_part(model, list(own), kind, seed, size)
+    whole = gathered_importance(found, processes, times=times)
+    return None if whole is None else renamed(whole, lambda name: name.removeprefix(model.prefix))
+
+
 def _with_room(work: Callable[[int], AnyImportance], size: int) -> tuple[AnyImportance, int]:
     """The work's result, and the size at which memory sufficed: `size`, or what is left of it after halving.
 
@@ -448,7 +468,7 @@ def _info(model: LanguageModel, state: _State, kind: Kind, seed: int) -> Importa
         num_targets=state.targets,
         loss=likelihood_of(model.task).name if is_fisher else None,
         unit={"mas": "output^2/weight", "signal": "output"}.get(kind, "nats/weight^2"),
-        model=type(unwrap(model.base)).__name__,
+        model=class_name(unwrap(model.base)),
         nats_per_unit=1.0 if is_fisher else None,
         details={**state.rules, **seeded, **shifted},
     )

@@ -26,8 +26,8 @@ from holdfast.moments.gradients import (
     Phi,
     RouteDeclinedError,
     Scores,
+    beyond_rounding,
     gradient,
-    mismatches,
     pulled,
     random_scores,
     refuses_grad,
@@ -264,6 +264,8 @@ class Engine:
 
         Returns:
             The floating-point outputs.
+
+        Cost: memory of one float32 copy of the parameters: the signed sums begin at minus the ordinary gradient.
         """
         again: list[list[Tensor]] = []
 
@@ -272,15 +274,14 @@ class Engine:
             return random_scores(few.size, outputs)
 
         company, rtol = self._company, tolerance(self._model, self._company)
-        expected = gradient(self._model, few, scores)
         try:
-            signature, collector, totals, reached, runs_again = self._signed(few, scores)
+            signature, collector, norms, errors, reached, runs_again = self._signed(few, scores)
         except RuntimeError as error:
             if not (self._by_grad and refuses_grad(error)):
                 raise
             self._by_grad = False
-            signature, collector, totals, reached, runs_again = self._signed(few, scores)
-        missed = {*reached, *mismatches({**totals, **reached}, expected, rtol=rtol, company=company)}
+            signature, collector, norms, errors, reached, runs_again = self._signed(few, scores)
+        missed = {*reached, *beyond_rounding(errors, norms, rtol=rtol)}
         used_more = (name for name, places in collector.met.items() if len(places) > 1)
         shapes = dict(zip(self._names, self._parameters))
         shared = frozenset(name for name in used_more if overlap(collector.met[name], shapes[name]))
@@ -340,8 +341,11 @@ class Engine:
 
     def _signed(
         self, few: Call, scores: Scores
-    ) -> tuple[Signature, Collector, dict[str, Tensor], dict[str, Tensor], bool]:
-        totals = Totals(self._model, self._company)
+    ) -> tuple[Signature, Collector, dict[str, float], dict[str, float], dict[str, Tensor], bool]:
+        """A pass of signed sums: the norms of the ordinary gradients, and of what the sums differ from them by."""
+        expected = gradient(self._model, few, scores)
+        norms = dict(zip(expected, self._company.norms(expected.values())))
+        totals = Totals(self._model, self._company, start={name: -expected.pop(name) for name in norms})
         finished = totals.give
         collector = Collector(totals, phi="signed", size=few.size, chunk_bytes=self._chunk_bytes, finished=finished)
         covering, outputs = self._forward(few, collector)
@@ -350,7 +354,8 @@ class Engine:
         reached = self._pull(covering, [total], [None], runs_again=True) if total.requires_grad else {}
         totals.give_rest()
         runs_again = self._company.any(len(covering.signature) > len(signature))
-        return signature, collector, totals.kept, reached, runs_again
+        errors = dict(zip(norms, self._company.norms(totals.kept[name] for name in norms)))
+        return signature, collector, norms, errors, reached, runs_again
 
     def _pull(
         self,

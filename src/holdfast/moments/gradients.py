@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -47,7 +47,12 @@ def accumulator_dtype(parameter: Tensor) -> torch.dtype:
 
 def zeros(model: nn.Module) -> dict[str, Tensor]:
     """Name -> zeros like every trainable parameter, of a sharded one like its shard, in the accumulators' dtype."""
-    return {name: _wide(None, parameter) for name, parameter in trainable_parameters(model).items()}
+    return {name: zero_like(parameter) for name, parameter in trainable_parameters(model).items()}
+
+
+def zero_like(parameter: Tensor) -> Tensor:
+    """Zeros like a parameter, of a sharded one like its shard, in the accumulators' dtype."""
+    return torch.zeros_like(local(parameter), dtype=accumulator_dtype(parameter), requires_grad=False)
 
 
 def gradient(model: nn.Module, call: Call, scores: Scores) -> dict[str, Tensor]:
@@ -68,9 +73,12 @@ def gradient(model: nn.Module, call: Call, scores: Scores) -> dict[str, Tensor]:
             if not (by_grad and refuses_grad(error)):
                 raise
         else:
-            wide = {name: _wide(value, p) for (name, p), value in zip(parameters.items(), found)}
-            # `fully_shard` takes the mean over processes
-            return wide if company.size == 1 else {name: value * company.size for name, value in wide.items()}
+            wide: dict[str, Tensor] = {}
+            for name, parameter in reversed(parameters.items()):
+                value = _wide(found.pop(), parameter)  # each narrow gradient goes as its wide one comes
+                # `fully_shard` takes the mean over processes
+                wide[name] = value if company.size == 1 else value * company.size
+            return {name: wide[name] for name in parameters}
     return zeros(model)
 
 
@@ -112,10 +120,7 @@ def refuses_grad(error: RuntimeError) -> bool:
 
 
 def _wide(value: Tensor | None, parameter: Tensor) -> Tensor:
-    dtype = accumulator_dtype(parameter)
-    if value is None:
-        return torch.zeros_like(local(parameter), dtype=dtype, requires_grad=False)
-    return local(value).to(dtype)
+    return zero_like(parameter) if value is None else local(value).to(accumulator_dtype(parameter))
 
 
 def random_scores(size: int, outputs: object) -> Tensor:
@@ -222,7 +227,12 @@ def mismatches(found: TensorMap, expected: TensorMap, *, rtol: float, company: C
     The floor, a share of the largest gradient, lets through parameters whose gradient is rounding noise, such as
     the key bias of an attention. Where the ordinary gradient is not finite nothing can be told.
     """
-    norms = dict(zip(expected, company.norms(expected.values())))
+    norms = company.norms(expected.values())
+    errors = company.norms(found[name] - value for name, value in expected.items())
+    return beyond_rounding(dict(zip(expected, errors)), dict(zip(expected, norms)), rtol=rtol)
+
+
+def beyond_rounding(errors: Mapping[str, float], norms: Mapping[str, float], *, rtol: float) -> list[str]:
+    """The names of the errors that rounding does not explain, for gradients of these norms; see `mismatches`."""
     floor = 1e-5 * max((norm for norm in norms.values() if norm < float("inf")), default=0.0)
-    errors = dict(zip(expected, company.norms(found[name] - value for name, value in expected.items())))
     return [name for name, error in errors.items() if error > rtol * norms[name] + floor]
