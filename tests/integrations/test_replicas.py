@@ -167,7 +167,9 @@ def test_a_rehearsal_of_one_process_waits_for_no_other(two):
 def test_what_cannot_be_joined_is_told_in_all_processes(two):
     for told in two[1]:
         assert told["si"].startswith("OptionError: over_processes: 'si' is no mean over targets, and needs none")
-        assert told["mas-batched"].startswith("OptionError: over_processes: 'mas-batched' is an absolute value of each pro")
+        assert told["mas-batched"].startswith(
+            "OptionError: over_processes: 'mas-batched' is an absolute value of each pro"
+        )
         assert told["no examples"].startswith("OptionError: over_processes: num_examples of this importance (fisher-")
         assert told["other kinds"].startswith("ParameterMismatchError: over_processes: kind, unit, calibration, names")
 

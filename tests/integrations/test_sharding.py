@@ -140,21 +140,6 @@ def test_what_needs_whole_weights_says_so(alone):
     with pytest.raises(OptionError, match="sharded, and this importance is of whole layers"):
         keeper.retain(factored)
     keeper.retain(factored.to_diagonal())
-    keeper = hf.EWC(alone, strength=1.0, anchors="somewhere")
-    with pytest.raises(OptionError, match="anchors='somewhere' are whole on disk"):
-        keeper.attach(optimizer)
-
-
-def test_synaptic_intelligence_follows_whole_weights_alone(alone):
-    told = r"6 of 6 trainable parameters are sharded, such as '0.weight', and it follows whole weights"
-    with pytest.raises(OptionError, match=told):
-        hf.SynapticIntelligence(alone)
-    model = spread.network()
-    path = hf.SynapticIntelligence(model)
-    path.model = alone  # as where the model is sharded in place, after this
-    with pytest.raises(OptionError, match="measure after the task instead: hf.fisher inside"):
-        path.attach(spread.OPTIMIZERS["adam"](alone.parameters()))
-    assert importance_of(alone)  # what it says to do
 
 
 def test_tasks_are_not_retained_inside_whole_weights(alone):
@@ -172,6 +157,12 @@ def test_batched_importances_cannot_be_joined(alone):
     with pytest.raises(OptionError, match="'fisher-batched' is a mean over batches"):
         over_processes(importance)
     over_processes(importance_of(alone))
+
+
+def test_what_is_measured_on_shards_is_not_joined_again(alone):
+    importance = hf.fisher(alone, spread.batches(2, seed=0))
+    with pytest.warns(UserWarning, match="over_processes: this 'fisher-exact' importance is of all processes' data al"):
+        assert over_processes(importance) is importance
 
 
 def test_a_model_sharded_in_part_is_an_error(alone):

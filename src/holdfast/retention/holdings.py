@@ -27,6 +27,7 @@ from holdfast.tensors import (
     all_parameters,
     bounds_of,
     local,
+    placed,
     shard,
     shards_of,
     sum_of,
@@ -192,6 +193,15 @@ class Holdings:
         extra = {part: _each(_on_first, own, parameters) for part, own in self._extra().items()}
         return _weights_each(_on_first, self.held, parameters), extra
 
+    def spread(self) -> tuple[Retained, Extra]:
+        """As `whole`, in every process: of a sharded model each entry is a DTensor beside its parameter.
+
+        Cost: a copy of what is held in another form than tensors.
+        """
+        parameters = all_parameters(self._model)
+        extra = {part: _each(_laid_out, own, parameters) for part, own in self._extra().items()}
+        return _weights_each(_laid_out, self.held, parameters), extra
+
     def follow_shards(self) -> None:
         """Shard what is held as the model is now, which may have been whole when it was retained.
 
@@ -294,6 +304,11 @@ def _in_shards(held: AnyTensor, parameter: Tensor) -> AnyTensor:
 def _on_first(held: AnyTensor, parameter: Tensor) -> AnyTensor:
     """What is held in parts, whole in the first process; anchors on disk are there as they are."""
     return held if isinstance(held, Reference) else whole_on_first(_as_tensor(held, parameter), parameter)
+
+
+def _laid_out(held: AnyTensor, parameter: Tensor) -> AnyTensor:
+    """What this process holds of a parameter as a part of a DTensor; anchors on disk as they are."""
+    return held if isinstance(held, Reference) else placed(_as_tensor(held, parameter), parameter)
 
 
 def _as_tensor(held: AnyTensor, parameter: Tensor) -> Tensor:
