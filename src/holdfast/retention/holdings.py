@@ -196,8 +196,10 @@ class Holdings:
     def spread(self) -> tuple[Retained, Extra]:
         """As `whole`, in every process: of a sharded model each entry is a DTensor beside its parameter.
 
-        Cost: a copy of what is held in another form than tensors.
+        Cost: of a sharded model a copy of what is held in another form than tensors.
         """
+        if self.shards is None:
+            return self.held, self._extra()
         parameters = all_parameters(self._model)
         extra = {part: _each(_laid_out, own, parameters) for part, own in self._extra().items()}
         return _weights_each(_laid_out, self.held, parameters), extra
