@@ -195,6 +195,24 @@ def test_room_is_made_only_for_what_is_there(alone, tmp_path):
     assert room_for(keeper, tmp_path / "checkpoint")  # what it says to do
 
 
+def test_a_path_goes_on_after_an_evaluation(alone, tmp_path):
+    path, _ = stored.followed(alone, "adam", steps=range(3))
+    expected = many.whole(path.importance(restart=False).items())
+    with torch.no_grad():
+        alone(torch.zeros(1, 3))  # which leaves the weights of the outermost group whole
+    distributed.checkpoint.save({"path": path.state_dict()}, checkpoint_id=tmp_path / "path")
+    found = many.whole(path.importance(restart=False).items())
+    assert all(torch.equal(value, expected[name]) for name, value in found.items())
+    twin = hf.SynapticIntelligence(alone)
+    with torch.no_grad():
+        alone(torch.zeros(1, 3))
+    room = room_for(twin, tmp_path / "path", key="path")
+    distributed.checkpoint.load({"path": room}, checkpoint_id=tmp_path / "path")
+    twin.load_state_dict(room)
+    found = many.whole(twin.importance().items())
+    assert all(torch.equal(value, expected[name]) for name, value in found.items())
+
+
 def test_a_path_that_began_before_the_model_was_sharded_says_so(tmp_path):
     with many.group_of_one(tmp_path):
         model = spread.network()

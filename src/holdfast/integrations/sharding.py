@@ -27,7 +27,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from holdfast.curvature.joining import Joined, is_joined, joined, tensors_of
 from holdfast.errors import FileFormatError, StateError
-from holdfast.moments.sharded import kept_whole
+from holdfast.moments.sharded import kept_whole, rest
 from holdfast.tensors import all_parameters, is_sharded, local, placed
 
 
@@ -99,6 +99,7 @@ def room_for(holder: Any, checkpoint_id: str | os.PathLike[str], *, key: str = "
             f"room_for: the checkpoint {os.fspath(checkpoint_id)!r} has nothing under {key!r}; it has "
             f"{', '.join(sorted({repr(place[0]) for place in places.values()}))}. Name its key."
         )
+    rest(holder.model)  # an evaluation may have left whole weights behind
     parameters, room = all_parameters(holder.model), {}
     for entry, place in own.items():
         inside = room
