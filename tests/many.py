@@ -91,7 +91,7 @@ def group_of_one(folder: Path) -> Iterator[None]:
 
 def spread_over(model: nn.Module, inner: Iterable[nn.Module], *shape: int, **options: Any) -> nn.Module:
     """The model under `fully_shard`, and these layers of it before; of two numbers the first is of copies."""
-    names = ("copies", "shards")[-len(shape) :]
+    names = ("copies", "shards") if len(shape) == 2 else None  # named, it has a group that torch remembers in the next
     mesh = init_device_mesh("cpu", shape, mesh_dim_names=names)
     for layer in inner:
         fully_shard(layer, mesh=mesh, **options)

@@ -15,17 +15,17 @@ from torch import Tensor, nn
 
 from holdfast.choices import check_choices
 from holdfast.errors import FileFormatError, HoldfastError, NotFiniteError, OptionError, ParameterMismatchError
-from holdfast.files import Saved, new_folder, read_folder, write_description, write_tensors, write_text
+from holdfast.files import Saved, new_folder, read_folder, take_the_rest, write_description, write_tensors, write_text
 from holdfast.files.typed import Count, Within, listed_mistakes, typed
 from holdfast.tensors import (
     all_parameters,
+    gathered_when_taken,
     is_sharded,
     local,
     shards_of,
     spearman,
     trainable_parameters,
     unwrap,
-    whole_on_first,
 )
 from holdfast.version import __version__
 
@@ -262,19 +262,18 @@ class Importance(Mapping[str, Tensor]):
         Raises:
             OutputError: if it cannot be written, or holds what holdfast did not write; it is then unchanged.
         """
-        spread = shards_of(self)
-        if spread is not None:
-            whole = Importance({name: whole_on_first(local(value), value) for name, value in self.items()}, self.info)
-            try:
-                if spread.is_first:
-                    whole.save(path)
-            finally:  # the others wait also where the first process is refused
+        spread, card = shards_of(self), _card(self)
+        tensors = gathered_when_taken(self)
+        try:
+            if spread is None or spread.is_first:
+                with new_folder(path) as folder:
+                    write_tensors(folder, "importance", tensors)
+                    write_description(folder / IMPORTANCE_CONFIG, asdict(self.info))
+                    write_text(folder / "README.md", card)
+        finally:  # the others come along also where the first process is refused
+            take_the_rest([tensors])
+            if spread is not None:
                 spread.wait()
-            return
-        with new_folder(path) as folder:
-            write_tensors(folder, "importance", self)
-            write_description(folder / IMPORTANCE_CONFIG, asdict(self.info))
-            write_text(folder / "README.md", _card(self))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, model: nn.Module | None = None) -> Importance:
@@ -385,10 +384,25 @@ def _listed(names: list[str], most: int = 8) -> str:
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
 
+def _mean_and_largest(importance: Importance) -> dict[str, tuple[float, float]]:
+    """Of each tensor; of a sharded one over all processes, which all ask for it."""
+    spread = shards_of(importance)
+    if spread is None:
+        return {name: (float(value.mean()), float(value.max())) for name, value in importance.items()}
+    parts = {name: local(value) for name, value in importance.items()}
+    return {
+        name: (
+            spread.sum_of([part.sum()]) / importance[name].numel(),
+            spread.largest(float(part.max()) if part.numel() else 0.0),
+        )
+        for name, part in parts.items()
+    }
+
+
 def _card(importance: Importance) -> str:
-    info = importance.info
+    info, figures = importance.info, _mean_and_largest(importance)
     rows = "\n".join(
-        f"| {name} | {tuple(value.shape)} | {value.mean():.4g} | {value.max():.4g} |"
+        f"| {name} | {tuple(value.shape)} | {figures[name][0]:.4g} | {figures[name][1]:.4g} |"
         for name, value in importance.items()
     )
     details = ", ".join(f"{name}={value}" for name, value in info.details.items()) or "none"

@@ -166,6 +166,33 @@ def placed(piece: Tensor, parameter: Tensor) -> Tensor:
     )
 
 
+class Gathered:
+    """A tensor that the processes have parts of, made whole when it is taken; all of them take it, once.
+
+    Args:
+        sharded: a DTensor.
+
+    Attributes:
+        shape, dtype: of the whole.
+        is_taken: whether this process has taken it.
+    """
+
+    def __init__(self, sharded: Tensor) -> None:
+        self._sharded = sharded
+        self.shape, self.dtype = sharded.shape, sharded.dtype
+        self.is_taken = False
+
+    def take(self) -> Tensor:
+        """The whole, on the CPU of the first process; in others a tensor of no entries."""
+        self.is_taken = True
+        return whole_on_first(local(self._sharded), self._sharded)
+
+
+def gathered_when_taken(tensors: Mapping[str, Tensor]) -> dict[str, Tensor | Gathered]:
+    """The same tensors, those that the processes have parts of `Gathered`."""
+    return {name: Gathered(tensor) if is_sharded(tensor) else tensor for name, tensor in tensors.items()}
+
+
 def bounds_of(parameter: Tensor) -> tuple[slice, ...]:
     """Which entries of a parameter this process has, along each of its axes."""
     like: Any = parameter

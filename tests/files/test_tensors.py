@@ -52,6 +52,50 @@ def test_a_small_limit_gives_shards_with_an_index(tmp_path):
     assert {p.name for p in (tmp_path / "x").iterdir()} == {"importance.safetensors", "holdfast.json"}
 
 
+TAKEN: list[str] = []
+
+
+class Waiting:
+    """A tensor that is made when it is taken."""
+
+    def __init__(self, name, tensor):
+        self.shape, self.dtype, self.is_taken = tensor.shape, tensor.dtype, False
+        self._name, self._tensor = name, tensor
+
+    def take(self):
+        assert not self.is_taken
+        self.is_taken = True
+        TAKEN.append(self._name)
+        return self._tensor
+
+
+@pytest.mark.parametrize("limit", [10**9, 30], ids=["one file", "shards"])
+def test_what_is_taken_in_turn_makes_the_same_files(limit, tmp_path):
+    dtypes = (torch.uint8, torch.int16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.bool)
+    tensors = {f"{name} \u00e9 {dtype}": torch.arange(5).to(dtype) for dtype in dtypes for name in "ba"}
+    tensors["none"], tensors["one"] = torch.zeros(0, 3), torch.tensor(2.0)
+    waiting = {name: Waiting(name, value) if name > "b" else value for name, value in tensors.items()}
+    TAKEN.clear()
+    save(tmp_path / "ready", tensors, limit=limit)
+    save(tmp_path / "in turn", waiting, limit=limit)
+    assert set(TAKEN) == {name for name in tensors if name > "b"}
+    for file in (tmp_path / "ready").glob("importance*"):
+        assert (tmp_path / "in turn" / file.name).read_bytes() == file.read_bytes()
+        assert (tmp_path / "in turn" / file.name).stat().st_mode == file.stat().st_mode
+
+
+def test_the_rest_is_taken_in_the_order_of_writing(tmp_path):
+    tensors = {name: Waiting(name, value) for name, value in TENSORS.items()}
+    TAKEN.clear()
+    save(tmp_path / "written", tensors)
+    in_order = list(TAKEN)
+    fresh = {name: Waiting(name, value) for name, value in TENSORS.items()}
+    fresh[in_order[0]].take()  # where writing failed after the first
+    TAKEN.clear()
+    files.take_the_rest([fresh, TENSORS])
+    assert TAKEN == in_order[1:]
+
+
 def test_a_missing_shard_is_named(tmp_path):
     save(tmp_path / "x", limit=24)
     (tmp_path / "x" / "importance-00002-of-00002.safetensors").unlink()

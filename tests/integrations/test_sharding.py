@@ -152,6 +152,12 @@ def test_batched_importances_cannot_be_joined(alone):
     over_processes(importance_of(alone))
 
 
+def test_what_is_measured_on_shards_is_not_joined_again(alone):
+    importance = hf.fisher(alone, spread.batches(2, seed=0))
+    with pytest.warns(UserWarning, match="over_processes: this 'fisher-exact' importance is of all processes' data al"):
+        assert over_processes(importance) is importance
+
+
 def test_a_model_sharded_in_part_is_an_error(alone):
     alone.append(nn.Linear(3, 3))
     optimizer = spread.OPTIMIZERS["adam"](alone.parameters())

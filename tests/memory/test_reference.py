@@ -239,3 +239,21 @@ def test_to_json_and_back(tmp_path):
 def test_a_damaged_description(damage):
     with pytest.raises(FileFormatError, match=r"^here: 'references' is damaged .* Save the keeper again\."):
         references_from(damage, None, where="here")
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("bounds", [(0, 0), (0, 3), (2, 5), (5, 6)], ids=str)
+def test_a_part_along_an_axis_is_that_part_of_the_tensor(axis, bounds, tmp_path):
+    whole = torch.arange(6.0 * 6 * 7).reshape(6, 6, 7)
+    (file,) = checkpoint_files(saved(tmp_path / "model.safetensors", {"w": whole}))
+    found = file.reference("w")
+    assert found is not None
+    cuts = [slice(*bounds) if each == axis else slice(0, length) for each, length in enumerate(whole.shape)]
+    part = found.part(cuts)
+    assert part.nbytes == 0
+    assert torch.equal(value_of(part), whole[tuple(cuts)])
+    assert torch.equal(value_of(part, torch.bfloat16), whole[tuple(cuts)].bfloat16())
+    pieces_of = [value_of(piece) for piece in pieces(part, 16)]
+    again = [value_of(each) for piece in pieces(part, 32) for each in pieces(piece, 16)]
+    for found in (pieces_of, again):
+        assert torch.equal(torch.cat([torch.empty(0), *found]), whole[tuple(cuts)].flatten())

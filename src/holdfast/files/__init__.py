@@ -16,7 +16,15 @@ from holdfast.files.plain import (
 )
 from holdfast.files.saved import Saved, is_saved, read_folder, write_description
 from holdfast.files.sealed import read_sealed, seal_of, write_sealed
-from holdfast.files.tensors import SHARD_BYTES, from_bytes, read_state, to_bytes, write_state, write_tensors
+from holdfast.files.tensors import (
+    SHARD_BYTES,
+    from_bytes,
+    read_state,
+    take_the_rest,
+    to_bytes,
+    write_state,
+    write_tensors,
+)
 
 __all__ = [
     "FORMAT_VERSION",
@@ -40,6 +48,7 @@ __all__ = [
     "replacing",
     "seal_of",
     "special_files",
+    "take_the_rest",
     "to_bytes",
     "write_bytes",
     "write_description",

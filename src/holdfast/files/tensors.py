@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -27,26 +27,110 @@ _TRIES = 10
 SHARD_BYTES = 5 * 10**9
 
 
-def write_tensors(folder: Path, stem: str, tensors: Mapping[str, Tensor], *, limit: int = SHARD_BYTES) -> None:
-    """Write tensors as `stem.safetensors`, or as numbered shards of at most `limit` bytes with an index."""
-    shards: list[dict[str, Tensor]] = [{}]
+class Awaited(Protocol):
+    """A tensor that is made when it is taken, such as one that several processes have parts of."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    is_taken: bool
+
+    def take(self) -> Tensor:
+        """The tensor; asked for once, when it is written."""
+        ...
+
+
+_DTYPES = {
+    torch.int64: "I64",
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.int32: "I32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+"""In the order in which safetensors has them in a file, those of eight bytes first."""
+
+
+def take_the_rest(parts: Iterable[Mapping[str, Tensor | Awaited]], *, limit: int = SHARD_BYTES) -> None:
+    """Take what was not written, in the order of writing: other processes wait for what all of them make together.
+
+    Args:
+        parts: in their order, what `write_tensors` was given, or would have been.
+        limit: as it was given.
+    """
+    for tensors in parts:
+        for name in (name for file in _in_files(tensors, limit) for name in _sorted(file)):
+            tensor = tensors[name]
+            if not (isinstance(tensor, Tensor) or tensor.is_taken):
+                tensor.take()
+
+
+def _in_files(tensors: Mapping[str, Tensor | Awaited], limit: int) -> list[dict[str, Tensor | Awaited]]:
+    shards: list[dict[str, Tensor | Awaited]] = [{}]
     size = 0
     for name, tensor in tensors.items():
-        if shards[-1] and size + tensor.nbytes > limit:
+        if shards[-1] and size + _num_bytes(tensor) > limit:
             shards.append({})
             size = 0
         shards[-1][name] = tensor
-        size += tensor.nbytes
+        size += _num_bytes(tensor)
+    return shards
+
+
+def _num_bytes(tensor: Tensor | Awaited) -> int:
+    return tensor.shape.numel() * tensor.dtype.itemsize
+
+
+def _sorted(tensors: Mapping[str, Tensor | Awaited]) -> list[str]:
+    order = list(_DTYPES)
+    return sorted(tensors, key=lambda name: (order.index(tensors[name].dtype), name))
+
+
+def write_tensors(
+    folder: Path, stem: str, tensors: Mapping[str, Tensor | Awaited], *, limit: int = SHARD_BYTES
+) -> None:
+    """Write tensors as `stem.safetensors`, or as numbered shards of at most `limit` bytes with an index.
+
+    What is `Awaited` is taken when its turn comes, and let go before the next.
+    """
+    shards = _in_files(tensors, limit)
     if len(shards) == 1:
         names = [f"{stem}.safetensors"]
     else:
         names = [f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
         weight_map = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
-        total = sum(tensor.nbytes for tensor in tensors.values())
+        total = sum(map(_num_bytes, tensors.values()))
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         write_json(folder / f"{stem}.safetensors.index.json", index)
     for file, shard in zip(names, shards, strict=True):
-        _save(shard, folder / file, metadata={"format": "pt"})
+        ready = {name: tensor for name, tensor in shard.items() if isinstance(tensor, Tensor)}
+        if len(ready) == len(shard):
+            _save(ready, folder / file, metadata={"format": "pt"})
+        else:
+            _save_in_turn(shard, folder / file, metadata={"format": "pt"})
+
+
+def _save_in_turn(tensors: Mapping[str, Tensor | Awaited], path: Path, *, metadata: dict[str, str]) -> None:
+    """Write the file that `_save` writes, with one tensor in memory at a time."""
+    names, header, end = _sorted(tensors), {"__metadata__": dict(metadata)}, 0
+    for name in names:
+        tensor, start = tensors[name], end
+        end += _num_bytes(tensor)
+        described = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+        header[name] = described
+    told = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    told += b" " * (-len(told) % 8)
+    with path.open("wb") as file:
+        file.write(len(told).to_bytes(8, "little") + told)
+        for name in names:
+            tensor = tensors[name]
+            taken = tensor if isinstance(tensor, Tensor) else tensor.take()
+            entries = taken.detach().to("cpu").contiguous()
+            if entries.numel():
+                file.write(entries.view(-1).view(torch.uint8).numpy().data)
 
 
 def read_tensors(path: Path, digest: str) -> dict[str, Tensor]:
@@ -179,7 +263,8 @@ def from_bytes(content: object, *, where: str) -> tuple[dict[str, Tensor], dict[
         metadata = json.loads(content[8 : 8 + length])["__metadata__"]
         if _digest(tensors, metadata["notes"]) != metadata["sha256"]:
             raise ValueError("its digest is another: damaged or edited")
-        return tensors, json.loads(metadata["notes"])
+        in_order = {name: tensors[name] for name in sorted(tensors)}  # the same in all processes that read it
+        return in_order, json.loads(metadata["notes"])
     except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
         raise FileFormatError(
             f"{where}: this is no state that was saved ({error}). Take an older checkpoint."

@@ -136,7 +136,7 @@ def measure(
     """Measure what a skill rests on, with every choice made: what `keeper.retain` takes in place of `fisher` or `kfac`.
 
     Args:
-        model: left exactly as it was.
+        model: left exactly as it was. Of several processes as for `fisher`; each has probes of its own share.
         data: batches of the old skill, as for `fisher`; read once.
         probes: batches of the old skill that the model was not trained on, on which a keeper then measures what is lost
             (`probes_of`). None: the last examples of `data`, with a warning: answers to what was learned

@@ -62,7 +62,9 @@ def fisher(
     processes have in a step, as in training.
 
     Args:
-        model: any module. Left exactly as it was: mode, gradients, buffers, hooks, random state.
+        model: any module. Left exactly as it was: mode, gradients, buffers, hooks, random state. Of one that several
+            processes train, wrapped in `DistributedDataParallel` or under `fully_shard`, each calls this with its share
+            of the data, and gets the importance on all of them.
         data: an iterable of batches, `(inputs, targets)` or a mapping; each read once.
         kind: see above.
         loss: "categorical" (default), "gaussian", "bernoulli", "similarity" (of embeddings, without targets), a

@@ -80,7 +80,9 @@ def kfac(
     well, and a warning names it.
 
     Args:
-        model: any module. Left exactly as it was: mode, gradients, buffers, hooks, random state.
+        model: any module. Left exactly as it was: mode, gradients, buffers, hooks, random state. Of one that is wrapped
+            in `DistributedDataParallel` every process calls this with its share of the data, and gets the factors of
+            all of them.
         data: an iterable of batches, `(inputs, targets)` or a mapping; each read once.
         kind: "exact" takes all labels c with their probability; "sampled" draws `num_draws` labels for each x from the
             model; "empirical" takes the label in the data.

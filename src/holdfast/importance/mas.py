@@ -50,7 +50,7 @@ def mas(
              source activity
 
     Args:
-        model: any module; left exactly as it was.
+        model: any module; left exactly as it was. Of several processes as for `fisher`.
         data: an iterable of batches, `(inputs, targets)` or a mapping; each read once. Targets are not used.
         output: f is the logits (as `logits_of` finds them in the outputs), or their softmax over the last axis.
         batched: see above.

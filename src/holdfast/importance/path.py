@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from holdfast.choices import check_choice
 from holdfast.errors import FileFormatError, OptionError, ParameterMismatchError, StateError
+from holdfast.moments.company import Company
 from holdfast.moments.state import measuring
 from holdfast.records import Importance, ImportanceInfo
 from holdfast.steps import BackwardGradients, StepHooks, bare_optimizer
@@ -315,6 +316,7 @@ class SynapticIntelligence:
 
     def _watchable(self) -> dict[str, nn.Parameter]:
         """The trainable parameters; raises for those whose path cannot be followed."""
+        Company(self.model).rest()  # an evaluation may have left whole weights behind
         named = trainable_parameters(self.model)
         check_real(named, where="SynapticIntelligence")
         parts = {name: local(parameter).shape for name, parameter in named.items()}

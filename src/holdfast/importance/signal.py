@@ -41,7 +41,7 @@ def signal(
     bias:   Omega_i = E |z_i|, z the layer's output, or E |y_i|, y = activation(z)
 
     Args:
-        model: any module; left exactly as it was.
+        model: any module; left exactly as it was. Of several processes as for `fisher`.
         data: an iterable of batches, `(inputs, targets)` or a mapping; each read once. Targets are not used.
         bias: "output" (default: it needs no knowledge of what follows the layer) or "activation" (the authors' choice):
             y is what the elementwise function that consumes z makes of it (relu, leaky_relu, gelu, tanh, sigmoid, silu,

@@ -34,7 +34,7 @@ def taylor(
     examples, over the number of targets (see `fisher`).
 
     Args:
-        model: any module; left exactly as it was.
+        model: any module; left exactly as it was. Of several processes as for `fisher`.
         data: an iterable of batches, `(inputs, targets)` or a mapping; each read once.
         loss: "categorical" (default), "gaussian", "bernoulli", a `Likelihood`, or a function of (outputs, batch) that
             returns one negative log-likelihood per example, shape [B], in nats.

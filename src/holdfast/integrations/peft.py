@@ -26,7 +26,7 @@ from holdfast.retention.mechanism import Mechanism
 from holdfast.retention.options import KeeperOptions
 from holdfast.retention.task import as_importance
 from holdfast.steps import UserMetric
-from holdfast.tensors import TensorMap
+from holdfast.tensors import TensorMap, is_sharded, trainable_parameters
 
 __all__ = ["LoraEWC", "base_weights"]
 
@@ -116,7 +116,7 @@ class LoraEWC(EWC):
             ParameterMismatchError: adapted weights without an importance or of another shape, or trained parameters
                 that change what was measured and cannot be held (other adapters, single tokens).
             UnsupportedLayerError: a weight tied to another that does not learn with it, measured as one.
-            NotFiniteError, OptionError: as `EWC.retain`.
+            NotFiniteError, OptionError: as `EWC.retain`; the latter also where the model is sharded.
 
         Nothing is changed when it raises.
         """
@@ -124,6 +124,12 @@ class LoraEWC(EWC):
             raise OptionError(
                 f"{self.name}.retain: it holds to products of adapters, so that anchors= cannot be given. Load the "
                 "adapters as they were when the task was closed, and retain then."
+            )
+        if any(map(is_sharded, trainable_parameters(self.model).values())):
+            raise OptionError(
+                f"{self.name}.retain: the model is sharded, and it holds products of adapters, which need whole "
+                "factors. Train under DistributedDataParallel, or hold the factors weight by weight: "
+                "hf.EWC(model).retain(hf.fisher(model, data))."
             )
         given = as_importance(importance, where=f"{self.name}.retain").to_diagonal()
         held = on_adapters(self.model, self.mechanism.adapter, given)

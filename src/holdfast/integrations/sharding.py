@@ -14,19 +14,22 @@ step are taken over all of them. `keeper.save` and `load` speak of the whole mod
 
 from __future__ import annotations
 
+import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.fsdp import FSDPModule
 
 from holdfast.curvature.joining import Joined, is_joined, joined, tensors_of
-from holdfast.errors import StateError
-from holdfast.replicas import kept_whole
-from holdfast.tensors import is_sharded
+from holdfast.errors import FileFormatError, StateError
+from holdfast.replicas import kept_whole, rest
+from holdfast.tensors import all_parameters, is_sharded, local, placed
 
 
 @contextmanager
@@ -59,6 +62,62 @@ def whole_weights(model: nn.Module) -> Iterator[nn.Module]:
             hooks.update(before)  # in their order
         for module in sharded:
             module.reshard()
+
+
+def room_for(holder: Any, checkpoint_id: str | os.PathLike[str], *, key: str = "keeper") -> dict[str, Any]:
+    """Room for what a checkpoint of `torch.distributed.checkpoint` holds of a keeper or of synaptic intelligence.
+
+        dcp.save({"model": model.state_dict(), "keeper": keeper.state_dict()}, checkpoint_id="checkpoint")
+
+        state = {"model": model.state_dict(), "keeper": room_for(keeper, "checkpoint")}
+        dcp.load(state, checkpoint_id="checkpoint")
+        keeper.load_state_dict(state["keeper"])
+
+    A keeper that holds nothing yet has no tensors to read into, and what it held may have been sharded otherwise, or
+    not at all. The room is as the checkpoint has it, sharded as the holder's model is now.
+
+    Args:
+        holder: a keeper, or a `SynapticIntelligence`; unchanged.
+        checkpoint_id: the checkpoint's folder.
+        key: under which its state was saved.
+
+    Raises:
+        FileFormatError: the folder holds no checkpoint, or none of such a key.
+
+    Cost: the memory of what is read, of a sharded model this process's part.
+    """
+    try:
+        metadata = FileSystemReader(checkpoint_id).read_metadata()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise FileFormatError(
+            f"room_for: {os.fspath(checkpoint_id)!r} holds no checkpoint of torch.distributed.checkpoint ({error}). "
+            "Name the folder that dcp.save wrote."
+        ) from error
+    places: Mapping[str, Sequence[Any]] = metadata.planner_data or {}
+    own = {entry: place[1:] for entry, place in places.items() if place[0] == key}
+    if not own:
+        raise FileFormatError(
+            f"room_for: the checkpoint {os.fspath(checkpoint_id)!r} has nothing under {key!r}; it has "
+            f"{', '.join(sorted({repr(place[0]) for place in places.values()}))}. Name its key."
+        )
+    rest(holder.model)  # an evaluation may have left whole weights behind
+    parameters, room = all_parameters(holder.model), {}
+    for entry, place in own.items():
+        inside = room
+        for step in place[:-1]:
+            inside = inside.setdefault(step, {})
+        inside[place[-1]] = _room(metadata.state_dict_metadata[entry], parameters.get(place[-1].partition("/")[2]))
+    return room
+
+
+def _room(stored: Any, parameter: Tensor | None) -> Any:
+    """An empty tensor as it is stored, laid out as the parameter that it belongs to; None for what is no tensor."""
+    if not isinstance(stored, TensorStorageMetadata):
+        return None
+    dtype = stored.properties.dtype
+    if parameter is None or parameter.shape != stored.size:
+        return torch.empty(stored.size, dtype=dtype)
+    return placed(torch.empty_like(local(parameter.detach()), dtype=dtype), parameter)
 
 
 def over_processes(importance: Joined, *, group: Any = None) -> Joined:

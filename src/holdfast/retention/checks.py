@@ -13,7 +13,7 @@ from holdfast.errors import FileFormatError, NotFiniteError, OptionError, Parame
 from holdfast.files import check_described
 from holdfast.memory import Retained
 from holdfast.records import check_importance_values, check_shapes, check_tensors
-from holdfast.tensors import TensorMap, all_parameters, shard
+from holdfast.tensors import TensorMap, all_parameters, local, shard
 
 _AGAIN = "Save the keeper again, or take an older copy."
 
@@ -227,6 +227,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_finite(tensor: Tensor) -> bool:
+    tensor = local(tensor)
     if not tensor.numel() or not tensor.is_floating_point():
         return True
     low, high = tensor.aminmax()  # NaN passes through
@@ -234,4 +235,4 @@ def _is_finite(tensor: Tensor) -> bool:
 
 
 def _num_bad(tensor: Tensor) -> int:
-    return int((~torch.isfinite(tensor)).sum())
+    return int((~torch.isfinite(local(tensor))).sum())

@@ -25,7 +25,7 @@ from holdfast.memory.stored import AnyTensor, AnyTensorMap, from_tensors, to_ten
 from holdfast.records import check_importance_values
 from holdfast.retention.checks import NUMBERS, SINCE, check_numbers
 from holdfast.retention.report import counted
-from holdfast.tensors import TensorMap
+from holdfast.tensors import Gathered, TensorMap, gathered_when_taken
 from holdfast.version import __version__
 
 KEEPER_CONFIG = "keeper_config.json"
@@ -45,21 +45,30 @@ PARTS = (*_PARTS, *EXTRA, PROBES)
 """What the tensors of a state are of."""
 
 
+Contents = Mapping[str, Mapping[str, Tensor | Gathered]]
+"""Of a keeper by part and name: all that is a tensor and not on disk already."""
+
+
+def contents_of(held: Retained, extra: Mapping[str, TensorMap]) -> Contents:
+    """What `save` is to write; DTensors are gathered one by one as it does."""
+    return {part: gathered_when_taken(tensors) for part, tensors in _contents(held, extra).items()}
+
+
 def save(
     path: str | os.PathLike[str],
     held: Retained,
     *,
+    contents: Contents,
     mechanism: str,
     options: Mapping[str, Any],
     progress: Mapping[str, Any],
-    extra: Mapping[str, TensorMap],
     skills: SkillsState | None,
     model: nn.Module,
 ) -> None:
-    """Write a keeper's folder, whole or not at all."""
+    """Write a keeper's folder, whole or not at all; `contents` are those of `held`."""
     read = {anchor.file.path for anchor in held.anchors.values() if isinstance(anchor, Reference)}
     with new_folder(path, reading=read) as folder:
-        for part, tensors in _contents(held, extra).items():
+        for part, tensors in contents.items():
             if tensors or part == "importance":
                 write_tensors(folder, part, tensors)
         if skills is not None:

@@ -30,6 +30,7 @@ from holdfast.tensors import (
     all_parameters,
     bounds_of,
     local,
+    placed,
     shard,
     shards_of,
     tied_names,
@@ -204,6 +205,22 @@ class Holdings:
         held = replace(_weights_each(_on_first, self.held, parameters), layers=layers, elsewhere={})
         return held, {"pulls": pulls, **extra}
 
+    def spread(self) -> tuple[Retained, Extra]:
+        """As `whole`, in every process: of a sharded model each entry is a DTensor beside its parameter.
+
+        Layers are whole in the first process, as in `whole`.
+
+        Cost: of a sharded model a copy of what is held in another form than tensors.
+        """
+        if self.shards is None:
+            return self.held, self._extra()
+        rest(self._model)
+        parameters = all_parameters(self._model)
+        extra = {part: _each(_laid_out, own, parameters) for part, own in self._extra().items() if part != "pulls"}
+        layers, pulls = all_on_first(self.held, self.pulls, parameters, self.exchange)
+        held = replace(_weights_each(_laid_out, self.held, parameters), layers=layers, elsewhere={})
+        return held, {"pulls": pulls, **extra}
+
     def follow_shards(self) -> None:
         """Shard what is held as the model is now, which may have been whole when it was retained.
 
@@ -314,6 +331,11 @@ def _in_shards(held: AnyTensor, parameter: Tensor) -> AnyTensor:
 def _on_first(held: AnyTensor, parameter: Tensor) -> AnyTensor:
     """What is held in parts, whole in the first process; anchors on disk are there as they are."""
     return held if isinstance(held, Reference) else whole_on_first(_as_tensor(held, parameter), parameter)
+
+
+def _laid_out(held: AnyTensor, parameter: Tensor) -> AnyTensor:
+    """What this process holds of a parameter as a part of a DTensor; anchors on disk as they are."""
+    return held if isinstance(held, Reference) else placed(_as_tensor(held, parameter), parameter)
 
 
 def _as_tensor(held: AnyTensor, parameter: Tensor) -> Tensor:

@@ -45,7 +45,8 @@ class Keeper(Lessons):
             as with "bfloat16"; weights that are bfloat16 themselves are exact in either of the first two.
         anchors: a safetensors checkpoint of today's weights (a file, an index of shards, or a folder with one): anchors
             are read from it slice by slice and take no memory. `retain` checks that it holds them; for a later task
-            save the weights again and set `keeper.anchors`. The file must stay as it is.
+            save the weights again and set `keeper.anchors`. The file must stay as it is. Of a sharded model every
+            process reads its own part.
         offload: "cpu" keeps importances and anchors in the host's memory (pinned) when the model is on an accelerator,
             and brings them over block by block in each step.
         statistics: what a forward pass in training changes besides the weights, such as the running statistics of batch

@@ -9,17 +9,20 @@ from typing import Any, ClassVar, NoReturn, Self
 
 from torch import Tensor, nn
 
-from holdfast.errors import OptionError
-from holdfast.files import from_bytes, to_bytes
+from holdfast.errors import FileFormatError, OptionError
+from holdfast.files import from_bytes, take_the_rest, to_bytes
 from holdfast.memory import Retained
 from holdfast.retention import files
 from holdfast.retention.attachments import Attachments
 from holdfast.retention.checks import check_mechanism_progress, check_notes, check_progress
-from holdfast.retention.holdings import Holdings
+from holdfast.retention.holdings import Extra, Holdings
 from holdfast.retention.mechanism import Mechanism
 from holdfast.retention.options import KeeperOptions
 from holdfast.retention.skills import Skills
-from holdfast.tensors import TensorMap, unwrap
+from holdfast.tensors import TensorMap, is_sharded, unwrap
+
+_LAID_OUT = "laid out"
+"""In the notes of a state: names of its tensors that are beside it, each in parts over the processes."""
 
 
 class Persistent:
@@ -50,26 +53,29 @@ class Persistent:
             probes: whether probes and budgets of the skills are written too. Probes are examples of the old data.
 
         Of a sharded model every process calls it, and the first one writes what all of them hold, whole: it loads into
-        any sharding or none. Of any other model, one process alone calls it.
+        any sharding or none. They gather one tensor after the other, so that none has more than that whole. Of any
+        other model, one process alone calls it.
 
         Raises:
             OutputError: if it cannot be written, or holds what holdfast did not write; it is then unchanged.
         """
         self._attachments.compare()
-        held, extra = self._holdings.whole()
+        held, extra = self._holdings.spread()
+        contents = files.contents_of(held, extra)
         try:
             if self._holdings.writes:
                 files.save(
                     path,
                     held,
+                    contents=contents,
                     mechanism=self.mechanism.name,
                     options=self.options(),
                     progress=self._progress(),
-                    extra=extra,
                     skills=self._skills.to_state() if probes else None,
                     model=unwrap(self.model),
                 )
-        finally:  # the others wait also where the first process is refused
+        finally:  # the others come along also where the first process is refused
+            take_the_rest(contents.values())
             self._holdings.wait()
 
     @classmethod
@@ -135,7 +141,10 @@ class Persistent:
         The tensors are those in use, as in torch's own state dicts: copy them to keep them past the next step.
         Of a sharded model every process asks for it, and the first gets it, whole.
         """
-        tensors, notes = files.to_state(*self._holdings.whole())
+        return self._state_of(*self._holdings.whole())
+
+    def _state_of(self, held: Retained, extra: Extra) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors, notes = files.to_state(held, extra)
         probes, skills = self._skills.to_state()
         tensors |= {f"{files.PROBES}/{name}": tensor for name, tensor in probes.items()}
         return tensors, {**notes, "skills": skills, "mechanism": self.mechanism.name, "progress": self._progress()}
@@ -146,30 +155,53 @@ class Persistent:
         Raises:
             FileFormatError, NotFiniteError, ParameterMismatchError, OptionError: as `restore`.
         """
+        self._load_state(tensors, notes, in_form=False)
+
+    def _load_state(self, tensors: Mapping[str, Tensor], notes: Mapping[str, Any], *, in_form: bool) -> None:
         where = f"{self.mechanism.name}.load_state"
         check_notes(tensors, notes, parts=files.PARTS, mechanism=self.mechanism.name, where=where)
         held, extra = files.from_state(tensors, notes, checkpoint=self._holdings.checkpoint, where=where)
         start = f"{files.PROBES}/"
         probes = {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
-        self._take(held, extra, notes["progress"], (probes, notes.get("skills", {})), where=where)
+        self._take(held, extra, notes["progress"], (probes, notes.get("skills", {})), where=where, in_form=in_form)
 
     def state_dict(self) -> dict[str, Any]:
-        """The same under one key, as bytes: for what asks objects for their `state_dict`.
+        """The same for what asks objects for their `state_dict`: {"keeper": bytes}, of a sharded model "tensors" too.
 
         accelerate's `register_for_checkpointing` and `torch.distributed.checkpoint` take a keeper as it is; bytes have
         any length, so that they are read into a keeper that holds nothing yet as well. Cost: a copy of all that is
         held in the host's memory; `save` and `state` make none.
+
+        Of a sharded model "tensors" has a DTensor for each parameter that is held, "importance/NAME", "anchors/NAME"
+        and so on, which share memory with what is held, and "keeper" the rest. `torch.distributed.checkpoint` writes
+        every process's own, and reads them into any number of processes: into the room that
+        `holdfast.integrations.sharding.room_for` makes, since it reads only what it is given room for. A keeper of
+        whole layers is not laid out so: its bytes are of all in the first process alone, and `save` is for it.
         """
-        return {"keeper": to_bytes(*self.state())}
+        if self._holdings.shards is None or self._holdings.held.layers or self._holdings.held.elsewhere:
+            return {"keeper": to_bytes(*self.state())}
+        tensors, notes = self._state_of(*self._holdings.spread())
+        laid_out = {name: tensor for name, tensor in tensors.items() if is_sharded(tensor)}
+        rest = {name: tensor for name, tensor in tensors.items() if name not in laid_out}
+        return {"keeper": to_bytes(rest, {**notes, _LAID_OUT: list(laid_out)}), "tensors": laid_out}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` gave.
 
         Raises:
-            FileFormatError: it has no key "keeper", or its bytes are damaged.
+            FileFormatError: it has no key "keeper", its bytes are damaged, or tensors are missing that belong to it.
             NotFiniteError, ParameterMismatchError, OptionError: as `restore`.
         """
-        self.load_state(*from_bytes(state_dict.get("keeper"), where=f"{self.mechanism.name}.load_state_dict"))
+        where = f"{self.mechanism.name}.load_state_dict"
+        tensors, notes = from_bytes(state_dict.get("keeper"), where=where)
+        laid_out, found = notes.pop(_LAID_OUT, []), state_dict.get("tensors") or {}
+        if missing := [name for name in laid_out if name not in found]:
+            raise FileFormatError(
+                f"{where}: {len(missing)} of the {len(laid_out)} tensors of this state were not read, such as "
+                f"{missing[0]!r}. torch.distributed.checkpoint reads what it has room for: read into "
+                "holdfast.integrations.sharding.room_for(keeper, checkpoint_id), and give that to load_state_dict."
+            )
+        self._load_state({**tensors, **{name: found[name] for name in laid_out}}, notes, in_form=bool(laid_out))
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         raise TypeError(

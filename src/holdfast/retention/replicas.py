@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from holdfast.curvature.joining import digest, form_of, gathered, sum_of_bits, tensors_of
 from holdfast.curvature.protocol import Measured
 from holdfast.errors import StateError
-from holdfast.replicas import wrapper_of
+from holdfast.replicas import rest, wrapper_of
 from holdfast.tensors import Shards, is_sharded, shards_of, trainable_parameters
 
 _NAMED = 8
@@ -36,6 +36,7 @@ def check_replicas(importance: Measured, model: nn.Module, *, where: str) -> Non
 
     Cost: one pass over the importance, and an all-gather of a number for each of its tensors.
     """
+    rest(model)  # an evaluation may have left whole weights behind
     wrapper, shards = wrapper_of(model), shards_of(trainable_parameters(model))
     try:
         if wrapper is not None:
