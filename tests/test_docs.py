@@ -252,7 +252,15 @@ def test_an_unknown_curvature_is_told_how_to_be_saved(own):
 # --- figures
 
 
-@pytest.mark.parametrize("name", RECIPES)
+NOT_CARRIED_OUT = {"isolation"}
+"""Recipes whose runs in full are still to be done."""
+
+
+def test_recipes_that_are_not_carried_out_have_no_page():
+    assert [name for name in RECIPES if not (RESULTS / name).is_dir()] == sorted(NOT_CARRIED_OUT)
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name not in NOT_CARRIED_OUT])
 def test_a_page_of_results_is_what_its_results_say(name):
     folder = RESULTS / name
     told = (folder / "report.md").read_text()
