@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from holdfast.errors import UnknownNameError
 from recipes.attenuation import attenuation, increments
+from recipes.cifar_ready import cifar_ready
 from recipes.curve import curve
 from recipes.findings import Recipe
 from recipes.full_size import full_size
@@ -35,6 +36,7 @@ RECIPES: dict[str, Callable[[Size], Recipe]] = {
     "scenarios": scenarios,
     "full-size": full_size,
     "isolation": isolation,
+    "cifar-ready": cifar_ready,
     "dgr": dgr,
     "dgr-controls": controls,
     "promise": promise,

@@ -54,25 +54,48 @@ def beside(answers: Sequence[Answer], path: Path, *, title: str, remark: str = "
         if answer.line.section and answer.line.section not in rows:
             rows.append(answer.line.section)
         rows.append(answer)
-    left = 0.35 + 0.072 * max([len(answer.line.label) for answer in shown] + [8])
-    height, width = 0.24 * len(rows) + 0.15, 4.6
-    figure = new_figure(left + width + 1.35, height + 1.25)
-    axes = axes_at(figure, left, 0.55, width, height)
+    figure, axes, left, height = _in_rows(len(rows), [answer.line.label for answer in shown])
     for place, row in enumerate(rows):
         if isinstance(row, str):
             axes.text(-0.02, place, row, transform=_across(axes), ha="right", va="center", fontsize=FONT, color=MUTED)
         else:
             _draw_row(axes, row, place)
     axes.set_ylim(len(rows) - 0.4, -0.6)
+    theirs = {answer.line.reference.title: None for answer in shown if answer.line.reference is not None}
+    told = remark or "   ".join(["● mean and 95% interval over seeds", *(f"◇ {title}" for title in theirs)])
+    head(figure, left, height + 0.55, title, told)
+    return write_picture(figure, path)
+
+
+def dots(rows: Mapping[str, Estimate], path: Path, *, title: str) -> Path:
+    """Draw accuracies with their intervals, a label a row.
+
+    Args:
+        rows: by label.
+        path: of the PNG.
+        title: in bold above it.
+    """
+    figure, axes, left, height = _in_rows(len(rows), list(rows))
+    for place, (label, value) in enumerate(rows.items()):
+        axes.text(-0.02, place, label, transform=_across(axes), ha="right", va="center", fontsize=FONT)
+        _draw_value(axes, value, place)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    head(figure, left, height + 0.55, title, "● mean and 95% interval over seeds")
+    return write_picture(figure, path)
+
+
+def _in_rows(count: int, labels: Sequence[str]) -> tuple[Figure, Axes, float, float]:
+    """A figure with room for so many rows and their labels; its axes, the left end of these, and their height."""
+    left = 0.35 + 0.072 * max([len(label) for label in labels] + [8])
+    height, width = 0.24 * count + 0.15, 4.6
+    figure = new_figure(left + width + 1.35, height + 1.25)
+    axes = axes_at(figure, left, 0.55, width, height)
     axes.set_yticks([])
     axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:g}%")
     axes.grid(axis="x", color=GRID, linewidth=0.8)
     bare(axes, ("bottom",))
     axes.set_xlabel("average test accuracy after the last task", fontsize=FONT, color=INK)
-    theirs = {answer.line.reference.title: None for answer in shown if answer.line.reference is not None}
-    told = remark or "   ".join(["● mean and 95% interval over seeds", *(f"◇ {title}" for title in theirs)])
-    head(figure, left, height + 0.55, title, told)
-    return write_picture(figure, path)
+    return figure, axes, left, height
 
 
 def curves(
@@ -217,13 +240,16 @@ def _draw_row(axes: Axes, answer: Answer, place: int) -> None:
     axes.text(-0.02, place, answer.line.label, transform=_across(axes), ha="right", va="center", fontsize=FONT)
     if reference is not None:
         axes.plot(reference.figure, place, "D", markersize=6, markerfacecolor="none", markeredgecolor=COLOURS[1])
+    _draw_value(axes, answer.of(final) if answer.results else None, place)
+
+
+def _draw_value(axes: Axes, value: Estimate | None, place: int) -> None:
     told = "diverged"
-    if answer.results:
-        ours = answer.of(final)
-        half = ours.half_width or 0.0
-        axes.plot([ours.mean - half, min(1.0, ours.mean + half)], [place, place], color=COLOURS[0], linewidth=1.6)
-        axes.plot(ours.mean, place, "o", markersize=4.5, color=COLOURS[0])
-        told = ours.text(scale=100)
+    if value is not None:
+        half = value.half_width or 0.0
+        axes.plot([value.mean - half, min(1.0, value.mean + half)], [place, place], color=COLOURS[0], linewidth=1.6)
+        axes.plot(value.mean, place, "o", markersize=4.5, color=COLOURS[0])
+        told = value.text(scale=100)
     axes.text(1.02, place, told, transform=_across(axes), va="center", fontsize=FONT, color=INK)
 
 

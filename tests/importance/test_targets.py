@@ -218,3 +218,22 @@ def test_data_without_a_target_are_refused():
             with pytest.raises(EmptyDataError, match=r"none of the 7 examples has a target: all labels are -100"):
                 measure(model, data, loss=CAUSAL)
     hf.fisher(model, [(ids, ids)], loss=CAUSAL)  # what it says to do
+
+
+ONE_CLASS: dict[str, Callable[[], nn.Module]] = {
+    "linear": lambda: nn.Sequential(nn.Flatten(), nn.Linear(36, 4)),
+    "mlp": lambda: nn.Sequential(nn.Flatten(), nn.Linear(36, 5), nn.ReLU(), nn.Linear(5, 4)),
+    "convolution": lambda: nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 4)),
+}
+
+
+@pytest.mark.parametrize("kind", ["exact", "sampled", "empirical"])
+@pytest.mark.parametrize("net", ONE_CLASS)
+def test_among_one_class_the_answer_is_certain_and_nothing_matters(net, kind):
+    data = [(torch.randn(size, 1, 6, 6), torch.full((size,), 2)) for size in (7, 3, 1)]
+    model, loss = ONE_CLASS[net](), hf.Categorical((2,))
+    found = hf.fisher(model, data, kind=kind, loss=loss)
+    assert set(found) == {name for name, _ in model.named_parameters()}
+    assert not any(value.any() for value in found.values())
+    factored = hf.kfac(model, data, kind=kind, loss=loss)
+    assert all(layer.trace() == 0 for layer in factored.values())
