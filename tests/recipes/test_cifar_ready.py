@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from recipes import recipe_named
-from recipes import cifar_ready
+from recipes import cifar_ready, recipe_named
 from recipes.carry_out import answer, measure_recipe
 from recipes.lines import QUICK
 
