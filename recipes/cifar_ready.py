@@ -120,7 +120,7 @@ def _made(folder: Path) -> Path:
 
 
 @torch.no_grad()
-def _computed(task: Task) -> dict[str, np.ndarray]:
+def _computed(task: Task) -> dict[str, Any]:
     net, found = EfficientNetLite0(len(task.classes)).eval(), {}
     for name in _PARTS:
         part = getattr(task, name)
@@ -203,7 +203,8 @@ def _rival(
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "features.npz")
-        np.savez(path, **dict(arrays))
+        stored: dict[str, Any] = dict(arrays)
+        np.savez(path, **stored)
         for stream, count in STREAMS.items():
             own = {**given, "data": path, "scenario": "class", "classes_per_task": count, "seed": seed}
             if option != "lr":
