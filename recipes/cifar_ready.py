@@ -22,11 +22,11 @@ from holdfast.lab import configure, run
 from holdfast.lab.streams import Task, digits, fingerprint, load_data
 from holdfast.lab.streams.download import cache_folder, placed
 from holdfast.lab.tables import Estimate
+from recipes.backbone import EfficientNetLite0
 from recipes.findings import Recipe, RecipeFindings, percent, points
 from recipes.lines import Size
 from recipes.page import markdown
 from recipes.pictures import dots
-from recipes.ready import EfficientNetLite0
 
 SOURCE = "McDonnell et al. 2023, arXiv 2307.02251 (RanPAC); Hayes and Kanan 2020, arXiv 1909.01520 (SLDA)"
 STREAMS = {"5 x 2": 2, "10 x 1": 1}

@@ -62,7 +62,7 @@ def test_settings_of_generation_are_not_those_of_other_streams(tmp_path, capsys)
         in capsys.readouterr().err
     )
     assert main(["run", "split-digits", "--method", "none", "--critic-steps", "1", "--output", str(tmp_path)]) == 2
-    assert "net mlp and none; it belongs to digits-generation, mnist-generation." in capsys.readouterr().err
+    assert "net mlp and none; it belongs to digits-generation, mnist-generation, generation." in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 

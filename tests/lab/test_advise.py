@@ -130,7 +130,10 @@ class TestWorkloads:
             ("my_nets:wrong", r"advise: my_nets:wrong returned a int; expected \(model, iterable of batches\)"),
             ("my_nets:other", r"advise: 'my_nets:other' cannot be imported: .* Expected module:name."),
             ("no_such_module:make", r"cannot be imported: .*no_such_module"),
-            ("mpl", r"advise: 'mpl' is no model; expected one of mlp, convolution, attention, module:function"),
+            (
+                "mpl",
+                r"advise: 'mpl' is no model; expected one of mlp, convolution, attention, resnet, vit, module:func",
+            ),
         ):
             with pytest.raises(OptionError, match=message):
                 workload(text)

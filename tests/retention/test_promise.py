@@ -486,7 +486,7 @@ def test_a_refused_task_changes_nothing():
         (("skills", 0, "own_budget"), -1),
         (("skills", 0, "begun"), math.nan),
         (("skills", 0, "probes", "batches"), []),
-        (("skills", 0, "probes", "batches", 0, "num_targets"), 0),
+        (("skills", 0, "probes", "batches", 0, "num_targets"), -1),
         (("lesson", "controller", "strength"), "much"),
         (("skills",), [None]),
     ],

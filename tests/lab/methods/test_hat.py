@@ -199,7 +199,9 @@ def test_networks_that_are_no_chain():
             )
         )
     strange = nn.Sequential(nn.Conv2d(2, 4, 3, groups=2), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 6))
-    with pytest.raises(OptionError, match=r"hat: the network has BatchNorm2d, grouped Conv2d; gates are known for"):
+    with pytest.raises(
+        OptionError, match=r"hat: the network has BatchNorm2d, grouped Conv2d; expected an nn.Sequential of"
+    ):
         attention(strange)
     attention(
         build_net(

@@ -124,16 +124,6 @@ def split_stream(plan: StreamPlan, options: SplitOptions) -> Stream:
     return split(plan.data, options.classes_per_task, num_tasks=plan.num_tasks, scenario=plan.scenario, name=plan.name)
 
 
-@register_stream(
-    "sequence", summary="data sets of your own one after the other (--data A,B,C)", several=True, scenario="task"
-)
-def sequence_stream(plan: StreamPlan) -> Stream:
-    """A data set a task."""
-    if not plan.sets:
-        raise OptionError(f"stream {plan.name}: of which data? Give --data A,B: names, paths or module:function.")
-    return sequence(plan.sets, num_tasks=plan.num_tasks, scenario=plan.scenario, name=plan.name)
-
-
 for _end, _data, _told, _num_tasks in (
     ("-digits", "digits", "embedded 8x8 digits", 5),
     ("-mnist", "mnist", "MNIST", 10),
@@ -152,6 +142,16 @@ for _end, _data, _told, _num_tasks in (
     register_stream(
         f"split{_end}", summary=f"{_told}, two classes a task", data=_data, scenario="task", options=SplitOptions
     )(split_stream)
+
+
+@register_stream(
+    "sequence", summary="data sets of your own one after the other (--data A,B,C)", several=True, scenario="task"
+)
+def sequence_stream(plan: StreamPlan) -> Stream:
+    """A data set a task."""
+    if not plan.sets:
+        raise OptionError(f"stream {plan.name}: of which data? Give --data A,B: names, paths or module:function.")
+    return sequence(plan.sets, num_tasks=plan.num_tasks, scenario=plan.scenario, name=plan.name)
 
 
 def given_data(

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from holdfast.choices import check_choices
 from holdfast.errors import DataFileError, OptionError, OutputError
 from holdfast.files.typed import Within
 from holdfast.lab.packages import check_installed
@@ -46,6 +47,9 @@ class PictureSettings:
     side: Annotated[int, Within(2, 4096)] | None = None
     colors: Literal["gray", "rgb"] | None = None
     unreadable: Literal["refuse", "skip"] = "refuse"
+
+    def __post_init__(self) -> None:
+        check_choices(self)
 
 
 def read_pictures(folder: Path, settings: PictureSettings) -> tuple[np.ndarray, np.ndarray]:
