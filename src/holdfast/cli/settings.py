@@ -13,7 +13,7 @@ from holdfast.cli.options import RunOptions, SweepOptions
 from holdfast.cli.values import option
 from holdfast.errors import OptionError
 from holdfast.lab.config import RunConfig
-from holdfast.lab.configured import Configured, foreign_option
+from holdfast.lab.configured import OF_PICTURES, Configured, foreign_option
 from holdfast.lab.kinds import KINDS, REGISTRIES, having, kind_of, named_by
 from holdfast.lab.methods import GENERATORS, METHODS
 from holdfast.lab.options import default_of, names_of, naming
@@ -23,7 +23,6 @@ from holdfast.lab.registry import all_options
 SWEPT = ("strength", "budget", "optimizer", "lr")
 """The settings that `holdfast sweep` chooses itself."""
 
-_PICTURES = ("side", "colors", "unreadable", "augment")
 _NAMED = ("stream", "method", "seed")
 _DECIDING = ("stream", "method", "methods", "net", "data", "generator", "hold")
 
@@ -62,9 +61,9 @@ def _settings_record(
     with_defaults: bool = True,
 ) -> type:
     groups: dict[str, tuple[dict[str, type], str]] = {
-        "training": (_of(kind.record, (*without, *_PICTURES)), "Left out: as the stream's protocol has it.")
+        "training": (_of(kind.record, (*without, *OF_PICTURES)), "Left out: as the stream's protocol has it.")
     }
-    if pictures := {name: record for name, record in _of(kind.record, without).items() if name in _PICTURES}:
+    if pictures := {name: record for name, record in _of(kind.record, without).items() if name in OF_PICTURES}:
         groups["pictures"] = (pictures, "Of data that are pictures.")
     if stream is not None and stream != "list":
         entry = named_by(kind, "stream").named(stream)

@@ -43,8 +43,8 @@ class GivenSettings(PictureSettings, CommonSettings):
     data: str | None = None
 
 
-QUIET = names_of(PictureSettings) | {"augment"}
-"""Settings that are not told where they are the usual ones."""
+OF_PICTURES = names_of(PictureSettings) | {"augment"}
+"""Settings of data that are pictures, which are not told where they are the usual ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,7 +213,7 @@ class Configured(GivenSettings):
         return {name: _jsonable(value) for name, value in {**found, "fingerprint": ""}.items()}
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values, in one level; what is not there is not the run's, or of `QUIET` the usual.
+        """As JSON values, in one level; what is not there is not the run's, or of `OF_PICTURES` the usual.
 
         In the order of pages: the method's options, then what all runs have, the stream's and the net's options in it.
         """
@@ -226,7 +226,7 @@ class Configured(GivenSettings):
         if self.fingerprint:
             found["fingerprint"] = self.fingerprint
         usual, told = self.defaults(), {name: _jsonable(value) for name, value in found.items()}
-        return {name: value for name, value in told.items() if name not in QUIET or value != usual[name]}
+        return {name: value for name, value in told.items() if name not in OF_PICTURES or value != usual[name]}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Self:

@@ -4,7 +4,7 @@ from dataclasses import fields
 import pytest
 
 from holdfast.errors import OptionError, UnknownNameError
-from holdfast.lab.configured import QUIET
+from holdfast.lab.configured import OF_PICTURES
 from holdfast.lab.generation.config import GenerationConfig, GenerationSettings, configure_generation
 from holdfast.lab.generation.registry import GENERATION_METHODS, GENERATION_STREAMS
 
@@ -51,7 +51,7 @@ def test_every_setting_counts():
 )
 def test_a_run_has_the_settings_of_its_method_alone(method, own):
     config = configure_generation("mnist-generation", method)
-    assert set(config.to_dict()) == {entry.name for entry in fields(GenerationSettings)} - QUIET | own
+    assert set(config.to_dict()) == {entry.name for entry in fields(GenerationSettings)} - OF_PICTURES | own
     assert config.alignment == (0.03 if "alignment" in own else None)
     assert GenerationConfig.from_dict({**config.to_dict(), "alignment": 0.03, "strength": 1e3}) == config
     assert copy.deepcopy(config) == config
